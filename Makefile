@@ -1,0 +1,64 @@
+# make demo    the main job, end to end, on an embedded default
+# make test    all tests (and what they need)
+# make lint    ruff and mypy
+# make clean   removes the environment, caches and build outputs (runs/ stays)
+#
+# PYTHON=...       the interpreter that makes .venv (3.11)
+# PIP_OPTIONS=...  for pip, for example an index that offers a CPU build of torch
+# DEMO_OPTIONS=... for `minimoe-dist demo`, for example --steps 50
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_OPTIONS ?=
+DEMO_OPTIONS ?=
+TEST_OPTIONS ?=
+TEST_WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/.installed
+SLURM_PACKAGES := slurm-wlm munge
+
+.PHONY: demo test lint clean install debian-packages
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+# One resolution with exact pins: torch without its pin would bring several GB of CUDA packages.
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+	  echo "minimoe-dist needs Python 3.11, not '$(PYTHON)': apt-get install python3.11," \
+	       "or give PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: apt-get install python3.11-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
+	  -c constraints.txt -e '.[demo,test]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m minimoe_dist demo $(DEMO_OPTIONS)
+
+# Tests of Slurm skip themselves where it is missing, so failing to install it is no failure.
+debian-packages:
+	@if command -v sbatch >/dev/null && command -v munged >/dev/null; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "Slurm's tests will be skipped: install $(SLURM_PACKAGES) as root to run them"; \
+	elif log=$$( { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	    -o DPkg::Lock::Timeout=120 \
+	    --no-install-recommends $(SLURM_PACKAGES); } </dev/null 2>&1 ); then \
+	  echo "installed $(SLURM_PACKAGES)"; \
+	else \
+	  echo "Slurm's tests will be skipped: apt-get could not install $(SLURM_PACKAGES):" \
+	       "$$(tail -n 1 <<<"$$log")"; \
+	fi
+
+test: $(STAMP) debian-packages
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) $(TEST_OPTIONS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

