@@ -1,0 +1,35 @@
+"""Typed options of a run: one home for every one of them, refused by name when they are wrong.
+
+Defaults < recipe (YAML) < flags and ``key.path=value`` in the order given. `schema` declares the
+options, `flags` derives the command line from them, `loading` merges, `problems` words the errors,
+`deepspeed_json` holds ZeRO and precision. Nothing here imports torch or deepspeed.
+"""
+
+from minimoe_dist.config.deepspeed_json import check_deepspeed_json, deepspeed_settings
+from minimoe_dist.config.loading import load_run_config
+from minimoe_dist.config.problems import ConfigError
+from minimoe_dist.config.schema import (
+    CorpusPath,
+    DataConfig,
+    ObjectiveConfig,
+    ParallelConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "CorpusPath",
+    "DataConfig",
+    "ObjectiveConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "check_deepspeed_json",
+    "deepspeed_settings",
+    "load_run_config",
+]

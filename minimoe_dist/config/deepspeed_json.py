@@ -1,0 +1,307 @@
+"""DeepSpeed's JSON: ZeRO and precision only, checked by name, its "auto" values from the run.
+
+DeepSpeed itself takes misspelt keys and contradictions silently. The keys are listed here by hand,
+because DeepSpeed's own list cannot be read without importing torch.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimoe_dist.config.problems import ConfigError, nearest, shown
+
+if TYPE_CHECKING:
+    from minimoe_dist.config.schema import RunConfig
+
+AUTO = "auto"
+_NUMBER = (int, float)
+_DTYPES = ("fp32", "bf16", "fp16")
+# What a key takes: types, a tuple of allowed values, or a nested mapping. "auto" always fits.
+_OFFLOAD = {
+    "device": ("none", "cpu"),
+    "pin_memory": bool,
+    "buffer_count": int,
+    "buffer_size": int,
+}
+_ZERO = {
+    "stage": (0, 1, 2, 3),
+    "contiguous_gradients": bool,
+    "reduce_scatter": bool,
+    "reduce_bucket_size": int,
+    "use_multi_rank_bucket_allreduce": bool,
+    "allgather_partitions": bool,
+    "allgather_bucket_size": int,
+    "overlap_comm": bool,
+    "round_robin_gradients": bool,
+    "offload_optimizer": {**_OFFLOAD, "ratio": _NUMBER},
+    "offload_param": {**_OFFLOAD, "max_in_cpu": int},
+    "sub_group_size": int,
+    "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int,
+    "stage3_model_persistence_threshold": int,
+    "stage3_max_live_parameters": int,
+    "stage3_max_reuse_distance": int,
+    "stage3_gather_16bit_weights_on_model_save": bool,
+    "memory_efficient_linear": bool,
+}
+_BF16 = {"enabled": bool, "check_grad_overflow": bool}
+_FP16 = {
+    "enabled": bool,
+    "loss_scale": _NUMBER,
+    "initial_scale_power": int,
+    "loss_scale_window": int,
+    "hysteresis": int,
+    "consecutive_hysteresis": bool,
+    "min_loss_scale": _NUMBER,
+}
+_KEYS: dict[str, Any] = {
+    "train_batch_size": int,
+    "train_micro_batch_size_per_gpu": int,
+    "gradient_accumulation_steps": int,
+    "gradient_clipping": _NUMBER,
+    "zero_optimization": _ZERO,
+    "bf16": _BF16,
+    "fp16": _FP16,
+    "communication_data_type": _DTYPES,
+    "data_types": {"grad_accum_dtype": _DTYPES},
+    "steps_per_print": int,
+    "wall_clock_breakdown": bool,
+    "zero_allow_untested_optimizer": bool,
+    "zero_force_ds_cpu_optimizer": bool,
+}
+# Keys that DeepSpeed knows and that have their home elsewhere.
+_ELSEWHERE = {
+    "optimizer": "the optimizer is set by training.learning_rate, weight_decay, adam_*",
+    "scheduler": "the schedule is set by training.lr_scheduler_type and warmup_proportion",
+    "tensorboard": "TensorBoard is always written to output_dir",
+}
+# Values without which training with experts or several engines is silently wrong.
+_FIXED = {
+    "contiguous_gradients": (True, "ZeRO-1 is silently wrong without"),
+    "reduce_scatter": (True, "experts are reduced wrongly without"),
+    "memory_efficient_linear": (False, "it would replace the linear layers of the whole process"),
+}
+_BUCKET = 50_000_000  # elements; the default of 5e8 would take 2 GB for students of 30 M parameters
+
+
+def check_deepspeed_json(
+    source: str | Path | Mapping[str, Any], config: "RunConfig | None" = None
+) -> dict[str, Any]:
+    """Reads a DeepSpeed JSON and refuses what is misspelt, misplaced or contradicts the run.
+
+    Args:
+        source: path of the JSON, or its content.
+        config: the run whose batch, clipping, stage and precision it must not contradict.
+
+    Returns:
+        The content; "auto" values are still in it.
+
+    Raises:
+        ConfigError: one line with file, key, value and remedy.
+    """
+    if isinstance(source, Mapping):
+        label, settings = "DeepSpeed settings", dict(source)
+    else:
+        label, settings = str(source), _read(str(source))
+    _check_keys(settings, _KEYS, "", label)
+    _check_together(settings, label)
+    if config is not None:
+        _check_against_run(settings, config, label)
+    return settings
+
+
+def find_deepspeed_json(path: str, config_path: str | None) -> str:
+    """The JSON's path: from the working directory, else from the recipe's folder.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    candidates = [Path(path).expanduser()]
+    if config_path is not None:
+        candidates.append(Path(config_path).parent / path)
+    for candidate in candidates:
+        if candidate.is_file():
+            return os.path.normpath(candidate)
+    tried = " and ".join(str(candidate.parent) for candidate in candidates)
+    raise ConfigError(f"parallel.deepspeed: no file {path!r} (looked in {tried}); correct the path")
+
+
+def chosen_stage(settings: Mapping[str, Any]) -> int | None:
+    """The ZeRO stage that a JSON fixes; None where it leaves it to the run."""
+    stage = settings.get("zero_optimization", {}).get("stage", AUTO)
+    return None if stage == AUTO else int(stage)
+
+
+def chosen_precision(settings: Mapping[str, Any]) -> str | None:
+    """The precision that a JSON fixes: bf16, fp16, fp32, or None where it leaves it to the run."""
+    enabled = {name: settings.get(name, {}).get("enabled", AUTO) for name in ("bf16", "fp16")}
+    for name, value in enabled.items():
+        if value is True:
+            return name
+    return "fp32" if set(enabled.values()) == {False} else None
+
+
+def deepspeed_settings(
+    config: "RunConfig", world_size: int, gradient_clipping: float = 0.0
+) -> dict[str, Any]:
+    """The dictionary for ``deepspeed.initialize``, nothing in it left to "auto".
+
+    Args:
+        config: the run; its ``parallel.deepspeed``, if any, is read again.
+        world_size: number of ranks, for the global batch size.
+        gradient_clipping: norm at which DeepSpeed itself clips; 0 where the engine does.
+
+    Raises:
+        ConfigError: the JSON is wrong or contradicts the run.
+    """
+    settings: dict[str, Any] = {}
+    if config.parallel.deepspeed is not None:
+        settings = check_deepspeed_json(config.parallel.deepspeed, config)
+    training = config.training
+    total = config.global_batch_size(world_size)
+    given = settings.get("train_batch_size", AUTO)
+    if given not in (AUTO, total):
+        raise ConfigError(
+            f"{config.parallel.deepspeed}: train_batch_size {given} is not the run's {total} "
+            f'({world_size} ranks); use "auto"'
+        )
+    zero = _without_auto(settings.get("zero_optimization", {}))
+    zero["stage"] = config.parallel.zero_stage
+    for name, (value, _) in _FIXED.items():
+        zero.setdefault(name, value)
+    zero.setdefault("reduce_bucket_size", _BUCKET)
+    zero.setdefault("allgather_bucket_size", _BUCKET)
+    filled = _without_auto(settings)
+    filled.setdefault("steps_per_print", 1_000_000_000)  # our own metrics report
+    # Our optimizer is torch's AdamW, also where its state is offloaded.
+    filled.setdefault("zero_allow_untested_optimizer", True)
+    filled.setdefault("zero_force_ds_cpu_optimizer", False)
+    filled |= {
+        "train_batch_size": total,
+        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.num_grad_accum_steps,
+        "gradient_clipping": gradient_clipping,
+        "zero_optimization": zero,
+    }
+    for name in ("bf16", "fp16"):
+        enabled = config.parallel.precision == name
+        filled[name] = {**_without_auto(settings.get(name, {})), "enabled": enabled}
+    return filled
+
+
+def _read(path: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ConfigError(f"{path}: {twice} is given twice; keep one")
+        return content
+
+    try:
+        settings = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: {error.msg}; correct the JSON") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: {reason}; give a DeepSpeed JSON") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: must be a JSON object, not {shown(settings)}")
+    return settings
+
+
+def _check_keys(settings: Mapping[str, Any], known: Mapping[str, Any], at: str, label: str) -> None:
+    for key, value in settings.items():
+        name = f"{at}{key}"
+        if key not in known:
+            if not at and key in _ELSEWHERE:
+                raise ConfigError(f"{label}: {name} has no place here; {_ELSEWHERE[key]}")
+            found = nearest(key, known)
+            hint = f"did you mean {at}{found}?" if found else f"there are {', '.join(known)}"
+            raise ConfigError(f"{label}: {name} is not a key for ZeRO or precision; {hint}")
+        wanted = known[key]
+        if isinstance(wanted, Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{label}: {name} must be an object, not {shown(value)}")
+            _check_keys(value, wanted, f"{name}.", label)
+        elif value != AUTO:
+            _check_value(name, value, wanted, label)
+
+
+def _check_value(name: str, value: Any, wanted: Any, label: str) -> None:
+    is_choice = isinstance(wanted, tuple) and not isinstance(wanted[0], type)
+    if is_choice:
+        fits = value in wanted and not isinstance(value, bool)
+        words = f"one of {', '.join(map(str, wanted))}"
+    else:
+        fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
+        if wanted is int and isinstance(value, float):
+            fits = value.is_integer()  # DeepSpeed's own examples write bucket sizes as 5e8
+        words = {bool: "true or false", int: "a whole number"}.get(wanted, "a number")
+    if not fits:
+        raise ConfigError(f'{label}: {name} must be {words} or "auto", not {shown(value)}')
+
+
+def _check_together(settings: Mapping[str, Any], label: str) -> None:
+    zero = settings.get("zero_optimization", {})
+    for name, (value, reason) in _FIXED.items():
+        given = zero.get(name, AUTO)
+        if given not in (AUTO, value):
+            remedy = f"{reason}; use {str(value).lower()}, or leave it out"
+            raise ConfigError(f"{label}: zero_optimization.{name} {str(given).lower()}: {remedy}")
+    if all(settings.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):
+        raise ConfigError(f"{label}: bf16 and fp16 are both enabled; enable one")
+    stage = chosen_stage(settings)
+    offloaded = {
+        name: zero.get(name, {}).get("device", "none") not in ("none", AUTO)
+        for name in ("offload_optimizer", "offload_param")
+    }
+    if offloaded["offload_param"] and stage not in (3, None):
+        raise ConfigError(f"{label}: offload_param needs stage 3, not {stage}; drop it")
+    if offloaded["offload_optimizer"] and stage == 0:
+        raise ConfigError(f"{label}: offload_optimizer needs a stage of at least 1, not 0; drop it")
+
+
+def _check_against_run(settings: Mapping[str, Any], config: "RunConfig", label: str) -> None:
+    training = config.training
+    pairs = {
+        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.num_grad_accum_steps,
+        "gradient_clipping": training.max_grad_norm,
+    }
+    homes = ("per_device_train_batch_size", "num_grad_accum_steps", "max_grad_norm")
+    for (name, value), home in zip(pairs.items(), homes, strict=True):
+        given = settings.get(name, AUTO)
+        if given not in (AUTO, value):
+            raise ConfigError(
+                f"{label}: {name} {given} contradicts training.{home} {value}; "
+                'use "auto" and set it there'
+            )
+    given, one_rank = settings.get("train_batch_size", AUTO), config.global_batch_size(1)
+    if given != AUTO and given % one_rank:
+        raise ConfigError(
+            f"{label}: train_batch_size {given} is no multiple of the run's {one_rank} a rank; "
+            'use "auto"'
+        )
+    chosen = {"zero_stage": chosen_stage(settings), "precision": chosen_precision(settings)}
+    for name, fixed in chosen.items():
+        run_value = getattr(config.parallel, name)
+        if fixed not in (None, run_value):
+            raise ConfigError(
+                f"{label}: has {name} {fixed}, but parallel.{name} is {run_value}; drop one"
+            )
+    disabled = settings.get(config.parallel.precision, {}).get("enabled") is False
+    if disabled:
+        name = config.parallel.precision
+        raise ConfigError(f"{label}: {name}.enabled false contradicts parallel.precision {name}")
+
+
+def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without "auto" values, for which DeepSpeed's defaults or the run's values stand."""
+    return {
+        key: _without_auto(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value != AUTO
+    }

@@ -1,0 +1,78 @@
+"""Checks of what options point at that need only small files: folders and a model's JSON."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimoe_dist.config.problems import ConfigError
+
+if TYPE_CHECKING:
+    from minimoe_dist.config.schema import RunConfig
+
+# RoBERTa's positions start after its padding id, so its tables have two rows that no token uses.
+_UNUSED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Refuses an output folder that cannot be written (it need not exist yet).
+
+    Raises:
+        ConfigError: it is a file, or it or its nearest existing parent is not writable.
+    """
+    folder = Path(output_dir).expanduser().absolute()
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"output_dir: {output_dir}: {existing} is a file; give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir: {output_dir}: {existing} is not writable; give another")
+
+
+def read_model_json(folder: str) -> dict[str, Any]:
+    """The ``config.json`` of a local model folder; empty for a hub name.
+
+    Raises:
+        ConfigError: the file is broken.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error}); give another model") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a model's configuration; give another model")
+    return values
+
+
+def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
+    """Refuses a run whose numbers the teacher's configuration cannot serve.
+
+    Args:
+        config: the run.
+        model: the teacher's ``config.json``; empty where it is not known yet.
+
+    Raises:
+        ConfigError: relation heads, relation layer or maximum length do not fit the teacher.
+    """
+    name = config.teacher.model_name_or_path
+    hidden, layers = model.get("hidden_size"), model.get("num_hidden_layers")
+    positions = model.get("max_position_embeddings")
+    relation_heads, layer = config.objective.num_relation_heads, config.teacher.relation_layer
+    if hidden is not None and hidden % relation_heads:
+        raise ConfigError(
+            f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
+            f"{hidden} of teacher {name}; choose a divisor"
+        )
+    if layers is not None and layer > layers:
+        raise ConfigError(
+            f"teacher.relation_layer: {layer}, but {name} has {layers} layers; use at most {layers}"
+        )
+    if positions is not None:
+        positions -= _UNUSED_POSITIONS.get(str(model.get("model_type")), 0)
+        if config.data.max_length > positions:
+            raise ConfigError(
+                f"data.max_length: {config.data.max_length} is longer than the {positions} "
+                f"positions of teacher {name}; use at most {positions}"
+            )

@@ -1,0 +1,256 @@
+"""The options of a run, as a pydantic tree: names, defaults, units, bounds and cross-checks.
+
+Names are those of the command line wherever that has one (SEED arguments keep theirs). Every class
+is frozen and refuses unknown keys.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
+
+from minimoe_dist.config.checks import run_problems
+
+ModelType = Literal[
+    "bert_minilm",
+    "moebert_minilm",
+    "sparsebert_minilm",
+    "ofabert_minilm",
+    "bert_tinybert",
+    "roberta_minilm",
+    "megatronbert_minilm",
+    "bert_mlm",
+    "sparsebert_mlm",
+]
+DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Precision = Literal["fp32", "bf16", "fp16"]
+TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """Base of all option classes: frozen, no unknown keys, no infinities, no bool as a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        numeric = {int, float} & {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and numeric:
+            raise ValueError("must be a number")
+        return value
+
+
+class TeacherConfig(Section):
+    """The frozen model whose relations are learnt."""
+
+    model_name_or_path: str = Field(
+        min_length=1,
+        description="Hugging Face folder or hub name; package:NAME for one in a Python package",
+    )
+    relation_layer: int = Field(
+        -1, description="layer whose Q, K, V are learnt, counted from 1; -1 is the last"
+    )
+    dtype: TeacherDtype = Field(
+        "auto", description="of the teacher's pass; auto is bfloat16 on a GPU, else float32"
+    )
+    tokenizer_name_or_path: str | None = Field(
+        None, description="tokenizer that the student is exported with; default the teacher's"
+    )
+    use_slow_tokenizer: bool = Field(False, description="take the tokenizer written in Python")
+
+    @field_validator("relation_layer")
+    @classmethod
+    def _layer_from_one(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be -1 (the last) or at least 1 (the first)")
+        return value
+
+
+class StudentConfig(Section):
+    """One student; flags for students change every student listed."""
+
+    name: str = Field(
+        "student", pattern=r"^[A-Za-z0-9][\w.-]*$", description="unique; names its output folder"
+    )
+    model_name_or_path: str | None = Field(
+        None, description="model whose configuration (not weights) it starts from; default teacher"
+    )
+    layer: int = Field(3, ge=1, description="number of layers")
+    hidden: int = Field(384, ge=1, description="hidden size; feed-forward experts have 4 times it")
+    heads: int = Field(12, ge=1, description="attention heads of one expert")
+    moe: str = Field("1,4", description="x,y: attention experts, feed-forward experts; 1 is plain")
+    router_noise: float = Field(
+        0.1, ge=0, le=1, description="half width of the uniform noise on router logits in training"
+    )
+    initial_weights: str | None = Field(
+        None, description="folder of a student to start from; default a random start"
+    )
+
+    @field_validator("moe")
+    @classmethod
+    def _two_counts(cls, value: str) -> str:
+        if not re.fullmatch(r"\s*[1-9]\d*\s*,\s*[1-9]\d*\s*", value):
+            raise ValueError("must be 'x,y' with x attention and y feed-forward experts, each >= 1")
+        return re.sub(r"\s", "", value)
+
+    @property
+    def attention_experts(self) -> int:
+        """Number of attention experts, the x of ``moe``."""
+        return int(self.moe.split(",")[0])
+
+    @property
+    def feedforward_experts(self) -> int:
+        """Number of feed-forward experts, the y of ``moe``."""
+        return int(self.moe.split(",")[1])
+
+
+class ObjectiveConfig(Section):
+    """What is minimised: the relation loss plus the experts' balance."""
+
+    num_relation_heads: int = Field(
+        32, ge=1, description="relation heads; divide the teacher's and every student's hidden size"
+    )
+    balance_coefficient: float = Field(0.01, ge=0, description="weight of the balance in the loss")
+
+
+class CorpusPath(Section):
+    """One Megatron indexed corpus, or several by a pattern, with its share of the samples."""
+
+    path: str = Field(min_length=1, description="prefix without .bin/.idx, or a glob")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the others'")
+
+
+def _as_corpora(value: Any) -> Any:
+    entries = [value] if isinstance(value, str | Mapping | CorpusPath) else value
+    if not isinstance(entries, list):
+        return entries
+    return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+class DataConfig(Section):
+    """What is read, and how it becomes batches."""
+
+    record_path_or_regex: list[CorpusPath] = Field(
+        min_length=1, description="training corpora: a prefix, a glob, or a list of them"
+    )
+    heldout_path_or_regex: list[CorpusPath] | None = Field(
+        None, description="corpora to evaluate on; none means no evaluation"
+    )
+    data_type: DataType = Field("bert_nil", description="collation: *_nil no masks, *_mlm masked")
+    max_length: int = Field(128, ge=8, description="tokens of a pair with its special tokens")
+    short_sequence_probability: float = Field(
+        0.1, ge=0, le=1, description="share of pairs of a random shorter length"
+    )
+    whole_word_mask: bool = Field(False, description="with *_mlm: mask all pieces of a word")
+    prefetch_steps: int = Field(2, ge=0, description="steps that are read ahead")
+
+    @field_validator("record_path_or_regex", "heldout_path_or_regex", mode="before")
+    @classmethod
+    def _paths_as_corpora(cls, value: Any) -> Any:
+        return _as_corpora(value)
+
+
+class TrainingConfig(Section):
+    """Batches, optimizer, schedule and intervals (in optimizer steps)."""
+
+    per_device_train_batch_size: int = Field(128, ge=1, description="pairs a rank a micro-batch")
+    per_device_eval_batch_size: int = Field(128, ge=1, description="pairs a rank in evaluation")
+    num_grad_accum_steps: int = Field(1, ge=1, description="micro-batches a step")
+    learning_rate: float = Field(3e-4, gt=0, description="peak of the schedule")
+    weight_decay: float = Field(0.01, ge=0, description="not on biases and LayerNorm")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
+    adam_epsilon: float = Field(1e-6, gt=0, description="added to the root of the second moment")
+    num_train_epochs: float = Field(5.0, gt=0, description="passes over the corpora")
+    max_steps: int | None = Field(None, ge=1, description="stop there; overrides the epochs")
+    warmup_proportion: float = Field(0.01, ge=0, lt=1, description="share of the steps to warm up")
+    lr_scheduler_type: Schedule = Field("linear", description="schedule after the warm-up")
+    max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's norm; 0 does not clip")
+    log_interval: int = Field(1000, ge=1, description="steps between log lines")
+    save_interval: int = Field(1000, ge=1, description="steps between checkpoints")
+    eval_interval: int = Field(1000, ge=1, description="steps between evaluations")
+    eval_sequences: int = Field(1024, ge=1, description="held-out pairs of an evaluation")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that stay")
+    max_bad_steps: int = Field(10, ge=1, description="stop after so many non-finite losses running")
+
+
+class ParallelConfig(Section):
+    """How the run is spread over processes and devices."""
+
+    zero_stage: int = Field(1, ge=0, le=3, description="ZeRO stage")
+    deepspeed: str | None = Field(
+        None, description="DeepSpeed JSON with ZeRO and precision; its values win"
+    )
+    expert_parallel_size: int = Field(
+        1, ge=1, description="ranks that share one set of experts; divides world and experts"
+    )
+    precision: Precision = Field("fp32", description="of the students' passes; masters are float32")
+    use_cpu: bool = Field(False, description="train on CPUs although there is a GPU")
+    timeout_seconds: int = Field(600, ge=1, description="limit of a collective, in seconds")
+
+
+class RunConfig(Section):
+    """All options of one run."""
+
+    model_type: ModelType = Field("moebert_minilm", description="kind of student and objective")
+    output_dir: str = Field(min_length=1, description="folder for checkpoints, logs and exports")
+    model_suffix: str = Field("", description="added to the export's name")
+    iteration: int | None = Field(
+        None, ge=1, le=2, description="1: teacher to assistant, 2: assistant to student"
+    )
+    seed: int = Field(776, ge=0, lt=2**63, description="of data, masks, dropout, noise and start")
+    compat: Literal["none", "seed"] = Field(
+        "none", description="seed: the original system's numbers, its dropout and epsilons included"
+    )
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto goes on from the newest whole checkpoint in output_dir"
+    )
+    allow_changed_options: bool = Field(
+        False, description="resume although options or corpora changed"
+    )
+    teacher: TeacherConfig
+    students: list[StudentConfig] = Field(
+        default_factory=lambda: [StudentConfig()], min_length=1, description="the students"
+    )
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dense_students_are_plain(cls, values: Any) -> Any:
+        """Gives the students of ``bert_minilm`` ``moe: 1,1`` where it was left open."""
+        if not isinstance(values, Mapping) or values.get("model_type") != "bert_minilm":
+            return values
+        students = values.get("students", [{}])
+        if not isinstance(students, list):
+            return values
+        plain = [{"moe": "1,1", **one} if isinstance(one, Mapping) else one for one in students]
+        return {**values, "students": plain}
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> "RunConfig":
+        problems = run_problems(self)
+        if problems:
+            text = "; ".join(f"{'.'.join(map(str, path))}: {words}" for path, words in problems)
+            raise PydanticCustomError(
+                "run_problems", "{text}", {"text": text, "problems": tuple(problems)}
+            )
+        return self
+
+    def global_batch_size(self, world_size: int) -> int:
+        """Pairs of one optimizer step on `world_size` ranks."""
+        training = self.training
+        return training.per_device_train_batch_size * training.num_grad_accum_steps * world_size
+
+    def to_yaml(self) -> str:
+        """The whole run as YAML that `load_run_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
