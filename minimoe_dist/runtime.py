@@ -1,0 +1,396 @@
+"""Where a process runs: launcher, ranks, device, process group, signals, logs, model folders.
+
+One command runs alone, under ``torchrun``, under ``deepspeed`` and under ``srun``: `detect_launch`
+reads which from the environment, `prepare_environment` chooses the device before torch is imported,
+`start_process_group` connects the ranks. Nothing here imports torch at module level.
+"""
+
+import glob
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceType = Literal["cpu", "cuda"]
+Launcher = Literal["alone", "torchrun", "deepspeed", "slurm"]
+
+_ALONE_PORT = 29500  # only announced: a process alone opens no port
+_FIRST_SLURM_PORT, _SLURM_PORTS = 10_000, 20_000  # below Linux's ephemeral ports
+
+
+class LaunchError(RuntimeError):
+    """The processes of a run could not be brought together; one line with host and port."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Which process of how many this is, and where they meet.
+
+    Attributes:
+        rank: of this process among all, from 0.
+        world_size: number of processes on all nodes.
+        local_rank: of this process on its node, from 0.
+        local_world_size: number of processes on this node.
+        master_addr: host name or address of rank 0's node.
+        master_port: TCP port of the rendezvous.
+        launcher: who started the process.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int
+    launcher: Launcher
+
+
+def detect_launch(environ: Mapping[str, str]) -> Launch:
+    """Reads the launch from environment variables; torchrun's win over Slurm's.
+
+    Slurm's count only inside a step (``SLURM_STEP_ID``): the batch shell has ``SLURM_NTASKS`` too.
+
+    Raises:
+        ValueError: a variable is missing, not a number, or contradicts another.
+    """
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        launch = _torch_launch(environ)
+    elif "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ:
+        launch = _slurm_launch(environ)
+    else:
+        launch = Launch(0, 1, 0, 1, "127.0.0.1", _ALONE_PORT, "alone")
+    if not 0 <= launch.rank < launch.world_size or launch.local_rank < 0:
+        raise ValueError(
+            f"environment: rank {launch.rank} (local {launch.local_rank}) does not fit a world of "
+            f"{launch.world_size}; start the processes with torchrun, deepspeed or srun"
+        )
+    return launch
+
+
+def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = environ.get(name, default)
+    if text is None:
+        raise ValueError(
+            f"environment: {name} is not set beside RANK or WORLD_SIZE; start with torchrun, "
+            "deepspeed or srun, or unset them all to run alone"
+        )
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"environment: {name}={text!r} is not a whole number") from None
+
+
+def _torch_launch(environ: Mapping[str, str]) -> Launch:
+    world_size = _number(environ, "WORLD_SIZE")
+    local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environ else "LOCAL_SIZE"
+    return Launch(
+        rank=_number(environ, "RANK"),
+        world_size=world_size,
+        local_rank=_number(environ, "LOCAL_RANK"),
+        local_world_size=_number(environ, local_size, str(world_size)),
+        master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
+        master_port=_number(environ, "MASTER_PORT"),
+        launcher="deepspeed" if "CROSS_SIZE" in environ else "torchrun",
+    )
+
+
+def _slurm_launch(environ: Mapping[str, str]) -> Launch:
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    world_size = _number(environ, tasks, "1")
+    per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
+    counts = _tasks_per_node(per_node)
+    node = _number(environ, "SLURM_NODEID", "0")
+    node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST", "localhost")
+    # Two steps of one job may run at once, so the step counts too.
+    seed = _number(environ, "SLURM_JOB_ID", "0") * 7 + _number(environ, "SLURM_STEP_ID", "0")
+    port = environ.get("MASTER_PORT", str(_FIRST_SLURM_PORT + seed % _SLURM_PORTS))
+    return Launch(
+        rank=_number(environ, "SLURM_PROCID"),
+        world_size=world_size,
+        local_rank=_number(environ, "SLURM_LOCALID", "0"),
+        local_world_size=counts[node] if node < len(counts) else world_size,
+        master_addr=environ.get("MASTER_ADDR") or _node_address(first_host(node_list)),
+        master_port=_number({"MASTER_PORT": port}, "MASTER_PORT"),
+        launcher="slurm",
+    )
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expands Slurm's ``2(x3),1`` to one count per node: [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(repeat or 1)
+    return counts
+
+
+def first_host(node_list: str) -> str:
+    """The first host of a Slurm node list: ``rack[2-3]n[01-04,7],x`` gives ``rack2n01``."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", node_list)
+    assert first is not None
+    return re.sub(r"\[([^\]\-,]+)[^\]]*\]", r"\1", first.group())
+
+
+def _node_address(host: str) -> str:
+    """`host` where it resolves, otherwise the address that Slurm knows it by."""
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except OSError:
+        command = ["scontrol", "show", "node", host]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return host
+    found = re.search(r"\bNodeAddr=(\S+)", shown)
+    return found.group(1) if found else host
+
+
+def prepare_environment(use_cpu: bool) -> DeviceType:
+    """Chooses the device and tells DeepSpeed and gloo, before torch is imported. Idempotent.
+
+    Without a usable GPU (none in the machine, none visible, or a torch built without CUDA), or with
+    `use_cpu`, DeepSpeed gets its CPU accelerator, so that nobody has to set a variable.
+
+    Returns:
+        "cuda" or "cpu".
+    """
+    chosen = os.environ.get("DS_ACCELERATOR")
+    if use_cpu or chosen == "cpu" or not _gpu_visible(os.environ) or not _torch_has_cuda():
+        device_type: DeviceType = "cpu"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        device_type = "cuda"
+    os.environ["DS_ACCELERATOR"] = device_type
+    # With lazy connections a peer's early exit can hang a subgroup's first collective.
+    os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
+    # Data workers fork after tokenizers were used; it would warn at each fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return device_type
+
+
+def _gpu_visible(environ: Mapping[str, str]) -> bool:
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
+        return False
+    return bool(glob.glob("/dev/nvidia[0-9]*")) or os.path.exists("/dev/dxg")
+
+
+def _torch_has_cuda() -> bool:
+    """Reads the installed torch's version file: importing torch to ask would take seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version_file = Path(spec.origin).parent / "version.py"
+    if not version_file.exists():
+        return True
+    return not re.search(r"^cuda\b[^=]*=\s*None", version_file.read_text("utf-8"), re.MULTILINE)
+
+
+def start_process_group(
+    launch: Launch, device_type: DeviceType, timeout_seconds: float
+) -> "torch.device":
+    """Connects all ranks (gloo on CPUs, NCCL on GPUs) and returns this rank's device.
+
+    Args:
+        launch: from `detect_launch`.
+        device_type: from `prepare_environment`.
+        timeout_seconds: limit for the rendezvous and for every later collective.
+
+    Raises:
+        LaunchError: the rendezvous cannot be reached, its port is taken, or ranks are missing.
+    """
+    where = f"{launch.master_addr}:{launch.master_port}"
+    # torchrun has its own server at that port already; alone there is none.
+    own_server = launch.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if launch.world_size > 1:
+        _wait_for_rendezvous(launch, own_server, timeout_seconds)
+    import torch
+    import torch.distributed as dist
+
+    device = torch.device("cpu")
+    if device_type == "cuda":
+        device = torch.device("cuda", _device_index(launch, torch.cuda.device_count()))
+        torch.cuda.set_device(device)
+    _announce(launch, device.index or 0 if device_type == "cuda" else launch.local_rank)
+    timeout = timedelta(seconds=timeout_seconds)
+    group: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
+    try:
+        if launch.world_size == 1:
+            group["store"] = dist.HashStore()
+        elif own_server:
+            address = (launch.master_addr, launch.master_port)
+            group["store"] = dist.TCPStore(*address, launch.world_size, launch.rank == 0, timeout)
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout, **group)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise LaunchError(
+            f"rank {launch.rank} of {launch.world_size}: rendezvous at {where} failed within "
+            f"{timeout_seconds:g} s ({reason}); check that every rank was started and that the "
+            "port is open between the nodes"
+        ) from error
+    return device
+
+
+def stop_process_group() -> None:
+    """Closes the process group where there is one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: float) -> None:
+    """Fails with one line where torch would print stack traces: a taken port, a silent host."""
+    where = f"{launch.master_addr}:{launch.master_port}"
+    if own_server and launch.rank == 0:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", launch.master_port))
+            except OSError as error:
+                raise LaunchError(
+                    f"rank 0: cannot listen at {where} ({error.strerror}); "
+                    "set MASTER_PORT (torchrun, deepspeed: --master_port) to a free port"
+                ) from error
+        return
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            address = (launch.master_addr, launch.master_port)
+            socket.create_connection(address, timeout=min(5.0, timeout_seconds)).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"rank {launch.rank} of {launch.world_size}: no rendezvous at {where} within "
+                    f"{timeout_seconds:g} s ({error.strerror or error}); check that rank 0 runs "
+                    "and that MASTER_ADDR and MASTER_PORT are right"
+                ) from error
+        time.sleep(min(0.2, timeout_seconds / 10))
+
+
+def _device_index(launch: Launch, device_count: int) -> int:
+    """The local rank, or 0 where the launcher shows each process only its own GPU."""
+    if device_count == 1:
+        return 0
+    if launch.local_rank >= device_count:
+        raise LaunchError(
+            f"rank {launch.rank}: local rank {launch.local_rank} but {device_count} GPUs visible; "
+            "start at most one process per GPU, or give --use_cpu"
+        )
+    return launch.local_rank
+
+
+def _announce(launch: Launch, device_index: int) -> None:
+    """Sets the variables from which DeepSpeed reads the launch (without them it looks for MPI)."""
+    os.environ["RANK"] = str(launch.rank)
+    os.environ["WORLD_SIZE"] = str(launch.world_size)
+    os.environ["LOCAL_RANK"] = str(device_index)
+    os.environ["MASTER_ADDR"] = launch.master_addr
+    os.environ["MASTER_PORT"] = str(launch.master_port)
+
+
+class StopRequest:
+    """Notes SIGUSR1, SIGTERM and SIGINT instead of dying of them, so that a run can save first.
+
+    Use as a context manager in the main thread; leaving it restores the former handlers. Later
+    signals change nothing: a save under way completes. Ranks agree on a stop in ``train/``.
+    """
+
+    SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signal_name: str | None = None
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in self.SIGNALS:
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.requested:
+            self.signal_name = signal.Signals(number).name
+        self.requested = True
+
+
+def resolve_model_path(path: str) -> str:
+    """The folder or hub name of a model that a user names.
+
+    ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME.
+    A local folder must exist and hold ``config.json``; a hub name ("bert-base-uncased", "org/name")
+    comes back unchanged.
+
+    Raises:
+        ValueError: no such package or folder, or no configuration in it.
+    """
+    if path.startswith("package:"):
+        return _packaged_model(path)
+    local = Path(path).expanduser()
+    if local.exists():
+        if not (local / "config.json").is_file():
+            raise ValueError(f"{path}: no config.json in it; give a Hugging Face model folder")
+        return str(local)
+    owner, _, _ = path.partition("/")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or ("/" in path and os.path.isdir(owner)):
+        raise ValueError(f"{path}: no such model folder; give an existing one or package:NAME")
+    return path
+
+
+def _packaged_model(path: str) -> str:
+    name = path.removeprefix("package:")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        raise ValueError(
+            f"{path}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
+            "or give a model folder"
+        )
+    for root in map(Path, spec.submodule_search_locations or []):
+        for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
+            if "model_type" in json.loads(config.read_text("utf-8")):
+                return str(config.parent)
+    raise ValueError(f"{path}: that package holds no Hugging Face config.json; give a model folder")
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of one part of the package, for example ``logger("train")``."""
+    return logging.getLogger(f"minimoe_dist.{name}")
+
+
+def start_logging(launch: Launch) -> None:
+    """Sends the package's log to stderr in one format: rank 0 from INFO, the others' errors."""
+    root = logging.getLogger("minimoe_dist")
+    handler = logging.StreamHandler(sys.stderr)
+    prefix = "" if launch.world_size == 1 else f" rank {launch.rank}"
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s{prefix} %(name)s: %(message)s", "%H:%M:%S")
+    )
+    root.handlers = [handler]
+    root.setLevel(logging.INFO if launch.rank == 0 else logging.ERROR)
+    root.propagate = False

