@@ -1,0 +1,1 @@
+"""Indexed corpora, segment pairs, batches and the loader."""

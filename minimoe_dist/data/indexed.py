@@ -1,0 +1,210 @@
+"""Indexed corpora: one Megatron `.bin/.idx` sequence a sentence, document ends in the index.
+
+Reading goes through megatron-core's `IndexedDataset`, after checks that it does not make.
+Opening costs the same for a thousand and for a hundred million sentences.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import warnings
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minimoe_dist.data.indexed_layout import (
+    IndexArrays,
+    IndexLayout,
+    Manifest,
+    TokenizerRecord,
+    check_arrays,
+    read_layout,
+    read_manifest,
+    sha256_of_file,
+)
+from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
+
+if TYPE_CHECKING:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+__all__ = ["IndexedCorpus", "IndexedCorpusWriter", "Manifest", "TokenizerRecord", "find_corpora"]
+
+HELDOUT_SUFFIX = "_heldout"
+_SAMPLED_TOKENS = 1 << 16
+
+
+class IndexedCorpus:
+    """A corpus of documents of sentences of token ids, read from disk when asked.
+
+    Attributes:
+        prefix: path without `.bin` and `.idx`.
+        manifest: what was written beside the corpus; None for files of other programs.
+        num_sentences: sequences in the index.
+        num_documents: documents; those of other programs' files may be empty.
+        num_tokens: ids in `.bin`.
+        dtype: type of the ids on disk.
+        sentence_lengths: int32 [num_sentences], tokens of each sentence, a read-only view.
+        document_starts: int64 [num_documents + 1], the first sentence of each document and the
+            end of the last one, a read-only view.
+
+    The views are not aligned: search them with `document_of` and `sentence_of_token`
+    (`np.searchsorted` would copy them whole at each call).
+    """
+
+    def __init__(self, prefix: str) -> None:
+        layout = read_layout(prefix)
+        arrays = IndexArrays.map(prefix + ".idx", layout)
+        check_arrays(prefix, layout, arrays)
+        self.prefix = prefix
+        self.manifest: Manifest | None = read_manifest(prefix, layout)
+        self._use(layout, arrays)
+        self._dataset = _open_dataset(prefix)
+
+    @classmethod
+    def open(cls, prefix: str) -> IndexedCorpus:
+        """Opens the corpus at `prefix` after checking its files.
+
+        Raises:
+            ValueError: a file is missing, truncated, over-long or inconsistent.
+        """
+        return cls(prefix)
+
+    def _use(self, layout: IndexLayout, arrays: IndexArrays) -> None:
+        self.dtype = layout.dtype
+        self.num_sentences = layout.num_sentences
+        self.num_documents = layout.num_document_ends - 1
+        self.num_tokens = os.path.getsize(self.prefix + ".bin") // layout.dtype.itemsize
+        self.sentence_lengths = arrays.lengths
+        self.document_starts = arrays.document_ends
+        self._pointers = arrays.pointers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (IndexedCorpus, (self.prefix,))
+
+    def __len__(self) -> int:
+        return self.num_sentences
+
+    def __repr__(self) -> str:
+        return (
+            f"IndexedCorpus({self.prefix!r}, {self.num_documents} documents, "
+            f"{self.num_sentences} sentences, {self.num_tokens} tokens)"
+        )
+
+    def token_start(self, sentence: int) -> int:
+        """Tokens before a sentence; for `num_sentences`, all tokens."""
+        if sentence == self.num_sentences:
+            return self.num_tokens
+        return int(self._pointers[sentence]) // self.dtype.itemsize
+
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        """A copy of the ids of the sentences [first, last), int64 [tokens], read at once.
+
+        Raises:
+            IndexError: the range does not lie in the corpus.
+            ValueError: the index points outside the data (a damaged `.idx`).
+        """
+        if not 0 <= first <= last <= self.num_sentences:
+            raise IndexError(f"sentences [{first}, {last}) of {self.num_sentences}")
+        start, stop = self.token_start(first), self.token_start(last)
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise ValueError(f"{self.prefix}.idx: wrong pointers at [{first}, {last}); build again")
+        if start == stop:
+            return np.empty(0, np.int64)
+        return self._read(start, stop - start)
+
+    def sentence(self, index: int) -> np.ndarray:
+        """A copy of the ids of one sentence, int64 [tokens]."""
+        return self.tokens(index, index + 1)
+
+    def document_of(self, sentence: int) -> int:
+        """The document that a sentence belongs to."""
+        return bisect_right(self.document_starts, sentence) - 1
+
+    def sentence_of_token(self, token: int) -> int:
+        """The sentence that the token at a position in the corpus belongs to."""
+        return bisect_right(self._pointers, token * self.dtype.itemsize) - 1
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses ids that a model of `vocab_size` has no embedding for.
+
+        The manifest knows the largest id; without one, spread samples are read.
+
+        Raises:
+            ValueError: an id is negative or not below `vocab_size`.
+        """
+        if self.manifest is not None:
+            smallest, largest = 0, self.manifest.largest_id
+        else:
+            step = max(1, self.num_tokens // 64)
+            count = min(_SAMPLED_TOKENS, step)
+            starts = range(0, self.num_tokens - count + 1, step)
+            pieces = [self._read(start, count) for start in starts]
+            smallest = min(int(piece.min()) for piece in pieces)
+            largest = max(int(piece.max()) for piece in pieces)
+        if smallest < 0 or largest >= vocab_size:
+            wrong = smallest if smallest < 0 else largest
+            raise ValueError(
+                f"{self.prefix}.bin: token id {wrong} is outside the vocabulary of {vocab_size}; "
+                f"build the corpus with the teacher's tokenizer"
+            )
+
+    def verify_hashes(self) -> None:
+        """Reads both files whole and holds them against the manifest's SHA-256.
+
+        Raises:
+            ValueError: a hash differs, or there is no manifest.
+        """
+        if self.manifest is None:
+            raise ValueError(f"{self.prefix}.manifest.json: no such file; nothing to verify with")
+        for suffix, expected in (
+            (".bin", self.manifest.bin_sha256),
+            (".idx", self.manifest.idx_sha256),
+        ):
+            if sha256_of_file(self.prefix + suffix) != expected:
+                raise ValueError(
+                    f"{self.prefix}{suffix}: contents differ from the manifest's hash; "
+                    f"build or copy the corpus again"
+                )
+
+    def _read(self, start: int, count: int) -> np.ndarray:
+        # A view of megatron's map must not outlive the data set: astype always copies.
+        view = self._dataset.bin_reader.read(
+            dtype=self.dtype.type, count=count, offset=start * self.dtype.itemsize
+        )
+        return view.astype(np.int64)
+
+
+def _open_dataset(prefix: str) -> IndexedDataset:
+    with warnings.catch_warnings():
+        # megatron-core warns about optional accelerators that reading a file does not need.
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+    return IndexedDataset(prefix)
+
+
+def find_corpora(pattern_or_prefix: str) -> list[str]:
+    """The sorted prefixes that a prefix, a `.bin`/`.idx` path, a folder or a glob names.
+
+    A folder or glob leaves held-out splits (`*_heldout`) out unless it names them, so that
+    nobody trains on them by accident.
+
+    Raises:
+        ValueError: nothing is found.
+    """
+    base = pattern_or_prefix
+    for suffix in (".idx", ".bin"):
+        base = base.removesuffix(suffix)
+    if os.path.isfile(base + ".idx"):
+        return [base]
+    pattern = os.path.join(base, "*") if os.path.isdir(base) else base
+    found = sorted(path.removesuffix(".idx") for path in glob.glob(pattern + ".idx"))
+    if HELDOUT_SUFFIX not in pattern:
+        found = [prefix for prefix in found if not prefix.endswith(HELDOUT_SUFFIX)]
+    if not found:
+        raise ValueError(
+            f"{pattern_or_prefix!r}: no indexed corpus there (no {pattern}.idx); "
+            f"give a prefix or a glob, or build one with tools/preprocess/build_indexed.py"
+        )
+    return found

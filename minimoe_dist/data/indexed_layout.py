@@ -1,0 +1,271 @@
+"""The files of an indexed corpus: `.idx` header and offsets, structural checks, the manifest.
+
+Layout of `<prefix>.idx`, little endian, as Megatron writes it: magic (9 bytes), version
+(uint64), dtype code (uint8), number of sequences n (uint64), number of document ends d
+(uint64), lengths int32 [n], byte pointers int64 [n], document ends int64 [d] starting with 0.
+One sequence is one sentence here. `<prefix>.bin` holds the ids, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, np.dtype] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int8),
+    3: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    5: np.dtype(np.int64),
+    8: np.dtype(np.uint16),
+}
+_MANIFEST_FORMAT = "minimoe-dist corpus 1"
+_CHECKED_POINTERS = 1024
+_CHUNK = 1 << 20
+_REBUILD = "build or copy the corpus again"
+
+
+def dtype_for_vocabulary(vocab_size: int) -> np.dtype:
+    """The dtype that Megatron chooses for ids below `vocab_size`: uint16 or int32."""
+    return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
+
+
+def dtype_code(dtype: np.dtype) -> int:
+    """The code of `dtype` in the header of an `.idx` file."""
+    return next(code for code, known in DTYPES.items() if known == dtype)
+
+
+def manifest_path(prefix: str) -> str:
+    """Where the manifest of the corpus at `prefix` lies."""
+    return prefix + ".manifest.json"
+
+
+def sha256_of_file(path: str) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """What a corpus remembers of the tokenizer that made it."""
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    special_ids: dict[str, int]
+    lower_case: bool | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Sizes, hashes, counts and origin of one indexed corpus."""
+
+    dtype: str
+    vocab_size: int
+    largest_id: int
+    num_documents: int
+    num_sentences: int
+    num_tokens: int
+    bin_bytes: int
+    bin_sha256: str
+    idx_bytes: int
+    idx_sha256: str
+    tokenizer: TokenizerRecord | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """JSON text; the same corpus always gives the same text."""
+        return json.dumps({"format": _MANIFEST_FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    def summary(self) -> str:
+        """The counts in words, for people."""
+        return (
+            f"{self.num_documents:,} documents, {self.num_sentences:,} sentences, "
+            f"{self.num_tokens:,} tokens ({self.dtype})"
+        )
+
+    @classmethod
+    def read(cls, path: str) -> Manifest:
+        """Reads a manifest.
+
+        Raises:
+            ValueError: the file is no manifest of a version that is known here.
+        """
+        try:
+            with open(path, encoding="utf-8") as stream:
+                values = json.load(stream)
+            found = values.pop("format")
+            if found != _MANIFEST_FORMAT:
+                raise ValueError(f"format {found!r}, expected {_MANIFEST_FORMAT!r}")
+            if values["tokenizer"] is not None:
+                values["tokenizer"] = TokenizerRecord(**values["tokenizer"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: not a corpus manifest ({reason}); {_REBUILD}") from None
+
+
+@dataclass(frozen=True)
+class IndexLayout:
+    """Where the three arrays of an `.idx` file lie, in bytes."""
+
+    dtype: np.dtype
+    num_sentences: int
+    num_document_ends: int
+
+    lengths_offset = HEADER.size
+
+    @property
+    def pointers_offset(self) -> int:
+        """Offset of the byte pointers, int64 [num_sentences]."""
+        return self.lengths_offset + 4 * self.num_sentences
+
+    @property
+    def documents_offset(self) -> int:
+        """Offset of the document ends, int64 [num_document_ends]."""
+        return self.pointers_offset + 8 * self.num_sentences
+
+    @property
+    def size(self) -> int:
+        """Size of the whole `.idx` file."""
+        return self.documents_offset + 8 * self.num_document_ends
+
+    def header(self) -> bytes:
+        """The first bytes of the file."""
+        code = dtype_code(self.dtype)
+        return HEADER.pack(MAGIC, VERSION, code, self.num_sentences, self.num_document_ends)
+
+
+@dataclass(frozen=True)
+class IndexArrays:
+    """Read-only views of an `.idx` file's arrays; they keep the memory map alive.
+
+    The views are not aligned (the header has 34 bytes): `np.searchsorted` would copy them
+    whole at each call, `bisect` does not.
+    """
+
+    lengths: np.ndarray
+    pointers: np.ndarray
+    document_ends: np.ndarray
+
+    @classmethod
+    def map(cls, path: str, layout: IndexLayout) -> IndexArrays:
+        """Maps the arrays of `path`, whose size has been checked against `layout`."""
+        with open(path, "rb") as stream:
+            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        count, ends = layout.num_sentences, layout.num_document_ends
+        return cls(
+            np.frombuffer(buffer, np.int32, count, layout.lengths_offset),
+            np.frombuffer(buffer, np.int64, count, layout.pointers_offset),
+            np.frombuffer(buffer, np.int64, ends, layout.documents_offset),
+        )
+
+
+def read_layout(prefix: str) -> IndexLayout:
+    """Reads the header of `<prefix>.idx` and holds it against the size of the file.
+
+    Raises:
+        ValueError: a file is missing, or the header is wrong, or the size does not fit it.
+    """
+    path = prefix + ".idx"
+    for needed in (path, prefix + ".bin"):
+        if not os.path.isfile(needed):
+            raise ValueError(f"{needed}: no such file; {prefix!r} is not an indexed corpus")
+    size = os.path.getsize(path)
+    if size < HEADER.size:
+        raise ValueError(f"{path}: truncated index of {size} bytes; {_REBUILD}")
+    with open(path, "rb") as stream:
+        magic, version, code, count, ends = HEADER.unpack(stream.read(HEADER.size))
+    if magic != MAGIC:
+        raise ValueError(f"{path}: wrong magic {magic!r}, not a Megatron index; {_REBUILD}")
+    if version != VERSION:
+        raise ValueError(f"{path}: index version {version}, only {VERSION} is known; {_REBUILD}")
+    if code not in DTYPES:
+        raise ValueError(f"{path}: dtype code {code} is no integer type; {_REBUILD}")
+    layout = IndexLayout(DTYPES[code], count, ends)
+    if size != layout.size:
+        what = "truncated" if size < layout.size else "over-long"
+        raise ValueError(
+            f"{path}: {what} index: {size} bytes, its header announces {layout.size}; {_REBUILD}"
+        )
+    if count == 0 or ends < 2:
+        raise ValueError(f"{path}: the corpus is empty; {_REBUILD} from other inputs")
+    return layout
+
+
+def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
+    """Holds pointers, `.bin` size and document ends against each other.
+
+    Reads all document ends in pieces but only a sample of the pointers, so that opening takes
+    no time that grows with the number of sentences.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    itemsize, pointers, lengths = layout.dtype.itemsize, arrays.pointers, arrays.lengths
+    expected = int(pointers[-1]) + int(lengths[-1]) * itemsize
+    size = os.path.getsize(prefix + ".bin")
+    if size != expected:
+        what = "truncated" if size < expected else "over-long"
+        raise ValueError(
+            f"{prefix}.bin: {what} data: {size} bytes, the index announces {expected}; {_REBUILD}"
+        )
+    count = layout.num_sentences
+    sample = np.unique(np.linspace(0, count - 1, min(count, _CHECKED_POINTERS), dtype=np.int64))
+    before = sample[:-1] if sample[-1] == count - 1 else sample
+    steps = pointers[before + 1] - pointers[before]
+    if int(pointers[0]) != 0 or np.any(steps != lengths[before].astype(np.int64) * itemsize):
+        raise ValueError(f"{prefix}.idx: pointers and lengths disagree; {_REBUILD}")
+    if np.any(lengths[sample] < 0):
+        raise ValueError(f"{prefix}.idx: a sentence has a negative length; {_REBUILD}")
+    _check_document_ends(prefix, count, arrays.document_ends)
+
+
+def _check_document_ends(prefix: str, num_sentences: int, ends: np.ndarray) -> None:
+    if int(ends[0]) != 0 or int(ends[-1]) != num_sentences:
+        raise ValueError(
+            f"{prefix}.idx: documents cover sentences {int(ends[0])} to {int(ends[-1])}, "
+            f"there are {num_sentences}; {_REBUILD}"
+        )
+    for start in range(0, len(ends) - 1, _CHUNK):
+        piece = ends[start : start + _CHUNK + 1]
+        if np.any(piece[1:] < piece[:-1]):
+            raise ValueError(f"{prefix}.idx: document ends are not sorted; {_REBUILD}")
+
+
+def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
+    """The manifest of a corpus, held against its files' sizes; None where there is none.
+
+    Raises:
+        ValueError: the manifest is broken or belongs to other files.
+    """
+    path = manifest_path(prefix)
+    if not os.path.exists(path):
+        return None
+    manifest = Manifest.read(path)
+    found = {
+        "dtype": layout.dtype.name,
+        "num_sentences": layout.num_sentences,
+        "num_documents": layout.num_document_ends - 1,
+        "bin_bytes": os.path.getsize(prefix + ".bin"),
+        "idx_bytes": os.path.getsize(prefix + ".idx"),
+    }
+    for name, value in found.items():
+        if getattr(manifest, name) != value:
+            raise ValueError(
+                f"{path}: says {name} = {getattr(manifest, name)}, the files have {value}; "
+                f"{_REBUILD}"
+            )
+    return manifest

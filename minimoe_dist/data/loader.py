@@ -1,0 +1,267 @@
+"""What every step reads, in an order that does not depend on the number of ranks.
+
+A run is one endless row of samples. Position p of it belongs to epoch e = p // N (N samples an
+epoch) and is sample permutation_e(p mod N). A step takes the next G positions, G = micro-batch
+size × accumulation steps × ranks, and its micro-batches are consecutive runs of them that the
+ranks share out. So the number of consumed samples says everything: it is the loader's whole state,
+and a run that goes on with other ranks reads the same samples in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from minimoe_dist.data.batches import Collate, MicroBatch
+from minimoe_dist.data.keyed import permute
+from minimoe_dist.data.pairs import Pairs
+
+_STOP_POLL_SECONDS = 0.1
+
+
+@dataclass
+class StepBatch:
+    """What one rank reads in one step.
+
+    Attributes:
+        micro_batches: one for each accumulation step.
+        first_position: the step's first global position (of all ranks').
+    """
+
+    micro_batches: list[MicroBatch]
+    first_position: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Reads steps; holds no state, so that a thread may own it."""
+
+    pairs: Pairs
+    collate: Collate
+    micro_batch_size: int
+    accumulation_steps: int
+    rank: int
+    world_size: int
+    seed: int
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+    def read_step(self, first_position: int) -> StepBatch:
+        global_micro_batch = self.micro_batch_size * self.world_size
+        micro_batches = []
+        for step in range(self.accumulation_steps):
+            start = first_position + step * global_micro_batch + self.rank * self.micro_batch_size
+            micro_batches.append(self._read(start))
+        return StepBatch(micro_batches, first_position)
+
+    def _read(self, start: int) -> MicroBatch:
+        positions = np.arange(start, start + self.micro_batch_size, dtype=np.int64)
+        epochs, places = np.divmod(positions, self.pairs.num_samples)
+        pairs = []
+        for epoch in np.unique(epochs).tolist():
+            order = permute(places[epochs == epoch], self.pairs.num_samples, self.seed, epoch)
+            pairs += [self.pairs.pair(epoch, k) for k in order.tolist()]
+        return self.collate(pairs, positions)
+
+
+class PairLoader:
+    """Endless iterator over a rank's steps, read ahead by a thread.
+
+    The thread starts at the first ``next`` and ends with ``close`` (or the ``with`` block). An
+    error in it is raised by the ``next`` that would have returned the step.
+
+    Args:
+        pairs: where samples come from.
+        collate: makes micro-batches of them.
+        micro_batch_size: samples of a micro-batch on this rank.
+        accumulation_steps: micro-batches of a step.
+        rank: this rank, in [0, world_size).
+        world_size: number of ranks that share a step's samples.
+        seed: picks the order of each epoch.
+        consumed_samples: global position to go on from; any integer ≥ 0.
+        prefetch_steps: steps that are read ahead; 0 reads in the caller's thread.
+
+    Raises:
+        ValueError: a size that is not positive or a number that is negative.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        collate: Collate,
+        *,
+        micro_batch_size: int,
+        accumulation_steps: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        consumed_samples: int = 0,
+        prefetch_steps: int = 2,
+    ) -> None:
+        _require(micro_batch_size, 1, "training.per_device_train_batch_size")
+        _require(accumulation_steps, 1, "training.num_grad_accum_steps")
+        _require(consumed_samples, 0, "consumed samples")
+        _require(prefetch_steps, 0, "data.prefetch_steps")
+        assert 0 <= rank < world_size
+        self._plan = _Plan(
+            pairs, collate, micro_batch_size, accumulation_steps, rank, world_size, seed
+        )
+        self._consumed_samples = consumed_samples
+        self._ready: queue.Queue[StepBatch | BaseException] = queue.Queue(max(prefetch_steps, 1))
+        self._stop = threading.Event()
+        self._prefetches = prefetch_steps > 0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples of all ranks in the steps that were handed out: the state to resume from."""
+        return self._consumed_samples
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a step, all ranks together."""
+        return self._plan.samples_per_step
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StepBatch:
+        if self._stop.is_set():
+            raise StopIteration
+        if not self._prefetches:
+            step = self._plan.read_step(self._consumed_samples)
+        else:
+            step = self._next_read_ahead()
+        assert step.first_position == self._consumed_samples
+        self._consumed_samples += self.samples_per_step
+        return step
+
+    def _next_read_ahead(self) -> StepBatch:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_read_ahead,
+                args=(self._plan, self._consumed_samples, self._ready, self._stop),
+                name="pair-loader",
+                daemon=True,
+            )
+            self._thread.start()
+        item = None
+        while item is None:
+            try:
+                item = self._ready.get(timeout=_STOP_POLL_SECONDS)
+            except queue.Empty:
+                # `close` may come from a signal handler while this waits.
+                if self._stop.is_set():
+                    raise StopIteration from None
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread and waits for it; the loader gives nothing more. May be called again."""
+        self._stop.set()
+        self._discard_read_ahead()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._discard_read_ahead()
+
+    def _discard_read_ahead(self) -> None:
+        # Room in the queue wakes a thread that waits for it at once.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A loader that was dropped without `close` must not leave its thread polling for ever.
+        if hasattr(self, "_stop"):
+            self._stop.set()
+
+
+def heldout_batches(
+    pairs: Pairs,
+    collate: Collate,
+    *,
+    count: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[MicroBatch]:
+    """Reads a rank's share of the first ``count`` samples of epoch 0, each on one rank once.
+
+    Every rank gets the same number of batches, so that collectives inside a forward pass meet;
+    sizes differ by at most one sample. With fewer samples than ranks × batches some batch has no
+    sample ([0, 8] tensors).
+
+    Args:
+        pairs: where samples come from.
+        collate: makes batches of them.
+        count: samples wanted; all there are if it exceeds ``pairs.num_samples``.
+        batch_size: the most samples of a batch.
+        rank: this rank, in [0, world_size).
+        world_size: number of ranks that share the samples.
+
+    Raises:
+        ValueError: ``count`` or ``batch_size`` not positive.
+    """
+    _require(count, 1, "training.eval_sequences")
+    _require(batch_size, 1, "training.per_device_eval_batch_size")
+    assert 0 <= rank < world_size
+    count = min(count, pairs.num_samples)
+    cells = -(-count // (batch_size * world_size)) * world_size
+
+    def read(cell: int) -> MicroBatch:
+        positions = np.arange(count * cell // cells, count * (cell + 1) // cells, dtype=np.int64)
+        return collate([pairs.pair(0, k) for k in positions.tolist()], positions)
+
+    return map(read, range(rank, cells, world_size))
+
+
+def _read_ahead(
+    plan: _Plan,
+    position: int,
+    ready: queue.Queue[StepBatch | BaseException],
+    stop: threading.Event,
+) -> None:
+    """Body of the loader's thread: puts steps, at last an error, until it is told to stop."""
+    while not stop.is_set():
+        item: StepBatch | BaseException
+        try:
+            item = plan.read_step(position)
+        except BaseException as error:
+            item = error
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=_STOP_POLL_SECONDS)
+                break
+            except queue.Full:
+                continue
+        if isinstance(item, BaseException):
+            return
+        position += plan.samples_per_step
+
+
+def _require(value: int, least: int, option: str) -> None:
+    if value < least:
+        raise ValueError(f"{option} is {value}; give an integer of at least {least}")
