@@ -1,0 +1,1 @@
+"""Objectives: pure functions of the student's and the teacher's signals."""

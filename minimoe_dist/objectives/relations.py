@@ -1,0 +1,336 @@
+"""Relation distillation loss (MiniLMv2) computed in tiles that are never kept.
+
+For X in {query, key, value}, viewed as R relation heads of size H/R, the relations of one
+head are softmax(X_h X_h^T / sqrt(H/R)) over the keys that are not padding. The loss is
+KL(teacher || student) of the relations, over rows (sample, head, query that is not padding).
+
+Teacher and student may differ in width: only the number of relation heads is shared.
+
+The relations of a whole batch, [batch, heads, length, length], never exist. A tile holds
+those of a few (sample, head) pairs; while it is in cache, it yields both its part of the loss
+and the student's gradient, so that neither storage nor recomputation is left to the backward
+pass. Extra peak memory is three tiles and one gradient of each of the student's signals.
+
+Shapes in this file: B samples, S positions, H width, R relation heads, d = H/R; in a tile: n
+(sample, head) pairs, L positions of its longest sample. `heads` are [n, L, d], tiles [n, L, L].
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Signals = tuple[Tensor, Tensor, Tensor]
+
+# Added to both sides' probabilities under `compat_seed`, as in the published implementation.
+SEED_EPSILON = 1e-7
+
+# On a CPU three tiles of float32 should stay in the last-level cache; a GPU wants large kernels.
+_CPU_TILE_ELEMENTS = 2**19
+_GPU_TILE_ELEMENTS = 2**24
+
+# Finite, so that differences of two masked scores stay finite as well.
+_MASKED_SCORE = -1e30
+
+
+def relation_loss_sum(
+    student: Signals,
+    teacher: Signals,
+    attention_mask: Tensor,
+    num_relation_heads: int,
+    *,
+    compat_seed: bool = False,
+    relation_dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+    tile_elements: int | None = None,
+) -> tuple[Tensor, int]:
+    """Sum KL(teacher || student) of the query, key and value relations (MiniLMv2, eq. 4-5).
+
+    The mean loss of the seed is ``sum / (3 * rows)``. Computation is in float32 (float64 if the
+    student is float64) whatever the inputs' types, also under autocast. Padding positions of the
+    inputs are never read into a sum: they may hold anything, and their gradient is zero.
+
+    Args:
+        student: Query, key and value projections, each [B, S, student width].
+        teacher: The same of the teacher, each [B, S, teacher width]; they get no gradient.
+        attention_mask: [B, S], true (non-zero) where a position is not padding.
+        num_relation_heads: R; divides both widths.
+        compat_seed: Add 1e-7 to the probabilities of both sides, inside and outside of the
+            logarithm, as the published implementation does.
+        relation_dropout: Dropout probability on the student's relations, a habit of the published
+            implementation and hence only with `compat_seed`; 0 in evaluation.
+        generator: Random numbers of that dropout.
+        tile_elements: Size of a tile in elements; by default what suits the device.
+
+    Returns:
+        The sum as a scalar, and the rows of each of the three: R x positions not padding.
+
+    Raises:
+        ValueError: If a width is no multiple of `num_relation_heads`, or `relation_dropout` is
+            outside [0, 1) or given without `compat_seed`.
+    """
+    _check(student, teacher, attention_mask, num_relation_heads)
+    if not 0.0 <= relation_dropout < 1.0:
+        raise ValueError(f"relation_dropout: {relation_dropout} is not in [0, 1); choose 0 to 0.5")
+    if relation_dropout and not compat_seed:
+        raise ValueError(
+            f"relation_dropout: {relation_dropout} needs compat seed, since a dropped relation "
+            "has an infinite divergence; set relation_dropout to 0"
+        )
+    device = attention_mask.device
+    default_elements = _CPU_TILE_ELEMENTS if device.type == "cpu" else _GPU_TILE_ELEMENTS
+    valid = attention_mask.bool()
+    valid_on_host = valid.cpu()
+    plan = _Plan(
+        tiles=_tiles(valid_on_host, num_relation_heads, tile_elements or default_elements),
+        num_relation_heads=num_relation_heads,
+        compat_seed=compat_seed,
+        dropout=relation_dropout,
+        generator=generator,
+        wants_gradient=torch.is_grad_enabled(),
+    )
+    rows = num_relation_heads * int(valid_on_host.sum())
+    total = _TiledRelationLoss.apply(plan, valid, *student, *(x.detach() for x in teacher))
+    return total, rows
+
+
+def _check(student: Signals, teacher: Signals, mask: Tensor, num_relation_heads: int) -> None:
+    for side, signals in (("student", student), ("teacher", teacher)):
+        for signal in signals:
+            if num_relation_heads < 1 or signal.shape[-1] % num_relation_heads:
+                raise ValueError(
+                    f"num_relation_heads: {num_relation_heads} does not divide the {side}'s width "
+                    f"{signal.shape[-1]}; choose a divisor of both widths"
+                )
+            assert signal.shape[:2] == mask.shape, (side, signal.shape, mask.shape)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A run of samples and a run of heads; positions from `length` on are padding in all."""
+
+    samples: slice
+    heads: slice
+    length: int
+    is_ragged: bool
+
+    @property
+    def elements(self) -> int:
+        """Relations in the tile: samples x heads x length squared."""
+        return _count(self.samples) * _count(self.heads) * self.length**2
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the tiles are and what is computed on them."""
+
+    tiles: list[_Tile]
+    num_relation_heads: int
+    compat_seed: bool
+    dropout: float
+    generator: torch.Generator | None
+    wants_gradient: bool
+
+    @property
+    def buffer_elements(self) -> int:
+        """Elements of the largest tile."""
+        return max((tile.elements for tile in self.tiles), default=0)
+
+
+def _count(run: slice) -> int:
+    return run.stop - run.start
+
+
+def _tiles(valid: Tensor, heads: int, tile_elements: int) -> list[_Tile]:
+    """Cut the batch into tiles of at most `tile_elements` (or one sample's one head).
+
+    A tile of a single sample, or of samples of one length, is cropped to it and needs no mask.
+    """
+    tokens = valid.sum(dim=1).tolist()
+    positions = torch.arange(1, valid.shape[1] + 1)
+    lengths = (valid * positions).amax(dim=1).tolist() if valid.numel() else []
+    tiles = []
+    start, batch = 0, len(lengths)
+    while start < batch:
+        stop, longest = start + 1, lengths[start]
+        while stop < batch:
+            grown = max(longest, lengths[stop])
+            if (stop + 1 - start) * heads * grown**2 > tile_elements:
+                break
+            stop, longest = stop + 1, grown
+        if longest:
+            is_ragged = any(tokens[b] != longest for b in range(start, stop))
+            step = min(heads, max(1, tile_elements // longest**2))
+            for head in range(0, heads, step):
+                head_run = slice(head, min(head + step, heads))
+                tiles.append(_Tile(slice(start, stop), head_run, longest, is_ragged))
+        start = stop
+    return tiles
+
+
+class _TiledRelationLoss(torch.autograd.Function):
+    """Sum of the loss over tiles; the student's gradients are made on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, valid: Tensor, *signals: Tensor) -> Tensor:
+        students, teachers = signals[:3], signals[3:]
+        dtype = torch.float64 if students[0].dtype == torch.float64 else torch.float32
+        device = valid.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        buffers = torch.empty(3, plan.buffer_elements, dtype=dtype, device=device)
+        gradients: list[Tensor | None] = []
+        # Autocast would turn the products of float32 tiles into half precision.
+        with torch.autocast(device.type, enabled=False):
+            for x, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+                wanted = plan.wants_gradient and ctx.needs_input_grad[2 + x]
+                gradient = torch.zeros_like(student, dtype=dtype) if wanted else None
+                for tile in plan.tiles:
+                    total += _tile_loss(plan, tile, student, teacher, valid, buffers, gradient)
+                gradients.append(gradient)
+        ctx.save_for_backward(*gradients)
+        return total.to(dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_output,) = grad_outputs
+        # Scaled before the cast to the student's type: half precision may not hold the factor.
+        scaled = (None if g is None else g * grad_output for g in ctx.saved_tensors)
+        return (None, None, *scaled, None, None, None)
+
+
+def _tile_loss(
+    plan: _Plan,
+    tile: _Tile,
+    student: Tensor,
+    teacher: Tensor,
+    valid: Tensor,
+    buffers: Tensor,
+    gradient: Tensor | None,
+) -> Tensor:
+    """Return the tile's part of the loss and write its part of `gradient` [B, S, H]."""
+    mask = valid[tile.samples, : tile.length] if tile.is_ragged else None
+    student_heads = _heads_of(student, tile, plan.num_relation_heads, mask, buffers.dtype)
+    teacher_heads = _heads_of(teacher, tile, plan.num_relation_heads, mask, buffers.dtype)
+    shape = (student_heads.shape[0], tile.length, tile.length)
+    student_tile, teacher_tile, scratch = (b[: math.prod(shape)].view(shape) for b in buffers)
+    _shifted_scores(student_heads, mask, out=student_tile)
+    _shifted_scores(teacher_heads, mask, out=teacher_tile)
+    rows = mask.repeat_interleave(_count(tile.heads), dim=0) if mask is not None else None
+    wanted = gradient is not None
+    if plan.compat_seed:
+        _softmax(student_tile, rows)
+        _softmax(teacher_tile, rows)
+        loss = _seed_divergence(student_tile, teacher_tile, plan.dropout, plan.generator, wanted)
+    else:
+        loss = _divergence(student_tile, teacher_tile, scratch, rows, wanted)
+    if gradient is not None:
+        _write_gradient(student_heads, student_tile, tile, plan.num_relation_heads, gradient)
+    return loss
+
+
+def _heads_of(
+    signal: Tensor, tile: _Tile, num_heads: int, mask: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The tile's part of a [B, S, H] signal as [n, L, d] (a view where it can be one)."""
+    heads = _cut(signal, tile, num_heads).to(dtype)
+    if mask is not None:
+        heads = heads.masked_fill(~mask[:, None, :, None], 0.0)
+    return heads.flatten(0, 1)
+
+
+def _cut(signal: Tensor, tile: _Tile, num_heads: int) -> Tensor:
+    """The tile's part of a [B, S, H] signal as a view [samples, heads, L, d]."""
+    size = signal.shape[-1] // num_heads
+    columns = slice(tile.heads.start * size, tile.heads.stop * size)
+    part = signal[tile.samples, : tile.length, columns]
+    return part.unflatten(-1, (_count(tile.heads), size)).transpose(1, 2)
+
+
+def _shifted_scores(heads: Tensor, mask: Tensor | None, *, out: Tensor) -> None:
+    """Write scores / ln 2, less each row's maximum, with masked keys far below.
+
+    Powers of two are both the faster and the more accurate exponential on a CPU.
+    """
+    factor = heads.shape[-1] ** -0.5 / math.log(2.0)
+    torch.baddbmm(out, heads, heads.transpose(1, 2), beta=0.0, alpha=factor, out=out)
+    if mask is not None:
+        by_sample = out.view(mask.shape[0], -1, *out.shape[1:])
+        by_sample.masked_fill_(~mask[:, None, None, :], _MASKED_SCORE)
+    out.sub_(out.amax(dim=-1, keepdim=True))
+
+
+def _softmax(shifted: Tensor, rows: Tensor | None) -> Tensor:
+    """Turn shifted scores into probabilities in place; rows of padding become zero.
+
+    Returns the base-2 logarithm of each row's sum of powers, [n, L, 1]; zero for padding.
+    """
+    sums = shifted.exp2_().sum(dim=-1, keepdim=True)
+    weights = sums.reciprocal()
+    logarithms = sums.log2_()
+    if rows is not None:
+        weights *= rows[:, :, None]
+        logarithms *= rows[:, :, None]
+    shifted.mul_(weights)
+    return logarithms
+
+
+def _divergence(
+    student_tile: Tensor, teacher_tile: Tensor, scratch: Tensor, rows: Tensor | None, wanted: bool
+) -> Tensor:
+    """Exact KL of two tiles of shifted scores; leaves d loss / d scores in the student's.
+
+    With log p = score - log sum, KL = sum p_t (score_t - score_s) - log sum_t + log sum_s.
+    """
+    torch.sub(teacher_tile, student_tile, out=scratch)
+    teacher_logarithms = _softmax(teacher_tile, rows)
+    student_logarithms = _softmax(student_tile, rows)
+    bits = scratch.mul_(teacher_tile).sum(dim=-1).sum(dtype=torch.float64)
+    bits += (student_logarithms - teacher_logarithms).sum(dtype=torch.float64)
+    if wanted:
+        student_tile.sub_(teacher_tile)
+    return bits * math.log(2.0)
+
+
+def _seed_divergence(
+    student_tile: Tensor,
+    teacher_tile: Tensor,
+    dropout: float,
+    generator: torch.Generator | None,
+    wanted: bool,
+) -> Tensor:
+    """The published loss, sum (p_t + e)(log(p_t + e) - log(p_s + e)), p_s after dropout.
+
+    Rows and keys of padding are zero on both sides and add nothing. Leaves d loss / d scores in
+    the student's tile.
+    """
+    kept = None
+    dropped = student_tile
+    if dropout:
+        noise = torch.empty_like(student_tile).uniform_(generator=generator)
+        kept = (noise >= dropout).to(noise.dtype).div_(1.0 - dropout)
+        dropped = student_tile * kept
+    ratio = (teacher_tile + SEED_EPSILON).div_(dropped + SEED_EPSILON)
+    loss = ratio.log().mul_(teacher_tile + SEED_EPSILON).sum(dtype=torch.float64)
+    if wanted:
+        slope = ratio.neg_() if kept is None else ratio.neg_().mul_(kept)
+        mean = (slope * student_tile).sum(dim=-1, keepdim=True)
+        student_tile.mul_(slope.sub_(mean))
+    return loss
+
+
+def _write_gradient(
+    student_heads: Tensor, slope: Tensor, tile: _Tile, num_heads: int, gradient: Tensor
+) -> None:
+    """Write (D + D^T) X / sqrt(d) of each head, D being d loss / d scores, into `gradient`.
+
+    The products are made transposed, X^T D^T and X^T D: twice as fast for narrow heads.
+    """
+    factor = student_heads.shape[-1] ** -0.5
+    transposed = student_heads.transpose(1, 2)
+    result = torch.bmm(transposed, slope).mul_(factor)
+    result.baddbmm_(transposed, slope.transpose(1, 2), alpha=factor)
+    part = _cut(gradient, tile, num_heads)
+    part.copy_(result.transpose(1, 2).unflatten(0, part.shape[:2]))
