@@ -1,0 +1,1 @@
+"""Plain single-device modules: students, experts, teachers."""

@@ -1,0 +1,96 @@
+"""Counts of compute and parameters: what a model costs, by formula rather than by clock.
+
+A multiply-accumulate (MAC) is two floating-point operations. Embedding look-ups, LayerNorms,
+softmaxes, activations and biases are left out, as is usual: they are no matrix products.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
+    """Encoder compute as the MiniMoE paper's tables count it: 12 · L · H² a token, in 10⁹ MAC.
+
+    Four H x H maps of attention and two H x 4H maps of the feed-forward block make 12 · H²;
+    attention's own products and routers are not counted. With top-1 routing a token meets one
+    expert, so a MiniMoE student counts as much as the plain student of its layers and width.
+
+    Args:
+        layers: number of layers L.
+        hidden: width H.
+        length: tokens in the sequence.
+
+    Returns:
+        10⁹ multiply-accumulates of one sequence, e.g. 10.87 for BERT-base at length 128.
+    """
+    return 12 * layers * hidden**2 * length / 1e9
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Number of parameters that this process's `model` has, shared ones once.
+
+    Counts whole tensors where ZeRO-3 has split them over ranks. With expert parallelism a rank
+    holds its own experts only, and only those are counted.
+    """
+    parameters = (p for p in model.parameters() if p.requires_grad or not trainable_only)
+    # DeepSpeed's ZeRO-3 leaves an empty tensor behind and notes the whole's size on it.
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)
+
+
+@dataclass(frozen=True)
+class RelationPath:
+    """What an encoder computes to give its relation signals.
+
+    Attributes:
+        layers: whole layers that run before the query, key and value maps: relation layer - 1
+            for a teacher, L - 1 for a dense student (its own last layer's maps end the pass),
+            L for a student with maps of its own on the final hidden states.
+        hidden: width H.
+        intermediate: feed-forward neurons that one token meets (those of one expert).
+        router_outputs: experts of all routers of one layer together, 0 without routers.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    router_outputs: int = 0
+
+    def macs_per_token(self, length: int) -> int:
+        """Multiply-accumulates of one token's forward pass among `length` positions.
+
+        Per layer: 4 · H² (query, key, value, output), 2 · H · I (feed-forward), 2 · S · H
+        (scores and their product with the values), H · (router outputs). Then 3 · H² of the
+        query, key and value maps.
+        """
+        layer = self.hidden * (
+            4 * self.hidden + 2 * self.intermediate + 2 * length + self.router_outputs
+        )
+        return self.layers * layer + 3 * self.hidden**2
+
+
+def distillation_flops_per_token(
+    students: Iterable[RelationPath], teacher: RelationPath, length: int
+) -> int:
+    """Floating-point operations of a relation distillation step, per token.
+
+    The teacher runs forward once; each student runs forward and backward (three times its
+    forward's MACs). The relation loss costs, for each student and each of query, key and value,
+    S · (teacher width) for the teacher's scores and 3 · S · (student width) for the student's
+    and their gradient. This is the count behind the TFLOP/s that training reports.
+
+    Args:
+        students: what each student computes.
+        teacher: what the teacher computes up to its relation layer's projections.
+        length: positions S of the (padded) batch.
+
+    Returns:
+        Operations (two a MAC) per token; times the tokens of a step that are not padding, it is
+        the step's useful work.
+    """
+    macs = teacher.macs_per_token(length)
+    for student in students:
+        macs += 3 * student.macs_per_token(length)
+        macs += 3 * length * (teacher.hidden + 3 * student.hidden)
+    return 2 * macs

@@ -1,0 +1,79 @@
+"""Configuration of MiniMoE and MiniLM students as Hugging Face models."""
+
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+class MiniMoeConfig(PreTrainedConfig):
+    """Configuration of a MiniMoE student; sizes are those of one expert.
+
+    Args:
+        attention_experts, feedforward_experts: x and y of ``moe: x,y``; 1 means a plain block.
+        num_attention_heads, intermediate_size: of one expert (12 heads of H/12; 4H neurons).
+        num_relation_heads: relation heads the student was distilled with.
+        relation_projections: whether queries, keys and values for the relation loss come from three
+            H → H maps on the final hidden states (MoE) or from the last layer itself (dense).
+        router_noise: ε of the uniform noise in [1 − ε, 1 + ε] added to router logits in training.
+        route_padding: route padding positions and count them in the balance, as the published
+            implementation does.
+        with_pooler: whether the checkpoint has BERT's pooler.
+    """
+
+    model_type = "minimoe"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 3,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 1536,
+        attention_experts: int = 1,
+        feedforward_experts: int = 4,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        pad_token_id: int | None = 0,
+        num_relation_heads: int = 32,
+        relation_projections: bool = True,
+        router_noise: float = 0.1,
+        route_padding: bool = False,
+        with_pooler: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_attention_heads "
+                f"{num_attention_heads}: change one of them"
+            )
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.attention_experts = attention_experts
+        self.feedforward_experts = feedforward_experts
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.pad_token_id = pad_token_id
+        self.num_relation_heads = num_relation_heads
+        self.relation_projections = relation_projections
+        self.router_noise = router_noise
+        self.route_padding = route_padding
+        self.with_pooler = with_pooler
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every block is plain, so that the student is a BertModel."""
+        return self.attention_experts == 1 and self.feedforward_experts == 1

@@ -1,0 +1,100 @@
+"""Dropout and router noise that depend on the sample, not on the device that holds it.
+
+Every random number is a hash of (seed, sample, position, site, column): the same sample gets the
+same masks on one rank or on many, in any micro-batch, on CPU or GPU, and again after a resume, and
+there is no generator state to save.
+
+Shapes: B samples, S positions, T packed tokens, H columns.
+"""
+
+import torch
+from torch import Tensor
+
+_SITE_STEP = 0x9E3779B1  # 2**32 / golden ratio: consecutive sites land far apart
+_HIGH_BITS = 24  # a float32 holds 24 bits exactly, so uniforms have no rounding bias
+
+
+def _as_int32(value: int) -> int:
+    """The signed 32-bit integer with the same low bits (torch has no full uint32 arithmetic)."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """Logical right shift of int32; ``>>`` alone would smear the sign bit."""
+    return (bits >> count) & ((1 << (32 - count)) - 1)
+
+
+def hash_bits(bits: Tensor) -> Tensor:
+    """A bijective 32-bit mixer (xor-shift and odd multiplications) of an int32 tensor."""
+    bits = bits ^ _shifted(bits, 16)
+    bits = bits * _as_int32(0x7FEB352D)
+    bits = bits ^ _shifted(bits, 15)
+    bits = bits * _as_int32(0x846CA68B)
+    return bits ^ _shifted(bits, 16)
+
+
+def sample_keys(seed: int, sample_ids: Tensor, length: int) -> Tensor:
+    """One 32-bit key for every position of every sample.
+
+    Args:
+        seed: the run's seed.
+        sample_ids: int64 [B], unique for every sample a run draws.
+        length: S, padded length; a position's key does not depend on it.
+
+    Returns:
+        int32 [B, S].
+    """
+    # Torch wraps on conversion, so both halves of the 64-bit id enter the hash.
+    low = sample_ids.to(torch.int32)
+    high = (sample_ids >> 32).to(torch.int32)
+    rows = hash_bits(hash_bits(low ^ _as_int32(seed)) ^ hash_bits(high + _as_int32(_SITE_STEP)))
+    positions = torch.arange(length, device=sample_ids.device, dtype=torch.int32)
+    return hash_bits(rows[:, None] + hash_bits(positions)[None, :])
+
+
+class NoiseKeys:
+    """Keys of one micro-batch, handed down through a model's blocks.
+
+    Args:
+        padded_keys: int32 [B, S] of :func:`sample_keys`.
+        rows: int64 [T], flat indices of the packed tokens, or None where T = B·S.
+    """
+
+    def __init__(self, padded_keys: Tensor, rows: Tensor | None) -> None:
+        flat = padded_keys.reshape(-1)
+        self.padded_keys = padded_keys
+        self.token_keys = flat if rows is None else flat.index_select(0, rows)
+
+    def _bits(self, row_keys: Tensor, columns: int, site: int) -> Tensor:
+        """int32 [*row_keys.shape, columns], a fresh hash for each element of a site."""
+        keys = hash_bits(row_keys + _as_int32(site * _SITE_STEP))
+        column = torch.arange(columns, device=keys.device, dtype=torch.int32)
+        bits = keys.unsqueeze(-1) ^ hash_bits(column + _as_int32(site))
+        bits = bits * _as_int32(0x2C1B3C6D)
+        bits ^= _shifted(bits, 15)
+        bits *= _as_int32(0x297A2D39)
+        return bits
+
+    def uniform(self, columns: int, site: int) -> Tensor:
+        """float32 [T, columns] in [0, 1)."""
+        bits = _shifted(self._bits(self.token_keys, columns, site), 32 - _HIGH_BITS)
+        return bits.to(torch.float32) * 2.0**-_HIGH_BITS
+
+    def dropout(self, values: Tensor, probability: float, site: int) -> Tensor:
+        """Dropout of packed rows ``values`` [T, H]."""
+        return _drop(values, self._bits(self.token_keys, values.shape[-1], site), probability)
+
+    def dropout_attention(self, values: Tensor, probability: float, site: int) -> Tensor:
+        """Dropout of attention probabilities [B, heads, S, S]."""
+        heads, length = values.shape[1], values.shape[-1]
+        head_keys = hash_bits(torch.arange(heads, device=values.device, dtype=torch.int32))
+        row_keys = self.padded_keys[:, None, :] ^ head_keys[None, :, None]
+        return _drop(values, self._bits(row_keys, length, site), probability)
+
+
+def _drop(values: Tensor, bits: Tensor, probability: float) -> Tensor:
+    # int32 hashes are uniform in [-2**31, 2**31): comparing them saves a conversion to float.
+    threshold = round(probability * 2**32) - 2**31
+    kept = bits >= min(threshold, 2**31 - 1)
+    return values * kept.to(values.dtype).mul_(1.0 / (1.0 - probability))
