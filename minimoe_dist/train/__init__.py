@@ -1,0 +1,1 @@
+"""Training under DeepSpeed: the only room that knows about engines and ranks."""

@@ -1,0 +1,337 @@
+"""What a run shows of itself: progress, JSON lines and TensorBoard.
+
+`<output_dir>/metrics.jsonl` holds one JSON object a line. A training line, written every
+`log_interval` steps and at the last one, averages the steps since the line before it (the learning
+rate is the last one's, `tokens_per_expert` sums, block by block):
+
+    {"step": 200, "steps": 100, "learning_rate": 3e-4, "sequences_per_second": 812.3,
+     "tokens_per_second": 80112.5, "tflops": 1.9, "students": {"student": {"loss": 1.2,
+     "relation_loss": 1.1, "balance": 1.0, "gradient_norm": 0.8, "skipped_steps": 0,
+     "tokens_per_expert": [[10, 12, 9, 14]]}}}
+
+An evaluation line is {"step": 200, "heldout_loss": {"student": 1.0}}. What is no finite number
+becomes null. The same numbers are under `<output_dir>/tensorboard`. A resumed run appends, after
+dropping what the interrupted one wrote beyond the step that it continues from.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from .distillation import StepMetrics
+
+# Not more often: postfixes are for eyes.
+_POSTFIX_SECONDS = 0.5
+
+
+class Meter:
+    """Weighted means and sums of named numbers, and rates by wall time, since the last reset.
+
+    Args:
+        clock: gives seconds; monotone.
+    """
+
+    def __init__(self, clock: Any = time.perf_counter) -> None:
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and start the clock anew."""
+        self._weighted: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._started: float = self._clock()
+        self._paused_seconds = 0.0
+
+    def add(self, name: str, value: float, weight: float = 1.0) -> None:
+        """Take `value` into the mean of `name`; non-finite values make the mean so."""
+        self._weighted[name] = self._weighted.get(name, 0.0) + weight * value
+        self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def mean(self, name: str) -> float:
+        """Weighted mean; NaN where nothing was added."""
+        weight = self._weights.get(name, 0.0)
+        return self._weighted[name] / weight if weight else math.nan
+
+    def seconds(self) -> float:
+        """Wall time since the last reset, pauses left out."""
+        return self._clock() - self._started - self._paused_seconds
+
+    def sum(self, name: str) -> float:
+        """Sum of weight times value; 0 where nothing was added."""
+        return self._weighted.get(name, 0.0)
+
+    def rates(self, *names: str) -> list[float]:
+        """Each one's sum per second of wall time, pauses left out, all at one moment."""
+        seconds = self.seconds()
+        return [self.sum(name) / seconds if seconds > 0 else math.nan for name in names]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside out of the rates."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_seconds += self._clock() - started
+
+
+class Metrics:
+    """Collects what steps did and shows it; does nothing on ranks that do not write.
+
+    Rates count from the making of this object: make it right before the first step.
+
+    Args:
+        output_dir: the run's folder.
+        total_steps: steps of the whole run, resumed part included.
+        first_step: steps already done when this process starts; later records are dropped.
+        log_interval: steps between two records.
+        flops_per_token: counted floating-point operations of a step per token that is not padding
+            (`models.compute`); None leaves TFLOP/s out.
+        is_writer: whether this rank writes; true on one rank.
+        stream: where progress goes, by default stderr. A terminal gets a bar, anything else a
+            line per record.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        total_steps: int,
+        first_step: int = 0,
+        log_interval: int = 1,
+        flops_per_token: float | None = None,
+        is_writer: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._is_writer = is_writer
+        self._trained_sequences = self._trained_seconds = 0.0
+        if not is_writer:
+            return
+        # TensorBoard takes a second to import: only where it is used.
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _drop_records_after(path, first_step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._progress = _Progress(stream or sys.stderr, total_steps, first_step)
+        self._total_steps = total_steps
+        self._log_interval = log_interval
+        self._flops_per_token = math.nan if flops_per_token is None else flops_per_token
+        self._meter = Meter()
+        self._steps = 0
+        self._tokens_per_expert: dict[str, list[list[float]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def step(self, step: int, metrics: "StepMetrics") -> None:
+        """Take in one step; every `log_interval` steps and at the last one, write a record.
+
+        Args:
+            step: steps done, this one included.
+            metrics: the step's numbers over all ranks. Losses weigh by tokens, as a mean over
+                rows must; gradient norms of skipped steps do not count.
+        """
+        if not self._is_writer:
+            return
+        meter = self._meter
+        self._steps += 1
+        meter.add("sequences", metrics.sequences)
+        meter.add("tokens", metrics.tokens)
+        for name, student in metrics.students.items():
+            for part in ("loss", "relation_loss", "balance"):
+                meter.add(f"{name}/{part}", getattr(student, part), metrics.tokens)
+            if student.applied:
+                meter.add(f"{name}/gradient_norm", student.gradient_norm)
+            meter.add(f"{name}/skipped_steps", float(not student.applied))
+            self._add_tokens_per_expert(name, student.tokens_per_expert)
+        self._progress.advance(self._summary(metrics.students))
+        if step % self._log_interval == 0 or step == self._total_steps:
+            self._log(step, metrics)
+
+    def evaluation(self, step: int, heldout_loss: Mapping[str, float]) -> None:
+        """Write each student's mean relation loss on held-out text after `step` steps."""
+        if not self._is_writer:
+            return
+        self._write({"step": step, "heldout_loss": dict(heldout_loss)})
+        for name, loss in heldout_loss.items():
+            self._board.add_scalar(f"{name}/heldout_loss", loss, step)
+        self._progress.say(step, {f"{n} held-out loss": v for n, v in heldout_loss.items()})
+
+    @property
+    def sequences_per_second(self) -> float | None:
+        """Of all records of this process, pauses left out; None before the first one."""
+        if self._trained_seconds <= 0:
+            return None
+        return self._trained_sequences / self._trained_seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside (evaluation, saving) out of the rates."""
+        if not self._is_writer:
+            yield
+            return
+        with self._meter.paused():
+            yield
+
+    def close(self) -> None:
+        """Flush and close everything; may be called twice."""
+        if not self._is_writer:
+            return
+        self._progress.close()
+        self._lines.close()
+        self._board.close()
+
+    def _add_tokens_per_expert(self, name: str, blocks: list[list[float]]) -> None:
+        sums = self._tokens_per_expert.setdefault(name, [[0.0] * len(block) for block in blocks])
+        for block_sums, block in zip(sums, blocks, strict=True):
+            for expert, tokens in enumerate(block):
+                block_sums[expert] += tokens
+
+    def _summary(self, students: Mapping[str, Any]) -> dict[str, float]:
+        """What the bar shows: each student's loss and the speed."""
+        one = len(students) == 1
+        losses = {"loss" if one else f"{n} loss": self._meter.mean(f"{n}/loss") for n in students}
+        return losses | {"sequences/s": self._meter.rates("sequences")[0]}
+
+    def _log(self, step: int, last: "StepMetrics") -> None:
+        meter = self._meter
+        sequences_per_second, tokens_per_second = meter.rates("sequences", "tokens")
+        throughput = {
+            "learning_rate": last.learning_rate,
+            "sequences_per_second": sequences_per_second,
+            "tokens_per_second": tokens_per_second,
+            "tflops": tokens_per_second * self._flops_per_token / 1e12,
+        }
+        record: dict[str, Any] = {"step": step, "steps": self._steps, **throughput, "students": {}}
+        for tag, value in throughput.items():
+            self._board.add_scalar(tag, value, step)
+        for name in last.students:
+            parts = {
+                part: meter.mean(f"{name}/{part}")
+                for part in ("loss", "relation_loss", "balance", "gradient_norm")
+            }
+            for part, value in parts.items():
+                self._board.add_scalar(f"{name}/{part}", value, step)
+            blocks = self._tokens_per_expert[name]
+            for place, block in enumerate(blocks):
+                share = max(block) / max(1.0, sum(block))
+                self._board.add_scalar(f"{name}/largest_expert_share/{place}", share, step)
+            record["students"][name] = {
+                **parts,
+                "skipped_steps": round(meter.sum(f"{name}/skipped_steps")),
+                "tokens_per_expert": [[round(tokens) for tokens in block] for block in blocks],
+            }
+        self._write(record)
+        self._board.flush()
+        self._progress.say_unless_shown(step, self._summary(last.students))
+        self._tokens_per_expert = {}
+        self._steps = 0
+        self._trained_sequences += meter.sum("sequences")
+        self._trained_seconds += meter.seconds()
+        meter.reset()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self._lines.flush()
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere lines, since a bar would fill a log with itself."""
+
+    def __init__(self, stream: TextIO, total_steps: int, first_step: int) -> None:
+        self._stream = stream
+        self._total_steps = total_steps
+        self._first_step = first_step
+        self._started = time.perf_counter()
+        self._postfix_at = -math.inf
+        self._bar: tqdm[Any] | None = None
+        if stream.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=first_step,
+                file=stream,
+                desc="distilling",
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def advance(self, numbers: Mapping[str, float]) -> None:
+        """One step more."""
+        if self._bar is None:
+            return
+        if time.perf_counter() - self._postfix_at >= _POSTFIX_SECONDS:
+            self._postfix_at = time.perf_counter()
+            self._bar.set_postfix_str(_readable(numbers), refresh=False)
+        self._bar.update()
+
+    def say(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Print a line, above the bar where there is one."""
+        line = f"step {step}/{self._total_steps}  {_readable(numbers)}"
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def say_unless_shown(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Print a line with the time left, unless a bar shows both."""
+        if self._bar is not None:
+            return
+        done = step - self._first_step
+        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
+        line = f"step {step}/{self._total_steps}  {_readable(numbers)}, {_clock(seconds)} left"
+        print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _readable(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None where a number is NaN or infinite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _drop_records_after(path: Path, last_step: int) -> None:
+    """Drop records of later steps, which will be done again, and a line cut off by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    aside = path.with_suffix(".jsonl.tmp")
+    aside.write_text("".join(kept), "utf-8")
+    aside.replace(path)
