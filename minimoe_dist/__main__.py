@@ -1,0 +1,8 @@
+"""``python -m minimoe_dist``: the same as the console script ``minimoe-dist``."""
+
+import sys
+
+from minimoe_dist.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What each subcommand does: wires rooms together, with no logic of its own."""

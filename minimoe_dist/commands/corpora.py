@@ -1,0 +1,156 @@
+"""A run's corpora: opened, held against the teacher's vocabulary, turned into pairs and batches."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import CorpusPath, RunConfig
+from ..corpus.tokenizing import load_tokenizer, special_token_ids, vocabulary_fingerprint
+from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
+from ..data.indexed import IndexedCorpus, find_corpora
+from ..data.loader import PairLoader, heldout_batches
+from ..data.pairs import BlendedPairs, Pairs, PairSource
+from ..runtime import Launch, logger
+
+_log = logger("corpora")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads.
+
+    Attributes:
+        tokenizer: the teacher's, exported with students.
+        pairs: of the training corpora.
+        heldout: of the held-out corpora; None where the run names none.
+        collate: makes micro-batches.
+        identities: what tells one training corpus from another, by position in the recipe.
+    """
+
+    tokenizer: Any
+    pairs: Pairs
+    heldout: Pairs | None
+    collate: Collate
+    identities: list[str]
+
+    def loader(self, config: RunConfig, launch: Launch, consumed_samples: int) -> PairLoader:
+        """This rank's steps from a number of consumed samples on."""
+        return PairLoader(
+            self.pairs,
+            self.collate,
+            micro_batch_size=config.training.per_device_train_batch_size,
+            accumulation_steps=config.training.num_grad_accum_steps,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            seed=config.seed,
+            consumed_samples=consumed_samples,
+            prefetch_steps=config.data.prefetch_steps,
+        )
+
+    def heldout_batches(self, config: RunConfig, launch: Launch) -> Iterator[MicroBatch]:
+        """This rank's share of the held-out pairs."""
+        assert self.heldout is not None
+        return heldout_batches(
+            self.heldout,
+            self.collate,
+            count=config.training.eval_sequences,
+            batch_size=config.training.per_device_eval_batch_size,
+            rank=launch.rank,
+            world_size=launch.world_size,
+        )
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Opens everything that ``config.data`` names.
+
+    Raises:
+        ValueError: a corpus is damaged, or was tokenised with another vocabulary.
+    """
+    teacher, data = config.teacher, config.data
+    name = teacher.tokenizer_name_or_path or teacher.model_name_or_path
+    tokenizer = load_tokenizer(name, use_slow=teacher.use_slow_tokenizer)
+    special = _special_tokens(tokenizer, name)
+    train = _open(data.record_path_or_regex)
+    heldout = _open(data.heldout_path_or_regex or [])
+    fingerprint = vocabulary_fingerprint(tokenizer)
+    for corpus, _ in itertools.chain(train, heldout):
+        _check_vocabulary(corpus, fingerprint, special.vocab_size, name)
+    continuation = _continuation(tokenizer) if data.whole_word_mask else None
+    # The published data types differ in their tokenizer only, which is the teacher's here.
+    masked = data.data_type.endswith("mlm")
+    return RunData(
+        tokenizer=tokenizer,
+        pairs=_pairs(train, config),
+        heldout=_pairs(heldout, config) if heldout else None,
+        collate=build_collate(
+            "bert_mlm" if masked else "bert_nil",
+            special,
+            data.max_length,
+            config.seed,
+            continuation,
+        ),
+        identities=[_identity(corpus, weight) for corpus, weight in train],
+    )
+
+
+def _open(paths: Sequence[CorpusPath]) -> list[tuple[IndexedCorpus, float]]:
+    return [
+        (IndexedCorpus.open(prefix), path.weight)
+        for path in paths
+        for prefix in find_corpora(path.path)
+    ]
+
+
+def _pairs(corpora: Sequence[tuple[IndexedCorpus, float]], config: RunConfig) -> Pairs:
+    data = config.data
+    sources = [
+        PairSource(corpus, data.max_length, config.seed, data.short_sequence_probability)
+        for corpus, _ in corpora
+    ]
+    if len(sources) == 1:
+        return sources[0]
+    return BlendedPairs(sources, [weight for _, weight in corpora])
+
+
+def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
+    ids = special_token_ids(tokenizer)
+    missing = [role for role in ("cls", "sep", "pad", "mask") if role not in ids]
+    if missing:
+        raise ValueError(
+            f"{name}: its tokenizer has no {' or '.join(missing)} token: give the tokenizer of a "
+            "BERT-like model"
+        )
+    return SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], len(tokenizer))
+
+
+def _check_vocabulary(
+    corpus: IndexedCorpus, fingerprint: str, vocab_size: int, tokenizer_name: str
+) -> None:
+    corpus.check_vocabulary(vocab_size)
+    if corpus.manifest is None:
+        _log.warning("%s: no manifest; trusted to be of the vocabulary of %s", corpus.prefix,
+                     tokenizer_name)  # fmt: skip
+    elif corpus.manifest.tokenizer is not None and (
+        corpus.manifest.tokenizer.fingerprint != fingerprint
+    ):
+        raise ValueError(
+            f"{corpus.prefix}: was built with the vocabulary of {corpus.manifest.tokenizer.name}, "
+            f"which is not that of {tokenizer_name}: build it with that tokenizer"
+        )
+
+
+def _continuation(tokenizer: Any) -> Any:
+    """Which ids are pieces that continue a word."""
+    import numpy as np
+
+    marks = np.zeros(len(tokenizer), dtype=bool)
+    for token, index in tokenizer.get_vocab().items():
+        marks[index] = token.startswith("##")
+    return marks
+
+
+def _identity(corpus: IndexedCorpus, weight: float) -> str:
+    manifest = corpus.manifest
+    contents = manifest.bin_sha256 if manifest is not None else f"{corpus.num_tokens} tokens"
+    return f"{contents} × {weight:g}"

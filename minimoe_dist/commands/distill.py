@@ -1,0 +1,362 @@
+"""``minimoe-dist distill``: corpora, teacher and students of a recipe, trained to their exports."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+
+from .. import __version__
+from ..checkpoints import run as checkpoints
+from ..checkpoints.export import export_student, load_student
+from ..config import RunConfig, deepspeed_settings
+from ..config.changes import changed_options
+from ..models.build import build_student, student_config
+from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
+from ..models.moebert import MiniMoeForRelations
+from ..models.teacher import RelationTeacher, load_teacher
+from ..runtime import (
+    Launch,
+    StopRequest,
+    logger,
+    prepare_environment,
+    resolve_model_path,
+    start_process_group,
+    stop_process_group,
+)
+from ..train.distillation import Distiller, Objective
+from ..train.engine import AdamW, StudentEngine
+from ..train.loop import LoopOptions, TrainingDivergedError, train
+from ..train.metrics import Metrics
+from ..train.schedule import make_schedule
+from .corpora import RunData, open_data
+
+FINISHED, FAILED = 0, 1
+STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
+
+_SEED_RELATION_DROPOUT = 0.1
+_log = logger("distill")
+
+
+def run(config: RunConfig, launch: Launch) -> int:
+    """Trains the students of ``config`` and exports them.
+
+    Returns:
+        0 when done, 75 after a requested stop (saved; start again to go on), 1 when the loss
+        stayed not finite.
+    """
+    device_type = prepare_environment(config.parallel.use_cpu)
+    device = start_process_group(launch, device_type, config.parallel.timeout_seconds)
+    try:
+        with _only_run_in(Path(config.output_dir)), StopRequest() as stop:
+            return _Run(config, launch, device).to_the_end(stop)
+    except TrainingDivergedError as error:
+        _log.error("%s", error)
+        return FAILED
+    finally:
+        stop_process_group()
+
+
+@contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock on rank 0; the kernel frees it when a process dies."""
+    lock = FileLock(folder / "run.lock")
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            problem = [f"output_dir: {folder} is used by another run that is alive: stop that one "
+                       "or choose another folder"]  # fmt: skip
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass
+class _Progress:
+    """What a run carries from start to start besides tensors."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    restarts: int = 0
+    heldout_before: dict[str, float] | None = None
+
+
+class _Run:
+    """Everything a run needs, wired together."""
+
+    def __init__(self, config: RunConfig, launch: Launch, device: torch.device) -> None:
+        self.config = config
+        self.launch = launch
+        self.device = device
+        self.folder = Path(config.output_dir)
+        self.data: RunData = open_data(config)
+        self.teacher: RelationTeacher = load_teacher(
+            config.teacher.model_name_or_path,
+            relation_layer=config.teacher.relation_layer,
+            dtype=config.teacher.dtype,
+            device=device,
+        )
+        self.total_steps = self._total_steps()
+        self.distiller = self._distiller()
+        self.progress = self._resume()
+
+    def to_the_end(self, stop: StopRequest) -> int:
+        """Trains what is left, exports, sums up."""
+        config, training = self.config, self.config.training
+        metrics = Metrics(
+            self.folder,
+            total_steps=self.total_steps,
+            first_step=self.progress.step,
+            log_interval=training.log_interval,
+            flops_per_token=self._flops_per_token(),
+            is_writer=self.launch.rank == 0,
+        )
+        options = LoopOptions(
+            self.total_steps,
+            training.save_interval,
+            training.eval_interval,
+            training.max_bad_steps,
+            loss_scaling=config.parallel.precision == "fp16",
+        )
+        loader = self.data.loader(config, self.launch, self.progress.consumed_samples)
+        with metrics, loader:
+            if self.progress.heldout_before is None and self.data.heldout is not None:
+                self.progress.heldout_before = self._evaluate(metrics)
+                metrics.evaluation(0, self.progress.heldout_before)
+            done = train(
+                self.distiller,
+                loader,
+                metrics,
+                options,
+                stop,
+                save=lambda step: self._save(metrics, step, loader.consumed_samples),
+                evaluate=lambda: self._evaluate(metrics),
+                first_step=self.progress.step,
+            )
+            if done < self.total_steps:
+                _log.info("stopped at step %d of %d and saved", done, self.total_steps)
+                return STOPPED
+            after = self._evaluate(metrics) if self.data.heldout is not None else None
+        self._finish(metrics, after)
+        return FINISHED
+
+    def _total_steps(self) -> int:
+        training = self.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        samples = training.num_train_epochs * self.data.pairs.num_samples
+        return max(1, math.ceil(samples / self._global_batch))
+
+    @property
+    def _global_batch(self) -> int:
+        return self.config.global_batch_size(self.launch.world_size)
+
+    def _distiller(self) -> Distiller:
+        config, training = self.config, self.config.training
+        seed_compatible = config.compat == "seed"
+        optimizer = AdamW(
+            training.learning_rate,
+            training.weight_decay,
+            (training.adam_beta1, training.adam_beta2),
+            training.adam_epsilon,
+            training.max_grad_norm,
+        )
+        settings = deepspeed_settings(config, self.launch.world_size)
+        students = []
+        for index, options in enumerate(config.students):
+            model = self._student(index)
+            size = 1 if model.config.is_dense else config.parallel.expert_parallel_size
+            students.append(
+                StudentEngine(options.name, model, settings, optimizer, size, self.device)
+            )
+        objective = Objective(
+            config.objective.num_relation_heads,
+            config.objective.balance_coefficient,
+            seed_compatible,
+            _SEED_RELATION_DROPOUT if seed_compatible else 0.0,
+        )
+        schedule = make_schedule(
+            training.lr_scheduler_type,
+            training.learning_rate,
+            self.total_steps,
+            training.warmup_proportion,
+        )
+        return Distiller(
+            self.teacher, students, objective, schedule, seed=config.seed, device=self.device
+        )
+
+    def _student(self, index: int) -> MiniMoeForRelations:
+        options = self.config.students[index]
+        if options.initial_weights is not None:
+            return load_student(resolve_model_path(options.initial_weights))
+        base = self.teacher.config
+        if options.model_name_or_path is not None:
+            from transformers import AutoConfig
+
+            base = AutoConfig.from_pretrained(resolve_model_path(options.model_name_or_path))
+        config = student_config(
+            base,
+            layers=options.layer,
+            hidden=options.hidden,
+            heads=options.heads,
+            experts=(options.attention_experts, options.feedforward_experts),
+            num_relation_heads=self.config.objective.num_relation_heads,
+            router_noise=options.router_noise,
+            compat_seed=self.config.compat == "seed",
+        )
+        # Every student starts as it would alone, so the seed does not count them.
+        return build_student(config, self.config.seed)
+
+    def _flops_per_token(self) -> float:
+        teacher = RelationPath(
+            self.teacher.relation_layer - 1,
+            self.teacher.hidden_size,
+            self.teacher.config.intermediate_size,
+        )
+        return distillation_flops_per_token(
+            [relation_path(student.config) for student in self.distiller.students],
+            teacher,
+            self.config.data.max_length,
+        )
+
+    def _evaluate(self, metrics: Metrics) -> dict[str, float]:
+        with metrics.paused():
+            return self.distiller.evaluate(self.data.heldout_batches(self.config, self.launch))
+
+    def _facts(self) -> dict[str, Any]:
+        """What must not change under a run: its options, corpora and global batch."""
+        return {
+            **self.config.model_dump(mode="json"),
+            "global_batch_size": self._global_batch,
+            "total_steps": self.total_steps,
+            "corpora": self.data.identities,
+        }
+
+    def _save(self, metrics: Metrics, step: int, consumed_samples: int) -> None:
+        progress = self.progress
+        state = {
+            "step": step,
+            "consumed_samples": consumed_samples,
+            "restarts": progress.restarts,
+            "heldout_before": progress.heldout_before,
+            "facts": self._facts(),
+            "version": __version__,
+        }
+        ranks = checkpoints.Ranks(self.launch.rank, self.launch.world_size, dist.barrier)
+        students = self.distiller.students
+        try:
+            with metrics.paused():
+                checkpoints.save_checkpoint(
+                    self.folder / "checkpoints",
+                    students,
+                    state,
+                    ranks,
+                    self.config.training.keep_checkpoints,
+                )
+        except OSError as error:
+            if step == self.total_steps:
+                raise
+            _log.error("step %d was not saved (%s); training goes on", step, error)
+
+    def _resume(self) -> _Progress:
+        """Restores the newest whole checkpoint, the same one on every rank."""
+        folder = self.folder / "checkpoints"
+        found: list[Any] = [None, None]
+        if self.launch.rank == 0 and self.config.resume == "auto":
+            try:
+                found[0] = checkpoints.newest_whole_checkpoint(folder)
+            except checkpoints.CheckpointError as error:
+                found[1] = str(error)
+        dist.broadcast_object_list(found, src=0)
+        checkpoint, problem = found
+        if problem is not None:
+            raise ValueError(problem)
+        if checkpoint is None:
+            return _Progress()
+        saved = checkpoints.read_progress(checkpoint)
+        self._refuse_changes(checkpoint, saved["facts"])
+        checkpoints.load_checkpoint(checkpoint, self.distiller.students)
+        _log.info("resumed from %s at step %d", checkpoint, saved["step"])
+        return _Progress(
+            saved["step"], saved["consumed_samples"], saved["restarts"] + 1, saved["heldout_before"]
+        )
+
+    def _refuse_changes(self, checkpoint: Path, saved: Mapping[str, Any]) -> None:
+        changes = changed_options(saved, self._facts())
+        if changes and not self.config.allow_changed_options:
+            raise ValueError(
+                f"{checkpoint}: the run's options changed since ({'; '.join(changes)}): give "
+                "--allow_changed_options to go on with the new ones, --resume never or another "
+                "output_dir to start anew"
+            )
+        for change in changes:
+            _log.warning("option changed since the checkpoint: %s", change)
+
+    def _finish(self, metrics: Metrics, after: Mapping[str, float] | None) -> None:
+        """Exports every student and writes the summary, on rank 0; gathering is a collective."""
+        summary: dict[str, Any] = {
+            "teacher": self.config.teacher.model_name_or_path,
+            "world_size": self.launch.world_size,
+            "zero_stage": self.config.parallel.zero_stage,
+            "expert_parallel_size": self.config.parallel.expert_parallel_size,
+            "steps": self.total_steps,
+            "sequences_per_second": metrics.sequences_per_second,
+            "teacher_gmac": encoder_gmac(self.teacher.num_layers, self.teacher.hidden_size),
+            "students": {},
+        }
+        before = self.progress.heldout_before or {}
+        for student in self.distiller.students:
+            weights = student.whole_weights()
+            if self.launch.rank != 0:
+                continue
+            target = self.folder / "export" / f"{student.name}{self.config.model_suffix}"
+            export_student(student.config, weights, target, self.data.tokenizer)
+            shape = student.config
+            summary["students"][student.name] = {
+                "student": describe(shape),
+                "heldout_loss_before": before.get(student.name),
+                "heldout_loss_after": None if after is None else after[student.name],
+                "student_gmac": encoder_gmac(shape.num_hidden_layers, shape.hidden_size),
+                "student_parameters": sum(value.numel() for value in weights.values()),
+                "export": str(target),
+            }
+        if self.launch.rank == 0:
+            path = self.folder / "summary.json"
+            path.write_text(json.dumps(summary, indent=2) + "\n")
+            _log.info("exported to %s; summary in %s", self.folder / "export", path)
+        dist.barrier()
+
+
+def relation_path(config: Any) -> RelationPath:
+    """What a student computes for its relation signals."""
+    routers = sum(
+        count for count in (config.attention_experts, config.feedforward_experts) if count > 1
+    )
+    layers = config.num_hidden_layers
+    return RelationPath(
+        layers if config.relation_projections else layers - 1,
+        config.hidden_size,
+        config.intermediate_size,
+        routers,
+    )
+
+
+def describe(config: Any) -> str:
+    """For people: "MiniMoE 3L;192H 1,4E" or "MiniLM 3L;192H"."""
+    size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
+    if config.is_dense:
+        return f"MiniLM {size}"
+    return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E"

@@ -1,0 +1,66 @@
+"""What can be refused before torch is imported: paths, corpora, models and launch of a run."""
+
+from collections.abc import Callable, Iterator
+
+from minimoe_dist.config import ConfigError, RunConfig
+from minimoe_dist.config.checks import check_world_size
+from minimoe_dist.config.paths import check_output_dir, check_teacher_fits, read_model_json
+from minimoe_dist.data.indexed import find_corpora
+from minimoe_dist.data.indexed_layout import IndexArrays, check_arrays, read_layout, read_manifest
+from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
+
+
+def problems_before_start(
+    config: RunConfig, launch: Launch, device_type: DeviceType
+) -> Iterator[str]:
+    """Yields, one line each, what would make the run fail; nothing heavy is imported.
+
+    Args:
+        config: the run.
+        launch: the processes that it was started with.
+        device_type: what it would train on.
+    """
+    checks: list[Callable[[], None]] = [
+        lambda: check_world_size(config, launch.world_size),
+        lambda: _check_device(config, device_type),
+        lambda: check_output_dir(config.output_dir),
+        lambda: _check_models(config),
+        lambda: _check_corpora(config),
+    ]
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            yield " ".join(str(error).split())
+
+
+def _check_device(config: RunConfig, device_type: DeviceType) -> None:
+    if config.parallel.precision == "fp16" and device_type == "cpu":
+        raise ConfigError(
+            "parallel.precision: 'fp16' needs a GPU and there is none usable; use bf16 or fp32"
+        )
+
+
+def _check_models(config: RunConfig) -> None:
+    teacher = resolve_model_path(config.teacher.model_name_or_path)
+    check_teacher_fits(config, read_model_json(teacher))
+    for student in config.students:
+        for path in (student.model_name_or_path, student.initial_weights):
+            if path is not None:
+                resolve_model_path(path)
+
+
+def _check_corpora(config: RunConfig) -> None:
+    teacher = resolve_model_path(config.teacher.model_name_or_path)
+    vocab_size = read_model_json(teacher).get("vocab_size")
+    for corpus in config.data.record_path_or_regex + (config.data.heldout_path_or_regex or []):
+        for prefix in find_corpora(corpus.path):
+            layout = read_layout(prefix)
+            check_arrays(prefix, layout, IndexArrays.map(prefix + ".idx", layout))
+            manifest = read_manifest(prefix, layout)
+            if manifest and vocab_size is not None and manifest.largest_id >= vocab_size:
+                raise ConfigError(
+                    f"{prefix}: token id {manifest.largest_id} is outside the vocabulary of "
+                    f"{vocab_size} of teacher {config.teacher.model_name_or_path}; build the "
+                    "corpus with the teacher's tokenizer"
+                )

@@ -1,0 +1,139 @@
+"""Who may import whom: downward only, no circles, heavy packages only where they belong."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "minimoe_dist"
+FLOORS = {
+    "cli": 6,
+    "commands": 5,
+    "train": 4,
+    "checkpoints": 3,
+    "models": 2,
+    "corpus": 2,
+    "data": 1,
+    "objectives": 1,
+    "config": 1,
+    "runtime": 1,
+}
+OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
+LIGHT = ("cli", "config", "runtime")
+HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """The room of a file: its folder under the package, or its own name."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path, at_import_time: bool = False) -> Iterator[str]:
+    """Absolute names of the modules that a file imports (relative ones resolved)."""
+    tree = ast.parse(path.read_text("utf-8"))
+    package = ("minimoe_dist", *path.relative_to(PACKAGE).parts[:-1])
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types(node)
+        if at_import_time and (lazy or node in skipped):
+            skipped.update(ast.iter_child_nodes(node))
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            name = ".".join(filter(None, (base, node.module)))
+            yield name
+            yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether a node is ``if TYPE_CHECKING:``."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names = (name.split(".") for name in imported(path))
+    return {name[1] for name in names if name[0] == "minimoe_dist" and len(name) > 1} & set(FLOORS)
+
+
+def test_every_module_is_in_a_known_room() -> None:
+    assert {room_of(path) for path in MODULES} - set(FLOORS) - OUTSIDE == set()
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_room_imports_only_from_below(room: str) -> None:
+    wrong = {
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for path in MODULES
+        if room_of(path) == room
+        for other in rooms_imported(path) - {room}
+        if FLOORS[other] >= FLOORS[room]
+    }
+    assert wrong == set()
+
+
+def test_only_train_imports_deepspeed() -> None:
+    importers = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if any(name.split(".")[0] == "deepspeed" for name in imported(path))
+    }
+    assert {name for name in importers if not name.startswith("train/")} == set()
+
+
+def test_models_and_objectives_know_no_ranks() -> None:
+    wrong = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if room_of(path) in ("models", "objectives")
+        and any(name.startswith("torch.distributed") for name in imported(path))
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
+    wrong = {
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in MODULES
+        if room_of(path) == room
+        for name in imported(path, at_import_time=True)
+        if name.split(".")[0] in HEAVY
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["minimoe_dist", "minimoe_dist.cli", "minimoe_dist.commands.preflight"],
+)
+def test_import_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.stdout.strip(), found.stderr) == ("[]", "")
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {
+        str(path.relative_to(PACKAGE)): count
+        for path in MODULES
+        if (count := len(path.read_text("utf-8").splitlines())) > 400
+    }
+    assert long == {}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {
+        f"{path.relative_to(PACKAGE)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > 60
+    }
+    assert long == {}

@@ -1,0 +1,208 @@
+"""The command line: its grammar, its refusals, what it leaves unloaded."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from minimoe_dist import __version__, cli
+from minimoe_dist.config import load_run_config
+from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
+
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
+    "vocab_size": 100,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "TORCH_GLOO_LAZY_INIT"):
+        monkeypatch.setenv(name, "0")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write_teacher(folder: Path, **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**BERT, **changes}))
+    return folder
+
+
+def write_corpus(prefix: Path, largest_id: int = 9) -> Path:
+    with IndexedCorpusWriter(str(prefix), vocab_size=1000) as writer:
+        for _ in range(2):
+            writer.add_document([np.array([1, 2, largest_id]), np.array([4, 5])])
+    return prefix
+
+
+def arguments(tmp_path: Path, *more: str, **teacher: Any) -> list[str]:
+    return [
+        "distill",
+        f"--teacher_model_name_or_path={write_teacher(tmp_path / 'teacher', **teacher)}",
+        f"--record_path_or_regex={write_corpus(tmp_path / 'corpus')}",
+        f"--output_dir={tmp_path / 'out'}",
+        "--use_cpu",
+        *more,
+    ]
+
+
+def refusal(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(tokens) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_flag_takes_its_value_with_a_space_or_an_equals_sign() -> None:
+    parsed = cli.parse_distill(["--layer", "4", "--hidden=192", "--relation_layer", "-1"])
+    assert parsed.overrides == ["--layer=4", "--hidden=192", "--relation_layer=-1"]
+
+
+def test_switch_needs_no_value() -> None:
+    parsed = cli.parse_distill(["--use_fp16", "--use_cpu", "false", "--layer", "4"])
+    assert parsed.overrides == ["--use_fp16=true", "--use_cpu=false", "--layer=4"]
+
+
+def test_flags_and_keys_keep_their_order() -> None:
+    parsed = cli.parse_distill(["--max_steps=1", "training.max_steps=2", "--max_steps", "3"])
+    assert parsed.overrides == ["--max_steps=1", "training.max_steps=2", "--max_steps=3"]
+
+
+def test_pattern_spread_by_the_shell_is_a_list(tmp_path: Path) -> None:
+    parsed = cli.parse_distill(["--record_path_or_regex", "a.idx", "b.idx", "--layer", "4"])
+    needed = {"teacher_model_name_or_path": "t", "output_dir": "o"}
+    config = load_run_config(None, parsed.overrides, needed)
+    assert [one.path for one in config.data.record_path_or_regex] == ["a.idx", "b.idx"]
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize("flag", [["--local_rank=1"], ["--local-rank", "1"]])
+def test_local_rank_is_ignored_anywhere(
+    where: str, flag: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = arguments(tmp_path, "--dry_run")
+    assert cli.main(flag + tokens if where == "first" else tokens + flag) == 0
+    assert "model_type: moebert_minilm" in capsys.readouterr().out
+
+
+def test_dry_run_prints_a_run_that_reads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments(tmp_path, "--dry_run", "--layer", "5")) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# world size 1 on cpu, global batch 128")
+    assert yaml.safe_load(printed)["students"][0]["layer"] == 5
+    (tmp_path / "run.yaml").write_text(printed)
+    assert load_run_config(str(tmp_path / "run.yaml")).students[0].layer == 5
+
+
+def test_dry_run_says_what_would_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = arguments(tmp_path, "--dry_run", f"--record_path_or_regex={tmp_path / 'none'}")
+    assert cli.main(tokens) == 0
+    assert "# would stop: " in capsys.readouterr().out
+
+
+def test_dry_run_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(arguments(tmp_path, "--dry_run"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--max_stps", "3"], "--max_stps is not an option; did you mean --max_steps?"),
+        (["trainin.max_steps=3"], "trainin.max_steps"),
+        (["--layer"], "--layer: needs a value"),
+        (["stray"], "stray: not an option"),
+        (["--hidden", "100"], "--hidden: 100"),
+        (["--record_path_or_regex", "/no/corpus"], "/no/corpus"),
+        (["--output_dir", "/dev/null/out"], "output_dir: /dev/null/out"),
+        (["--teacher_model_name_or_path", "/no/teacher"], "/no/teacher: no such model folder"),
+        (["--student_model_name_or_path", "/no/student"], "/no/student: no such model folder"),
+        (["--relation_layer", "3"], "has 2 layers"),
+        (["--max_length", "256"], "128 positions"),
+        (["--num_relation_heads", "48"], "hidden size 64"),
+        (["--expert_parallel_size", "2"], "1 processes"),
+        (["--config", "/no/recipe.yaml"], "/no/recipe.yaml"),
+    ],
+)
+def test_user_error_is_one_line_and_status_two(
+    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refusal(arguments(tmp_path, *more), capsys)
+
+
+def test_truncated_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = arguments(tmp_path)
+    binary = tmp_path / "corpus.bin"
+    binary.write_bytes(binary.read_bytes()[:-2])
+    assert "corpus.bin" in refusal(tokens, capsys)
+
+
+def test_corpus_of_another_vocabulary_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "vocabulary of 5 " in refusal(arguments(tmp_path, vocab_size=5), capsys)
+
+
+def test_other_ranks_of_a_node_refuse_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.main(["distill", "--no_such_flag"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["distil"], "did you mean distill?"),
+        (["demo", "--step", "3"], "did you mean --steps?"),
+        (["demo", "--steps", "none"], "--steps: must be a whole number"),
+    ],
+)
+def test_wrong_command_is_refused(
+    tokens: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refusal(tokens, capsys)
+
+
+@pytest.mark.parametrize("tokens", [["--help"], ["distill", "-h"], ["demo", "--help"]])
+def test_help_is_printed(tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(tokens) == 0
+    assert capsys.readouterr().out.startswith("usage: minimoe-dist")
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"minimoe-dist {__version__}\n"
+
+
+def test_module_refuses_fast_without_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "minimoe_dist", "distill", "--max_stps=1"]
+    started = time.monotonic()
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    assert found.returncode == 2
+    assert time.monotonic() - started < 5
+    assert "did you mean --max_steps?" in found.stderr
+    assert "| torch" not in found.stderr
+
+
+def test_console_script_is_installed() -> None:
+    script = Path(sys.executable).parent / "minimoe-dist"
+    found = subprocess.run([script, "--version"], capture_output=True, text=True)
+    assert found.stdout.startswith("minimoe-dist ")
