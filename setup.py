@@ -29,6 +29,8 @@ REQUIREMENTS = [
     "rich>=13",
     "tqdm>=4.66",
     "tensorboard>=2.16",
+    "matplotlib>=3.8",
+    "filelock>=3.13",
 ]
 
 EXTRAS = {
@@ -56,6 +58,11 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["minimoe_dist", "minimoe_dist.*"]),
     package_data={"minimoe_dist": ["py.typed"]},
+    # An installed package has the recipes too: `minimoe-dist demo` looks for its own there.
+    data_files=[
+        (f"share/minimoe_dist/{kind}", sorted(map(str, Path("configs", kind).glob("*.*"))))
+        for kind in ("recipes", "ds")
+    ],
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["minimoe-dist = minimoe_dist.cli:main"]},

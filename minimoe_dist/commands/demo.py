@@ -22,7 +22,7 @@ from ..checkpoints.export import load_student
 from ..config import RunConfig, load_run_config
 from ..corpus.build import build_indexed, format_files
 from ..corpus.reading import ReadingOptions
-from ..corpus.sources import python_documentation
+from ..corpus.sources import python_documentation, write_wiki
 from ..corpus.tokenizing import load_tokenizer
 from ..data.loader import heldout_batches
 from ..models.teacher import load_teacher
@@ -110,10 +110,7 @@ def _build_corpus(folder: Path, config: RunConfig) -> None:
         return
     raw = folder / "text" / "wiki_00"
     raw.parent.mkdir(parents=True, exist_ok=True)
-    with raw.open("w", encoding="utf-8") as file:
-        for number, document in enumerate(python_documentation()):
-            file.write(f'<doc id="{number}" url="" title="{document.title}">\n')
-            file.write("\n".join([document.title or "", "", *document.lines, "</doc>\n"]))
+    write_wiki(python_documentation(), str(raw))
     options = ReadingOptions(num_processors=os.cpu_count() or 1)
     format_files([str(raw)], str(folder / "formatted"), options)
     formatted = [str(path) for path in sorted((folder / "formatted").glob("*.format"))]
@@ -164,7 +161,9 @@ def check_export(config: RunConfig, summary: dict[str, Any]) -> None:
     student.bert = AutoModel.from_pretrained(summary["export"])
     student.eval()
     teacher = load_teacher(
-        config.teacher.model_name_or_path, relation_layer=config.teacher.relation_layer
+        config.teacher.model_name_or_path,
+        relation_layer=config.teacher.relation_layer,
+        dtype=config.teacher.dtype,
     )
     heads, total, rows = config.objective.num_relation_heads, 0.0, 0
     with torch.no_grad():
@@ -211,6 +210,7 @@ def _show(summary: dict[str, Any], path: Path) -> None:
         ("export (reloaded, same loss)", summary["export"]),
         ("time", f"{summary['seconds']:.0f} s"),
         ("summary", str(path)),
+        ("picture", str(path.parent / "distill" / "curves.png")),
     ):
         table.add_row(name, value)
     Console().print(table)

@@ -58,7 +58,8 @@ class TeacherConfig(Section):
         -1, description="layer whose Q, K, V are learnt, counted from 1; -1 is the last"
     )
     dtype: TeacherDtype = Field(
-        "auto", description="of the teacher's pass; auto is bfloat16 on a GPU, else float32"
+        "auto",
+        description="of the teacher's pass; auto: bfloat16 where the device multiplies it",
     )
     tokenizer_name_or_path: str | None = Field(
         None, description="tokenizer that the student is exported with; default the teacher's"

@@ -95,6 +95,7 @@ class Distiller:
         self._seed = seed
         self._device = device
         self._ranks = dist.get_world_size()
+        self._generator = torch.Generator(device)
 
     def train_step(self, batch: StepBatch, step: int, stop_requested: bool) -> StepMetrics:
         """Trains every student on ``batch``; a collective.
@@ -189,13 +190,18 @@ class Distiller:
         *,
         training: bool,
     ) -> tuple[Tensor, int]:
+        dropout = self._objective.relation_dropout if training else 0.0
+        if dropout:
+            # Of the samples, so that a resumed run draws what the unbroken one would have.
+            self._generator.manual_seed(self._seed * 1_000_003 + int(micro.sample_ids[0]))
         return relation_loss_sum(
             student,
             teacher,
             micro.attention_mask,
             self._objective.num_relation_heads,
             compat_seed=self._objective.compat_seed,
-            relation_dropout=self._objective.relation_dropout if training else 0.0,
+            relation_dropout=dropout,
+            generator=self._generator,
         )
 
     def _balance(

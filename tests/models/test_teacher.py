@@ -162,10 +162,22 @@ def test_roberta_gets_no_segments(tmp_path):
     assert all(map(torch.equal, teacher(ids, mask, segments), teacher(ids, mask, None)))
 
 
-def test_automatic_type_is_float32_on_a_cpu(tmp_path):
+def test_the_default_type_is_float32_whatever_the_checkpoint_has(tmp_path):
     folder = save_tiny(tmp_path)
     BertModel.from_pretrained(folder).half().save_pretrained(folder)
     assert {p.dtype for p in load_teacher(folder).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, torch.float32)]
+)
+def test_the_automatic_type_is_what_the_processor_multiplies(
+    tmp_path, monkeypatch, has_bfloat16, expected
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    teacher = load_teacher(save_tiny(tmp_path), dtype="auto")
+    assert {p.dtype for p in teacher.parameters()} == {expected}
 
 
 @pytest.mark.parametrize("layer", [0, 4, -2])

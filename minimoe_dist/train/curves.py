@@ -1,0 +1,93 @@
+"""A run's picture: losses over the steps, and how its experts share the tokens."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PANEL_INCHES = (5.0, 3.6)
+
+
+def draw_curves(metrics_path: str | Path, target: str | Path) -> None:
+    """Draws ``metrics.jsonl`` (see :mod:`.metrics`) as a PNG, or what the target's suffix says.
+
+    Args:
+        metrics_path: the records.
+        target: the picture's file.
+    """
+    # Takes a second to import: only where something is drawn.
+    from matplotlib.figure import Figure
+
+    records = [json.loads(line) for line in Path(metrics_path).read_text("utf-8").splitlines()]
+    trained = [record for record in records if "students" in record]
+    evaluated = [record for record in records if "heldout_loss" in record]
+    loads = _expert_shares(trained[-1]) if trained else {}
+    panels = 1 + len(loads)
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(panels * width, height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_losses(axes[0], trained, evaluated)
+    for panel, (name, shares) in zip(axes[1:], loads.items(), strict=True):
+        _draw_shares(panel, name, shares)
+    figure.savefig(target, dpi=110)
+
+
+def _draw_losses(
+    axes: "Axes", trained: Sequence[dict[str, Any]], evaluated: Sequence[dict[str, Any]]
+) -> None:
+    names = list(trained[-1]["students"]) if trained else []
+    for index, name in enumerate(names):
+        steps = [record["step"] for record in trained]
+        losses = [_number(record["students"][name]["relation_loss"]) for record in trained]
+        label = f"{name}: " if len(names) > 1 else ""
+        axes.plot(steps, losses, color=f"C{index}", alpha=0.5, label=f"{label}training")
+        heldout = [(one["step"], _number(one["heldout_loss"].get(name))) for one in evaluated]
+        if heldout:
+            axes.plot(
+                *zip(*heldout, strict=True), "o-", color=f"C{index}", label=f"{label}held out"
+            )
+    axes.set(xlabel="step", ylabel="relation loss (KL a row)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    if names:
+        axes.legend()
+
+
+def _number(value: float | None) -> float:
+    """NaN for null, which leaves a gap in the line."""
+    return float("nan") if value is None else value
+
+
+def _expert_shares(record: dict[str, Any]) -> dict[str, list[list[float]]]:
+    """Per student with experts: each block's share of tokens by expert, blocks in order."""
+    shares = {}
+    for name, student in record["students"].items():
+        blocks = [[tokens / max(1, sum(block)) for tokens in block] for block in
+                  student["tokens_per_expert"]]  # fmt: skip
+        if blocks:
+            shares[name] = blocks
+    return shares
+
+
+def _draw_shares(axes: "Axes", name: str, shares: Sequence[Sequence[float]]) -> None:
+    widest = max(len(block) for block in shares)
+    # In units of an even share, so that blocks of different numbers of experts compare.
+    grid = [
+        [share * len(block) for share in block] + [float("nan")] * (widest - len(block))
+        for block in shares
+    ]
+    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=2)
+    for row, block in enumerate(grid):
+        for column, value in enumerate(block):
+            if widest <= 8 and value == value:
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white")
+    axes.set(
+        title=f"{name}: tokens an expert (1 = even)",
+        xlabel="expert",
+        ylabel="block",
+        xticks=range(widest) if widest <= 16 else [0, widest - 1],
+        yticks=range(len(shares)),
+    )
+    axes.figure.colorbar(image, ax=axes)

@@ -1,0 +1,63 @@
+"""The README's commands parse, its paths exist, its tree is the tree."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist.cli import parse_distill
+from minimoe_dist.config import load_run_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def _commands() -> list[list[str]]:
+    lines = "\n".join(_blocks("bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = [words[1] for words in _commands() if words[0] == "make"]
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_distill_commands_resolve() -> None:
+    commands = [words for words in _commands() if "minimoe_dist" in words]
+    assert commands
+    for words in commands:
+        arguments = parse_distill(words[words.index("distill") + 1 :])
+        path = ROOT / (arguments.config_path or "")
+        config = load_run_config(str(path), arguments.overrides)
+        assert config.students[0].layer == 4
+        assert config.parallel.precision == "bf16"
+
+
+def test_tool_commands_name_arguments_that_the_tools_have() -> None:
+    tools = [words for words in _commands() if words[0] == "python"]
+    assert tools
+    for words in tools:
+        source = (ROOT / words[1]).read_text("utf-8")
+        for flag in (word for word in words if word.startswith("--")):
+            assert f'"{flag}"' in source, flag
+
+
+def test_the_tree_names_what_is_there() -> None:
+    tree = README.partition("## The tree")[2].split("```")[1].strip()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        path = ROOT / "minimoe_dist" / name if line.startswith("  ") else ROOT / name
+        assert path.exists(), name
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)]+)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()

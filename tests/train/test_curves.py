@@ -1,0 +1,39 @@
+import json
+
+import pytest
+from PIL import Image
+
+from minimoe_dist.train.curves import draw_curves
+
+
+def _record(step: int, students: dict[str, list[list[int]]], loss: float | None):
+    return {
+        "step": step,
+        "students": {
+            name: {"relation_loss": loss, "tokens_per_expert": blocks}
+            for name, blocks in students.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "students", [{"one": [[3, 5], [8, 0]]}, {"one": [[1, 2, 3, 4]], "plain": []}, {}]
+)
+def test_a_picture_has_a_panel_for_the_losses_and_one_a_student_with_experts(students, tmp_path):
+    records = [{"step": 0, "heldout_loss": dict.fromkeys(students, 1.0)}]
+    records += [_record(step, students, 1.0 / step) for step in (1, 2)] if students else []
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    draw_curves(path, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        panels = 1 + sum(bool(blocks) for blocks in students.values())
+        assert image.size == (panels * 550, 396)
+        assert len(image.getcolors(1 << 20)) > 10
+
+
+def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [_record(1, {"one": []}, 1.0), _record(2, {"one": []}, None)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    draw_curves(path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0
