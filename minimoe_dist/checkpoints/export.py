@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from ..models import configuration, experts, moebert, noise, packing
+from ..models import blocks, configuration, encoder, experts, moebert, noise, packing
 from ..models.configuration import MiniMoeConfig
 from ..models.moebert import MiniMoeForRelations
 from .published import load_published
 
-_CODE = (configuration, experts, moebert, noise, packing)
+_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
 _BERT_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",

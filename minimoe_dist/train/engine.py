@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..checkpoints.run import StateEntry
-from ..models.moebert import MiniMoeForRelations, RelationOutput
+from ..models.blocks import RelationOutput
+from ..models.moebert import MiniMoeForRelations
 from .expert_parallel import (
     ExpertParallelGroup,
     apply_expert_parallelism,
