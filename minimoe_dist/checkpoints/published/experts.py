@@ -1,0 +1,89 @@
+"""Dense students and mixtures of experts in the published layout.
+
+Their configuration counts heads and neurons over all experts and carries ``moe: "x,y"``. Blocks of
+one expert keep a router of one output there, which has no effect: reading sets it aside, writing
+puts it (or a zero) back.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.configuration import MiniMoeConfig
+from .layout import POSITION_IDS, SHARED_FIELDS, our_name, published_tensors, shared_fields
+
+
+def parse_moe(text: str) -> tuple[int, int]:
+    """``"x,y"`` to (attention experts, feed-forward experts)."""
+    attention, feedforward = (int(part) for part in text.split(","))
+    return attention, feedforward
+
+
+def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
+    """Our configuration of a published ``config.json``.
+
+    ``route_padding`` is on for students with experts, since the published ones were trained so.
+    """
+    attention, feedforward = parse_moe(str(published.get("moe", "1,1")))
+    fields = {name: published[name] for name in SHARED_FIELDS if name in published}
+    return MiniMoeConfig(
+        **fields,
+        num_attention_heads=published["num_attention_heads"] // attention,
+        intermediate_size=published["intermediate_size"] // feedforward,
+        attention_experts=attention,
+        feedforward_experts=feedforward,
+        relation_projections=(attention, feedforward) != (1, 1),
+        route_padding=(attention, feedforward) != (1, 1),
+    )
+
+
+def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:
+    """The published ``config.json`` of our configuration."""
+    fields = shared_fields(config)
+    fields["num_attention_heads"] = config.num_attention_heads * config.attention_experts
+    fields["intermediate_size"] = config.intermediate_size * config.feedforward_experts
+    if config.relation_projections:
+        fields["moe"] = f"{config.attention_experts},{config.feedforward_experts}"
+        fields["attention_head_size"] = config.hidden_size // config.num_attention_heads
+    return fields
+
+
+def state_from_published(
+    state: Mapping[str, Tensor], config: MiniMoeConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Our parameters of a published state dict, and the tensors that have no effect."""
+    idle = _idle_keys(config)
+    ours: dict[str, Tensor] = {}
+    extras: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if key in idle or key == POSITION_IDS:
+            extras[key] = tensor
+        else:
+            ours[our_name(key)] = tensor
+    return ours, extras
+
+
+def state_to_published(
+    state: Mapping[str, Tensor], config: MiniMoeConfig, extras: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A published state dict of our parameters; ``extras`` as :func:`state_from_published` gave."""
+    published = published_tensors(state, config)
+    published.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
+    published.update(extras or {})
+    return published
+
+
+def _idle_keys(config: MiniMoeConfig) -> dict[str, tuple[int, ...]]:
+    """Routers of blocks with one expert: names and shapes."""
+    if not config.relation_projections:
+        return {}
+    experts = {"attn_gate": config.attention_experts, "ffn_gate": config.feedforward_experts}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(config.num_hidden_layers):
+        for gate, count in experts.items():
+            if count == 1:
+                prefix = f"bert.encoder.layer.{index}.{gate}"
+                shapes[f"{prefix}.weight"], shapes[f"{prefix}.bias"] = (1, config.hidden_size), (1,)
+    return shapes
