@@ -39,6 +39,7 @@ class MiniMoeConfig(PreTrainedConfig):
         router_noise: ε of the uniform noise in [1 − ε, 1 + ε] added to router logits in training.
         route_padding: route padding positions and count them in the balance, as the published
             implementation does.
+        teacher_hidden_size: width that a TinyBERT student's states are mapped to; None for others.
         with_pooler: whether the checkpoint has BERT's pooler.
     """
 
@@ -67,6 +68,7 @@ class MiniMoeConfig(PreTrainedConfig):
         route_padding: bool = False,
         with_pooler: bool = False,
         family: str = "bert",
+        teacher_hidden_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         if family not in FAMILIES:
@@ -99,6 +101,7 @@ class MiniMoeConfig(PreTrainedConfig):
         self.router_noise = router_noise
         self.route_padding = route_padding
         self.with_pooler = with_pooler
+        self.teacher_hidden_size = teacher_hidden_size
         super().__init__(pad_token_id=pad_token_id, **kwargs)
 
     @property
