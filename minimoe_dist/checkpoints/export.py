@@ -1,8 +1,9 @@
 """Students as Hugging Face folders that anyone can load.
 
-A plain student becomes a ``BertModel`` folder, which transformers loads alone; so does a sub-model
-that is plain. A student with experts becomes a ``minimoe`` folder, a sliceable one a
-``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it after
+A plain student becomes a folder of its family's class (``BertModel``, ``RobertaModel`` or
+``MegatronBertModel``; ``…ForMaskedLM`` if it has that head), which transformers loads alone, and so
+does a sub-model that is plain. A student with experts becomes a ``minimoe`` folder, a sliceable
+one a ``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it after
 ``import minimoe_dist``, or anywhere with ``trust_remote_code=True``.
 """
 
@@ -15,7 +16,18 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
+    MegatronBertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 
 from ..models import (
     blocks,
@@ -34,8 +46,10 @@ from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
 from ..models.elastic_mlm import ElasticForMaskedLM
+from ..models.mlm_head import MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations
 from .published import Student, load_published
+from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
 _CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
 _ELASTIC_CODE = (
@@ -48,10 +62,17 @@ _ELASTIC_CODE = (
     packing,
     submodels,
 )
-_BERT_FIELDS = (
+# By family: configuration, encoder, encoder with a masked-LM head.
+_PLAIN_CLASSES: dict[str, tuple[Any, Any, Any]] = {
+    "bert": (BertConfig, BertModel, BertForMaskedLM),
+    "roberta": (RobertaConfig, RobertaModel, RobertaForMaskedLM),
+    "megatron-bert": (MegatronBertConfig, MegatronBertModel, MegatronBertForMaskedLM),
+}
+_PLAIN_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
     "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id",
+    "num_relation_heads",
 )  # fmt: skip
 
 
@@ -62,7 +83,8 @@ def export_student(
 
     Args:
         config: the student's.
-        weights: float32, of :class:`MiniMoeForRelations`, all experts; or of a sliceable student.
+        weights: float32, all experts, of any class of student. What served an objective only is
+            left out: relation projections of plain students and TinyBERT's map.
         folder: where to; an earlier export there is replaced.
         tokenizer: saved beside the model where given.
 
@@ -76,7 +98,7 @@ def export_student(
         return export_elastic(model, folder, tokenizer)
     with _replaced(Path(folder), tokenizer) as aside:
         if config.is_dense:
-            plain_bert(config, weights).save_pretrained(aside)
+            plain_model(config, weights).save_pretrained(aside)
         else:
             _save_with_code(config, weights, aside)
     return Path(folder)
@@ -139,23 +161,31 @@ def _copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
         shutil.copy(module.__file__, folder)
 
 
-def plain_bert(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> BertModel:
-    """A dense student as transformers' own class."""
-    fields = {name: getattr(config, name) for name in _BERT_FIELDS}
-    bert_config = BertConfig(**fields, num_relation_heads=config.num_relation_heads)
-    model = BertModel(bert_config, add_pooling_layer=config.with_pooler)
-    state = {
-        name.removeprefix("bert."): value
-        for name, value in weights.items()
-        if name.startswith("bert.")
-    }
-    model.load_state_dict(state)
-    return model
+def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A dense student as transformers' own class of its family, with its masked-LM head if any."""
+    config_class, encoder_class, masked_lm_class = _PLAIN_CLASSES[config.family]
+    fields = {name: getattr(config, name) for name in _PLAIN_FIELDS}
+    for name in ("bos_token_id", "eos_token_id"):
+        if getattr(config, name, None) is not None:
+            fields[name] = getattr(config, name)
+    state = {name: value for name, value in weights.items() if name.startswith(("bert.", "cls."))}
+    head = tied_decoder(state, state[EMBEDDINGS])
+    if head:
+        plain: PreTrainedModel = masked_lm_class(config_class(**fields))
+        whole = {**state, **head}
+        named = {published_name(k, config.family): value for k, value in whole.items()}
+        plain.load_state_dict({k: v for k, v in named.items() if ".pooler." not in k})
+        return plain
+    plain = encoder_class(config_class(**fields), add_pooling_layer=config.with_pooler)
+    plain.load_state_dict({name.removeprefix("bert."): value for name, value in state.items()})
+    return plain
 
 
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
-    model = MiniMoeForRelations(config)
-    model.load_state_dict(dict(weights))
+    kept = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
+    with_head = any(name.startswith("cls.") for name in kept)
+    model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(config)
+    model.load_state_dict(kept)
     model.config.auto_map = {
         "AutoConfig": "configuration.MiniMoeConfig",
         "AutoModel": "moebert.MiniMoeModel",
@@ -173,9 +203,11 @@ def load_student(folder: str | Path) -> Student:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path}: missing: name a student's folder")
-    model_type = json.loads(path.read_text()).get("model_type")
+    config = json.loads(path.read_text())
+    model_type = config.get("model_type")
+    with_head = MiniMoeForMaskedLM.__name__ in (config.get("architectures") or ())
     classes: dict[str, Any] = {
-        MiniMoeConfig.model_type: MiniMoeForRelations,
+        MiniMoeConfig.model_type: MiniMoeForMaskedLM if with_head else MiniMoeForRelations,
         ElasticConfig.model_type: ElasticForRelations,
     }
     if model_type in classes:

@@ -45,7 +45,10 @@ class MiniMoePreTrainedModel(PreTrainedModel):
     config_class = MiniMoeConfig
     base_model_prefix = "bert"
     _supports_sdpa = True
-    _no_split_modules = ["Layer"]  # noqa: RUF012 (transformers reads a plain list)
+    # transformers reads plain lists.
+    _no_split_modules = ["Layer"]  # noqa: RUF012
+    # Exports also carry the maps of the relation loss and a masked-LM head.
+    _keys_to_ignore_on_load_unexpected = [r"^relation\.", r"^cls\."]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -63,9 +66,6 @@ class MiniMoePreTrainedModel(PreTrainedModel):
 
 class MiniMoeModel(MiniMoePreTrainedModel):
     """The encoder."""
-
-    # An export also carries the maps of the relation loss.
-    _keys_to_ignore_on_load_unexpected = [r"^relation\."]  # noqa: RUF012
 
     def __init__(self, config: MiniMoeConfig) -> None:
         super().__init__(config)

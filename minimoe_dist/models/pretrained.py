@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from .configuration import MiniMoeConfig
+from .elastic import ElasticForRelations
+from .elastic_configuration import ElasticConfig
 from .moebert import MiniMoeForRelations
 
 # By model type; the students of this package among them, which teach as assistants.
@@ -30,6 +32,7 @@ ENCODERS: dict[str, type[PreTrainedModel]] = {
     "roberta": RobertaModel,
     "megatron-bert": MegatronBertModel,
     MiniMoeConfig.model_type: MiniMoeForRelations,
+    ElasticConfig.model_type: ElasticForRelations,
 }
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,7 +71,7 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
             f"supported: {supported()}"
         )
     moe = str(getattr(config, "moe", "1,1"))
-    if config.model_type != MiniMoeConfig.model_type and moe != "1,1":
+    if not isinstance(config, MiniMoeConfig) and moe != "1,1":
         raise ValueError(
             f"teacher.model_name_or_path: {path} is a published student with experts (moe {moe}), "
             f"which is no plain {config.model_type}; convert it to an export and give that"
@@ -117,11 +120,10 @@ def load_encoder(
         ValueError: weights are missing, of another shape or unreadable, or the file is an unsafe
             pickle.
     """
-    own = config.model_type == MiniMoeConfig.model_type
-    options = {} if own else {"add_pooling_layer": False}
+    options = {} if isinstance(config, MiniMoeConfig) else {"add_pooling_layer": False}
     where = f"teacher.model_name_or_path: {path}"
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = ENCODERS[config.model_type].from_pretrained(
                 folder,
                 config=config,
@@ -163,7 +165,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence the report on layers left out on purpose, and the bar over weights."""
     verbosity = transformers_logging.get_verbosity()
     had_bar = transformers_logging.is_progress_bar_enabled()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
+from .elastic import ElasticForRelations
 from .moebert import MiniMoeForRelations
 from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
 
@@ -51,7 +52,7 @@ class CutEncoder(nn.Module):
 class StudentSignals(nn.Module):
     """A student as a teacher: the signals that it was trained to give."""
 
-    def __init__(self, student: MiniMoeForRelations) -> None:
+    def __init__(self, student: MiniMoeForRelations | ElasticForRelations) -> None:
         super().__init__()
         self.student = student
 
@@ -129,7 +130,7 @@ def signals_of(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If the class is none that can teach.
     """
-    if isinstance(model, MiniMoeForRelations):
+    if isinstance(model, MiniMoeForRelations | ElasticForRelations):
         return StudentSignals(model)
     if not isinstance(model, BertModel | RobertaModel | MegatronBertModel):
         raise refuse_class(model)

@@ -11,12 +11,16 @@ from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
 from minimoe_dist.models.elastic_surgery import cut, reorder
 from minimoe_dist.models.moebert import MiniMoeForRelations
+from minimoe_dist.models.tinybert import MiniMoeForStates
 from tests.golden import FOLDER, TOLERANCE, load_golden, part
 from tests.models.elastic_models import SPARSE_MAP, batch, elastic, random_orders
 from tests.models.test_elastic import once_for_all
 
 CASES = {
     "bert_minilm": ("w.", MiniMoeForRelations),
+    "roberta_minilm": ("w.", MiniMoeForRelations),
+    "megatronbert_minilm": ("w.", MiniMoeForRelations),
+    "bert_tinybert": ("w.", MiniMoeForStates),
     "moebert_minilm_1_4": ("w.", MiniMoeForRelations),
     "moebert_minilm_4_4": ("w.", MiniMoeForRelations),
     "sparsebert": ("w.", ElasticForMaskedLM),

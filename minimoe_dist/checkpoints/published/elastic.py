@@ -14,12 +14,18 @@ from torch import Tensor
 
 from ...models.elastic_configuration import ElasticConfig
 from ...models.submodels import WHOLE
-from .layout import POSITION_IDS, SHARED_FIELDS, our_name, published_tensors, shared_fields
+from .layout import (
+    DECODER,
+    EMBEDDINGS,
+    POSITION_IDS,
+    SHARED_FIELDS,
+    our_name,
+    published_tensors,
+    shared_fields,
+    tied_decoder,
+)
 
 _RECOVER_INDICES = "bert.recover_indices"
-_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
-_HEAD_BIAS = "cls.predictions.bias"
-_DECODER = "cls.predictions.decoder."
 _KEEPS = "keep_missing_layers"  # not in published folders: they all do
 
 
@@ -75,7 +81,7 @@ def state_from_published(
     for key, tensor in state.items():
         if key in (POSITION_IDS, _RECOVER_INDICES):
             continue
-        if key.startswith(_DECODER) or _is_of_empty_block(key, config):
+        if key.startswith(DECODER) or _is_of_empty_block(key, config):
             extras[key] = tensor
         else:
             ours[our_name(key)] = tensor
@@ -98,13 +104,10 @@ def _places(config: ElasticConfig) -> Tensor:
 
 def _tied_decoder(state: Mapping[str, Tensor], config: ElasticConfig) -> dict[str, Tensor]:
     """The masked-LM decoder: the word embeddings with their dimensions at their original places."""
-    if _HEAD_BIAS not in state:
-        return {}
-    embeddings = state[_EMBEDDINGS]
+    embeddings = state[EMBEDDINGS]
     places = _places(config)[: embeddings.shape[1]]
     wide = embeddings.new_zeros(len(embeddings), config.hidden_size)
-    weight = wide.index_copy(1, places, embeddings)
-    return {f"{_DECODER}weight": weight, f"{_DECODER}bias": state[_HEAD_BIAS]}
+    return tied_decoder(state, wide.index_copy(1, places, embeddings))
 
 
 def _is_of_empty_block(key: str, config: ElasticConfig) -> bool:

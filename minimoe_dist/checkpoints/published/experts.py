@@ -2,7 +2,8 @@
 
 Their configuration counts heads and neurons over all experts and carries ``moe: "x,y"``. Blocks of
 one expert keep a router of one output there, which has no effect: reading sets it aside, writing
-puts it (or a zero) back.
+puts it (or a zero) back. RoBERTa's keys begin with ``roberta.``, other families' with ``bert.``;
+TinyBERT's map (``hidden_transform``) has its published name here too.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ...models.configuration import MiniMoeConfig
-from .layout import POSITION_IDS, SHARED_FIELDS, our_name, published_tensors, shared_fields
+from .layout import (
+    DECODER,
+    EMBEDDINGS,
+    POSITION_IDS,
+    SHARED_FIELDS,
+    our_name,
+    published_tensors,
+    shared_fields,
+    tied_decoder,
+)
 
 
 def parse_moe(text: str) -> tuple[int, int]:
@@ -30,6 +40,7 @@ def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
     fields = {name: published[name] for name in SHARED_FIELDS if name in published}
     return MiniMoeConfig(
         **fields,
+        family=published.get("model_type", "bert"),
         num_attention_heads=published["num_attention_heads"] // attention,
         intermediate_size=published["intermediate_size"] // feedforward,
         attention_experts=attention,
@@ -58,10 +69,11 @@ def state_from_published(
     ours: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key in idle or key == POSITION_IDS:
+        name = our_name(key)
+        if name in idle or name == POSITION_IDS:
             extras[key] = tensor
-        else:
-            ours[our_name(key)] = tensor
+        elif not name.startswith(DECODER):
+            ours[name] = tensor
     return ours, extras
 
 
@@ -69,8 +81,9 @@ def state_to_published(
     state: Mapping[str, Tensor], config: MiniMoeConfig, extras: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """A published state dict of our parameters; ``extras`` as :func:`state_from_published` gave."""
-    published = published_tensors(state, config)
-    published.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
+    whole = {**state, **tied_decoder(state, state[EMBEDDINGS])}
+    whole.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
+    published = published_tensors(whole, config)
     published.update(extras or {})
     return published
 

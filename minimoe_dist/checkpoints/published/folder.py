@@ -13,10 +13,14 @@ from torch import Tensor
 from ...models.elastic import ElasticForRelations
 from ...models.elastic_configuration import ElasticConfig
 from ...models.elastic_mlm import ElasticForMaskedLM
+from ...models.mlm_head import MiniMoeForMaskedLM
 from ...models.moebert import MiniMoeForRelations
+from ...models.tinybert import MiniMoeForStates
 from . import elastic, experts
 
-Student = MiniMoeForRelations | ElasticForRelations
+Student = MiniMoeForRelations | MiniMoeForStates | ElasticForRelations
+
+_HEAD, _TINYBERT_MAP = "cls.predictions.bias", "hidden_transform.weight"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def load_published(folder: str | Path) -> Student:
     """Reads a published folder (``model.safetensors`` or ``pytorch_model.bin``).
 
     Returns:
-        The student in float32; an :class:`ElasticForMaskedLM` where the folder has its head.
+        The student in float32, of the class that the folder's weights are of: with a masked-LM head
+        or TinyBERT's map where there is one.
 
     Raises:
         ValueError: a file is missing, or keys and configuration do not belong together.
@@ -72,11 +77,14 @@ def _from_state(
     if elastic.is_elastic(published, state):
         config = elastic.config_from_published(published, state)
         ours, extras = elastic.state_from_published(state, config)
-        model_class = ElasticForMaskedLM if "cls.predictions.bias" in ours else ElasticForRelations
+        model_class = ElasticForMaskedLM if _HEAD in ours else ElasticForRelations
     else:
         config = experts.config_from_published(published)
         ours, extras = experts.state_from_published(state, config)
-        model_class = MiniMoeForRelations
+        model_class = MiniMoeForMaskedLM if _HEAD in ours else MiniMoeForRelations
+        if _TINYBERT_MAP in ours:
+            config.teacher_hidden_size = ours[_TINYBERT_MAP].shape[0]
+            model_class = MiniMoeForStates
     config.with_pooler = "bert.pooler.dense.weight" in ours
     model = model_class(config)
     model.load_state_dict(ours)

@@ -6,32 +6,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.mlm_head import ROBERTA_KEYS
+
 POSITION_IDS = "bert.embeddings.position_ids"
+EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 SHARED_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
     "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
 )  # fmt: skip
-_PUBLISHED, _OURS = "self.", "relation."
+# Published beginnings of keys, and ours.
+_PREFIXES = {"self.": "relation."}
+_ROBERTA_PREFIXES = {
+    "roberta.": "bert.",
+    **{f"lm_head.{name}": f"cls.predictions.{key}" for key, name in ROBERTA_KEYS.items()},
+    "lm_head.decoder.": "cls.predictions.decoder.",
+}
+_HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
 
 
 def shared_fields(config: Any) -> dict[str, Any]:
     """Fields of a published ``config.json`` that are ours by name."""
-    return {name: getattr(config, name) for name in SHARED_FIELDS} | {"model_type": "bert"}
+    return {name: getattr(config, name) for name in SHARED_FIELDS} | {"model_type": config.family}
 
 
 def our_name(key: str) -> str:
     """A published key in our words: ``self.query.weight`` to ``relation.query.weight``."""
-    return _OURS + key.removeprefix(_PUBLISHED) if key.startswith(_PUBLISHED) else key
+    for theirs, ours in (_PREFIXES | _ROBERTA_PREFIXES).items():
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
 
 
-def published_name(key: str) -> str:
+def published_name(key: str, family: str = "bert") -> str:
     """The inverse of :func:`our_name`."""
-    return _PUBLISHED + key.removeprefix(_OURS) if key.startswith(_OURS) else key
+    for theirs, ours in (_PREFIXES | (_ROBERTA_PREFIXES if family == "roberta" else {})).items():
+        if key.startswith(ours):
+            return theirs + key.removeprefix(ours)
+    return key
 
 
 def published_tensors(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Our parameters under published keys, with the position ids that folders used to have."""
-    named = {published_name(key): tensor for key, tensor in state.items()}
-    named[POSITION_IDS] = torch.arange(config.max_position_embeddings)[None]
-    return named
+    family = config.family
+    named = {published_name(key, family): tensor for key, tensor in state.items()}
+    positions = torch.arange(config.max_position_embeddings)[None]
+    return named | {published_name(POSITION_IDS, family): positions}
+
+
+def tied_decoder(state: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """The decoder of a masked-LM head in our words: tied weights, and the bias once more."""
+    if _HEAD_BIAS not in state:
+        return {}
+    return {f"{DECODER}weight": weight, f"{DECODER}bias": state[_HEAD_BIAS]}
