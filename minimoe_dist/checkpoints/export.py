@@ -205,10 +205,10 @@ def load_student(folder: str | Path) -> Student:
         raise ValueError(f"{path}: missing: name a student's folder")
     config = json.loads(path.read_text())
     model_type = config.get("model_type")
-    with_head = MiniMoeForMaskedLM.__name__ in (config.get("architectures") or ())
+    with_head = any("MaskedLM" in name for name in config.get("architectures") or ())
     classes: dict[str, Any] = {
         MiniMoeConfig.model_type: MiniMoeForMaskedLM if with_head else MiniMoeForRelations,
-        ElasticConfig.model_type: ElasticForRelations,
+        ElasticConfig.model_type: ElasticForMaskedLM if with_head else ElasticForRelations,
     }
     if model_type in classes:
         model: Student = classes[model_type].from_pretrained(folder)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from .configuration import MiniMoeConfig, family_of
 from .experts import ExpertLinear
-from .moebert import MiniMoeForRelations, MiniMoePreTrainedModel
+from .moebert import MiniMoeForRelations
 
 Start = Literal["split", "random", "copies"]
-Student = TypeVar("Student", bound=MiniMoePreTrainedModel)
+Student = TypeVar("Student", bound=nn.Module)
 
 # What a student takes over from the configuration it is derived from, usually the teacher's.
 _INHERITED = (
@@ -23,6 +23,8 @@ _INHERITED = (
     "initializer_range",
     "layer_norm_eps",
     "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
 )
 
 

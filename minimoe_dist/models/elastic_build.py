@@ -12,6 +12,7 @@ from .elastic import ElasticForRelations, ElasticPreTrainedModel
 from .elastic_configuration import ElasticConfig
 from .elastic_mlm import ElasticForMaskedLM
 from .elastic_surgery import cut
+from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
 Model = TypeVar("Model", bound=ElasticPreTrainedModel)
@@ -49,7 +50,7 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
     folder = resolve_model_path(path)
     config = _read_config(folder, path)
     if config.model_type == "bert":
-        config = elastic_config(config, relation_projections=False)
+        config = elastic_config(config, relation_projections=False, with_pooler=True)
     model, missing = _load(ElasticForMaskedLM, folder, path, config, fresh_head_seed or 0)
     fresh = [name for name in missing if name.startswith("cls.")]
     if fresh and fresh_head_seed is None:
@@ -57,6 +58,8 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
             f"{path}: {fresh[0]} is missing, so it has no masked-LM head: give a checkpoint that "
             "was saved with its head, or train one with model_type bert_mlm"
         )
+    if any("pooler" in name for name in missing):
+        model.bert.pooler, model.config.with_pooler = None, False
     return model
 
 
@@ -88,6 +91,7 @@ def load_sparse_student(
         )
     config.shape(sparsity)
     config.num_relation_heads, config.relation_projections = num_relation_heads, True
+    config.with_pooler = False  # distillation would not train it, only let it decay
     model, _ = _load(ElasticForRelations, folder, path, config, seed)
     return cut(model, sparsity)
 
@@ -104,6 +108,8 @@ def once_for_all_config(
     compat_seed: bool = False,
 ) -> ElasticConfig:
     """The configuration of a once-for-all student of ``layers`` × ``hidden``.
+
+    :func:`.build.build_student` makes it, with ``model_class=ElasticForRelations``.
 
     Args:
         base: a Hugging Face BERT configuration: vocabulary, positions, dropout.
@@ -131,13 +137,6 @@ def once_for_all_config(
     return config
 
 
-def build_elastic_student(config: ElasticConfig, seed: int) -> ElasticForRelations:
-    """A student with fresh weights: a function of (config, seed) alone, the same on every rank."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ElasticForRelations(config)
-
-
 def _read_config(folder: str, path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -151,17 +150,18 @@ def _read_config(folder: str, path: str) -> Any:
 def _load(
     model_class: type[Model], folder: str, path: str, config: ElasticConfig, seed: int
 ) -> tuple[Model, list[str]]:
-    """The model in float32, and the names of weights on top of the encoder that were drawn."""
+    """The model in float32, and the names of what was drawn on top of the encoder's layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model, report = model_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                weights_only=True,
-                output_loading_info=True,
-            )
+            with quiet_transformers():
+                model, report = model_class.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=torch.float32,
+                    weights_only=True,
+                    output_loading_info=True,
+                )
         except (OSError, RuntimeError, ValueError) as error:
             reason = _first_line(error)
             raise ValueError(f"{path} has no weights that can be loaded ({reason})") from error

@@ -52,6 +52,7 @@ def _draw_kept(
                 )
     axes.set(
         title=f"{kind} kept of {total}",
+        xlabel="sub-model",
         ylabel="layer",
         xticks=range(len(names)),
         yticks=range(len(kept)),
@@ -63,7 +64,8 @@ def _draw_kept(
 def _draw_sizes(axes: "Axes", sizes: Sizes, shapes: dict[str, SubModelShape]) -> None:
     names = list(shapes)
     axes.bar(names, [shape.hidden for shape in shapes.values()], color="C0", alpha=0.6)
-    axes.set(title=f"hidden size of {sizes.hidden} (bars), compute (dots)", ylabel="hidden size")
+    title = f"hidden size of {sizes.hidden} (bars), compute (dots)"
+    axes.set(title=title, xlabel="sub-model", ylabel="hidden size")
     axes.set_xticks(range(len(names)), names, rotation=60, fontsize=8)
     compute = axes.twinx()
     costs = [shape.gmac(sizes.head_size) for shape in shapes.values()]

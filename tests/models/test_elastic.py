@@ -14,7 +14,7 @@ from minimoe_dist.models.elastic_surgery import (
     plain_bert,
     reorder,
 )
-from minimoe_dist.models.submodels import once_for_all_map
+from minimoe_dist.models.submodels import SPARSITIES, once_for_all_map
 from minimoe_dist.objectives.relations import relation_loss_sum
 from tests.golden import TOLERANCE, load_golden, part
 from tests.models.elastic_models import SIZES, SPARSE_MAP, batch, elastic, random_orders
@@ -79,6 +79,14 @@ def test_sparse_sub_models_give_the_published_hidden_states(sparsity):
         cut(model, sparsity).bert(**inputs).last_hidden_state,
     ):
         assert_close(hidden[real], tensors[f"out.hidden.{sparsity}"][real], **TOLERANCE)
+
+
+@pytest.mark.parametrize("sparsity", [str(sparsity) for sparsity in SPARSITIES])
+def test_every_sparsity_of_the_published_map_can_be_cut_out(sparsity):
+    model, _, inputs = reordered_golden_model()
+    in_place = model.bert(**inputs, sparsity=sparsity).last_hidden_state
+    alone = cut(model, sparsity).bert(**inputs).last_hidden_state
+    assert_close(alone, in_place, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sparsity", ["0", "50", "90"])

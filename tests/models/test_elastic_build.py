@@ -34,6 +34,17 @@ def test_a_bert_with_its_head_predicts_as_before(tmp_path):
     torch.testing.assert_close(ours.loss_sum / ours.predicted, theirs)
 
 
+@pytest.mark.parametrize("has_pooler", [False, True])
+def test_a_pooler_stays_where_there_is_one(tmp_path, has_pooler):
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**SIZES), add_pooling_layer=has_pooler).eval()
+    bert.save_pretrained(tmp_path)
+    ours = load_masked_lm(str(tmp_path), fresh_head_seed=1)
+    theirs, pooled = bert(**batch()).pooler_output, ours.bert(**batch()).pooler_output
+    assert ours.config.with_pooler is has_pooler
+    assert pooled is None if theirs is None else torch.allclose(pooled, theirs, atol=1e-6)
+
+
 def test_a_sliceable_folder_is_read_too(tmp_path):
     model = save_sparsified(tmp_path)
     again = load_masked_lm(str(tmp_path))
