@@ -126,8 +126,9 @@ def build_student(
     """
     if (start == "copies") != (dense is not None):
         raise ValueError(
-            f"start: {start} {'needs' if dense is None else 'takes no'} plain student to copy: "
-            f"{'name a trained one' if dense is None else 'leave it out, or choose copies'}"
+            f"start: {start} needs a plain student to copy: name a trained one"
+            if dense is None
+            else f"start: {start} takes no plain student to copy: leave it out, or choose copies"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
