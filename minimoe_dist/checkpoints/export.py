@@ -5,19 +5,30 @@ experts becomes a ``minimoe`` folder with its code: ``AutoModel`` loads it after
 ``import minimoe_dist``, or anywhere with ``trust_remote_code=True``.
 """
 
-import json
+import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from ..models import configuration, experts, moebert, noise, packing
 from ..models.configuration import MiniMoeConfig
 from ..models.moebert import MiniMoeForRelations
-from .published import load_published
+from .files import (
+    PARTIAL,
+    beside,
+    finish_replacing,
+    flush_file,
+    flush_folder,
+    make_empty,
+    replace_folder,
+    share,
+)
+from .published import fresh_pooler, load_published, read_config, read_state, student_of
 
 _CODE = (configuration, experts, moebert, noise, packing)
 _BERT_FIELDS = (
@@ -42,37 +53,37 @@ def export_student(
         ``folder``.
     """
     folder = Path(folder)
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    if config.is_dense:
-        plain_bert(config, weights).save_pretrained(aside)
-    else:
-        _save_with_code(config, weights, aside)
+    finish_replacing(folder)
+    aside = beside(folder, PARTIAL)
+    make_empty(aside)
+    # Modules draw weights before they get the student's; a run's generator is not for that.
+    with torch.random.fork_rng(devices=[]):
+        if config.is_dense:
+            _plain_bert(config, weights).save_pretrained(aside)
+        else:
+            _save_with_code(config, weights, aside)
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
+    for path in aside.rglob("*"):
+        if path.is_file():
+            share(path)
+            flush_file(path)
+    flush_folder(aside)
+    replace_folder(aside, folder)
     return folder
 
 
-def plain_bert(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> BertModel:
+def _plain_bert(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> BertModel:
     """A dense student as transformers' own class."""
     fields = {name: getattr(config, name) for name in _BERT_FIELDS}
-    bert_config = BertConfig(**fields, num_relation_heads=config.num_relation_heads)
-    model = BertModel(bert_config, add_pooling_layer=config.with_pooler)
-    state = {
-        name.removeprefix("bert."): value
-        for name, value in weights.items()
-        if name.startswith("bert.")
-    }
-    model.load_state_dict(state)
+    model = BertModel(BertConfig(**fields, num_relation_heads=config.num_relation_heads))
+    state = {**({} if config.with_pooler else fresh_pooler(config)), **weights}
+    model.load_state_dict({name.removeprefix("bert."): value for name, value in state.items()})
     return model
 
 
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
-    model = MiniMoeForRelations(config)
+    model = MiniMoeForRelations(copy.deepcopy(config))
     model.load_state_dict(dict(weights))
     model.config.auto_map = {
         "AutoConfig": "configuration.MiniMoeConfig",
@@ -88,12 +99,9 @@ def load_student(folder: str | Path) -> MiniMoeForRelations:
     """A student from a folder that :func:`export_student` wrote, or a published one.
 
     Raises:
-        ValueError: the folder holds no student.
+        ValueError: the folder holds no student, or only a part of one.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing: name a student's folder")
-    if json.loads(path.read_text()).get("model_type") == MiniMoeConfig.model_type:
-        model: MiniMoeForRelations = MiniMoeForRelations.from_pretrained(folder)
-        return model
+    config = read_config(folder)
+    if config.get("model_type") == MiniMoeConfig.model_type:
+        return student_of(MiniMoeConfig.from_dict(config), read_state(folder), folder)
     return load_published(folder)
