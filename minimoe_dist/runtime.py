@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def prepare_environment(use_cpu: bool) -> DeviceType:
     os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
     # Data workers fork after tokenizers were used; it would warn at each fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers' bars over the shards of a model; every rank would draw them into the log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return device_type
 
 
@@ -324,15 +326,14 @@ class StopRequest:
             self._former[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
+
+    def ignore_from_now_on(self) -> None:
+        """After this nothing is restored: a late signal must not change the exit status."""
+        self._former = dict.fromkeys(self.SIGNALS, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:

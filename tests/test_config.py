@@ -225,6 +225,7 @@ def test_every_flag_has_a_description() -> None:
         ({"zero_optimization": {"contiguous_gradients": False}}, "use true"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "stage 3"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both enabled"),
+        ({"bf16": {"check_grad_overflow": False}}, "use true"),
         ({"bf16": True}, "must be an object"),
         ({"train_batch_size": "16"}, "a whole number"),
     ],

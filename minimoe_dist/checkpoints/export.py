@@ -7,7 +7,7 @@ one a ``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it aft
 ``import minimoe_dist``, or anywhere with ``trust_remote_code=True``.
 """
 
-import json
+import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -48,7 +49,17 @@ from ..models.elastic_configuration import ElasticConfig
 from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.mlm_head import MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations
-from .published import Student, load_published
+from .files import (
+    PARTIAL,
+    beside,
+    finish_replacing,
+    flush_file,
+    flush_folder,
+    make_empty,
+    replace_folder,
+    share,
+)
+from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
 _CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
@@ -144,15 +155,20 @@ def export_elastic(
 @contextmanager
 def _replaced(folder: Path, tokenizer: Any) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``folder`` at the end."""
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
+    finish_replacing(folder)
+    aside = beside(folder, PARTIAL)
+    make_empty(aside)
+    # Modules draw weights before they get the student's; a run's generator is not for that.
+    with torch.random.fork_rng(devices=[]):
+        yield aside
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
+    for path in aside.rglob("*"):
+        if path.is_file():
+            share(path)
+            flush_file(path)
+    flush_folder(aside)
+    replace_folder(aside, folder)
 
 
 def _copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
@@ -176,7 +192,8 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
         named = {published_name(k, config.family): value for k, value in whole.items()}
         plain.load_state_dict({k: v for k, v in named.items() if ".pooler." not in k})
         return plain
-    plain = encoder_class(config_class(**fields), add_pooling_layer=config.with_pooler)
+    plain = encoder_class(config_class(**fields))
+    state = {**({} if config.with_pooler else fresh_pooler(config)), **state}
     plain.load_state_dict({name.removeprefix("bert."): value for name, value in state.items()})
     return plain
 
@@ -184,7 +201,7 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
     kept = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
     with_head = any(name.startswith("cls.") for name in kept)
-    model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(config)
+    model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(copy.deepcopy(config))
     model.load_state_dict(kept)
     model.config.auto_map = {
         "AutoConfig": "configuration.MiniMoeConfig",
@@ -198,19 +215,15 @@ def load_student(folder: str | Path) -> Student:
     """A student from a folder that :func:`export_student` wrote, or a published one.
 
     Raises:
-        ValueError: the folder holds no student.
+        ValueError: the folder holds no student, or only a part of one.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing: name a student's folder")
-    config = json.loads(path.read_text())
+    config = read_config(folder)
     model_type = config.get("model_type")
     with_head = any("MaskedLM" in name for name in config.get("architectures") or ())
-    classes: dict[str, Any] = {
-        MiniMoeConfig.model_type: MiniMoeForMaskedLM if with_head else MiniMoeForRelations,
-        ElasticConfig.model_type: ElasticForMaskedLM if with_head else ElasticForRelations,
-    }
-    if model_type in classes:
-        model: Student = classes[model_type].from_pretrained(folder)
-        return model
+    if model_type == MiniMoeConfig.model_type:
+        moe_class = MiniMoeForMaskedLM if with_head else MiniMoeForRelations
+        return student_of(moe_class, MiniMoeConfig.from_dict(config), read_state(folder), folder)
+    if model_type == ElasticConfig.model_type:
+        own_class = ElasticForMaskedLM if with_head else ElasticForRelations
+        return student_of(own_class, ElasticConfig.from_dict(config), read_state(folder), folder)
     return load_published(folder)

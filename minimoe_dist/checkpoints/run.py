@@ -14,10 +14,8 @@ their global number, everything else once, so that another world size, ZeRO stag
 expert-parallel size reads the same state.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +24,24 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import (
+    PARTIAL,
+    REPLACED,
+    beside,
+    finish_replacing,
+    flush_file,
+    flush_folder,
+    hash_file,
+    hash_json,
+    make_empty,
+    replace_folder,
+    save_tensors,
+    write_json,
+)
+
 FORMAT = 1
-_PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
 
 
@@ -42,16 +53,16 @@ class StateEntry:
         name: its logical name, the same on any topology.
         kinds: what is kept of it, such as the master weight and the moments.
         owned: whether this rank writes it.
-        first_expert: the global number of the first expert in this rank's tensor; None for a
+        shape: of the whole parameter; experts are counted by its first number.
+        local_experts: the global numbers of the experts in this rank's tensor; None for a
             parameter that is not stacked.
-        num_local_experts: experts in this rank's tensor, along its first axis.
     """
 
     name: str
     kinds: Sequence[str]
     owned: bool
-    first_expert: int | None
-    num_local_experts: int
+    shape: tuple[int, ...]
+    local_experts: range | None
 
 
 class TrainingState(Protocol):
@@ -93,7 +104,7 @@ def save_checkpoint(
         students: their states; all ranks name the same ones in the same order.
         progress: JSON: step, consumed samples, configuration.
         ranks: of this process.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay, at least 2; those of later steps do not count and go.
 
     Returns:
         The checkpoint's final path.
@@ -102,14 +113,19 @@ def save_checkpoint(
         OSError: the disk is full or broken; earlier checkpoints are untouched.
     """
     final = folder / f"step_{progress['step']:08d}"
-    partial = folder / (final.name + _PARTIAL)
+    partial = beside(final, PARTIAL)
+    failure = _prepare(partial) if ranks.rank == 0 else None
+    ranks.barrier()
+    # Reading the state is a collective, so a rank that cannot write takes part all the same.
+    failed_here = _write_piece(partial, students, ranks.rank)
+    failure = failure or failed_here
+    ranks.barrier()
     if ranks.rank == 0:
-        _make_empty(partial)
-    ranks.barrier()
-    failure = _write_piece(partial, students, ranks.rank)
-    ranks.barrier()
-    if ranks.rank == 0 and failure is None:
-        failure = _complete(partial, final, students, progress, ranks.world_size, keep)
+        failure = failure or _complete(partial, final, students, progress, ranks.world_size)
+        if failure is None:
+            _announce(final, keep)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
     ranks.barrier()
     if failure is not None:
         raise failure
@@ -118,9 +134,17 @@ def save_checkpoint(
     return final
 
 
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _prepare(partial: Path) -> OSError | None:
+    """Removes what killed processes left behind, and makes the folder for the pieces."""
+    try:
+        _remove(list(partial.parent.glob(f"step_*{PARTIAL}")))
+        for former in partial.parent.glob(f"step_*{REPLACED}"):
+            finish_replacing(former.with_suffix(""))
+        make_empty(partial)
+        flush_folder(partial.parent.parent)
+    except OSError as error:
+        return error
+    return None
 
 
 def _write_piece(folder: Path, students: Sequence[TrainingState], rank: int) -> OSError | None:
@@ -134,10 +158,9 @@ def _write_piece(folder: Path, students: Sequence[TrainingState], rank: int) -> 
                     tensors.update(_keyed(student.name, kind, entry, value))
     try:
         path = folder / f"rank_{rank:05d}.safetensors"
-        save_file(tensors, path)
-        digest = _hash_and_flush(path)
-        note = {"file": path.name, **digest, "keys": sorted(tensors)}
-        _write_json(folder / f"rank_{rank:05d}.json", note)
+        save_tensors(tensors, path)
+        note = {"file": path.name, **hash_file(path), "keys": sorted(tensors)}
+        write_json(folder / f"rank_{rank:05d}.json", note)
     except Exception as error:  # safetensors has its own exception for a full disk
         return error if isinstance(error, OSError) else OSError(f"{folder}: {error}")
     return None
@@ -147,11 +170,11 @@ def _keyed(
     student: str, kind: str, entry: StateEntry, value: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     key = f"{student}/{kind}/{entry.name}"
-    if entry.first_expert is None:
+    if entry.local_experts is None:
         yield key, value.contiguous()
     else:
-        for index in range(entry.num_local_experts):
-            yield f"{key}#{entry.first_expert + index}", value[index].clone()
+        for index, expert in enumerate(entry.local_experts):
+            yield f"{key}#{expert}", value[index].clone()
 
 
 def _complete(
@@ -160,8 +183,8 @@ def _complete(
     students: Sequence[TrainingState],
     progress: Mapping[str, Any],
     world_size: int,
-    keep: int,
 ) -> OSError | None:
+    """Checks that all pieces are there, adds ``run.json`` and the manifest, and renames."""
     try:
         notes = []
         for rank in range(world_size):
@@ -172,63 +195,82 @@ def _complete(
             note.unlink()
         counters = {student.name: student.counters() for student in students}
         run_path = partial / "run.json"
-        _write_json(run_path, {**progress, "counters": counters, "world_size": world_size})
+        write_json(run_path, {**progress, "counters": counters, "world_size": world_size})
         files = {note["file"]: {key: note[key] for key in ("size", "sha256")} for note in notes}
-        files[run_path.name] = _hash_and_flush(run_path)
+        files[run_path.name] = hash_file(run_path)
         keys = {key: note["file"] for note in notes for key in note["keys"]}
-        _write_json(partial / "manifest.json", {"format": FORMAT, "files": files, "keys": keys})
-        _flush_folder(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _flush_folder(final.parent)
-        _point_latest(final)
-        _remove_old(final.parent, keep)
+        manifest = {"format": FORMAT, "files": files, "keys": keys}
+        # The hashes in it do not show a changed name, hence one of its own.
+        write_json(partial / "manifest.json", {**manifest, "sha256": hash_json(manifest)})
+        flush_folder(partial)
+        replace_folder(partial, final)
     except OSError as error:
         return error
+    except ValueError as error:  # a note that its rank could not end
+        return OSError(f"{final}: {error}")
     return None
 
 
-def _point_latest(checkpoint: Path) -> None:
+def _announce(checkpoint: Path, keep: int) -> None:
+    """Moves ``latest`` and removes old checkpoints; the new one is safe, whatever fails here."""
     latest = checkpoint.parent / "latest"
-    aside = latest.with_suffix(_PARTIAL)
-    aside.write_text(checkpoint.name + "\n")
-    _hash_and_flush(aside)
-    aside.rename(latest)
-    _flush_folder(checkpoint.parent)
-
-
-def _remove_old(folder: Path, keep: int) -> None:
-    for old in list_checkpoints(folder)[: -max(2, keep)]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    _hash_and_flush(path)
-
-
-def _hash_and_flush(path: Path) -> dict[str, Any]:
-    with path.open("rb+") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    aside = beside(latest, PARTIAL)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        aside.write_text(checkpoint.name + "\n")
+        flush_file(aside)
+        aside.rename(latest)
+        flush_folder(checkpoint.parent)
+    except OSError as error:
+        _log.warning("%s still names an earlier checkpoint: %s", latest, error)
+    found = list_checkpoints(checkpoint.parent)
+    here = found.index(checkpoint)
+    # Later ones were broken when this run started, or it would not have come by here again.
+    _remove([*found[here + 1 :], *_superfluous(found[:here], max(2, keep) - 1)])
+
+
+def _superfluous(earlier: Sequence[Path], keep: int) -> list[Path]:
+    """All but the newest ``keep``, counted from the newest that is whole."""
+    newest_first = list(reversed(earlier))
+    while newest_first and not _is_whole(newest_first[0]):
+        newest_first.pop(0)
+    return newest_first[keep:]
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        verify_checkpoint(checkpoint)
+    except CheckpointError as error:
+        _log.warning("checkpoint skipped: %s", error)
+        return False
+    return True
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
-    return sorted(found)
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("step_*")):
+        number, dot, suffix = path.name.removeprefix("step_").partition(".")
+        # One that was making way for another has its step to itself if that never came.
+        if number.isdecimal() and dot + suffix in ("", REPLACED):
+            found.setdefault(int(number), path)
+    return [found[step] for step in sorted(found)]
+
+
+def set_aside_checkpoints(folder: Path) -> Path | None:
+    """Moves a run's checkpoints out of the way of a new beginning; None where there are none."""
+    if not list_checkpoints(folder):
+        return None
+    number = 1
+    while (aside := beside(folder, f".{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    flush_folder(folder.parent)
+    return aside
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -243,21 +285,23 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        files, _ = manifest["files"], manifest["keys"]
+        version, digest = manifest["format"], manifest.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: unreadable ({error})") from error
-    if manifest.get("format") != FORMAT:
-        found = manifest.get("format")
-        raise CheckpointError(f"{path}: format {found}, this version reads {FORMAT}")
-    for name, expected in files.items():
+    if digest != hash_json(manifest):
+        raise CheckpointError(f"{path}: its content does not have the hash that it names")
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: format {version}, this version reads {FORMAT}")
+    for name, expected in manifest["files"].items():
         file = checkpoint / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing")
-        if file.stat().st_size != expected["size"]:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, not {expected['size']}")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
-                raise CheckpointError(f"{file}: its SHA-256 differs from the manifest's")
+        try:
+            found = hash_file(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: unreadable ({error.strerror})") from error
+        if found["size"] != expected["size"]:
+            raise CheckpointError(f"{file}: {found['size']} bytes, not {expected['size']}")
+        if found["sha256"] != expected["sha256"]:
+            raise CheckpointError(f"{file}: its SHA-256 differs from the manifest's")
     return manifest
 
 
@@ -267,17 +311,13 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
     ``latest`` is a convenience for people: a missing or stale one must not make a run start anew.
 
     Raises:
-        CheckpointError: there are checkpoints, but all are broken.
+        CheckpointError: there are checkpoints, but all are broken or gone.
     """
     checkpoints = list_checkpoints(folder)
     for checkpoint in reversed(checkpoints):
-        try:
-            verify_checkpoint(checkpoint)
-        except CheckpointError as error:
-            _log.warning("checkpoint skipped: %s", error)
-        else:
+        if _is_whole(checkpoint):
             return checkpoint
-    if checkpoints:
+    if checkpoints or (folder / "latest").exists():
         raise CheckpointError(
             f"{folder}: none of its {len(checkpoints)} checkpoints is whole: move the folder away "
             "to start anew"
@@ -298,17 +338,17 @@ def load_checkpoint(checkpoint: Path, students: Sequence[TrainingState]) -> dict
         The progress that was saved.
 
     Raises:
-        CheckpointError: the checkpoint lacks a parameter or has it in another shape.
+        CheckpointError: a student's parameters are not those of the checkpoint.
     """
     keys = json.loads((checkpoint / "manifest.json").read_text())["keys"]
     progress = read_progress(checkpoint)
-    with _Pieces(checkpoint, keys) as pieces:
-        for student in students:
-            for entry in student.state_entries():
-                for kind in entry.kinds:
-                    value = pieces.read(student.name, kind, entry)
-                    student.write_state(entry.name, kind, value)
-            student.finish_writing(progress["counters"][student.name])
+    pieces = _Pieces(checkpoint, keys)
+    for student in students:
+        pieces.check_names(student)
+        for entry in student.state_entries():
+            for kind in entry.kinds:
+                student.write_state(entry.name, kind, pieces.read(student.name, kind, entry))
+        student.finish_writing(progress["counters"][student.name])
     return progress
 
 
@@ -320,24 +360,38 @@ class _Pieces:
         self._keys = keys
         self._files: dict[str, Any] = {}
 
-    def __enter__(self) -> "_Pieces":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._files.clear()
+    def check_names(self, student: TrainingState) -> None:
+        """Refuses a checkpoint of a student with other parameters."""
+        prefix = f"{student.name}/"
+        saved = {key for key in self._keys if key.startswith(prefix)}
+        expected = set()
+        for entry in student.state_entries():
+            parts = [""] if entry.local_experts is None else range(entry.shape[0])
+            for kind in entry.kinds:
+                mark = "" if entry.local_experts is None else "#"
+                expected |= {f"{prefix}{kind}/{entry.name}{mark}{part}" for part in parts}
+        if saved != expected:
+            lacking, extra = sorted(expected - saved), sorted(saved - expected)
+            problem = f"no {lacking[0]}" if lacking else f"{extra[0]}, which this student lacks"
+            raise CheckpointError(
+                f"{self._checkpoint}: has {problem}: saved from another student? give its options"
+            )
 
     def read(self, student: str, kind: str, entry: StateEntry) -> Tensor:
         key = f"{student}/{kind}/{entry.name}"
-        if entry.first_expert is None:
-            return self._tensor(key)
-        wanted = range(entry.first_expert, entry.first_expert + entry.num_local_experts)
-        return torch.stack([self._tensor(f"{key}#{expert}") for expert in wanted])
+        if entry.local_experts is None:
+            return self._tensor(key, entry.shape)
+        parts = [self._tensor(f"{key}#{expert}", entry.shape[1:]) for expert in entry.local_experts]
+        return torch.stack(parts)
 
-    def _tensor(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise CheckpointError(f"{self._checkpoint}: no {key}: saved from another student?")
+    def _tensor(self, key: str, shape: tuple[int, ...]) -> Tensor:
         name = self._keys[key]
         if name not in self._files:
             self._files[name] = safe_open(str(self._checkpoint / name), "pt")
         tensor: Tensor = self._files[name].get_tensor(key)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{self._checkpoint}: {key} is {list(tensor.shape)}, the student's is "
+                f"{list(shape)}: give the options it was saved with"
+            )
         return tensor

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import CorpusPath, RunConfig
-from ..corpus.tokenizing import load_tokenizer, special_token_ids, vocabulary_fingerprint
+from ..corpus.tokenizing import (
+    check_fingerprint,
+    load_tokenizer,
+    special_token_ids,
+    vocabulary_fingerprint,
+)
 from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
 from ..data.indexed import IndexedCorpus, find_corpora
 from ..data.loader import PairLoader, heldout_batches
@@ -131,13 +136,8 @@ def _check_vocabulary(
     if corpus.manifest is None:
         _log.warning("%s: no manifest; trusted to be of the vocabulary of %s", corpus.prefix,
                      tokenizer_name)  # fmt: skip
-    elif corpus.manifest.tokenizer is not None and (
-        corpus.manifest.tokenizer.fingerprint != fingerprint
-    ):
-        raise ValueError(
-            f"{corpus.prefix}: was built with the vocabulary of {corpus.manifest.tokenizer.name}, "
-            f"which is not that of {tokenizer_name}: build it with that tokenizer"
-        )
+    else:
+        check_fingerprint(corpus.prefix, corpus.manifest.tokenizer, fingerprint, tokenizer_name)
 
 
 def _continuation(tokenizer: Any) -> Any:

@@ -30,10 +30,12 @@ from ..runtime import (
     start_process_group,
     stop_process_group,
 )
+from ..train.curves import draw_curves
 from ..train.distillation import Distiller, Objective
 from ..train.engine import AdamW, StudentEngine
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
+from ..train.peers import PeerWatch
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
 
@@ -49,15 +51,23 @@ def run(config: RunConfig, launch: Launch) -> int:
 
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on), 1 when the loss
-        stayed not finite.
+        stayed not finite. Ends the process with 1 where another rank is lost.
     """
     device_type = prepare_environment(config.parallel.use_cpu)
     device = start_process_group(launch, device_type, config.parallel.timeout_seconds)
     try:
-        with _only_run_in(Path(config.output_dir)), StopRequest() as stop:
-            return _Run(config, launch, device).to_the_end(stop)
+        with (
+            PeerWatch(launch, config.parallel.timeout_seconds),
+            _only_run_in(Path(config.output_dir)),
+            StopRequest() as stop,
+        ):
+            status = _Run(config, launch, device).to_the_end(stop)
+            if status == STOPPED:
+                stop.ignore_from_now_on()
+            return status
     except TrainingDivergedError as error:
-        _log.error("%s", error)
+        if launch.rank == 0:
+            _log.error("%s", error)
         return FAILED
     finally:
         stop_process_group()
@@ -133,9 +143,8 @@ class _Run:
         )
         loader = self.data.loader(config, self.launch, self.progress.consumed_samples)
         with metrics, loader:
-            if self.progress.heldout_before is None and self.data.heldout is not None:
-                self.progress.heldout_before = self._evaluate(metrics)
-                metrics.evaluation(0, self.progress.heldout_before)
+            if self.progress.heldout_before is None:
+                self.progress.heldout_before = self._evaluate(metrics, 0)
             done = train(
                 self.distiller,
                 loader,
@@ -143,13 +152,13 @@ class _Run:
                 options,
                 stop,
                 save=lambda step: self._save(metrics, step, loader.consumed_samples),
-                evaluate=lambda: self._evaluate(metrics),
+                evaluate=lambda step: self._evaluate(metrics, step),
                 first_step=self.progress.step,
             )
             if done < self.total_steps:
                 _log.info("stopped at step %d of %d and saved", done, self.total_steps)
                 return STOPPED
-            after = self._evaluate(metrics) if self.data.heldout is not None else None
+            after = self._evaluate(metrics, done)
         self._finish(metrics, after)
         return FINISHED
 
@@ -232,9 +241,15 @@ class _Run:
             self.config.data.max_length,
         )
 
-    def _evaluate(self, metrics: Metrics) -> dict[str, float]:
+    def _evaluate(self, metrics: Metrics, step: int) -> dict[str, float]:
+        """Each student's held-out relation loss; nothing where the run names no such corpus."""
+        if self.data.heldout is None:
+            return {}
         with metrics.paused():
-            return self.distiller.evaluate(self.data.heldout_batches(self.config, self.launch))
+            batches = self.data.heldout_batches(self.config, self.launch)
+            losses = self.distiller.evaluate(batches)
+        metrics.evaluation(step, losses)
+        return losses
 
     def _facts(self) -> dict[str, Any]:
         """What must not change under a run: its options, corpora and global batch."""
@@ -275,7 +290,11 @@ class _Run:
         """Restores the newest whole checkpoint, the same one on every rank."""
         folder = self.folder / "checkpoints"
         found: list[Any] = [None, None]
-        if self.launch.rank == 0 and self.config.resume == "auto":
+        if self.launch.rank == 0 and self.config.resume == "never":
+            aside = checkpoints.set_aside_checkpoints(folder)
+            if aside is not None:
+                _log.warning("resume never: earlier checkpoints are now in %s", aside)
+        elif self.launch.rank == 0:
             try:
                 found[0] = checkpoints.newest_whole_checkpoint(folder)
             except checkpoints.CheckpointError as error:
@@ -305,7 +324,7 @@ class _Run:
         for change in changes:
             _log.warning("option changed since the checkpoint: %s", change)
 
-    def _finish(self, metrics: Metrics, after: Mapping[str, float] | None) -> None:
+    def _finish(self, metrics: Metrics, after: Mapping[str, float]) -> None:
         """Exports every student and writes the summary, on rank 0; gathering is a collective."""
         summary: dict[str, Any] = {
             "teacher": self.config.teacher.model_name_or_path,
@@ -328,7 +347,7 @@ class _Run:
             summary["students"][student.name] = {
                 "student": describe(shape),
                 "heldout_loss_before": before.get(student.name),
-                "heldout_loss_after": None if after is None else after[student.name],
+                "heldout_loss_after": after.get(student.name),
                 "student_gmac": encoder_gmac(shape.num_hidden_layers, shape.hidden_size),
                 "student_parameters": sum(value.numel() for value in weights.values()),
                 "export": str(target),
@@ -336,6 +355,7 @@ class _Run:
         if self.launch.rank == 0:
             path = self.folder / "summary.json"
             path.write_text(json.dumps(summary, indent=2) + "\n")
+            draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
             _log.info("exported to %s; summary in %s", self.folder / "export", path)
         dist.barrier()
 

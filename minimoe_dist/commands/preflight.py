@@ -5,8 +5,19 @@ from collections.abc import Callable, Iterator
 from minimoe_dist.config import ConfigError, RunConfig
 from minimoe_dist.config.checks import check_world_size
 from minimoe_dist.config.paths import check_output_dir, check_teacher_fits, read_model_json
+from minimoe_dist.corpus.tokenizing import (
+    check_fingerprint,
+    read_tokenizer_file,
+    vocabulary_fingerprint,
+)
 from minimoe_dist.data.indexed import find_corpora
-from minimoe_dist.data.indexed_layout import IndexArrays, check_arrays, read_layout, read_manifest
+from minimoe_dist.data.indexed_layout import (
+    IndexArrays,
+    Manifest,
+    check_arrays,
+    read_layout,
+    read_manifest,
+)
 from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
 
 
@@ -53,6 +64,9 @@ def _check_models(config: RunConfig) -> None:
 def _check_corpora(config: RunConfig) -> None:
     teacher = resolve_model_path(config.teacher.model_name_or_path)
     vocab_size = read_model_json(teacher).get("vocab_size")
+    check_vocabulary = _vocabulary_check(
+        config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
+    )
     for corpus in config.data.record_path_or_regex + (config.data.heldout_path_or_regex or []):
         for prefix in find_corpora(corpus.path):
             layout = read_layout(prefix)
@@ -64,3 +78,20 @@ def _check_corpora(config: RunConfig) -> None:
                     f"{vocab_size} of teacher {config.teacher.model_name_or_path}; build the "
                     "corpus with the teacher's tokenizer"
                 )
+            if manifest:
+                check_vocabulary(prefix, manifest)
+
+
+def _vocabulary_check(name: str) -> Callable[[str, Manifest], None]:
+    """A check of corpora against the tokenizer's own file, for what that alone can tell."""
+    tokenizer = read_tokenizer_file(name)
+    if tokenizer is None:
+        return lambda prefix, manifest: None
+    size, fingerprint = len(tokenizer.get_vocab()), vocabulary_fingerprint(tokenizer)
+
+    def check(prefix: str, manifest: Manifest) -> None:
+        # A larger vocabulary may be this one with the tokens that transformers adds.
+        if manifest.tokenizer is not None and manifest.tokenizer.vocab_size <= size:
+            check_fingerprint(prefix, manifest.tokenizer, fingerprint, name)
+
+    return check

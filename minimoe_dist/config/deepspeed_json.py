@@ -251,6 +251,9 @@ def _check_together(settings: Mapping[str, Any], label: str) -> None:
         if given not in (AUTO, value):
             remedy = f"{reason}; use {str(value).lower()}, or leave it out"
             raise ConfigError(f"{label}: zero_optimization.{name} {str(given).lower()}: {remedy}")
+    if settings.get("bf16", {}).get("check_grad_overflow") is False:
+        remedy = "a loss that is no number would spoil the weights; use true, or leave it out"
+        raise ConfigError(f"{label}: bf16.check_grad_overflow false: {remedy}")
     if all(settings.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):
         raise ConfigError(f"{label}: bf16 and fp16 are both enabled; enable one")
     stage = chosen_stage(settings)

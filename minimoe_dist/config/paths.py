@@ -1,7 +1,7 @@
 """Checks of what options point at that need only small files: folders and a model's JSON."""
 
 import json
-import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,14 @@ def check_output_dir(output_dir: str) -> None:
     existing = next(one for one in (folder, *folder.parents) if one.exists())
     if not existing.is_dir():
         raise ConfigError(f"output_dir: {output_dir}: {existing} is a file; give another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir: {output_dir}: {existing} is not writable; give another")
+    try:
+        # Only writing tells: permissions do not bind root, nor speak of a file system's state.
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"?")
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {output_dir}: {existing} is not writable ({error.strerror}); give another"
+        ) from None
 
 
 def read_model_json(folder: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Names are those of the command line wherever that has one (SEED arguments keep t
 is frozen and refuses unknown keys.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -127,6 +128,8 @@ class CorpusPath(Section):
     path: str = Field(min_length=1, description="prefix without .bin/.idx, or a glob")
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the others'")
 
+    _at_home = field_validator("path")(os.path.expanduser)
+
 
 def _as_corpora(value: Any) -> Any:
     entries = [value] if isinstance(value, str | Mapping | CorpusPath) else value
@@ -224,6 +227,9 @@ class RunConfig(Section):
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     parallel: ParallelConfig = ParallelConfig()
+
+    # The shell expands "~" neither in a recipe nor behind an equals sign.
+    _at_home = field_validator("output_dir")(os.path.expanduser)
 
     @model_validator(mode="before")
     @classmethod

@@ -184,7 +184,47 @@ def _hub_is_reachable() -> bool:
     return True
 
 
-def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+class HasVocabulary(Protocol):
+    """Any tokenizer: transformers', or that of a ``tokenizer.json``."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token, added ones too, and its id."""
+        ...
+
+
+def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
+    """The ``tokenizer.json`` of a local model, read in milliseconds; None where there is none.
+
+    transformers may add tokens of its other files to these.
+    """
+    path = os.path.join(resolve_model_path(name_or_path), "tokenizer.json")
+    if not os.path.isfile(path):
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer: HasVocabulary = Tokenizer.from_file(path)
+    except Exception:  # its own kind of error; loading the tokenizer says what is wrong
+        return None
+    return tokenizer
+
+
+def check_fingerprint(
+    prefix: str, record: TokenizerRecord | None, fingerprint: str, tokenizer_name: str
+) -> None:
+    """Refuses a corpus that was built with another vocabulary.
+
+    Raises:
+        ValueError: what the corpus remembers of its tokenizer has another fingerprint.
+    """
+    if record is not None and record.fingerprint != fingerprint:
+        raise ValueError(
+            f"{prefix}: was built with the vocabulary of {record.name}, which is not that of "
+            f"{tokenizer_name}: build it with that tokenizer"
+        )
+
+
+def vocabulary_fingerprint(tokenizer: HasVocabulary) -> str:
     """Hexadecimal SHA-256 of the vocabulary: every token, added ones too, in the order of ids.
 
     Tokenizers with the same fingerprint give every id the same meaning.

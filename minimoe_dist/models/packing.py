@@ -6,6 +6,9 @@ Shapes: B samples, S positions, T packed tokens.
 import torch
 from torch import Tensor
 
+# Finite in float16 too, so that a sample of nothing but padding has no NaN in its unused rows.
+_PADDING_SCORE = -30000.0
+
 
 class Packing:
     """The real tokens of a padded batch, and the way there and back.
@@ -20,9 +23,8 @@ class Packing:
         packed = attention_mask.reshape(-1)
         whole = keep_padding or bool(packed.all())
         self.rows = None if whole else packed.nonzero().squeeze(-1)
-        # Finite, so that a sample of nothing but padding has no NaN in its unused rows.
         bias = torch.zeros(attention_mask.shape, device=attention_mask.device)
-        bias = bias.masked_fill(~attention_mask, torch.finfo(torch.bfloat16).min)
+        bias = bias.masked_fill(~attention_mask, _PADDING_SCORE)
         self.key_bias = bias[:, None, None, :]
 
     def pack(self, padded: Tensor) -> Tensor:

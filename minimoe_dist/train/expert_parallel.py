@@ -42,7 +42,15 @@ def create_expert_parallel_group(size: int) -> ExpertParallelGroup:
 
     Consecutive ranks share a set of experts; ranks that hold the same experts average their
     gradients.
+
+    Raises:
+        ValueError: the ranks cannot be grouped evenly.
     """
+    if dist.get_world_size() % size:
+        raise ValueError(
+            f"expert_parallel_size {size} does not divide the {dist.get_world_size()} ranks: use a "
+            "divisor"
+        )
     name = f"ep_size_{size}"
     if name not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(size)

@@ -20,7 +20,6 @@ class Recorder(Protocol):
     """Where the numbers go."""
 
     def step(self, step: int, metrics: StepMetrics) -> None: ...
-    def evaluation(self, step: int, heldout_loss: dict[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,20 @@ def train(
     stop: StopRequest,
     *,
     save: Callable[[int], None],
-    evaluate: Callable[[], dict[str, float]],
+    evaluate: Callable[[int], object],
     first_step: int = 0,
 ) -> int:
     """Trains from ``first_step`` until the end, or until a rank was asked to stop.
+
+    Args:
+        distiller: trains every student on a batch.
+        batches: of the steps from ``first_step`` on.
+        recorder: gets every step's numbers.
+        options: how many steps, and what happens when.
+        stop: asked for by a signal.
+        save: called with the steps done; the last step's save comes before any evaluation.
+        evaluate: called with the steps done at every interval, but not at the end.
+        first_step: steps done before.
 
     Returns:
         The number of steps done; fewer than ``options.total_steps`` after a stop, then saved.
@@ -66,13 +75,13 @@ def train(
                 "last checkpoint is good: lower training.learning_rate or look at the data"
             )
         ended = done == options.total_steps
-        if done % options.eval_interval == 0 or ended:
-            recorder.evaluation(done, evaluate())
         due = bad_steps == 0 and (done % options.save_interval == 0 or ended)
         if due or metrics.stop_requested:
             save(done)
         if metrics.stop_requested:
             return done
+        if done % options.eval_interval == 0 and not ended:
+            evaluate(done)
     return options.total_steps
 
 

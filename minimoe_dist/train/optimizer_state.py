@@ -47,7 +47,7 @@ class OptimizerState(Protocol):
 def _prime(state: dict[str, Any], flat: Tensor) -> None:
     """The state that torch's AdamW would create at its first step."""
     if not state:
-        state["step"] = torch.tensor(0.0)
+        state["step"] = torch.tensor(0.0, device=flat.device)
         state.update({moment: torch.zeros_like(flat) for moment in MOMENTS})
 
 

@@ -13,15 +13,27 @@ from .experts import (
     state_from_published,
     state_to_published,
 )
-from .folder import Student, load_published, save_published
+from .folder import (
+    Student,
+    load_published,
+    read_config,
+    read_state,
+    save_published,
+    student_of,
+)
+from .layout import fresh_pooler
 
 __all__ = [
     "Student",
     "config_from_published",
     "config_to_published",
+    "fresh_pooler",
     "load_published",
     "parse_moe",
+    "read_config",
+    "read_state",
     "save_published",
     "state_from_published",
     "state_to_published",
+    "student_of",
 ]

@@ -18,6 +18,8 @@ from .layout import (
     EMBEDDINGS,
     POSITION_IDS,
     SHARED_FIELDS,
+    check_fields,
+    fresh_pooler,
     our_name,
     published_tensors,
     shared_fields,
@@ -26,28 +28,47 @@ from .layout import (
 
 
 def parse_moe(text: str) -> tuple[int, int]:
-    """``"x,y"`` to (attention experts, feed-forward experts)."""
-    attention, feedforward = (int(part) for part in text.split(","))
-    return attention, feedforward
+    """``"x,y"`` to (attention experts, feed-forward experts).
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ValueError(f'moe: {text!r} is not two counts of experts: write "1,4"')
+    return int(parts[0]), int(parts[1])
 
 
 def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
     """Our configuration of a published ``config.json``.
 
-    ``route_padding`` is on for students with experts, since the published ones were trained so.
+    ``route_padding`` is on for students with experts, since the published ones were trained so;
+    their router noise was their dropout.
+
+    Raises:
+        ValueError: a field is missing, or the fields do not fit each other.
     """
+    check_fields(published)
     attention, feedforward = parse_moe(str(published.get("moe", "1,1")))
     fields = {name: published[name] for name in SHARED_FIELDS if name in published}
     return MiniMoeConfig(
         **fields,
         family=published.get("model_type", "bert"),
-        num_attention_heads=published["num_attention_heads"] // attention,
-        intermediate_size=published["intermediate_size"] // feedforward,
+        num_attention_heads=_of_one_expert(published, "num_attention_heads", attention),
+        intermediate_size=_of_one_expert(published, "intermediate_size", feedforward),
         attention_experts=attention,
         feedforward_experts=feedforward,
         relation_projections=(attention, feedforward) != (1, 1),
         route_padding=(attention, feedforward) != (1, 1),
+        router_noise=published.get("hidden_dropout_prob", 0.1),
     )
+
+
+def _of_one_expert(published: Mapping[str, Any], name: str, experts: int) -> int:
+    total: int = published[name]
+    if total < 1 or total % experts:
+        raise ValueError(f"{name}: {total} is no multiple of the {experts} experts of moe")
+    return total // experts
 
 
 def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:
@@ -81,7 +102,10 @@ def state_to_published(
     state: Mapping[str, Tensor], config: MiniMoeConfig, extras: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """A published state dict of our parameters; ``extras`` as :func:`state_from_published` gave."""
-    whole = {**state, **tied_decoder(state, state[EMBEDDINGS])}
+    head = tied_decoder(state, state[EMBEDDINGS])
+    whole = {**state, **head}
+    if not config.with_pooler and not head:
+        whole |= fresh_pooler(config)
     whole.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
     published = published_tensors(whole, config)
     published.update(extras or {})

@@ -1,26 +1,31 @@
 """Reads and writes published folders; what was read is written back unchanged."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ...models.configuration import MiniMoeConfig
 from ...models.elastic import ElasticForRelations
 from ...models.elastic_configuration import ElasticConfig
 from ...models.elastic_mlm import ElasticForMaskedLM
 from ...models.mlm_head import MiniMoeForMaskedLM
 from ...models.moebert import MiniMoeForRelations
 from ...models.tinybert import MiniMoeForStates
+from ..files import PARTIAL, beside, save_tensors, write_json
 from . import elastic, experts
+from .layout import POOLER_WEIGHT, check_fields
 
 Student = MiniMoeForRelations | MiniMoeForStates | ElasticForRelations
 
 _HEAD, _TINYBERT_MAP = "cls.predictions.bias", "hidden_transform.weight"
+_ENCODERS = ("bert.", "roberta.")
 
 
 @dataclass(frozen=True)
@@ -43,66 +48,119 @@ class _Origin:
 def load_published(folder: str | Path) -> Student:
     """Reads a published folder (``model.safetensors`` or ``pytorch_model.bin``).
 
+    Also takes a folder that transformers' own encoder saved, which is a plain student.
+
     Returns:
         The student in float32, of the class that the folder's weights are of: with a masked-LM head
         or TinyBERT's map where there is one.
 
     Raises:
-        ValueError: a file is missing, or keys and configuration do not belong together.
+        ValueError: a file is missing or unreadable, or keys and configuration do not belong
+            together.
     """
     folder = Path(folder)
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise ValueError(f"{config_path}: missing: name a folder in the published layout")
-    published = json.loads(config_path.read_text())
-    state = _read_state(folder)
+    published = read_config(folder)
+    state = read_state(folder)
     try:
-        model, extras = _from_state(published, state)
-    except KeyError as error:
-        raise ValueError(
-            f"{config_path}: {error} is missing: not a BERT's configuration"
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder}: weights do not fit config.json: {reason}") from error
+        model_class, config, ours, extras = _from_published(published, state)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    config.with_pooler = POOLER_WEIGHT in ours
+    model = student_of(model_class, config, ours, folder)
     dtypes = {key: tensor.dtype for key, tensor in state.items()}
     model.published_origin = _Origin(published, model.config.to_dict(), dtypes, extras)
+    return model
+
+
+def _from_published(
+    published: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> tuple[type[Student], MiniMoeConfig, dict[str, Tensor], dict[str, Tensor]]:
+    """Class, configuration and weights of a student, and the tensors that have no effect."""
+    check_fields(published)
+    if elastic.is_elastic(published, state):
+        sliceable = elastic.config_from_published(published, state)
+        ours, extras = elastic.state_from_published(state, sliceable)
+        return (
+            ElasticForMaskedLM if _HEAD in ours else ElasticForRelations, sliceable, ours, extras,
+        )  # fmt: skip
+    config = experts.config_from_published(published)
+    ours, extras = experts.state_from_published(state, config)
+    if _TINYBERT_MAP in ours:
+        config.teacher_hidden_size = ours[_TINYBERT_MAP].shape[0]
+        return MiniMoeForStates, config, ours, extras
+    return MiniMoeForMaskedLM if _HEAD in ours else MiniMoeForRelations, config, ours, extras
+
+
+def student_of(
+    model_class: type[Student],
+    config: MiniMoeConfig,
+    state: Mapping[str, Tensor],
+    folder: str | Path,
+) -> Student:
+    """A student with all of its weights from ``state``, in evaluation mode.
+
+    Raises:
+        ValueError: ``state``, which was read from ``folder``, is not this student's.
+    """
+    model = model_class(config)
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(f"{folder}: weights do not fit config.json: {reason}") from error
     return model.eval()
 
 
-def _from_state(
-    published: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[Student, dict[str, Tensor]]:
-    model: Student
-    if elastic.is_elastic(published, state):
-        config = elastic.config_from_published(published, state)
-        ours, extras = elastic.state_from_published(state, config)
-        model_class = ElasticForMaskedLM if _HEAD in ours else ElasticForRelations
-    else:
-        config = experts.config_from_published(published)
-        ours, extras = experts.state_from_published(state, config)
-        model_class = MiniMoeForMaskedLM if _HEAD in ours else MiniMoeForRelations
-        if _TINYBERT_MAP in ours:
-            config.teacher_hidden_size = ours[_TINYBERT_MAP].shape[0]
-            model_class = MiniMoeForStates
-    config.with_pooler = "bert.pooler.dense.weight" in ours
-    model = model_class(config)
-    model.load_state_dict(ours)
-    return model, extras
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a Hugging Face folder.
+
+    Raises:
+        ValueError: it is missing or not a JSON object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing: name a student's folder")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}): copy the folder again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: not a JSON object: copy the folder again")
+    return config
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
-    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safe.is_file():
-        return load_file(safe)
-    if pickled.is_file():
-        state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-        return state
-    raise ValueError(f"{folder}: no model.safetensors or pytorch_model.bin: check the path")
+def read_state(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder, an encoder's keys beginning with ``bert.``.
+
+    Raises:
+        ValueError: there is no file of weights, or not one of tensors alone.
+    """
+    folder = Path(folder)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no model.safetensors or pytorch_model.bin: check the path")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has its own; torch's runs over many lines
+        reason = textwrap.shorten(str(error), 150) or type(error).__name__
+        raise ValueError(
+            f"{path}: unreadable, or holds more than tensors, which is never run ({reason}): get a "
+            "safetensors file from its author"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: is not a dictionary of tensors: save a model's state_dict")
+    if not any(key.startswith(_ENCODERS) for key in state):
+        state = {f"bert.{key}": tensor for key, tensor in state.items()}
+    return state
 
 
 def save_published(model: Student, folder: str | Path) -> None:
-    """Writes ``model`` in the published layout.
+    """Writes ``model`` in the published layout; other files in ``folder`` stay.
 
     A student that :func:`load_published` read gets the keys and precisions of what it was read
     from; with its configuration unchanged, also the same ``config.json``.
@@ -128,6 +186,8 @@ def save_published(model: Student, folder: str | Path) -> None:
     whole = {
         key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
     }
-    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(published, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n")
+    weights, config_path = folder / "model.safetensors", folder / "config.json"
+    save_tensors(whole, beside(weights, PARTIAL))
+    write_json(beside(config_path, PARTIAL), published)
+    for path in (weights, config_path):
+        beside(path, PARTIAL).rename(path)

@@ -15,6 +15,10 @@ SHARED_FIELDS = (
     "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
     "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
 )  # fmt: skip
+POOLER_WEIGHT = "bert.pooler.dense.weight"
+_REQUIRED_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+)  # fmt: skip
 # Published beginnings of keys, and ours.
 _PREFIXES = {"self.": "relation."}
 _ROBERTA_PREFIXES = {
@@ -23,6 +27,28 @@ _ROBERTA_PREFIXES = {
     "lm_head.decoder.": "cls.predictions.decoder.",
 }
 _HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
+
+
+def check_fields(published: Mapping[str, Any]) -> None:
+    """Refuses a ``config.json`` without the sizes of a BERT.
+
+    Raises:
+        ValueError: a field is missing or no number.
+    """
+    missing = [name for name in _REQUIRED_FIELDS if not isinstance(published.get(name), int)]
+    if missing:
+        raise ValueError(f"{missing[0]}: missing or not a number: give a BERT student's config")
+
+
+def fresh_pooler(config: Any) -> dict[str, Tensor]:
+    """The pooler of a student without one, the same in every file.
+
+    Every BERT folder has one, untrained after distillation: ``BertModel`` would draw another one
+    at each load, and say so.
+    """
+    size, generator = config.hidden_size, torch.Generator().manual_seed(0)
+    weight = torch.randn(size, size, generator=generator) * config.initializer_range
+    return {POOLER_WEIGHT: weight, "bert.pooler.dense.bias": torch.zeros(size)}
 
 
 def shared_fields(config: Any) -> dict[str, Any]:

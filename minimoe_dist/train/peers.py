@@ -1,0 +1,252 @@
+"""Watches the other ranks: a run ends when one of them is gone, instead of waiting for it.
+
+Every rank keeps a connection to rank 0, and both sides say something over it once a tick. The
+kernel closes the connection of a killed process at once; a stopped process or a lost node falls
+silent. Rank 0 tells the others which rank is gone and why. The main thread then leaves by the error
+of its collective; where that hangs, as NCCL's do, the watching thread ends the process.
+"""
+
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch.distributed as dist
+
+from ..runtime import Launch, logger
+
+_LONGEST_TICK = 1.0
+_CONNECT_SECONDS, _ACCEPT_SECONDS = 2.0, 8.0
+# For the main thread to end by itself, and for it to learn whether a peer is behind its error.
+_GRACE_SECONDS, _NOTICE_SECONDS = 0.75, 1.0
+_FAILED = 1
+_BEAT, _BYE, _LOST = "beat", "bye", "lost"
+_GO_ON = ": stopping; started again, the run goes on from its last checkpoint"
+_log = logger("train.peers")
+
+
+@dataclass
+class _Peer:
+    """The other end of a connection; `silent_ticks` counts since it was last heard."""
+
+    rank: int
+    connection: socket.socket
+    received: bytes = b""
+    silent_ticks: int = 0
+
+    def say(self, *words: str) -> None:
+        """Sends one message; a peer that does not read is found out by its silence."""
+        try:
+            self.connection.send((" ".join(words) + "\n").encode())
+        except OSError:
+            return
+
+    def hear(self) -> list[str] | None:
+        """Messages since the last call; None where the connection is closed."""
+        try:
+            data = self.connection.recv(4096)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        self.silent_ticks = 0
+        *lines, self.received = (self.received + data).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in lines]
+
+
+class PeerWatch:
+    """Ends this process with status 1, and a line that names the rank, when another one is lost.
+
+    A context manager around everything that the ranks do together; entering it is a collective.
+    Leaving it by an error tells the others the error's text.
+
+    Args:
+        launch: of this process.
+        timeout_seconds: how long a rank may give no sign of life.
+    """
+
+    def __init__(self, launch: Launch, timeout_seconds: float) -> None:
+        self._launch = launch
+        self._timeout_seconds = timeout_seconds
+        # Silence counts in ticks of our own: a suspended machine stops all ranks, and no one is
+        # lost then.
+        self._tick = min(_LONGEST_TICK, timeout_seconds / 5)
+        self._peers: dict[int, _Peer] = {}
+        self._selector = selectors.DefaultSelector()
+        self._lost = threading.Event()
+        self._closing = threading.Event()
+        self._reason, self._speaks = "", False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self._launch.world_size == 1:
+            return self
+        self._connect()
+        for peer in self._peers.values():
+            peer.connection.setblocking(False)
+            self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+        self._thread = threading.Thread(target=self._watch, name="peer-watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread is None:
+            return
+        # torch reports a collective that failed by the bare type.
+        by_collective = type(error) is RuntimeError or isinstance(error, dist.DistError)
+        if by_collective and self._lost.wait(_NOTICE_SECONDS):
+            self._leave()
+        self._closing.set()
+        self._thread.join()
+        for peer in self._peers.values():
+            if error is None:
+                peer.say(_BYE)
+            else:
+                peer.say(_LOST, str(self._launch.rank), f"failed: {_one_line(error)}")
+            peer.connection.close()
+        self._selector.close()
+
+    def _connect(self) -> None:
+        """Connections between rank 0 and each other rank; a collective."""
+        launch = self._launch
+        where: list[object] = [None, None, None]
+        if launch.rank == 0:
+            server = _listening_socket(launch.world_size)
+            where = [_own_addresses(launch), server.getsockname()[1], secrets.token_hex(16)]
+        dist.broadcast_object_list(where, src=0)
+        addresses, port, token = where
+        assert isinstance(addresses, list) and isinstance(port, int) and isinstance(token, str)
+        if launch.rank == 0:
+            with server:
+                self._accept(server, token)
+            missing = [rank for rank in range(1, launch.world_size) if rank not in self._peers]
+            if missing:
+                _log.warning(
+                    "ranks %s did not reach rank 0 at port %d of %s: only the time-out of a "
+                    "collective will tell if one is lost", missing, port, addresses,
+                )  # fmt: skip
+        else:
+            self._reach(addresses, port, token)
+        dist.barrier()
+
+    def _accept(self, server: socket.socket, token: str) -> None:
+        deadline = time.monotonic() + _ACCEPT_SECONDS
+        while len(self._peers) < self._launch.world_size - 1:
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = server.accept()
+                connection.settimeout(_CONNECT_SECONDS)
+                given, _, rank = connection.makefile().readline().strip().partition(" ")
+            except OSError:
+                if time.monotonic() > deadline:
+                    return
+                continue
+            if secrets.compare_digest(given, token) and rank.isdigit():
+                connection.sendall(b"\n")
+                self._peers[int(rank)] = _Peer(int(rank), connection)
+            else:
+                connection.close()
+
+    def _reach(self, addresses: list[str], port: int, token: str) -> None:
+        for address in addresses:
+            try:
+                connection = socket.create_connection((address, port), _CONNECT_SECONDS)
+                connection.sendall(f"{token} {self._launch.rank}\n".encode())
+                if connection.recv(1) == b"\n":
+                    self._peers[0] = _Peer(0, connection)
+                    return
+            except OSError:
+                continue
+
+    def _watch(self) -> None:
+        next_tick = time.monotonic()
+        while not self._closing.is_set():
+            wait = min(next_tick - time.monotonic(), 0.1)
+            for key, _ in self._selector.select(max(0.0, wait)):
+                self._listen(key.data)
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + self._tick
+                self._beat()
+            if self._lost.is_set():
+                break
+        else:
+            return
+        if not self._closing.wait(_GRACE_SECONDS):
+            self._leave()
+
+    def _beat(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            peer: _Peer = key.data
+            peer.say(_BEAT)
+            peer.silent_ticks += 1
+            if peer.silent_ticks * self._tick > self._timeout_seconds:
+                words = f"has given no sign of life for {self._timeout_seconds:g} s{_GO_ON}"
+                return self._lose(peer.rank, words)
+
+    def _listen(self, peer: _Peer) -> None:
+        messages = peer.hear()
+        if messages is None:
+            return self._lose(peer.rank, f"has died{_GO_ON}")
+        for message in messages:
+            if message == _BYE:
+                self._selector.unregister(peer.connection)
+                return
+            kind, _, rest = message.partition(" ")
+            if kind == _LOST:
+                rank, _, words = rest.partition(" ")
+                return self._lose(int(rank), words)
+
+    def _lose(self, rank: int, words: str) -> None:
+        if self._lost.is_set():
+            return
+        self._reason = f"rank {rank} {words}"
+        self._speaks = self._launch.local_rank == 0 or (rank == 0 and self._launch.rank == 1)
+        if self._launch.rank == 0:
+            for peer in self._peers.values():
+                peer.say(_LOST, str(rank), words)
+        self._lost.set()
+
+    def _leave(self) -> None:
+        """Ends the process at once: with a rank lost, tidying up would wait for it."""
+        if self._speaks:
+            _log.error("%s", self._reason)
+        sys.stdout.flush()
+        os._exit(_FAILED)
+
+
+def _listening_socket(backlog: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", 0), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+        )
+    return socket.create_server(("", 0), backlog=backlog)
+
+
+def _own_addresses(launch: Launch) -> list[str]:
+    """Where the others may reach this process, which need not be the rendezvous' host."""
+    addresses = [launch.master_addr]
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # Sends nothing; tells which of our addresses faces the rendezvous.
+            probe.connect((launch.master_addr, launch.master_port))
+            addresses.append(probe.getsockname()[0])
+    except OSError:
+        pass
+    return [*dict.fromkeys([*addresses, socket.gethostname()])]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -1,0 +1,221 @@
+"""Saves that are killed or fail at any point: what was committed serves, nobody waits for ever."""
+
+import errno
+import itertools
+import mmap
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import time
+
+import pytest
+
+from minimoe_dist.checkpoints import run
+from minimoe_dist.checkpoints.run import newest_whole_checkpoint
+from tests.checkpoints.states import names, newest_step, save, save_for_ever, save_with_ranks
+
+
+class KilledError(BaseException):
+    """Not an Exception: nothing may tidy up behind it, as behind SIGKILL."""
+
+
+# What a save does to the disk, by the names that it calls.
+OPERATIONS = [
+    *((run, n) for n in ("save_tensors", "make_empty", "write_json", "replace_folder")),
+    *((run, n) for n in ("flush_file", "flush_folder")),
+    *((os, n) for n in ("fsync", "rename", "mkdir", "unlink", "rmdir")),
+    (shutil, "rmtree"),
+]
+
+
+def fails(folder, step, number, error, monkeypatch) -> bool:
+    """Saves, raising before or after a disk operation; False when there are fewer of them."""
+    count = 0
+
+    def failing(original):
+        def operation(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == number:
+                raise error
+            result = original(*arguments, **options)
+            count += 1
+            if count == number:
+                raise error
+            return result
+
+        return operation
+
+    with monkeypatch.context() as patch:
+        for place, name in OPERATIONS:
+            patch.setattr(place, name, failing(getattr(place, name)))
+        try:
+            save(folder, step)
+        except type(error) as caught:
+            assert isinstance(caught, OSError) or caught is error
+    return count >= number
+
+
+def test_a_first_save_killed_anywhere_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        if not fails(folder, 3, number, KilledError(), monkeypatch):
+            break
+        assert newest_whole_checkpoint(folder) is None or newest_step(folder) == 3
+        save(folder, 4)
+        assert newest_step(folder) == 4
+    assert number > 40 and newest_step(folder) == 3
+
+
+@pytest.mark.parametrize("error", [KilledError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_save_broken_anywhere_leaves_the_earlier_checkpoints(
+    error, tmp_path, monkeypatch
+) -> None:
+    serving = []
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        save(folder, 1)
+        save(folder, 2)
+        (folder / "step_00000009.partial").mkdir()
+        if not fails(folder, 3, number, error, monkeypatch):
+            break
+        serving.append(newest_step(folder))
+        assert serving[-1] == 3 or {"step_00000001", "step_00000002"} <= set(names(folder))
+        save(folder, 3)
+        assert newest_step(folder) == 3
+        assert names(folder) == ["latest", "step_00000002", "step_00000003"]
+    assert set(serving) == {2, 3} and len(serving) > 50
+
+
+@pytest.mark.parametrize("error", [KilledError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_replacing_a_checkpoint_broken_anywhere_never_loses_its_step(
+    error, tmp_path, monkeypatch
+) -> None:
+    save(tmp_path, 2)
+    save(tmp_path, 3)
+    for number in itertools.count(1):
+        if not fails(tmp_path, 3, number, error, monkeypatch):
+            break
+        assert newest_step(tmp_path) == 3
+    assert number > 50
+    assert names(tmp_path) == ["latest", "step_00000002", "step_00000003"]
+
+
+def test_what_a_killed_save_left_is_never_used_and_goes_with_the_next(
+    tmp_path, monkeypatch
+) -> None:
+    def killed(*arguments):
+        raise KilledError
+
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(run, "replace_folder", killed)
+        save(tmp_path, 2)
+    assert names(tmp_path) == ["latest", "step_00000001", "step_00000002.partial"]
+    assert newest_step(tmp_path) == 1
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["latest", "step_00000001", "step_00000003"]
+
+
+def test_a_process_killed_at_random_moments_loses_no_step_that_it_told(tmp_path) -> None:
+    folder, told, newest = tmp_path / "checkpoints", mmap.mmap(-1, 8), 0
+    moment = random.Random(776)
+    for _ in range(25):
+        child = os.fork()
+        if child == 0:
+            save_for_ever(folder, newest + 1, lambda step: struct.pack_into("q", told, 0, step))
+            os._exit(1)
+        deadline = time.monotonic() + 60
+        while struct.unpack("q", told)[0] < newest + 2 and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(moment.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        (last,) = struct.unpack("q", told)
+        newest = newest_step(folder)
+        assert newest in (last, last + 1)
+    assert newest > 50
+
+
+def fail_one(name, rank, patch, error):
+    """Makes one rank's writing fail."""
+    original = getattr(run, name)
+
+    def failing(*arguments):
+        if any(f"rank_{rank:05d}" in str(argument) for argument in arguments):
+            raise error
+        return original(*arguments)
+
+    patch.setattr(run, name, failing)
+
+
+@pytest.mark.parametrize("name", ["save_tensors", "write_json"])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_rank_that_cannot_write_stops_the_save_on_every_rank(
+    rank, name, tmp_path, monkeypatch
+) -> None:
+    assert save_with_ranks(tmp_path, 1, 3, 1) == [None] * 3
+    with monkeypatch.context() as patch:
+        fail_one(name, rank, patch, OSError(errno.ENOSPC, "No space left on device"))
+        raised = save_with_ranks(tmp_path, 2, 3, 1)
+    assert [type(error) for error in raised] == [OSError] * 3
+    assert raised[rank].errno == errno.ENOSPC
+    assert names(tmp_path) == ["latest", "step_00000001"] and newest_step(tmp_path) == 1
+    assert save_with_ranks(tmp_path, 2, 3, 1) == [None] * 3
+
+
+def test_a_note_that_was_cut_off_stops_the_save_on_every_rank(tmp_path, monkeypatch) -> None:
+    def cut_off(path, value):
+        path.write_text('{"file"')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_json", cut_off)
+        raised = save_with_ranks(tmp_path, 2, 2, 1)
+    assert [type(error) for error in raised] == [OSError] * 2
+    assert newest_whole_checkpoint(tmp_path) is None
+
+
+def test_a_folder_that_rank_0_cannot_make_stops_the_save_on_every_rank(tmp_path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    raised = save_with_ranks(tmp_path / "checkpoints", 2, 2, 1)
+    assert all(isinstance(error, OSError) for error in raised)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_earlier_checkpoints(tmp_path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0
+    if not mounted:
+        pytest.skip("may not mount a file system here")
+    try:
+        folder = disk / "checkpoints"
+        save(folder, 1)
+        save(folder, 2)
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(b"\0" * (free - 4096))
+        with pytest.raises(OSError):
+            save(folder, 3)
+        assert names(folder) == ["latest", "step_00000001", "step_00000002"]
+        (disk / "filler").unlink()
+        save(folder, 3)
+        assert newest_step(folder) == 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_write_that_the_system_refuses_is_an_os_error(tmp_path) -> None:
+    save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest_step(tmp_path) == 1 and names(tmp_path) == ["latest", "step_00000001"]

@@ -1,0 +1,323 @@
+"""What a run survives, and what it refuses: killed, stopped and signalled ranks, broken files."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import support
+from tests.commands.support import Workshop
+
+
+def assert_continues_as_if_unbroken(recipe: Path, output_dir: Path, unbroken: Path) -> str:
+    """Starts a run again; its steps and weights must be an unbroken run's."""
+    said = support.finish(recipe)
+    assert "resumed from" in said
+    support.assert_same_run(output_dir, unbroken)
+    return said
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_takes_the_others_along_and_the_run_resumes_bitwise(
+    victim: int, workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    with support.start(recipe) as ranks:
+        ranks.until_step(12)
+        killed = ranks.signal(signal.SIGKILL, victim)
+        assert ranks.wait(1 - victim) == [1]
+        assert time.monotonic() - killed < 2
+        assert ranks.said().count(f"rank {victim} has died") == 1
+        assert "Traceback" not in ranks.said()
+    assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+def test_a_rank_killed_under_torchrun_leaves_no_process(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    command = support.torchrun(recipe)
+    with subprocess.Popen(
+        command, env=support.clean_environment(), stderr=subprocess.DEVNULL
+    ) as agent:
+        support.wait_for(lambda: 12 in support.losses(tmp_path / "run"), lambda: "no step 12")
+        ranks = children(agent.pid)
+        subprocess.run(["kill", "-KILL", str(ranks[1])], check=True)
+        killed = time.monotonic()
+        support.wait_for(lambda: not any(map(alive, ranks)), lambda: "ranks are left")
+        assert len(ranks) == 2 and time.monotonic() - killed < 2
+        assert agent.wait() == 1
+    assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
+
+
+def children(pid: int) -> list[int]:
+    """Child processes that run a rank, by rank."""
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True)
+    lines = found.stdout.decode().splitlines()
+    return sorted(int(line.split()[0]) for line in lines if "minimoe_dist" in line)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs still, and does not only wait for its parent to notice its end."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+@pytest.mark.parametrize(
+    ("number", "receivers"),
+    [(signal.SIGUSR1, [1]), (signal.SIGTERM, [0, 1])],
+    ids=["SIGUSR1-to-one", "SIGTERM-to-all"],
+)
+def test_a_signal_to_any_rank_saves_at_one_step_and_repeats_none(
+    number: signal.Signals,
+    receivers: list[int],
+    workshop: Workshop,
+    unbroken: Path,
+    tmp_path: Path,
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    with support.start(recipe) as ranks:
+        ranks.until_step(11)
+        ranks.signal(number, *receivers)
+        assert ranks.wait() == [75, 75]
+    stopped_at = max(support.losses(tmp_path / "run"))
+    assert stopped_at < 30
+    assert support.checkpoints(tmp_path / "run")[-1] == stopped_at
+    said = assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
+    steps = [int(line.split("/")[0][5:]) for line in said.splitlines() if ", sequences/s" in line]
+    assert steps == list(range(stopped_at + 1, 31))
+
+
+def test_signals_without_end_do_not_disturb_the_save(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    with support.start(recipe) as ranks:
+        ranks.until_step(11)
+        while any(process.is_alive() for process in ranks.processes):
+            for rank, process in enumerate(ranks.processes):
+                if process.is_alive():
+                    ranks.signal(signal.SIGTERM, rank)
+                    ranks.signal(signal.SIGUSR1, rank)
+            time.sleep(0.001)
+        assert ranks.wait() == [75, 75]
+    assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_rank_ends_the_others_after_the_time_out(
+    victim: int, workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"timeout_seconds": 4})
+    with support.start(recipe) as ranks:
+        ranks.until_step(3)
+        stopped = ranks.signal(signal.SIGSTOP, victim)
+        assert ranks.wait(1 - victim) == [1]
+        assert 3 < time.monotonic() - stopped < 4 + 5
+        assert f"rank {victim} has given no sign of life for 4 s" in ranks.said()
+        assert "Traceback" not in ranks.said()
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    with support.start(recipe) as first:
+        first.until_step(2)
+        first.signal(signal.SIGSTOP)
+        words = f"output_dir: {tmp_path / 'run'} is used by another run"
+        assert_refused(*support.run(recipe), words)
+        first.signal(signal.SIGKILL)
+        first.wait()
+    support.finish(recipe)
+    support.assert_same_run(tmp_path / "run", unbroken)
+
+
+@pytest.fixture
+def finished(workshop: Workshop, unbroken: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A copy of the unbroken run's folder without its export, and its recipe."""
+    output_dir = tmp_path / "run"
+    shutil.copytree(unbroken, output_dir)
+    shutil.rmtree(output_dir / "export")
+    yield workshop.recipe(output_dir), output_dir
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    finished: tuple[Path, Path], unbroken: Path
+) -> None:
+    recipe, output_dir = finished
+    piece = output_dir / "checkpoints" / "step_00000030" / "rank_00001.safetensors"
+    damaged = bytearray(piece.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    piece.write_bytes(damaged)
+    said = assert_continues_as_if_unbroken(recipe, output_dir, unbroken)
+    assert f"WARNING rank 0 minimoe_dist.checkpoints.run: checkpoint skipped: {piece}" in said
+    assert "at step 20" in said
+
+
+def test_a_missing_latest_does_not_start_anew(finished: tuple[Path, Path], unbroken: Path) -> None:
+    recipe, output_dir = finished
+    (output_dir / "checkpoints" / "latest").unlink()
+    said = assert_continues_as_if_unbroken(recipe, output_dir, unbroken)
+    assert "at step 30" in said
+
+
+def test_broken_checkpoints_only_are_refused(finished: tuple[Path, Path]) -> None:
+    recipe, output_dir = finished
+    for manifest in output_dir.glob("checkpoints/step_*/manifest.json"):
+        manifest.write_text("{")
+    statuses, said = support.run(recipe)
+    assert statuses == [2, 2]
+    assert "none of its 2 checkpoints is whole" in said.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def poisoned(workshop: Workshop) -> dict[str, dict[str, str]]:
+    """Sections of a run in which few pairs hold a token that the teacher has no numbers for."""
+    teacher = support.make_teacher(workshop.folder / "poisoned", poisoned=True)
+    corpus = workshop.folder / "with_poison"
+    support.make_corpus(corpus, teacher, poison=8)
+    return {
+        "teacher": {"model_name_or_path": str(teacher)},
+        "data": {"record_path_or_regex": str(corpus)},
+    }
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1},
+        {"zero_stage": 2, "precision": "bf16"},
+        {"zero_stage": 3, "expert_parallel_size": 1},
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_not_a_number_is_left_out_and_told(
+    parallel: dict[str, object],
+    workshop: Workshop,
+    poisoned: dict[str, dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", **poisoned, parallel=parallel)
+    said = support.finish(recipe)
+    rows = {step: row["student"] for step, row in support.losses(tmp_path / "run").items()}
+    bad = [step for step, row in rows.items() if row["skipped_steps"]]
+    assert 0 < len(bad) < 15
+    assert bad == [step for step, row in rows.items() if row["loss"] is None]
+    assert all(f"step {step}: student: loss nan: update left out" in said for step in bad)
+    assert support.heldout(tmp_path / "run")[30]["student"] < 1.4
+
+
+def test_losses_that_stay_bad_stop_the_run_at_its_last_good_checkpoint(
+    workshop: Workshop, poisoned: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    training = {"max_bad_steps": 1, "save_interval": 1}
+    recipe = workshop.recipe(tmp_path / "run", **poisoned, training=training)
+    statuses, said = support.run(recipe)
+    assert statuses == [1, 1]
+    assert said.count("ERROR") == said.count("1 steps in a row without a finite loss") == 1
+    assert "Traceback" not in said
+    bad_step = max(support.losses(tmp_path / "run"))
+    assert support.checkpoints(tmp_path / "run")[-1] == bad_step - 1
+
+
+def assert_refused(statuses: list[int], said: str, words: str) -> None:
+    """By one line that has some words in it."""
+    assert set(statuses) == {2}, said
+    assert said.count("\n") == 1, said
+    assert words in said
+
+
+def misspell_recipe(recipe: Path, folder: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("max_steps", "max_stesp"))
+
+
+def misspell_deepspeed_json(recipe: Path, folder: Path) -> str:
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": 1, "overlap_com": true}}')
+    return f"--deepspeed={folder / 'ds.json'}"
+
+
+def truncate_corpus(recipe: Path, folder: Path) -> str:
+    support.make_corpus(folder / "short", recipe.parent / "teacher", documents=9)
+    binary = folder / "short.bin"
+    binary.write_bytes(binary.read_bytes()[:-2])
+    return f"--record_path_or_regex={folder / 'short'}"
+
+
+def build_with_another_vocabulary(recipe: Path, folder: Path) -> str:
+    other = support.make_teacher(folder / "other", words="piece")
+    return f"--record_path_or_regex={support.make_corpus(folder / 'foreign', other)}"
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (misspell_recipe, "max_steps"),
+        (misspell_deepspeed_json, "overlap_comm"),
+        ("--max_stesp=3", "did you mean --max_steps?"),
+        ("--record_path_or_regex=/no/corpus", "/no/corpus"),
+        (truncate_corpus, "short.bin"),
+        (build_with_another_vocabulary, "foreign: was built with the vocabulary of other"),
+        ("--num_relation_heads=3", "num_relation_heads 3"),
+        ("--relation_layer=3", "teacher.relation_layer: 3"),
+        ("--max_length=65", "data.max_length: 65"),
+        ("--expert_parallel_size=4", "4 does not divide the 1 processes"),
+        ("--output_dir=/proc/runs", "output_dir: /proc/runs"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_bad_start_is_refused_in_seconds_before_torch_is_imported(
+    cause: object, words: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"expert_parallel_size": 1})
+    (tmp_path / "teacher").symlink_to(workshop.teacher)
+    option = cause(recipe, tmp_path) if callable(cause) else cause
+    command = [sys.executable, "-X", "importtime", "-m", "minimoe_dist", "distill"]
+    started = time.monotonic()
+    done = support.execute([*command, "--config", str(recipe), *([option] if option else [])])
+    assert time.monotonic() - started < 5
+    imported, said = [], []
+    for line in done.stderr.splitlines(keepends=True):
+        (imported if line.startswith("import time:") else said).append(line)
+    assert_refused([done.returncode], "".join(said), words)
+    assert {"torch", "deepspeed"} & {line.split("|")[-1].strip() for line in imported} == set()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def teacher_without_tokenizer_file(workshop: Workshop, tmp_path: Path) -> dict[str, str]:
+    """Of which only transformers can tell the vocabulary, once the ranks have started."""
+    teacher = shutil.copytree(workshop.teacher, tmp_path / "vocabulary_only")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (teacher / name).unlink()
+    return {"model_name_or_path": str(teacher)}
+
+
+def test_another_vocabulary_is_refused_also_after_the_start(
+    teacher_without_tokenizer_file: dict[str, str], workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", teacher=teacher_without_tokenizer_file)
+    option = build_with_another_vocabulary(recipe, tmp_path)
+    assert_refused(*support.run(recipe, option), "foreign: was built with the vocabulary of other")
+
+
+def test_what_one_rank_alone_finds_ends_all_with_its_words(
+    teacher_without_tokenizer_file: dict[str, str], workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", teacher=teacher_without_tokenizer_file)
+    option = build_with_another_vocabulary(recipe, tmp_path)
+    with support.start(recipe, own={1: option}) as ranks:
+        assert ranks.wait() == [1, 2]
+        assert ranks.said().count("\n") == 1
+        assert "rank 1 failed: ValueError: " in ranks.said()
+        assert "foreign: was built with the vocabulary of other" in ranks.said()
