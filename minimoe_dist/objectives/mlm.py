@@ -87,13 +87,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counted = (label != IGNORED_LABEL)[:, None]
             target = label.clamp_min(0)[:, None]
             logits = (part @ weight.t()).to(wide).add_(bias)
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            losses = (normalizer - logits.gather(1, target)) * counted
+            logits.sub_(logits.amax(-1, keepdim=True))
+            wanted_scores = logits.gather(1, target)
+            sums = logits.exp_().sum(-1, keepdim=True)
+            losses = (sums.log() - wanted_scores) * counted
             total += losses.sum(dtype=torch.float64)
             if weight_gradient is None or bias_gradient is None:
                 continue
-            slope = logits.sub_(normalizer).exp_()
-            slope.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+            slope = logits.div_(sums)
+            slope.scatter_add_(1, target, torch.full_like(sums, -1.0))
             slope.mul_(counted)
             bias_gradient += slope.sum(0)
             slope = slope.to(rows.dtype)

@@ -171,7 +171,7 @@ class _ScoreError(torch.autograd.Function):
                 _heads_of(p[run], valid[run], num_heads, dtype) for p in projections
             )
             error = _scores(query, key) - _scores(*teacher)
-            total += error.square().sum(dtype=torch.float64)
+            total += error.square().sum(-1).sum(dtype=torch.float64)
             if wanted:
                 error *= 2.0 * query.shape[-1] ** -0.5
                 gradients[0][run] = (error @ key).transpose(1, 2).flatten(2)
