@@ -82,14 +82,12 @@ def open_data(config: RunConfig) -> RunData:
     for corpus, _ in itertools.chain(train, heldout):
         _check_vocabulary(corpus, fingerprint, special.vocab_size, name)
     continuation = _continuation(tokenizer) if data.whole_word_mask else None
-    # The published data types differ in their tokenizer only, which is the teacher's here.
-    masked = data.data_type.endswith("mlm")
     return RunData(
         tokenizer=tokenizer,
         pairs=_pairs(train, config),
         heldout=_pairs(heldout, config) if heldout else None,
         collate=build_collate(
-            "bert_mlm" if masked else "bert_nil",
+            data.data_type,
             special,
             data.max_length,
             config.seed,

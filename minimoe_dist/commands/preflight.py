@@ -1,10 +1,16 @@
 """What can be refused before torch is imported: paths, corpora, models and launch of a run."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig
 from minimoe_dist.config.checks import check_world_size
-from minimoe_dist.config.paths import check_output_dir, check_teacher_fits, read_model_json
+from minimoe_dist.config.paths import (
+    check_output_dir,
+    check_same_vocabulary,
+    check_teacher_fits,
+    read_model_json,
+)
 from minimoe_dist.corpus.tokenizing import (
     check_fingerprint,
     read_tokenizer_file,
@@ -18,6 +24,7 @@ from minimoe_dist.data.indexed_layout import (
     read_layout,
     read_manifest,
 )
+from minimoe_dist.models.submodels import Sizes, once_for_all_map
 from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
 
 
@@ -53,12 +60,30 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
 
 
 def _check_models(config: RunConfig) -> None:
-    teacher = resolve_model_path(config.teacher.model_name_or_path)
-    check_teacher_fits(config, read_model_json(teacher))
+    teacher = read_model_json(resolve_model_path(config.teacher.model_name_or_path))
+    check_teacher_fits(config, teacher)
     for student in config.students:
-        for path in (student.model_name_or_path, student.initial_weights):
-            if path is not None:
-                resolve_model_path(path)
+        for option in ("model_name_or_path", "initial_weights"):
+            path = getattr(student, option)
+            if path is None:
+                continue
+            model = read_model_json(resolve_model_path(path))
+            at = f"students.{student.name}"
+            check_same_vocabulary(teacher, model, f"{at}.{option}", path)
+            if student.sparsity is not None and "sparsity_map" in model:
+                _check_sparsity(f"{at}.sparsity", student.sparsity, path, model)
+        if student.ofa_layer and student.ofa_hidden:
+            sizes = Sizes(
+                student.layer, student.heads, student.hidden // student.heads, 4 * student.hidden
+            )
+            once_for_all_map(sizes, student.ofa_layer, student.ofa_hidden)
+
+
+def _check_sparsity(option: str, sparsity: str, path: str, model: dict[str, Any]) -> None:
+    there = model["sparsity_map"] or {}
+    if sparsity not in there:
+        choices = " ".join(there) or "none; sparsify it first"
+        raise ConfigError(f"{option}: {sparsity} is not in the map of {path}; it has: {choices}")
 
 
 def _check_corpora(config: RunConfig) -> None:

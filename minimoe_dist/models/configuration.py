@@ -15,7 +15,7 @@ def family_of(config: Any) -> str:
         ValueError: another kind of model.
     """
     model_type = getattr(config, "model_type", "")
-    family = config.family if model_type == MiniMoeConfig.model_type else model_type
+    family = getattr(config, "family", model_type)
     if family not in FAMILIES:
         raise ValueError(
             f"model_type: {family or 'none'} is no family of students; give a configuration of "
