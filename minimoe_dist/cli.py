@@ -15,6 +15,7 @@ from types import TracebackType
 
 from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, load_run_config
+from minimoe_dist.config.checks import SPARSIFICATION
 from minimoe_dist.config.flags import Flag, known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -29,18 +30,19 @@ _USAGE = """\
 usage: minimoe-dist COMMAND [options]
 
 commands:
-  distill   train students on a teacher's relations, from a recipe
+  distill   train students of a teacher, from a recipe
+  sparsify  find what a BERT can lose, and the sub-models that sparse students start from
   demo      the whole way on text that this machine has, in minutes
 
 minimoe-dist COMMAND --help tells a command's options; --version tells the version.
 """
-_DISTILL_USAGE = """\
-usage: minimoe-dist distill [--config RECIPE.yaml] [--FLAG VALUE …] [key.path=value …]
+_RECIPE_USAGE = """\
+usage: minimoe-dist {command} [--config RECIPE.yaml] [--FLAG VALUE …] [key.path=value …]
 
 Defaults < recipe < flags and key.path=value in the order given. Starts alone, or as
-  torchrun --nproc-per-node N -m minimoe_dist distill …
-  deepspeed --module minimoe_dist distill …
-  srun python -m minimoe_dist distill …
+  torchrun --nproc-per-node N -m minimoe_dist {command} …
+  deepspeed --module minimoe_dist {command} …
+  srun python -m minimoe_dist {command} …
 
   --config RECIPE.yaml   options from a file, see configs/recipes
   --dry_run              print the resolved run and stop
@@ -82,7 +84,11 @@ def _dispatch(tokens: list[str]) -> int:
     if tokens[0] == "--version":
         print(f"minimoe-dist {__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "demo": _demo}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "distill": lambda rest: _run_recipe("distill", rest),
+        "sparsify": lambda rest: _run_recipe("sparsify", rest),
+        "demo": _demo,
+    }
     command = commands.get(tokens[0])
     if command is None:
         found = nearest(tokens[0], commands)
@@ -175,13 +181,18 @@ def _flag_value(flag: Flag, remaining: list[str]) -> str:
     return values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False)
 
 
-def _distill(tokens: list[str]) -> int:
+def _run_recipe(command: str, tokens: list[str]) -> int:
     arguments = parse_distill(tokens)
     if arguments.wants_help:
-        print(_distill_help(), end="")
+        print(_recipe_help(command), end="")
         return 0
     launch = detect_launch(os.environ)
-    config = load_run_config(arguments.config_path, arguments.overrides)
+    sparsifies = command == "sparsify"
+    given = [f"--model_type={SPARSIFICATION}"] if sparsifies else []
+    config = load_run_config(arguments.config_path, [*given, *arguments.overrides])
+    if (config.model_type == SPARSIFICATION) != sparsifies:
+        other = "sparsify" if config.model_type == SPARSIFICATION else "distill"
+        raise ConfigError(f"model_type: {config.model_type} is for minimoe-dist {other}; use that")
     device_type = prepare_environment(config.parallel.use_cpu)
     from minimoe_dist.commands.preflight import problems_before_start
 
@@ -193,6 +204,10 @@ def _distill(tokens: list[str]) -> int:
     if problems:
         raise ConfigError("; ".join(problems))
     start_logging(launch)
+    if sparsifies:
+        from minimoe_dist.commands import sparsify
+
+        return sparsify.run(config, launch)
     from minimoe_dist.commands import distill
 
     return distill.run(config, launch)
@@ -209,9 +224,9 @@ def _resolved(config: RunConfig, world_size: int, device_type: str, problems: li
     return facts + "".join(f"# would stop: {line}\n" for line in problems) + config.to_yaml()
 
 
-def _distill_help() -> str:
-    """The page of ``distill --help``: every flag under its section, from the schema."""
-    lines = [_DISTILL_USAGE]
+def _recipe_help(command: str) -> str:
+    """The page of ``COMMAND --help``: every flag under its section, from the schema."""
+    lines = [_RECIPE_USAGE.format(command=command)]
     section: str | None = None
     for flag in known_flags().values():
         own = str(flag.path[0]) if len(flag.path) > 1 else "run"

@@ -168,7 +168,7 @@ def test_broken_recipe_is_refused_in_one_line(tmp_path: Path, text: str, words: 
         ("--use_cpu=perhaps", "true or false"),
         ("--use_fp16=perhaps", "true or false"),
         ("--lr_scheduler_type=linar", "did you mean linear?"),
-        ("--model_type=sparsebert_mlm", "is the command minimoe-dist sparsify; use that"),
+        ("--sparsities=90,100", "--sparsities: must be per cent of at least 0 and below 100"),
         ("--ofa_layer=6,x", "--ofa_layer.1: must be a whole number"),
         ("--iteration=3", "at most 2"),
         ("--keep_checkpoints=1", "at least 2"),

@@ -54,7 +54,7 @@ def run(config: RunConfig, launch: Launch) -> int:
     try:
         with (
             PeerWatch(launch, config.parallel.timeout_seconds),
-            _only_run_in(Path(config.output_dir)),
+            only_run_in(Path(config.output_dir)),
             StopRequest() as stop,
         ):
             status = _Run(config, launch, device).to_the_end(stop)
@@ -70,7 +70,7 @@ def run(config: RunConfig, launch: Launch) -> int:
 
 
 @contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: Path) -> Iterator[None]:
     """Holds the folder's lock on rank 0; the kernel frees it when a process dies."""
     lock = FileLock(folder / "run.lock")
     problem: list[str | None] = [None]

@@ -11,6 +11,7 @@ from minimoe_dist.config.problems import ConfigError, Path
 if TYPE_CHECKING:
     from minimoe_dist.config.schema import RunConfig, StudentConfig
 
+SPARSIFICATION = "sparsebert_mlm"  # what `minimoe-dist sparsify` does, and no other command
 BUILT_MODEL_TYPES = (
     "bert_minilm",
     "moebert_minilm",
@@ -20,6 +21,7 @@ BUILT_MODEL_TYPES = (
     "ofabert_minilm",
     "bert_tinybert",
     "bert_mlm",
+    SPARSIFICATION,
 )
 # The family that a model type's students are of; any family where there is none.
 FAMILIES = {
@@ -29,15 +31,18 @@ FAMILIES = {
     "sparsebert_minilm": "bert",
     "ofabert_minilm": "bert",
     "bert_tinybert": "bert",
+    SPARSIFICATION: "bert",
 }
 _WITH_EXPERTS = "moebert_minilm"
 # What a model type means for options that were left open.
+_MASKED_LM: dict[str, dict[str, Any]] = {
+    "data": {"data_type": "bert_mlm"},
+    "objective": {"relation_weight": 0.0, "mlm_weight": 1.0},
+}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "roberta_minilm": {"data": {"data_type": "roberta_nil"}},
-    "bert_mlm": {
-        "data": {"data_type": "bert_mlm"},
-        "objective": {"relation_weight": 0.0, "mlm_weight": 1.0},
-    },
+    "bert_mlm": _MASKED_LM,
+    SPARSIFICATION: _MASKED_LM,
 }
 
 Problem = tuple[Path, str]
@@ -53,10 +58,7 @@ def defaults_of(model_type: object) -> dict[str, dict[str, Any]]:
 def run_problems(config: "RunConfig") -> list[Problem]:
     """What does not fit together in one run's options."""
     problems: list[Problem] = []
-    if config.model_type == "sparsebert_mlm":
-        words = "measures importances, which is the command minimoe-dist sparsify; use that"
-        problems.append((("model_type",), words))
-    elif config.model_type not in BUILT_MODEL_TYPES:
+    if config.model_type not in BUILT_MODEL_TYPES:
         built = ", ".join(BUILT_MODEL_TYPES)
         problems.append((("model_type",), f"{config.model_type!r} is not built yet; use {built}"))
     return (

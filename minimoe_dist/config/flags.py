@@ -165,7 +165,7 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is list:
-        return "N,N" if get_args(annotation) == (int,) else "PATH"
+        return "N,N" if get_args(annotation)[0] in (int, float) else "PATH"
     members = [one for one in get_args(annotation) if one is not type(None)]
     if members:
         return _kind(members[0])

@@ -67,7 +67,8 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     hidden, layers = model.get("hidden_size"), model.get("num_hidden_layers")
     positions = model.get("max_position_embeddings")
     relation_heads, layer = config.objective.num_relation_heads, config.teacher.relation_layer
-    if hidden is not None and hidden % relation_heads:
+    learns_relations = config.objective.relation_weight and config.model_type != "bert_tinybert"
+    if learns_relations and hidden is not None and hidden % relation_heads:
         raise ConfigError(
             f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
             f"{hidden} of teacher {name}; choose a divisor"

@@ -235,6 +235,29 @@ class ParallelConfig(Section):
     timeout_seconds: int = Field(600, ge=1, description="limit of a collective, in seconds")
 
 
+class SparsifyConfig(Section):
+    """What ``minimoe-dist sparsify`` measures and makes of ``teacher``."""
+
+    fraction: float = Field(0.1, gt=0, le=1, description="share of the corpus that is read")
+    sparsities: list[float] = Field(
+        [0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 99],
+        min_length=1,
+        description="sub-models of the map, in per cent that they lose",
+    )
+
+    @field_validator("sparsities", mode="before")
+    @classmethod
+    def _numbers_of_text(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("sparsities")
+    @classmethod
+    def _in_per_cent(cls, value: list[float]) -> list[float]:
+        if not all(0 <= sparsity < 100 for sparsity in value):
+            raise ValueError("must be per cent of at least 0 and below 100")
+        return value
+
+
 class RunConfig(Section):
     """All options of one run."""
 
@@ -262,6 +285,7 @@ class RunConfig(Section):
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     parallel: ParallelConfig = ParallelConfig()
+    sparsify: SparsifyConfig = SparsifyConfig()
 
     # The shell expands "~" neither in a recipe nor behind an equals sign.
     _at_home = field_validator("output_dir")(os.path.expanduser)

@@ -132,7 +132,7 @@ class Workshop:
         }
         for name, changes in sections.items():
             is_section = isinstance(changes, Mapping)
-            values[name] = {**values[name], **changes} if is_section else changes
+            values[name] = {**values.get(name, {}), **changes} if is_section else changes
         path = output_dir.with_suffix(".yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(values))
@@ -195,6 +195,7 @@ def start(
     world_size: int = 2,
     environment: Mapping[str, str] | None = None,
     own: Mapping[int, str] | None = None,
+    command: str = "distill",
 ) -> Iterator[Ranks]:
     """Starts a run on forked ranks; kills what is left of it at the end.
 
@@ -204,6 +205,7 @@ def start(
         world_size: number of ranks; one has no launch variables.
         environment: further variables.
         own: an option of some ranks alone.
+        command: of the command line.
     """
     output_dir = Path(yaml.safe_load(recipe.read_text())["output_dir"])
     port = str(free_port())
@@ -221,7 +223,7 @@ def start(
             }
         logs.append(output_dir.parent / f"{output_dir.name}.{port}.rank{rank}.log")
         more = [own[rank]] if own and rank in own else []
-        arguments = ["distill", "--config", str(recipe), *overrides, *more]
+        arguments = [command, "--config", str(recipe), *overrides, *more]
         process = _context().Process(target=_rank, args=(arguments, variables, str(logs[-1])))
         process.start()
         processes.append(process)
