@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from minimoe_dist import __version__
-from minimoe_dist.config import ConfigError, RunConfig, load_run_config
+from minimoe_dist.config import ConfigError, RunConfig, load_stages
 from minimoe_dist.config.checks import SPARSIFICATION
 from minimoe_dist.config.flags import Flag, known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
@@ -39,7 +39,8 @@ minimoe-dist COMMAND --help tells a command's options; --version tells the versi
 _RECIPE_USAGE = """\
 usage: minimoe-dist {command} [--config RECIPE.yaml] [--FLAG VALUE …] [key.path=value …]
 
-Defaults < recipe < flags and key.path=value in the order given. Starts alone, or as
+Defaults < recipe < flags and key.path=value in the order given. A recipe of several stages runs
+them in order, finished ones are skipped. Starts alone, or as
   torchrun --nproc-per-node N -m minimoe_dist {command} …
   deepspeed --module minimoe_dist {command} …
   srun python -m minimoe_dist {command} …
@@ -189,28 +190,31 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
     launch = detect_launch(os.environ)
     sparsifies = command == "sparsify"
     given = [f"--model_type={SPARSIFICATION}"] if sparsifies else []
-    config = load_run_config(arguments.config_path, [*given, *arguments.overrides])
-    if (config.model_type == SPARSIFICATION) != sparsifies:
-        other = "sparsify" if config.model_type == SPARSIFICATION else "distill"
-        raise ConfigError(f"model_type: {config.model_type} is for minimoe-dist {other}; use that")
-    device_type = prepare_environment(config.parallel.use_cpu)
-    from minimoe_dist.commands.preflight import problems_before_start
+    stages = load_stages(arguments.config_path, [*given, *arguments.overrides])
+    for config in stages:
+        if (config.model_type == SPARSIFICATION) != sparsifies:
+            other = "distill" if sparsifies else "sparsify"
+            words = f"{config.model_type} is for minimoe-dist {other}; use that"
+            raise ConfigError(f"model_type: {words}")
+    device_type = prepare_environment(stages[0].parallel.use_cpu)
+    from minimoe_dist.commands.preflight import problems_of_stages
 
-    problems = list(problems_before_start(config, launch, device_type))
+    problems = problems_of_stages(stages, launch, device_type)
     if arguments.dry_run:
         if launch.rank == 0:
-            print(_resolved(config, launch.world_size, device_type, problems), end="")
+            for config, found in zip(stages, problems, strict=True):
+                print(_resolved(config, launch.world_size, device_type, found), end="")
         return 0
-    if problems:
-        raise ConfigError("; ".join(problems))
+    if any(problems):
+        raise ConfigError("; ".join(line for found in problems for line in found))
     start_logging(launch)
     if sparsifies:
         from minimoe_dist.commands import sparsify
 
-        return sparsify.run(config, launch)
+        return sparsify.run(stages[0], launch)
     from minimoe_dist.commands import distill
 
-    return distill.run(config, launch)
+    return distill.run(stages, launch)
 
 
 def _resolved(config: RunConfig, world_size: int, device_type: str, problems: list[str]) -> str:

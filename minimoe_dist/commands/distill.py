@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..checkpoints import run as checkpoints
+from ..checkpoints.files import PARTIAL, beside, write_json
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
@@ -42,31 +43,59 @@ STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this
 _log = logger("distill")
 
 
-def run(config: RunConfig, launch: Launch) -> int:
-    """Trains the students of ``config`` and exports them.
+def run(stages: Sequence[RunConfig], launch: Launch) -> int:
+    """Trains and exports the students of each stage; of several, finished ones are skipped.
 
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on), 1 when the loss
         stayed not finite. Ends the process with 1 where another rank is lost.
     """
-    device_type = prepare_environment(config.parallel.use_cpu)
-    device = start_process_group(launch, device_type, config.parallel.timeout_seconds)
+    parallel = stages[0].parallel
+    device_type = prepare_environment(parallel.use_cpu)
+    device = start_process_group(launch, device_type, parallel.timeout_seconds)
     try:
-        with (
-            PeerWatch(launch, config.parallel.timeout_seconds),
-            only_run_in(Path(config.output_dir)),
-            StopRequest() as stop,
-        ):
-            status = _Run(config, launch, device).to_the_end(stop)
-            if status == STOPPED:
-                stop.ignore_from_now_on()
-            return status
+        with PeerWatch(launch, parallel.timeout_seconds), StopRequest() as stop:
+            for stage in stages:
+                if len(stages) > 1 and _is_finished(stage):
+                    _log.info("%s: finished before", stage.output_dir)
+                    continue
+                with only_run_in(Path(stage.output_dir)):
+                    status = _Run(stage, launch, device).to_the_end(stop)
+                if status == STOPPED:
+                    stop.ignore_from_now_on()
+                    return status
+            return FINISHED
     except TrainingDivergedError as error:
         if launch.rank == 0:
             _log.error("%s", error)
         return FAILED
     finally:
         stop_process_group()
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Whether a run has left all of its exports; asks rank 0.
+
+    Raises:
+        ValueError: it has, but its options are not the ones that are given now.
+    """
+    found: list[Any] = [False, None]
+    path = Path(config.output_dir) / "summary.json"
+    exports = [Path(config.export_folder(student.name)) for student in config.students]
+    wanted = [path, *(folder / "config.json" for folder in exports)]
+    if dist.get_rank() == 0 and config.resume == "auto" and all(one.is_file() for one in wanted):
+        saved = json.loads(path.read_text("utf-8"))["options"]
+        changes = changed_options(saved, config.model_dump(mode="json"))
+        if changes and not config.allow_changed_options:
+            found[1] = (
+                f"{path.parent}: was finished with other options ({'; '.join(changes)}): give "
+                "--allow_changed_options to take it as it is, or another output_dir"
+            )
+        found[0] = True
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return bool(found[0])
 
 
 @contextmanager
@@ -299,13 +328,14 @@ class _Run:
             "sequences_per_second": metrics.sequences_per_second,
             "teacher_gmac": encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
             "students": {},
+            "options": self.config.model_dump(mode="json"),
         }
         before = self.progress.heldout_before or {}
         for student in self.distiller.students:
             weights = student.whole_weights()
             if self.launch.rank != 0:
                 continue
-            target = self.folder / "export" / f"{student.name}{self.config.model_suffix}"
+            target = Path(self.config.export_folder(student.name))
             sub_models = export_all(student.config, weights, target, self.data.tokenizer)
             summary["students"][student.name] = {
                 "student": describe(student.config),
@@ -318,7 +348,8 @@ class _Run:
             }
         if self.launch.rank == 0:
             path = self.folder / "summary.json"
-            path.write_text(json.dumps(summary, indent=2) + "\n")
+            write_json(beside(path, PARTIAL), summary)
+            beside(path, PARTIAL).rename(path)
             draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
             _log.info("exported to %s; summary in %s", self.folder / "export", path)
         dist.barrier()

@@ -1,6 +1,7 @@
 """What can be refused before torch is imported: paths, corpora, models and launch of a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig
@@ -28,8 +29,27 @@ from minimoe_dist.models.submodels import Sizes, once_for_all_map
 from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
 
 
+def problems_of_stages(
+    stages: Sequence[RunConfig], launch: Launch, device_type: DeviceType
+) -> list[list[str]]:
+    """Each stage's problems; of a stage whose teacher is still to be trained, only what is known.
+
+    Args:
+        stages: of the recipe, in order.
+        launch: the processes that they were started with.
+        device_type: what they would train on.
+    """
+    exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
+    found = []
+    for stage in stages:
+        teacher = stage.teacher.model_name_or_path
+        is_to_come = teacher in exported and not Path(teacher, "config.json").is_file()
+        found.append(list(problems_before_start(stage, launch, device_type, is_to_come)))
+    return found
+
+
 def problems_before_start(
-    config: RunConfig, launch: Launch, device_type: DeviceType
+    config: RunConfig, launch: Launch, device_type: DeviceType, teacher_is_to_come: bool = False
 ) -> Iterator[str]:
     """Yields, one line each, what would make the run fail; nothing heavy is imported.
 
@@ -37,14 +57,15 @@ def problems_before_start(
         config: the run.
         launch: the processes that it was started with.
         device_type: what it would train on.
+        teacher_is_to_come: leave out what needs the teacher's files.
     """
     checks: list[Callable[[], None]] = [
         lambda: check_world_size(config, launch.world_size),
         lambda: _check_device(config, device_type),
         lambda: check_output_dir(config.output_dir),
-        lambda: _check_models(config),
-        lambda: _check_corpora(config),
     ]
+    if not teacher_is_to_come:
+        checks += [lambda: _check_models(config), lambda: _check_corpora(config)]
     for check in checks:
         try:
             check()

@@ -322,6 +322,10 @@ class RunConfig(Section):
         training = self.training
         return training.per_device_train_batch_size * training.num_grad_accum_steps * world_size
 
+    def export_folder(self, student: str) -> str:
+        """Where the student of that name is exported to."""
+        return os.path.join(self.output_dir, "export", student + self.model_suffix)
+
     def to_yaml(self) -> str:
         """The whole run as YAML that `load_run_config` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
