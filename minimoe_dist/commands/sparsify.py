@@ -58,7 +58,10 @@ def run(config: RunConfig, launch: Launch) -> int:
             only_run_in(Path(config.output_dir)),
             StopRequest() as stop,
         ):
-            return _Sparsification(config, launch, device).to_the_end(stop)
+            status = _Sparsification(config, launch, device).to_the_end(stop)
+            if status == STOPPED:
+                stop.ignore_from_now_on()
+            return status
     finally:
         stop_process_group()
 

@@ -148,6 +148,23 @@ def test_one_process_takes_the_same_steps_as_two(
 
 
 @pytest.mark.parametrize(
+    "finished",
+    ["bert_tinybert", "ofabert_minilm", "bert_minilm with masked LM", "sparsebert_minilm"],
+    indirect=True,
+)
+def test_zero_3_takes_the_same_steps_as_zero_1(
+    finished: tuple[str, Path], make: Maker, tmp_path: Path
+) -> None:
+    name, on_stage_1 = finished
+    support.finish(make(tmp_path / "run", name), "--zero_stage", "3")
+    found, expected = support.losses(tmp_path / "run"), support.losses(on_stage_1)
+    for step in (1, 2, 3):
+        assert found[step]["student"]["loss"] == pytest.approx(
+            expected[step]["student"]["loss"], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize(
     ("finished", "class_name"),
     [
         ("roberta_minilm", "RobertaModel"),
