@@ -1,5 +1,6 @@
 """What a run survives, and what it refuses: killed, stopped and signalled ranks, broken files."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
