@@ -8,7 +8,9 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import load_student
+from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
+from ..config.paths import read_model_json
 from ..models.build import build_student, student_config
 from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
@@ -16,8 +18,8 @@ from ..models.elastic import ElasticForRelations
 from ..models.elastic_build import load_sparse_student, once_for_all_config
 from ..models.mlm_head import MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations
-from ..models.pretrained import read_encoder_config
-from ..models.teacher import load_teacher
+from ..models.pretrained import encoder_dtype, read_encoder_config
+from ..models.teacher import RelationTeacher, load_teacher, teacher_of
 from ..models.tinybert import MiniMoeForStates, load_state_teacher
 from ..runtime import resolve_model_path
 from ..train.objectives import (
@@ -83,15 +85,27 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     return student
 
 
+def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeacher:
+    options = config.teacher
+    path = options.model_name_or_path
+    folder = resolve_model_path(path)
+    if is_published_student(read_model_json(folder)):
+        if options.relation_layer != -1:
+            raise ValueError(
+                f"teacher.relation_layer: {options.relation_layer} is no layer with signals of "
+                f"{path}, a student with relation projections behind its last layer; give -1"
+            )
+        dtype = encoder_dtype(options.dtype, device)
+        return teacher_of(load_student(folder)).to(device, dtype)
+    return load_teacher(
+        path, relation_layer=options.relation_layer, dtype=options.dtype, device=device
+    )
+
+
 def _relation_objective(
     config: RunConfig, device: torch.device, objective_class: type[RelationObjective]
 ) -> tuple[RelationObjective, Lesson]:
-    teacher = load_teacher(
-        config.teacher.model_name_or_path,
-        relation_layer=config.teacher.relation_layer,
-        dtype=config.teacher.dtype,
-        device=device,
-    )
+    teacher = _relation_teacher(config, device)
     compat_seed = config.compat == "seed"
     objective = objective_class(
         teacher,

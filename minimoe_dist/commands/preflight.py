@@ -93,6 +93,7 @@ def _check_models(config: RunConfig) -> None:
             check_same_vocabulary(teacher, model, f"{at}.{option}", path)
             if student.sparsity is not None and "sparsity_map" in model:
                 _check_sparsity(f"{at}.sparsity", student.sparsity, path, model)
+                _check_width(config.objective.num_relation_heads, path, model)
         if student.ofa_layer and student.ofa_hidden:
             sizes = Sizes(
                 student.layer, student.heads, student.hidden // student.heads, 4 * student.hidden
@@ -105,6 +106,15 @@ def _check_sparsity(option: str, sparsity: str, path: str, model: dict[str, Any]
     if sparsity not in there:
         choices = " ".join(there) or "none; sparsify it first"
         raise ConfigError(f"{option}: {sparsity} is not in the map of {path}; it has: {choices}")
+
+
+def _check_width(relation_heads: int, path: str, model: dict[str, Any]) -> None:
+    hidden = model.get("hidden_size", 0)
+    if hidden % relation_heads:
+        raise ConfigError(
+            f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
+            f"{hidden} of {path}; choose a divisor"
+        )
 
 
 def _check_corpora(config: RunConfig) -> None:

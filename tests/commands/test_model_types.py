@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, BertModel
 
-from minimoe_dist.checkpoints.export import export_elastic
+from minimoe_dist.checkpoints.export import export_elastic, load_student
+from minimoe_dist.checkpoints.published import save_published
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import elastic_config
 from minimoe_dist.models.submodels import Sizes, build_sparsity_map
@@ -223,6 +224,20 @@ def test_an_assistant_with_experts_teaches_a_student(
     path = make(tmp_path / "second", "bert_minilm", teacher=assistant, iteration=2)
     support.finish(path)
     assert support.heldout(tmp_path / "second")[STEPS]["student"] > 0
+
+
+@pytest.mark.parametrize("finished", ["moebert_minilm of random experts"], indirect=True)
+def test_a_published_student_teaches_as_its_export_does(
+    finished: tuple[str, Path], make: Maker, tmp_path: Path
+) -> None:
+    export, published = finished[1] / "export" / "student", tmp_path / "published"
+    shutil.copytree(export, published)
+    save_published(load_student(export), published)
+    for name, teacher in (("one", export), ("other", published)):
+        path = make(tmp_path / name, "bert_minilm", teacher=teacher, iteration=2)
+        support.finish(path, "--max_steps", "2", world_size=1)
+    first, second = (support.losses(tmp_path / name)[2]["student"] for name in ("one", "other"))
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("finished", ["bert_minilm"], indirect=True)

@@ -21,13 +21,14 @@ from .folder import (
     save_published,
     student_of,
 )
-from .layout import fresh_pooler
+from .layout import fresh_pooler, is_published_student
 
 __all__ = [
     "Student",
     "config_from_published",
     "config_to_published",
     "fresh_pooler",
+    "is_published_student",
     "load_published",
     "parse_moe",
     "read_config",

@@ -29,6 +29,13 @@ _ROBERTA_PREFIXES = {
 _HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
 
 
+def is_published_student(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a published student that transformers cannot load itself."""
+    is_ours = str(config.get("model_type", "")).startswith("minimoe")
+    has_experts = str(config.get("moe", "1,1")) != "1,1"
+    return not is_ours and (has_experts or str(config.get("sparsity", "0")) != "0")
+
+
 def check_fields(published: Mapping[str, Any]) -> None:
     """Refuses a ``config.json`` without the sizes of a BERT.
 
