@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..checkpoints import run as checkpoints
-from ..checkpoints.files import PARTIAL, beside, write_json
+from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
@@ -348,7 +348,8 @@ class _Run:
             }
         if self.launch.rank == 0:
             path = self.folder / "summary.json"
-            write_json(beside(path, PARTIAL), summary)
+            beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")
+            flush_file(beside(path, PARTIAL))
             beside(path, PARTIAL).rename(path)
             draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
             _log.info("exported to %s; summary in %s", self.folder / "export", path)
