@@ -23,6 +23,7 @@ REQUIREMENTS = [
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "nanotoken>=0.1,<0.2",
+    "rjieba>=0.2.2,<0.3",
     "numpy>=1.26,<3",
     "pydantic>=2.10,<3",
     "PyYAML>=6.0",
