@@ -32,6 +32,8 @@ REQUIREMENTS = [
     "tensorboard>=2.16",
     "matplotlib>=3.8",
     "filelock>=3.13",
+    "google-crc32c>=1.5",
+    "zstandard>=0.22",
 ]
 
 EXTRAS = {

@@ -24,6 +24,10 @@ _UNSPACED = (
 _ASCII_PLACE = re.compile(r"[.!?;](?:(?<=[a-z]{4}\.)( )(?![a-z])|[.!?;]*[\"')\]}]* )")
 _SPACED_PLACE = re.compile(rf"[.!?;…](?:(?<=[a-z]{{4}}\.)( )(?=[A-Z])|[.!?;…]*[{_CLOSERS}]* )")
 _ANY_PLACE = re.compile(rf"[.!?;…。！？；｡]([.!?;…。！？；｡{_CLOSERS}]*) ?")
+_CERTAIN_END = re.compile(
+    rf"(?<![.!?;…。！？；｡{_CLOSERS}])[。！？；｡]++ ?+(?=[^.!?;…。！？；｡{_CLOSERS}，、：,:\s])"
+    rf"|(?<=[a-z]{{4}})\. (?=[A-Z])"
+)
 _ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡{_UNSPACED}]|……")
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _SPACED_WORD = re.compile(rf"[^\W{_UNSPACED}][^\s{_UNSPACED}]*")
@@ -59,6 +63,7 @@ _STARTERS = _words(
 )
 _ABBREVIATION_TAILS = frozenset(word[-4:] for word in _NEVER_END | _MAY_END)
 _LOOKAHEAD = 64
+_REACH = 16384
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]|[Pp]h\.D|[a-z]\.[a-z]{1,3}")
 
 
@@ -150,6 +155,8 @@ def last_safe_cut(text: str, longest: int = SentenceRules.longest) -> int:
     The sentences of both parts are those of the whole line, however it goes on; 0 if the text
     is too short to tell.
     """
+    if certain := _last_certain_end(text):
+        return certain
     pieces = split_sentences(text, longest)
     # The last sentence may go on, and its first word may decide about the end before it.
     left_out = ""
@@ -166,6 +173,16 @@ def last_safe_cut(text: str, longest: int = SentenceRules.longest) -> int:
     return position
 
 
+def _last_certain_end(text: str) -> int:
+    """The last end near the end that holds wherever its sentence began; 0 if there is none."""
+    last = 0
+    for match in _CERTAIN_END.finditer(text, max(0, len(text) - _REACH), len(text) - _LOOKAHEAD):
+        word_end = match.start()
+        if match[0][0] != "." or text[word_end - 4 : word_end] not in _ABBREVIATION_TAILS:
+            last = match.end()
+    return last
+
+
 def _split_spaced(lines: Iterable[str], places: re.Pattern[str]) -> list[str]:
     """Splits lines whose sentences are separated by spaces; the lines are clean."""
     sentences: list[str] = []
@@ -173,7 +190,9 @@ def _split_spaced(lines: Iterable[str], places: re.Pattern[str]) -> list[str]:
         start = 0
         for place in places.finditer(line):
             terminator, end = place.span()
-            is_plain = place.lastindex and line[terminator - 4 : terminator] not in _ABBREVIATION_TAILS
+            is_plain = (
+                place.lastindex and line[terminator - 4 : terminator] not in _ABBREVIATION_TAILS
+            )
             if not (is_plain or _latin_end_holds(line, start, terminator, end)):
                 continue
             sentences.append(line[start : end - 1])
@@ -274,6 +293,6 @@ def _before_opening_quote(text: str, start: int, match: re.Match[str]) -> int:
     """Where the sentence of a Chinese terminator ends: a straight quote may open the next one."""
     end = match.end()
     quote = text.find('"', match.start(), end)
-    if quote >= 0 and text.count('"', start, quote) % 2 == 0:
+    if text.count('"', start, quote) % 2 == 0 and not text[quote + 1 : end].strip():
         return quote
     return end
