@@ -83,6 +83,11 @@ class SentenceRules:
     minimum_characters: int = 8
     longest: int = 16384
 
+    def __post_init__(self) -> None:
+        for name in ("minimum_words", "minimum_characters", "longest"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
+
     def is_long_enough(self, sentence: str) -> bool:
         """Whether a sentence has enough words, or characters where words are not spaced."""
         if sentence.isascii() or not _UNSPACED_CHARACTER.search(sentence):
