@@ -103,6 +103,13 @@ class Problems:
     counts: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
 
+    def note_damage(self, block: Block) -> bool:
+        """Notes what was wrong where the block was cut; returns whether anything was."""
+        if block.damage is None:
+            return False
+        self.found(block.damage.kind, block.path, block.first_line, block.damage.what)
+        return True
+
     def found(self, kind: str, path: str, line: int, what: str) -> None:
         """Notes one problem at a line of a file."""
         message = f"{path}:{line}: {what}"
@@ -176,10 +183,17 @@ def cut_blocks(
 
 
 class BlockCutter:
-    """Hands out the blocks of one file, and keeps count of where they are."""
+    """Hands out the blocks of one file, and keeps count of where they are.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    Args:
+        path: the file.
+        count: how many lines end in some bytes, or whatever else `Block.first_line` counts.
+    """
+
+    def __init__(
+        self, path: str, count: Callable[[bytes], int] = lambda data: data.count(b"\n")
+    ) -> None:
+        self._path, self._count = path, count
         self._stream = InputStream(path)
         self._offset, self._line, self._taken = 0, 1, 0
 
@@ -221,7 +235,7 @@ class BlockCutter:
     def skip(self, data: bytes) -> None:
         """Leaves out bytes that follow."""
         self._offset += len(data)
-        self._line += data.count(b"\n")
+        self._line += self._count(data)
 
     def problem(self, kind: str, what: str) -> Block:
         """A block that says what is wrong at the present place."""

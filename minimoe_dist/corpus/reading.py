@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from minimoe_dist.corpus.blocks import Block, Document, Problems
 from minimoe_dist.corpus.sentences import SentenceRules, split_lines, split_sentences
-from minimoe_dist.corpus.sources import Source, SourceOptions, choose_source
+from minimoe_dist.corpus.sources import Source, SourceOptions, TFRecordSource, choose_source
 from minimoe_dist.runtime import logger
 
 _log = logger("corpus")
@@ -109,8 +109,7 @@ class SentenceReader:
         """Reads one block; its problems come with the result, or (strict) raise ValueError."""
         block, problems = work.block, Problems(strict=self.strict)
         found = BlockSentences(block.without_data(), problems=problems)
-        if block.damage is not None:
-            problems.found(block.damage.kind, block.path, block.first_line, block.damage.what)
+        if problems.note_damage(block):
             return found
         for document in work.source.documents(block, problems):
             if not found.documents:
@@ -166,9 +165,14 @@ class Inputs:
         return SentenceReader(options.rules, options.strict, options.title == "keep")
 
     def trial_sentences(self) -> list[str]:
-        """Some sentences of the corpus, to try an encoder on."""
+        """Some sentences of the corpus, to try an encoder on; none where inputs hold ids."""
         lenient = SentenceReader(self.options.rules, strict=False)
-        documents = (doc for work in islice(self.work(), 4) for doc in lenient(work).documents)
+        documents = (
+            document
+            for work in islice(self.work(), 4)
+            if not isinstance(work.source, TFRecordSource)
+            for document in lenient(work).documents
+        )
         return list(islice((text for doc in documents for text in doc), _TRIAL_SENTENCES))
 
     def note(self, problems: Problems) -> None:

@@ -11,6 +11,7 @@ from minimoe_dist.corpus.sources.json_documents import RecordReader
 from minimoe_dist.corpus.sources.json_records import JsonLinesSource, JsonSource
 from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, Source
 from minimoe_dist.corpus.sources.text import FormatSource, TextFileSource, TextSource
+from minimoe_dist.corpus.sources.tfrecord import TFRecordSource
 from minimoe_dist.corpus.sources.wiki import WikiSource, write_wiki
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RecordReader",
     "Source",
     "SourceOptions",
+    "TFRecordSource",
     "TextFileSource",
     "TextSource",
     "WikiSource",

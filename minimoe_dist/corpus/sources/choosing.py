@@ -18,6 +18,7 @@ from minimoe_dist.corpus.sources.json_records import (
 from minimoe_dist.corpus.sources.json_scanning import scan_records
 from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, PARTIAL_SUFFIX, Source
 from minimoe_dist.corpus.sources.text import FormatSource, TextFileSource, TextSource
+from minimoe_dist.corpus.sources.tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
 from minimoe_dist.corpus.sources.wiki import WikiSource
 from minimoe_dist.corpus.streams import InputStream, unreadable_kind
 
@@ -54,6 +55,7 @@ _KINDS: dict[str, Callable[[SourceOptions], Source]] = {
     "text": lambda options: TextSource(longest_sentence=options.longest_sentence),
     "text_file": lambda options: TextFileSource(longest_sentence=options.longest_sentence),
     "format": lambda options: FormatSource(longest_sentence=options.longest_sentence),
+    "tfrecord": lambda options: TFRecordSource(),
 }
 INPUT_FORMATS = ("auto", *_KINDS)
 
@@ -64,7 +66,7 @@ def choose_source(
     """The reader of a file: the one asked for, or by a look at the file's beginning.
 
     "auto" knows `<doc ` (wiki), arrays of JSON objects and `{"RECORDS": [...]}` (json), JSON
-    objects one a line (jsonl), names that end in .format (format); all else is text.
+    objects one a line (jsonl), TFRecords, names that end in .format (format); all else is text.
 
     Raises:
         ValueError: the format is unknown, the file is no text, or its first JSON records have
@@ -75,8 +77,12 @@ def choose_source(
     options = options or SourceOptions()
     with InputStream(path) as stream:
         beginning = stream.read(_PEEKED_BYTES)
+    if input_format in ("auto", "tfrecord") and is_tfrecord(beginning):
+        return TFRecordSource()
     if (kind := unreadable_kind(beginning)) is not None:
         raise ValueError(f"{path}: looks like {kind}")
+    if input_format == "tfrecord" and beginning:
+        raise ValueError(f"{path}: does not begin as a TFRecord; give another --input_format")
     beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()
     if input_format == "auto":
         input_format = _recognise(path, beginning)
@@ -137,7 +143,8 @@ def _check_keys(path: str, beginning: bytes, reader: RecordReader) -> None:
 def find_inputs(input_dir: str, input_regex: str) -> list[str]:
     """The files below a folder whose name, or path from the folder, matches a glob, sorted.
 
-    `x.format` is left out where `x` matches too: it holds the same text.
+    `x.format` is left out where `x` matches too: it holds the same text; so is `x.index`, which
+    is no text.
 
     Raises:
         ValueError: there is no such folder or no such file.
@@ -153,7 +160,10 @@ def find_inputs(input_dir: str, input_regex: str) -> list[str]:
         path
         for path in sorted(found)
         if not path.endswith(PARTIAL_SUFFIX)
-        and not (path.endswith(FORMAT_SUFFIX) and path.removesuffix(FORMAT_SUFFIX) in found)
+        and not any(
+            path.endswith(suffix) and path.removesuffix(suffix) in found
+            for suffix in (FORMAT_SUFFIX, INDEX_SUFFIX)
+        )
     ]
     if not kept:
         raise ValueError(f"--input_regex {input_regex!r}: matches no file in {input_dir!r}")
