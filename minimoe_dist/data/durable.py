@@ -36,7 +36,8 @@ def open_locked(path: str, keep: bool = False) -> IO[bytes]:
         pass
     if not keep:
         os.ftruncate(descriptor, 0)
-    return os.fdopen(descriptor, "r+b", buffering=_CHUNK)
+    # Opened by its path, so that the stream has a name.
+    return open(path, "r+b", buffering=_CHUNK, opener=lambda _path, _flags: descriptor)
 
 
 def to_disk(stream: IO[Any]) -> None:

@@ -218,6 +218,11 @@ def part_prefix(prefix: str, part: tuple[int, int]) -> str:
     return f"{prefix}_{part[0]:05d}_of_{part[1]:05d}"
 
 
+def is_part_with_heldout(prefix: str) -> bool:
+    """Whether a prefix is that of a part of a job which kept documents apart too."""
+    return _PART.search(prefix) is not None and os.path.isfile(prefix + HELDOUT_SUFFIX + ".idx")
+
+
 def find_corpora(pattern_or_prefix: str) -> list[str]:
     """The sorted prefixes that a prefix, a `.bin`/`.idx` path, a folder or a glob names.
 

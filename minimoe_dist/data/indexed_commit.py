@@ -75,5 +75,6 @@ def complete_commit(prefix: str, job: str) -> Manifest | None:
                 return None
             if path == partial:
                 _name_corpus(prefix, manifest)
+            discard_partial(prefix)
             return manifest
     return None

@@ -87,13 +87,14 @@ class WordMarksWriter:
     def __init__(self, stream: IO[bytes], num_tokens: int = 0) -> None:
         self._stream = stream
         self._count = num_tokens
-        # The last byte is written again when its bits are all known.
-        stream.seek(HEADER.size + num_tokens // 8)
-        last = stream.read(1) if num_tokens % 8 else b""
+        # The last byte is written again when its bits are all known. Until then it stays: this
+        # writer may be killed before it gets there.
+        end = HEADER.size + num_tokens // 8
+        last = os.pread(stream.fileno(), 1, end) if num_tokens % 8 else b""
         self._waiting = np.unpackbits(np.frombuffer(last, np.uint8), bitorder="little")
         self._waiting = self._waiting[: num_tokens % 8]
-        stream.seek(HEADER.size + num_tokens // 8)
-        stream.truncate()
+        stream.truncate(words_bytes(num_tokens))
+        stream.seek(end)
         if not num_tokens:
             self._write_header()
             stream.seek(HEADER.size)

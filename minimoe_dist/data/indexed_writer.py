@@ -230,6 +230,11 @@ class IndexedCorpusWriter:
             self.skipped["empty_documents"] = self.skipped.get("empty_documents", 0) + empty
         self._open_start = int(starts[-1])
 
+    @property
+    def has_open_document(self) -> bool:
+        """Whether a document was added that the next one may continue."""
+        return self._open_start is not None
+
     def checkpoint(self) -> WriterState:
         """Puts all that was added on disk; a writer that is given the result goes on from here."""
         with naming(self.prefix + ".bin"):
