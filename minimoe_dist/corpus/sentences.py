@@ -31,6 +31,7 @@ _CERTAIN_END = re.compile(
 _ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡{_UNSPACED}]|……")
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _SPACED_WORD = re.compile(rf"[^\W{_UNSPACED}][^\s{_UNSPACED}]*")
+_LATIN_TAIL = re.compile(rf"[^{_UNSPACED}]*\Z")
 _FULL_STOPS = frozenset("。！？；｡")
 _MARKS_BESIDES_STOPS = frozenset("!?;")
 # A sentence goes on before these: "(really!), he said".
@@ -258,6 +259,10 @@ def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> 
     if after.islower():
         return False
     word = text[text.rfind(" ", start, terminator) + 1 or start : terminator]
+    if word and not word.isascii():
+        if _is_unspaced(word[-1]):
+            return True
+        word = _LATIN_TAIL.search(word)[0]  # type: ignore[index]
     if _stands_alone(word, mark):
         return _next_word(text, following) in _STARTERS
     if mark != "." or text[terminator + 1] in ".!?":
@@ -267,7 +272,7 @@ def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> 
         # A bracket or quote closed after the full stop: no abbreviation ends there by itself.
         return word.lower() not in _NEVER_END
     if len(word) == 1 and word.isalpha():
-        return word == "I" or _is_unspaced(word)
+        return word == "I"
     lowered = word.lower()
     if lowered in _NEVER_END:
         return False

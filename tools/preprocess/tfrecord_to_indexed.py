@@ -12,6 +12,7 @@ import logging
 import os
 
 from minimoe_dist.corpus.build import build_indexed
+from minimoe_dist.corpus.portions import Portion
 from minimoe_dist.corpus.reading import ReadingOptions
 from minimoe_dist.corpus.sources import find_inputs
 from minimoe_dist.corpus.tokenizing import load_tokenizer
@@ -28,23 +29,21 @@ def main() -> None:
     add("--tokenizer_name_or_path", required=True, help="folder, package:NAME or hub name")
     add("--num_processors", type=int, default=1, help="processes that read; default: 1")
     add("--heldout_fraction", type=float, default=0.0, help="share of pairs kept apart")
+    add("--shard", metavar="i/n", help="read only the i-th of n shares of the inputs, i from 0")
     add("--strict", action="store_true", help="fail at the first damaged record")
     add("--overwrite", action="store_true", help="replace a corpus that stands there")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        options = ReadingOptions(
-            input_format="tfrecord",
-            strict=given.strict,
-            num_processors=given.num_processors,
-            input_dir=given.input_dir,
-        )
+        options = ReadingOptions("tfrecord", strict=given.strict, input_dir=given.input_dir,
+                                 num_processors=given.num_processors)  # fmt: skip
         result = build_indexed(
             find_inputs(given.input_dir, given.input_regex),
             os.path.join(given.output_dir, given.output_prefix),
             load_tokenizer(given.tokenizer_name_or_path),
             options,
             heldout_fraction=given.heldout_fraction,
+            portion=Portion.parse(given.shard),
             overwrite=given.overwrite,
             tokenizer_name=given.tokenizer_name_or_path,
         )
