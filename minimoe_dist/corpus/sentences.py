@@ -121,12 +121,17 @@ def split_lines(lines: Sequence[str], longest: int = SentenceRules.longest) -> l
     text = "\n".join(lines)
     if not _is_clean(lines, text):
         lines = [" ".join(line.split()) for line in lines]
+    sentences: list[str] = []
     if text.isascii():
-        sentences = _split_spaced(lines, _ASCII_PLACE)
-    elif _ENDS_WITHOUT_SPACE.search(text) is None:
-        sentences = _split_spaced(lines, _SPACED_PLACE)
+        _split_spaced(lines, _ASCII_PLACE, sentences)
     else:
-        sentences = _split_mixed(lines)
+        for line in lines:
+            if line.isascii():
+                _split_spaced([line], _ASCII_PLACE, sentences)
+            elif _ENDS_WITHOUT_SPACE.search(line) is None:
+                _split_spaced([line], _SPACED_PLACE, sentences)
+            else:
+                _split_mixed(line, sentences)
     if len(text) > longest:
         return [piece for sentence in sentences for piece in cut_long(sentence, longest)]
     return sentences
@@ -189,9 +194,8 @@ def _last_certain_end(text: str) -> int:
     return last
 
 
-def _split_spaced(lines: Iterable[str], places: re.Pattern[str]) -> list[str]:
-    """Splits lines whose sentences are separated by spaces; the lines are clean."""
-    sentences: list[str] = []
+def _split_spaced(lines: Iterable[str], places: re.Pattern[str], sentences: list[str]) -> None:
+    """Adds the sentences of lines where spaces separate them; the lines are clean."""
     for line in lines:
         start = 0
         for place in places.finditer(line):
@@ -205,34 +209,30 @@ def _split_spaced(lines: Iterable[str], places: re.Pattern[str]) -> list[str]:
             start = end
         if start < len(line):
             sentences.append(line[start:])
-    return sentences
 
 
-def _split_mixed(lines: Iterable[str]) -> list[str]:
-    """Splits lines that hold text of scripts without spaces; the lines are clean."""
-    sentences: list[str] = []
-    for line in lines:
-        start = 0
-        for place in _ANY_PLACE.finditer(line):
-            end = place.end()
-            if end == len(line):
-                break
-            if line[place.start()] in _FULL_STOPS or (place[1] and _holds_full_stop(place)):
-                if line[end] in _CONTINUERS:
-                    continue
-                if '"' in place[1]:
-                    end = _before_opening_quote(line, start, place)
-            elif line[end - 1] == " ":
-                if not _latin_end_holds(line, start, place.start(), end):
-                    continue
-            elif not _ends_before_next_character(line, place):
+def _split_mixed(line: str, sentences: list[str]) -> None:
+    """Adds the sentences of a clean line that holds text of scripts without spaces."""
+    start = 0
+    for place in _ANY_PLACE.finditer(line):
+        end = place.end()
+        if end == len(line):
+            break
+        if line[place.start()] in _FULL_STOPS or (place[1] and _holds_full_stop(place)):
+            if line[end] in _CONTINUERS:
                 continue
-            if start < end:
-                sentences.append(line[start:end].rstrip())
-                start = end
-        if start < len(line):
-            sentences.append(line[start:])
-    return sentences
+            if '"' in place[1]:
+                end = _before_opening_quote(line, start, place)
+        elif line[end - 1] == " ":
+            if not _latin_end_holds(line, start, place.start(), end):
+                continue
+        elif not _ends_before_next_character(line, place):
+            continue
+        if start < end:
+            sentences.append(line[start:end].rstrip())
+            start = end
+    if start < len(line):
+        sentences.append(line[start:])
 
 
 def _holds_full_stop(place: re.Match[str]) -> bool:
