@@ -169,6 +169,18 @@ class IndexedCorpus:
                 f"build the corpus with the teacher's tokenizer"
             )
 
+    def tokenizer_name(self) -> str:
+        """What the manifest calls the tokenizer.
+
+        Raises:
+            ValueError: it does not say.
+        """
+        if self.manifest is None or self.manifest.tokenizer is None:
+            raise ValueError(
+                f"{self.prefix}: nobody wrote down its tokenizer; give --tokenizer_name_or_path"
+            )
+        return self.manifest.tokenizer.name
+
     def verify_hashes(self) -> None:
         """Reads its files whole and holds them against the manifest's SHA-256.
 
