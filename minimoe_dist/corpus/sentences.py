@@ -1,8 +1,8 @@
 """Cuts text into sentences: English, Chinese and mixtures of both.
 
-A sentence ends at `. ! ? ; …` before white space or the end of the line, and at `。！？；` or
-`……` anywhere. Closing quotes and brackets stay with their sentence. Abbreviations, initials,
-list numbers, decimals and URLs do not end one.
+A sentence ends at `. ! ? ; …` before white space or the end of the line, at `。！？；` or `……`
+anywhere, and at `.` or `．` between Chinese characters. Closing quotes and brackets stay with
+their sentence. Abbreviations, initials, list numbers, decimals and URLs do not end one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _UNSPACED = (
 # Group 1 marks what nearly always is an end: a full stop after four lower-case letters.
 _ASCII_PLACE = re.compile(r"[.!?;](?:(?<=[a-z]{4}\.)( )(?![a-z])|[.!?;]*[\"')\]}]* )")
 _SPACED_PLACE = re.compile(rf"[.!?;…](?:(?<=[a-z]{{4}}\.)( )(?=[A-Z])|[.!?;…]*[{_CLOSERS}]* )")
-_ANY_PLACE = re.compile(rf"[.!?;…。！？；｡]([.!?;…。！？；｡{_CLOSERS}]*) ?")
+_ANY_PLACE = re.compile(rf"[.!?;…。！？；｡．]([.!?;…。！？；｡．{_CLOSERS}]*) ?")
 _CERTAIN_END = re.compile(
-    rf"(?<![.!?;…。！？；｡{_CLOSERS}])[。！？；｡]++ ?+(?=[^.!?;…。！？；｡{_CLOSERS}，、：,:\s])"
+    rf"(?<![.!?;…。！？；｡．{_CLOSERS}])[。！？；｡]++ ?+(?=[^.!?;…。！？；｡．{_CLOSERS}，、：,:\s])"
     rf"|(?<=[a-z]{{4}})\. (?=[A-Z])"
 )
 _ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡{_UNSPACED}]|……")
@@ -244,9 +244,12 @@ def _ends_before_next_character(line: str, place: re.Match[str]) -> bool:
     first, end = place.span()
     if line[first] == "…":
         return False
-    after_unspaced = first > 0 and _is_unspaced(line[first - 1])
+    before = line[first - 1] if first else " "
+    after_unspaced = _is_unspaced(before)
     if _MARKS_BESIDES_STOPS.isdisjoint(place[0]):
-        return after_unspaced and _is_unspaced(line[end])
+        # In `"."` the stop is what the quotes are about.
+        after_closer = before in _CLOSERS and not place[0].strip(".．")
+        return (after_unspaced or after_closer) and _is_unspaced(line[end])
     return _is_unspaced(line[end]) or (after_unspaced and line[end].isalnum())
 
 
@@ -286,7 +289,7 @@ def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> 
 def _stands_alone(before: str, mark: str) -> bool:
     """Whether a mark is talked about, or stands for left-out items: `all(!)`, `0 ... 9`, `'.'`."""
     if not before:
-        return mark in ".…"
+        return mark in ".…．"
     return before[-1] in "([{“‘«「『（【《〈" or not before.strip("\"'")
 
 

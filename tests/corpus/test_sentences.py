@@ -41,6 +41,9 @@ JOINED = {
     "ellipsis": ["他走了……", "我不知道。"],
     "closing quotes": ["他说：“你好！”", "然后他走了。", "（完。）", "《书。》", "再见。"],
     "straight quotes": ['他说:"你好。"', "她笑。", '"在哪里？"', "他问。"],
+    "full-width stop": ["还是划算的．", "下午２．５点入住．", "再来."],
+    "full stop after a quote": ['评价是"太差".', '以"."开头的文件。', "好。"],
+    "full stop after a bracket": ["请参见 iptables(8).", "以“.”开头的文件(*.doc)。", "好。"],
     "latin marks": ["版本3.0有bug!", "我不知道.", "对吗?", "Yes是的。"],
     "several marks": ["什么？！", "不会吧！！！", "好。"],
     "full-width digits": ["增长１０．７％，其中３．５％来自出口。", "其他不变。"],
@@ -169,7 +172,7 @@ def test_rules_below_one_are_refused(name):
 
 NOISE = [
     "word", "approx", "中文", "e.g", "Dr", "A", "1", '"', "“", "”", "）", "(", " ", " ", ". ",
-    "。", "！", "!", "?", ";", "；", "……", "...", "…", "，", "x.y", "The", "long",
+    "。", "！", "．", "!", "?", ";", "；", "……", "...", "…", "，", "x.y", "The", "long",
 ]  # fmt: skip
 
 
