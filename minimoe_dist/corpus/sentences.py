@@ -28,11 +28,12 @@ _CERTAIN_END = re.compile(
     rf"(?<![.!?;…。！？；｡．{_CLOSERS}])[。！？；｡]++ ?+(?=[^.!?;…。！？；｡．{_CLOSERS}，、：,:\s])"
     rf"|(?<=[a-z]{{4}})\. (?=[A-Z])"
 )
-_ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡{_UNSPACED}]|……")
+_ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡．{_UNSPACED}]|……")
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _SPACED_WORD = re.compile(rf"[^\W{_UNSPACED}][^\s{_UNSPACED}]*")
 _LATIN_TAIL = re.compile(rf"[^{_UNSPACED}]*\Z")
 _FULL_STOPS = frozenset("。！？；｡")
+_LATIN_MARKS = frozenset(".!?;…．")
 _MARKS_BESIDES_STOPS = frozenset("!?;")
 # A sentence goes on before these: "(really!), he said".
 _CONTINUERS = frozenset("，、：,:")
@@ -224,7 +225,7 @@ def _split_mixed(line: str, sentences: list[str]) -> None:
             if '"' in place[1]:
                 end = _before_opening_quote(line, start, place)
         elif line[end - 1] == " ":
-            if not _latin_end_holds(line, start, place.start(), end):
+            if not _latin_end_holds(line, start, _last_marks(line, place), end):
                 continue
         elif not _ends_before_next_character(line, place):
             continue
@@ -237,6 +238,18 @@ def _split_mixed(line: str, sentences: list[str]) -> None:
 
 def _holds_full_stop(place: re.Match[str]) -> bool:
     return "……" in place[0] or not _FULL_STOPS.isdisjoint(place[1])
+
+
+def _last_marks(line: str, place: re.Match[str]) -> int:
+    """Where the marks begin that end the place, closers after them left out: `etc.);` at `;`."""
+    first, position = place.span()
+    if not place[1]:
+        return first
+    while line[position - 1] not in _LATIN_MARKS:
+        position -= 1
+    while position > first and line[position - 1] in _LATIN_MARKS:
+        position -= 1
+    return position
 
 
 def _ends_before_next_character(line: str, place: re.Match[str]) -> bool:

@@ -31,6 +31,12 @@ SPACED = {
     "ellipsis": ["He waited...", "Nobody came … and so on.", "Well…", "He went."],
     "brackets after the stop": ["(He came (so they say!).)", "It was good."],
     "marks that are named": ["Type all(!) of it, or '.' and \"...\", 0 ... 9 of them.", "Then go."],
+    "stops after closers": [
+        "Use it (1, 2, ...).",
+        'It is ".." or "..".',
+        "It has (a, b, etc.);",
+        "so be it.",
+    ],
     "signs for list items": ["#. Each node has a lock.", "#. Some have two."],
     "version numbers": ["It works since 5.10.8.", "Version 2.6 did not."],
     "accents": ["Il est très âgé.", "Où est-il?", "Voilà: “Ça va.”", "Bien."],
@@ -174,6 +180,16 @@ NOISE = [
     "word", "approx", "中文", "e.g", "Dr", "A", "1", '"', "“", "”", "）", "(", " ", " ", ". ",
     "。", "！", "．", "!", "?", ";", "；", "……", "...", "…", "，", "x.y", "The", "long",
 ]  # fmt: skip
+
+
+def test_sentences_are_not_split_again():
+    chosen = random.Random(7)
+    for text in [
+        ALL_SPACED + ALL_JOINED,
+        *("".join(chosen.choices(NOISE, k=90)) for _ in range(300)),
+    ]:
+        found = split_sentences(text)
+        assert [split_sentences(sentence) for sentence in found] == [[s] for s in found]
 
 
 @pytest.mark.parametrize("certain", [True, False])
