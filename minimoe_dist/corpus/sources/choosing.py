@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimoe_dist.corpus.sentences import SentenceRules
+from minimoe_dist.corpus.sentences import SentenceRules, split_sentences
 from minimoe_dist.corpus.sources.json_documents import RecordReader
 from minimoe_dist.corpus.sources.json_records import (
     JsonLinesSource,
@@ -23,6 +23,9 @@ from minimoe_dist.corpus.sources.wiki import WikiSource
 from minimoe_dist.corpus.streams import InputStream, unreadable_kind
 
 _PEEKED_BYTES = 1 << 15
+_MARK = b"\xef\xbb\xbf"
+_FEWEST_LINES, _WHOLE_SHARE = 3, 0.9
+_WHOLE = re.compile(r"[.!?;。！？；…][\"'”’」』）)\]]*$")
 _COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _NO_RECORD = re.compile(rb"[^\s{\]]")
 _OBJECT = re.compile(rb'\{\s*["}]')
@@ -66,7 +69,8 @@ def choose_source(
     """The reader of a file: the one asked for, or by a look at the file's beginning.
 
     "auto" knows `<doc ` (wiki), arrays of JSON objects and `{"RECORDS": [...]}` (json), JSON
-    objects one a line (jsonl), TFRecords, names that end in .format (format); all else is text.
+    objects one a line (jsonl), TFRecords, names that end in .format and text of one sentence a
+    line (format); all else is text.
 
     Raises:
         ValueError: the format is unknown, the file is no text, or its first JSON records have
@@ -83,7 +87,7 @@ def choose_source(
         raise ValueError(f"{path}: looks like {kind}")
     if input_format == "tfrecord" and beginning:
         raise ValueError(f"{path}: does not begin as a TFRecord; give another --input_format")
-    beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()
+    beginning = beginning.removeprefix(_MARK).lstrip()
     if input_format == "auto":
         input_format = _recognise(path, beginning)
     source = _KINDS[input_format](options)
@@ -103,7 +107,24 @@ def _recognise(path: str, beginning: bytes) -> str:
     name = path
     for suffix in _COMPRESSION_SUFFIXES:
         name = name.removesuffix(suffix)
-    return "format" if name.endswith(FORMAT_SUFFIX) else "text"
+    is_formatted = name.endswith(FORMAT_SUFFIX) or _has_a_sentence_a_line(beginning)
+    return "format" if is_formatted else "text"
+
+
+def _has_a_sentence_a_line(beginning: bytes) -> bool:
+    """Whether nearly all lines of a file's beginning are one whole sentence each.
+
+    Somebody has split such a text already: splitting it again could only do harm, and leaving its
+    short sentences out is not ours to decide.
+    """
+    lines = beginning.decode("utf-8", "replace").splitlines()
+    if len(beginning) >= _PEEKED_BYTES - len(_MARK):
+        lines = lines[:-1]  # cut off
+    lines = [line.strip() for line in lines if line.strip()]
+    whole = sum(
+        _WHOLE.search(line) is not None and len(split_sentences(line)) == 1 for line in lines
+    )
+    return len(lines) >= _FEWEST_LINES and whole >= _WHOLE_SHARE * len(lines)
 
 
 def _recognise_objects(beginning: bytes) -> str:

@@ -100,3 +100,18 @@ def test_formatted_copies_of_inputs_are_left_out(tmp_path):
 def test_inputs_that_do_not_exist_are_refused(tmp_path, folder, pattern):
     with pytest.raises(ValueError, match=r"--input_(dir|regex)"):
         find_inputs(str(tmp_path / folder), pattern)
+
+
+ONE_A_LINE = "Short one.\nIs it? \n\nA second document, of a few more words.\n他说：“走。”\n"
+WRAPPED = (
+    "A paragraph that an editor\nhas wrapped at thirty columns.\nIt goes on in the same way, so\n"
+)
+SEVERAL = "One sentence here. Another one there.\nA third. A fourth.\nA fifth. And a sixth one.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [(ONE_A_LINE, FormatSource), (WRAPPED, TextSource), (SEVERAL, TextSource)]
+)
+def test_text_that_has_a_sentence_a_line_already_is_not_split_again(tmp_path, text, kind) -> None:
+    assert type(choose_source(written(tmp_path, text * 3, "a.txt"))) is kind
+    assert type(choose_source(written(tmp_path, text * 900, "long.txt"))) is kind
