@@ -26,14 +26,17 @@ from minimoe_dist.corpus.reading import BlockSentences, Inputs, ReadingOptions
 from minimoe_dist.corpus.sources import FORMAT_SUFFIX
 from minimoe_dist.corpus.tokenizing import build_encoder, describe_tokenizer
 from minimoe_dist.corpus.words import build_word_marker, segmenter_name
-from minimoe_dist.data.indexed import HELDOUT_SUFFIX, Manifest, is_part_with_heldout, part_prefix
+from minimoe_dist.data.indexed import (
+    HELDOUT_SUFFIX,
+    Manifest,
+    TokenizerRecord,
+    is_part_with_heldout,
+    part_prefix,
+)
 from minimoe_dist.data.indexed_merge import merge_corpora
-from minimoe_dist.runtime import logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_log = logger("corpus")
 
 
 @dataclass(frozen=True)
@@ -201,26 +204,31 @@ def build_indexed(
     prefixes = [prefix] + ([prefix + HELDOUT_SUFFIX] if heldout_fraction else [])
     os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
     journal = Journal(prefix, job, overwrite)
-    manifests = None
-    if journal.is_resumed or not overwrite:
-        manifests = finished_corpora(prefixes, job, files)
-    if manifests is not None:
-        journal.remove()
-        _log.info("%s is whole already", prefix)
-    else:
+    manifests = finished_corpora(prefixes, job, files, journal, overwrite)
+    if manifests is None:
         indexing = Indexing(prefixes, files, portion or Portion(), journal, record, job, segmenter)
         with indexing.opened(overwrite):
-            sample = files.trial_sentences()
-            encode = BlockEncoder(
-                files.reader(),
-                build_encoder(tokenizer, sample),
-                build_word_marker(tokenizer, sample) if whole_words else None,
-                record.vocab_size,
-                heldout_fraction,
-                record.special_ids,
-            )
+            encode = _block_encoder(tokenizer, files, record, heldout_fraction, whole_words)
             manifests = indexing.run(encode, checkpoint_bytes)
     return _result(prefixes, manifests)
+
+
+def _block_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    files: Inputs,
+    record: TokenizerRecord,
+    heldout_fraction: float,
+    whole_words: bool,
+) -> BlockEncoder:
+    sample = files.trial_sentences()
+    return BlockEncoder(
+        files.reader(),
+        build_encoder(tokenizer, sample),
+        build_word_marker(tokenizer, sample) if whole_words else None,
+        record.vocab_size,
+        heldout_fraction,
+        record.special_ids,
+    )
 
 
 def merge_parts(
