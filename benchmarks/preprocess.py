@@ -176,7 +176,8 @@ def measure(name: str, inputs: list[str], tokenizer: Any, counts: list[int], wor
     with tempfile.TemporaryDirectory() as folder:
         for number, path in enumerate(4 * inputs):
             os.symlink(os.path.abspath(path), f"{folder}/{number:05d}")
-        show_build(sorted(glob.glob(f"{folder}/*")), tokenizer, counts[-1], plain)
+        for settings in [{}, {"whole_words": True}] if words else [{}]:
+            show_build(sorted(glob.glob(f"{folder}/*")), tokenizer, counts[-1], plain, **settings)
 
 
 def show_build(

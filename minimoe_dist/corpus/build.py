@@ -34,12 +34,9 @@ from minimoe_dist.data.indexed import (
     part_prefix,
 )
 from minimoe_dist.data.indexed_merge import merge_corpora
-from minimoe_dist.runtime import logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_log = logger("corpus")
 
 
 @dataclass(frozen=True)
@@ -207,22 +204,18 @@ def build_indexed(
     prefixes = [prefix] + ([prefix + HELDOUT_SUFFIX] if heldout_fraction else [])
     os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
     journal = Journal(prefix, job, overwrite)
-    may_be_whole = journal.is_resumed or not overwrite
-    manifests = finished_corpora(prefixes, job, files) if may_be_whole else None
-    if manifests is not None:
-        journal.remove()
-        _log.info("%s is whole already", prefix)
-    else:
+    manifests = finished_corpora(prefixes, job, files, journal, overwrite)
+    if manifests is None:
         indexing = Indexing(prefixes, files, portion or Portion(), journal, record, job, segmenter)
         with indexing.opened(overwrite):
-            encode = _block_encoder(files, tokenizer, record, heldout_fraction, whole_words)
+            encode = _block_encoder(tokenizer, files, record, heldout_fraction, whole_words)
             manifests = indexing.run(encode, checkpoint_bytes)
     return _result(prefixes, manifests)
 
 
 def _block_encoder(
-    files: Inputs,
     tokenizer: PreTrainedTokenizerBase,
+    files: Inputs,
     record: TokenizerRecord,
     heldout_fraction: float,
     whole_words: bool,

@@ -58,17 +58,31 @@ def describe_job(
     )
 
 
-def finished_corpora(prefixes: Sequence[str], job: Job, files: Inputs) -> list[Manifest] | None:
+def finished_corpora(
+    prefixes: Sequence[str], job: Job, files: Inputs, journal: Journal, overwrite: bool
+) -> list[Manifest] | None:
     """The manifests of a job's corpora if all of them are whole; ends commits cut short.
+
+    Args:
+        prefixes: of the corpora.
+        job: what they are made from.
+        files: its inputs.
+        journal: ends if the corpora are whole.
+        overwrite: whether whole corpora count only if this job was about to replace them.
 
     Raises:
         ValueError: an input has changed since.
     """
-    manifests = [_finished(prefix, job) for prefix in prefixes]
-    if not manifests or any(manifest is None for manifest in manifests):
+    if overwrite and not journal.is_resumed:
         return None
+    manifests = [_finished(prefix, job) for prefix in prefixes]
+    found = [manifest for manifest in manifests if manifest is not None]
+    if len(found) < len(prefixes):
+        return None
+    # Whole corpora need no journal, whatever becomes of this call.
+    journal.remove()
     built = os.stat(manifest_path(prefixes[0])).st_mtime_ns
-    hashes = {source["name"]: source.get("sha256") for source in manifests[0].sources}  # type: ignore[union-attr]
+    hashes = {source["name"]: source.get("sha256") for source in found[0].sources}
     for path in files.paths:
         known = hashes.get(files.names[path])
         changed = os.stat(path).st_mtime_ns > built
@@ -77,7 +91,8 @@ def finished_corpora(prefixes: Sequence[str], job: Job, files: Inputs) -> list[M
                 f"{path}: was changed since {prefixes[0]} was built from it; "
                 f"--overwrite builds the corpus anew"
             )
-    return [manifest for manifest in manifests if manifest is not None]
+    _log.info("%s is whole already", prefixes[0])
+    return found
 
 
 def _finished(prefix: str, job: Job) -> Manifest | None:

@@ -196,7 +196,9 @@ class IndexedCorpusWriter:
             return
         assert int(sentence_lengths.min()) > 0, "a sentence has at least one token"
         assert int(sentence_lengths.max()) <= _LONGEST_SENTENCE, "lengths are int32 on disk"
-        self._largest_id = max(self._largest_id, check_ids(tokens, self.vocab_size, self.prefix))
+        self._largest_id = max(
+            self._largest_id, check_ids(tokens, self.vocab_size, self.prefix + ".bin")
+        )
         data = np.ascontiguousarray(tokens, self._dtype).data.cast("B")
         with naming(self.prefix + ".bin"):
             self._bin.write(data)
@@ -331,7 +333,7 @@ class IndexedCorpusWriter:
         self._digest.close()
 
 
-def check_ids(tokens: np.ndarray, vocab_size: int, prefix: str) -> int:
+def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> int:
     """The largest of some ids (0 if there is none).
 
     Raises:
@@ -344,7 +346,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int, prefix: str) -> int:
     if smallest < 0 or largest >= vocab_size:
         wrong = smallest if smallest < 0 else largest
         raise ValueError(
-            f"{prefix}.bin: token id {wrong} is outside the vocabulary of {vocab_size}; "
+            f"{where}: token id {wrong} is outside the vocabulary of {vocab_size}; "
             f"use the tokenizer that belongs to it"
         )
     return largest

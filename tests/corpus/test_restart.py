@@ -239,8 +239,10 @@ def test_an_input_changed_after_the_build_is_noticed(tokenizer, tmp_path):
     build([str(path)], tmp_path / "out", tokenizer, heldout_fraction=0.0)
     path.write_text(SENTENCES[0].replace("fox", "dog"))
     os.utime(path, (time.time() + 5, time.time() + 5))
+    before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match="was changed since"):
         build([str(path)], tmp_path / "out", tokenizer, heldout_fraction=0.0)
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_second_build_at_the_same_time_is_refused(inputs, tokenizer, unbroken, tmp_path):
