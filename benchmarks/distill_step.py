@@ -70,8 +70,9 @@ def measure_ours(folder: str, batch: int, repeats: int, dtype: str) -> dict[str,
     from minimoe_dist.models.compute import RelationPath, distillation_flops_per_token
     from minimoe_dist.models.teacher import load_teacher
     from minimoe_dist.runtime import detect_launch, prepare_environment, start_process_group
-    from minimoe_dist.train.distillation import Distiller, Objective
+    from minimoe_dist.train.distillation import Distiller
     from minimoe_dist.train.engine import AdamW, StudentEngine
+    from minimoe_dist.train.objectives import RelationObjective
     from minimoe_dist.train.schedule import make_schedule
 
     start_process_group(detect_launch({}), prepare_environment(use_cpu=True), 60)
@@ -86,7 +87,7 @@ def measure_ours(folder: str, batch: int, repeats: int, dtype: str) -> dict[str,
     student = StudentEngine("student", model, settings, AdamW(3e-4), 1, device)
     schedule = make_schedule("constant", 3e-4, 100, 0.0)
     distiller = Distiller(
-        teacher, [student], Objective(RELATION_HEADS), schedule, seed=1, device=device
+        [student], RelationObjective(teacher, RELATION_HEADS), schedule, seed=1, device=device
     )
     ids, mask, segments = make_inputs(batch)
     step = StepBatch([MicroBatch(ids, mask, segments, torch.arange(batch))], 0)

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from minimoe_dist import __version__
-from minimoe_dist.config import ConfigError, RunConfig, load_run_config
+from minimoe_dist.config import ConfigError, RunConfig, load_stages
+from minimoe_dist.config.checks import SPARSIFICATION
 from minimoe_dist.config.flags import Flag, known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -29,18 +30,20 @@ _USAGE = """\
 usage: minimoe-dist COMMAND [options]
 
 commands:
-  distill   train students on a teacher's relations, from a recipe
+  distill   train students of a teacher, from a recipe
+  sparsify  find what a BERT can lose, and the sub-models that sparse students start from
   demo      the whole way on text that this machine has, in minutes
 
 minimoe-dist COMMAND --help tells a command's options; --version tells the version.
 """
-_DISTILL_USAGE = """\
-usage: minimoe-dist distill [--config RECIPE.yaml] [--FLAG VALUE …] [key.path=value …]
+_RECIPE_USAGE = """\
+usage: minimoe-dist {command} [--config RECIPE.yaml] [--FLAG VALUE …] [key.path=value …]
 
-Defaults < recipe < flags and key.path=value in the order given. Starts alone, or as
-  torchrun --nproc-per-node N -m minimoe_dist distill …
-  deepspeed --module minimoe_dist distill …
-  srun python -m minimoe_dist distill …
+Defaults < recipe < flags and key.path=value in the order given. A recipe of several stages runs
+them in order, finished ones are skipped. Starts alone, or as
+  torchrun --nproc-per-node N -m minimoe_dist {command} …
+  deepspeed --module minimoe_dist {command} …
+  srun python -m minimoe_dist {command} …
 
   --config RECIPE.yaml   options from a file, see configs/recipes
   --dry_run              print the resolved run and stop
@@ -82,7 +85,11 @@ def _dispatch(tokens: list[str]) -> int:
     if tokens[0] == "--version":
         print(f"minimoe-dist {__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"distill": _distill, "demo": _demo}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "distill": lambda rest: _run_recipe("distill", rest),
+        "sparsify": lambda rest: _run_recipe("sparsify", rest),
+        "demo": _demo,
+    }
     command = commands.get(tokens[0])
     if command is None:
         found = nearest(tokens[0], commands)
@@ -175,27 +182,39 @@ def _flag_value(flag: Flag, remaining: list[str]) -> str:
     return values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False)
 
 
-def _distill(tokens: list[str]) -> int:
+def _run_recipe(command: str, tokens: list[str]) -> int:
     arguments = parse_distill(tokens)
     if arguments.wants_help:
-        print(_distill_help(), end="")
+        print(_recipe_help(command), end="")
         return 0
     launch = detect_launch(os.environ)
-    config = load_run_config(arguments.config_path, arguments.overrides)
-    device_type = prepare_environment(config.parallel.use_cpu)
-    from minimoe_dist.commands.preflight import problems_before_start
+    sparsifies = command == "sparsify"
+    given = [f"--model_type={SPARSIFICATION}"] if sparsifies else []
+    stages = load_stages(arguments.config_path, [*given, *arguments.overrides])
+    for config in stages:
+        if (config.model_type == SPARSIFICATION) != sparsifies:
+            other = "distill" if sparsifies else "sparsify"
+            words = f"{config.model_type} is for minimoe-dist {other}; use that"
+            raise ConfigError(f"model_type: {words}")
+    device_type = prepare_environment(stages[0].parallel.use_cpu)
+    from minimoe_dist.commands.preflight import problems_of_stages
 
-    problems = list(problems_before_start(config, launch, device_type))
+    problems = problems_of_stages(stages, launch, device_type)
     if arguments.dry_run:
         if launch.rank == 0:
-            print(_resolved(config, launch.world_size, device_type, problems), end="")
+            for config, found in zip(stages, problems, strict=True):
+                print(_resolved(config, launch.world_size, device_type, found), end="")
         return 0
-    if problems:
-        raise ConfigError("; ".join(problems))
+    if any(problems):
+        raise ConfigError("; ".join(line for found in problems for line in found))
     start_logging(launch)
+    if sparsifies:
+        from minimoe_dist.commands import sparsify
+
+        return sparsify.run(stages[0], launch)
     from minimoe_dist.commands import distill
 
-    return distill.run(config, launch)
+    return distill.run(stages, launch)
 
 
 def _resolved(config: RunConfig, world_size: int, device_type: str, problems: list[str]) -> str:
@@ -209,9 +228,9 @@ def _resolved(config: RunConfig, world_size: int, device_type: str, problems: li
     return facts + "".join(f"# would stop: {line}\n" for line in problems) + config.to_yaml()
 
 
-def _distill_help() -> str:
-    """The page of ``distill --help``: every flag under its section, from the schema."""
-    lines = [_DISTILL_USAGE]
+def _recipe_help(command: str) -> str:
+    """The page of ``COMMAND --help``: every flag under its section, from the schema."""
+    lines = [_RECIPE_USAGE.format(command=command)]
     section: str | None = None
     for flag in known_flags().values():
         own = str(flag.path[0]) if len(flag.path) > 1 else "run"

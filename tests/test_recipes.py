@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.config import deepspeed_settings, load_run_config
+from minimoe_dist.config import deepspeed_settings, load_run_config, load_stages
+from minimoe_dist.config.checks import BUILT_MODEL_TYPES
+from minimoe_dist.models.submodels import Sizes, once_for_all_map
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
@@ -13,8 +15,7 @@ DEEPSPEED = sorted((CONFIGS / "ds").glob("*.json"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_resolves(recipe: Path) -> None:
-    config = load_run_config(str(recipe))
-    assert config.students
+    assert all(stage.students for stage in load_stages(str(recipe)))
 
 
 @pytest.mark.parametrize("path", DEEPSPEED, ids=lambda path: path.stem)
@@ -33,16 +34,43 @@ def test_deepspeed_json_resolves(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "moe"), [("minilm_3l_384h", "1,1"), ("minimoe_3l_384h_1_4e", "1,4")]
+    "recipe", [one for one in RECIPES if one.stem != "demo"], ids=lambda path: path.stem
 )
-def test_seed_recipe_has_the_seed_values(name: str, moe: str) -> None:
-    config = load_run_config(str(CONFIGS / "recipes" / f"{name}.yaml"))
-    student, training = config.students[0], config.training
-    assert (student.layer, student.hidden, student.moe) == (3, 384, moe)
-    assert config.global_batch_size(world_size=8) == 1024
-    assert (training.learning_rate, training.max_grad_norm, training.num_train_epochs) == (
-        3e-4,
-        5.0,
-        5.0,
-    )
-    assert (config.seed, config.parallel.precision) == (776, "fp16")
+def test_seed_recipe_has_the_seed_values(recipe: Path) -> None:
+    for config in load_stages(str(recipe)):
+        training = config.training
+        assert config.global_batch_size(world_size=8) == 1024
+        assert config.seed == 776
+        if config.model_type == "sparsebert_mlm":
+            continue
+        assert (training.learning_rate, training.max_grad_norm) == (3e-4, 5.0)
+        assert training.num_train_epochs == 5.0
+        assert config.parallel.precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    "recipe", [one for one in RECIPES if "384h" in one.stem], ids=lambda path: path.stem
+)
+def test_recipe_is_of_the_size_in_its_name(recipe: Path) -> None:
+    student = load_stages(str(recipe))[-1].students[0]
+    name = f"{student.layer}l_{student.hidden}h"
+    if student.moe != "1,1":
+        name += f"_{student.attention_experts}_{student.feedforward_experts}e"
+    assert recipe.stem.removesuffix("_copies").endswith(name)
+
+
+def test_every_model_type_has_a_recipe() -> None:
+    used = {stage.model_type for recipe in RECIPES for stage in load_stages(str(recipe))}
+    assert used == set(BUILT_MODEL_TYPES)
+
+
+def test_the_once_for_all_recipes_sub_models_are_there() -> None:
+    (config,) = load_stages(str(CONFIGS / "recipes" / "ofa_minilm_6l_768h.yaml"))
+    (student,) = config.students
+    sizes = Sizes(student.layer, student.heads, 64, 4 * student.hidden)
+    assert len(once_for_all_map(sizes, student.ofa_layer or (), student.ofa_hidden or ())) == 15
+
+
+def test_recipe_is_started_by_its_own_name() -> None:
+    for recipe in RECIPES:
+        assert f"configs/recipes/{recipe.name}" in recipe.read_text("utf-8"), recipe.name

@@ -1,22 +1,53 @@
 """Students as Hugging Face folders that anyone can load.
 
-A plain student becomes a ``BertModel`` folder, which transformers loads alone. A student with
-experts becomes a ``minimoe`` folder with its code: ``AutoModel`` loads it after
+A plain student becomes a folder of its family's class (``BertModel``, ``RobertaModel`` or
+``MegatronBertModel``; ``…ForMaskedLM`` if it has that head), which transformers loads alone, and so
+does a sub-model that is plain. A student with experts becomes a ``minimoe`` folder, a sliceable
+one a ``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it after
 ``import minimoe_dist``, or anywhere with ``trust_remote_code=True``.
 """
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
+    MegatronBertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 
-from ..models import configuration, experts, moebert, noise, packing
+from ..models import (
+    blocks,
+    configuration,
+    elastic,
+    elastic_configuration,
+    elastic_surgery,
+    encoder,
+    experts,
+    moebert,
+    noise,
+    packing,
+    submodels,
+)
 from ..models.configuration import MiniMoeConfig
+from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
+from ..models.elastic_configuration import ElasticConfig
+from ..models.elastic_mlm import ElasticForMaskedLM
+from ..models.mlm_head import MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations
 from .files import (
     PARTIAL,
@@ -28,13 +59,31 @@ from .files import (
     replace_folder,
     share,
 )
-from .published import fresh_pooler, load_published, read_config, read_state, student_of
+from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
+from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
-_CODE = (configuration, experts, moebert, noise, packing)
-_BERT_FIELDS = (
+_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
+_ELASTIC_CODE = (
+    blocks,
+    configuration,
+    elastic,
+    elastic_configuration,
+    experts,
+    noise,
+    packing,
+    submodels,
+)
+# By family: configuration, encoder, encoder with a masked-LM head.
+_PLAIN_CLASSES: dict[str, tuple[Any, Any, Any]] = {
+    "bert": (BertConfig, BertModel, BertForMaskedLM),
+    "roberta": (RobertaConfig, RobertaModel, RobertaForMaskedLM),
+    "megatron-bert": (MegatronBertConfig, MegatronBertModel, MegatronBertForMaskedLM),
+}
+_PLAIN_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
     "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id",
+    "num_relation_heads",
 )  # fmt: skip
 
 
@@ -45,23 +94,73 @@ def export_student(
 
     Args:
         config: the student's.
-        weights: float32, of :class:`MiniMoeForRelations`, all experts.
+        weights: float32, all experts, of any class of student. What served an objective only is
+            left out: relation projections of plain students and TinyBERT's map.
         folder: where to; an earlier export there is replaced.
         tokenizer: saved beside the model where given.
 
     Returns:
         ``folder``.
     """
-    folder = Path(folder)
+    if isinstance(config, ElasticConfig):
+        with_head = any(name.startswith("cls.") for name in weights)
+        model = (ElasticForMaskedLM if with_head else ElasticForRelations)(config)
+        model.load_state_dict(dict(weights))
+        return export_elastic(model, folder, tokenizer)
+    with _replaced(Path(folder), tokenizer) as aside:
+        if config.is_dense:
+            plain_model(config, weights).save_pretrained(aside)
+        else:
+            _save_with_code(config, weights, aside)
+    return Path(folder)
+
+
+def export_elastic(
+    model: ElasticPreTrainedModel,
+    folder: str | Path,
+    tokenizer: Any = None,
+    sparsity: str | None = None,
+) -> Path:
+    """Writes a sliceable student, or one of its sub-models, as a Hugging Face folder.
+
+    Args:
+        model: its weights.
+        folder: where to; an earlier export there is replaced.
+        tokenizer: saved beside the model where given.
+        sparsity: the sub-model to write alone: a ``BertModel`` where it is one. By default all
+            weights, with the map of their sub-models.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: no such sub-model.
+    """
+    config = model.config
+    keeps_map = sparsity is None and config.sparsity == submodels.WHOLE
+    with _replaced(Path(folder), tokenizer) as aside:
+        if not keeps_map and elastic_surgery.is_plain_bert(config, sparsity):
+            elastic_surgery.plain_bert(model, sparsity).save_pretrained(aside)
+        else:
+            own = model if sparsity is None else elastic_surgery.cut(model, sparsity)
+            own.config.auto_map = {
+                "AutoConfig": "elastic_configuration.ElasticConfig",
+                "AutoModel": "elastic.ElasticModel",
+            }
+            own.save_pretrained(aside)
+            _copy_code(_ELASTIC_CODE, aside)
+    return Path(folder)
+
+
+@contextmanager
+def _replaced(folder: Path, tokenizer: Any) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``folder`` at the end."""
     finish_replacing(folder)
     aside = beside(folder, PARTIAL)
     make_empty(aside)
     # Modules draw weights before they get the student's; a run's generator is not for that.
     with torch.random.fork_rng(devices=[]):
-        if config.is_dense:
-            _plain_bert(config, weights).save_pretrained(aside)
-        else:
-            _save_with_code(config, weights, aside)
+        yield aside
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
     for path in aside.rglob("*"):
@@ -70,38 +169,61 @@ def export_student(
             flush_file(path)
     flush_folder(aside)
     replace_folder(aside, folder)
-    return folder
 
 
-def _plain_bert(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> BertModel:
-    """A dense student as transformers' own class."""
-    fields = {name: getattr(config, name) for name in _BERT_FIELDS}
-    model = BertModel(BertConfig(**fields, num_relation_heads=config.num_relation_heads))
-    state = {**({} if config.with_pooler else fresh_pooler(config)), **weights}
-    model.load_state_dict({name.removeprefix("bert."): value for name, value in state.items()})
-    return model
+def _copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
+    for module in modules:
+        assert module.__file__ is not None
+        shutil.copy(module.__file__, folder)
+
+
+def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A dense student as transformers' own class of its family, with its masked-LM head if any."""
+    config_class, encoder_class, masked_lm_class = _PLAIN_CLASSES[config.family]
+    fields = {name: getattr(config, name) for name in _PLAIN_FIELDS}
+    for name in ("bos_token_id", "eos_token_id"):
+        if getattr(config, name, None) is not None:
+            fields[name] = getattr(config, name)
+    state = {name: value for name, value in weights.items() if name.startswith(("bert.", "cls."))}
+    head = tied_decoder(state, state[EMBEDDINGS])
+    if head:
+        plain: PreTrainedModel = masked_lm_class(config_class(**fields))
+        whole = {**state, **head}
+        named = {published_name(k, config.family): value for k, value in whole.items()}
+        plain.load_state_dict({k: v for k, v in named.items() if ".pooler." not in k})
+        return plain
+    plain = encoder_class(config_class(**fields))
+    state = {**({} if config.with_pooler else fresh_pooler(config)), **state}
+    plain.load_state_dict({name.removeprefix("bert."): value for name, value in state.items()})
+    return plain
 
 
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
-    model = MiniMoeForRelations(copy.deepcopy(config))
-    model.load_state_dict(dict(weights))
+    kept = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
+    with_head = any(name.startswith("cls.") for name in kept)
+    model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(copy.deepcopy(config))
+    model.load_state_dict(kept)
     model.config.auto_map = {
         "AutoConfig": "configuration.MiniMoeConfig",
         "AutoModel": "moebert.MiniMoeModel",
     }
     model.save_pretrained(folder)
-    for module in _CODE:
-        assert module.__file__ is not None
-        shutil.copy(module.__file__, folder)
+    _copy_code(_CODE, folder)
 
 
-def load_student(folder: str | Path) -> MiniMoeForRelations:
+def load_student(folder: str | Path) -> Student:
     """A student from a folder that :func:`export_student` wrote, or a published one.
 
     Raises:
         ValueError: the folder holds no student, or only a part of one.
     """
     config = read_config(folder)
-    if config.get("model_type") == MiniMoeConfig.model_type:
-        return student_of(MiniMoeConfig.from_dict(config), read_state(folder), folder)
+    model_type = config.get("model_type")
+    with_head = any("MaskedLM" in name for name in config.get("architectures") or ())
+    if model_type == MiniMoeConfig.model_type:
+        moe_class = MiniMoeForMaskedLM if with_head else MiniMoeForRelations
+        return student_of(moe_class, MiniMoeConfig.from_dict(config), read_state(folder), folder)
+    if model_type == ElasticConfig.model_type:
+        own_class = ElasticForMaskedLM if with_head else ElasticForRelations
+        return student_of(own_class, ElasticConfig.from_dict(config), read_state(folder), folder)
     return load_published(folder)

@@ -83,9 +83,7 @@ def open_data(config: RunConfig) -> RunData:
     fingerprint = vocabulary_fingerprint(tokenizer)
     for corpus, _ in itertools.chain(train, heldout):
         _check_vocabulary(corpus, fingerprint, special.vocab_size, name)
-    # The published data types differ in their tokenizer only, which is the teacher's here.
-    masked = data.data_type.endswith("mlm")
-    whole_words = masked and data.whole_word_mask
+    whole_words = data.data_type.endswith("mlm") and data.whole_word_mask
     if whole_words:
         _check_word_marks([corpus for corpus, _ in itertools.chain(train, heldout)], tokenizer)
     return RunData(
@@ -93,7 +91,7 @@ def open_data(config: RunConfig) -> RunData:
         pairs=_pairs(train, config, whole_words),
         heldout=_pairs(heldout, config, whole_words) if heldout else None,
         collate=build_collate(
-            "bert_mlm" if masked else "bert_nil",
+            data.data_type,
             special,
             data.max_length,
             config.seed,

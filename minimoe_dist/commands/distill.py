@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,57 +14,57 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..checkpoints import run as checkpoints
-from ..checkpoints.export import export_student, load_student
+from ..checkpoints.files import PARTIAL, beside, write_json
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options
-from ..models.build import build_student, student_config
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
-from ..models.moebert import MiniMoeForRelations
-from ..models.teacher import RelationTeacher, load_teacher
 from ..runtime import (
     Launch,
     StopRequest,
     logger,
     prepare_environment,
-    resolve_model_path,
     start_process_group,
     stop_process_group,
 )
 from ..train.curves import draw_curves
-from ..train.distillation import Distiller, Objective
+from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
 from ..train.peers import PeerWatch
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
+from .model_types import Lesson, make_student, open_lesson
+from .results import describe, export_all, relation_paths, student_gmac
 
 FINISHED, FAILED = 0, 1
 STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
 
-_SEED_RELATION_DROPOUT = 0.1
 _log = logger("distill")
 
 
-def run(config: RunConfig, launch: Launch) -> int:
-    """Trains the students of ``config`` and exports them.
+def run(stages: Sequence[RunConfig], launch: Launch) -> int:
+    """Trains and exports the students of each stage; of several, finished ones are skipped.
 
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on), 1 when the loss
         stayed not finite. Ends the process with 1 where another rank is lost.
     """
-    device_type = prepare_environment(config.parallel.use_cpu)
-    device = start_process_group(launch, device_type, config.parallel.timeout_seconds)
+    parallel = stages[0].parallel
+    device_type = prepare_environment(parallel.use_cpu)
+    device = start_process_group(launch, device_type, parallel.timeout_seconds)
     try:
-        with (
-            PeerWatch(launch, config.parallel.timeout_seconds),
-            _only_run_in(Path(config.output_dir)),
-            StopRequest() as stop,
-        ):
-            status = _Run(config, launch, device).to_the_end(stop)
-            if status == STOPPED:
-                stop.ignore_from_now_on()
-            return status
+        with PeerWatch(launch, parallel.timeout_seconds), StopRequest() as stop:
+            for stage in stages:
+                if len(stages) > 1 and _is_finished(stage):
+                    _log.info("%s: finished before", stage.output_dir)
+                    continue
+                with only_run_in(Path(stage.output_dir)):
+                    status = _Run(stage, launch, device).to_the_end(stop)
+                if status == STOPPED:
+                    stop.ignore_from_now_on()
+                    return status
+            return FINISHED
     except TrainingDivergedError as error:
         if launch.rank == 0:
             _log.error("%s", error)
@@ -73,8 +73,33 @@ def run(config: RunConfig, launch: Launch) -> int:
         stop_process_group()
 
 
+def _is_finished(config: RunConfig) -> bool:
+    """Whether a run has left all of its exports; asks rank 0.
+
+    Raises:
+        ValueError: it has, but its options are not the ones that are given now.
+    """
+    found: list[Any] = [False, None]
+    path = Path(config.output_dir) / "summary.json"
+    exports = [Path(config.export_folder(student.name)) for student in config.students]
+    wanted = [path, *(folder / "config.json" for folder in exports)]
+    if dist.get_rank() == 0 and config.resume == "auto" and all(one.is_file() for one in wanted):
+        saved = json.loads(path.read_text("utf-8"))["options"]
+        changes = changed_options(saved, config.model_dump(mode="json"))
+        if changes and not config.allow_changed_options:
+            found[1] = (
+                f"{path.parent}: was finished with other options ({'; '.join(changes)}): give "
+                "--allow_changed_options to take it as it is, or another output_dir"
+            )
+        found[0] = True
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return bool(found[0])
+
+
 @contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: Path) -> Iterator[None]:
     """Holds the folder's lock on rank 0; the kernel frees it when a process dies."""
     lock = FileLock(folder / "run.lock")
     problem: list[str | None] = [None]
@@ -113,12 +138,7 @@ class _Run:
         self.device = device
         self.folder = Path(config.output_dir)
         self.data: RunData = open_data(config)
-        self.teacher: RelationTeacher = load_teacher(
-            config.teacher.model_name_or_path,
-            relation_layer=config.teacher.relation_layer,
-            dtype=config.teacher.dtype,
-            device=device,
-        )
+        self.lesson: Lesson = open_lesson(config, device)
         self.total_steps = self._total_steps()
         self.distiller = self._distiller()
         self.progress = self._resume()
@@ -175,7 +195,6 @@ class _Run:
 
     def _distiller(self) -> Distiller:
         config, training = self.config, self.config.training
-        seed_compatible = config.compat == "seed"
         optimizer = AdamW(
             training.learning_rate,
             training.weight_decay,
@@ -186,17 +205,11 @@ class _Run:
         settings = deepspeed_settings(config, self.launch.world_size)
         students = []
         for index, options in enumerate(config.students):
-            model = self._student(index)
+            model = make_student(config, index, self.lesson)
             size = 1 if model.config.is_dense else config.parallel.expert_parallel_size
             students.append(
                 StudentEngine(options.name, model, settings, optimizer, size, self.device)
             )
-        objective = Objective(
-            config.objective.num_relation_heads,
-            config.objective.balance_coefficient,
-            seed_compatible,
-            _SEED_RELATION_DROPOUT if seed_compatible else 0.0,
-        )
         schedule = make_schedule(
             training.lr_scheduler_type,
             training.learning_rate,
@@ -204,45 +217,24 @@ class _Run:
             training.warmup_proportion,
         )
         return Distiller(
-            self.teacher, students, objective, schedule, seed=config.seed, device=self.device
+            students,
+            self.lesson.objective,
+            schedule,
+            seed=config.seed,
+            device=self.device,
+            balance=Balance(config.objective.balance_coefficient, config.compat == "seed"),
         )
-
-    def _student(self, index: int) -> MiniMoeForRelations:
-        options = self.config.students[index]
-        if options.initial_weights is not None:
-            return load_student(resolve_model_path(options.initial_weights))
-        base = self.teacher.config
-        if options.model_name_or_path is not None:
-            from transformers import AutoConfig
-
-            base = AutoConfig.from_pretrained(resolve_model_path(options.model_name_or_path))
-        config = student_config(
-            base,
-            layers=options.layer,
-            hidden=options.hidden,
-            heads=options.heads,
-            experts=(options.attention_experts, options.feedforward_experts),
-            num_relation_heads=self.config.objective.num_relation_heads,
-            router_noise=options.router_noise,
-            compat_seed=self.config.compat == "seed",
-        )
-        # Every student starts as it would alone, so the seed does not count them.
-        return build_student(config, self.config.seed)
 
     def _flops_per_token(self) -> float:
-        teacher = RelationPath(
-            self.teacher.relation_layer - 1,
-            self.teacher.hidden_size,
-            self.teacher.config.intermediate_size,
-        )
-        return distillation_flops_per_token(
-            [relation_path(student.config) for student in self.distiller.students],
-            teacher,
-            self.config.data.max_length,
-        )
+        students = [
+            path for student in self.distiller.students for path in relation_paths(student.config)
+        ]
+        idle = RelationPath(0, 0, 0)
+        length = self.config.data.max_length
+        return distillation_flops_per_token(students, self.lesson.path or idle, length)
 
     def _evaluate(self, metrics: Metrics, step: int) -> dict[str, float]:
-        """Each student's held-out relation loss; nothing where the run names no such corpus."""
+        """Each student's held-out loss; nothing where the run names no such corpus."""
         if self.data.heldout is None:
             return {}
         with metrics.paused():
@@ -326,6 +318,7 @@ class _Run:
 
     def _finish(self, metrics: Metrics, after: Mapping[str, float]) -> None:
         """Exports every student and writes the summary, on rank 0; gathering is a collective."""
+        teacher = self.lesson.teacher
         summary: dict[str, Any] = {
             "teacher": self.config.teacher.model_name_or_path,
             "world_size": self.launch.world_size,
@@ -333,50 +326,30 @@ class _Run:
             "expert_parallel_size": self.config.parallel.expert_parallel_size,
             "steps": self.total_steps,
             "sequences_per_second": metrics.sequences_per_second,
-            "teacher_gmac": encoder_gmac(self.teacher.num_layers, self.teacher.hidden_size),
+            "teacher_gmac": encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
             "students": {},
+            "options": self.config.model_dump(mode="json"),
         }
         before = self.progress.heldout_before or {}
         for student in self.distiller.students:
             weights = student.whole_weights()
             if self.launch.rank != 0:
                 continue
-            target = self.folder / "export" / f"{student.name}{self.config.model_suffix}"
-            export_student(student.config, weights, target, self.data.tokenizer)
-            shape = student.config
+            target = Path(self.config.export_folder(student.name))
+            sub_models = export_all(student.config, weights, target, self.data.tokenizer)
             summary["students"][student.name] = {
-                "student": describe(shape),
+                "student": describe(student.config),
                 "heldout_loss_before": before.get(student.name),
                 "heldout_loss_after": after.get(student.name),
-                "student_gmac": encoder_gmac(shape.num_hidden_layers, shape.hidden_size),
+                "student_gmac": student_gmac(student.config),
                 "student_parameters": sum(value.numel() for value in weights.values()),
                 "export": str(target),
+                **({"sub_models": sub_models} if sub_models else {}),
             }
         if self.launch.rank == 0:
             path = self.folder / "summary.json"
-            path.write_text(json.dumps(summary, indent=2) + "\n")
+            write_json(beside(path, PARTIAL), summary)
+            beside(path, PARTIAL).rename(path)
             draw_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
             _log.info("exported to %s; summary in %s", self.folder / "export", path)
         dist.barrier()
-
-
-def relation_path(config: Any) -> RelationPath:
-    """What a student computes for its relation signals."""
-    routers = sum(
-        count for count in (config.attention_experts, config.feedforward_experts) if count > 1
-    )
-    layers = config.num_hidden_layers
-    return RelationPath(
-        layers if config.relation_projections else layers - 1,
-        config.hidden_size,
-        config.intermediate_size,
-        routers,
-    )
-
-
-def describe(config: Any) -> str:
-    """For people: "MiniMoE 3L;192H 1,4E" or "MiniLM 3L;192H"."""
-    size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
-    if config.is_dense:
-        return f"MiniLM {size}"
-    return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E"

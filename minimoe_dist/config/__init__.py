@@ -1,8 +1,9 @@
 """Typed options of a run: one home for every one of them, refused by name when they are wrong.
 
 Defaults < recipe (YAML) < flags and ``key.path=value`` in the order given. `schema` declares the
-options, `flags` derives the command line from them, `loading` merges, `problems` words the errors,
-`deepspeed_json` holds ZeRO and precision. Nothing here imports torch or deepspeed.
+options, `flags` derives the command line from them, `loading` merges, `stages` reads chains,
+`problems` words the errors, `deepspeed_json` holds ZeRO and precision. Nothing here imports torch
+or deepspeed.
 """
 
 from minimoe_dist.config.deepspeed_json import check_deepspeed_json, deepspeed_settings
@@ -18,6 +19,7 @@ from minimoe_dist.config.schema import (
     TeacherConfig,
     TrainingConfig,
 )
+from minimoe_dist.config.stages import load_stages
 
 __all__ = [
     "ConfigError",
@@ -32,4 +34,5 @@ __all__ = [
     "check_deepspeed_json",
     "deepspeed_settings",
     "load_run_config",
+    "load_stages",
 ]

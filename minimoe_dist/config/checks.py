@@ -4,16 +4,55 @@ Each check returns problems as (path of the option, what is wrong with its value
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minimoe_dist.config.problems import ConfigError, Path
 
 if TYPE_CHECKING:
-    from minimoe_dist.config.schema import RunConfig
+    from minimoe_dist.config.schema import RunConfig, StudentConfig
 
-BUILT_MODEL_TYPES = ("bert_minilm", "moebert_minilm")
+SPARSIFICATION = "sparsebert_mlm"  # what `minimoe-dist sparsify` does, and no other command
+BUILT_MODEL_TYPES = (
+    "bert_minilm",
+    "moebert_minilm",
+    "roberta_minilm",
+    "megatronbert_minilm",
+    "sparsebert_minilm",
+    "ofabert_minilm",
+    "bert_tinybert",
+    "bert_mlm",
+    SPARSIFICATION,
+)
+# The family that a model type's students are of; any family where there is none.
+FAMILIES = {
+    "bert_minilm": "bert",
+    "roberta_minilm": "roberta",
+    "megatronbert_minilm": "megatron-bert",
+    "sparsebert_minilm": "bert",
+    "ofabert_minilm": "bert",
+    "bert_tinybert": "bert",
+    SPARSIFICATION: "bert",
+}
+_WITH_EXPERTS = "moebert_minilm"
+# What a model type means for options that were left open.
+_MASKED_LM: dict[str, dict[str, Any]] = {
+    "data": {"data_type": "bert_mlm"},
+    "objective": {"relation_weight": 0.0, "mlm_weight": 1.0},
+}
+_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "roberta_minilm": {"data": {"data_type": "roberta_nil"}},
+    "bert_mlm": _MASKED_LM,
+    SPARSIFICATION: _MASKED_LM,
+}
 
 Problem = tuple[Path, str]
+
+
+def defaults_of(model_type: object) -> dict[str, dict[str, Any]]:
+    """Section -> options that stand where a run of a model type leaves them open."""
+    if not isinstance(model_type, str) or model_type == _WITH_EXPERTS:
+        return {}
+    return {"students": {"moe": "1,1"}, **_DEFAULTS.get(model_type, {})}
 
 
 def run_problems(config: "RunConfig") -> list[Problem]:
@@ -22,38 +61,99 @@ def run_problems(config: "RunConfig") -> list[Problem]:
     if config.model_type not in BUILT_MODEL_TYPES:
         built = ", ".join(BUILT_MODEL_TYPES)
         problems.append((("model_type",), f"{config.model_type!r} is not built yet; use {built}"))
-    return problems + _student_problems(config) + _parallel_problems(config)
+    return (
+        problems
+        + _objective_problems(config)
+        + _student_problems(config)
+        + _parallel_problems(config)
+    )
+
+
+def _objective_problems(config: "RunConfig") -> list[Problem]:
+    problems: list[Problem] = []
+    objective, data_type = config.objective, config.data.data_type
+    alone = ("sparsebert_minilm", "ofabert_minilm", "bert_tinybert")
+    if config.model_type in alone and objective.mlm_weight:
+        words = f"{objective.mlm_weight:g} has no place in {config.model_type}; use 0"
+        problems.append((("objective", "mlm_weight"), words))
+    elif objective.mlm_weight and not data_type.endswith("mlm"):
+        words = f"{data_type!r} masks nothing to predict; use bert_mlm, or mlm_weight 0"
+        problems.append((("data", "data_type"), words))
+    if not objective.mlm_weight and not objective.relation_weight:
+        words = "0, and so is mlm_weight: nothing is learnt; use 1"
+        problems.append((("objective", "relation_weight"), words))
+    if config.model_type == "roberta_minilm" and not data_type.startswith("roberta"):
+        words = f"{data_type!r} gives segments, which RoBERTa has not; use roberta_nil"
+        problems.append((("data", "data_type"), words))
+    if config.data.whole_word_mask and data_type.startswith("roberta"):
+        words = "true, but RoBERTa's pieces do not mark continued words; use false"
+        problems.append((("data", "whole_word_mask"), words))
+    return problems
 
 
 def _student_problems(config: "RunConfig") -> list[Problem]:
     problems: list[Problem] = []
-    relation_heads = config.objective.num_relation_heads
     for index, student in enumerate(config.students):
         at: Path = ("students", index)
-        if student.hidden % student.heads:
-            problems.append(
-                (
-                    (*at, "hidden"),
-                    f"{student.hidden} is not divisible by heads {student.heads}; "
-                    "choose a multiple or other heads",
-                )
-            )
-        if student.hidden % relation_heads:
-            problems.append(
-                (
-                    (*at, "hidden"),
-                    f"{student.hidden} is not divisible by objective.num_relation_heads "
-                    f"{relation_heads}; choose a multiple or other relation heads",
-                )
-            )
-        if config.model_type == "bert_minilm" and student.moe != "1,1":
-            remedy = "use '1,1', or model_type moebert_minilm"
-            problems.append(
-                ((*at, "moe"), f"{student.moe!r} has no place in bert_minilm; {remedy}")
-            )
+        found = _size_problems(config, student) + _start_problems(config.model_type, student)
+        problems += [((*at, name), words) for name, words in found]
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
             problems.append((("students",), f"{count} are named {name!r}; give each its own name"))
+    return problems
+
+
+def _size_problems(config: "RunConfig", student: "StudentConfig") -> list[tuple[str, str]]:
+    problems: list[tuple[str, str]] = []
+    relation_heads, model_type = config.objective.num_relation_heads, config.model_type
+    if student.hidden % student.heads:
+        words = (
+            f"{student.hidden} is not divisible by heads {student.heads}; "
+            "choose a multiple or other heads"
+        )
+        problems.append(("hidden", words))
+    learns_relations = config.objective.relation_weight and model_type != "bert_tinybert"
+    # A sparse student has the sizes of the model that it is cut out of.
+    if learns_relations and model_type != "sparsebert_minilm" and student.hidden % relation_heads:
+        words = (
+            f"{student.hidden} is not divisible by objective.num_relation_heads "
+            f"{relation_heads}; choose a multiple or other relation heads"
+        )
+        problems.append(("hidden", words))
+    if model_type != _WITH_EXPERTS and student.moe != "1,1":
+        remedy = f"use '1,1', or model_type {_WITH_EXPERTS}"
+        problems.append(("moe", f"{student.moe!r} has no place in {model_type}; {remedy}"))
+    return problems
+
+
+def _start_problems(model_type: str, student: "StudentConfig") -> list[tuple[str, str]]:
+    problems: list[tuple[str, str]] = []
+    if student.start == "copies" and student.initial_weights is None:
+        words = "'copies' needs a plain student; give its folder as initial_weights"
+        problems.append(("start", words))
+    if student.start == "copies" and student.moe == "1,1":
+        words = "'copies' is for students with experts; use split, or moe such as 1,4"
+        problems.append(("start", words))
+    is_sparse, is_sliced = model_type == "sparsebert_minilm", model_type == "ofabert_minilm"
+    if is_sparse and student.sparsity is None:
+        problems.append(("sparsity", "is missing; give one of the sparsified model's map, as 90"))
+    if is_sparse and student.initial_weights is None and student.model_name_or_path is None:
+        words = "is missing; give the folder that minimoe-dist sparsify wrote"
+        problems.append(("initial_weights", words))
+    if not is_sparse and student.sparsity is not None:
+        words = f"{student.sparsity!r} belongs to sparsebert_minilm; leave it out"
+        problems.append(("sparsity", words))
+    for name, total in (("ofa_layer", student.layer), ("ofa_hidden", student.hidden)):
+        sizes = getattr(student, name)
+        if is_sliced and not sizes:
+            problems.append((name, "is missing; give the sub-models' sizes, as 6,4,3"))
+        elif not is_sliced and sizes is not None:
+            problems.append((name, "belongs to ofabert_minilm; leave it out"))
+        for size in sizes or ():
+            if is_sliced and not 1 <= size <= total:
+                whole = name.removeprefix("ofa_")
+                words = f"{size} is not in a student of {whole} {total}; choose 1 to {total}"
+                problems.append((name, words))
     return problems
 
 

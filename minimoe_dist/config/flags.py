@@ -22,11 +22,6 @@ _FLAG_NAMES: dict[Path, str | None] = {
     ("students", "*", "name"): None,
 }
 _PRECISION_FLAG = "use_fp16"
-_NOT_BUILT_YET = {
-    "sparsity": "sparsebert_minilm",
-    "ofa_layer": "ofabert_minilm",
-    "ofa_hidden": "ofabert_minilm",
-}
 
 
 @dataclass(frozen=True)
@@ -101,9 +96,6 @@ def flag_of(path: Path) -> str | None:
 
 def unknown_flag(name: str) -> ConfigError:
     """The refusal of a flag that is not there, with the nearest one."""
-    if name in _NOT_BUILT_YET:
-        built_later = _NOT_BUILT_YET[name]
-        return ConfigError(f"--{name}: belongs to {built_later}, which is not built yet; drop it")
     found = nearest(name, [*known_flags(), "config", "dry_run", "help"])
     hint = f"did you mean --{found}?" if found else "see --help for all"
     return ConfigError(f"--{name} is not an option; {hint}")
@@ -173,7 +165,7 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is list:
-        return "PATH"
+        return "N,N" if get_args(annotation)[0] in (int, float) else "PATH"
     members = [one for one in get_args(annotation) if one is not type(None)]
     if members:
         return _kind(members[0])

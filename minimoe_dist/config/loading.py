@@ -26,7 +26,7 @@ from minimoe_dist.config.flags import (
 from minimoe_dist.config.problems import ConfigError, Path, describe, dotted, shown
 from minimoe_dist.config.schema import RunConfig
 
-_SECTIONS = ("teacher", "objective", "data", "training", "parallel")
+_SECTIONS = ("teacher", "objective", "data", "training", "parallel", "sparsify")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -45,9 +45,22 @@ def load_run_config(
     Raises:
         ConfigError: one line that names the file or option, the value and the remedy.
     """
+    tree = read_recipe(config_path) if config_path is not None else {}
+    if "stages" in tree:
+        raise ConfigError(f"{config_path}: has stages, and one run is wanted here; give another")
+    return resolve_run(tree, config_path, overrides, flags)
+
+
+def resolve_run(
+    tree: dict[str, Any],
+    config_path: str | None,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any] | None,
+) -> RunConfig:
+    """The same of a recipe that was read already, from ``config_path``."""
     merge = _Merge()
     if config_path is not None:
-        merge.add_recipe(config_path)
+        merge.add_recipe(tree, config_path)
     for name, value in (flags or {}).items():
         merge.set_flag(name, value)
     for override in overrides:
@@ -80,6 +93,31 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_recipe(config_path: str) -> dict[str, Any]:
+    """A recipe's YAML.
+
+    Raises:
+        ConfigError: the file is not there, or no YAML mapping.
+    """
+    try:
+        text = FilePath(config_path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{config_path}: {reason}; give --config a recipe file") from None
+    try:
+        tree = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{config_path}{line}: {reason}; correct the YAML") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{config_path}: must be a mapping of options, not {shown(tree)}")
+    return tree
+
+
 class _Merge:
     """The options given so far, and where each came from."""
 
@@ -88,24 +126,8 @@ class _Merge:
         self.origins: dict[Path, str] = {}
         self.after_recipe: set[Path] = set()
 
-    def add_recipe(self, config_path: str) -> None:
+    def add_recipe(self, tree: dict[str, Any], config_path: str) -> None:
         """Takes all options of a recipe file."""
-        try:
-            text = FilePath(config_path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ConfigError(f"{config_path}: {reason}; give --config a recipe file") from None
-        try:
-            tree = yaml.load(text, _UniqueKeyLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            reason = getattr(error, "problem", None) or "not YAML"
-            raise ConfigError(f"{config_path}{line}: {reason}; correct the YAML") from None
-        if tree is None:
-            tree = {}
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{config_path}: must be a mapping of options, not {shown(tree)}")
         self._note_origins(tree, (), config_path)
         self.tree = tree
 

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minimoe_dist.config.checks import FAMILIES
 from minimoe_dist.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     hidden, layers = model.get("hidden_size"), model.get("num_hidden_layers")
     positions = model.get("max_position_embeddings")
     relation_heads, layer = config.objective.num_relation_heads, config.teacher.relation_layer
-    if hidden is not None and hidden % relation_heads:
+    learns_relations = config.objective.relation_weight and config.model_type != "bert_tinybert"
+    if learns_relations and hidden is not None and hidden % relation_heads:
         raise ConfigError(
             f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
             f"{hidden} of teacher {name}; choose a divisor"
@@ -75,6 +77,7 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
         raise ConfigError(
             f"teacher.relation_layer: {layer}, but {name} has {layers} layers; use at most {layers}"
         )
+    _check_kind(config, model)
     if positions is not None:
         positions -= _UNUSED_POSITIONS.get(str(model.get("model_type")), 0)
         if config.data.max_length > positions:
@@ -82,3 +85,50 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
                 f"data.max_length: {config.data.max_length} is longer than the {positions} "
                 f"positions of teacher {name}; use at most {positions}"
             )
+
+
+def _check_kind(config: "RunConfig", model: dict[str, Any]) -> None:
+    """Refuses a teacher of another family, or one that the iteration does not name."""
+    name, kind = config.teacher.model_name_or_path, model.get("model_type")
+    family, wanted = model.get("family", kind), FAMILIES.get(config.model_type)
+    # A student of another family comes from a configuration of its own.
+    own = all(student.model_name_or_path is None for student in config.students)
+    if kind is not None and wanted is not None and own and family != wanted:
+        fitting = [one for one, needed in FAMILIES.items() if needed == family]
+        remedy = f"model_type {fitting[0]}" if fitting else f"a teacher of family {wanted}"
+        raise ConfigError(
+            f"model_type: {config.model_type} makes students of family {wanted}, but teacher "
+            f"{name} is of {family}; give {remedy}"
+        )
+    is_student = "num_relation_heads" in model
+    if kind is not None and config.iteration == 2 and not is_student:
+        raise ConfigError(
+            f"iteration: 2 learns from an assistant, but {name} was not distilled; run iteration 1 "
+            "first and give its export as the teacher"
+        )
+    if kind is not None and config.iteration == 1 and is_student:
+        raise ConfigError(
+            f"iteration: 1 learns from a plain teacher, but {name} is a student; use iteration 2"
+        )
+
+
+def check_same_vocabulary(
+    teacher: dict[str, Any], student: dict[str, Any], option: str, path: str
+) -> None:
+    """Refuses a student whose vocabulary is not its teacher's.
+
+    Args:
+        teacher: the teacher's ``config.json``.
+        student: that of the model at ``path``, which ``option`` names.
+        option: the option's name.
+        path: its value.
+
+    Raises:
+        ConfigError: the numbers of tokens differ.
+    """
+    theirs, ours = teacher.get("vocab_size"), student.get("vocab_size")
+    if None not in (theirs, ours) and theirs != ours:
+        raise ConfigError(
+            f"{option}: {path} has a vocabulary of {ours}, the teacher of {theirs}; give one that "
+            "shares the teacher's tokenizer"
+        )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from minimoe_dist.config.checks import run_problems
+from minimoe_dist.config.checks import defaults_of, run_problems
 
 ModelType = Literal[
     "bert_minilm",
@@ -29,6 +29,7 @@ ModelType = Literal[
 ]
 DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Start = Literal["split", "random", "copies"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -94,6 +95,36 @@ class StudentConfig(Section):
     initial_weights: str | None = Field(
         None, description="folder of a student to start from; default a random start"
     )
+    start: Start = Field(
+        "split",
+        description="experts begin as parts of one wide random block, each random on its own, or "
+        "as copies of the plain student of initial_weights",
+    )
+    copy_noise: float = Field(
+        0.01, ge=0, description="noise on copies, relative to their weights' standard deviation"
+    )
+    sparsity: str | None = Field(
+        None, description="sub-model of a sparsified BERT that starts the student, in per cent"
+    )
+    ofa_layer: list[int] | None = Field(
+        None, description="numbers of layers of a once-for-all student's sub-models, as 6,4,3"
+    )
+    ofa_hidden: list[int] | None = Field(
+        None, description="hidden sizes of a once-for-all student's sub-models, as 768,384"
+    )
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _sparsity_as_text(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return f"{value:g}" if is_number else value
+
+    @field_validator("ofa_layer", "ofa_hidden", mode="before")
+    @classmethod
+    def _numbers_of_text(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return [value]
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("moe")
     @classmethod
@@ -114,10 +145,14 @@ class StudentConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is minimised: the relation loss plus the experts' balance."""
+    """What is minimised: the relation loss, masked LM, or both, plus the experts' balance."""
 
     num_relation_heads: int = Field(
         32, ge=1, description="relation heads; divide the teacher's and every student's hidden size"
+    )
+    relation_weight: float = Field(1.0, ge=0, description="weight of the relation loss; 0: none")
+    mlm_weight: float = Field(
+        0.0, ge=0, description="weight of masked-LM cross entropy; needs a data_type *_mlm"
     )
     balance_coefficient: float = Field(0.01, ge=0, description="weight of the balance in the loss")
 
@@ -200,6 +235,29 @@ class ParallelConfig(Section):
     timeout_seconds: int = Field(600, ge=1, description="limit of a collective, in seconds")
 
 
+class SparsifyConfig(Section):
+    """What ``minimoe-dist sparsify`` measures and makes of ``teacher``."""
+
+    fraction: float = Field(0.1, gt=0, le=1, description="share of the corpus that is read")
+    sparsities: list[float] = Field(
+        [0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 99],
+        min_length=1,
+        description="sub-models of the map, in per cent that they lose",
+    )
+
+    @field_validator("sparsities", mode="before")
+    @classmethod
+    def _numbers_of_text(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("sparsities")
+    @classmethod
+    def _in_per_cent(cls, value: list[float]) -> list[float]:
+        if not all(0 <= sparsity < 100 for sparsity in value):
+            raise ValueError("must be per cent of at least 0 and below 100")
+        return value
+
+
 class RunConfig(Section):
     """All options of one run."""
 
@@ -227,21 +285,27 @@ class RunConfig(Section):
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     parallel: ParallelConfig = ParallelConfig()
+    sparsify: SparsifyConfig = SparsifyConfig()
 
     # The shell expands "~" neither in a recipe nor behind an equals sign.
     _at_home = field_validator("output_dir")(os.path.expanduser)
 
     @model_validator(mode="before")
     @classmethod
-    def _dense_students_are_plain(cls, values: Any) -> Any:
-        """Gives the students of ``bert_minilm`` ``moe: 1,1`` where it was left open."""
-        if not isinstance(values, Mapping) or values.get("model_type") != "bert_minilm":
+    def _fill_by_model_type(cls, values: Any) -> Any:
+        """What a model type means for options that were left open."""
+        if not isinstance(values, Mapping):
             return values
-        students = values.get("students", [{}])
-        if not isinstance(students, list):
-            return values
-        plain = [{"moe": "1,1", **one} if isinstance(one, Mapping) else one for one in students]
-        return {**values, "students": plain}
+        filled = dict(values)
+        for section, defaults in defaults_of(values.get("model_type")).items():
+            given = values.get(section, [{}] if section == "students" else {})
+            if isinstance(given, Mapping):
+                filled[section] = {**defaults, **given}
+            elif isinstance(given, list):
+                filled[section] = [
+                    {**defaults, **one} if isinstance(one, Mapping) else one for one in given
+                ]
+        return filled
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
@@ -257,6 +321,10 @@ class RunConfig(Section):
         """Pairs of one optimizer step on `world_size` ranks."""
         training = self.training
         return training.per_device_train_batch_size * training.num_grad_accum_steps * world_size
+
+    def export_folder(self, student: str) -> str:
+        """Where the student of that name is exported to."""
+        return os.path.join(self.output_dir, "export", student + self.model_suffix)
 
     def to_yaml(self) -> str:
         """The whole run as YAML that `load_run_config` reads back to an equal one."""

@@ -3,13 +3,18 @@
 ``bert_nil`` lays a pair out as ``[CLS] A [SEP] B [SEP]``; ``bert_mlm`` also masks tokens and keeps
 what they were as labels. Masks are keyed by (seed, sample id), so a sample is masked alike
 wherever and whenever it is read, and anew in every epoch.
+
+``roberta_nil`` and ``roberta_mlm`` are the same with RoBERTa's tokens, ``<s> A </s> B </s>``, and
+without segments. Between A and B stands one separator, as between documents in RoBERTa's
+pre-training; the two that its tokenizer puts between pairs are a habit of fine-tuning, and would
+leave less room for the same corpus.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -57,7 +62,7 @@ class MicroBatch:
         input_ids: int64 [b, S].
         attention_mask: bool [b, S], False on padding.
         token_type_ids: int64 [b, S], 0 up to and including the first ``[SEP]``, 1 after it, 0 on
-            padding.
+            padding; all 0 without segments.
         sample_ids: int64 [b], the samples' global positions in the run.
         labels: int64 [b, S], -100 where nothing is to be predicted; None without masking.
     """
@@ -86,18 +91,20 @@ class Collate(Protocol):
 
 
 class UnmaskedCollate:
-    """``bert_nil``: lays pairs out and masks nothing.
+    """``bert_nil`` and ``roberta_nil``: lays pairs out and masks nothing.
 
     S is the longest sample's length, rounded up to a multiple of 8, at most ``max_length``.
 
     Args:
         special: ids of the special tokens.
         max_length: the longest sequence, special tokens included.
+        segments: tell B from A in ``token_type_ids``.
     """
 
-    def __init__(self, special: SpecialTokens, max_length: int) -> None:
+    def __init__(self, special: SpecialTokens, max_length: int, *, segments: bool = True) -> None:
         self._special = special
         self._max_length = max_length
+        self._second_segment = int(segments)
 
     def __call__(self, pairs: Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out pairs.
@@ -130,7 +137,7 @@ class UnmaskedCollate:
             row[first_end] = special.sep
             row[first_end + 1 : second_end] = pair.second
             row[second_end] = special.sep
-            types[first_end + 1 : second_end + 1] = 1
+            types[first_end + 1 : second_end + 1] = self._second_segment
         if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < special.vocab_size:
             raise ValueError(
                 f"data.record_path_or_regex: token id {input_ids.max()} in a vocabulary of "
@@ -140,7 +147,7 @@ class UnmaskedCollate:
 
 
 class MaskedCollate(UnmaskedCollate):
-    """``bert_mlm``: lays pairs out and masks tokens for prediction.
+    """``bert_mlm`` and ``roberta_mlm``: lays pairs out and masks tokens for prediction.
 
     Of a sample's n positions, max(1, min(20, round(0.15 n))) are to be predicted, none of them a
     ``[CLS]``, ``[SEP]`` or padding; 80 % of those become ``[MASK]``, 10 % stay, 10 % become any
@@ -154,6 +161,7 @@ class MaskedCollate(UnmaskedCollate):
         seed: the run's seed.
         continuation: bool [vocab_size], True for pieces that continue a word; masks whole words
             if it is given, those too that the pairs' own marks tell of (Chinese ones).
+        segments: tell B from A in ``token_type_ids``.
 
     Raises:
         ValueError: ``continuation`` of another length than the vocabulary.
@@ -165,8 +173,10 @@ class MaskedCollate(UnmaskedCollate):
         max_length: int,
         seed: int,
         continuation: np.ndarray | None = None,
+        *,
+        segments: bool = True,
     ) -> None:
-        super().__init__(special, max_length)
+        super().__init__(special, max_length, segments=segments)
         if continuation is not None and continuation.shape != (special.vocab_size,):
             raise ValueError(
                 f"data.whole_word_mask: {continuation.shape} word pieces are marked in a "
@@ -259,8 +269,11 @@ def _choose_words(
     return taken
 
 
+DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
+
+
 def build_collate(
-    data_type: Literal["bert_nil", "bert_mlm"],
+    data_type: DataType,
     special: SpecialTokens,
     max_length: int,
     seed: int,
@@ -269,21 +282,24 @@ def build_collate(
     """Builds the collation that ``data_type`` names.
 
     Args:
-        data_type: ``bert_nil`` or ``bert_mlm``.
+        data_type: ``bert_nil``, ``bert_mlm``, ``roberta_nil`` or ``roberta_mlm``.
         special: ids of the special tokens.
         max_length: the longest sequence, special tokens included.
         seed: the run's seed.
-        continuation: bool [vocab_size], True for pieces that continue a word; makes ``bert_mlm``
-            mask whole words.
+        continuation: bool [vocab_size], True for pieces that continue a word; makes ``…_mlm`` mask
+            whole words.
 
     Raises:
         ValueError: another ``data_type``.
     """
-    if data_type == "bert_nil":
-        return UnmaskedCollate(special, max_length)
-    if data_type == "bert_mlm":
-        return MaskedCollate(special, max_length, seed, continuation)
-    raise ValueError(f"data.data_type is {data_type!r}; give bert_nil or bert_mlm")
+    if data_type not in get_args(DataType):
+        raise ValueError(
+            f"data.data_type is {data_type!r}; give one of {', '.join(get_args(DataType))}"
+        )
+    segments = data_type.startswith("bert")
+    if data_type.endswith("nil"):
+        return UnmaskedCollate(special, max_length, segments=segments)
+    return MaskedCollate(special, max_length, seed, continuation, segments=segments)
 
 
 def _to_micro_batch(

@@ -4,11 +4,33 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+# The encoders a student may be built like, by transformers' names of them.
+FAMILIES = ("bert", "roberta", "megatron-bert")
+
+
+def family_of(config: Any) -> str:
+    """The family of a Hugging Face configuration: its own type, or the family of a student's.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    model_type = getattr(config, "model_type", "")
+    family = getattr(config, "family", model_type)
+    if family not in FAMILIES:
+        raise ValueError(
+            f"model_type: {family or 'none'} is no family of students; give a configuration of "
+            f"one of {', '.join(FAMILIES)}"
+        )
+    return str(family)
+
 
 class MiniMoeConfig(PreTrainedConfig):
     """Configuration of a MiniMoE student; sizes are those of one expert.
 
     Args:
+        family: the encoder that the student is built like. ``bert``; ``roberta``, whose positions
+            begin behind the padding id and which has one segment; ``megatron-bert``, which
+            normalises the input of each block instead of its output.
         attention_experts, feedforward_experts: x and y of ``moe: x,y``; 1 means a plain block.
         num_attention_heads, intermediate_size: of one expert (12 heads of H/12; 4H neurons).
         num_relation_heads: relation heads the student was distilled with.
@@ -17,6 +39,7 @@ class MiniMoeConfig(PreTrainedConfig):
         router_noise: ε of the uniform noise in [1 − ε, 1 + ε] added to router logits in training.
         route_padding: route padding positions and count them in the balance, as the published
             implementation does.
+        teacher_hidden_size: width that a TinyBERT student's states are mapped to; None for others.
         with_pooler: whether the checkpoint has BERT's pooler.
     """
 
@@ -44,13 +67,20 @@ class MiniMoeConfig(PreTrainedConfig):
         router_noise: float = 0.1,
         route_padding: bool = False,
         with_pooler: bool = False,
+        family: str = "bert",
+        teacher_hidden_size: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if family not in FAMILIES:
+            raise ValueError(f"family: {family} is none of {', '.join(FAMILIES)}: choose one")
+        if family == "roberta" and pad_token_id is None:
+            raise ValueError("pad_token_id: none; RoBERTa counts its positions from it: give one")
         if hidden_size % num_attention_heads:
             raise ValueError(
                 f"hidden_size {hidden_size} is not a multiple of num_attention_heads "
                 f"{num_attention_heads}: change one of them"
             )
+        self.family = family
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -71,9 +101,27 @@ class MiniMoeConfig(PreTrainedConfig):
         self.router_noise = router_noise
         self.route_padding = route_padding
         self.with_pooler = with_pooler
+        self.teacher_hidden_size = teacher_hidden_size
         super().__init__(pad_token_id=pad_token_id, **kwargs)
 
     @property
     def is_dense(self) -> bool:
         """Whether every block is plain, so that the student is a BertModel."""
         return self.attention_experts == 1 and self.feedforward_experts == 1
+
+    @property
+    def normalizes_input(self) -> bool:
+        """Whether a block's LayerNorm stands before it (pre-LayerNorm), not behind the residual."""
+        return self.family == "megatron-bert"
+
+    @property
+    def reads_segments(self) -> bool:
+        """Whether segment ids have a meaning; RoBERTa has one segment, whatever it is given."""
+        return self.family != "roberta"
+
+    @property
+    def max_sequence_length(self) -> int:
+        """The longest sequence; RoBERTa leaves the positions up to its padding id unused."""
+        if self.family == "roberta":
+            return self.max_position_embeddings - (self.pad_token_id or 0) - 1
+        return self.max_position_embeddings

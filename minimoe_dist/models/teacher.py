@@ -1,39 +1,24 @@
-"""The teacher: any Hugging Face encoder, cut at its relation layer and frozen.
+"""The teacher: an encoder cut at its relation layer and frozen.
 
-Only what leads to the relation layer's queries, keys and values is loaded and run: no later layer,
-no attention or feed-forward of the relation layer itself, no pooler. The three signals are bit for
-bit those of the uncut model. To teach with another kind of encoder, add its model type to
-`_ENCODERS` and its class to `signals_of`.
+Of a Hugging Face encoder only what leads to the relation layer's queries, keys and values is loaded
+and run: no later layer, no attention or feed-forward of the relation layer itself, no pooler. The
+three signals are bit for bit those of the uncut model. Our own students teach too, as assistants:
+their signals are those that they were trained to give. To teach with another kind of encoder, add
+its model type to `pretrained.ENCODERS` and its class to `signals_of`.
 
 Shapes: B samples, S positions, H the teacher's width.
 """
 
-import contextlib
 import copy
-import pickle
-from collections.abc import Iterator
 from typing import Self
 
 import torch
-import transformers.utils.logging as transformers_logging
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    BertModel,
-    MegatronBertModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaModel,
-)
+from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
-_ENCODERS: dict[str, type[PreTrainedModel]] = {
-    "bert": BertModel,
-    "roberta": RobertaModel,
-    "megatron-bert": MegatronBertModel,
-}
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .elastic import ElasticForRelations
+from .moebert import MiniMoeForRelations
+from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
 
 
 class CutEncoder(nn.Module):
@@ -64,13 +49,44 @@ class CutEncoder(nn.Module):
         return self.query(hidden), self.key(hidden), self.value(hidden)
 
 
-class RelationTeacher(nn.Module):
-    """A frozen teacher: always in evaluation mode, without gradients.
+class StudentSignals(nn.Module):
+    """A student as a teacher: the signals that it was trained to give."""
+
+    def __init__(self, student: MiniMoeForRelations | ElasticForRelations) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, S, H]; zeros at padding."""
+        signals: tuple[Tensor, Tensor, Tensor] = self.student(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).signals
+        return signals
+
+
+class FrozenModel(nn.Module):
+    """A model that is always in evaluation mode, without gradients."""
+
+    def freeze(self) -> None:
+        """To be called once all parts are there."""
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, whatever a surrounding module asks for."""
+        return super().train(False)
+
+
+class RelationTeacher(FrozenModel):
+    """A frozen teacher of relations.
 
     Attributes:
         config: configuration of the uncut model.
         num_layers: layers of the uncut model.
         relation_layer: the layer whose projections are the signals, from 1.
+        layers_run: whole layers that run before the projections, which decide the cost.
         hidden_size: width of each signal.
     """
 
@@ -80,13 +96,10 @@ class RelationTeacher(nn.Module):
         self.config = config
         self.num_layers: int = config.num_hidden_layers
         self.relation_layer = relation_layer
+        on_top = isinstance(signals, StudentSignals) and signals.student.relation is not None
+        self.layers_run = relation_layer if on_top else relation_layer - 1
         self.hidden_size: int = config.hidden_size
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever a surrounding module asks for."""
-        return super().train(False)
+        self.freeze()
 
     @torch.no_grad()
     def forward(
@@ -110,14 +123,17 @@ def signals_of(model: nn.Module) -> nn.Module:
     """What computes the relation signals of `model`, chosen by its class.
 
     The result takes (input_ids, attention_mask, token_type_ids) and returns query, key and value,
-    each [B, S, H]. It takes over the parts of `model` that it needs. For a Hugging Face encoder
-    the relation layer is the last one of `model`, which loading has already shortened.
+    each [B, S, H]. It takes over the parts of `model` that it needs. The relation layer is the last
+    one of `model`, which loading has already shortened; a student with relation projections has
+    its signals behind that.
 
     Raises:
         ValueError: If the class is none that can teach.
     """
+    if isinstance(model, MiniMoeForRelations | ElasticForRelations):
+        return StudentSignals(model)
     if not isinstance(model, BertModel | RobertaModel | MegatronBertModel):
-        raise ValueError(f"{type(model).__name__} cannot teach; supported: {_supported()}")
+        raise refuse_class(model)
     layers = model.encoder.layer
     attention = layers[-1].attention
     model.encoder.layer = layers[:-1]
@@ -128,6 +144,19 @@ def signals_of(model: nn.Module) -> nn.Module:
     return CutEncoder(model, attention.self, reads_segments=not isinstance(model, RobertaModel))
 
 
+def teacher_of(model: nn.Module) -> RelationTeacher:
+    """A teacher of a loaded model, which it takes over: an encoder or a student, at its last layer.
+
+    For what has a layout of its own on disk, such as a published student with experts.
+
+    Raises:
+        ValueError: If the class is none that can teach.
+    """
+    config = model.config
+    assert isinstance(config, PreTrainedConfig)
+    return RelationTeacher(signals_of(model), config, config.num_hidden_layers)
+
+
 def load_teacher(
     path: str,
     *,
@@ -136,6 +165,8 @@ def load_teacher(
     device: torch.device | str = "cpu",
 ) -> RelationTeacher:
     """Load a teacher that gives its relation layer's queries, keys and values.
+
+    A folder may hold a Hugging Face encoder or a student that this package exported.
 
     Weights go from the file into place (nothing is initialised first), from safetensors where
     there are some, never through unrestricted pickle; layers behind the relation layer are not
@@ -156,36 +187,21 @@ def load_teacher(
 
     folder = resolve_model_path(path)
     device = torch.device(device)
-    config = _read_config(path, folder)
+    config = read_encoder_config(path, folder)
     layer = _layer_number(path, config, relation_layer)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = layer
-    model = _load_encoder(path, folder, cut, _resolve_dtype(dtype, device))
+    model = load_encoder(path, folder, cut, encoder_dtype(dtype, device))
     return RelationTeacher(signals_of(model), config, layer).to(device)
-
-
-def _supported() -> str:
-    return ", ".join(sorted(_ENCODERS))
-
-
-def _read_config(path: str, folder: str) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"teacher.model_name_or_path: {path} has no readable config.json "
-            f"({_first_line(error)}); give a Hugging Face folder with one of: {_supported()}"
-        ) from error
-    if config.model_type not in _ENCODERS:
-        raise ValueError(
-            f"teacher.model_name_or_path: {path} is of type {config.model_type}; "
-            f"supported: {_supported()}"
-        )
-    return config
 
 
 def _layer_number(path: str, config: PreTrainedConfig, relation_layer: int) -> int:
     layers: int = config.num_hidden_layers
+    if getattr(config, "relation_projections", False) and relation_layer not in (-1, layers):
+        raise ValueError(
+            f"teacher.relation_layer: {relation_layer} is no layer with signals of {path}, a "
+            "student with relation projections behind its last layer; give -1"
+        )
     layer = layers if relation_layer == -1 else relation_layer
     if not 1 <= layer <= layers:
         raise ValueError(
@@ -193,85 +209,3 @@ def _layer_number(path: str, config: PreTrainedConfig, relation_layer: int) -> i
             f"choose 1 to {layers}, or -1 for the last"
         )
     return layer
-
-
-def _resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        if dtype not in _DTYPES:
-            raise ValueError(
-                f"teacher.dtype: {dtype} is not one of auto, {', '.join(_DTYPES)}; choose one"
-            )
-        return _DTYPES[dtype]
-    if device.type != "cuda":
-        # Two to three times as fast where the processor multiplies bfloat16 itself, and the
-        # relations move by less than a thousandth of any student's loss.
-        return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
-
-
-def _load_encoder(
-    path: str, folder: str, config: PreTrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
-    where = f"teacher.model_name_or_path: {path}"
-    try:
-        with _quiet_transformers():
-            model, report = _ENCODERS[config.model_type].from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                add_pooling_layer=False,
-                weights_only=True,
-                ignore_mismatched_sizes=True,  # reported below, in one line
-                output_loading_info=True,
-            )
-    except pickle.UnpicklingError as error:
-        # PyTorch's own message advises to load without restriction.
-        raise ValueError(
-            f"{where} has weights in a pickle of more than tensors, which could run any code; "
-            "give a model.safetensors"
-        ) from error
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{where} has no weights that can be loaded ({_first_line(error)}); "
-            "give a complete model.safetensors"
-        ) from error
-    # transformers fills both with random numbers and only prints a warning.
-    for what, keys in (
-        ("are missing", sorted(report["missing_keys"])),
-        (
-            "have another shape than config.json says",
-            sorted(key for key, *_ in report["mismatched_keys"]),
-        ),
-    ):
-        if keys:
-            raise ValueError(
-                f"{where}: {len(keys)} weights of a {config.model_type} encoder {what}, the first "
-                f"is {keys[0]}; give the checkpoint and the configuration of one model"
-            )
-    return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence the report on layers left out on purpose, and the bar over weights."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()

@@ -39,9 +39,15 @@ def _draw_losses(
     axes: "Axes", trained: Sequence[dict[str, Any]], evaluated: Sequence[dict[str, Any]]
 ) -> None:
     names = list(trained[-1]["students"]) if trained else []
+    only_relations = all(
+        "relation_loss" in student and "mlm_loss" not in student
+        for record in trained
+        for student in record["students"].values()
+    )
+    part = "relation_loss" if only_relations else "loss"
     for index, name in enumerate(names):
         steps = [record["step"] for record in trained]
-        losses = [_number(record["students"][name]["relation_loss"]) for record in trained]
+        losses = [_number(record["students"][name][part]) for record in trained]
         label = f"{name}: " if len(names) > 1 else ""
         axes.plot(steps, losses, color=f"C{index}", alpha=0.5, label=f"{label}training")
         heldout = [(one["step"], _number(one["heldout_loss"].get(name))) for one in evaluated]
@@ -49,7 +55,11 @@ def _draw_losses(
             axes.plot(
                 *zip(*heldout, strict=True), "o-", color=f"C{index}", label=f"{label}held out"
             )
-    axes.set(xlabel="step", ylabel="relation loss (KL a row)", ylim=(0, None))
+    axes.set(
+        xlabel="step",
+        ylabel="relation loss (KL a row)" if only_relations else "loss",
+        ylim=(0, None),
+    )
     axes.grid(alpha=0.3)
     if names:
         axes.legend()

@@ -13,9 +13,9 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..checkpoints.run import StateEntry
-from ..models.moebert import MiniMoeForRelations, RelationOutput
 from .expert_parallel import (
     ExpertParallelGroup,
     apply_expert_parallelism,
@@ -85,7 +85,7 @@ class StudentEngine:
     def __init__(
         self,
         name: str,
-        model: MiniMoeForRelations,
+        model: PreTrainedModel,
         settings: Mapping[str, Any],
         optimizer: AdamW,
         expert_parallel_size: int,
@@ -120,15 +120,14 @@ class StudentEngine:
         self._state = optimizer_state_of(self._engine)
 
     @property
-    def module(self) -> MiniMoeForRelations:
+    def module(self) -> PreTrainedModel:
         """The student itself; under expert parallelism with this rank's experts only."""
-        module: MiniMoeForRelations = self._engine.module
+        module: PreTrainedModel = self._engine.module
         return module
 
-    def __call__(self, **inputs: Any) -> RelationOutput:
-        """The student's forward pass."""
-        output: RelationOutput = self._engine(**inputs)
-        return output
+    def __call__(self, **inputs: Any) -> Any:
+        """The student's forward pass: what its class returns."""
+        return self._engine(**inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of ``loss`` / accumulation steps, averaged over ranks."""

@@ -9,9 +9,11 @@ rate is the last one's, `tokens_per_expert` sums, block by block):
      "relation_loss": 1.1, "balance": 1.0, "gradient_norm": 0.8, "skipped_steps": 0,
      "tokens_per_expert": [[10, 12, 9, 14]]}}}
 
-An evaluation line is {"step": 200, "heldout_loss": {"student": 1.0}}. What is no finite number
-becomes null. The same numbers are under `<output_dir>/tensorboard`. A resumed run appends, after
-dropping what the interrupted one wrote beyond the step that it continues from.
+The parts between loss and balance are those of the run's objective: `relation_loss`, `mlm_loss`, or
+TinyBERT's `states_loss` and `scores_loss`. An evaluation line is
+{"step": 200, "heldout_loss": {"student": 1.0}}. What is no finite number becomes null. The same
+numbers are under `<output_dir>/tensorboard`. A resumed run appends, after dropping what the
+interrupted one wrote beyond the step that it continues from.
 """
 
 import contextlib
@@ -154,8 +156,9 @@ class Metrics:
         meter.add("sequences", metrics.sequences)
         meter.add("tokens", metrics.tokens)
         for name, student in metrics.students.items():
-            for part in ("loss", "relation_loss", "balance"):
-                meter.add(f"{name}/{part}", getattr(student, part), metrics.tokens)
+            losses = {"loss": student.loss, **student.parts, "balance": student.balance}
+            for part, value in losses.items():
+                meter.add(f"{name}/{part}", value, metrics.tokens)
             if student.applied:
                 meter.add(f"{name}/gradient_norm", student.gradient_norm)
             meter.add(f"{name}/skipped_steps", float(not student.applied))
@@ -165,7 +168,7 @@ class Metrics:
             self._log(step, metrics)
 
     def evaluation(self, step: int, heldout_loss: Mapping[str, float]) -> None:
-        """Write each student's mean relation loss on held-out text after `step` steps."""
+        """Write each student's mean loss on held-out text after `step` steps."""
         if not self._is_writer:
             return
         self._write({"step": step, "heldout_loss": dict(heldout_loss)})
@@ -221,10 +224,10 @@ class Metrics:
         record: dict[str, Any] = {"step": step, "steps": self._steps, **throughput, "students": {}}
         for tag, value in throughput.items():
             self._board.add_scalar(tag, value, step)
-        for name in last.students:
+        for name, student in last.students.items():
             parts = {
                 part: meter.mean(f"{name}/{part}")
-                for part in ("loss", "relation_loss", "balance", "gradient_norm")
+                for part in ("loss", *student.parts, "balance", "gradient_norm")
             }
             for part, value in parts.items():
                 self._board.add_scalar(f"{name}/{part}", value, step)

@@ -22,7 +22,15 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    MegatronBertConfig,
+    MegatronBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from minimoe_dist.corpus.tokenizing import describe_tokenizer, load_tokenizer
 from minimoe_dist.data.indexed import IndexedCorpusWriter
@@ -33,14 +41,25 @@ POISON = VOCABULARY - 1  # a token whose embedding is infinite in a poisoned tea
 DEADLINE = 60.0
 
 
-def make_teacher(folder: Path, *, words: str = "word", poisoned: bool = False) -> Path:
-    """A random BERT of two layers, hidden 32, with its tokenizer."""
+# By family: transformers' classes, and what differs from BERT's configuration.
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "bert": (BertConfig, BertModel, {}),
+    "roberta": (RobertaConfig, RobertaModel, {"pad_token_id": 0, "type_vocab_size": 1}),
+    "megatron-bert": (MegatronBertConfig, MegatronBertModel, {}),
+}
+
+
+def make_teacher(
+    folder: Path, *, words: str = "word", poisoned: bool = False, family: str = "bert"
+) -> Path:
+    """A random encoder of two layers, hidden 32, with its tokenizer."""
     folder.mkdir(parents=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens = special + [f"{words}{index}" for index in range(VOCABULARY - len(special))]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    config = BertConfig(
+    config_class, model_class, changes = FAMILIES[family]
+    config = config_class(
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=2,
@@ -48,10 +67,11 @@ def make_teacher(folder: Path, *, words: str = "word", poisoned: bool = False) -
         intermediate_size=64,
         max_position_embeddings=64,
         initializer_range=0.3,
+        **changes,
     )
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        model = BertModel(config)
+        model = model_class(config)
     if poisoned:
         with torch.no_grad():
             model.embeddings.word_embeddings.weight[POISON] = torch.inf
@@ -86,7 +106,7 @@ class Workshop:
     train: Path
     heldout: Path
 
-    def recipe(self, output_dir: Path, **sections: Mapping[str, Any]) -> Path:
+    def recipe(self, output_dir: Path, **sections: Any) -> Path:
         """A recipe of 30 steps beside its output folder; `sections` change its sections."""
         values: dict[str, Any] = {
             "output_dir": str(output_dir),
@@ -111,7 +131,8 @@ class Workshop:
             "parallel": {"expert_parallel_size": 2, "use_cpu": True, "timeout_seconds": 60},
         }
         for name, changes in sections.items():
-            values[name] = {**values[name], **changes}
+            is_section = isinstance(changes, Mapping)
+            values[name] = {**values.get(name, {}), **changes} if is_section else changes
         path = output_dir.with_suffix(".yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(values))
@@ -174,6 +195,7 @@ def start(
     world_size: int = 2,
     environment: Mapping[str, str] | None = None,
     own: Mapping[int, str] | None = None,
+    command: str = "distill",
 ) -> Iterator[Ranks]:
     """Starts a run on forked ranks; kills what is left of it at the end.
 
@@ -183,6 +205,7 @@ def start(
         world_size: number of ranks; one has no launch variables.
         environment: further variables.
         own: an option of some ranks alone.
+        command: of the command line.
     """
     output_dir = Path(yaml.safe_load(recipe.read_text())["output_dir"])
     port = str(free_port())
@@ -200,7 +223,7 @@ def start(
             }
         logs.append(output_dir.parent / f"{output_dir.name}.{port}.rank{rank}.log")
         more = [own[rank]] if own and rank in own else []
-        arguments = ["distill", "--config", str(recipe), *overrides, *more]
+        arguments = [command, "--config", str(recipe), *overrides, *more]
         process = _context().Process(target=_rank, args=(arguments, variables, str(logs[-1])))
         process.start()
         processes.append(process)

@@ -79,7 +79,7 @@ def test_without_masking_there_are_no_labels() -> None:
     assert UnmaskedCollate(SPECIAL, 128)([pair_of(2, 3)], np.array([0])).labels is None
 
 
-@pytest.mark.parametrize("data_type", ["bert_nil", "bert_mlm"])
+@pytest.mark.parametrize("data_type", ["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"])
 def test_a_batch_without_samples_has_eight_columns(data_type: str) -> None:
     collate = build_collate(data_type, SPECIAL, 128, 0)  # type: ignore[arg-type]
     batch = collate([], np.empty(0, dtype=np.int64))
@@ -259,3 +259,25 @@ def test_marks_of_pieces_and_of_pairs_add_up() -> None:
         taken.add(tuple(np.flatnonzero(batch.labels[0].numpy() != IGNORED_LABEL).tolist()))
     # One position may be masked: the word of three never fits, but is cut if it comes first.
     assert taken == {(1,), (5,)} or taken == {(5,)}
+
+
+ROBERTA = SpecialTokens(cls=0, sep=2, pad=1, mask=999, vocab_size=1000)
+
+
+@pytest.mark.parametrize("data_type", ["roberta_nil", "roberta_mlm"])
+def test_robertas_batches_have_its_tokens_and_one_segment(data_type: str) -> None:
+    collate = build_collate(data_type, ROBERTA, 128, 0)  # type: ignore[arg-type]
+    batch = collate([pair_of(2, 3), pair_of(1, 1)], np.array([7, 8]))
+    ids = batch.input_ids if batch.labels is None else batch.labels.where(
+        batch.labels != IGNORED_LABEL, batch.input_ids
+    )  # fmt: skip
+    assert ids.tolist() == [[0, 200, 201, 2, 400, 401, 402, 2], [0, 200, 2, 400, 2, 1, 1, 1]]
+    assert not batch.token_type_ids.any()
+
+
+def test_robertas_masks_never_hide_its_special_tokens() -> None:
+    collate = build_collate("roberta_mlm", ROBERTA, 128, 0)
+    batch = collate([pair_of(20, 30)] * 200, np.arange(200))
+    assert batch.labels is not None
+    assert not torch.isin(batch.labels, torch.tensor([0, 1, 2])).any()
+    assert (batch.labels != IGNORED_LABEL).sum(1).tolist() == [8] * 200

@@ -188,7 +188,10 @@ def test_a_relation_layer_out_of_range_is_refused(bert_folder, layer):
 
 def test_an_unsupported_type_is_refused_with_the_supported_ones(bert_folder):
     edit_config(bert_folder, model_type="distilbert")
-    with pytest.raises(ValueError, match="distilbert; supported: bert, megatron-bert, roberta"):
+    with pytest.raises(
+        ValueError,
+        match="distilbert; supported: bert, megatron-bert, minimoe, minimoe-elastic, roberta",
+    ):
         load_teacher(bert_folder)
 
 

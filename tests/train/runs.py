@@ -12,8 +12,9 @@ from minimoe_dist.data.batches import MicroBatch
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import MiniMoeConfig
-from minimoe_dist.train.distillation import Distiller, Objective
+from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import AdamW, StudentEngine
+from minimoe_dist.train.objectives import RelationObjective
 from minimoe_dist.train.schedule import make_schedule
 
 VOCABULARY, LENGTH, RELATION_HEADS = 64, 16, 4
@@ -127,10 +128,8 @@ def make_distiller(
         for index, config in enumerate(configs)
     ]
     schedule = make_schedule("linear", OPTIMIZER.learning_rate, total_steps, 0.1)
-    objective = Objective(num_relation_heads=RELATION_HEADS)
-    return Distiller(
-        RandomTeacher(), students, objective, schedule, seed=SEED, device=torch.device("cpu")
-    )
+    objective = RelationObjective(RandomTeacher(), RELATION_HEADS)
+    return Distiller(students, objective, schedule, seed=SEED, device=torch.device("cpu"))
 
 
 def run_steps(distiller: Distiller, layout: Layout, first: int, last: int) -> list[list[float]]:

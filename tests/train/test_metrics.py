@@ -14,7 +14,7 @@ from minimoe_dist.train.metrics import Meter, Metrics
 def step_metrics(loss=1.0, tokens=100, learning_rate=0.1, applied=True, names=("student",)):
     student = StudentMetrics(
         loss=loss,
-        relation_loss=loss / 2,
+        parts={"relation_loss": loss / 2},
         balance=1.25,
         gradient_norm=2.0 if applied else math.inf,
         applied=applied,

@@ -1,0 +1,126 @@
+"""Dense students and mixtures of experts in the published layout.
+
+Their configuration counts heads and neurons over all experts and carries ``moe: "x,y"``. Blocks of
+one expert keep a router of one output there, which has no effect: reading sets it aside, writing
+puts it (or a zero) back. RoBERTa's keys begin with ``roberta.``, other families' with ``bert.``;
+TinyBERT's map (``hidden_transform``) has its published name here too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.configuration import MiniMoeConfig
+from .layout import (
+    DECODER,
+    EMBEDDINGS,
+    POSITION_IDS,
+    SHARED_FIELDS,
+    check_fields,
+    fresh_pooler,
+    our_name,
+    published_tensors,
+    shared_fields,
+    tied_decoder,
+)
+
+
+def parse_moe(text: str) -> tuple[int, int]:
+    """``"x,y"`` to (attention experts, feed-forward experts).
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ValueError(f'moe: {text!r} is not two counts of experts: write "1,4"')
+    return int(parts[0]), int(parts[1])
+
+
+def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
+    """Our configuration of a published ``config.json``.
+
+    ``route_padding`` is on for students with experts, since the published ones were trained so;
+    their router noise was their dropout.
+
+    Raises:
+        ValueError: a field is missing, or the fields do not fit each other.
+    """
+    check_fields(published)
+    attention, feedforward = parse_moe(str(published.get("moe", "1,1")))
+    fields = {name: published[name] for name in SHARED_FIELDS if name in published}
+    return MiniMoeConfig(
+        **fields,
+        family=published.get("model_type", "bert"),
+        num_attention_heads=_of_one_expert(published, "num_attention_heads", attention),
+        intermediate_size=_of_one_expert(published, "intermediate_size", feedforward),
+        attention_experts=attention,
+        feedforward_experts=feedforward,
+        relation_projections=(attention, feedforward) != (1, 1),
+        route_padding=(attention, feedforward) != (1, 1),
+        router_noise=published.get("hidden_dropout_prob", 0.1),
+    )
+
+
+def _of_one_expert(published: Mapping[str, Any], name: str, experts: int) -> int:
+    total: int = published[name]
+    if total < 1 or total % experts:
+        raise ValueError(f"{name}: {total} is no multiple of the {experts} experts of moe")
+    return total // experts
+
+
+def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:
+    """The published ``config.json`` of our configuration."""
+    fields = shared_fields(config)
+    fields["num_attention_heads"] = config.num_attention_heads * config.attention_experts
+    fields["intermediate_size"] = config.intermediate_size * config.feedforward_experts
+    if config.relation_projections:
+        fields["moe"] = f"{config.attention_experts},{config.feedforward_experts}"
+        fields["attention_head_size"] = config.hidden_size // config.num_attention_heads
+    return fields
+
+
+def state_from_published(
+    state: Mapping[str, Tensor], config: MiniMoeConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Our parameters of a published state dict, and the tensors that have no effect."""
+    idle = _idle_keys(config)
+    ours: dict[str, Tensor] = {}
+    extras: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = our_name(key)
+        if name in idle or name == POSITION_IDS:
+            extras[key] = tensor
+        elif not name.startswith(DECODER):
+            ours[name] = tensor
+    return ours, extras
+
+
+def state_to_published(
+    state: Mapping[str, Tensor], config: MiniMoeConfig, extras: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A published state dict of our parameters; ``extras`` as :func:`state_from_published` gave."""
+    head = tied_decoder(state, state[EMBEDDINGS])
+    whole = {**state, **head}
+    if not config.with_pooler and not head:
+        whole |= fresh_pooler(config)
+    whole.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
+    published = published_tensors(whole, config)
+    published.update(extras or {})
+    return published
+
+
+def _idle_keys(config: MiniMoeConfig) -> dict[str, tuple[int, ...]]:
+    """Routers of blocks with one expert: names and shapes."""
+    if not config.relation_projections:
+        return {}
+    experts = {"attn_gate": config.attention_experts, "ffn_gate": config.feedforward_experts}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(config.num_hidden_layers):
+        for gate, count in experts.items():
+            if count == 1:
+                prefix = f"bert.encoder.layer.{index}.{gate}"
+                shapes[f"{prefix}.weight"], shapes[f"{prefix}.bias"] = (1, config.hidden_size), (1,)
+    return shapes

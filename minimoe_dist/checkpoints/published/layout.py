@@ -1,0 +1,94 @@
+"""What all published folders have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.mlm_head import ROBERTA_KEYS
+
+POSITION_IDS = "bert.embeddings.position_ids"
+EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+SHARED_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "hidden_dropout_prob",
+    "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+    "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
+)  # fmt: skip
+POOLER_WEIGHT = "bert.pooler.dense.weight"
+_REQUIRED_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+)  # fmt: skip
+# Published beginnings of keys, and ours.
+_PREFIXES = {"self.": "relation."}
+_ROBERTA_PREFIXES = {
+    "roberta.": "bert.",
+    **{f"lm_head.{name}": f"cls.predictions.{key}" for key, name in ROBERTA_KEYS.items()},
+    "lm_head.decoder.": "cls.predictions.decoder.",
+}
+_HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
+
+
+def is_published_student(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a published student that transformers cannot load itself."""
+    is_ours = str(config.get("model_type", "")).startswith("minimoe")
+    has_experts = str(config.get("moe", "1,1")) != "1,1"
+    return not is_ours and (has_experts or str(config.get("sparsity", "0")) != "0")
+
+
+def check_fields(published: Mapping[str, Any]) -> None:
+    """Refuses a ``config.json`` without the sizes of a BERT.
+
+    Raises:
+        ValueError: a field is missing or no number.
+    """
+    missing = [name for name in _REQUIRED_FIELDS if not isinstance(published.get(name), int)]
+    if missing:
+        raise ValueError(f"{missing[0]}: missing or not a number: give a BERT student's config")
+
+
+def fresh_pooler(config: Any) -> dict[str, Tensor]:
+    """The pooler of a student without one, the same in every file.
+
+    Every BERT folder has one, untrained after distillation: ``BertModel`` would draw another one
+    at each load, and say so.
+    """
+    size, generator = config.hidden_size, torch.Generator().manual_seed(0)
+    weight = torch.randn(size, size, generator=generator) * config.initializer_range
+    return {POOLER_WEIGHT: weight, "bert.pooler.dense.bias": torch.zeros(size)}
+
+
+def shared_fields(config: Any) -> dict[str, Any]:
+    """Fields of a published ``config.json`` that are ours by name."""
+    return {name: getattr(config, name) for name in SHARED_FIELDS} | {"model_type": config.family}
+
+
+def our_name(key: str) -> str:
+    """A published key in our words: ``self.query.weight`` to ``relation.query.weight``."""
+    for theirs, ours in (_PREFIXES | _ROBERTA_PREFIXES).items():
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
+
+
+def published_name(key: str, family: str = "bert") -> str:
+    """The inverse of :func:`our_name`."""
+    for theirs, ours in (_PREFIXES | (_ROBERTA_PREFIXES if family == "roberta" else {})).items():
+        if key.startswith(ours):
+            return theirs + key.removeprefix(ours)
+    return key
+
+
+def published_tensors(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Our parameters under published keys, with the position ids that folders used to have."""
+    family = config.family
+    named = {published_name(key, family): tensor for key, tensor in state.items()}
+    positions = torch.arange(config.max_position_embeddings)[None]
+    return named | {published_name(POSITION_IDS, family): positions}
+
+
+def tied_decoder(state: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """The decoder of a masked-LM head in our words: tied weights, and the bias once more."""
+    if _HEAD_BIAS not in state:
+        return {}
+    return {f"{DECODER}weight": weight, f"{DECODER}bias": state[_HEAD_BIAS]}

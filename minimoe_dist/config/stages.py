@@ -1,0 +1,98 @@
+"""Recipes of one stage or several: what a stage learns, its export teaches the next one.
+
+A recipe's ``stages`` is a list of mappings, each with a ``name`` and with the options in which the
+stage differs from the rest of the recipe: sections are merged, lists such as ``students`` are
+replaced. Stage NAME writes to ``output_dir/NAME``. From the second stage on, the teacher is the
+export of the stage before; ``teaches`` names one of a stage's students where there are several.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path as FilePath
+from typing import Any
+
+from minimoe_dist.config.loading import read_recipe, resolve_run
+from minimoe_dist.config.problems import ConfigError, shown
+from minimoe_dist.config.schema import RunConfig
+
+_OWN_KEYS = ("name", "teaches")
+
+
+def load_stages(
+    config_path: str | None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> list[RunConfig]:
+    """A recipe's stages in order; one where it names none.
+
+    Arguments and errors are those of ``load_run_config``; options beside the recipe are for every
+    stage, a teacher for the first one.
+    """
+    tree = read_recipe(config_path) if config_path is not None else {}
+    if "stages" not in tree:
+        return [resolve_run(tree, config_path, overrides, flags)]
+    entries = tree.pop("stages")
+    where = f"{config_path}: stages"
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{where}: must be a list of stages, not {shown(entries)}")
+    stages: list[RunConfig] = []
+    teacher: str | None = None
+    names: set[str] = set()
+    for index, entry in enumerate(entries):
+        name = _name_of(entry, f"{where}.{index}")
+        if name in names:
+            raise ConfigError(f"{where}.{index}.name: {name} is another stage's; choose one more")
+        names.add(name)
+        stage = _resolve(tree, entry, config_path, overrides, flags)
+        stage = stage.model_copy(update={"output_dir": str(FilePath(stage.output_dir) / name)})
+        if teacher is not None:
+            stage = _taught_by(stage, teacher, entry)
+        stages.append(stage)
+        if index < len(entries) - 1:
+            teacher = stage.export_folder(_teaching(stage, entry, f"{where}.{name}"))
+    return stages
+
+
+def _name_of(entry: Any, where: str) -> str:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ConfigError(f"{where}: needs a name for its folder; give name: assistant, for one")
+    return name
+
+
+def _resolve(
+    tree: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    config_path: str | None,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any] | None,
+) -> RunConfig:
+    own = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+    merged = deepcopy(dict(tree))
+    for key, value in own.items():
+        is_section = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if is_section else value
+    return resolve_run(merged, config_path, overrides, flags)
+
+
+def _taught_by(stage: RunConfig, teacher: str, entry: Mapping[str, Any]) -> RunConfig:
+    """The stage with another teacher; a layer is the first teacher's unless the stage names it."""
+    given = entry.get("teacher") or {}
+    update = {
+        "model_name_or_path": teacher,
+        "relation_layer": given.get("relation_layer", -1),
+    }
+    return stage.model_copy(update={"teacher": stage.teacher.model_copy(update=update)})
+
+
+def _teaching(stage: RunConfig, entry: Mapping[str, Any], where: str) -> str:
+    """The student whose export is the next stage's teacher."""
+    names = [student.name for student in stage.students]
+    chosen = entry.get("teaches", names[0] if len(names) == 1 else None)
+    if chosen not in names:
+        raise ConfigError(
+            f"{where}.teaches: {shown(chosen)} is no student of this stage; name one of "
+            f"{', '.join(names)}"
+        )
+    return str(chosen)

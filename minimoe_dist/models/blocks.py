@@ -1,0 +1,174 @@
+"""What the encoders of this package share: embeddings, attention over packed tokens, heads on top.
+
+Shapes: B samples, S positions, T packed tokens, H hidden size.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .configuration import MiniMoeConfig
+from .experts import RouterStatistics
+from .noise import NoiseKeys, sample_keys
+from .packing import Packing
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """What an encoder returns.
+
+    Attributes:
+        last_hidden_state: [B, S, H]; zeros at padding. None with ``projections_only``.
+        pooler_output: [B, H], or None without a pooler.
+        embedding_output: [B, S, H] after dropout, with ``output_states``.
+        queries_keys_values: three [B, S, H] of the last layer, with ``projections_only`` or
+            ``output_states``.
+        routers: statistics per layer and expert block: attention before feed-forward.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    embedding_output: Tensor | None = None
+    queries_keys_values: tuple[Tensor, Tensor, Tensor] | None = None
+    routers: tuple[RouterStatistics, ...] | None = None
+
+
+class RelationOutput(NamedTuple):
+    """``signals`` for the relation loss: query, key, value [B, S, H]; the routers' statistics."""
+
+    signals: tuple[Tensor, Tensor, Tensor]
+    routers: tuple[RouterStatistics, ...]
+
+
+def through(module: nn.Module, name: str, values: Tensor) -> Tensor:
+    """``values`` through the part of that name, or as they are if the family has none there."""
+    part = getattr(module, name, None)
+    result: Tensor = values if part is None else part(values)
+    return result
+
+
+class Dropout:
+    """A place in the network where dropout happens, with its number."""
+
+    def __init__(self, probability: float, site: int) -> None:
+        self.probability = probability
+        self.site = site
+
+    def __call__(self, values: Tensor, noise: NoiseKeys | None) -> Tensor:
+        if noise is None or self.probability == 0.0:
+            return values
+        return noise.dropout(values, self.probability, self.site)
+
+
+class Embeddings(nn.Module):
+    """The sum of word, position and segment embeddings, on packed tokens."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__()
+        size, padding = config.hidden_size, config.pad_token_id
+        self.reads_segments = config.reads_segments
+        # RoBERTa counts positions from its padding id on, which is itself the position of padding.
+        self.first_position = padding if config.family == "roberta" else None
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding)
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings, size, self.first_position
+        )
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        if not config.normalizes_input:
+            self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, site=0)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing, noise: NoiseKeys | None
+    ) -> Tensor:
+        """int64 [B, S] twice to [T, H]."""
+        embedded = self.look_up(input_ids, token_type_ids, packing)
+        return self.dropout(through(self, "LayerNorm", embedded), noise)
+
+    def look_up(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
+        """The sum alone: int64 [B, S] twice to [T, H]."""
+        segments = token_type_ids if self.reads_segments else torch.zeros_like(input_ids)
+        embedded: Tensor = self.word_embeddings(packing.pack(input_ids))
+        embedded = embedded + self.token_type_embeddings(packing.pack(segments))
+        return embedded + self.position_embeddings(packing.pack(self._positions(input_ids)))
+
+    def _positions(self, input_ids: Tensor) -> Tensor:
+        if self.first_position is None:
+            return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        counted = (input_ids != self.first_position).long()
+        return counted.cumsum(1) * counted + self.first_position
+
+
+def attend(
+    projected: Tensor, num_heads: int, packing: Packing, noise: NoiseKeys | None, dropout: Dropout
+) -> Tensor:
+    """Scaled dot-product attention over the padded batch.
+
+    Args:
+        projected: queries, keys and values side by side, [T, 3 · num_heads · head size].
+        num_heads: of these.
+        packing: the batch's.
+        noise: None outside training.
+        dropout: of the attention probabilities.
+
+    Returns:
+        The heads' contexts side by side, [T, num_heads · head size].
+    """
+    heads = packing.pad(projected).unflatten(-1, (3, num_heads, -1))
+    query, key, value = heads.permute(2, 0, 3, 1, 4)
+    bias = packing.key_bias.to(query.dtype)
+    if noise is None or dropout.probability == 0.0:
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    else:
+        scores = query @ key.transpose(-1, -2) * (1.0 / math.sqrt(query.shape[-1])) + bias
+        probabilities = scores.softmax(-1)
+        kept = noise.dropout_attention(probabilities, dropout.probability, dropout.site)
+        context = kept @ value
+    return packing.pack(context.transpose(1, 2).flatten(2))
+
+
+class Pooler(nn.Module):
+    """BERT's pooler: a map and tanh on the first position."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, H] to [B, H]."""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class RelationProjections(nn.Module):
+    """Three H → H maps of the final hidden states."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, H] to three of them."""
+        return self.query(hidden), self.key(hidden), self.value(hidden)
+
+
+def noise_keys(
+    input_ids: Tensor, sample_ids: Tensor | None, seed: int, packing: Packing
+) -> NoiseKeys:
+    """A training batch's keys; without ``sample_ids``, of samples drawn from PyTorch's generator.
+
+    Args:
+        input_ids: int64 [B, S].
+        sample_ids: int64 [B] or None.
+        seed: the run's.
+        packing: the batch's.
+    """
+    if sample_ids is None:
+        sample_ids = torch.randint(2**62, input_ids.shape[:1]).to(input_ids.device)
+    return NoiseKeys(sample_keys(seed, sample_ids, input_ids.shape[1]), packing.rows)

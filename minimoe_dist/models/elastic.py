@@ -1,0 +1,364 @@
+"""A sliceable BERT: sub-models that are the first of each kind of element, for sparse students.
+
+Heads, neurons and hidden dimensions stand in falling importance (:mod:`.elastic_surgery` brings
+them there), so every sub-model of :mod:`.submodels` is a prefix of every weight. A pass of a
+sub-model slices one set of weights and leaves its gradients there (once-for-all training); a
+sub-model cut out has weights of its own, of the same names, and the same pass. Its final hidden
+states are put back to their original places of the whole width, with zeros at the dimensions that
+it does not have: what stands on top (pooler, relation projections, prediction head) is as wide as
+the whole model's.
+
+Parameter names are BERT's. A block that lost all heads or neurons is residual and LayerNorm.
+
+Shapes: B samples, S positions, T packed tokens, H whole hidden size, n kept hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from .blocks import (
+    Dropout,
+    Embeddings,
+    EncoderOutput,
+    Pooler,
+    RelationOutput,
+    RelationProjections,
+    attend,
+    noise_keys,
+)
+from .elastic_configuration import ElasticConfig
+from .noise import NoiseKeys
+from .packing import Packing
+from .submodels import LayerShape, SubModelShape
+
+
+class ElementValues(NamedTuple):
+    """One value for each element: masks, gradients of masks, importances, or orders.
+
+    Attributes:
+        heads: [layers, heads].
+        neurons: [layers, neurons].
+        hidden: [H], shared by all layers.
+    """
+
+    heads: Tensor
+    neurons: Tensor
+    hidden: Tensor
+
+
+class SlicedLinear(nn.Linear):
+    """A linear map that can be asked for its first outputs of its first inputs only."""
+
+    def forward(self, values: Tensor, out_features: int | None = None) -> Tensor:
+        """[…, i] to [..., out_features]."""
+        weight = self.weight[:out_features, : values.shape[-1]]
+        return F.linear(values, weight, self.bias[:out_features])
+
+
+class SlicedLayerNorm(nn.LayerNorm):
+    """A LayerNorm over as many first dimensions as it is given."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[…, n] to the same."""
+        size = values.shape[-1]
+        return F.layer_norm(values, (size,), self.weight[:size], self.bias[:size], self.eps)
+
+
+class _Pass(NamedTuple):
+    """What the layers of one pass share."""
+
+    packing: Packing
+    noise: NoiseKeys | None
+    masks: ElementValues | None
+
+    def mask_hidden(self, values: Tensor) -> Tensor:
+        """Multiplies [..., n] by the hidden mask."""
+        return values if self.masks is None else _masked(values, self.masks.hidden)
+
+
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """Multiplies [..., n] by the first n of a mask, in the values' precision."""
+    return values * mask[: values.shape[-1]].to(values.dtype)
+
+
+class _Projections(nn.Module):
+    """``attention.self`` of BERT's naming: the query, key and value maps."""
+
+    def __init__(self, hidden: int, features: int) -> None:
+        super().__init__()
+        self.query = SlicedLinear(hidden, features)
+        self.key = SlicedLinear(hidden, features)
+        self.value = SlicedLinear(hidden, features)
+
+    def forward(self, hidden: Tensor, features: int) -> Tensor:
+        maps = (self.query, self.key, self.value)
+        return torch.cat([each(hidden, features) for each in maps], -1)
+
+
+class _Output(nn.Module):
+    """The second map of a block, where there is one, with residual and LayerNorm behind it."""
+
+    def __init__(self, config: ElasticConfig, in_features: int, hidden: int, site: int) -> None:
+        super().__init__()
+        if in_features:
+            self.dense = SlicedLinear(in_features, hidden)
+        self.LayerNorm = SlicedLayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, site)
+
+    def forward(self, inner: Tensor | None, residual: Tensor, run: _Pass) -> Tensor:
+        """[T, features] (None: an empty block) and [T, n] to [T, n]."""
+        if inner is not None:
+            out = run.mask_hidden(self.dense(inner, residual.shape[-1]))
+            residual = self.dropout(out, run.noise) + residual
+        return run.mask_hidden(self.LayerNorm(residual))
+
+
+class _Attention(nn.Module):
+    """``attention`` of BERT's naming."""
+
+    def __init__(self, config: ElasticConfig, shape: LayerShape, hidden: int, site: int) -> None:
+        super().__init__()
+        features = shape.heads * config.sizes.head_size
+        self.head_size = config.sizes.head_size
+        self.probability_dropout = Dropout(config.attention_probs_dropout_prob, site)
+        if features:
+            self.self = _Projections(hidden, features)
+        self.output = _Output(config, features, hidden, site + 1)
+
+    def forward(self, hidden: Tensor, heads: int, mask: Tensor | None, run: _Pass) -> Tensor:
+        """[T, n] to [T, n] with the first ``heads`` heads; ``mask`` [heads at least]."""
+        if not heads:
+            return self.output(None, hidden, run)
+        projected = self.self(hidden, heads * self.head_size)
+        context = attend(projected, heads, run.packing, run.noise, self.probability_dropout)
+        if mask is not None:
+            by_feature = context.unflatten(-1, (heads, -1)).transpose(-1, -2)
+            context = _masked(by_feature, mask).transpose(-1, -2).flatten(-2)
+        return self.output(context, hidden, run)
+
+
+class _Intermediate(nn.Module):
+    """``intermediate`` of BERT's naming: the first feed-forward map and its activation."""
+
+    def __init__(self, config: ElasticConfig, hidden: int, neurons: int) -> None:
+        super().__init__()
+        self.dense = SlicedLinear(hidden, neurons)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor, neurons: int) -> Tensor:
+        return self.activation(self.dense(hidden, neurons))
+
+
+class ElasticLayer(nn.Module):
+    """One encoder layer with the elements that ``shape`` counts."""
+
+    sites = 5  # as in MiniMoE's layers: attention probabilities, two block outputs, two spare
+
+    def __init__(self, config: ElasticConfig, index: int, shape: LayerShape, hidden: int) -> None:
+        super().__init__()
+        self.index = index
+        site = 1 + self.sites * index
+        self.attention = _Attention(config, shape, hidden, site)
+        if shape.neurons:
+            self.intermediate = _Intermediate(config, hidden, shape.neurons)
+        self.output = _Output(config, shape.neurons, hidden, site + 2)
+
+    def forward(self, hidden: Tensor, shape: LayerShape, run: _Pass) -> Tensor:
+        """[T, n] to [T, n], with the first elements that ``shape`` counts."""
+        head_mask = neuron_mask = None
+        if run.masks is not None:
+            head_mask, neuron_mask = run.masks.heads[self.index], run.masks.neurons[self.index]
+        hidden = self.attention(hidden, shape.heads, head_mask, run)
+        inner = None
+        if shape.neurons:
+            inner = self.intermediate(hidden, shape.neurons)
+            if neuron_mask is not None:
+                inner = _masked(inner, neuron_mask)
+        return self.output(inner, hidden, run)
+
+
+class _Encoder(nn.Module):
+    """``encoder`` of BERT's naming; layers that are missing wholly are at the end, and not here."""
+
+    def __init__(self, config: ElasticConfig, shape: SubModelShape) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            ElasticLayer(config, index, layer, shape.hidden)
+            for index, layer in enumerate(shape.layers)
+            if not layer.missing
+        )
+
+    def forward(self, hidden: Tensor, shape: SubModelShape, run: _Pass) -> Tensor:
+        """[T, n] to [T, n]."""
+        # Shorter where this is a sub-model: what it does not have, none of its own has.
+        for layer, layer_shape in zip(self.layer, shape.layers, strict=False):
+            if not layer_shape.missing:
+                hidden = layer(hidden, layer_shape, run)
+        return hidden
+
+
+class ElasticEmbeddings(Embeddings):
+    """BERT's embeddings, of which a sub-model takes the first dimensions."""
+
+    def __init__(self, config: ElasticConfig, hidden: int) -> None:
+        super().__init__(config)
+        for table in (self.word_embeddings, self.position_embeddings, self.token_type_embeddings):
+            table.weight = nn.Parameter(table.weight.detach()[:, :hidden].clone())
+            table.embedding_dim = hidden
+        self.LayerNorm = SlicedLayerNorm(hidden, eps=config.layer_norm_eps)
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, token_type_ids: Tensor, hidden: int, run: _Pass
+    ) -> Tensor:
+        """int64 [B, S] twice to [T, hidden]."""
+        summed = self.look_up(input_ids, token_type_ids, run.packing)[..., :hidden]
+        return self.dropout(run.mask_hidden(self.LayerNorm(summed)), run.noise)
+
+
+class ElasticPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config_class = ElasticConfig
+    base_model_prefix = "bert"
+    _supports_sdpa = True
+    _no_split_modules = ["ElasticLayer"]  # noqa: RUF012 (transformers reads a plain list)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ElasticModel):
+            # Not in checkpoints, and hence nothing after a start on the meta device.
+            init.copy_(module.recover_indices, _recover_indices(module.config))
+        super()._init_weights(module)
+
+
+def _recover_indices(config: ElasticConfig) -> Tensor:
+    given = config.recover_indices
+    return torch.arange(config.hidden_size) if given is None else torch.tensor(given)
+
+
+class ElasticModel(ElasticPreTrainedModel):
+    """The encoder; ``config.sparsity`` says which sub-model's weights there are."""
+
+    # Checkpoints of students also carry what stands on the encoder.
+    _keys_to_ignore_on_load_unexpected = [r"^relation\.", r"^cls\."]  # noqa: RUF012
+    recover_indices: Tensor
+
+    def __init__(self, config: ElasticConfig) -> None:
+        super().__init__(config)
+        shape = config.shape()
+        self.embeddings = ElasticEmbeddings(config, shape.hidden)
+        self.encoder = _Encoder(config, shape)
+        self.pooler = Pooler(config.hidden_size) if config.with_pooler else None
+        # int64 [H]. The configuration has it: a parameter of half precision would corrupt it.
+        self.register_buffer("recover_indices", _recover_indices(config), persistent=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        noise_seed: int = 0,
+        sparsity: str | None = None,
+        masks: ElementValues | None = None,
+        **unused: Any,
+    ) -> EncoderOutput:
+        """Encodes a batch with one sub-model.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: bool or int [B, S]; None means no padding.
+            token_type_ids: int64 [B, S] segments; None means zeros.
+            sample_ids: int64 [B]; in training, dropout is a function of (noise_seed, sample).
+                None draws ids from PyTorch's generator.
+            noise_seed: the run's seed.
+            sparsity: a key of the configuration's map; by default all weights that there are.
+            masks: factors of heads' contexts, neurons' activations and hidden dimensions.
+            unused: arguments of other encoders that pipelines pass along.
+
+        Returns:
+            Hidden states [B, S, H] in the original order, zeros at padding and at dimensions that
+            the sub-model does not have.
+
+        Raises:
+            ValueError: no such sub-model, or one of more than the weights that there are.
+        """
+        shape = self.shape_of(sparsity)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        packing = Packing(attention_mask.bool(), keep_padding=False)
+        noise = noise_keys(input_ids, sample_ids, noise_seed, packing) if self.training else None
+        run = _Pass(packing, noise, masks)
+        hidden = self.embeddings(input_ids, token_type_ids, shape.hidden, run)
+        recovered = packing.pad(self.recover(self.encoder(hidden, shape, run)))
+        pooled = None if self.pooler is None else self.pooler(recovered)
+        return EncoderOutput(last_hidden_state=recovered, pooler_output=pooled, routers=())
+
+    def shape_of(self, sparsity: str | None = None) -> SubModelShape:
+        """The sizes of a sub-model of the weights that there are; by default of all of them.
+
+        Raises:
+            ValueError: no such sub-model, or one of more than the weights that there are.
+        """
+        own: SubModelShape = self.config.shape()
+        if sparsity is None or sparsity == self.config.sparsity:
+            return own
+        shape: SubModelShape = self.config.shape(sparsity)
+        if not shape.fits_in(own):
+            raise ValueError(
+                f"sparsity: {sparsity} has elements that {self.config.sparsity}, whose weights "
+                "these are, has not; give the whole model"
+            )
+        return shape
+
+    def recover(self, hidden: Tensor) -> Tensor:
+        """[T, n] to [T, H]: every dimension at its original place, zeros at those not kept."""
+        kept, whole = hidden.shape[-1], self.config.hidden_size
+        if self.config.recover_indices is None:
+            return F.pad(hidden, (0, whole - kept)) if kept < whole else hidden
+        wide = hidden.new_zeros(*hidden.shape[:-1], whole)
+        return wide.index_copy(-1, self.recover_indices[:kept], hidden)
+
+
+class ElasticForRelations(ElasticPreTrainedModel):
+    """The encoder with the queries, keys and values that the relation loss compares."""
+
+    def __init__(self, config: ElasticConfig) -> None:
+        super().__init__(config)
+        self.bert = ElasticModel(config)
+        size = config.hidden_size
+        self.relation = RelationProjections(size) if config.relation_projections else None
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, sparsities: Sequence[str] | None = None, **inputs: Any
+    ) -> RelationOutput | tuple[RelationOutput, ...]:
+        """Takes what :meth:`ElasticModel.forward` takes.
+
+        ``sparsities`` names sub-models of which each gets a pass over the same weights: then one
+        output for each, and one backward pass reaches all of them.
+        """
+        if sparsities is None:
+            return self._relations(input_ids, inputs)
+        return tuple(self._relations(input_ids, {**inputs, "sparsity": s}) for s in sparsities)
+
+    def _relations(self, input_ids: Tensor, inputs: dict[str, Any]) -> RelationOutput:
+        assert self.relation is not None, "only for masked-LM"
+        encoded = self.bert(input_ids, **inputs)
+        return RelationOutput(self.relation(encoded.last_hidden_state), encoded.routers)

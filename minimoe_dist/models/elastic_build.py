@@ -1,0 +1,176 @@
+"""Where sliceable BERTs come from: BERT checkpoints, sparsified folders, plain sizes."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoConfig
+
+from ..runtime import resolve_model_path
+from .build import student_config
+from .elastic import ElasticForRelations, ElasticPreTrainedModel
+from .elastic_configuration import ElasticConfig
+from .elastic_mlm import ElasticForMaskedLM
+from .elastic_surgery import cut
+from .pretrained import quiet_transformers
+from .submodels import once_for_all_map
+
+Model = TypeVar("Model", bound=ElasticPreTrainedModel)
+
+_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
+    "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
+)  # fmt: skip
+
+
+def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
+    """The configuration of a whole sliceable BERT of the sizes of ``base``.
+
+    Args:
+        base: a Hugging Face configuration of BERT's kind.
+        fields: of :class:`ElasticConfig`, in addition or instead.
+    """
+    own = {name: getattr(base, name) for name in _FIELDS if hasattr(base, name)}
+    return ElasticConfig(**(own | fields))
+
+
+def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticForMaskedLM:
+    """A whole model to be sparsified: a BERT with its masked-LM head.
+
+    Args:
+        path: folder (a BERT's, or one of a sliceable BERT), ``package:NAME``, or name on the
+            Hugging Face hub.
+        fresh_head_seed: draw the head from this seed where the checkpoint has none; by default
+            such a checkpoint is refused.
+
+    Raises:
+        ValueError: the checkpoint has no such model.
+    """
+    folder = resolve_model_path(path)
+    config = _read_config(folder, path)
+    if config.model_type == "bert":
+        config = elastic_config(config, relation_projections=False, with_pooler=True)
+    model, missing = _load(ElasticForMaskedLM, folder, path, config, fresh_head_seed or 0)
+    fresh = [name for name in missing if name.startswith("cls.")]
+    if fresh and fresh_head_seed is None:
+        raise ValueError(
+            f"{path}: {fresh[0]} is missing, so it has no masked-LM head: give a checkpoint that "
+            "was saved with its head, or train one with model_type bert_mlm"
+        )
+    if any("pooler" in name for name in missing):
+        model.bert.pooler, model.config.with_pooler = None, False
+    return model
+
+
+def load_sparse_student(
+    path: str, sparsity: str, *, num_relation_heads: int, seed: int
+) -> ElasticForRelations:
+    """The student that a sub-model of a sparsified BERT starts, with fresh relation projections.
+
+    Args:
+        path: a folder of a whole sliceable BERT with a map.
+        sparsity: a key of the map, for instance "90".
+        num_relation_heads: R of the relation loss; divides the whole hidden size.
+        seed: of the projections; they are a function of it alone.
+
+    Raises:
+        ValueError: the folder has no such sub-model, or R does not divide the width.
+    """
+    folder = resolve_model_path(path)
+    config = _read_config(folder, path)
+    if config.model_type != ElasticConfig.model_type:
+        raise ValueError(
+            f"{path}: model_type {config.model_type} has no sparsity map: sparsify it first and "
+            "name the folder that this writes"
+        )
+    if config.hidden_size % num_relation_heads:
+        raise ValueError(
+            f"num_relation_heads {num_relation_heads} does not divide the hidden size "
+            f"{config.hidden_size} of {path}: change one of them"
+        )
+    config.shape(sparsity)
+    config.num_relation_heads, config.relation_projections = num_relation_heads, True
+    config.with_pooler = False  # distillation would not train it, only let it decay
+    model, _ = _load(ElasticForRelations, folder, path, config, seed)
+    return cut(model, sparsity)
+
+
+def once_for_all_config(
+    base: Any,
+    *,
+    layers: int,
+    hidden: int,
+    heads: int,
+    sub_layers: Sequence[int],
+    sub_hidden: Sequence[int],
+    num_relation_heads: int,
+    compat_seed: bool = False,
+) -> ElasticConfig:
+    """The configuration of a once-for-all student of ``layers`` × ``hidden``.
+
+    :func:`.build.build_student` makes it, with ``model_class=ElasticForRelations``.
+
+    Args:
+        base: a Hugging Face BERT configuration: vocabulary, positions, dropout.
+        layers: of the whole student.
+        hidden: of the whole student; feed-forward blocks have 4 times as many neurons.
+        heads: of the whole student.
+        sub_layers: the sub-models' numbers of layers.
+        sub_hidden: the sub-models' hidden sizes.
+        num_relation_heads: R of the relation loss.
+        compat_seed: keep the LayerNorms of layers that a sub-model does not have.
+
+    Raises:
+        ValueError: the sizes do not fit each other.
+    """
+    plain = student_config(
+        base,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        experts=(1, 1),
+        num_relation_heads=num_relation_heads,
+    )
+    config = elastic_config(plain, keep_missing_layers=compat_seed)
+    config.sparsity_map = once_for_all_map(config.sizes, sub_layers, sub_hidden)
+    return config
+
+
+def _read_config(folder: str, path: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} has no configuration ({_first_line(error)})") from error
+    if config.model_type not in ("bert", ElasticConfig.model_type):
+        raise ValueError(f"{path}: model_type {config.model_type} cannot be sliced; give a bert")
+    return config
+
+
+def _load(
+    model_class: type[Model], folder: str, path: str, config: ElasticConfig, seed: int
+) -> tuple[Model, list[str]]:
+    """The model in float32, and the names of what was drawn on top of the encoder's layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            with quiet_transformers():
+                model, report = model_class.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=torch.float32,
+                    weights_only=True,
+                    output_loading_info=True,
+                )
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = _first_line(error)
+            raise ValueError(f"{path} has no weights that can be loaded ({reason})") from error
+    missing = sorted(report["missing_keys"])
+    encoder = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
+    if encoder:
+        raise ValueError(f"{path}: {len(encoder)} weights are missing, {encoder[0]} for one")
+    return model.eval(), missing
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,187 @@
+"""Moving the elements of a sliceable BERT: reordering, cutting sub-models out, plain BERTs of them.
+
+All of these choose, for each kind of element, which ones stay and in which order, and take those
+rows and columns of every weight of the encoder. What stands on it keeps its width, untouched.
+"""
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from .elastic import ElasticModel, ElasticPreTrainedModel, ElementValues
+from .elastic_configuration import ElasticConfig
+from .submodels import WHOLE, SubModelShape
+
+Model = TypeVar("Model", bound=ElasticPreTrainedModel)
+
+# The kind of element along each axis of the encoder's weights.
+_EMBEDDING_AXES: dict[str, tuple[str, ...]] = {
+    "embeddings.word_embeddings.weight": ("", "hidden"),
+    "embeddings.position_embeddings.weight": ("", "hidden"),
+    "embeddings.token_type_embeddings.weight": ("", "hidden"),
+    "embeddings.LayerNorm.weight": ("hidden",),
+    "embeddings.LayerNorm.bias": ("hidden",),
+}
+_LAYER_AXES: dict[str, tuple[str, ...]] = {
+    **{f"attention.self.{x}.weight": ("head", "hidden") for x in ("query", "key", "value")},
+    **{f"attention.self.{x}.bias": ("head",) for x in ("query", "key", "value")},
+    "attention.output.dense.weight": ("hidden", "head"),
+    "attention.output.dense.bias": ("hidden",),
+    "attention.output.LayerNorm.weight": ("hidden",),
+    "attention.output.LayerNorm.bias": ("hidden",),
+    "intermediate.dense.weight": ("neuron", "hidden"),
+    "intermediate.dense.bias": ("neuron",),
+    "output.dense.weight": ("hidden", "neuron"),
+    "output.dense.bias": ("hidden",),
+    "output.LayerNorm.weight": ("hidden",),
+    "output.LayerNorm.bias": ("hidden",),
+}
+_BERT_FIELDS = (
+    "vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps",
+    "pad_token_id",
+)  # fmt: skip
+
+
+class _Selection(NamedTuple):
+    """Which elements stay, in their new order: int64 ``hidden`` [n]; the others per layer."""
+
+    hidden: Tensor
+    heads: list[Tensor]
+    neurons: list[Tensor]
+    head_size: int
+
+    @classmethod
+    def first(cls, shape: SubModelShape, head_size: int) -> "_Selection":
+        """The first elements, as many as ``shape`` counts."""
+        heads = [torch.arange(layer.heads) for layer in shape.layers]
+        neurons = [torch.arange(layer.neurons) for layer in shape.layers]
+        return cls(torch.arange(shape.hidden), heads, neurons, head_size)
+
+    def take(self, name: str, tensor: Tensor) -> Tensor:
+        """The part of a weight that stays; all of what is not the encoder's."""
+        name = name.removeprefix("bert.")
+        if axes := _EMBEDDING_AXES.get(name):
+            return self._take(tensor, axes, {"hidden": self.hidden})
+        found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
+        if found is None:
+            return tensor
+        layer = int(found[1])
+        within = torch.arange(self.head_size)
+        features = (self.heads[layer].cpu()[:, None] * self.head_size + within).flatten()
+        places = {"hidden": self.hidden, "head": features, "neuron": self.neurons[layer]}
+        return self._take(tensor, _LAYER_AXES[found[2]], places)
+
+    @staticmethod
+    def _take(tensor: Tensor, axes: tuple[str, ...], places: Mapping[str, Tensor]) -> Tensor:
+        for axis, kind in enumerate(axes):
+            if kind:
+                tensor = tensor.index_select(axis, places[kind].to(tensor.device))
+        return tensor
+
+
+def element_orders(importances: ElementValues) -> ElementValues:
+    """Orders of falling importance, int64, of the same shapes."""
+    return ElementValues(
+        *(values.argsort(dim=-1, descending=True, stable=True) for values in importances)
+    )
+
+
+@torch.no_grad()
+def reorder(model: ElasticPreTrainedModel, orders: ElementValues) -> None:
+    """Puts a whole model's elements into ``orders``, in place; its function stays the same.
+
+    Args:
+        model: of any class of :mod:`.elastic`.
+        orders: int64 permutations; ``orders.hidden[0]`` is the dimension that comes first.
+    """
+    config, encoder = model.config, _encoder_of(model)
+    assert config.sparsity == WHOLE, "a sub-model's elements stand in the whole model's order"
+    chosen = _Selection(
+        orders.hidden, list(orders.heads), list(orders.neurons), config.sizes.head_size
+    )
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(chosen.take(name, tensor))
+    places = encoder.recover_indices
+    places.copy_(places[orders.hidden.to(places.device)])
+    for module in (model, encoder):
+        module.config.recover_indices = places.tolist()
+
+
+@torch.no_grad()
+def cut(model: Model, sparsity: str) -> Model:
+    """A sub-model with weights of its own, of the same class, in evaluation mode.
+
+    Raises:
+        ValueError: no such sub-model, or one of more than the weights that there are.
+    """
+    shape = _encoder_of(model).shape_of(sparsity)
+    config = copy.deepcopy(model.config)
+    config.sparsity = sparsity
+    result = type(model)(config).to(device=model.device, dtype=model.dtype)
+    chosen = _Selection.first(shape, config.sizes.head_size)
+    state = model.state_dict()
+    result.load_state_dict({name: chosen.take(name, state[name]) for name in result.state_dict()})
+    return result.eval()
+
+
+def is_plain_bert(config: ElasticConfig, sparsity: str | None = None) -> bool:
+    """Whether a sub-model can be transformers' own class (see :func:`plain_bert`)."""
+    return config.shape(sparsity).plain(config.sizes.head_size) is not None
+
+
+@torch.no_grad()
+def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> BertModel:
+    """A sub-model as transformers' own class, hidden dimensions in their original order.
+
+    Its hidden states are those of the sub-model at the dimensions that this has
+    (:func:`kept_places`); so is its pooler's output, where there is a pooler.
+
+    Raises:
+        ValueError: the sub-model is no plain BERT: its layers differ, or a block is empty, or its
+            heads do not fill its hidden size.
+    """
+    encoder, config = _encoder_of(model), model.config
+    shape = encoder.shape_of(sparsity)
+    sizes = shape.plain(config.sizes.head_size)
+    if sizes is None:
+        raise ValueError(
+            f"sparsity: {sparsity or config.sparsity} is no plain BERT, since its layers differ, "
+            "have an empty block, or have heads that do not fill its hidden size; "
+            f"export it as a {config.model_type} folder"
+        )
+    bert_config = BertConfig(
+        **{name: getattr(config, name) for name in _BERT_FIELDS},
+        hidden_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.neurons,
+        num_relation_heads=config.num_relation_heads,
+    )
+    bert = BertModel(bert_config, add_pooling_layer=encoder.pooler is not None)
+    places, order = encoder.recover_indices[: shape.hidden].sort()
+    chosen = _Selection.first(shape, config.sizes.head_size)._replace(hidden=order)
+    state = {name: chosen.take(name, tensor) for name, tensor in encoder.state_dict().items()}
+    if encoder.pooler is not None:
+        dense = encoder.pooler.dense
+        state["pooler.dense.weight"] = dense.weight[places][:, places]
+        state["pooler.dense.bias"] = dense.bias[places]
+    bert.load_state_dict({name: state[name] for name in bert.state_dict()})
+    return bert.to(dtype=model.dtype).eval()
+
+
+def kept_places(config: ElasticConfig, sparsity: str | None = None) -> Tensor:
+    """int64 [n], ascending: the places among the H original dimensions that a sub-model has."""
+    whole = config.recover_indices or list(range(config.hidden_size))
+    return torch.tensor(sorted(whole[: config.shape(sparsity).hidden]))
+
+
+def _encoder_of(model: ElasticPreTrainedModel) -> ElasticModel:
+    encoder = model if isinstance(model, ElasticModel) else model.bert
+    assert isinstance(encoder, ElasticModel)
+    return encoder

@@ -1,0 +1,210 @@
+"""The layers of the students' encoder, each block plain or a top-1 mixture of experts.
+
+Families differ here in one thing: BERT and RoBERTa normalise behind a block's residual (modules
+``LayerNorm``), MegatronBert what a block reads and the last layer's output (modules ``ln``).
+
+Shapes: B samples, S positions, T packed tokens, H hidden size, E experts.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .blocks import Dropout, attend, through
+from .configuration import MiniMoeConfig
+from .experts import (
+    Dispatcher,
+    ExpertLinear,
+    LocalDispatcher,
+    Plan,
+    Route,
+    Router,
+    RouterStatistics,
+)
+from .noise import NoiseKeys
+from .packing import Packing
+
+
+class LayerOutput(NamedTuple):
+    """Of one layer.
+
+    Attributes:
+        hidden: [T, H].
+        routers: statistics, attention before feed-forward.
+        projected: [T, 3H] queries, keys and values side by side, where they were asked for.
+    """
+
+    hidden: Tensor
+    routers: tuple[RouterStatistics, ...]
+    projected: Tensor | None
+
+
+def _linear(config: MiniMoeConfig, experts: int, sizes: tuple[int, int], axis: int, element: int):  # type: ignore[no-untyped-def]
+    """A plain map, or stacked ones where the block has several experts."""
+    if experts == 1:
+        return nn.Linear(*sizes)
+    return ExpertLinear(experts, *sizes, split_axis=axis, element_size=element)
+
+
+class _Projections(nn.Module):
+    """``attention.self`` of BERT's naming: the query, key and value maps."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__()
+        size, experts = config.hidden_size, config.attention_experts
+        head_size = size // config.num_attention_heads
+        self.query = _linear(config, experts, (size, size), 0, head_size)
+        self.key = _linear(config, experts, (size, size), 0, head_size)
+        self.value = _linear(config, experts, (size, size), 0, head_size)
+
+
+class _Output(nn.Module):
+    """The second map of a block, its dropout, the residual and BERT's LayerNorm behind it."""
+
+    def __init__(
+        self, config: MiniMoeConfig, experts: int, in_features: int, element: int, site: int
+    ) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.dense = _linear(config, experts, (in_features, size), 1, element)
+        if not config.normalizes_input:
+            self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, site)
+
+    def finish(
+        self, out: Tensor, residual: Tensor, route: Route | None, noise: NoiseKeys | None
+    ) -> Tensor:
+        """Dropout, the expert's probability, residual, LayerNorm."""
+        out = self.dropout(out, noise)
+        if route is not None:
+            out = out * route.probability.to(out.dtype)
+        return through(self, "LayerNorm", out + residual)
+
+
+class _Attention(nn.Module):
+    """``attention`` of BERT's naming."""
+
+    def __init__(self, config: MiniMoeConfig, site: int) -> None:
+        super().__init__()
+        head_size = config.hidden_size // config.num_attention_heads
+        if config.normalizes_input:
+            self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self = _Projections(config)
+        self.output = _Output(config, config.attention_experts, config.hidden_size, head_size, site)
+
+
+class _Intermediate(nn.Module):
+    """``intermediate`` of BERT's naming: the first feed-forward map and its activation."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__()
+        sizes = (config.hidden_size, config.intermediate_size)
+        self.dense = _linear(config, config.feedforward_experts, sizes, 0, 1)
+        self.activation = ACT2FN[config.hidden_act]
+
+
+class Layer(nn.Module):
+    """One encoder layer; attention and feed-forward are each plain or a mixture of experts."""
+
+    sites = 5  # attention probabilities, two block outputs, two routers
+
+    def __init__(self, config: MiniMoeConfig, index: int) -> None:
+        super().__init__()
+        first_site = 1 + self.sites * index
+        self.num_heads = config.num_attention_heads
+        self.attention_dropout = Dropout(config.attention_probs_dropout_prob, first_site)
+        self.attention = _Attention(config, first_site + 1)
+        if config.normalizes_input:
+            self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = _Intermediate(config)
+        self.output = _Output(
+            config, config.feedforward_experts, config.intermediate_size, 1, first_site + 2
+        )
+        self.dispatcher: Dispatcher = LocalDispatcher()
+        size, noise = config.hidden_size, config.router_noise
+        if config.attention_experts > 1:
+            self.attn_gate = Router(size, config.attention_experts, noise, first_site + 3)
+        if config.feedforward_experts > 1:
+            self.ffn_gate = Router(size, config.feedforward_experts, noise, first_site + 4)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        packing: Packing,
+        noise: NoiseKeys | None,
+        with_projections: bool = False,
+    ) -> LayerOutput:
+        """Takes [T, H]; ``with_projections`` also hands out the queries, keys and values."""
+        attended, projected, attention_route = self._attend(hidden, packing, noise)
+        fed, feedforward_route = self._feed_forward(attended, noise)
+        routes = (attention_route, feedforward_route)
+        statistics = tuple(route.statistics for route in routes if route is not None)
+        return LayerOutput(fed, statistics, projected if with_projections else None)
+
+    def projections(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values side by side, of plain attention alone: [T, H] to [T, 3H]."""
+        return self._project(through(self.attention, "ln", hidden), None)
+
+    def _project(self, tokens: Tensor, plan: Plan | None) -> Tensor:
+        maps = self.attention.self
+        if plan is None:
+            return torch.cat([maps.query(tokens), maps.key(tokens), maps.value(tokens)], -1)
+        counts, rows = plan.tokens_per_expert, plan.to_experts(tokens)
+        parts = [m(rows, counts) for m in (maps.query, maps.key, maps.value)]
+        return plan.to_tokens(torch.cat(parts, -1))  # one exchange instead of three
+
+    def _attend(
+        self, hidden: Tensor, packing: Packing, noise: NoiseKeys | None
+    ) -> tuple[Tensor, Tensor, Route | None]:
+        output = self.attention.output
+        tokens = through(self.attention, "ln", hidden)
+        route, plan = self._route("attn_gate", tokens, noise)
+        projected = self._project(tokens, plan)
+        context = attend(projected, self.num_heads, packing, noise, self.attention_dropout)
+        if plan is None:
+            out = output.dense(context)
+        else:
+            rows = plan.to_experts(context)
+            out = plan.to_tokens(output.dense(rows, plan.tokens_per_expert))
+        return output.finish(out, hidden, route, noise), projected, route
+
+    def _feed_forward(self, hidden: Tensor, noise: NoiseKeys | None) -> tuple[Tensor, Route | None]:
+        first, second = self.intermediate, self.output
+        tokens = through(self, "ln", hidden)
+        route, plan = self._route("ffn_gate", tokens, noise)
+        if plan is None:
+            out = second.dense(first.activation(first.dense(tokens)))
+        else:
+            counts = plan.tokens_per_expert
+            inner = first.activation(first.dense(plan.to_experts(tokens), counts))
+            out = plan.to_tokens(second.dense(inner, counts))
+        return second.finish(out, hidden, route, noise), route
+
+    def _route(
+        self, name: str, tokens: Tensor, noise: NoiseKeys | None
+    ) -> tuple[Route | None, Plan | None]:
+        gate = getattr(self, name, None)
+        if gate is None:
+            return None, None
+        route = gate(tokens, noise)  # a router reads what its experts read
+        return route, self.dispatcher.plan(route.expert, gate.out_features)
+
+
+class Encoder(nn.Module):
+    """``encoder`` of BERT's naming: the layers, and MegatronBert's LayerNorm behind them."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        if config.normalizes_input:
+            self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def layers(self) -> list[Layer]:
+        """In order."""
+        return [layer for layer in self.layer if isinstance(layer, Layer)]
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The last layer's output as the encoder's."""
+        return through(self, "ln", hidden)

@@ -1,0 +1,166 @@
+"""BERT's masked-LM head, and students that are trained with it.
+
+The head is BERT's: a map, its activation and LayerNorm, then the word embeddings as decoder, with a
+bias of its own. Keys are those of ``BertForMaskedLM`` (``cls.predictions.…``) in every family.
+
+Shapes: B samples, S positions, N masked positions, H hidden size, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from ..objectives.mlm import masked_lm_loss_sum, masked_rows
+from .configuration import MiniMoeConfig
+from .experts import RouterStatistics
+from .moebert import MiniMoeForRelations
+
+# A head's keys behind `cls.predictions.` here, and behind `lm_head.` in RoBERTa's checkpoints.
+ROBERTA_KEYS = {
+    "transform.dense.weight": "dense.weight",
+    "transform.dense.bias": "dense.bias",
+    "transform.LayerNorm.weight": "layer_norm.weight",
+    "transform.LayerNorm.bias": "layer_norm.bias",
+    "bias": "bias",
+}
+
+
+class MaskedLmOutput(NamedTuple):
+    """Of a batch.
+
+    Attributes:
+        loss_sum: summed cross entropy, a scalar.
+        predicted: number of positions it is over.
+        signals: query, key, value [B, S, H] for the relation loss, where they were asked for.
+        routers: the routers' statistics.
+    """
+
+    loss_sum: Tensor
+    predicted: int
+    signals: tuple[Tensor, Tensor, Tensor] | None
+    routers: tuple[RouterStatistics, ...]
+
+
+class _Transform(nn.Module):
+    """``transform`` of BERT's naming."""
+
+    def __init__(self, size: int, activation: str, epsilon: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size)
+        self.activation = ACT2FN[activation]
+        self.LayerNorm = nn.LayerNorm(size, eps=epsilon)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        transformed: Tensor = self.LayerNorm(self.activation(self.dense(rows)))
+        return transformed
+
+
+class MaskedLmHead(nn.Module):
+    """``cls.predictions`` of BERT's naming; the decoder's weight is given to each call.
+
+    Args:
+        hidden_size: H.
+        vocab_size: V.
+        activation: of the transform.
+        epsilon: of its LayerNorm.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, activation: str, epsilon: float) -> None:
+        super().__init__()
+        self.transform = _Transform(hidden_size, activation, epsilon)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden: Tensor, labels: Tensor, decoder_weight: Tensor) -> tuple[Tensor, int]:
+        """Summed cross entropy, and the number of positions it is over.
+
+        Args:
+            hidden: [B, S, H], final hidden states.
+            labels: int64 [B, S], -100 where nothing is to be predicted.
+            decoder_weight: [V, H], the word embeddings.
+        """
+        rows, wanted = masked_rows(hidden, labels)
+        return masked_lm_loss_sum(self.transform(rows), wanted, decoder_weight, self.bias)
+
+    def logits(self, rows: Tensor, decoder_weight: Tensor) -> Tensor:
+        """[N, H] to [N, V], for a few rows."""
+        return F.linear(self.transform(rows), decoder_weight, self.bias)
+
+
+def load_masked_lm_head(path: str) -> MaskedLmHead:
+    """The head of a ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``MegatronBertForMaskedLM``.
+
+    Args:
+        path: folder, ``package:NAME``, or name on the Hugging Face hub.
+
+    Raises:
+        ValueError: the checkpoint has no such head.
+    """
+    from ..runtime import resolve_model_path
+
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            resolve_model_path(path), weights_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} has no masked-LM model that can be loaded ({reason})") from error
+    missing = [key for key in report["missing_keys"] if key.startswith(("cls.", "lm_head."))]
+    if missing:
+        raise ValueError(
+            f"{path}: {sorted(missing)[0]} is missing, so it has no masked-LM head: give a "
+            "checkpoint that was saved with its head"
+        )
+    config = model.config
+    # RoBERTa's own head always has gelu.
+    activation = "gelu" if config.model_type == "roberta" else config.hidden_act
+    head = MaskedLmHead(config.hidden_size, config.vocab_size, activation, config.layer_norm_eps)
+    state = model.state_dict()
+    if config.model_type == "roberta":
+        head.load_state_dict({key: state[f"lm_head.{name}"] for key, name in ROBERTA_KEYS.items()})
+    else:
+        head.load_state_dict({key: state[f"cls.predictions.{key}"] for key in ROBERTA_KEYS})
+    return head
+
+
+class MiniMoeForMaskedLM(MiniMoeForRelations):
+    """A student with a masked-LM head, and what the relation loss compares if it is wanted too."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__(config)
+        head = MaskedLmHead(
+            config.hidden_size, config.vocab_size, config.hidden_act, config.layer_norm_eps
+        )
+        self.cls = nn.ModuleDict({"predictions": head})
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MaskedLmHead):
+            init.zeros_(module.bias)
+        super()._init_weights(module)
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, labels: Tensor, with_signals: bool = False, **inputs: Any
+    ) -> MaskedLmOutput:
+        """Predicts what was masked.
+
+        Args:
+            input_ids: int64 [B, S].
+            labels: int64 [B, S], -100 where nothing is to be predicted.
+            with_signals: also return what :class:`MiniMoeForRelations` does.
+            inputs: what :meth:`MiniMoeModel.forward` takes.
+        """
+        from_last_layer = with_signals and self.relation is None
+        encoded = self.bert(input_ids, output_states=from_last_layer, **inputs)
+        hidden = encoded.last_hidden_state
+        signals = encoded.queries_keys_values
+        if with_signals and self.relation is not None:
+            signals = self.relation(hidden)
+        weight = self.bert.embeddings.word_embeddings.weight
+        loss_sum, predicted = self.cls["predictions"](hidden, labels, weight)
+        return MaskedLmOutput(loss_sum, predicted, signals, encoded.routers)

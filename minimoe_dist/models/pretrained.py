@@ -1,0 +1,179 @@
+"""Encoders from folders and hubs, their weights straight into place and never from foreign code.
+
+What transformers would only warn of is refused in one line: weights that are missing or have
+another shape, pickles of more than tensors, models of another kind.
+"""
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+
+import torch
+import transformers.utils.logging as transformers_logging
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    BertModel,
+    MegatronBertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaModel,
+)
+
+from .configuration import MiniMoeConfig
+from .elastic import ElasticForRelations
+from .elastic_configuration import ElasticConfig
+from .moebert import MiniMoeForRelations
+
+# By model type; the students of this package among them, which teach as assistants.
+ENCODERS: dict[str, type[PreTrainedModel]] = {
+    "bert": BertModel,
+    "roberta": RobertaModel,
+    "megatron-bert": MegatronBertModel,
+    MiniMoeConfig.model_type: MiniMoeForRelations,
+    ElasticConfig.model_type: ElasticForRelations,
+}
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def supported() -> str:
+    """The model types that can be loaded."""
+    return ", ".join(sorted(ENCODERS))
+
+
+def refuse_class(model: nn.Module) -> ValueError:
+    """The error for a model of a class that cannot teach."""
+    return ValueError(f"{type(model).__name__} cannot teach; supported: {supported()}")
+
+
+def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
+    """The configuration of a teacher.
+
+    Args:
+        path: what the user gave, for messages.
+        folder: where that is, or its name on the hub.
+
+    Raises:
+        ValueError: no model there, or none that can teach as it stands.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"teacher.model_name_or_path: {path} has no readable config.json "
+            f"({_first_line(error)}); give a Hugging Face folder with one of: {supported()}"
+        ) from error
+    if config.model_type not in ENCODERS:
+        raise ValueError(
+            f"teacher.model_name_or_path: {path} is of type {config.model_type}; "
+            f"supported: {supported()}"
+        )
+    moe = str(getattr(config, "moe", "1,1"))
+    if not isinstance(config, MiniMoeConfig) and moe != "1,1":
+        raise ValueError(
+            f"teacher.model_name_or_path: {path} is a published student with experts (moe {moe}), "
+            f"which is no plain {config.model_type}; convert it to an export and give that"
+        )
+    return config
+
+
+def encoder_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    """The type of a teacher's weights on a device; "auto" is what that multiplies fast.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"teacher.dtype: {dtype} is not one of auto, {', '.join(_DTYPES)}; choose one"
+            )
+        return _DTYPES[dtype]
+    if device.type != "cuda":
+        # Two to three times as fast where the processor multiplies bfloat16 itself, and the
+        # relations move by less than a thousandth of any student's loss.
+        return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def load_encoder(
+    path: str, folder: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The encoder that ``config`` describes, layers behind its last one left out.
+
+    Args:
+        path: what the user gave, for messages.
+        folder: where that is, or its name on the hub.
+        config: of :func:`read_encoder_config`, perhaps with fewer layers.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: weights are missing, of another shape or unreadable, or the file is an unsafe
+            pickle.
+    """
+    options = {} if isinstance(config, MiniMoeConfig) else {"add_pooling_layer": False}
+    where = f"teacher.model_name_or_path: {path}"
+    try:
+        with quiet_transformers():
+            model, report = ENCODERS[config.model_type].from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                **options,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # reported below, in one line
+                output_loading_info=True,
+            )
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message advises to load without restriction.
+        raise ValueError(
+            f"{where} has weights in a pickle of more than tensors, which could run any code; "
+            "give a model.safetensors"
+        ) from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"{where} has no weights that can be loaded ({_first_line(error)}); "
+            "give a complete model.safetensors"
+        ) from error
+    # transformers fills both with random numbers and only prints a warning.
+    for what, keys in (
+        ("are missing", sorted(report["missing_keys"])),
+        (
+            "have another shape than config.json says",
+            sorted(key for key, *_ in report["mismatched_keys"]),
+        ),
+    ):
+        if keys:
+            raise ValueError(
+                f"{where}: {len(keys)} weights of a {config.model_type} encoder {what}, the first "
+                f"is {keys[0]}; give the checkpoint and the configuration of one model"
+            )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the report on layers left out on purpose, and the bar over weights."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,164 @@
+"""TinyBERT's two sides: students with a map to the teacher's width, teachers that run to their end.
+
+Both give the :class:`~minimoe_dist.objectives.tinybert.States` that the objective compares. Keys of
+the student's map are the published ones (``hidden_transform``).
+
+Shapes: B samples, S positions, H hidden size of the student, W the teacher's width.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
+
+from ..objectives.tinybert import States
+from .configuration import MiniMoeConfig
+from .experts import RouterStatistics
+from .moebert import MiniMoeForRelations, MiniMoeModel, MiniMoePreTrainedModel
+from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
+from .teacher import FrozenModel
+
+
+class StatesOutput(NamedTuple):
+    """``states`` for the TinyBERT objective, mapped to the teacher's width; routers' statistics."""
+
+    states: States
+    routers: tuple[RouterStatistics, ...]
+
+
+class MiniMoeForStates(MiniMoePreTrainedModel):
+    """The encoder with a linear map of its states to the teacher's width.
+
+    Raises:
+        ValueError: the configuration does not say the teacher's width.
+    """
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__(config)
+        if config.teacher_hidden_size is None:
+            raise ValueError("teacher_hidden_size: none; TinyBERT maps states to it: give one")
+        self.bert = MiniMoeModel(config)
+        self.hidden_transform = nn.Linear(config.hidden_size, config.teacher_hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> StatesOutput:
+        """Takes what :meth:`MiniMoeModel.forward` takes."""
+        encoded = self.bert(input_ids, output_states=True, **inputs)
+        queries, keys, _ = encoded.queries_keys_values
+        embeddings = self.hidden_transform(encoded.embedding_output)
+        hidden = self.hidden_transform(encoded.last_hidden_state)
+        return StatesOutput(States(embeddings, hidden, queries, keys), encoded.routers)
+
+
+class _StudentStates(nn.Module):
+    """States of one of our own encoders."""
+
+    def __init__(self, encoder: MiniMoeModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> States:
+        encoded = self.encoder(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids,
+            output_states=True,
+        )  # fmt: skip
+        queries, keys, _ = encoded.queries_keys_values
+        return States(encoded.embedding_output, encoded.last_hidden_state, queries, keys)
+
+
+class _EncoderStates(nn.Module):
+    """States of a Hugging Face encoder, read where they are made: no other layer's are kept."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.reads_segments = not isinstance(encoder, RobertaModel)
+        self._seen: dict[str, Tensor] = {}
+        attention = encoder.get_submodule("encoder.layer")[-1].attention.self  # type: ignore[index]
+        for name, module in (
+            ("embeddings", encoder.get_submodule("embeddings")),
+            ("queries", attention.query),
+            ("keys", attention.key),
+        ):
+            module.register_forward_hook(self._keep(name))
+
+    def _keep(self, name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._seen[name] = output
+
+        return hook
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> States:
+        segments = {"token_type_ids": token_type_ids} if self.reads_segments else {}
+        hidden = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **segments
+        ).last_hidden_state
+        seen, self._seen = self._seen, {}
+        return States(seen["embeddings"], hidden, seen["queries"], seen["keys"])
+
+
+class StateTeacher(FrozenModel):
+    """A frozen teacher for TinyBERT.
+
+    Attributes:
+        config: the model's.
+        hidden_size: W, width of its states.
+        num_heads: attention heads; a student needs as many.
+    """
+
+    def __init__(self, states: nn.Module, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.states = states
+        self.config = config
+        self.hidden_size: int = config.hidden_size
+        self.num_heads: int = config.num_attention_heads
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> States:
+        """States of a batch, of the teacher's type, without gradient.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: bool or int [B, S], non-zero where a position is not padding.
+            token_type_ids: int64 [B, S] segments, or None; not used by RoBERTa.
+        """
+        states: States = self.states(input_ids, attention_mask.bool(), token_type_ids)
+        return states
+
+
+def state_teacher_of(model: nn.Module) -> StateTeacher:
+    """A TinyBERT teacher of a loaded encoder, which it takes over.
+
+    Raises:
+        ValueError: if the class is none that can teach.
+    """
+    if isinstance(model, MiniMoeForRelations):
+        model = model.bert
+    if isinstance(model, MiniMoeModel):
+        return StateTeacher(_StudentStates(model), model.config)
+    if isinstance(model, BertModel | RobertaModel | MegatronBertModel):
+        return StateTeacher(_EncoderStates(model), model.config)
+    raise refuse_class(model)
+
+
+def load_state_teacher(
+    path: str,
+    *,
+    dtype: torch.dtype | str = "float32",
+    device: torch.device | str = "cpu",
+) -> StateTeacher:
+    """Loads a TinyBERT teacher; arguments and errors are those of ``load_teacher``."""
+    from ..runtime import resolve_model_path
+
+    folder, device = resolve_model_path(path), torch.device(device)
+    config = read_encoder_config(path, folder)
+    model = load_encoder(path, folder, config, encoder_dtype(dtype, device))
+    return state_teacher_of(model).to(device)

@@ -1,0 +1,114 @@
+"""Masked-LM cross entropy whose logits are never whole (Devlin et al. 2019, section 3.1).
+
+Logits exist for masked positions only, and for a few of those at a time: while a chunk's are
+there, they yield the loss and the gradients of the rows, the decoder and its bias. What stays is
+one gradient of each, so memory does not grow with the number of masked positions.
+
+Shapes: N masked positions, H hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+# Logits of a chunk: enough rows to keep the products dense, small beside the model.
+_CPU_CHUNK_ELEMENTS = 2**22
+_GPU_CHUNK_ELEMENTS = 2**26
+
+
+def masked_rows(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows whose token is to be predicted: [B, S, H] to [N, H], and their labels int64 [N]."""
+    places = (labels.reshape(-1) != IGNORED_LABEL).nonzero().squeeze(-1)
+    return hidden.flatten(0, 1).index_select(0, places), labels.reshape(-1)[places]
+
+
+def masked_lm_loss_sum(
+    rows: Tensor,
+    labels: Tensor,
+    decoder_weight: Tensor,
+    decoder_bias: Tensor,
+    *,
+    chunk_elements: int | None = None,
+) -> tuple[Tensor, int]:
+    """Summed cross entropy of softmax(rows · weightᵀ + bias) against ``labels``.
+
+    Products are in the inputs' precision, everything else in float32 (float64 if ``rows`` are).
+
+    Args:
+        rows: [N, H], what the decoder reads; N may be 0.
+        labels: int64 [N]; positions with -100 do not count.
+        decoder_weight: [V, H], the word embeddings where the two are tied.
+        decoder_bias: [V].
+        chunk_elements: logits made at a time; by default what suits the device.
+
+    Returns:
+        The sum as a scalar, and how many positions it is over.
+
+    Raises:
+        ValueError: a label outside the vocabulary.
+    """
+    vocabulary = decoder_weight.shape[0]
+    counted = labels != IGNORED_LABEL
+    outside = labels[counted & ((labels < 0) | (labels >= vocabulary))]
+    if outside.numel():
+        raise ValueError(
+            f"labels: {int(outside[0])} is outside the vocabulary of {vocabulary}: build the "
+            "corpus with the model's tokenizer"
+        )
+    if chunk_elements is None:
+        on_cpu = rows.device.type == "cpu"
+        chunk_elements = _CPU_CHUNK_ELEMENTS if on_cpu else _GPU_CHUNK_ELEMENTS
+    size = max(1, chunk_elements // vocabulary)
+    with torch.autocast(rows.device.type, enabled=False):
+        loss = _ChunkedCrossEntropy.apply(
+            rows, decoder_weight.to(rows.dtype), decoder_bias, labels, size
+        )
+    return loss, int(counted.sum())
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the loss over chunks of rows; gradients are made on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int
+    ) -> Tensor:
+        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        wanted = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float64, device=rows.device)
+        row_gradient = torch.empty_like(rows, dtype=wide)
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if wanted else None
+        bias_gradient = torch.zeros_like(bias, dtype=wide) if wanted else None
+        for start in range(0, rows.shape[0], size):
+            part, label = rows[start : start + size], labels[start : start + size]
+            counted = (label != IGNORED_LABEL)[:, None]
+            target = label.clamp_min(0)[:, None]
+            logits = (part @ weight.t()).to(wide).add_(bias)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            wanted_scores = logits.gather(1, target)
+            sums = logits.exp_().sum(-1, keepdim=True)
+            losses = (sums.log() - wanted_scores) * counted
+            total += losses.sum(dtype=torch.float64)
+            if weight_gradient is None or bias_gradient is None:
+                continue
+            slope = logits.div_(sums)
+            slope.scatter_add_(1, target, torch.full_like(sums, -1.0))
+            slope.mul_(counted)
+            bias_gradient += slope.sum(0)
+            slope = slope.to(rows.dtype)
+            row_gradient[start : start + size] = slope @ weight
+            if wide == rows.dtype:
+                weight_gradient.addmm_(slope.t(), part)
+            else:
+                weight_gradient += slope.t() @ part
+        if wanted:
+            ctx.save_for_backward(row_gradient, weight_gradient, bias_gradient)
+        return total.to(wide)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(gradient * grad_outputs[0] for gradient in ctx.saved_tensors), None, None)

@@ -1,0 +1,157 @@
+"""The masked-LM head against transformers' models: keys, losses, gradients, what is refused."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from minimoe_dist.models.build import build_student
+from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
+from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM, load_masked_lm_head
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "initializer_range": 0.3,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+CLASSES = {
+    "bert": (BertConfig, BertForMaskedLM),
+    "roberta": (RobertaConfig, RobertaForMaskedLM),
+    "megatron-bert": (MegatronBertConfig, MegatronBertForMaskedLM),
+}
+
+
+def plain_model(family="bert"):
+    torch.manual_seed(0)
+    config_class, model_class = CLASSES[family]
+    model = model_class(config_class(**SIZES))
+    biases = (p for n, p in model.named_parameters() if n.endswith("bias"))
+    with torch.no_grad():
+        for bias in biases:
+            bias.normal_()
+    return model
+
+
+def student_like(plain, folder):
+    """A dense student with a transformers model's weights, its head read from a folder."""
+    options = plain.config.to_dict()
+    sizes = {k: options[k] for k in [*SIZES, "layer_norm_eps", "type_vocab_size", "pad_token_id"]}
+    config = MiniMoeConfig(
+        **sizes,
+        family=plain.config.model_type,
+        feedforward_experts=1,
+        relation_projections=False,
+    )
+    student = MiniMoeForMaskedLM(config)
+    encoder = getattr(plain, plain.base_model_prefix)
+    student.bert.load_state_dict(encoder.state_dict())
+    plain.save_pretrained(folder)
+    student.cls["predictions"] = load_masked_lm_head(str(folder))
+    return student
+
+
+def batch(padding):
+    mask = torch.arange(12) < torch.tensor([12, 5, 8])[:, None]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 60, mask.shape, generator=generator)
+    chosen = (torch.rand(mask.shape, generator=generator) < 0.3) & mask
+    labels = torch.where(chosen, ids, -100)
+    return ids.masked_fill(~mask, padding), mask, labels
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_transformers_own(tmp_path, family) -> None:
+    plain = plain_model(family)
+    student = student_like(plain, tmp_path)
+    ids, mask, labels = batch(plain.config.pad_token_id)
+    ours = student(ids, labels, attention_mask=mask)
+    theirs = plain(ids, attention_mask=mask, labels=labels).loss
+    assert ours.predicted == int((labels != -100).sum())
+    torch.testing.assert_close(ours.loss_sum / ours.predicted, theirs, rtol=1e-6, atol=1e-6)
+    (ours.loss_sum / ours.predicted).backward()
+    theirs.backward()
+    wanted = dict(getattr(plain, plain.base_model_prefix).named_parameters())
+    for name, parameter in student.bert.named_parameters():
+        gradient = wanted[name].grad
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    head = student.cls["predictions"]
+    bias = plain.lm_head.bias if family == "roberta" else plain.cls.predictions.bias
+    torch.testing.assert_close(head.bias.grad, bias.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_few_rows_logits_are_transformers_own(tmp_path, family) -> None:
+    plain = plain_model(family).eval()
+    student = student_like(plain, tmp_path).eval()
+    ids, mask, _ = batch(plain.config.pad_token_id)
+    with torch.no_grad():
+        hidden = student.bert(ids, mask).last_hidden_state[mask]
+        weight = student.get_input_embeddings().weight
+        ours = student.cls["predictions"].logits(hidden, weight)
+        theirs = plain(ids, attention_mask=mask).logits[mask]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_students_keys_are_those_of_berts_model() -> None:
+    ours = student_of((1, 1)).state_dict()
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    assert set(ours) == set(plain_model().state_dict()) - tied
+
+
+def student_of(experts):
+    config = MiniMoeConfig(
+        **SIZES,
+        attention_experts=experts[0],
+        feedforward_experts=experts[1],
+        relation_projections=experts != (1, 1),
+    )
+    return build_student(config, seed=0, model_class=MiniMoeForMaskedLM)
+
+
+@pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
+def test_signals_are_those_of_the_student_without_a_head(experts) -> None:
+    student = student_of(experts).eval()
+    ids, mask, labels = batch(0)
+    output = student(ids, labels, with_signals=True, attention_mask=mask)
+    alone = super(MiniMoeForMaskedLM, student).forward(ids, attention_mask=mask)
+    assert all(map(torch.equal, output.signals, alone.signals))
+    assert len(output.routers) == len(alone.routers)
+    assert student(ids, labels, attention_mask=mask).signals is None
+
+
+@pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
+def test_a_batch_without_labels_has_no_loss_and_zero_gradients(experts) -> None:
+    student = student_of(experts)
+    ids, mask, labels = batch(0)
+    output = student(ids, torch.full_like(labels, -100), attention_mask=mask)
+    assert (output.loss_sum.item(), output.predicted) == (0.0, 0)
+    output.loss_sum.backward()
+    for name, parameter in student.named_parameters():
+        if not name.startswith("relation."):
+            assert torch.count_nonzero(parameter.grad) == 0, name
+
+
+def test_a_checkpoint_without_a_head_is_refused(tmp_path) -> None:
+    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"cls\.predictions\.\S+ is missing, so it has no masked-LM"
+    ):
+        load_masked_lm_head(str(tmp_path))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no masked-LM model that can be loaded"):
+        load_masked_lm_head(str(tmp_path))

@@ -1,0 +1,81 @@
+"""Recipes of several stages: each one's options, folder and teacher."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minimoe_dist.config import ConfigError, load_run_config, load_stages
+
+BASE: dict[str, Any] = {
+    "output_dir": "runs/chain",
+    "teacher": {"model_name_or_path": "big", "relation_layer": 10},
+    "data": {"record_path_or_regex": "corpus"},
+    "training": {"learning_rate": 0.1, "max_steps": 9},
+}
+ASSISTANT: dict[str, Any] = {
+    "name": "assistant", "model_type": "bert_minilm", "students": [{"layer": 12}],
+}  # fmt: skip
+STUDENT: dict[str, Any] = {"name": "student", "training": {"max_steps": 5}}
+
+
+def write(folder: Path, *stages: Any) -> str:
+    path = folder / "chain.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "stages": list(stages)}))
+    return str(path)
+
+
+def test_a_recipe_without_stages_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    assert load_stages(str(path)) == [load_run_config(str(path))]
+
+
+def test_an_export_is_the_next_stages_teacher(tmp_path: Path) -> None:
+    first, second = load_stages(write(tmp_path, ASSISTANT, STUDENT))
+    assert (first.output_dir, second.output_dir) == ("runs/chain/assistant", "runs/chain/student")
+    assert first.teacher.model_name_or_path == "big"
+    assert second.teacher.model_name_or_path == "runs/chain/assistant/export/student"
+
+
+def test_a_relation_layer_is_the_first_teachers(tmp_path: Path) -> None:
+    stages = load_stages(write(tmp_path, ASSISTANT, STUDENT))
+    assert [stage.teacher.relation_layer for stage in stages] == [10, -1]
+
+
+def test_sections_are_merged_and_lists_replaced(tmp_path: Path) -> None:
+    first, second = load_stages(write(tmp_path, ASSISTANT, STUDENT))
+    assert (first.training.max_steps, second.training.max_steps) == (9, 5)
+    assert second.training.learning_rate == 0.1
+    assert (first.students[0].layer, second.students[0].layer) == (12, 3)
+
+
+def test_options_of_the_command_line_are_for_every_stage(tmp_path: Path) -> None:
+    options = ["--max_steps=2", "--output_dir=elsewhere", "--teacher_model_name_or_path=other"]
+    first, second = load_stages(write(tmp_path, ASSISTANT, STUDENT), options)
+    assert (first.training.max_steps, second.training.max_steps) == (2, 2)
+    assert first.teacher.model_name_or_path == "other"
+    assert second.teacher.model_name_or_path == "elsewhere/assistant/export/student"
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([], "must be a list of stages"),
+        ([{"layer": 3}], "stages.0: needs a name"),
+        ([ASSISTANT, ASSISTANT], "assistant is another stage's"),
+        ([{**ASSISTANT, "students": [{"name": "a"}, {"name": "b"}]}, STUDENT], "name one of a, b"),
+        ([{**ASSISTANT, "teaches": "c"}, STUDENT], "'c' is no student of this stage"),
+        ([{**ASSISTANT, "trainin": {}}, STUDENT], "did you mean training?"),
+    ],
+)
+def test_a_wrong_stage_is_refused(tmp_path: Path, stages: list[Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_stages(write(tmp_path, *stages))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_stages_are_no_single_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has stages"):
+        load_run_config(write(tmp_path, ASSISTANT, STUDENT))
