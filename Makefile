@@ -52,7 +52,7 @@ debian-packages:
 	fi
 
 test: $(STAMP) debian-packages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) $(TEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist loadfile $(TEST_OPTIONS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ REQUIREMENTS = [
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "nanotoken>=0.1,<0.2",
+    "rjieba>=0.2.2,<0.3",
     "numpy>=1.26,<3",
     "pydantic>=2.10,<3",
     "PyYAML>=6.0",
@@ -31,6 +32,8 @@ REQUIREMENTS = [
     "tensorboard>=2.16",
     "matplotlib>=3.8",
     "filelock>=3.13",
+    "google-crc32c>=1.5",
+    "zstandard>=0.22",
 ]
 
 EXTRAS = {

@@ -19,6 +19,8 @@ from ..data.pairs import BlendedPairs, Pairs, PairSource
 from ..runtime import Launch, logger
 
 _log = logger("corpora")
+_SAMPLED_TOKENS = 1 << 16
+_UNSPACED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,19 @@ def open_data(config: RunConfig) -> RunData:
     fingerprint = vocabulary_fingerprint(tokenizer)
     for corpus, _ in itertools.chain(train, heldout):
         _check_vocabulary(corpus, fingerprint, special.vocab_size, name)
-    continuation = _continuation(tokenizer) if data.whole_word_mask else None
+    whole_words = data.data_type.endswith("mlm") and data.whole_word_mask
+    if whole_words:
+        _check_word_marks([corpus for corpus, _ in itertools.chain(train, heldout)], tokenizer)
     return RunData(
         tokenizer=tokenizer,
-        pairs=_pairs(train, config),
-        heldout=_pairs(heldout, config) if heldout else None,
+        pairs=_pairs(train, config, whole_words),
+        heldout=_pairs(heldout, config, whole_words) if heldout else None,
         collate=build_collate(
             data.data_type,
             special,
             data.max_length,
             config.seed,
-            continuation,
+            _continuation(tokenizer) if whole_words else None,
         ),
         identities=[_identity(corpus, weight) for corpus, weight in train],
     )
@@ -105,10 +109,18 @@ def _open(paths: Sequence[CorpusPath]) -> list[tuple[IndexedCorpus, float]]:
     ]
 
 
-def _pairs(corpora: Sequence[tuple[IndexedCorpus, float]], config: RunConfig) -> Pairs:
+def _pairs(
+    corpora: Sequence[tuple[IndexedCorpus, float]], config: RunConfig, whole_words: bool
+) -> Pairs:
     data = config.data
     sources = [
-        PairSource(corpus, data.max_length, config.seed, data.short_sequence_probability)
+        PairSource(
+            corpus,
+            data.max_length,
+            config.seed,
+            data.short_sequence_probability,
+            corpus.word_continuations if whole_words and corpus.has_word_marks else None,
+        )
         for corpus, _ in corpora
     ]
     if len(sources) == 1:
@@ -136,6 +148,26 @@ def _check_vocabulary(
                      tokenizer_name)  # fmt: skip
     else:
         check_fingerprint(corpus.prefix, corpus.manifest.tokenizer, fingerprint, tokenizer_name)
+
+
+def _check_word_marks(corpora: Sequence[IndexedCorpus], tokenizer: Any) -> None:
+    """Refuses text without spaces that was built without marks: every character were a word."""
+    import numpy as np
+
+    without = [corpus for corpus in corpora if not corpus.has_word_marks]
+    if not without:
+        return
+    ideographs = [
+        index for token, index in tokenizer.get_vocab().items()
+        if len(token) == 1 and "\u3400" <= token <= "\u9fff"
+    ]  # fmt: skip
+    for corpus in without:
+        end = corpus.sentence_of_token(min(_SAMPLED_TOKENS, corpus.num_tokens - 1)) + 1
+        if np.isin(corpus.tokens(0, end), ideographs).mean() > _UNSPACED_SHARE:
+            raise ValueError(
+                f"data.whole_word_mask: {corpus.prefix} is Chinese and does not know its words; "
+                "build it with --whole_words, or mask single tokens"
+            )
 
 
 def _continuation(tokenizer: Any) -> Any:

@@ -1,48 +1,42 @@
 """Raw corpora to text of one sentence a line, and to indexed corpora.
 
 Both read blocks in worker processes and write in the calling one, in the order of the inputs:
-the bytes written do not depend on the number of processes.
+the bytes written do not depend on the number of processes, nor on interruptions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from minimoe_dist.corpus.blocks import Block, Problems
-from minimoe_dist.corpus.pipeline import ordered_map
-from minimoe_dist.corpus.reading import (
-    BlockOfSource,
-    BlockSentences,
-    Inputs,
-    ReadingOptions,
-    SentenceReader,
+from minimoe_dist.corpus.encoding import BlockEncoder
+from minimoe_dist.corpus.indexing import (
+    CHECKPOINT_BYTES,
+    Indexing,
+    describe_job,
+    finished_corpora,
 )
+from minimoe_dist.corpus.journal import Journal
+from minimoe_dist.corpus.pipeline import ordered_map
+from minimoe_dist.corpus.portions import Portion
+from minimoe_dist.corpus.reading import BlockSentences, Inputs, ReadingOptions
 from minimoe_dist.corpus.sources import FORMAT_SUFFIX
-from minimoe_dist.corpus.tokenizing import Encoder, build_encoder, describe_tokenizer
-from minimoe_dist.data.indexed import HELDOUT_SUFFIX, IndexedCorpusWriter, Manifest
+from minimoe_dist.corpus.tokenizing import build_encoder, describe_tokenizer
+from minimoe_dist.corpus.words import build_word_marker, segmenter_name
+from minimoe_dist.data.indexed import (
+    HELDOUT_SUFFIX,
+    Manifest,
+    TokenizerRecord,
+    is_part_with_heldout,
+    part_prefix,
+)
+from minimoe_dist.data.indexed_merge import merge_corpora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass
-class _Encoded:
-    """One block as arrays, in the form that the writer takes."""
-
-    block: Block
-    continues: bool
-    tokens: np.ndarray
-    sentence_lengths: np.ndarray
-    document_lengths: np.ndarray
-    heldout: np.ndarray
-    problems: Problems
 
 
 @dataclass(frozen=True)
@@ -72,38 +66,6 @@ class BuildResult:
         return parts
 
 
-@dataclass(frozen=True)
-class _BlockEncoder:
-    """Runs in workers: a block to ids."""
-
-    reader: SentenceReader
-    encoder: Encoder
-    heldout_fraction: float
-
-    def __call__(self, work: BlockOfSource) -> _Encoded:
-        found = self.reader(work)
-        sentences = [sentence for document in found.documents for sentence in document]
-        sizes = np.array([len(document) for document in found.documents], np.int64)
-        tokens, lengths = self.encoder.encode_ragged(sentences)
-        if lengths.size and not lengths.all():
-            # Control characters alone give no token.
-            owners = np.repeat(np.arange(sizes.size), sizes)[lengths > 0]
-            found.problems.counts["sentences_without_tokens"] += int((lengths == 0).sum())
-            sizes = np.bincount(owners, minlength=sizes.size)
-            lengths = lengths[lengths > 0]
-        heldout = np.array([self._is_heldout(document) for document in found.documents], np.bool_)
-        return _Encoded(
-            found.block, found.continues, tokens, lengths, sizes, heldout, found.problems
-        )
-
-    def _is_heldout(self, sentences: list[str]) -> bool:
-        """Decided by the text alone, so that neither order nor neighbours matter."""
-        if self.heldout_fraction == 0:
-            return False
-        digest = hashlib.blake2b("\n".join(sentences).encode("utf-8", "replace"), digest_size=8)
-        return int.from_bytes(digest.digest()) < self.heldout_fraction * 2.0**64
-
-
 def format_files(
     inputs: Sequence[str], output_dir: str, options: ReadingOptions | None = None
 ) -> FormatResult:
@@ -129,7 +91,7 @@ def format_files(
                 stack.callback(outputs[-1].abandon)
             outputs[-1].add(found)
             files.note(found.problems)
-            bar.update(found.block.length)
+            bar.update(found.block.progress)
         if outputs:
             outputs[-1].finish()
     files.counts["empty_documents"] = sum(output.empty_documents for output in outputs)
@@ -200,93 +162,101 @@ def build_indexed(
     options: ReadingOptions | None = None,
     *,
     heldout_fraction: float = 0.0,
+    whole_words: bool = False,
+    portion: Portion | None = None,
     overwrite: bool = False,
     tokenizer_name: str | None = None,
+    checkpoint_bytes: int = CHECKPOINT_BYTES,
 ) -> BuildResult:
     """Builds an indexed corpus, and a held-out one at `<output_prefix>_heldout` if wanted.
 
-    Whether a document is held out depends on its text alone. `tokenizer_name` is what the
-    manifest calls the tokenizer.
+    A build that was killed goes on where it was; one that is whole is not done again.
+
+    Args:
+        inputs: files; read in the order of their names.
+        output_prefix: of the corpus.
+        tokenizer: makes the ids.
+        options: how to read.
+        heldout_fraction: share of documents kept apart. Whether a document is depends on its
+            text alone.
+        whole_words: whether words of Chinese text are marked beside the corpus.
+        portion: the share of the inputs that is read, into a part that `merge_parts` joins with
+            the others; None for everything.
+        overwrite: whether another corpus, or a part of one, may be replaced.
+        tokenizer_name: what the manifest calls the tokenizer.
+        checkpoint_bytes: bytes of input after which the work is made safe.
 
     Raises:
-        ValueError: there is no input, nothing in it, a corpus at `output_prefix` already, or
-            (strict) a damaged line.
+        ValueError: there is no input, nothing in it, another corpus at `output_prefix` already,
+            or (strict) a damaged line.
+        OSError: a file cannot be read or written, as on a full disk; a next call goes on.
+        RuntimeError: a worker process died; a next call goes on.
     """
     if not 0 <= heldout_fraction < 1:
         raise ValueError(f"--heldout_fraction {heldout_fraction}: give a number from 0 to below 1")
     options = options or ReadingOptions()
     files = Inputs(inputs, options)
     record = describe_tokenizer(tokenizer, tokenizer_name or str(tokenizer.name_or_path))
-    prefixes = [output_prefix] + ([output_prefix + HELDOUT_SUFFIX] if heldout_fraction else [])
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                IndexedCorpusWriter(
-                    prefix, record.vocab_size, tokenizer=record, overwrite=overwrite
-                )
-            )
-            for prefix in prefixes
-        ]
-        encoder = build_encoder(tokenizer, files.trial_sentences())
-        encode = _BlockEncoder(files.reader(), encoder, heldout_fraction)
-        results = ordered_map(encode, files.work(), options.num_processors)
-        splitter = _Splitter(writers)
-        bar = stack.enter_context(files.progress("building"))
-        for encoded in results:
-            splitter.add(encoded)
-            files.note(encoded.problems)
-            bar.update(encoded.block.length)
-        for writer in writers:
-            writer.sources = [
-                {"name": files.names[p], "bytes": files.sizes[p]} for p in files.paths
-            ]
-        writers[0].skipped.update(files.skipped())
-        manifests = _finish_all(writers)
-    if heldout_fraction:
-        return BuildResult(prefixes[0], manifests[0], prefixes[1], manifests[1])
-    return BuildResult(prefixes[0], manifests[0])
+    segmenter = segmenter_name() if whole_words else None
+    part = None if portion is None else (portion.index, portion.count)
+    job = describe_job(files, record, heldout_fraction, segmenter, part)
+    prefix = output_prefix if part is None else part_prefix(output_prefix, part)
+    prefixes = [prefix] + ([prefix + HELDOUT_SUFFIX] if heldout_fraction else [])
+    os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
+    journal = Journal(prefix, job, overwrite)
+    manifests = finished_corpora(prefixes, job, files, journal, overwrite)
+    if manifests is None:
+        indexing = Indexing(prefixes, files, portion or Portion(), journal, record, job, segmenter)
+        with indexing.opened(overwrite):
+            encode = _block_encoder(tokenizer, files, record, heldout_fraction, whole_words)
+            manifests = indexing.run(encode, checkpoint_bytes)
+    return _result(prefixes, manifests)
 
 
-def _finish_all(writers: Sequence[IndexedCorpusWriter]) -> list[Manifest]:
-    total = sum(writer.num_sentences for writer in writers)
-    for writer in writers:
-        if total and not writer.num_sentences:
-            raise ValueError(
-                f"--heldout_fraction leaves no document for {writer.prefix}; "
-                f"choose another fraction or give more inputs"
-            )
-    return [writer.finish() for writer in writers]
+def _block_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    files: Inputs,
+    record: TokenizerRecord,
+    heldout_fraction: float,
+    whole_words: bool,
+) -> BlockEncoder:
+    sample = files.trial_sentences()
+    return BlockEncoder(
+        files.reader(),
+        build_encoder(tokenizer, sample),
+        build_word_marker(tokenizer, sample) if whole_words else None,
+        record.vocab_size,
+        heldout_fraction,
+        record.special_ids,
+    )
 
 
-class _Splitter:
-    """Gives each document to the writer of its side of the split."""
+def merge_parts(
+    prefixes: Sequence[str], output_prefix: str, *, overwrite: bool = False
+) -> BuildResult:
+    """Joins corpora of one tokenizer; with parts of a job, their held-out sides too.
 
-    def __init__(self, writers: Sequence[IndexedCorpusWriter]) -> None:
-        self._writers = writers
-        self._open_side = 0
+    All parts of a job together give what one build would have given.
 
-    def add(self, encoded: _Encoded) -> None:
-        if not encoded.document_lengths.size:
-            return
-        if len(self._writers) == 1:
-            self._writers[0].add_documents(
-                encoded.tokens,
-                encoded.sentence_lengths,
-                encoded.document_lengths,
-                continues=encoded.continues,
-            )
-            return
-        sides = encoded.heldout.astype(np.int64)
-        if encoded.continues:
-            # The side was decided by the document's beginning.
-            sides[0] = self._open_side
-        self._open_side = int(sides[-1])
-        sentence_sides = np.repeat(sides, encoded.document_lengths)
-        token_sides = np.repeat(sentence_sides, encoded.sentence_lengths)
-        for side, writer in enumerate(self._writers):
-            writer.add_documents(
-                encoded.tokens[token_sides == side],
-                encoded.sentence_lengths[sentence_sides == side],
-                encoded.document_lengths[sides == side],
-                continues=encoded.continues and int(sides[0]) == side,
-            )
+    Args:
+        prefixes: of the corpora, in the order wanted; parts may come in any order.
+        output_prefix: of the new corpus.
+        overwrite: whether a corpus that stands there may be replaced.
+
+    Raises:
+        ValueError: a corpus is damaged or missing, or they do not belong together.
+    """
+    heldout = [prefix + HELDOUT_SUFFIX for prefix in prefixes if is_part_with_heldout(prefix)]
+    outputs = [output_prefix] + ([output_prefix + HELDOUT_SUFFIX] if heldout else [])
+    groups = [prefixes, heldout][: len(outputs)]
+    manifests = [
+        merge_corpora(group, output, overwrite=overwrite)
+        for group, output in zip(groups, outputs, strict=True)
+    ]
+    return _result(outputs, manifests)
+
+
+def _result(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> BuildResult:
+    if len(prefixes) == 1:
+        return BuildResult(prefixes[0], manifests[0])
+    return BuildResult(prefixes[0], manifests[0], prefixes[1], manifests[1])

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -24,7 +24,7 @@ _worker_function: Callable[[Any], Any] | None = None
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], num_processes: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(item)` for each item, in the order of the items.
 
     Items are taken only as results are consumed, a few for each process ahead. With one process

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from minimoe_dist.corpus.blocks import Block, Document, Problems
-from minimoe_dist.corpus.sentences import SentenceRules, split_sentences
-from minimoe_dist.corpus.sources import Source, choose_source
+from minimoe_dist.corpus.sentences import SentenceRules, split_lines, split_sentences
+from minimoe_dist.corpus.sources import Source, SourceOptions, TFRecordSource, choose_source
 from minimoe_dist.runtime import logger
 
 _log = logger("corpus")
@@ -28,6 +28,8 @@ class ReadingOptions:
     Attributes:
         input_format: one of `sources.INPUT_FORMATS`; "auto" looks at each file.
         rules: which sentences stay.
+        title: whether documents' titles are dropped, or kept as their first sentences.
+        text_key, title_key: where JSON records hold text and title; None for the usual keys.
         strict: whether the first damaged line fails the run instead of being counted.
         num_processors: processes that read.
         show_progress: whether a progress bar is drawn.
@@ -37,6 +39,9 @@ class ReadingOptions:
 
     input_format: str = "auto"
     rules: SentenceRules = field(default_factory=SentenceRules)
+    title: Literal["drop", "keep"] = "drop"
+    text_key: str | None = None
+    title_key: str | None = None
     strict: bool = False
     num_processors: int = 1
     show_progress: bool = True
@@ -45,6 +50,12 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         if self.num_processors < 1:
             raise ValueError(f"--num_processors {self.num_processors}: give 1 or more")
+        if self.title not in ("drop", "keep"):
+            raise ValueError(f"--title {self.title}: give drop or keep")
+
+    def source_options(self) -> SourceOptions:
+        """What readers want to know of them."""
+        return SourceOptions(self.rules.longest, self.text_key, self.title_key)
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,8 @@ def _sentences_of(
     document: Document, source: Source, block: Block, rules: SentenceRules, counts: Counter[str]
 ) -> list[str]:
     if not source.lines_are_sentences:
-        split = [piece for line in document.lines for piece in split_sentences(line, rules.longest)]
-        kept = [sentence for sentence in split if rules.is_long_enough(sentence)]
+        split = split_lines(document.lines, rules.longest)
+        kept = list(filter(rules.is_long_enough, split))
         if len(kept) < len(split):
             counts["short_sentences"] += len(split) - len(kept)
         return kept
@@ -92,16 +103,21 @@ class SentenceReader:
 
     rules: SentenceRules
     strict: bool
+    keeps_titles: bool = False
 
     def __call__(self, work: BlockOfSource) -> BlockSentences:
         """Reads one block; its problems come with the result, or (strict) raise ValueError."""
-        found = BlockSentences(work.block, problems=Problems(strict=self.strict))
-        for document in work.source.documents(work.block, found.problems):
+        block, problems = work.block, Problems(strict=self.strict)
+        found = BlockSentences(block.without_data(), problems=problems)
+        if problems.note_damage(block):
+            return found
+        for document in work.source.documents(block, problems):
             if not found.documents:
                 found.continues = document.continues
-            found.documents.append(
-                _sentences_of(document, work.source, work.block, self.rules, found.problems.counts)
-            )
+            sentences = _sentences_of(document, work.source, block, self.rules, problems.counts)
+            if self.keeps_titles and sentences and document.title and not document.continues:
+                sentences.insert(0, " ".join(document.title.split()))
+            found.documents.append(sentences)
         return found
 
 
@@ -121,7 +137,7 @@ class Inputs:
         self.names = {path: os.path.relpath(path, folder) for path in self.paths}
         self.sizes = {path: os.path.getsize(path) for path in self.paths}
         self.sources = {
-            path: choose_source(path, options.input_format, options.rules.longest)
+            path: choose_source(path, options.input_format, options.source_options())
             for path in self.paths
         }
         self.counts["empty_files"] = sum(size == 0 for size in self.sizes.values())
@@ -145,12 +161,18 @@ class Inputs:
 
     def reader(self) -> SentenceReader:
         """What turns a block into sentences, in whatever process."""
-        return SentenceReader(self.options.rules, self.options.strict)
+        options = self.options
+        return SentenceReader(options.rules, options.strict, options.title == "keep")
 
     def trial_sentences(self) -> list[str]:
-        """Some sentences of the corpus, to try an encoder on."""
+        """Some sentences of the corpus, to try an encoder on; none where inputs hold ids."""
         lenient = SentenceReader(self.options.rules, strict=False)
-        documents = (doc for work in islice(self.work(), 4) for doc in lenient(work).documents)
+        documents = (
+            document
+            for work in islice(self.work(), 4)
+            if not isinstance(work.source, TFRecordSource)
+            for document in lenient(work).documents
+        )
         return list(islice((text for doc in documents for text in doc), _TRIAL_SENTENCES))
 
     def note(self, problems: Problems) -> None:

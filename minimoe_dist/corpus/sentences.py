@@ -1,15 +1,16 @@
 """Cuts text into sentences: English, Chinese and mixtures of both.
 
-A sentence ends at `. ! ? ; …` before white space or the end of the line, and at `。！？；` or
-`……` anywhere. Closing quotes and brackets stay with their sentence. Abbreviations, initials,
-list numbers, decimals and URLs do not end one.
+A sentence ends at `. ! ? ; …` before white space or the end of the line, at `。！？；` or `……`
+anywhere, and at `.` or `．` between Chinese characters. Closing quotes and brackets stay with
+their sentence. Abbreviations, initials, list numbers, decimals and URLs do not end one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 _CLOSERS = "\"'”’»)\\]}」』）】》〉"
 # Scripts that put no spaces between words: here characters are counted, not words.
@@ -17,18 +18,29 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_ASCII_END = re.compile(r"[.!?;]+[\"')\]}]* (?=\S)")
-_SPACED_END = re.compile(rf"[.!?;…]+[{_CLOSERS}]* (?=\S)")
-_ANY_END = re.compile(
-    rf"(?:[。！？；]|……)[。！？；…!?.]*[{_CLOSERS}]*\s*"
-    rf"|[.!?;…]+[{_CLOSERS}]* (?=\S)"
-    rf"|[!?;]+[{_CLOSERS}]*(?=[{_UNSPACED}])"
-    rf"|(?<=[{_UNSPACED}])(?:[!?;]+[{_CLOSERS}]*(?=\w)|\.+[{_CLOSERS}]*(?=[{_UNSPACED}]))"
+# Places where a sentence may end. A pattern that begins with one set of characters is searched
+# for much faster than one that begins with a repetition or a choice.
+# Group 1 marks what nearly always is an end: a full stop after four lower-case letters.
+_ASCII_PLACE = re.compile(r"[.!?;](?:(?<=[a-z]{4}\.)( )(?![a-z])|[.!?;]*[\"')\]}]* )")
+_SPACED_PLACE = re.compile(rf"[.!?;…](?:(?<=[a-z]{{4}}\.)( )(?=[A-Z])|[.!?;…]*[{_CLOSERS}]* )")
+_ANY_PLACE = re.compile(rf"[.!?;…。！？；｡．]([.!?;…。！？；｡．{_CLOSERS}]*) ?")
+_CERTAIN_END = re.compile(
+    rf"(?<![.!?;…。！？；｡．{_CLOSERS}])[。！？；｡]++ ?+(?=[^.!?;…。！？；｡．{_CLOSERS}，、：,:\s])"
+    rf"|(?<=[a-z]{{4}})\. (?=[A-Z])"
 )
-_ENDS_WITHOUT_SPACE = re.compile(f"[。！？；{_UNSPACED}]|……")
+_ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡．{_UNSPACED}]|……")
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
-_SPACED_WORD = re.compile(rf"[^\s{_UNSPACED}]+")
+_SPACED_WORD = re.compile(rf"[^\W{_UNSPACED}][^\s{_UNSPACED}]*")
+_LATIN_TAIL = re.compile(rf"[^{_UNSPACED}]*\Z")
+_FULL_STOPS = frozenset("。！？；｡")
+_LATIN_MARKS = frozenset(".!?;…．")
+_MARKS_BESIDES_STOPS = frozenset("!?;")
+# A sentence goes on before these: "(really!), he said".
+_CONTINUERS = frozenset("，、：,:")
 _OPENERS = "\"'([{“‘«「『（【《〈"
+# White space besides the space, and runs of it: most text has none, and need not be cleaned.
+_ASCII_SPACES = "\t\r\x0b\x0c\x1c\x1d\x1e\x1f"
+_WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -51,8 +63,10 @@ _STARTERS = _words(
     "However But And Or So It Its He His She Her They Their We Our You Your I This That These "
     "Those There Here What Who How Why Some Many Most Another Both Each All No Not One Two"
 )
+_ABBREVIATION_TAILS = frozenset(word[-4:] for word in _NEVER_END | _MAY_END)
 _LOOKAHEAD = 64
-_DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]|[Pp]h\.D|[a-z]\.[a-z]+")
+_REACH = 16384
+_DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]|[Pp]h\.D|[a-z]\.[a-z]{1,3}")
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,28 @@ class SentenceRules:
     minimum_characters: int = 8
     longest: int = 16384
 
+    def __post_init__(self) -> None:
+        for name in ("minimum_words", "minimum_characters", "longest"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
+
     def is_long_enough(self, sentence: str) -> bool:
         """Whether a sentence has enough words, or characters where words are not spaced."""
-        if sentence.isascii():
+        if sentence.isascii() or not _UNSPACED_CHARACTER.search(sentence):
             return sentence.count(" ") + 1 >= self.minimum_words
+        if self.minimum_words == self.minimum_characters:
+            return _at_least(self.minimum_words).match(sentence) is not None
         characters = len(_UNSPACED_CHARACTER.findall(sentence))
-        if not characters:
-            return sentence.count(" ") + 1 >= self.minimum_words
         words = len(_SPACED_WORD.findall(sentence))
         share = words * self.minimum_characters + characters * self.minimum_words
         return share >= self.minimum_words * self.minimum_characters
+
+
+@cache
+def _at_least(count: int) -> re.Pattern[str]:
+    """Matches what has so many unspaced characters and spaced words together."""
+    unit = f"[{_UNSPACED}]|{_SPACED_WORD.pattern}+"
+    return re.compile(rf"(?:[^\w{_UNSPACED}]*+(?:{unit})){{{count}}}")
 
 
 def split_sentences(text: str, longest: int = SentenceRules.longest) -> list[str]:
@@ -88,18 +114,40 @@ def split_sentences(text: str, longest: int = SentenceRules.longest) -> list[str
 
     Runs of white space inside become one space. Nothing else is changed or left out.
     """
-    text = " ".join(text.split())
-    if not text:
-        return []
-    sentences = []
-    start = 0
-    for end in _ends(text):
-        sentences.append(text[start:end].rstrip())
-        start = end
-    sentences.append(text[start:])
+    return split_lines([text.replace("\n", " ")], longest)
+
+
+def split_lines(lines: Sequence[str], longest: int = SentenceRules.longest) -> list[str]:
+    """The sentences of several lines, each of which ends a sentence too."""
+    text = "\n".join(lines)
+    if not _is_clean(lines, text):
+        lines = [" ".join(line.split()) for line in lines]
+    sentences: list[str] = []
+    if text.isascii():
+        _split_spaced(lines, _ASCII_PLACE, sentences)
+    else:
+        for line in lines:
+            if line.isascii():
+                _split_spaced([line], _ASCII_PLACE, sentences)
+            elif _ENDS_WITHOUT_SPACE.search(line) is None:
+                _split_spaced([line], _SPACED_PLACE, sentences)
+            else:
+                _split_mixed(line, sentences)
     if len(text) > longest:
         return [piece for sentence in sentences for piece in cut_long(sentence, longest)]
     return sentences
+
+
+def _is_clean(lines: Iterable[str], text: str) -> bool:
+    """Whether the lines, joined to the text, hold single spaces and no other white space."""
+    # Plain loops, as any() would cost more than the searches.
+    for line in lines:
+        if line[:1] == " " or line[-1:] == " ":
+            return False
+    for space in _ASCII_SPACES:
+        if space in text:
+            return False
+    return "  " not in text and (text.isascii() or _WIDE_SPACE.search(text) is None)
 
 
 def cut_long(sentence: str, longest: int) -> Iterator[str]:
@@ -119,6 +167,8 @@ def last_safe_cut(text: str, longest: int = SentenceRules.longest) -> int:
     The sentences of both parts are those of the whole line, however it goes on; 0 if the text
     is too short to tell.
     """
+    if certain := _last_certain_end(text):
+        return certain
     pieces = split_sentences(text, longest)
     # The last sentence may go on, and its first word may decide about the end before it.
     left_out = ""
@@ -135,41 +185,85 @@ def last_safe_cut(text: str, longest: int = SentenceRules.longest) -> int:
     return position
 
 
-def _ends(text: str) -> Iterator[int]:
-    """Positions where a next sentence starts, rising, each inside the text.
-
-    The text's white space is single spaces.
-    """
-    if text.isascii():
-        return _spaced_ends(text, _ASCII_END)
-    if _ENDS_WITHOUT_SPACE.search(text) is None:
-        return _spaced_ends(text, _SPACED_END)
-    return _mixed_ends(text)
+def _last_certain_end(text: str) -> int:
+    """The last end near the end that holds wherever its sentence began; 0 if there is none."""
+    last = 0
+    for match in _CERTAIN_END.finditer(text, max(0, len(text) - _REACH), len(text) - _LOOKAHEAD):
+        word_end = match.start()
+        if match[0][0] != "." or text[word_end - 4 : word_end] not in _ABBREVIATION_TAILS:
+            last = match.end()
+    return last
 
 
-def _spaced_ends(text: str, pattern: re.Pattern[str]) -> Iterator[int]:
-    start = 0
-    for match in pattern.finditer(text):
-        if _latin_end_holds(text, start, match.start(), match.end()):
-            start = match.end()
-            yield start
-
-
-def _mixed_ends(text: str) -> Iterator[int]:
-    start = 0
-    for match in _ANY_END.finditer(text):
-        end = match.end()
-        if text[match.start()] in "。！？；…" and not _is_latin_ellipsis(text, match):
-            end = _before_opening_quote(text, start, match)
-        elif text[end - 1] == " " and not _latin_end_holds(text, start, match.start(), end):
-            continue
-        if end < len(text):
-            yield end
+def _split_spaced(lines: Iterable[str], places: re.Pattern[str], sentences: list[str]) -> None:
+    """Adds the sentences of lines where spaces separate them; the lines are clean."""
+    for line in lines:
+        start = 0
+        for place in places.finditer(line):
+            terminator, end = place.span()
+            is_plain = (
+                place.lastindex and line[terminator - 4 : terminator] not in _ABBREVIATION_TAILS
+            )
+            if not (is_plain or _latin_end_holds(line, start, terminator, end)):
+                continue
+            sentences.append(line[start : end - 1])
             start = end
+        if start < len(line):
+            sentences.append(line[start:])
 
 
-def _is_latin_ellipsis(text: str, match: re.Match[str]) -> bool:
-    return text[match.start()] == "…" and not text.startswith("……", match.start())
+def _split_mixed(line: str, sentences: list[str]) -> None:
+    """Adds the sentences of a clean line that holds text of scripts without spaces."""
+    start = 0
+    for place in _ANY_PLACE.finditer(line):
+        end = place.end()
+        if end == len(line):
+            break
+        if line[place.start()] in _FULL_STOPS or (place[1] and _holds_full_stop(place)):
+            if line[end] in _CONTINUERS:
+                continue
+            if '"' in place[1]:
+                end = _before_opening_quote(line, start, place)
+        elif line[end - 1] == " ":
+            if not _latin_end_holds(line, start, _last_marks(line, place), end):
+                continue
+        elif not _ends_before_next_character(line, place):
+            continue
+        if start < end:
+            sentences.append(line[start:end].rstrip())
+            start = end
+    if start < len(line):
+        sentences.append(line[start:])
+
+
+def _holds_full_stop(place: re.Match[str]) -> bool:
+    return "……" in place[0] or not _FULL_STOPS.isdisjoint(place[1])
+
+
+def _last_marks(line: str, place: re.Match[str]) -> int:
+    """Where the marks begin that end the place, closers after them left out: `etc.);` at `;`."""
+    first, position = place.span()
+    if not place[1]:
+        return first
+    while line[position - 1] not in _LATIN_MARKS:
+        position -= 1
+    while position > first and line[position - 1] in _LATIN_MARKS:
+        position -= 1
+    return position
+
+
+def _ends_before_next_character(line: str, place: re.Match[str]) -> bool:
+    """Whether Latin marks without a space after them end a sentence among unspaced characters."""
+    first, end = place.span()
+    if line[first] == "…":
+        return False
+    before = line[first - 1] if first else " "
+    after_unspaced = _is_unspaced(before)
+    if _MARKS_BESIDES_STOPS.isdisjoint(place[0]):
+        # In `"."` the stop is what the quotes are about.
+        after_closer = before in _CLOSERS and not place[0].strip(".．")
+        return (after_unspaced or after_closer) and _is_unspaced(line[end])
+    return _is_unspaced(line[end]) or (after_unspaced and line[end].isalnum())
 
 
 def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> bool:
@@ -180,22 +274,36 @@ def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> 
     after = text[following]
     if after.islower():
         return False
+    word = text[text.rfind(" ", start, terminator) + 1 or start : terminator]
+    if word and not word.isascii():
+        if _is_unspaced(word[-1]):
+            return True
+        word = _LATIN_TAIL.search(word)[0]  # type: ignore[index]
+    if _stands_alone(word, mark):
+        return _next_word(text, following) in _STARTERS
     if mark != "." or text[terminator + 1] in ".!?":
         return True
-    word = text[text.rfind(" ", start, terminator) + 1 or start : terminator].lstrip(_OPENERS)
+    word = word.lstrip(_OPENERS)
     if text[terminator + 1] != " ":
         # A bracket or quote closed after the full stop: no abbreviation ends there by itself.
         return word.lower() not in _NEVER_END
     if len(word) == 1 and word.isalpha():
-        return word == "I" or _is_unspaced(word)
+        return word == "I"
     lowered = word.lower()
     if lowered in _NEVER_END:
         return False
-    if word.isdigit() and terminator - len(word) == start:
+    if word == "#" or (word.isdigit() and terminator - len(word) == start):
         return False
     if lowered in _MAY_END or ("." in word and _DOTTED.fullmatch(word)):
         return _next_word(text, following) in _STARTERS
     return True
+
+
+def _stands_alone(before: str, mark: str) -> bool:
+    """Whether a mark is talked about, or stands for left-out items: `all(!)`, `0 ... 9`, `'.'`."""
+    if not before:
+        return mark in ".…．"
+    return before[-1] in "([{“‘«「『（【《〈" or not before.strip("\"'")
 
 
 def _is_unspaced(character: str) -> bool:
@@ -211,6 +319,6 @@ def _before_opening_quote(text: str, start: int, match: re.Match[str]) -> int:
     """Where the sentence of a Chinese terminator ends: a straight quote may open the next one."""
     end = match.end()
     quote = text.find('"', match.start(), end)
-    if quote >= 0 and text.count('"', start, quote) % 2 == 0:
+    if text.count('"', start, quote) % 2 == 0 and not text[quote + 1 : end].strip():
         return quote
     return end

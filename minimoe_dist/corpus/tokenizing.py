@@ -1,13 +1,15 @@
 """Tokenizers: loading, fingerprints, and encoders from sentences to ids.
 
-WordPiece has a fast path through the package nanotoken. It is young, so it is held against the
-tokenizer's own ids at each start, and the tokenizer itself works where the two differ.
+WordPiece has a fast path through the package nanotoken, and tokenizers that are sentencepiece
+underneath one past the code around it. Both are held against the tokenizer's own ids at each
+start, and the tokenizer itself works where the two differ.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from minimoe_dist.corpus.sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
 from minimoe_dist.data.indexed import TokenizerRecord
 from minimoe_dist.runtime import logger, resolve_model_path
 
@@ -71,9 +74,7 @@ class TokenizerEncoder:
 
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """All ids, int32 [tokens], and each text's share, int64 [texts]."""
-        batch = self.encode_batch(texts)
-        lengths = np.array([ids.size for ids in batch], np.int64)
-        return np.concatenate([np.empty(0, np.int32), *batch]), lengths
+        return _ragged(self.encode_batch(texts))
 
 
 class WordPieceEncoder:
@@ -93,6 +94,37 @@ class WordPieceEncoder:
         return ragged.ids, np.diff(ragged.offsets)
 
 
+class SentencePieceEncoder:
+    """The fast path for tokenizers that hand texts to sentencepiece one by one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model = tokenizer.sp_model
+        self._exact = TokenizerEncoder(tokenizer)
+        # The model knows nothing of tokens that the tokenizer looks for in the text.
+        names = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
+        self._added = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [tokens]."""
+        ids = self._model.encode(texts, num_threads=1)
+        encoded = [np.array(part, np.int32) for part in ids]
+        others = [number for number, text in enumerate(texts) if self._added.search(text)]
+        for number, part in zip(
+            others, self._exact.encode_batch([texts[i] for i in others]), strict=True
+        ):
+            encoded[number] = part
+        return encoded
+
+    def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids, int32 [tokens], and each text's share, int64 [texts]."""
+        return _ragged(self.encode_batch(texts))
+
+
+def _ragged(batch: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([ids.size for ids in batch], np.int64)
+    return np.concatenate([np.empty(0, np.int32), *batch]), lengths
+
+
 def build_encoder(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()) -> Encoder:
     """The fastest encoder whose ids are those of `tokenizer`.
 
@@ -101,7 +133,9 @@ def build_encoder(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()
         sample: texts of the corpus to try the fast path on, besides built-in ones.
     """
     exact = TokenizerEncoder(tokenizer)
-    fast = _wordpiece_encoder(tokenizer)
+    fast: WordPieceEncoder | SentencePieceEncoder | None = _wordpiece_encoder(tokenizer)
+    if hasattr(tokenizer, "sp_model"):
+        fast = SentencePieceEncoder(tokenizer)
     if fast is None:
         return exact
     texts = [*_TRIAL, *sample]
@@ -109,7 +143,8 @@ def build_encoder(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()
         texts, fast.encode_batch(texts), exact.encode_batch(texts), strict=True
     ):
         if not np.array_equal(found, right):
-            _log.warning("nanotoken differs from the tokenizer on %r; it is not used", text[:80])
+            kind = type(fast).__name__
+            _log.warning("%s differs from the tokenizer on %r; it is not used", kind, text[:80])
             return exact
     return fast
 
@@ -133,14 +168,16 @@ def load_tokenizer(
     """Loads a Hugging Face tokenizer.
 
     Args:
-        name_or_path: a folder, `package:NAME` for the model that an installed package carries,
-            or a hub name.
+        name_or_path: a folder, a sentencepiece `.model` file, `package:NAME` for the model that
+            an installed package carries, or a hub name.
         do_lower_case: overrides what the tokenizer's own configuration says.
         use_slow: takes the tokenizer that is written in Python where there is one.
 
     Raises:
         ValueError: there is no tokenizer of that name, or its files are broken.
     """
+    if name_or_path.endswith(SENTENCEPIECE_SUFFIX) and os.path.isfile(name_or_path):
+        return load_sentencepiece(name_or_path, do_lower_case)
     is_folder = os.path.isdir(name_or_path)
     path = name_or_path if is_folder else resolve_model_path(name_or_path)
     options: dict[str, Any] = {"use_fast": not use_slow}
@@ -164,7 +201,8 @@ def _no_tokenizer(name_or_path: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:160]
     return ValueError(
         f"{name_or_path}: no tokenizer can be loaded from it ({type(error).__name__}: {reason}); "
-        f"give a folder with tokenizer.json or vocab.txt, package:NAME or a hub name"
+        f"give a folder with tokenizer.json or vocab.txt, a sentencepiece .model file, "
+        f"package:NAME or a hub name"
     )
 
 

@@ -160,7 +160,7 @@ class MaskedCollate(UnmaskedCollate):
         max_length: the longest sequence, special tokens included.
         seed: the run's seed.
         continuation: bool [vocab_size], True for pieces that continue a word; masks whole words
-            if it is given.
+            if it is given, those too that the pairs' own marks tell of (Chinese ones).
         segments: tell B from A in ``token_type_ids``.
 
     Raises:
@@ -188,7 +188,8 @@ class MaskedCollate(UnmaskedCollate):
     def __call__(self, pairs: Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out and masks pairs; arguments and errors are those of ``UnmaskedCollate``."""
         input_ids, token_type_ids, lengths = self._lay_out(pairs)
-        chosen = self._choose(input_ids, lengths, sample_ids)
+        continues = self._continues(input_ids, pairs)
+        chosen = self._choose(input_ids, lengths, sample_ids, continues)
         labels = np.where(chosen, input_ids, IGNORED_LABEL)
         rows, columns = np.nonzero(chosen)
         fate = keyed_bits(self._seed, _FATE_STREAM, sample_ids[rows], columns) / 2.0**64
@@ -199,8 +200,25 @@ class MaskedCollate(UnmaskedCollate):
         input_ids[rows, columns] = np.where(is_hidden, self._special.mask, replaced)
         return _to_micro_batch(input_ids, token_type_ids, lengths, sample_ids, labels)
 
+    def _continues(self, input_ids: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray | None:
+        """Which positions go on with the word before them, bool [b, S]; None if all are words."""
+        if self._continuation is None:
+            return None
+        continues = self._continuation[input_ids]
+        for row, pair in zip(continues, pairs, strict=True):
+            second = len(pair.first) + 2
+            if pair.first_continues is not None:
+                row[1 : second - 1] |= pair.first_continues
+            if pair.second_continues is not None:
+                row[second : second + len(pair.second)] |= pair.second_continues
+        return continues
+
     def _choose(
-        self, input_ids: np.ndarray, lengths: np.ndarray, sample_ids: np.ndarray
+        self,
+        input_ids: np.ndarray,
+        lengths: np.ndarray,
+        sample_ids: np.ndarray,
+        continues: np.ndarray | None,
     ) -> np.ndarray:
         """Picks the positions to predict; returns bool [b, S]."""
         columns = np.arange(input_ids.shape[1])
@@ -208,9 +226,9 @@ class MaskedCollate(UnmaskedCollate):
         is_candidate = (columns < lengths[:, None]) & (input_ids != self._special.cls)
         is_candidate &= input_ids != self._special.sep
         budgets = np.clip(np.rint(lengths * _MASKED_SHARE).astype(np.int64), 1, _MOST_MASKED)
-        if self._continuation is not None:
+        if continues is not None:
             chosen = np.zeros(input_ids.shape, dtype=bool)
-            continues = self._continuation[input_ids] & is_candidate
+            continues &= is_candidate
             # A piece continues a word only where the word's start is in the same segment.
             continues[:, 1:] &= is_candidate[:, :-1]
             for row, positions in enumerate(is_candidate):

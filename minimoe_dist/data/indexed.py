@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import warnings
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from minimoe_dist.data.indexed_layout import (
     read_manifest,
     sha256_of_file,
 )
+from minimoe_dist.data.indexed_words import WordMarks, words_path
 from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["IndexedCorpus", "IndexedCorpusWriter", "Manifest", "TokenizerRecord", "find_corpora"]
 
 HELDOUT_SUFFIX = "_heldout"
+_PART = re.compile(r"_\d{5}_of_\d{5}")
 _SAMPLED_TOKENS = 1 << 16
 
 
@@ -41,6 +44,7 @@ class IndexedCorpus:
     Attributes:
         prefix: path without `.bin` and `.idx`.
         manifest: what was written beside the corpus; None for files of other programs.
+        has_word_marks: whether `word_continuations` can be asked.
         num_sentences: sequences in the index.
         num_documents: documents; those of other programs' files may be empty.
         num_tokens: ids in `.bin`.
@@ -60,6 +64,8 @@ class IndexedCorpus:
         self.prefix = prefix
         self.manifest: Manifest | None = read_manifest(prefix, layout)
         self._use(layout, arrays)
+        self._words = _open_words(prefix, self.manifest, self.num_tokens)
+        self.has_word_marks = self._words is not None
         self._dataset = _open_dataset(prefix)
 
     @classmethod
@@ -114,6 +120,19 @@ class IndexedCorpus:
             return np.empty(0, np.int64)
         return self._read(start, stop - start)
 
+    def word_continuations(self, first: int, last: int) -> np.ndarray:
+        """Which tokens of the sentences [first, last) go on with the word of the one before.
+
+        Returns:
+            A copy, bool [tokens].
+
+        Raises:
+            ValueError: the corpus was built without word marks.
+        """
+        if self._words is None:
+            raise ValueError(f"{self.prefix}: no word marks; build it with --whole_words")
+        return self._words.read(self.token_start(first), self.token_start(last))
+
     def sentence(self, index: int) -> np.ndarray:
         """A copy of the ids of one sentence, int64 [tokens]."""
         return self.tokens(index, index + 1)
@@ -150,8 +169,20 @@ class IndexedCorpus:
                 f"build the corpus with the teacher's tokenizer"
             )
 
+    def tokenizer_name(self) -> str:
+        """What the manifest calls the tokenizer.
+
+        Raises:
+            ValueError: it does not say.
+        """
+        if self.manifest is None or self.manifest.tokenizer is None:
+            raise ValueError(
+                f"{self.prefix}: nobody wrote down its tokenizer; give --tokenizer_name_or_path"
+            )
+        return self.manifest.tokenizer.name
+
     def verify_hashes(self) -> None:
-        """Reads both files whole and holds them against the manifest's SHA-256.
+        """Reads its files whole and holds them against the manifest's SHA-256.
 
         Raises:
             ValueError: a hash differs, or there is no manifest.
@@ -161,8 +192,9 @@ class IndexedCorpus:
         for suffix, expected in (
             (".bin", self.manifest.bin_sha256),
             (".idx", self.manifest.idx_sha256),
+            (".words", self.manifest.words_sha256),
         ):
-            if sha256_of_file(self.prefix + suffix) != expected:
+            if expected is not None and sha256_of_file(self.prefix + suffix) != expected:
                 raise ValueError(
                     f"{self.prefix}{suffix}: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
@@ -184,11 +216,31 @@ def _open_dataset(prefix: str) -> IndexedDataset:
     return IndexedDataset(prefix)
 
 
+def _open_words(prefix: str, manifest: Manifest | None, num_tokens: int) -> WordMarks | None:
+    path = words_path(prefix)
+    if os.path.isfile(path):
+        return WordMarks(prefix, num_tokens)
+    if manifest is not None and manifest.segmenter is not None:
+        raise ValueError(f"{path}: no such file, but the manifest knows it; build or copy it again")
+    return None
+
+
+def part_prefix(prefix: str, part: tuple[int, int]) -> str:
+    """The prefix of the i-th of n parts of a corpus; `part` is (i, n)."""
+    return f"{prefix}_{part[0]:05d}_of_{part[1]:05d}"
+
+
+def is_part_with_heldout(prefix: str) -> bool:
+    """Whether a prefix is that of a part of a job which kept documents apart too."""
+    return _PART.search(prefix) is not None and os.path.isfile(prefix + HELDOUT_SUFFIX + ".idx")
+
+
 def find_corpora(pattern_or_prefix: str) -> list[str]:
     """The sorted prefixes that a prefix, a `.bin`/`.idx` path, a folder or a glob names.
 
     A folder or glob leaves held-out splits (`*_heldout`) out unless it names them, so that
-    nobody trains on them by accident.
+    nobody trains on them by accident, and parts (`*_00002_of_00008`) where the corpus that was
+    merged from them is found too.
 
     Raises:
         ValueError: nothing is found.
@@ -202,6 +254,7 @@ def find_corpora(pattern_or_prefix: str) -> list[str]:
     found = sorted(path.removesuffix(".idx") for path in glob.glob(pattern + ".idx"))
     if HELDOUT_SUFFIX not in pattern:
         found = [prefix for prefix in found if not prefix.endswith(HELDOUT_SUFFIX)]
+    found = [p for p in found if _PART.sub("", p) == p or _PART.sub("", p) not in found]
     if not found:
         raise ValueError(
             f"{pattern_or_prefix!r}: no indexed corpus there (no {pattern}.idx); "

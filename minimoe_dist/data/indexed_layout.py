@@ -69,7 +69,21 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Sizes, hashes, counts and origin of one indexed corpus."""
+    """Sizes, hashes, counts and origin of one indexed corpus.
+
+    Attributes:
+        dtype: of the ids in `.bin`.
+        vocab_size: ids are below it.
+        largest_id: the largest of them.
+        num_documents, num_sentences, num_tokens: counts.
+        bin_bytes, bin_sha256, idx_bytes, idx_sha256: of the two files.
+        tokenizer: what made the ids; None if that is not known.
+        skipped: what was left out or repaired, and how often.
+        sources: name, size in bytes and SHA-256 of each input.
+        segmenter, words_sha256: what marked whole words, and the hash of `.words`; None without.
+        job: stands for all inputs and options that decide the contents; "" if not known.
+        part: (i, n) for the i-th of n parts of a job; None for the whole.
+    """
 
     dtype: str
     vocab_size: int
@@ -84,6 +98,10 @@ class Manifest:
     tokenizer: TokenizerRecord | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    segmenter: str | None = None
+    words_sha256: str | None = None
+    job: str = ""
+    part: tuple[int, int] | None = None
 
     def to_json(self) -> str:
         """JSON text; the same corpus always gives the same text."""
@@ -111,6 +129,8 @@ class Manifest:
                 raise ValueError(f"format {found!r}, expected {_MANIFEST_FORMAT!r}")
             if values["tokenizer"] is not None:
                 values["tokenizer"] = TokenizerRecord(**values["tokenizer"])
+            if values.get("part") is not None:
+                values["part"] = (int(values["part"][0]), int(values["part"][1]))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
@@ -173,8 +193,10 @@ class IndexArrays:
         )
 
 
-def read_layout(prefix: str) -> IndexLayout:
+def read_layout(prefix: str, may_be_empty: bool = False) -> IndexLayout:
     """Reads the header of `<prefix>.idx` and holds it against the size of the file.
+
+    A part of a job may be empty, a corpus may not.
 
     Raises:
         ValueError: a file is missing, or the header is wrong, or the size does not fit it.
@@ -200,7 +222,7 @@ def read_layout(prefix: str) -> IndexLayout:
         raise ValueError(
             f"{path}: {what} index: {size} bytes, its header announces {layout.size}; {_REBUILD}"
         )
-    if count == 0 or ends < 2:
+    if ends == 0 or ((count == 0 or ends == 1) and not may_be_empty):
         raise ValueError(f"{path}: the corpus is empty; {_REBUILD} from other inputs")
     return layout
 
@@ -215,14 +237,16 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
         ValueError: one of them is wrong.
     """
     itemsize, pointers, lengths = layout.dtype.itemsize, arrays.pointers, arrays.lengths
-    expected = int(pointers[-1]) + int(lengths[-1]) * itemsize
+    count = layout.num_sentences
+    expected = int(pointers[-1]) + int(lengths[-1]) * itemsize if count else 0
     size = os.path.getsize(prefix + ".bin")
     if size != expected:
         what = "truncated" if size < expected else "over-long"
         raise ValueError(
             f"{prefix}.bin: {what} data: {size} bytes, the index announces {expected}; {_REBUILD}"
         )
-    count = layout.num_sentences
+    if count == 0:
+        return
     sample = np.unique(np.linspace(0, count - 1, min(count, _CHECKED_POINTERS), dtype=np.int64))
     before = sample[:-1] if sample[-1] == count - 1 else sample
     steps = pointers[before + 1] - pointers[before]

@@ -6,31 +6,56 @@ the dtype without a word; here lengths go to disk as they come and such ids are 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
+from minimoe_dist.data.durable import (
+    PARTIAL,
+    RunningHash,
+    close_quietly,
+    naming,
+    open_locked,
+    pieces,
+    to_disk,
+)
+from minimoe_dist.data.indexed_commit import commit_corpus, discard_partial, prepare_prefix
 from minimoe_dist.data.indexed_layout import (
     IndexLayout,
     Manifest,
     TokenizerRecord,
     dtype_for_vocabulary,
-    manifest_path,
+    sha256_of_file,
 )
+from minimoe_dist.data.indexed_words import WordMarksWriter, words_path
 
-_CHUNK = 1 << 20
-_PARTIAL = ".partial"
 _LONGEST_SENTENCE = 2**31 - 1
 
 
+class UnfitPartsError(ValueError):
+    """What a killed writer left does not fit the state that it was to be continued from."""
+
+
+@dataclass
+class WriterState:
+    """How far a writer came; with its partial files, all that another one needs to go on."""
+
+    num_sentences: int = 0
+    num_documents: int = 0
+    num_tokens: int = 0
+    largest_id: int = 0
+    open_start: int | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    bin_sha256: str = ""
+
+
 class IndexedCorpusWriter:
-    """Writes `<prefix>.bin`, `<prefix>.idx` and `<prefix>.manifest.json`.
+    """Writes `<prefix>.bin`, `.idx` and `.manifest.json`, and `.words` if it is asked to.
 
     A context manager: leaving it in peace finishes the corpus, leaving it by an exception
     removes what was written. Files get their final names only when all of them are whole and
@@ -41,6 +66,10 @@ class IndexedCorpusWriter:
         vocab_size: ids must be below it; uint16 on disk below 65500, else int32.
         tokenizer: what the manifest says about the tokenizer.
         overwrite: whether a whole corpus that stands at `prefix` may be replaced.
+        segmenter: what marks whole words; None if nothing does.
+        job: what the manifest says of all inputs and options.
+        part: (i, n) if this is a part of a job, which may be empty.
+        state: of a writer that was killed after a `checkpoint`; its partial files are continued.
 
     Attributes:
         skipped: counts of what was left out and why, for the manifest.
@@ -48,6 +77,7 @@ class IndexedCorpusWriter:
         num_sentences, num_documents, num_tokens: written so far (the open document included).
 
     Raises:
+        UnfitPartsError: partial files do not fit `state`.
         ValueError: a corpus stands at `prefix` already, or somebody is writing it.
     """
 
@@ -58,32 +88,50 @@ class IndexedCorpusWriter:
         *,
         tokenizer: TokenizerRecord | None = None,
         overwrite: bool = False,
+        segmenter: str | None = None,
+        job: str = "",
+        part: tuple[int, int] | None = None,
+        state: WriterState | None = None,
     ) -> None:
         self.prefix = prefix
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
-        self.skipped: dict[str, int] = {}
         self.sources: list[dict[str, Any]] = []
-        self.num_sentences = self.num_documents = self.num_tokens = 0
         self.manifest: Manifest | None = None
+        self._segmenter, self._job, self._part = segmenter, job, part
         self._dtype = dtype_for_vocabulary(vocab_size)
-        self._largest_id = 0
-        self._open_start: int | None = None
-        self._digest = hashlib.sha256()
-        # A manifest still under its temporary name tells that a finish was cut short.
-        whole = os.path.exists(prefix + ".idx") and not os.path.exists(
-            manifest_path(prefix) + _PARTIAL
-        )
-        if whole and not overwrite:
-            raise ValueError(
-                f"{prefix}.idx: a corpus stands there already; choose another prefix, remove it "
-                f"or ask to overwrite"
-            )
-        os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
-        self._bin = _open_locked(prefix + ".bin" + _PARTIAL)
-        self._lengths: IO[bytes] = open(prefix + ".lengths" + _PARTIAL, "w+b")  # noqa: SIM115
-        self._ends: IO[bytes] = open(prefix + ".documents" + _PARTIAL, "w+b")  # noqa: SIM115
-        self._ends.write(np.zeros(1, np.int64).tobytes())
+        prepare_prefix(prefix, overwrite)
+        start = state or WriterState()
+        self.skipped = dict(start.skipped)
+        self.num_sentences, self.num_documents = start.num_sentences, start.num_documents
+        self.num_tokens, self._largest_id = start.num_tokens, start.largest_id
+        self._open_start = start.open_start
+        self._digest = RunningHash()
+        self._open_streams(start, keep=state is not None)
+
+    def _open_streams(self, start: WriterState, keep: bool) -> None:
+        prefix, itemsize = self.prefix, self._dtype.itemsize
+        self._bin = open_locked(prefix + ".bin" + PARTIAL, keep)
+        self._lengths = _open(prefix + ".lengths" + PARTIAL, keep)
+        self._ends = _open(prefix + ".documents" + PARTIAL, keep)
+        self._words: IO[bytes] | None = None
+        if self._segmenter is not None:
+            self._words = _open(words_path(prefix) + PARTIAL, keep)
+        if keep:
+            try:
+                _cut_to(self._bin, start.num_tokens * itemsize)
+                _cut_to(self._lengths, 4 * start.num_sentences)
+                _cut_to(self._ends, 8 * (start.num_documents + 1))
+                for piece in pieces(self._bin):
+                    self._digest.update(piece)
+                if self._digest.hexdigest() != start.bin_sha256:
+                    raise UnfitPartsError(f"{self._bin.name}: damaged since it was written")
+            except UnfitPartsError:
+                self.suspend()
+                raise
+        else:
+            self._ends.write(np.zeros(1, np.int64).tobytes())
+        self._marks = None if self._words is None else WordMarksWriter(self._words, self.num_tokens)
 
     def __enter__(self) -> IndexedCorpusWriter:
         return self
@@ -97,7 +145,11 @@ class IndexedCorpusWriter:
         if kind is not None:
             self.abandon()
         elif self.manifest is None:
-            self.finish()
+            try:
+                self.finish()
+            except BaseException:
+                self.abandon()
+                raise
 
     def add_document(self, sentences: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Adds one document, given as the ids of its sentences.
@@ -117,47 +169,46 @@ class IndexedCorpusWriter:
         document_lengths: np.ndarray,
         *,
         continues: bool = False,
+        word_marks: np.ndarray | None = None,
     ) -> None:
         """Adds many documents at once.
 
         Args:
-            tokens: ids of all sentences, integers [sum of sentence_lengths].
+            tokens: ids of all sentences, integers [sum of sentence_lengths]; not to be changed
+                after that.
             sentence_lengths: tokens of each sentence, at least one, [sum of document_lengths].
             document_lengths: sentences of each document; a document that ends up with none is
                 left out and counted.
             continues: whether the first document is the rest of the one added last.
+            word_marks: which tokens go on with a word, bool [tokens]; with a segmenter only.
 
         Raises:
             ValueError: an id is outside the vocabulary.
         """
         assert tokens.size == int(sentence_lengths.sum()), "lengths must cover the tokens"
         assert sentence_lengths.size == int(document_lengths.sum()), "documents, the sentences"
+        assert (word_marks is None) == (self._marks is None), "marks belong to a segmenter"
         if document_lengths.size == 0:
             return
-        self._open_documents(document_lengths, continues)
+        with naming(self.prefix + ".idx"):
+            self._open_documents(document_lengths, continues)
         if sentence_lengths.size == 0:
             return
         assert int(sentence_lengths.min()) > 0, "a sentence has at least one token"
         assert int(sentence_lengths.max()) <= _LONGEST_SENTENCE, "lengths are int32 on disk"
-        self._check_ids(tokens)
-        data = np.ascontiguousarray(tokens, self._dtype).data
-        with _naming(self.prefix + ".bin"):
+        self._largest_id = max(
+            self._largest_id, check_ids(tokens, self.vocab_size, self.prefix + ".bin")
+        )
+        data = np.ascontiguousarray(tokens, self._dtype).data.cast("B")
+        with naming(self.prefix + ".bin"):
             self._bin.write(data)
             self._lengths.write(sentence_lengths.astype(np.int32).tobytes())
+            if self._marks is not None and word_marks is not None:
+                assert word_marks.size == tokens.size
+                self._marks.add(word_marks)
         self._digest.update(data)
         self.num_sentences += int(sentence_lengths.size)
         self.num_tokens += int(tokens.size)
-
-    def _check_ids(self, tokens: np.ndarray) -> None:
-        assert tokens.dtype.kind in "iu", f"ids are integers, not {tokens.dtype}"
-        smallest, largest = int(tokens.min()), int(tokens.max())
-        if smallest < 0 or largest >= self.vocab_size:
-            wrong = smallest if smallest < 0 else largest
-            raise ValueError(
-                f"{self.prefix}.bin: token id {wrong} is outside the vocabulary of "
-                f"{self.vocab_size}; use the tokenizer that belongs to it"
-            )
-        self._largest_id = max(self._largest_id, largest)
 
     def _open_documents(self, document_lengths: np.ndarray, continues: bool) -> None:
         ends = self.num_sentences + np.cumsum(document_lengths, dtype=np.int64)
@@ -170,7 +221,9 @@ class IndexedCorpusWriter:
 
     def _close_documents(self, starts: np.ndarray) -> None:
         """Ends the open document at starts[0], and each next one where its successor starts."""
-        previous = np.append(np.int64(self._open_start or 0), starts[:-1])
+        if self._open_start is None:
+            return
+        previous = np.append(np.int64(self._open_start), starts[:-1])
         ends = starts[starts > previous]
         self._ends.write(ends.tobytes())
         self.num_documents += int(ends.size)
@@ -179,6 +232,29 @@ class IndexedCorpusWriter:
             self.skipped["empty_documents"] = self.skipped.get("empty_documents", 0) + empty
         self._open_start = int(starts[-1])
 
+    @property
+    def has_open_document(self) -> bool:
+        """Whether a document was added that the next one may continue."""
+        return self._open_start is not None
+
+    def checkpoint(self) -> WriterState:
+        """Puts all that was added on disk; a writer that is given the result goes on from here."""
+        with naming(self.prefix + ".bin"):
+            if self._marks is not None and self._words is not None:
+                self._marks.flush()
+                to_disk(self._words)
+            for stream in (self._bin, self._lengths, self._ends):
+                to_disk(stream)
+        return WriterState(
+            num_sentences=self.num_sentences,
+            num_documents=self.num_documents,
+            num_tokens=self.num_tokens,
+            largest_id=self._largest_id,
+            open_start=self._open_start,
+            skipped=dict(self.skipped),
+            bin_sha256=self._digest.hexdigest(),
+        )
+
     def finish(self) -> Manifest:
         """Completes the files, puts them on disk and gives them their final names.
 
@@ -186,21 +262,19 @@ class IndexedCorpusWriter:
             ValueError: nothing was added.
         """
         assert self.manifest is None, "finished already"
-        try:
-            self._close_documents(np.array([self.num_sentences], np.int64))
-            if self.num_sentences == 0:
-                raise ValueError(
-                    f"{self.prefix}: the corpus would be empty (left out: "
-                    f"{dict(sorted(self.skipped.items())) or 'nothing'}); give other inputs"
-                )
-            return self._commit()
-        except BaseException:
-            self.abandon()
-            raise
+        self._close_documents(np.array([self.num_sentences], np.int64))
+        if self.num_sentences == 0 and self._part is None:
+            raise ValueError(
+                f"{self.prefix}: the corpus would be empty (left out: "
+                f"{dict(sorted(self.skipped.items())) or 'nothing'}); give other inputs"
+            )
+        return self._commit()
 
     def _commit(self) -> Manifest:
         layout = IndexLayout(self._dtype, self.num_sentences, self.num_documents + 1)
         idx_hash = self._write_index(layout)
+        state = self.checkpoint()
+        marks = self._words
         self.manifest = Manifest(
             dtype=self._dtype.name,
             vocab_size=self.vocab_size,
@@ -209,114 +283,81 @@ class IndexedCorpusWriter:
             num_sentences=self.num_sentences,
             num_tokens=self.num_tokens,
             bin_bytes=self.num_tokens * self._dtype.itemsize,
-            bin_sha256=self._digest.hexdigest(),
+            bin_sha256=state.bin_sha256,
             idx_bytes=layout.size,
             idx_sha256=idx_hash,
             tokenizer=self.tokenizer,
             skipped=dict(sorted(self.skipped.items())),
             sources=self.sources,
+            segmenter=self._segmenter,
+            words_sha256=None if marks is None else sha256_of_file(marks.name),
+            job=self._job,
+            part=self._part,
         )
-        finals = [self.prefix + ".bin", self.prefix + ".idx", manifest_path(self.prefix)]
-        with _naming(finals[2]), open(finals[2] + _PARTIAL, "w", encoding="utf-8") as stream:
-            stream.write(self.manifest.to_json())
-            _to_disk(stream)
-        with _naming(finals[0]):
-            _to_disk(self._bin)
-        # An older corpus must not be seen with the new data: its index leaves first.
-        for path in reversed(finals):
-            if os.path.exists(path):
-                os.unlink(path)
-        for path in finals:
-            os.rename(path + _PARTIAL, path)
-        _folder_to_disk(self.prefix)
-        self._close()
+        commit_corpus(self.prefix, self.manifest)
+        self.suspend()
+        discard_partial(self.prefix)
         return self.manifest
 
     def _write_index(self, layout: IndexLayout) -> str:
         path = self.prefix + ".idx"
         digest = hashlib.sha256()
-        with _naming(path), open(path + _PARTIAL, "wb") as stream:
+        with naming(path), open(path + PARTIAL, "wb") as stream:
             for piece in self._index_pieces(layout):
                 stream.write(piece)
                 digest.update(piece)
-            _to_disk(stream)
+            to_disk(stream)
         return digest.hexdigest()
 
     def _index_pieces(self, layout: IndexLayout) -> Iterator[bytes]:
         yield layout.header()
-        yield from _pieces(self._lengths)
+        yield from pieces(self._lengths)
         start = 0
-        for piece in _pieces(self._lengths):
+        for piece in pieces(self._lengths):
             sizes = np.frombuffer(piece, np.int32).astype(np.int64) * self._dtype.itemsize
             ends = start + np.cumsum(sizes)
             yield (ends - sizes).tobytes()
             start = int(ends[-1])
-        yield from _pieces(self._ends)
+        yield from pieces(self._ends)
 
     def abandon(self) -> None:
         """Removes everything that was written."""
-        for suffix in (".lengths", ".documents", ".bin", ".idx", ".manifest.json"):
-            if os.path.exists(self.prefix + suffix + _PARTIAL):
-                os.unlink(self.prefix + suffix + _PARTIAL)
-        self._close()
+        self.suspend()
+        discard_partial(self.prefix)
 
-    def _close(self) -> None:
-        for stream in (self._lengths, self._ends):
-            _close_quietly(stream)
-            if os.path.exists(stream.name):
-                os.unlink(stream.name)
-        _close_quietly(self._bin)
+    def suspend(self) -> None:
+        """Closes the files and leaves them as they are, to be continued from a checkpoint."""
+        for stream in (self._bin, self._lengths, self._ends, self._words):
+            if stream is not None:
+                close_quietly(stream)
+        self._digest.close()
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    stream.flush()
-    stream.seek(0)
-    while piece := stream.read(_CHUNK * 8):
-        yield piece
+def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> int:
+    """The largest of some ids (0 if there is none).
+
+    Raises:
+        ValueError: an id is outside the vocabulary.
+    """
+    assert tokens.dtype.kind in "iu", f"ids are integers, not {tokens.dtype}"
+    if not tokens.size:
+        return 0
+    smallest, largest = int(tokens.min()), int(tokens.max())
+    if smallest < 0 or largest >= vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"{where}: token id {wrong} is outside the vocabulary of {vocab_size}; "
+            f"use the tokenizer that belongs to it"
+        )
+    return largest
 
 
-def _close_quietly(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except OSError:
-        # Closing flushes once more; on a full disk that fails again and tells nothing new.
-        return
+def _open(path: str, keep: bool) -> IO[bytes]:
+    return open(path, "r+b" if keep and os.path.exists(path) else "w+b")
 
 
-def _open_locked(path: str) -> IO[bytes]:
-    """Opens `path` empty for writing, unless a living process writes it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        # A record lock: children that outlive a killed writer by a moment do not hold it.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        raise ValueError(f"{path}: another process is writing it; choose another prefix") from None
-    except OSError:
-        # Some network file systems have no locks; the writer works there without.
-        pass
-    os.ftruncate(descriptor, 0)
-    return os.fdopen(descriptor, "wb", buffering=_CHUNK)
-
-
-def _to_disk(stream: IO[Any]) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _folder_to_disk(prefix: str) -> None:
-    descriptor = os.open(os.path.dirname(os.path.abspath(prefix)), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Lets an I/O error (a full disk) name the file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
+def _cut_to(stream: IO[bytes], size: int) -> None:
+    if os.path.getsize(stream.name) < size:
+        raise UnfitPartsError(f"{stream.name}: shorter than it was")
+    stream.truncate(size)
+    stream.seek(size)

@@ -9,7 +9,7 @@ epoch and nothing is built at the start, so one corpus serves every length, seed
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple, Protocol
@@ -22,18 +22,24 @@ from minimoe_dist.data.keyed import spread_stride, stream_key
 _SPECIAL_TOKENS_OF_A_PAIR = 3
 _OTHER_DOCUMENT_TRIES = 10
 _NON_EMPTY_TRIES = 1000
+# Above every id: ids are int32 at most.
+_MARK = np.int64(1) << np.int64(32)
 
 
 class Pair(NamedTuple):
     """Two segments, without special tokens.
 
     ``first`` (A) and ``second`` (B) are int64 arrays of at least one token each;
-    ``is_random_next`` says that B does not follow A in the corpus.
+    ``is_random_next`` says that B does not follow A in the corpus. ``first_continues`` and
+    ``second_continues`` say which tokens go on with the word of the token before them, bool, of
+    the same lengths; None where the corpus is not asked for that.
     """
 
     first: np.ndarray
     second: np.ndarray
     is_random_next: bool
+    first_continues: np.ndarray | None = None
+    second_continues: np.ndarray | None = None
 
 
 class Pairs(Protocol):
@@ -60,6 +66,8 @@ class PairSource:
         seed: the run's seed; ``num_samples`` does not depend on it.
         short_sequence_probability: share of documents whose chunks aim at a length that is drawn
             uniformly from [2, max_length - 3] instead of max_length - 3.
+        word_continuations: which tokens of the sentences [first, last) go on with a word, bool
+            [tokens]; pairs carry that if it is given.
 
     Raises:
         ValueError: an option out of range, or a corpus without tokens.
@@ -71,6 +79,7 @@ class PairSource:
         max_length: int,
         seed: int,
         short_sequence_probability: float = 0.1,
+        word_continuations: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         if max_length < _SPECIAL_TOKENS_OF_A_PAIR + 2:
             raise ValueError(
@@ -83,6 +92,7 @@ class PairSource:
                 "give a probability between 0 and 1"
             )
         self._corpus = corpus
+        self._word_continuations = word_continuations
         self._room = max_length - _SPECIAL_TOKENS_OF_A_PAIR
         self._seed = seed
         self._sampler = ChunkSampler(corpus, self._room, short_sequence_probability)
@@ -109,13 +119,24 @@ class PairSource:
         stratum = k * self._stride % self._num_samples
         chunk = self._sampler.draw((stratum + rng.random()) / self._num_samples, rng)
         if chunk.is_random_next:
-            first = self._corpus.tokens(chunk.start, chunk.middle)
+            first = self._tokens(chunk.start, chunk.middle)
             second = self._random_next(chunk, len(first), rng)
         else:
-            both = self._corpus.tokens(chunk.start, chunk.end)
+            both = self._tokens(chunk.start, chunk.end)
             cut = self._corpus.token_start(chunk.middle) - self._corpus.token_start(chunk.start)
             first, second = both[:cut], both[cut:]
-        return Pair(*truncate_pair(first, second, self._room, rng), chunk.is_random_next)
+        first, second = truncate_pair(first, second, self._room, rng)
+        if self._word_continuations is None:
+            return Pair(first, second, chunk.is_random_next)
+        marks = first >= _MARK, second >= _MARK
+        return Pair(first % _MARK, second % _MARK, chunk.is_random_next, *marks)
+
+    def _tokens(self, first: int, last: int) -> np.ndarray:
+        """Ids of sentences; with the mark added, so that both are cut alike, where one is due."""
+        tokens = self._corpus.tokens(first, last)
+        if self._word_continuations is not None:
+            tokens += self._word_continuations(first, last) * _MARK
+        return tokens
 
     def _random_next(self, chunk: Chunk, first_length: int, rng: Random) -> np.ndarray:
         """Takes a B from a random sentence on, long enough to reach the chunk's target."""
@@ -132,9 +153,9 @@ class PairSource:
             reached = tokens_before(start) + wanted
             stop = bisect_left(range(start + 1, end), reached, key=tokens_before) + start + 1
             if tokens_before(stop) > tokens_before(start):
-                return corpus.tokens(start, stop)
+                return self._tokens(start, stop)
         # Hardly any document has tokens: A's own sentences are the only ones surely there.
-        return corpus.tokens(chunk.start, chunk.middle)
+        return self._tokens(chunk.start, chunk.middle)
 
 
 class BlendedPairs:

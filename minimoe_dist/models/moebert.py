@@ -94,7 +94,7 @@ class MiniMoeModel(MiniMoePreTrainedModel):
         """Encodes a batch.
 
         Args:
-            input_ids: int64 [B, S].
+            input_ids: int64 [B, S]; B may be 0, and a sample nothing but padding.
             attention_mask: bool or int [B, S]; None means no padding.
             token_type_ids: int64 [B, S] segments; None means zeros. Not read by RoBERTa's family.
             sample_ids: int64 [B]; in training, dropout and router noise are a function of

@@ -10,7 +10,9 @@ import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,16 @@ OPERATIONS = [
     *((os, n) for n in ("fsync", "rename", "mkdir", "unlink", "rmdir")),
     (shutil, "rmtree"),
 ]
+
+
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder whose flushes cost nothing, where there is one, for hundreds of saves."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 def fails(folder, step, number, error, monkeypatch) -> bool:
@@ -60,9 +72,9 @@ def fails(folder, step, number, error, monkeypatch) -> bool:
     return count >= number
 
 
-def test_a_first_save_killed_anywhere_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
+def test_a_first_save_killed_anywhere_is_whole_or_not_there(in_memory, monkeypatch) -> None:
     for number in itertools.count(1):
-        folder = tmp_path / str(number)
+        folder = in_memory / str(number)
         if not fails(folder, 3, number, KilledError(), monkeypatch):
             break
         assert newest_whole_checkpoint(folder) is None or newest_step(folder) == 3
@@ -73,11 +85,11 @@ def test_a_first_save_killed_anywhere_is_whole_or_not_there(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("error", [KilledError(), OSError(errno.ENOSPC, "No space left on device")])
 def test_a_save_broken_anywhere_leaves_the_earlier_checkpoints(
-    error, tmp_path, monkeypatch
+    error, in_memory, monkeypatch
 ) -> None:
     serving = []
     for number in itertools.count(1):
-        folder = tmp_path / str(number)
+        folder = in_memory / str(number)
         save(folder, 1)
         save(folder, 2)
         (folder / "step_00000009.partial").mkdir()
@@ -93,16 +105,16 @@ def test_a_save_broken_anywhere_leaves_the_earlier_checkpoints(
 
 @pytest.mark.parametrize("error", [KilledError(), OSError(errno.ENOSPC, "No space left on device")])
 def test_replacing_a_checkpoint_broken_anywhere_never_loses_its_step(
-    error, tmp_path, monkeypatch
+    error, in_memory, monkeypatch
 ) -> None:
-    save(tmp_path, 2)
-    save(tmp_path, 3)
+    save(in_memory, 2)
+    save(in_memory, 3)
     for number in itertools.count(1):
-        if not fails(tmp_path, 3, number, error, monkeypatch):
+        if not fails(in_memory, 3, number, error, monkeypatch):
             break
-        assert newest_step(tmp_path) == 3
+        assert newest_step(in_memory) == 3
     assert number > 50
-    assert names(tmp_path) == ["latest", "step_00000002", "step_00000003"]
+    assert names(in_memory) == ["latest", "step_00000002", "step_00000003"]
 
 
 def test_what_a_killed_save_left_is_never_used_and_goes_with_the_next(
@@ -124,21 +136,21 @@ def test_what_a_killed_save_left_is_never_used_and_goes_with_the_next(
 def test_a_process_killed_at_random_moments_loses_no_step_that_it_told(tmp_path) -> None:
     folder, told, newest = tmp_path / "checkpoints", mmap.mmap(-1, 8), 0
     moment = random.Random(776)
-    for _ in range(25):
+    for _ in range(12):
         child = os.fork()
         if child == 0:
             save_for_ever(folder, newest + 1, lambda step: struct.pack_into("q", told, 0, step))
             os._exit(1)
-        deadline = time.monotonic() + 60
-        while struct.unpack("q", told)[0] < newest + 2 and time.monotonic() < deadline:
+        start = time.monotonic()
+        while struct.unpack("q", told)[0] < newest + 2 and time.monotonic() < start + 60:
             time.sleep(0.0005)
-        time.sleep(moment.uniform(0, 0.02))
+        time.sleep(moment.uniform(0, time.monotonic() - start))
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         (last,) = struct.unpack("q", told)
         newest = newest_step(folder)
         assert newest in (last, last + 1)
-    assert newest > 50
+    assert newest >= 2 * 12
 
 
 def fail_one(name, rank, patch, error):
@@ -169,14 +181,18 @@ def test_a_rank_that_cannot_write_stops_the_save_on_every_rank(
 
 
 def test_a_note_that_was_cut_off_stops_the_save_on_every_rank(tmp_path, monkeypatch) -> None:
+    whole = run.write_json
+
     def cut_off(path, value):
+        if path.name != "rank_00001.json":
+            return whole(path, value)
         path.write_text('{"file"')
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_json", cut_off)
-        raised = save_with_ranks(tmp_path, 2, 2, 1)
-    assert [type(error) for error in raised] == [OSError] * 2
+        raised = save_with_ranks(tmp_path, 2, 3, 1)
+    assert [type(error) for error in raised] == [OSError] * 3
     assert newest_whole_checkpoint(tmp_path) is None
 
 

@@ -1,5 +1,6 @@
 """Formatting and building: same result for any number of processes, any cut, any interruption."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -143,7 +144,10 @@ def test_building_keeps_documents_and_sentences(tokenizer, tmp_path):
     expected = [[LONG, OTHER], ["short stays."]]
     assert decoded(tokenizer, tmp_path / "c") == expected
     assert result.manifest.tokenizer.lower_case is True
-    assert result.manifest.sources == [{"name": "x.format", "bytes": os.path.getsize(path)}]
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert result.manifest.sources == [
+        {"name": "x.format", "bytes": os.path.getsize(path), "sha256": digest}
+    ]
 
 
 def test_chinese_is_kept(tokenizer, tmp_path):

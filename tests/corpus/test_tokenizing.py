@@ -1,6 +1,7 @@
 """Tokenizers: loading, the fast path and its fallback, fingerprints."""
 
 import logging
+import random
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,32 @@ def test_the_fast_path_gives_the_tokenizers_ids(lower_case):
     assert isinstance(encoder, WordPieceEncoder)
     expected = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
     assert [ids.tolist() for ids in encoder.encode_batch(TEXTS)] == expected
+
+
+def random_texts(seed, count):
+    """Chinese, Latin and odd characters in a row."""
+    chosen = random.Random(seed)
+    ranges = [(0x4E00, 0x9FFF)] * 3 + [(0x20, 0x7E)] * 3 + [(0, 0x2FFF), (0x3000, 0x33FF)]
+    ranges += [(0xF900, 0xFFEF), (0x20000, 0x2FA1F), (0x1F300, 0x1FAFF)]
+    return [
+        "".join(chr(chosen.randint(*chosen.choice(ranges))) for _ in range(chosen.randint(1, 40)))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_the_fast_path_gives_the_ids_of_a_chinese_vocabulary(tmp_path, lower_case):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = [chr(code) for code in [*range(33, 127), *range(0x4E00, 0x9FFF, 3)]]
+    words = ["bert", "Bert", "3", "##3", "##a", "##b", "##今", "##天", "。", "，", "Ａ", "é"]
+    tokens = list(dict.fromkeys([*special, *characters, *words]))
+    tokenizer = load_tokenizer(write_vocabulary(tmp_path, tokens), do_lower_case=lower_case)
+    texts = ["今天天气很好，用BERT3分词。", "他说：“Bert！”", *random_texts(0, 3000)]
+    encoder = build_encoder(tokenizer, texts[:2])
+    assert isinstance(encoder, WordPieceEncoder)
+    ids, lengths = encoder.encode_ragged(texts)
+    right, right_lengths = TokenizerEncoder(tokenizer).encode_ragged(texts)
+    assert np.array_equal(ids, right) and np.array_equal(lengths, right_lengths)
 
 
 @pytest.mark.parametrize("kind", [TokenizerEncoder, build_encoder])

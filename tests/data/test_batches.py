@@ -236,6 +236,31 @@ def test_moving_a_batch_keeps_what_is_missing() -> None:
     assert moved.input_ids.device.type == "meta"
 
 
+def test_marks_of_pairs_join_tokens_to_words() -> None:
+    nothing = np.zeros(SPECIAL.vocab_size, dtype=bool)
+    collate = MaskedCollate(SPECIAL, 128, 0, nothing)
+    ids = np.arange(200, 232)
+    odd = ids % 2 == 1
+    batch = collate([Pair(ids, ids, False, odd, odd)] * 200, np.arange(200))
+    labels = batch.labels.numpy()
+    chosen = labels != IGNORED_LABEL
+    starts = chosen[:, :-1] & (labels[:, :-1] % 2 == 0)
+    assert chosen.any()
+    assert np.array_equal(starts, (chosen & (labels % 2 == 1))[:, 1:])
+
+
+def test_marks_of_pieces_and_of_pairs_add_up() -> None:
+    pieces = np.zeros(SPECIAL.vocab_size, dtype=bool)
+    pieces[201] = True
+    pair = Pair(np.array([200, 201, 202]), np.array([300]), False, np.array([0, 0, 1], bool))
+    taken = set()
+    for sample in range(300):
+        batch = MaskedCollate(SPECIAL, 128, 0, pieces)([pair], np.array([sample]))
+        taken.add(tuple(np.flatnonzero(batch.labels[0].numpy() != IGNORED_LABEL).tolist()))
+    # One position may be masked: the word of three never fits, but is cut if it comes first.
+    assert taken == {(1,), (5,)} or taken == {(5,)}
+
+
 ROBERTA = SpecialTokens(cls=0, sep=2, pad=1, mask=999, vocab_size=1000)
 
 

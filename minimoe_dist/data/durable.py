@@ -1,0 +1,140 @@
+"""Files that get their names only when they are whole and on disk, and hashes made aside."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import IO, Any
+
+PARTIAL = ".partial"
+_CHUNK = 1 << 20
+
+
+def open_locked(path: str, keep: bool = False) -> IO[bytes]:
+    """Opens a file for reading and writing, unless a living process writes it.
+
+    Args:
+        path: the file; it is made if need be.
+        keep: whether its contents stay.
+
+    Raises:
+        ValueError: another process writes it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # A record lock: children that outlive a killed writer by a moment do not hold it.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        raise ValueError(f"{path}: another process is writing it; choose another prefix") from None
+    except OSError:
+        # Some network file systems have no locks; the writer works there without.
+        pass
+    if not keep:
+        os.ftruncate(descriptor, 0)
+    # Opened by its path, so that the stream has a name.
+    return open(path, "r+b", buffering=_CHUNK, opener=lambda _path, _flags: descriptor)
+
+
+def to_disk(stream: IO[Any]) -> None:
+    """Returns when all that was written has reached the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def folder_to_disk(path: str) -> None:
+    """Returns when the names in the folder of `path` have reached the disk."""
+    descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: str, text: str) -> None:
+    """Writes a small file so that it is whole or not there at all, whenever the power fails."""
+    temporary = path.removesuffix(PARTIAL) + ".new" + PARTIAL
+    with naming(path), open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        to_disk(stream)
+    os.replace(temporary, path)
+    folder_to_disk(path)
+
+
+def give_names(paths: Sequence[str]) -> None:
+    """Renames each `path.partial` to `path`, the last one's name coming last.
+
+    What stands under these names goes first, the last one ahead: nobody sees old and new files
+    together. Names whose partial file is gone were given before an interruption, and stay.
+    """
+    waiting = [path for path in paths if os.path.exists(path + PARTIAL)]
+    for path in reversed(waiting):
+        remove(path)
+    for path in waiting:
+        os.rename(path + PARTIAL, path)
+    folder_to_disk(paths[0])
+
+
+def remove(path: str) -> None:
+    """Removes a file if it is there."""
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    """The contents of a stream from its beginning, 8 MiB at a time."""
+    stream.flush()
+    stream.seek(0)
+    while piece := stream.read(_CHUNK * 8):
+        yield piece
+
+
+def close_quietly(stream: IO[bytes]) -> None:
+    """Closes a stream whose contents are of no use any more."""
+    try:
+        stream.close()
+    except OSError:
+        # Closing flushes once more; on a full disk that fails again and tells nothing new.
+        return
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Lets an I/O error (a full disk) name the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
+class RunningHash:
+    """SHA-256 of a growing file, computed beside what its owner does."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Adds data, which must not change any more; waits for the data before it."""
+        self._wait()
+        self._running = self._thread.submit(self._digest.update, data)
+
+    def hexdigest(self) -> str:
+        """The hash of all data so far."""
+        self._wait()
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown()
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None

@@ -1,0 +1,85 @@
+"""What a run opens: corpora of the right vocabulary, with the marks that its masks need."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import BertTokenizerFast
+
+from minimoe_dist.commands.corpora import open_data
+from minimoe_dist.config import load_run_config
+from minimoe_dist.corpus.build import build_indexed
+from minimoe_dist.corpus.reading import ReadingOptions
+from minimoe_dist.data.batches import IGNORED_LABEL
+
+QUIET = ReadingOptions(show_progress=False, input_format="format")
+TEXT = "清华大学位于北京市海淀区\n我们去公园散步\n\n北京市海淀区有清华大学\n散步去公园\n"
+CHARACTERS = sorted(set(TEXT) - {"\n"})
+
+
+def write_teacher(folder, *more):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", *CHARACTERS, *more]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "bert", "vocab_size": len(tokens)})
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_teacher(tmp_path / "teacher")
+
+
+def build(tmp_path, tokenizer, **settings):
+    (tmp_path / "t.format").write_text(TEXT)
+    build_indexed([str(tmp_path / "t.format")], str(tmp_path / "c"), tokenizer, QUIET, **settings)
+
+
+def configuration(tmp_path, *more, teacher="teacher"):
+    return load_run_config(
+        None,
+        [
+            f"teacher.model_name_or_path={tmp_path / teacher}",
+            f"data.record_path_or_regex={tmp_path / 'c'}",
+            f"output_dir={tmp_path / 'out'}",
+            "data.data_type=bert_mlm",
+            "data.max_length=64",
+            *more,
+        ],
+    )
+
+
+def test_chinese_words_are_masked_whole(tmp_path, teacher):
+    build(tmp_path, teacher, whole_words=True)
+    data = open_data(configuration(tmp_path, "data.whole_word_mask=true"))
+    seen = set()
+    for epoch in range(60):
+        batch = data.collate([data.pairs.pair(epoch, 0)], np.array([epoch]))
+        ids = np.where(batch.labels[0] == IGNORED_LABEL, -1, batch.labels[0]).tolist()
+        runs = "".join(teacher.convert_ids_to_tokens(i) if i >= 0 else " " for i in ids).split()
+        seen.update(runs)
+    assert "大学" not in seen and "北京" not in seen
+    assert seen & {"散步", "公园", "我们", "位于"}
+
+
+def test_without_whole_words_pairs_carry_no_marks(tmp_path, teacher):
+    build(tmp_path, teacher, whole_words=True)
+    pair = open_data(configuration(tmp_path)).pairs.pair(0, 0)
+    assert pair.first_continues is None and pair.second_continues is None
+
+
+def test_chinese_without_marks_is_refused_for_whole_words(tmp_path, teacher):
+    build(tmp_path, teacher)
+    with pytest.raises(ValueError, match=r"data\.whole_word_mask: .*--whole_words"):
+        open_data(configuration(tmp_path, "data.whole_word_mask=true"))
+
+
+def test_a_corpus_of_another_vocabulary_is_refused(tmp_path, teacher):
+    build(tmp_path, teacher)
+    write_teacher(tmp_path / "other", "更", "多")
+    with pytest.raises(ValueError, match=r"was built with the vocabulary of .* which is not that"):
+        open_data(configuration(tmp_path, teacher="other"))

@@ -1,0 +1,117 @@
+"""Which reader a file gets, and which files are found."""
+
+import json
+
+import pytest
+
+from minimoe_dist.corpus.sources import (
+    FormatSource,
+    JsonLinesSource,
+    JsonSource,
+    SourceOptions,
+    TextSource,
+    WikiSource,
+    choose_source,
+    find_inputs,
+)
+
+RECORD = {"id": 1, "title": "T", "content": "A text."}
+CASES = {
+    "wiki": ('<doc id="1" title="T">\nT\n\nText.\n</doc>\n', WikiSource),
+    "text": ("A sentence.\n\nAnother.\n", TextSource),
+    "empty": ("", TextSource),
+    "array": (json.dumps([RECORD]), JsonSource),
+    "array with a byte order mark": ("\ufeff" + json.dumps([RECORD], indent=1), JsonSource),
+    "empty array": ("[]\n", JsonSource),
+    "wrapped array": (json.dumps({"RECORDS": [RECORD]}), JsonSource),
+    "wrapped array after other members": (
+        json.dumps({"version": 1, "name": "x", "RECORDS": [RECORD]}, indent=2),
+        JsonSource,
+    ),
+    "objects over several lines": (json.dumps(RECORD, indent=2) * 2, JsonSource),
+    "lines": (json.dumps(RECORD) + "\n" + json.dumps(RECORD), JsonLinesSource),
+    "one line": (json.dumps(RECORD), JsonLinesSource),
+    "lines, the first broken": ('{"id": 1, "content": "x}\n' + json.dumps(RECORD), JsonLinesSource),
+    "long line": (json.dumps({"content": "x y. " * 20_000}), JsonLinesSource),
+    "text that begins with a bracket": ("[1] See there. And here.\n", TextSource),
+    "text that begins with a brace": ('{ "Well" he said }\n', TextSource),
+}
+
+
+def written(tmp_path, text, name="input"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_format_is_recognised(tmp_path, case):
+    text, kind = CASES[case]
+    assert type(choose_source(written(tmp_path, text))) is kind
+
+
+@pytest.mark.parametrize("name", ["wiki_00.format", "wiki_00.format.gz"])
+def test_formatted_files_are_recognised_by_their_name(tmp_path, name):
+    assert type(choose_source(written(tmp_path, "A sentence.\n", name))) is FormatSource
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give one of auto, wiki, json, jsonl, text, text_file"):
+        choose_source(written(tmp_path, ""), "wikki")
+
+
+@pytest.mark.parametrize("text", [json.dumps([RECORD]), json.dumps(RECORD) + "\n"])
+def test_a_key_that_the_records_do_not_have_is_refused(tmp_path, text):
+    path = written(tmp_path, text)
+    options = SourceOptions(text_key="body")
+    with pytest.raises(
+        ValueError, match=r"no text at key 'body'; its keys: id, title, content"
+    ) as e:
+        choose_source(path, options=options)
+    assert str(e.value).startswith(path) and "--text_key" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [("text".encode("utf-16"), "UTF-16"), (b"PK\x03\x04....", "zip"), (b"Rar!\x1a", "rar")],
+)
+def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, what):
+    with pytest.raises(ValueError, match=f"looks like.*{what}") as refusal:
+        choose_source(written(tmp_path, data))
+    assert "\n" not in str(refusal.value)
+
+
+def test_inputs_are_found_in_subfolders_in_order(tmp_path):
+    for name in ("b/wiki_01", "a/wiki_00", "a/wiki_02.partial", "a/other"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_inputs(str(tmp_path), "wiki_*")
+    assert found == [str(tmp_path / "a/wiki_00"), str(tmp_path / "b/wiki_01")]
+
+
+def test_formatted_copies_of_inputs_are_left_out(tmp_path):
+    for name in ("wiki_00", "wiki_00.format", "wiki_01.format"):
+        (tmp_path / name).touch()
+    found = find_inputs(str(tmp_path), "wiki_*")
+    assert found == [str(tmp_path / "wiki_00"), str(tmp_path / "wiki_01.format")]
+
+
+@pytest.mark.parametrize(("folder", "pattern"), [("missing", "*"), (".", "none_*"), (".", "/x")])
+def test_inputs_that_do_not_exist_are_refused(tmp_path, folder, pattern):
+    with pytest.raises(ValueError, match=r"--input_(dir|regex)"):
+        find_inputs(str(tmp_path / folder), pattern)
+
+
+ONE_A_LINE = "Short one.\nIs it? \n\nA second document, of a few more words.\n他说：“走。”\n"
+WRAPPED = (
+    "A paragraph that an editor\nhas wrapped at thirty columns.\nIt goes on in the same way, so\n"
+)
+SEVERAL = "One sentence here. Another one there.\nA third. A fourth.\nA fifth. And a sixth one.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [(ONE_A_LINE, FormatSource), (WRAPPED, TextSource), (SEVERAL, TextSource)]
+)
+def test_text_that_has_a_sentence_a_line_already_is_not_split_again(tmp_path, text, kind) -> None:
+    assert type(choose_source(written(tmp_path, text * 3, "a.txt"))) is kind
+    assert type(choose_source(written(tmp_path, text * 900, "long.txt"))) is kind

@@ -1,0 +1,58 @@
+"""Shows what is in indexed corpora: counts, lengths, text, pairs, a picture; checks their hashes.
+
+python tools/preprocess/inspect_indexed.py corpus/wiki --show_pairs 3 --histogram lengths.png
+
+The exit status is 0 if all corpora are sound, 1 if one is damaged, 2 if an argument is wrong.
+"""
+
+import argparse
+
+from minimoe_dist.corpus.inspection import (
+    draw_lengths,
+    report,
+    show_documents,
+    show_pairs,
+    statistics,
+)
+from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
+
+
+def main() -> None:
+    """Parses the arguments and shows the corpora they name."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("corpora", nargs="+", help="prefixes, folders or globs")
+    add("--show_documents", type=int, default=0, metavar="N", help="decode N documents")
+    add("--show_pairs", type=int, default=0, metavar="N", help="decode N pairs")
+    add("--max_length", type=int, default=128, help="of pairs; default: %(default)s")
+    add("--seed", type=int, default=776, help="of pairs; default: %(default)s")
+    add("--histogram", metavar="PNG", help="draw lengths of the first corpus's texts there")
+    add("--verify", action="store_true", help="read all and compare hashes with the manifest")
+    add("--tokenizer_name_or_path", help="default: what the manifest says")
+    given = parser.parse_args()
+    try:
+        prefixes = [prefix for pattern in given.corpora for prefix in find_corpora(pattern)]
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    try:
+        for number, prefix in enumerate(prefixes):
+            corpus = IndexedCorpus.open(prefix)
+            found = statistics(corpus, given.max_length, given.seed)
+            print(report(corpus, found))
+            if given.verify:
+                corpus.verify_hashes()
+                print("  hashes: as the manifest says")
+            if given.show_documents or given.show_pairs:
+                tokenizer = load_tokenizer(given.tokenizer_name_or_path or corpus.tokenizer_name())
+                print(*show_documents(corpus, tokenizer, given.show_documents), sep="\n")
+                options = given.show_pairs, given.max_length, given.seed
+                print(*show_pairs(corpus, tokenizer, *options), sep="\n")
+            if given.histogram and number == 0:
+                draw_lengths(found, given.histogram, prefix)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
