@@ -113,7 +113,10 @@ OPTIMIZER = AdamW(learning_rate=3e-3, weight_decay=0.05, max_gradient_norm=0.05)
 
 
 def make_distiller(
-    configs: Sequence[MiniMoeConfig], layout: Layout, total_steps: int = 20
+    configs: Sequence[MiniMoeConfig],
+    layout: Layout,
+    total_steps: int = 20,
+    teacher: nn.Module | None = None,
 ) -> Distiller:
     """Students named s0, s1, … on the current process group."""
     students = [
@@ -128,7 +131,7 @@ def make_distiller(
         for index, config in enumerate(configs)
     ]
     schedule = make_schedule("linear", OPTIMIZER.learning_rate, total_steps, 0.1)
-    objective = RelationObjective(RandomTeacher(), RELATION_HEADS)
+    objective = RelationObjective(teacher or RandomTeacher(), RELATION_HEADS)
     return Distiller(students, objective, schedule, seed=SEED, device=torch.device("cpu"))
 
 

@@ -39,10 +39,9 @@ class FaultyTeacher(runs.RandomTeacher):
         return query, key, value
 
 
-def _distiller(layout, configs=None):
-    distiller = runs.make_distiller(configs or [runs.student_options((1, 4))], layout)
-    distiller._teacher = FaultyTeacher()
-    return distiller
+def _distiller(layout, configs=None, teacher=None):
+    configs = configs or [runs.student_options((1, 4))]
+    return runs.make_distiller(configs, layout, teacher=teacher)
 
 
 def _step(distiller, layout, step):
@@ -73,11 +72,12 @@ def _differences(first, second):
 
 def _bad_step(layout, fault):
     """A good step, a bad one and a good one, beside a run without the bad one."""
-    distiller, control = _distiller(layout), _distiller(layout)
+    teacher = FaultyTeacher()
+    distiller, control = _distiller(layout, teacher=teacher), _distiller(layout)
     _step(distiller, layout, 0)
     _step(control, layout, 0)
     before = _state(distiller.students[0])
-    distiller._teacher.fault = fault
+    teacher.fault = fault
     bad = _step(distiller, layout, 1)["s0"]
     after = _state(distiller.students[0])
     good, wanted = _step(distiller, layout, 2)["s0"], _step(control, layout, 2)["s0"]
