@@ -1,4 +1,4 @@
-"""Recipes of several stages: each one's options, folder and teacher."""
+"""Recipes of several stages: each one's options, folder, teacher and starting weights."""
 
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,30 @@ def test_options_of_the_command_line_are_for_every_stage(tmp_path: Path) -> None
     assert second.teacher.model_name_or_path == "elsewhere/assistant/export/student"
 
 
+def test_a_stage_may_name_a_teacher_of_its_own(tmp_path: Path) -> None:
+    two = {**ASSISTANT, "students": [{"name": "a"}, {"name": "b"}]}
+    own = {**STUDENT, "teacher": {"model_name_or_path": "large"}}
+    first, second = load_stages(write(tmp_path, two, own))
+    assert [first.teacher.model_name_or_path, second.teacher.model_name_or_path] == ["big", "large"]
+
+
+def test_a_teacher_may_be_any_earlier_stages_student(tmp_path: Path) -> None:
+    own = {**STUDENT, "teacher": {"model_name_or_path": "stage:assistant/student"}}
+    third = load_stages(write(tmp_path, ASSISTANT, STUDENT, {**own, "name": "third"}))[2]
+    assert third.teacher.model_name_or_path == "runs/chain/assistant/export/student"
+    assert third.teacher.relation_layer == -1
+
+
+def test_a_student_may_start_from_an_earlier_stages_student(tmp_path: Path) -> None:
+    copies = {"moe": "1,4", "start": "copies", "initial_weights": "stage:assistant/student"}
+    path = write(tmp_path, ASSISTANT, {**STUDENT, "students": [copies]})
+    (_, second) = load_stages(path, ["--output_dir=elsewhere"])
+    assert second.students[0].initial_weights == "elsewhere/assistant/export/student"
+
+
+FROM_NOWHERE = {**STUDENT, "students": [{"initial_weights": "stage:assistant/studnet"}]}
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
@@ -68,6 +92,7 @@ def test_options_of_the_command_line_are_for_every_stage(tmp_path: Path) -> None
         ([{**ASSISTANT, "students": [{"name": "a"}, {"name": "b"}]}, STUDENT], "name one of a, b"),
         ([{**ASSISTANT, "teaches": "c"}, STUDENT], "'c' is no student of this stage"),
         ([{**ASSISTANT, "trainin": {}}, STUDENT], "did you mean training?"),
+        ([ASSISTANT, FROM_NOWHERE], "there is: stage:assistant/student"),
     ],
 )
 def test_a_wrong_stage_is_refused(tmp_path: Path, stages: list[Any], words: str) -> None:

@@ -32,7 +32,7 @@ from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
 def problems_of_stages(
     stages: Sequence[RunConfig], launch: Launch, device_type: DeviceType
 ) -> list[list[str]]:
-    """Each stage's problems; of a stage whose teacher is still to be trained, only what is known.
+    """Each stage's problems; of a stage that waits for another's export, only what is known.
 
     Args:
         stages: of the recipe, in order.
@@ -43,13 +43,14 @@ def problems_of_stages(
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
-        is_to_come = teacher in exported and not Path(teacher, "config.json").is_file()
+        needed = {teacher, *(student.initial_weights for student in stage.students)} & exported
+        is_to_come = not all(Path(path, "config.json").is_file() for path in needed)
         found.append(list(problems_before_start(stage, launch, device_type, is_to_come)))
     return found
 
 
 def problems_before_start(
-    config: RunConfig, launch: Launch, device_type: DeviceType, teacher_is_to_come: bool = False
+    config: RunConfig, launch: Launch, device_type: DeviceType, model_is_to_come: bool = False
 ) -> Iterator[str]:
     """Yields, one line each, what would make the run fail; nothing heavy is imported.
 
@@ -57,14 +58,14 @@ def problems_before_start(
         config: the run.
         launch: the processes that it was started with.
         device_type: what it would train on.
-        teacher_is_to_come: leave out what needs the teacher's files.
+        model_is_to_come: leave out what needs the files of teacher and initial weights.
     """
     checks: list[Callable[[], None]] = [
         lambda: check_world_size(config, launch.world_size),
         lambda: _check_device(config, device_type),
         lambda: check_output_dir(config.output_dir),
     ]
-    if not teacher_is_to_come:
+    if not model_is_to_come:
         checks += [lambda: _check_models(config), lambda: _check_corpora(config)]
     for check in checks:
         try:

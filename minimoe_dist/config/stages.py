@@ -3,7 +3,9 @@
 A recipe's ``stages`` is a list of mappings, each with a ``name`` and with the options in which the
 stage differs from the rest of the recipe: sections are merged, lists such as ``students`` are
 replaced. Stage NAME writes to ``output_dir/NAME``. From the second stage on, the teacher is the
-export of the stage before; ``teaches`` names one of a stage's students where there are several.
+export of the stage before, unless the stage names one of its own; ``teaches`` names one of a
+stage's students where there are several. ``stage:NAME/STUDENT`` is the export of a student of an
+earlier stage, as a teacher or as ``initial_weights``.
 """
 
 import re
@@ -17,6 +19,7 @@ from minimoe_dist.config.problems import ConfigError, shown
 from minimoe_dist.config.schema import RunConfig
 
 _OWN_KEYS = ("name", "teaches")
+_REFERENCE = "stage:"
 
 
 def load_stages(
@@ -39,6 +42,7 @@ def load_stages(
     stages: list[RunConfig] = []
     teacher: str | None = None
     names: set[str] = set()
+    exports: dict[str, str] = {}
     for index, entry in enumerate(entries):
         name = _name_of(entry, f"{where}.{index}")
         if name in names:
@@ -46,12 +50,53 @@ def load_stages(
         names.add(name)
         stage = _resolve(tree, entry, config_path, overrides, flags)
         stage = stage.model_copy(update={"output_dir": str(FilePath(stage.output_dir) / name)})
-        if teacher is not None:
+        if index and not _own_teacher(entry):
+            assert teacher is not None
             stage = _taught_by(stage, teacher, entry)
+        stage = _with_exports(stage, entry, exports, f"{where}.{name}")
         stages.append(stage)
-        if index < len(entries) - 1:
+        for student in stage.students:
+            exports[f"{name}/{student.name}"] = stage.export_folder(student.name)
+        if index < len(entries) - 1 and not _own_teacher(entries[index + 1]):
             teacher = stage.export_folder(_teaching(stage, entry, f"{where}.{name}"))
     return stages
+
+
+def _own_teacher(entry: Any) -> bool:
+    """Whether a stage names a teacher, which then is not the export of the stage before."""
+    given = entry.get("teacher") if isinstance(entry, dict) else None
+    return isinstance(given, dict) and "model_name_or_path" in given
+
+
+def _with_exports(
+    stage: RunConfig, entry: Mapping[str, Any], exports: Mapping[str, str], where: str
+) -> RunConfig:
+    """The stage with folders in the place of ``stage:NAME/STUDENT``."""
+    students = [
+        student.model_copy(
+            update={
+                "initial_weights": _export(
+                    student.initial_weights, exports, f"{where}.{student.name}.initial_weights"
+                )
+            }
+        )
+        for student in stage.students
+    ]
+    name = stage.teacher.model_name_or_path
+    teacher = _export(name, exports, f"{where}.teacher.model_name_or_path")
+    assert teacher is not None
+    stage = stage.model_copy(update={"students": students})
+    return stage if teacher == name else _taught_by(stage, teacher, entry)
+
+
+def _export(path: str | None, exports: Mapping[str, str], where: str) -> str | None:
+    if path is None or not path.startswith(_REFERENCE):
+        return path
+    found = exports.get(path.removeprefix(_REFERENCE))
+    if found is None:
+        there = ", ".join(_REFERENCE + name for name in exports) or "none"
+        raise ConfigError(f"{where}: {path} is no student of an earlier stage; there is: {there}")
+    return found
 
 
 def _name_of(entry: Any, where: str) -> str:

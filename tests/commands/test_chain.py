@@ -10,7 +10,9 @@ from tests.commands import support
 from tests.commands.support import Workshop
 
 ASSISTANT = {"layer": 2, "hidden": 16, "heads": 2}
-STUDENT = {"layer": 1, "hidden": 16, "heads": 2, "moe": "1,2"}
+# Its experts begin as copies of what an earlier stage trains.
+COPIES = {"start": "copies", "initial_weights": "stage:first/student"}
+STUDENT = {**ASSISTANT, "moe": "1,2", **COPIES}
 
 
 def recipe(workshop: Workshop, output_dir: Path) -> Path:
