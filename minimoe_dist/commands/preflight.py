@@ -43,7 +43,8 @@ def problems_of_stages(
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
-        needed = {teacher, *(student.initial_weights for student in stage.students)} & exported
+        starts = {student.initial_weights or "" for student in stage.students}
+        needed = {teacher, *starts} & exported
         is_to_come = not all(Path(path, "config.json").is_file() for path in needed)
         found.append(list(problems_before_start(stage, launch, device_type, is_to_come)))
     return found

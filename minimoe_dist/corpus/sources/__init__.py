@@ -6,7 +6,7 @@ from minimoe_dist.corpus.sources.choosing import (
     choose_source,
     find_inputs,
 )
-from minimoe_dist.corpus.sources.documentation import python_documentation
+from minimoe_dist.corpus.sources.documentation import documentation_folder, python_documentation
 from minimoe_dist.corpus.sources.json_documents import RecordReader
 from minimoe_dist.corpus.sources.json_records import JsonLinesSource, JsonSource
 from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, Source
@@ -28,6 +28,7 @@ __all__ = [
     "TextSource",
     "WikiSource",
     "choose_source",
+    "documentation_folder",
     "find_inputs",
     "python_documentation",
     "write_wiki",

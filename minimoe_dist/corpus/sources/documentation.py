@@ -1,8 +1,9 @@
-"""English prose that comes with Python: a small corpus that is always there."""
+"""English prose that comes with Python, always there, and that of documentation packages."""
 
 from __future__ import annotations
 
 import ast
+import gzip
 import inspect
 import os
 import re
@@ -14,6 +15,7 @@ from minimoe_dist.corpus.blocks import Document
 
 _LITERAL_START = (">>>", "...", "|", "+-", "==", "--", "::", "#", "$", "@", "Usage")
 _MARKUP = re.compile(r"``|`|(?<!\w)\*{1,2}(?=\w)|(?<=\w)\*{1,2}(?!\w)|:[a-z]+:(?=`)")
+_SUFFIXES = (".rst", ".rst.gz")
 _NO_PROSE_FOLDERS = frozenset(
     {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idle_test"}
 )
@@ -37,6 +39,25 @@ def python_documentation() -> Iterator[Document]:
             if path.suffix == ".py" and path.name != "topics.py":
                 name = ".".join(path.relative_to(library).with_suffix("").parts)
                 yield from _documentation_of(name.removesuffix(".__init__"), _docstrings(path))
+
+
+def documentation_folder(folder: str | os.PathLike[str]) -> Iterator[Document]:
+    """The prose of a folder's reStructuredText, plain or gzipped, as Debian's packages carry it.
+
+    One document a file, in the order of their paths; lines are paragraphs. Folders named
+    ``translations`` are left out.
+
+    Raises:
+        ValueError: there is no such folder, or no such file below it.
+    """
+    found = [path for path in sorted(Path(folder).rglob("*")) if path.name.endswith(_SUFFIXES)]
+    if not found:
+        raise ValueError(f"{folder}: no {' or '.join(_SUFFIXES)} file below it; give another folder")
+    for path in found:
+        if "translations" not in path.relative_to(folder).parts:
+            content = path.read_bytes()
+            text = gzip.decompress(content) if path.suffix == ".gz" else content
+            yield from _documentation_of(path.name, [text.decode("utf-8", "replace")])
 
 
 def _documentation_of(name: str, texts: Iterable[str]) -> Iterator[Document]:
