@@ -1,4 +1,5 @@
 # make demo    the main job, end to end, on an embedded default
+# make study   the runs of docs/results.md: hours on two cores
 # make test    all tests (and what they need)
 # make lint    ruff and mypy
 # make clean   removes the environment, caches and build outputs (runs/ stays)
@@ -6,18 +7,20 @@
 # PYTHON=...       the interpreter that makes .venv (3.11)
 # PIP_OPTIONS=...  for pip, for example an index that offers a CPU build of torch
 # DEMO_OPTIONS=... for `minimoe-dist demo`, for example --steps 50
+# STUDY_OPTIONS=... for benchmarks/study.py, for example "--steps 20 --text FOLDER"
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_OPTIONS ?=
 DEMO_OPTIONS ?=
+STUDY_OPTIONS ?=
 TEST_OPTIONS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 SLURM_PACKAGES := slurm-wlm munge
 
-.PHONY: demo test lint clean install debian-packages
+.PHONY: demo study test lint clean install debian-packages
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -36,6 +39,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/python -m minimoe_dist demo $(DEMO_OPTIONS)
+
+study: $(STAMP)
+	@$(BIN)/python benchmarks/study.py $(STUDY_OPTIONS)
 
 # Tests of Slurm skip themselves where it is missing, so failing to install it is no failure.
 debian-packages:

@@ -33,8 +33,12 @@ def test_deepspeed_json_resolves(path: Path) -> None:
     assert config.parallel.precision == expected
 
 
+# Those that run on any machine, beside the recipes of the seed's scripts.
+SMALL = ("demo", "study", "study_sizes")
+
+
 @pytest.mark.parametrize(
-    "recipe", [one for one in RECIPES if one.stem != "demo"], ids=lambda path: path.stem
+    "recipe", [one for one in RECIPES if one.stem not in SMALL], ids=lambda path: path.stem
 )
 def test_seed_recipe_has_the_seed_values(recipe: Path) -> None:
     for config in load_stages(str(recipe)):

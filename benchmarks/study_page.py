@@ -1,0 +1,94 @@
+"""The study's numbers as a picture and a table for docs/results.md; started by study.py."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+COMPARED = ("dense_3l_192h", "dense_4l_192h", "moe_1_4")
+
+
+def grouped(results: Mapping[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(stage, student) -> its runs, one a seed."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for student in results["students"]:
+        stage = student["run"].rpartition("/")[2]
+        stage = "ladder" if stage.startswith("seed_") else stage
+        groups.setdefault((stage, student["name"]), []).append(student)
+    return groups
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The numbers of the page, as Markdown."""
+    seconds = {row["student"]: row for row in results["costs"]}
+    groups = grouped(results)
+    plain = groups[("ladder", COMPARED[0])][0]["heldout_loss"]
+    lines = [
+        "| stage | student | GMAC | parameters | held-out loss by seed | against plain 3L;192H | "
+        "CPU s a step | CPU s inference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (stage, name), runs in groups.items():
+        first = runs[0]
+        cost = seconds[cost_key(first["student"])]
+        losses = ", ".join(f"{run['heldout_loss']:.4f}" for run in runs)
+        change = first["heldout_loss"] / plain - 1
+        lines.append(
+            f"| {stage} | `{name}`: {first['student']} | {first['student_gmac']:.2f} | "
+            f"{first['student_parameters'] / 1e6:.1f} M | {losses} | {change:+.1%} | "
+            f"{cost['step']:.2f} | {cost['inference']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def cost_key(words: str) -> str:
+    """Of "MiniMoE 3L;192H 1,4E": "3L;192H 1,4"."""
+    _, size, *experts = words.split()
+    return f"{size} {experts[0].rstrip('E') if experts else '1,1'}"
+
+
+def draw(results: Mapping[str, Any], target: Path) -> None:
+    """Curves of the main comparison, every student's loss, and loss against compute."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    curves, dots, sizes = figure.subplots(1, 3, width_ratios=(1, 1.15, 0.9))
+    groups = grouped(results)
+    for index, name in enumerate(COMPARED):
+        for number, run in enumerate(groups[("ladder", name)]):
+            steps, losses = zip(*run["training_curve"], strict=True)
+            label = None if number else name
+            curves.plot(steps, losses, color=f"C{index}", alpha=0.8, linewidth=1.2, label=label)
+    curves.set(title="training, a line a seed", xlabel="step", ylabel="relation loss", yscale="log")
+    draw_dots(dots, groups)
+    draw_sizes(sizes, groups)
+    for axes in (curves, sizes):
+        axes.legend()
+    for axes in (curves, dots, sizes):
+        axes.grid(alpha=0.3, which="both")
+    figure.savefig(target, dpi=100)
+
+
+def draw_dots(axes: Any, groups: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
+    stages = list(dict.fromkeys(stage for stage, _ in groups if stage != "sizes"))
+    rows = [key for key in groups if key[0] in stages]
+    for row, key in enumerate(rows):
+        losses = [run["heldout_loss"] for run in groups[key]]
+        axes.plot(losses, [row] * len(losses), "o", color=f"C{stages.index(key[0])}", alpha=0.7)
+    axes.set(title="held-out relation loss", yticks=range(len(rows)))
+    axes.set_yticklabels([f"{stage}: {name}" for stage, name in rows])
+    axes.invert_yaxis()
+
+
+def draw_sizes(axes: Any, groups: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
+    runs = [runs[0] for (stage, _), runs in groups.items() if stage in ("ladder", "sizes")]
+    for words, color in (("MiniLM", "C0"), ("MiniMoE", "C2")):
+        chosen = [run for run in runs if run["student"].split()[0] == words]
+        chosen = [run for run in chosen if cost_key(run["student"]).endswith(("1,1", "1,4"))]
+        for run in chosen:
+            place = (run["student_gmac"], run["heldout_loss"])
+            axes.annotate(run["student"].split()[1], place, fontsize=8, xytext=(4, 3),
+                          textcoords="offset points")  # fmt: skip
+        places = [(run["student_gmac"], run["heldout_loss"]) for run in chosen]
+        label = "plain" if words == "MiniLM" else "4 feed-forward experts"
+        axes.plot(*zip(*places, strict=True), "o", color=color, label=label)
+    axes.set(title="held-out loss against compute", xlabel="GMAC of a sequence of 128")
