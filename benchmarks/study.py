@@ -4,8 +4,8 @@
 
 (all four parts by default; `make study` is the same.) ``corpus``: prose of Python's documentation
 and of Debian's linux-doc-6.1, which apt-get fetches where --text names no folder of .rst files.
-``train``: configs/recipes/study.yaml, study_sizes.yaml, and the main comparison with more seeds, in
-two processes side by side; what was interrupted goes on, what is finished is skipped. ``measure``:
+``train``: configs/recipes/study.yaml, study_longer.yaml with two seeds and study_sizes.yaml, in two
+processes side by side; what was interrupted goes on, what is finished is skipped. ``measure``:
 each export's relation loss against the first teacher on the same held-out pairs, and the processor
 seconds of each student's step, into docs/results/distillation.json. ``draw``: the picture.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from study_page import COMPARED, draw, table
+from study_page import draw, table
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "configs" / "recipes"
@@ -73,19 +73,19 @@ def build_corpus(folder: Path, text: str | None) -> None:
 
 
 def write_recipes(folder: Path, steps: int | None) -> tuple[list[Path], list[Path]]:
-    """The shipped recipes on this folder, and the main comparison with other seeds.
+    """The shipped recipes on this folder, one of them with several seeds.
 
     Returns:
         What each of the two processes trains, in order.
     """
-    main = yaml.safe_load((RECIPES / "study.yaml").read_text("utf-8"))
-    sizes = yaml.safe_load((RECIPES / "study_sizes.yaml").read_text("utf-8"))
-    recipes = {f"seed_{main['seed']}": main, "sizes": sizes}
-    alone = {key: value for key, value in main.items() if key != "stages"}
-    ladder = main["stages"][0]["students"]
+    main, longer, sizes = (
+        yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8"))
+        for name in ("study", "study_longer", "study_sizes")
+    )
+    recipes = {f"seed_{main['seed']}": main}
     for seed in SEEDS:
-        students = [student for student in ladder if student["name"] in COMPARED]
-        recipes[f"seed_{seed}"] = {**alone, "seed": seed, "students": students}
+        recipes[f"seed_{seed}"] = {**longer, "seed": seed}
+    recipes["sizes"] = sizes
     paths = {}
     for name, recipe in recipes.items():
         recipe["output_dir"] = str(folder / name)

@@ -12,30 +12,44 @@ def grouped(results: Mapping[str, Any]) -> dict[tuple[str, str], list[dict[str, 
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for student in results["students"]:
         stage = student["run"].rpartition("/")[2]
-        stage = "ladder" if stage.startswith("seed_") else stage
         groups.setdefault((stage, student["name"]), []).append(student)
     return groups
+
+
+def against_plain(student: Mapping[str, Any], results: Mapping[str, Any]) -> float | None:
+    """Loss relative to the plain student of its size and seed, of the same stage if it has one.
+
+    None for plain students themselves.
+    """
+    size, stage = student["student"].split()[1], student["run"].rpartition("/")[2]
+    if student["student"].startswith("MiniLM"):
+        return None
+    plain = [
+        one
+        for one in results["students"]
+        if one["seed"] == student["seed"] and one["student"] == f"MiniLM {size}"
+    ]
+    plain.sort(key=lambda one: one["run"].rpartition("/")[2] != stage)
+    return float(student["heldout_loss"] / plain[0]["heldout_loss"] - 1)
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The numbers of the page, as Markdown."""
     seconds = {row["student"]: row for row in results["costs"]}
-    groups = grouped(results)
-    plain = groups[("ladder", COMPARED[0])][0]["heldout_loss"]
     lines = [
-        "| stage | student | GMAC | parameters | held-out loss by seed | against plain 3L;192H | "
-        "CPU s a step | CPU s inference |",
+        "| stage | student | GMAC | parameters | held-out loss, a number a seed | against plain | "
+        "step, CPU s | inference, CPU s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (stage, name), runs in groups.items():
-        first = runs[0]
-        cost = seconds[cost_key(first["student"])]
+    for (stage, name), runs in grouped(results).items():
+        first, cost = runs[0], seconds[cost_key(runs[0]["student"])]
         losses = ", ".join(f"{run['heldout_loss']:.4f}" for run in runs)
-        change = first["heldout_loss"] / plain - 1
+        changes = [against_plain(run, results) for run in runs]
+        shown = ", ".join("" if change is None else f"{change:+.1%}" for change in changes)
         lines.append(
             f"| {stage} | `{name}`: {first['student']} | {first['student_gmac']:.2f} | "
-            f"{first['student_parameters'] / 1e6:.1f} M | {losses} | {change:+.1%} | "
-            f"{cost['step']:.2f} | {cost['inference']:.3f} |"
+            f"{first['student_parameters'] / 1e6:.1f} M | {losses} | {shown.strip(', ')} | "
+            f"{cost['step']:.2f} | {cost['inference']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
