@@ -35,7 +35,7 @@ from ..train.peers import PeerWatch
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
 from .model_types import Lesson, make_student, open_lesson
-from .results import describe, export_all, relation_paths, student_gmac
+from .results import Heldout, export_all, relation_paths
 
 FINISHED, FAILED = 0, 1
 STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
@@ -330,22 +330,14 @@ class _Run:
             "students": {},
             "options": self.config.model_dump(mode="json"),
         }
-        before = self.progress.heldout_before or {}
+        heldout = Heldout(self.progress.heldout_before or {}, after)
         for student in self.distiller.students:
-            weights = student.whole_weights()
-            if self.launch.rank != 0:
-                continue
-            target = Path(self.config.export_folder(student.name))
-            sub_models = export_all(student.config, weights, target, self.data.tokenizer)
-            summary["students"][student.name] = {
-                "student": describe(student.config),
-                "heldout_loss_before": before.get(student.name),
-                "heldout_loss_after": after.get(student.name),
-                "student_gmac": student_gmac(student.config),
-                "student_parameters": sum(value.numel() for value in weights.values()),
-                "export": str(target),
-                **({"sub_models": sub_models} if sub_models else {}),
-            }
+            name, weights = student.name, student.whole_weights()
+            if self.launch.rank == 0:
+                target = Path(self.config.export_folder(name))
+                summary["students"][name] = export_all(
+                    name, student.config, weights, target, self.data.tokenizer, heldout
+                )
         if self.launch.rank == 0:
             path = self.folder / "summary.json"
             beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")

@@ -64,15 +64,23 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
 
 
 def load_sparse_student(
-    path: str, sparsity: str, *, num_relation_heads: int, seed: int
+    path: str,
+    sparsity: str,
+    *,
+    num_relation_heads: int,
+    seed: int,
+    relation_projections: bool = True,
+    model_class: type[ElasticForRelations] = ElasticForRelations,
 ) -> ElasticForRelations:
-    """The student that a sub-model of a sparsified BERT starts, with fresh relation projections.
+    """The student that a sub-model of a sparsified BERT starts.
 
     Args:
         path: a folder of a whole sliceable BERT with a map.
         sparsity: a key of the map, for instance "90".
         num_relation_heads: R of the relation loss; divides the whole hidden size.
-        seed: of the projections; they are a function of it alone.
+        seed: of what the folder does not have; that is a function of it alone.
+        relation_projections: whether it learns relations; the projections are fresh.
+        model_class: with a masked-LM head or without; the folder's head, or a fresh one.
 
     Raises:
         ValueError: the folder has no such sub-model, or R does not divide the width.
@@ -90,9 +98,10 @@ def load_sparse_student(
             f"{config.hidden_size} of {path}: change one of them"
         )
     config.shape(sparsity)
-    config.num_relation_heads, config.relation_projections = num_relation_heads, True
+    config.num_relation_heads = num_relation_heads
+    config.relation_projections = relation_projections
     config.with_pooler = False  # distillation would not train it, only let it decay
-    model, _ = _load(ElasticForRelations, folder, path, config, seed)
+    model, _ = _load(model_class, folder, path, config, seed)
     return cut(model, sparsity)
 
 
