@@ -205,7 +205,8 @@ class _Run:
         with metrics.paused():
             batches = self.data.heldout_batches(self.config, self.launch)
             losses = self.distiller.evaluate(batches)
-        metrics.evaluation(step, losses)
+        # A line of progress has no room for sub-models.
+        metrics.evaluation(step, losses, [student.name for student in self.distiller.students])
         return losses
 
     def _facts(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -10,15 +10,16 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from ..checkpoints.export import load_student
 from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
+from ..config.checks import check_tinybert_heads
 from ..config.paths import read_model_json
-from ..models.build import build_student, student_config
+from ..models.build import build_student, continued, student_config
 from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations
-from ..models.elastic_build import load_sparse_student, once_for_all_config
+from ..models.elastic_build import once_for_all_config, sparse_student
 from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.mlm_head import MiniMoeForMaskedLM
-from ..models.moebert import MiniMoeForRelations
+from ..models.moebert import MiniMoeForRelations, MiniMoePreTrainedModel
 from ..models.pretrained import encoder_dtype, read_encoder_config
 from ..models.teacher import RelationTeacher, load_teacher, teacher_of
 from ..models.tinybert import (
@@ -36,6 +37,8 @@ from ..train.objectives import (
 )
 
 _SEED_RELATION_DROPOUT = 0.1
+
+Loaded = TypeVar("Loaded", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -187,34 +190,25 @@ def _make_encoder(
             _student_config(config, options, base),
             config.seed,
             start=options.start,
-            dense=None if given is None else _plain_student(given),
+            dense=None if given is None else _load(given, MiniMoeForRelations),
             copy_noise=options.copy_noise,
             model_class=student_class,
         )
         return made
-    student = _load(given)
+    student = _load(given, MiniMoePreTrainedModel)
     student.config.relation_projections = not student.config.is_dense and _learns_relations(config)
-    return _go_on(student, student_class, config.seed)
+    return continued(student, student.config, student_class, config.seed)
 
 
-def _load(path: str) -> PreTrainedModel:
-    student: PreTrainedModel = load_student(resolve_model_path(path))
+def _load(path: str, kind: type[Loaded]) -> Loaded:
+    """A student to start from; checked here too, since only its weights tell the published ones."""
+    student = load_student(resolve_model_path(path))
+    if not isinstance(student, kind):
+        raise ValueError(
+            f"initial_weights: {path} holds a {type(student).__name__}, which is no "
+            f"{kind.__name__}: give a student of this model type"
+        )
     return student
-
-
-def _plain_student(path: str) -> MiniMoeForRelations:
-    student = _load(path)
-    if not isinstance(student, MiniMoeForRelations):
-        raise ValueError(f"initial_weights: {path} is no plain student to copy: give a MiniLM one")
-    return student
-
-
-def _go_on(student: PreTrainedModel, student_class: type[Any], seed: int) -> PreTrainedModel:
-    """A student with its objective's own parts on top, fresh where its folder had none."""
-    again: PreTrainedModel = build_student(student.config, seed, model_class=student_class)
-    own, given = again.state_dict(), student.state_dict()
-    again.load_state_dict({name: given.get(name, value) for name, value in own.items()})
-    return again
 
 
 def _make_sparse(
@@ -222,24 +216,23 @@ def _make_sparse(
 ) -> PreTrainedModel:
     path = options.initial_weights or options.model_name_or_path
     assert path is not None and options.sparsity is not None, "checked with the options"
-    student: PreTrainedModel = load_sparse_student(
-        path,
+    return sparse_student(
+        _load(path, ElasticForRelations),
         options.sparsity,
         num_relation_heads=_relation_heads(config),
         seed=config.seed,
         relation_projections=_learns_relations(config),
         model_class=student_class,
     )
-    return student
 
 
 def _make_once_for_all(
     config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
 ) -> PreTrainedModel:
     if options.initial_weights is not None:
-        student = _load(options.initial_weights)
+        student = _load(options.initial_weights, ElasticForRelations)
         student.config.relation_projections = _learns_relations(config)
-        return _go_on(student, student_class, config.seed)
+        return continued(student, student.config, student_class, config.seed)
     assert options.ofa_layer and options.ofa_hidden, "checked with the options"
     sliceable = once_for_all_config(
         base,
@@ -261,15 +254,11 @@ def _make_tinybert(
 ) -> PreTrainedModel:
     path = config.teacher.model_name_or_path
     teacher = read_encoder_config(path, resolve_model_path(path))
-    if options.heads != teacher.num_attention_heads:
-        raise ValueError(
-            f"students.{options.name}.heads: {options.heads}, but TinyBERT compares attention head "
-            f"by head and {path} has {teacher.num_attention_heads}: give as many"
-        )
+    check_tinybert_heads(options, path, teacher.num_attention_heads)
     if options.initial_weights is not None:
-        student = _load(options.initial_weights)
+        student = _load(options.initial_weights, MiniMoePreTrainedModel)
         student.config.teacher_hidden_size = teacher.hidden_size
-        return _go_on(student, student_class, config.seed)
+        return continued(student, student.config, student_class, config.seed)
     own = _student_config(config, options, base)
     own.teacher_hidden_size = teacher.hidden_size
     made: PreTrainedModel = build_student(own, config.seed, model_class=student_class)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # What `minimoe-dist sparsify` does; with a sparsity, `distill` trains that sub-model so.
 SPARSIFICATION = "sparsebert_mlm"
-_SPARSE = ("sparsebert_minilm", SPARSIFICATION)
+SPARSE_MODEL_TYPES = ("sparsebert_minilm", SPARSIFICATION)
 BUILT_MODEL_TYPES = (
     "bert_minilm",
     "moebert_minilm",
@@ -115,7 +115,11 @@ def _size_problems(config: "RunConfig", student: "StudentConfig") -> list[tuple[
         problems.append(("hidden", words))
     learns_relations = config.objective.relation_weight and model_type != "bert_tinybert"
     # A sparse student has the sizes of the model that it is cut out of.
-    if learns_relations and model_type not in _SPARSE and student.hidden % relation_heads:
+    if (
+        learns_relations
+        and model_type not in SPARSE_MODEL_TYPES
+        and student.hidden % relation_heads
+    ):
         words = (
             f"{student.hidden} is not divisible by objective.num_relation_heads "
             f"{relation_heads}; choose a multiple or other relation heads"
@@ -135,7 +139,7 @@ def _start_problems(model_type: str, student: "StudentConfig") -> list[tuple[str
     if student.start == "copies" and student.moe == "1,1":
         words = "'copies' is for students with experts; use split, or moe such as 1,4"
         problems.append(("start", words))
-    is_sparse, is_sliced = model_type in _SPARSE, model_type == "ofabert_minilm"
+    is_sparse, is_sliced = model_type in SPARSE_MODEL_TYPES, model_type == "ofabert_minilm"
     if is_sparse and student.sparsity is None and model_type != SPARSIFICATION:
         problems.append(("sparsity", "is missing; give one of the sparsified model's map, as 90"))
     starts_from = (student.initial_weights, student.model_name_or_path)
@@ -143,7 +147,7 @@ def _start_problems(model_type: str, student: "StudentConfig") -> list[tuple[str
         words = "is missing; give the folder that minimoe-dist sparsify wrote"
         problems.append(("initial_weights", words))
     if not is_sparse and student.sparsity is not None:
-        words = f"{student.sparsity!r} belongs to {' and '.join(_SPARSE)}; leave it out"
+        words = f"{student.sparsity!r} belongs to {' and '.join(SPARSE_MODEL_TYPES)}; leave it out"
         problems.append(("sparsity", words))
     for name, total in (("ofa_layer", student.layer), ("ofa_hidden", student.hidden)):
         sizes = getattr(student, name)
@@ -205,6 +209,24 @@ def check_command(config: "RunConfig", command: str) -> None:
                     "sub-model; give one of a sparsified model's map, as 90 (minimoe-dist sparsify "
                     "makes the map)"
                 )
+
+
+def check_tinybert_heads(student: "StudentConfig", path: str, heads: int | None) -> None:
+    """Refuses a TinyBERT student whose attention heads are not its teacher's.
+
+    Args:
+        student: its options.
+        path: the teacher's.
+        heads: the teacher's attention heads; None where they are not known yet.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    if heads is not None and student.heads != heads:
+        raise ConfigError(
+            f"students.{student.name}.heads: {student.heads}, but TinyBERT compares attention head "
+            f"by head and {path} has {heads}: give as many"
+        )
 
 
 def check_world_size(config: "RunConfig", world_size: int) -> None:
