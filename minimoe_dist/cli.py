@@ -14,7 +14,7 @@ from types import TracebackType
 
 from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, load_stages
-from minimoe_dist.config.checks import SPARSIFICATION
+from minimoe_dist.config.checks import SPARSIFICATION, check_command
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
 from minimoe_dist.config.commands import CommandOptions, DemoOptions
 from minimoe_dist.config.flags import known_flags, unknown_flag
@@ -217,10 +217,7 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
     given = [f"--model_type={SPARSIFICATION}"] if sparsifies else []
     stages = load_stages(arguments.config_path, [*given, *arguments.overrides])
     for config in stages:
-        if (config.model_type == SPARSIFICATION) != sparsifies:
-            other = "distill" if sparsifies else "sparsify"
-            words = f"{config.model_type} is for minimoe-dist {other}; use that"
-            raise ConfigError(f"model_type: {words}")
+        check_command(config, command)
     device_type = prepare_environment(stages[0].parallel.use_cpu)
     from minimoe_dist.commands.preflight import problems_of_stages
 
