@@ -1,7 +1,7 @@
 """What each model type stands for: the objective, its teacher, and how a student is made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ..train.objectives import (
     RelationObjective,
     TinyBertObjective,
 )
+from ..train.teacher_sharding import held_bytes, load_sharded_teacher
 
 _SEED_RELATION_DROPOUT = 0.1
 
@@ -41,11 +42,13 @@ class Lesson:
         objective: with the loaded teacher, if it has one.
         teacher: the configuration of the uncut teacher.
         path: what the teacher computes; None where no teacher runs.
+        teacher_bytes: of the teacher's weights that this rank holds.
     """
 
     objective: Objective
     teacher: PreTrainedConfig
     path: RelationPath | None
+    teacher_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,16 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
     options = config.teacher
     path = options.model_name_or_path
     folder = resolve_model_path(path)
+    if options.layout != "replicated":
+        return load_sharded_teacher(
+            path,
+            layout=options.layout,
+            parallel_size=options.parallel_size,
+            offload=options.offload == "cpu",
+            relation_layer=options.relation_layer,
+            dtype=options.dtype,
+            device=device,
+        )
     if is_published_student(read_model_json(folder)):
         if options.relation_layer != -1:
             raise ValueError(
@@ -116,7 +129,7 @@ def _relation_objective(
         config.seed,
     )
     path = RelationPath(teacher.layers_run, teacher.hidden_size, teacher.config.intermediate_size)
-    return objective, Lesson(objective, teacher.config, path)
+    return objective, Lesson(objective, teacher.config, path, held_bytes(teacher))
 
 
 def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
@@ -129,7 +142,7 @@ def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
     objective, lesson = _relation_objective(config, device, RelationObjective)
     if not weight:
         return lesson
-    return Lesson(MaskedLmObjective(weight, objective), lesson.teacher, lesson.path)
+    return replace(lesson, objective=MaskedLmObjective(weight, objective))
 
 
 def _teach_sub_models(config: RunConfig, device: torch.device) -> Lesson:
