@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,18 +25,20 @@ import numpy as np
 import yaml
 
 
-def make_text(folder: Path, vocabulary: int) -> tuple[Path, Path]:
-    """A tokenizer of a number of words, and a corpus of random ones."""
+def make_text(folder: Path, teacher: str) -> tuple[Path, Path]:
+    """A tokenizer of as many words as the teacher knows, and a corpus of random ones."""
     from transformers import BertTokenizer
 
     from minimoe_dist.corpus.tokenizing import describe_tokenizer, load_tokenizer
     from minimoe_dist.data.indexed import IndexedCorpusWriter
 
+    vocabulary = json.loads((Path(teacher) / "config.json").read_text())["vocab_size"]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = special + [f"word{index}" for index in range(vocabulary - len(special))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     tokenizer = folder / "tokenizer"
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(tokenizer)
+    shutil.copy(Path(teacher) / "config.json", tokenizer)  # makes it a model's folder
     record = describe_tokenizer(load_tokenizer(str(tokenizer)), "random words")
     generator = np.random.default_rng(0)
     with IndexedCorpusWriter(str(folder / "text"), vocabulary, tokenizer=record) as writer:
@@ -124,12 +127,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4)
     given = parser.parse_args()
-    vocabulary = json.loads((Path(given.teacher) / "config.json").read_text())["vocab_size"]
     print("| layout | teacher's weights | resident | proportional | own | seconds a step |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = write_recipe(folder, given, *make_text(folder, vocabulary))
+        recipe = write_recipe(folder, given, *make_text(folder, given.teacher))
         for layout in given.layouts.split(","):
             peaks, _ = measure(recipe, layout, given.ranks)
             summary = json.loads((folder / "run" / "summary.json").read_text())
