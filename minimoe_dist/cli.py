@@ -246,8 +246,20 @@ def _resolved(config: RunConfig, world_size: int, device_type: str, problems: li
         f"global batch {config.global_batch_size(world_size)} "
         f"({config.training.per_device_train_batch_size} a rank × "
         f"{config.training.num_grad_accum_steps} micro-batches × {world_size} ranks)\n"
+        f"# teacher {_teacher_layout(config, world_size)}\n"
     )
     return facts + "".join(f"# would stop: {line}\n" for line in problems) + config.to_yaml()
+
+
+def _teacher_layout(config: RunConfig, world_size: int) -> str:
+    """For people: "tensor, each copy over 2 of 4 ranks"."""
+    teacher = config.teacher
+    if teacher.layout == "replicated":
+        return "replicated, whole on each rank"
+    where = ", parts in host memory" if teacher.offload == "cpu" else ""
+    return (
+        f"{teacher.layout}, each copy over {teacher.ranks(world_size)} of {world_size} ranks{where}"
+    )
 
 
 def _recipe_help(command: str) -> str:

@@ -287,6 +287,9 @@ class _Run:
         teacher = self.lesson.teacher
         summary: dict[str, Any] = {
             "teacher": self.config.teacher.model_name_or_path,
+            "teacher_layout": self.config.teacher.layout,
+            "teacher_ranks": self.config.teacher.ranks(self.launch.world_size),
+            "teacher_bytes_per_rank": self.lesson.teacher_bytes,
             "world_size": self.launch.world_size,
             "zero_stage": self.config.parallel.zero_stage,
             "expert_parallel_size": self.config.parallel.expert_parallel_size,

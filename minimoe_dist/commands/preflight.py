@@ -9,6 +9,7 @@ from minimoe_dist.config.checks import check_world_size
 from minimoe_dist.config.paths import (
     check_output_dir,
     check_teacher_fits,
+    check_teacher_layout,
     read_model_json,
 )
 from minimoe_dist.corpus.tokenizing import (
@@ -68,8 +69,10 @@ def problems_before_start(
         lambda: check_output_dir(config.output_dir),
     ]
     if teacher_is_to_come:
+        checks.append(lambda: _check_layout_to_come(config))
         checks.append(lambda: check_students(config, {}, to_come))
     else:
+        checks.append(lambda: _check_teacher_layout(config, launch.world_size))
         checks += [lambda: _check_models(config, to_come), lambda: _check_corpora(config)]
     for check in checks:
         try:
@@ -82,6 +85,19 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
     if config.parallel.precision == "fp16" and device_type == "cpu":
         raise ConfigError(
             "parallel.precision: 'fp16' needs a GPU and there is none usable; use bf16 or fp32"
+        )
+
+
+def _check_teacher_layout(config: RunConfig, world_size: int) -> None:
+    folder = resolve_model_path(config.teacher.model_name_or_path)
+    check_teacher_layout(config, read_model_json(folder), folder, world_size)
+
+
+def _check_layout_to_come(config: RunConfig) -> None:
+    if config.teacher.layout == "tensor":
+        raise ConfigError(
+            f"teacher.layout: tensor is not for {config.teacher.model_name_or_path}, which an "
+            "earlier stage trains; use zero3 or replicated there"
         )
 
 
