@@ -46,7 +46,7 @@ def is_once_for_all(config: MiniMoeConfig) -> bool:
 
 
 def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
-    """What each pass of a student computes for its signals; sparse layers count by their mean."""
+    """What each pass of a student computes for its signals."""
     if isinstance(config, ElasticConfig):
         names = list(config.sparsity_map) if is_once_for_all(config) else [config.sparsity]
         return [_sliced_path(config, name) for name in names]
@@ -59,10 +59,16 @@ def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
 
 
 def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:
-    shape = config.shape(sparsity)
+    shape, head_size = config.shape(sparsity), config.sizes.head_size
     there = [layer for layer in shape.layers if not layer.missing]
-    neurons = sum(layer.neurons for layer in there) // len(there)
-    return RelationPath(len(there), shape.hidden, neurons)
+    heads = sum(layer.heads for layer in there) / len(there)
+    return RelationPath(
+        len(there),
+        shape.hidden,
+        sum(layer.neurons for layer in there) / len(there),
+        attention=heads * head_size,
+        signals=config.hidden_size,  # states are put back to the whole width
+    )
 
 
 def student_gmac(config: MiniMoeConfig) -> float:
