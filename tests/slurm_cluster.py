@@ -2,7 +2,7 @@
 
 Everything is its own: keys, ports, sockets and state lie in a short-named temporary folder, so a
 Slurm of the machine is not touched and several clusters may run at once. Each node offers the CPUs
-that are asked for, whatever the machine has. The nodes' names do not resolve, as on no real cluster.
+that are asked for, whatever the machine has. Its nodes' names do not resolve, as on no real one.
 
     with slurm_cluster() as cluster:
         cluster.execute(["srun", "--nodes=2", "hostname"])
