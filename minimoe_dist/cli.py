@@ -16,7 +16,12 @@ from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, load_stages
 from minimoe_dist.config.checks import SPARSIFICATION, check_command
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
-from minimoe_dist.config.commands import CommandOptions, DemoOptions
+from minimoe_dist.config.commands import (
+    CommandOptions,
+    DemoOptions,
+    StatusOptions,
+    SubmitOptions,
+)
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -71,6 +76,10 @@ class Command:
 
 COMMANDS = {
     "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
+    "submit": Command(
+        "a run as a Slurm job, or a chain of jobs", SubmitOptions, "submit", uses_torch=False
+    ),
+    "status": Command("how far a run is", StatusOptions, "status", uses_torch=False),
 }
 
 
@@ -133,7 +142,8 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
         raise ConfigError(
             f"{name}: runs on one process, not on {launch.world_size}; start it alone"
         )
-    prepare_environment(getattr(options, "use_cpu", False))
+    if command.uses_torch:
+        prepare_environment(getattr(options, "use_cpu", False))
     if command.check is not None:
         import_module(f"minimoe_dist.commands.{command.check}").check(options, launch)
     start_logging(launch)
