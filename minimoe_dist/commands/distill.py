@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..checkpoints import run as checkpoints
@@ -18,27 +16,18 @@ from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
-from ..runtime import (
-    Launch,
-    StopRequest,
-    logger,
-    prepare_environment,
-    start_process_group,
-    stop_process_group,
-)
+from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
-from ..train.peers import PeerWatch
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
+from .finished import is_finished
 from .model_types import Lesson, make_student, open_lesson
-from .results import describe, export_all, relation_paths, student_gmac
-
-FINISHED, FAILED = 0, 1
-STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
+from .results import Heldout, export_all, relation_paths
+from .scope import FAILED, FINISHED, STOPPED, only_run_in, started
 
 _log = logger("distill")
 
@@ -51,26 +40,24 @@ def run(stages: Sequence[RunConfig], launch: Launch) -> int:
         stayed not finite. Ends the process with 1 where another rank is lost.
     """
     parallel = stages[0].parallel
-    device_type = prepare_environment(parallel.use_cpu)
-    device = start_process_group(launch, device_type, parallel.timeout_seconds)
     try:
-        with PeerWatch(launch, parallel.timeout_seconds), StopRequest() as stop:
+        with started(
+            launch, use_cpu=parallel.use_cpu, timeout_seconds=parallel.timeout_seconds
+        ) as scope:
             for stage in stages:
                 if len(stages) > 1 and _is_finished(stage):
                     _log.info("%s: finished before", stage.output_dir)
                     continue
                 with only_run_in(Path(stage.output_dir)):
-                    status = _Run(stage, launch, device).to_the_end(stop)
+                    status = _Run(stage, launch, scope.device).to_the_end(scope.stop)
                 if status == STOPPED:
-                    stop.ignore_from_now_on()
+                    scope.stop.ignore_from_now_on()
                     return status
             return FINISHED
     except TrainingDivergedError as error:
         if launch.rank == 0:
             _log.error("%s", error)
         return FAILED
-    finally:
-        stop_process_group()
 
 
 def _is_finished(config: RunConfig) -> bool:
@@ -80,43 +67,15 @@ def _is_finished(config: RunConfig) -> bool:
         ValueError: it has, but its options are not the ones that are given now.
     """
     found: list[Any] = [False, None]
-    path = Path(config.output_dir) / "summary.json"
-    exports = [Path(config.export_folder(student.name)) for student in config.students]
-    wanted = [path, *(folder / "config.json" for folder in exports)]
-    if dist.get_rank() == 0 and config.resume == "auto" and all(one.is_file() for one in wanted):
-        saved = json.loads(path.read_text("utf-8"))["options"]
-        changes = changed_options(saved, config.model_dump(mode="json"))
-        if changes and not config.allow_changed_options:
-            found[1] = (
-                f"{path.parent}: was finished with other options ({'; '.join(changes)}): give "
-                "--allow_changed_options to take it as it is, or another output_dir"
-            )
-        found[0] = True
+    if dist.get_rank() == 0:
+        try:
+            found[0] = is_finished(config)
+        except ValueError as error:
+            found[1] = str(error)
     dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
         raise ValueError(found[1])
     return bool(found[0])
-
-
-@contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock on rank 0; the kernel frees it when a process dies."""
-    lock = FileLock(folder / "run.lock")
-    problem: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            problem = [f"output_dir: {folder} is used by another run that is alive: stop that one "
-                       "or choose another folder"]  # fmt: skip
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise ValueError(problem[0])
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass
@@ -240,7 +199,8 @@ class _Run:
         with metrics.paused():
             batches = self.data.heldout_batches(self.config, self.launch)
             losses = self.distiller.evaluate(batches)
-        metrics.evaluation(step, losses)
+        # A line of progress has no room for sub-models.
+        metrics.evaluation(step, losses, [student.name for student in self.distiller.students])
         return losses
 
     def _facts(self) -> dict[str, Any]:
@@ -321,6 +281,9 @@ class _Run:
         teacher = self.lesson.teacher
         summary: dict[str, Any] = {
             "teacher": self.config.teacher.model_name_or_path,
+            "teacher_layout": self.config.teacher.layout,
+            "teacher_ranks": self.config.teacher.ranks(self.launch.world_size),
+            "teacher_bytes_per_rank": self.lesson.teacher_bytes,
             "world_size": self.launch.world_size,
             "zero_stage": self.config.parallel.zero_stage,
             "expert_parallel_size": self.config.parallel.expert_parallel_size,
@@ -330,22 +293,14 @@ class _Run:
             "students": {},
             "options": self.config.model_dump(mode="json"),
         }
-        before = self.progress.heldout_before or {}
+        heldout = Heldout(self.progress.heldout_before or {}, after)
         for student in self.distiller.students:
-            weights = student.whole_weights()
-            if self.launch.rank != 0:
-                continue
-            target = Path(self.config.export_folder(student.name))
-            sub_models = export_all(student.config, weights, target, self.data.tokenizer)
-            summary["students"][student.name] = {
-                "student": describe(student.config),
-                "heldout_loss_before": before.get(student.name),
-                "heldout_loss_after": after.get(student.name),
-                "student_gmac": student_gmac(student.config),
-                "student_parameters": sum(value.numel() for value in weights.values()),
-                "export": str(target),
-                **({"sub_models": sub_models} if sub_models else {}),
-            }
+            name, weights = student.name, student.whole_weights()
+            if self.launch.rank == 0:
+                target = Path(self.config.export_folder(name))
+                summary["students"][name] = export_all(
+                    name, student.config, weights, target, self.data.tokenizer, heldout
+                )
         if self.launch.rank == 0:
             path = self.folder / "summary.json"
             beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,88 @@
+"""The options of commands other than ``distill`` and ``sparsify``: one flat class for each.
+
+Flags, help pages and checks follow from the fields (see `command_line`). ``distill`` and
+``sparsify`` take a whole run instead, which `schema` declares.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from minimoe_dist.config.schema import Section
+
+POSITIONAL: dict[str, Any] = {"positional": True}
+
+
+class CommandOptions(Section):
+    """Base of a command's options: frozen, no unknown keys, lists also as text with commas.
+
+    A field with ``json_schema_extra=POSITIONAL`` takes words that stand without a flag, in the
+    order of the fields; a list takes all that are left. A field ``recipe`` is what ``--config``
+    names (for other commands, ``--config`` names a YAML file of these options), and a field
+    ``overrides`` takes ``key.path=value`` and the flags of ``distill``.
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _list_of_text(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        takes_list = any(get_origin(one) is list for one in (annotation, *get_args(annotation)))
+        if takes_list and isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+
+class DemoOptions(CommandOptions):
+    """Where the demo goes and how long it trains."""
+
+    output_dir: str = Field("runs/demo", description="folder of corpus, run and export")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; default the recipe's")
+    num_processes: int | None = Field(
+        None, ge=1, description="processes to distil on; default 2 on CPUs, else one per GPU"
+    )
+
+
+class SubmitOptions(CommandOptions):
+    """A run and the Slurm job that it becomes; what is left open stays as in the sbatch file."""
+
+    recipe: str = Field(
+        min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
+    )
+    overrides: list[str] = Field([], description="changes of the run")
+    command: Literal["auto", "distill", "sparsify", "finetune"] = Field(
+        "auto", description="what the job does; auto: distill or sparsify, as the recipe says"
+    )
+    nodes: int = Field(1, ge=1, description="nodes of the job")
+    tasks_per_node: int | None = Field(
+        None, ge=1, description="tasks on each node; default one for each GPU, without GPUs one"
+    )
+    processes_per_task: int | None = Field(
+        None, ge=1, description="ranks that a task starts; default 1, with one task a node its GPUs"
+    )
+    gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each node; default none")
+    cpus_per_task: int | None = Field(None, ge=1, description="CPUs of each task")
+    time: str = Field("24:00:00", description="limit, as H:M:S or D-H:M:S")
+    signal_seconds: int = Field(
+        300, ge=30, description="how long before the limit the run is told to save and requeue"
+    )
+    partition: str | None = Field(None, description="of the cluster")
+    account: str | None = Field(None, description="that pays")
+    job_name: str | None = Field(None, description="default the name of output_dir")
+    sbatch: list[str] = Field(
+        [], description="further options of sbatch, as constraint=a100,qos=high"
+    )
+    dry_run: bool = Field(False, description="print what would be submitted, and stop")
+
+
+class StatusOptions(CommandOptions):
+    """A run to look at."""
+
+    run: str = Field(min_length=1, description="its output_dir", json_schema_extra=POSITIONAL)
+    json_: bool = Field(False, description="print JSON instead of a table")
+
+
+def is_positional(extra: Any) -> bool:
+    """Whether a field's ``json_schema_extra`` makes it positional."""
+    return isinstance(extra, Mapping) and bool(extra.get("positional"))
