@@ -1,13 +1,14 @@
 """The study of docs/results.md in one command: do students with experts learn more than plain ones?
 
-    python benchmarks/study.py [corpus] [train] [measure] [draw] [--text FOLDER] [--steps N]
+    python benchmarks/study.py [corpus] [train] [measure] [time] [draw] [--text FOLDER] [--steps N]
 
-(all four parts by default; `make study` is the same.) ``corpus``: prose of Python's documentation
-and of Debian's linux-doc-6.1, which apt-get fetches where --text names no folder of .rst files.
-``train``: configs/recipes/study.yaml, study_longer.yaml with two seeds and study_sizes.yaml, in two
-processes side by side; what was interrupted goes on, what is finished is skipped. ``measure``:
-each export's relation loss against the first teacher on the same held-out pairs, and the processor
-seconds of each student's step, into docs/results/distillation.json. ``draw``: the picture.
+(all parts by default; `make study` is the same.) ``corpus``: prose of Python's documentation and of
+Debian's linux-doc-6.1, which apt-get fetches where --text names no folder of .rst files.
+``train``: configs/recipes/study.yaml, study_longer.yaml with two seeds and study_sizes.yaml, in
+two processes side by side; what was interrupted goes on, what is finished is skipped. ``measure``:
+each export's relation loss against the first teacher on the same held-out pairs. ``time``:
+processor seconds of each student's step. ``draw``: picture and table. The numbers are in
+docs/results/distillation.json.
 """
 
 import argparse
@@ -114,22 +115,23 @@ def train(folder: Path, steps: int | None) -> None:
 
 
 def stages_of(folder: Path) -> Iterator[tuple[str, Any]]:
-    """(name of run and stage, its options), of all runs, in order."""
+    """(name of run and stage, its options), of all that are finished, in order."""
     from minimoe_dist.config import load_stages
 
-    names = [path.stem for path in sorted(folder.glob("*.yaml"))]
-    for name in sorted(names, key=lambda one: (one == "sizes", one)):
-        stages = load_stages(str(folder / f"{name}.yaml"))
+    for path in sorted(folder.glob("*.yaml")):
+        stages = load_stages(str(path))
         for stage in stages:
-            yield name if len(stages) == 1 else f"{name}/{Path(stage.output_dir).name}", stage
+            last = "" if len(stages) == 1 else f"/{Path(stage.output_dir).name}"
+            if (Path(stage.output_dir) / "summary.json").is_file():
+                yield path.stem + last, stage
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Every export against the first teacher on the same held-out pairs, and what a step costs."""
+    """Every export against the first teacher on the same held-out pairs, and its curves."""
     import torch
 
     torch.set_num_threads(1)
-    stages = [(name, stage) for name, stage in stages_of(folder) if finished(stage)]
+    stages = list(stages_of(folder))
     students = [
         {
             "run": name,
@@ -147,15 +149,7 @@ def measure(folder: Path) -> dict[str, Any]:
     losses = heldout_losses([student.pop("export") for student in students], first)
     for student, loss in zip(students, losses, strict=True):
         student["heldout_loss"] = round(loss, 5)
-    return {
-        "setup": setup(first),
-        "students": students,
-        "costs": costs([stage for _, stage in stages]),
-    }
-
-
-def finished(stage: Any) -> bool:
-    return (Path(stage.output_dir) / "summary.json").is_file()
+    return {"setup": setup(first), "students": students}
 
 
 def summary_of(stage: Any) -> dict[str, dict[str, Any]]:
@@ -315,7 +309,7 @@ def fastest(action: Any, batches: Sequence[Any]) -> float:
     return min(times)
 
 
-PARTS = ("corpus", "train", "measure", "draw")
+PARTS = ("corpus", "train", "measure", "time", "draw")
 
 
 def main() -> None:
@@ -334,13 +328,17 @@ def main() -> None:
         build_corpus(folder, arguments.text)
     if "train" in arguments.parts:
         train(folder, arguments.steps)
+    found = json.loads(numbers.read_text("utf-8")) if numbers.is_file() else {}
     if "measure" in arguments.parts:
+        found |= measure(folder)
+    if "time" in arguments.parts:
+        found["costs"] = costs([stage for _, stage in stages_of(folder)])
+    if {"measure", "time"} & set(arguments.parts):
         results.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps(measure(folder), indent=1) + "\n")
+        numbers.write_text(json.dumps(found) + "\n")
     if "draw" in arguments.parts:
-        read = json.loads(numbers.read_text("utf-8"))
-        draw(read, numbers.with_suffix(".png"))
-        print(table(read))
+        draw(found, numbers.with_suffix(".png"))
+        print(table(found))
 
 
 if __name__ == "__main__":
