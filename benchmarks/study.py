@@ -30,7 +30,7 @@ RECIPES = ROOT / "configs" / "recipes"
 RESULTS = ROOT / "docs" / "results"
 PACKAGE, PAGES = "linux-doc-6.1", "usr/share/doc/linux-doc-6.1/Documentation"
 SEEDS = (777, 778)
-MEASURED_PAIRS = 1024
+MEASURED_PAIRS = 512
 TIMED_STEPS = 5
 
 

@@ -64,21 +64,28 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
     """Curves of the main comparison, every student's loss, and loss against compute."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    curves, dots, sizes = figure.subplots(1, 3, width_ratios=(1, 1.15, 0.9))
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    panels = figure.subplots(2, 2)
+    (curves, gains), (dots, sizes) = panels
     groups = grouped(results)
+    plain = {run["seed"]: run["heldout_curve"] for run in groups[("ladder", COMPARED[0])]}
     for index, name in enumerate(COMPARED):
         for number, run in enumerate(groups[("ladder", name)]):
-            steps, losses = zip(*run["training_curve"], strict=True)
-            label = None if number else name
-            curves.plot(steps, losses, color=f"C{index}", alpha=0.8, linewidth=1.2, label=label)
-    curves.set(title="training, a line a seed", xlabel="step", ylabel="relation loss", yscale="log")
+            style = {"color": f"C{index}", "alpha": 0.8, "label": None if number else name}
+            curves.plot(*zip(*run["training_curve"], strict=True), **style)
+            pairs = zip(run["heldout_curve"], plain[run["seed"]], strict=True)
+            points = [(step, 100 * (loss / base - 1)) for (step, loss), (_, base) in pairs]
+            gains.plot(*zip(*points, strict=True), "o-", **style)
+    curves.set(title="training, a line a seed", xlabel="step", ylabel="relation loss")
+    gains.set(
+        title=f"held-out loss against {COMPARED[0]}, a line a seed", xlabel="step", ylabel="%"
+    )
     draw_dots(dots, groups)
     draw_sizes(sizes, groups)
-    for axes in (curves, sizes):
+    for axes in (curves, gains, sizes):
         axes.legend()
-    for axes in (curves, dots, sizes):
-        axes.grid(alpha=0.3, which="both")
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
     figure.savefig(target, dpi=100)
 
 
@@ -94,15 +101,20 @@ def draw_dots(axes: Any, groups: Mapping[tuple[str, str], list[dict[str, Any]]])
 
 
 def draw_sizes(axes: Any, groups: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
-    runs = [runs[0] for (stage, _), runs in groups.items() if stage in ("ladder", "sizes")]
-    for words, color in (("MiniLM", "C0"), ("MiniMoE", "C2")):
-        chosen = [run for run in runs if run["student"].split()[0] == words]
-        chosen = [run for run in chosen if cost_key(run["student"]).endswith(("1,1", "1,4"))]
-        for run in chosen:
-            place = (run["student_gmac"], run["heldout_loss"])
-            axes.annotate(run["student"].split()[1], place, fontsize=8, xytext=(4, 3),
-                          textcoords="offset points")  # fmt: skip
-        places = [(run["student_gmac"], run["heldout_loss"]) for run in chosen]
-        label = "plain" if words == "MiniLM" else "4 feed-forward experts"
-        axes.plot(*zip(*places, strict=True), "o", color=color, label=label)
-    axes.set(title="held-out loss against compute", xlabel="GMAC of a sequence of 128")
+    runs = [
+        runs[0]
+        for (stage, name), runs in groups.items()
+        if stage in ("ladder", "sizes") and name.startswith(("dense", "moe_1_4"))
+    ]
+    kinds = (("MiniLM", "C0", "plain", 6), ("MiniMoE", "C2", "4 feed-forward experts", -12))
+    for words, color, label, above in kinds:
+        chosen = {run["student"]: run for run in reversed(runs) if run["student"].startswith(words)}
+        places = [(run["student_gmac"], run["heldout_loss"]) for run in chosen.values()]
+        axes.plot(*zip(*places, strict=True), "o", color=color, label=label, alpha=0.7)
+        for name, place in zip(chosen, places, strict=True):
+            axes.annotate(
+                name.split()[1], place, (0, above), textcoords="offset points",
+                fontsize=8, ha="center", color=color,
+            )  # fmt: skip
+    axes.margins(0.12)
+    axes.set(title="held-out loss against compute, seed 776", xlabel="GMAC of a sequence of 128")
