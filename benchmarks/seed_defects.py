@@ -46,7 +46,7 @@ from minimoe_dist.train.objectives import RelationObjective
 from minimoe_dist.train.schedule import make_schedule
 
 SEEDS = (776, 777)
-RELATION_HEADS, LENGTH, BATCH, LEARNING_RATE = 32, 128, 16, 1e-3
+RELATION_HEADS, LENGTH, LEARNING_RATE = 32, 128, 1e-3
 CPU = torch.device("cpu")
 Numbers = dict[str, float | str]
 
@@ -54,9 +54,10 @@ Numbers = dict[str, float | str]
 class Bench:
     """The demo's corpus and teacher, and training on them."""
 
-    def __init__(self, corpus: str, steps: int) -> None:
+    def __init__(self, corpus: str, steps: int, batch: int) -> None:
         self.corpus = corpus
         self.steps = steps
+        self.batch = batch
         self.launch: Launch = detect_launch({})
         start_process_group(self.launch, prepare_environment(use_cpu=True), 600)
         self.teacher: RelationTeacher = load_teacher(self.config().teacher.model_name_or_path)
@@ -69,6 +70,7 @@ class Bench:
                 f"data.record_path_or_regex={self.corpus}",
                 f"data.heldout_path_or_regex={self.corpus}_heldout",
                 f"compat={compat}",
+                f"training.per_device_train_batch_size={self.batch}",
                 "parallel.expert_parallel_size=1",
             ],
         )
@@ -102,7 +104,7 @@ class Bench:
     ) -> dict[str, float]:
         """Trains students on the same batches; held-out loss is exact and without dropout."""
         settings = {
-            "train_micro_batch_size_per_gpu": BATCH,
+            "train_micro_batch_size_per_gpu": self.batch,
             "gradient_accumulation_steps": 1,
             "zero_optimization": {"stage": 1, "contiguous_gradients": True},
         }
@@ -256,9 +258,10 @@ def teacher(bench: Bench) -> Numbers:
     numbers: Numbers = {}
     for way in ("cut", "published"):
         command = [sys.executable, __file__, f"--teacher_way={way}", f"--corpus={bench.corpus}"]
+        command.append(f"--batch={bench.batch}")
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         found = json.loads(out.splitlines()[-1])
-        numbers[f"seconds a batch of {BATCH}, {way}"] = found["seconds"]
+        numbers[f"seconds a batch of {bench.batch}, {way}"] = found["seconds"]
         numbers[f"MiB on top of the model, {way}"] = found["mib"]
     return numbers
 
@@ -370,10 +373,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(MEASUREMENTS)}; default all")
     parser.add_argument("--corpus", default="runs/demo/corpus/demo", help="prefix, from make demo")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--teacher_way", choices=("cut", "published"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(arguments.corpus, arguments.steps)
+    bench = Bench(arguments.corpus, arguments.steps, arguments.batch)
     if arguments.teacher_way:
         print(json.dumps(teacher_child(bench, arguments.teacher_way)))
         return

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import check_world_size
+from minimoe_dist.config.checks import check_world_size, is_sparsification
 from minimoe_dist.config.paths import (
+    check_masked_lm_head,
     check_output_dir,
     check_teacher_fits,
     read_model_json,
@@ -86,9 +87,14 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
 
 
 def _check_models(config: RunConfig, to_come: Collection[str]) -> None:
-    teacher = read_model_json(resolve_model_path(config.teacher.model_name_or_path))
+    path = config.teacher.model_name_or_path
+    folder = resolve_model_path(path)
+    teacher = read_model_json(folder)
     check_teacher_fits(config, teacher)
-    check_students(config, teacher, to_come)
+    if is_sparsification(config):
+        check_masked_lm_head(path, folder, teacher)
+    else:
+        check_students(config, teacher, to_come)
 
 
 def _check_corpora(config: RunConfig) -> None:
