@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
 from minimoe_dist.config import ConfigError, RunConfig
 from minimoe_dist.config.checks import check_world_size
 from minimoe_dist.config.paths import (
@@ -66,11 +67,15 @@ def problems_before_start(
     ]
     if not teacher_is_to_come:
         checks += [lambda: _check_models(config), lambda: _check_corpora(config)]
+    said: set[str] = set()
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
-            yield " ".join(str(error).split())
+            line = " ".join(str(error).split())
+            if line not in said:
+                said.add(line)
+                yield line
 
 
 def _check_device(config: RunConfig, device_type: DeviceType) -> None:
@@ -81,7 +86,7 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
 
 
 def _check_models(config: RunConfig) -> None:
-    teacher = read_model_json(resolve_model_path(config.teacher.model_name_or_path))
+    teacher = read_model_json(_teacher_folder(config))
     check_teacher_fits(config, teacher)
     for student in config.students:
         for option in ("model_name_or_path", "initial_weights"):
@@ -101,6 +106,16 @@ def _check_models(config: RunConfig) -> None:
             once_for_all_map(sizes, student.ofa_layer, student.ofa_hidden)
 
 
+def _teacher_folder(config: RunConfig) -> str:
+    path = Path(config.teacher.model_name_or_path).expanduser()
+    if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
+        raise ConfigError(
+            f"teacher.model_name_or_path: {path} is a checkpoint of Megatron-LM's; convert it "
+            f"first: minimoe-dist convert --input {path} --output {path}-huggingface"
+        )
+    return resolve_model_path(config.teacher.model_name_or_path)
+
+
 def _check_sparsity(option: str, sparsity: str, path: str, model: dict[str, Any]) -> None:
     there = model["sparsity_map"] or {}
     if sparsity not in there:
@@ -118,8 +133,7 @@ def _check_width(relation_heads: int, path: str, model: dict[str, Any]) -> None:
 
 
 def _check_corpora(config: RunConfig) -> None:
-    teacher = resolve_model_path(config.teacher.model_name_or_path)
-    vocab_size = read_model_json(teacher).get("vocab_size")
+    vocab_size = read_model_json(_teacher_folder(config)).get("vocab_size")
     check_vocabulary = _vocabulary_check(
         config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
     )

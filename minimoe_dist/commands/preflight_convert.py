@@ -1,7 +1,7 @@
 """What can be refused of ``minimoe-dist convert`` before torch is imported: paths and kinds."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from minimoe_dist.checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
 from minimoe_dist.config import ConfigError
@@ -23,8 +23,8 @@ def check(options: ConvertOptions, launch: Launch) -> None:
             find_rank_files(source)
         except ValueError as error:
             raise ConfigError(f"input: {error}") from None
-    elif not read_model_json(str(source)):
-        raise ConfigError(f"input: {source} has no config.json; give a Hugging Face model's folder")
+    else:
+        _check_split(options, source, read_model_json(str(source)))
     if options.model_config_path is not None and not config_json(options.model_config_path):
         raise ConfigError(
             f"model_config_path: {options.model_config_path} is no config.json; give a model's"
@@ -37,7 +37,27 @@ def check(options: ConvertOptions, launch: Launch) -> None:
         raise ConfigError(f"output: {output} is there already; give another, or --overwrite")
 
 
-def config_json(path: str) -> dict[str, object]:
+def _check_split(options: ConvertOptions, source: Path, model: dict[str, Any]) -> None:
+    if not model:
+        raise ConfigError(f"input: {source} has no config.json; give a Hugging Face model's folder")
+    if model.get("model_type") != "megatron-bert":
+        raise ConfigError(
+            f"input: {source} is of type {model.get('model_type')}; only megatron-bert has its "
+            "LayerNorms where Megatron's BERT has them: give such a model"
+        )
+    for option, key, what in (
+        ("tensor_parallel_size", "num_attention_heads", "heads"),
+        ("tensor_parallel_size", "intermediate_size", "feed-forward neurons"),
+        ("pipeline_parallel_size", "num_hidden_layers", "layers"),
+    ):
+        ranks, count = getattr(options, option), model.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(
+                f"{option}: {ranks} does not divide the input's {count} {what}; choose a divisor"
+            )
+
+
+def config_json(path: str) -> dict[str, Any]:
     """A model's configuration, of its file or its folder; empty where there is none."""
     given = Path(path).expanduser()
     return read_model_json(str(given.parent if given.is_file() else given))

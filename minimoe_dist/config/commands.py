@@ -63,7 +63,9 @@ class ConvertOptions(CommandOptions):
         None, description="says the number of tokens, and is saved in a Hugging Face folder"
     )
     compare: bool = Field(
-        True, description="compute a random batch on both sides and print the difference"
+        True,
+        description="compute a random batch on both sides and print the difference; "
+        "--compare false leaves it out",
     )
     model_config_path: str | None = Field(
         None, description="config.json for a checkpoint that does not carry its arguments"
