@@ -35,6 +35,7 @@ from ..train.objectives import (
     RelationObjective,
     TinyBertObjective,
 )
+from ..train.teacher_sharding import held_bytes, load_sharded_teacher
 
 _SEED_RELATION_DROPOUT = 0.1
 
@@ -49,11 +50,13 @@ class Lesson:
         objective: with the loaded teacher, if it has one.
         teacher: the configuration of the uncut teacher.
         path: what the teacher computes; None where no teacher runs.
+        teacher_bytes: of the teacher's weights that this rank holds.
     """
 
     objective: Objective
     teacher: PreTrainedConfig
     path: RelationPath | None
+    teacher_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,16 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
     options = config.teacher
     path = options.model_name_or_path
     folder = resolve_model_path(path)
+    if options.layout != "replicated":
+        return load_sharded_teacher(
+            path,
+            layout=options.layout,
+            parallel_size=options.parallel_size,
+            offload=options.offload == "cpu",
+            relation_layer=options.relation_layer,
+            dtype=options.dtype,
+            device=device,
+        )
     if is_published_student(read_model_json(folder)):
         if options.relation_layer != -1:
             raise ValueError(
@@ -141,7 +154,7 @@ def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
         config.seed,
     )
     path = RelationPath(teacher.layers_run, teacher.hidden_size, teacher.config.intermediate_size)
-    return Lesson(objective, teacher.config, path)
+    return Lesson(objective, teacher.config, path, held_bytes(teacher))
 
 
 def _teach_states(config: RunConfig, device: torch.device) -> Lesson:

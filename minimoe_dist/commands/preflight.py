@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
 from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
 from minimoe_dist.config.checks import check_world_size, is_sparsification
@@ -10,6 +11,7 @@ from minimoe_dist.config.paths import (
     check_masked_lm_head,
     check_output_dir,
     check_teacher_fits,
+    check_teacher_layout,
     read_model_json,
 )
 from minimoe_dist.corpus.tokenizing import (
@@ -69,14 +71,20 @@ def problems_before_start(
         lambda: check_output_dir(config.output_dir),
     ]
     if teacher_is_to_come:
+        checks.append(lambda: _check_layout_to_come(config))
         checks.append(lambda: check_students(config, {}, to_come))
     else:
+        checks.append(lambda: _check_teacher_layout(config, launch.world_size))
         checks += [lambda: _check_models(config, to_come), lambda: _check_corpora(config)]
+    said: set[str] = set()
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
-            yield " ".join(str(error).split())
+            line = " ".join(str(error).split())
+            if line not in said:
+                said.add(line)
+                yield line
 
 
 def _check_device(config: RunConfig, device_type: DeviceType) -> None:
@@ -86,9 +94,21 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
         )
 
 
+def _check_teacher_layout(config: RunConfig, world_size: int) -> None:
+    folder = _teacher_folder(config)
+    check_teacher_layout(config, read_model_json(folder), folder, world_size)
+
+
+def _check_layout_to_come(config: RunConfig) -> None:
+    if config.teacher.layout == "tensor":
+        raise ConfigError(
+            f"teacher.layout: tensor is not for {config.teacher.model_name_or_path}, which an "
+            "earlier stage trains; use zero3 or replicated there"
+        )
+
+
 def _check_models(config: RunConfig, to_come: Collection[str]) -> None:
-    path = config.teacher.model_name_or_path
-    folder = resolve_model_path(path)
+    path, folder = config.teacher.model_name_or_path, _teacher_folder(config)
     teacher = read_model_json(folder)
     check_teacher_fits(config, teacher)
     if is_sparsification(config):
@@ -97,9 +117,18 @@ def _check_models(config: RunConfig, to_come: Collection[str]) -> None:
         check_students(config, teacher, to_come)
 
 
+def _teacher_folder(config: RunConfig) -> str:
+    path = Path(config.teacher.model_name_or_path).expanduser()
+    if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
+        raise ConfigError(
+            f"teacher.model_name_or_path: {path} is a checkpoint of Megatron-LM's; convert it "
+            f"first: minimoe-dist convert --input {path} --output {path}-huggingface"
+        )
+    return resolve_model_path(config.teacher.model_name_or_path)
+
+
 def _check_corpora(config: RunConfig) -> None:
-    teacher = resolve_model_path(config.teacher.model_name_or_path)
-    vocab_size = read_model_json(teacher).get("vocab_size")
+    vocab_size = read_model_json(_teacher_folder(config)).get("vocab_size")
     check_vocabulary = _vocabulary_check(
         config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
     )

@@ -73,7 +73,7 @@ def export_all(
 
 
 def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
-    """What each pass of a student computes for its signals; sparse layers count by their mean."""
+    """What each pass of a student computes for its signals."""
     if isinstance(config, ElasticConfig):
         names = config.sub_models or (config.sparsity,)
         return [_sliced_path(config, name) for name in names]
@@ -86,10 +86,16 @@ def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
 
 
 def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:
-    shape = config.shape(sparsity)
+    shape, head_size = config.shape(sparsity), config.sizes.head_size
     there = [layer for layer in shape.layers if not layer.missing]
-    neurons = sum(layer.neurons for layer in there) // len(there)
-    return RelationPath(len(there), shape.hidden, neurons)
+    heads = sum(layer.heads for layer in there) / len(there)
+    return RelationPath(
+        len(there),
+        shape.hidden,
+        sum(layer.neurons for layer in there) / len(there),
+        attention=heads * head_size,
+        signals=config.hidden_size,  # states are put back to the whole width
+    )
 
 
 def student_gmac(config: MiniMoeConfig) -> float:

@@ -66,6 +66,7 @@ def run_problems(config: "RunConfig") -> list[Problem]:
     return (
         problems
         + _objective_problems(config)
+        + _teacher_problems(config)
         + _student_problems(config)
         + _parallel_problems(config)
     )
@@ -89,6 +90,27 @@ def _objective_problems(config: "RunConfig") -> list[Problem]:
     if config.data.whole_word_mask and data_type.startswith("roberta"):
         words = "true, but RoBERTa's pieces do not mark continued words; use false"
         problems.append((("data", "whole_word_mask"), words))
+    return problems
+
+
+def _teacher_problems(config: "RunConfig") -> list[Problem]:
+    teacher = config.teacher
+    problems: list[Problem] = []
+    if teacher.layout != "zero3" and teacher.offload != "none":
+        words = f"{teacher.offload!r} goes with layout zero3 only; use none"
+        problems.append((("teacher", "offload"), words))
+    if teacher.layout == "replicated":
+        if teacher.parallel_size is not None:
+            words = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"
+            problems.append((("teacher", "parallel_size"), words))
+        return problems
+    at = ("teacher", "layout")
+    if config.model_type == "bert_tinybert":
+        words = f"{teacher.layout!r} has no place in bert_tinybert; use replicated"
+        problems.append((at, words))
+    elif not config.objective.relation_weight:
+        words = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
+        problems.append((at, words))
     return problems
 
 
@@ -241,11 +263,17 @@ def check_world_size(config: "RunConfig", world_size: int) -> None:
     """Refuses a number of processes that the run cannot be spread over.
 
     Raises:
-        ConfigError: the expert-parallel size does not divide `world_size`.
+        ConfigError: the expert-parallel size or the teacher's does not divide `world_size`.
     """
     size = config.parallel.expert_parallel_size
     if world_size % size:
         raise ConfigError(
             f"parallel.expert_parallel_size: {size} does not divide the {world_size} processes of "
             f"this run; start a multiple of {size}, or use expert_parallel_size 1"
+        )
+    ranks = config.teacher.ranks(world_size)
+    if world_size % ranks:
+        raise ConfigError(
+            f"teacher.parallel_size: {ranks} does not divide the {world_size} processes of this "
+            f"run; start a multiple of {ranks}, or use a divisor"
         )
