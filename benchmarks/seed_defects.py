@@ -10,6 +10,7 @@ and 777. Times are processor seconds of one thread, so that other work on the ma
 import argparse
 import glob
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -285,6 +286,19 @@ def sentences(bench: Bench) -> Numbers:
     return numbers
 
 
+def ends(bench: Bench) -> Numbers:
+    """Sentences here that the published rule cuts inside: at every full stop and semicolon."""
+    raw = Path(bench.corpus).parent.parent / "text" / "wiki_00"
+    texts = [line for line in raw.read_text("utf-8").splitlines() if line[:1] != "<"]
+    lines = split_lines(texts)
+    cut = [line for line in lines if re.search(r"[.!?;。！？；…].*\w", line)]
+    decimals = [line for line in lines if re.search(r"\d\.\d", line)]
+    return {
+        f"cut inside, of {len(lines)} sentences": len(cut) / len(lines),
+        "cut in a number": len(decimals) / len(lines),
+    }
+
+
 def _has_eight_words(sentence: str) -> bool:
     return len(sentence.split()) > 7
 
@@ -363,7 +377,8 @@ def order(bench: Bench) -> Numbers:
 MEASUREMENTS = {
     one.__name__: one
     for one in (
-        sentences, chunks, padding, order, tinybert, epsilons, teacher, dropout, routing, norms,
+        sentences, ends, chunks, padding, order, tinybert, epsilons, teacher, dropout, routing,
+        norms,
     )
 }  # fmt: skip
 
