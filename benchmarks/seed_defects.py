@@ -87,11 +87,10 @@ class Bench:
 
     def plain_config(self, experts: tuple[int, int] = (1, 1), **changes: Any) -> Any:
         """Of the demo's student, 3 layers of hidden size 192."""
-        config = student_config(
+        return student_config(
             self.teacher.config, layers=3, hidden=192, heads=12, experts=experts,
             num_relation_heads=RELATION_HEADS, **changes,
         )  # fmt: skip
-        return config
 
     def objective(self, **published: Any) -> RelationObjective:
         """Relations, exact unless said otherwise."""
@@ -131,6 +130,16 @@ def over_seeds(losses: Mapping[str, float], name: str) -> str:
     return f"{sum(found) / len(found):.4f} ({', '.join(f'{loss:.4f}' for loss in found)})"
 
 
+def one_pass(student: Any, micro: MicroBatch) -> Any:
+    """A student's output, with the samples' own noise."""
+    return student(
+        input_ids=micro.input_ids,
+        attention_mask=micro.attention_mask,
+        token_type_ids=micro.token_type_ids,
+        sample_ids=micro.sample_ids,
+    )
+
+
 def processor_seconds(action: Callable[[], object], repeats: int = 3) -> float:
     """The fastest of some runs after one that warms up."""
     action()
@@ -150,12 +159,7 @@ def dropout(bench: Bench) -> Numbers:
         objective = bench.objective(compat_seed=True, relation_dropout=probability)
         micro = bench.micro_batches(1)[0]
         given = objective.teach(micro)
-        output = models[f"s-{SEEDS[0]}"].train()(
-            input_ids=micro.input_ids,
-            attention_mask=micro.attention_mask,
-            token_type_ids=micro.token_type_ids,
-            sample_ids=micro.sample_ids,
-        )
+        output = one_pass(models[f"s-{SEEDS[0]}"].train(), micro)
         first = objective.sums(output, given, micro)[0].item() / objective.counts(micro)[0]
         losses = bench.train(models, objective)
         numbers[f"training loss of the first batch {words}"] = first
@@ -170,12 +174,7 @@ def routing(bench: Bench) -> Numbers:
         config = bench.plain_config((1, 4), compat_seed=compat == "seed")
         models = {f"s-{seed}": build_student(config, seed) for seed in SEEDS}
         micro = bench.micro_batches(1, compat)[0]
-        output = models[f"s-{SEEDS[0]}"].train()(
-            input_ids=micro.input_ids,
-            attention_mask=micro.attention_mask,
-            token_type_ids=micro.token_type_ids,
-            sample_ids=micro.sample_ids,
-        )
+        output = one_pass(models[f"s-{SEEDS[0]}"].train(), micro)
         routed = output.routers[0].token_count.sum().item()
         tokens = micro.attention_mask.sum().item()
         numbers[f"share of routed tokens that are padding, {words}"] = 1 - tokens / routed
@@ -186,7 +185,7 @@ def routing(bench: Bench) -> Numbers:
 
 
 def padding(bench: Bench) -> Numbers:
-    """Pads always to the full length: what is computed of it, and a dense student's time."""
+    """Pads always to the full length: what is computed of it, and a 1,4 student's time."""
     micro_batches = bench.micro_batches(40)
     tokens = sum(int(micro.attention_mask.sum()) for micro in micro_batches)
     rows = sum(len(micro.input_ids) for micro in micro_batches)
@@ -195,22 +194,14 @@ def padding(bench: Bench) -> Numbers:
         "share of positions that are padding at full length": 1 - tokens / (rows * LENGTH),
         "the same at each batch's longest sample": 1 - tokens / longest,
     }
-    for words, compat, experts in (
-        ("packed", "none", (1, 4)),
-        ("full length, padding computed", "seed", (1, 4)),
-    ):
-        config = bench.plain_config(experts, compat_seed=compat == "seed")
+    for words, compat in (("packed", "none"), ("full length, padding computed", "seed")):
+        config = bench.plain_config((1, 4), compat_seed=compat == "seed")
         student = build_student(config, 1).train()
         chosen = bench.micro_batches(4, compat)
 
         def passes(student: Any = student, chosen: Any = chosen) -> None:
             for micro in chosen:
-                output = student(
-                    input_ids=micro.input_ids,
-                    attention_mask=micro.attention_mask,
-                    token_type_ids=micro.token_type_ids,
-                    sample_ids=micro.sample_ids,
-                )
+                output = one_pass(student, micro)
                 sum(signal.square().mean() for signal in output.signals).backward()
 
         numbers[f"student's seconds a batch, {words}"] = processor_seconds(passes) / len(chosen)
