@@ -126,7 +126,7 @@ def break_the_index(folder: Path) -> None:
     ("damage", "words"),
     [
         (keep_only_a_pickle, "convert it with transformers' save_pretrained"),
-        (claim_a_layer_more, "16 weights of a bert encoder are missing"),
+        (claim_a_layer_more, "6 weights of a bert encoder are missing"),
         (claim_another_width, "have another shape than config.json says"),
         (truncate, r"has no weights that can be loaded \(model.safetensors: "),
         (lose_a_part, r"loaded \(model-00001-of-\d+.safetensors: no such file\)"),
