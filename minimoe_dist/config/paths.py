@@ -21,17 +21,26 @@ def check_output_dir(output_dir: str) -> None:
     Raises:
         ConfigError: it is a file, or it or its nearest existing parent is not writable.
     """
-    folder = Path(output_dir).expanduser().absolute()
+    check_writable("output_dir", output_dir)
+
+
+def check_writable(option: str, path: str) -> None:
+    """Refuses a folder that cannot be written (it need not exist yet).
+
+    Raises:
+        ConfigError: it is a file, or it or its nearest existing parent is not writable.
+    """
+    folder = Path(path).expanduser().absolute()
     existing = next(one for one in (folder, *folder.parents) if one.exists())
     if not existing.is_dir():
-        raise ConfigError(f"output_dir: {output_dir}: {existing} is a file; give another folder")
+        raise ConfigError(f"{option}: {path}: {existing} is a file; give another folder")
     try:
         # Only writing tells: permissions do not bind root, nor speak of a file system's state.
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"?")
     except OSError as error:
         raise ConfigError(
-            f"output_dir: {output_dir}: {existing} is not writable ({error.strerror}); give another"
+            f"{option}: {path}: {existing} is not writable ({error.strerror}); give another"
         ) from None
 
 

@@ -167,7 +167,11 @@ class ObjectiveConfig(Section):
     num_relation_heads: int = Field(
         32, ge=1, description="relation heads; divide the teacher's and every student's hidden size"
     )
-    relation_weight: float = Field(1.0, ge=0, description="weight of the relation loss; 0: none")
+    relation_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the relation loss, of TinyBERT's in bert_tinybert; 0: none",
+    )
     mlm_weight: float = Field(
         0.0, ge=0, description="weight of masked-LM cross entropy; needs a data_type *_mlm"
     )

@@ -1,13 +1,9 @@
-"""The options of commands other than ``distill`` and ``sparsify``: one flat class for each.
-
-Flags, help pages and checks follow from the fields (see `command_line`). ``distill`` and
-``sparsify`` take a whole run instead, which `schema` declares.
-"""
+"""What all options classes of commands have in common."""
 
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from minimoe_dist.config.schema import Section
@@ -32,16 +28,6 @@ class CommandOptions(Section):
         if takes_list and isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
-
-
-class DemoOptions(CommandOptions):
-    """Where the demo goes and how long it trains."""
-
-    output_dir: str = Field("runs/demo", description="folder of corpus, run and export")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; default the recipe's")
-    num_processes: int | None = Field(
-        None, ge=1, description="processes to distil on; default 2 on CPUs, else one per GPU"
-    )
 
 
 def is_positional(extra: Any) -> bool:
