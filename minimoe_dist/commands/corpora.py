@@ -98,6 +98,7 @@ def open_data(config: RunConfig) -> RunData:
             data.max_length,
             config.seed,
             _continuation(tokenizer) if whole_words else None,
+            full_length=config.compat == "seed",
         ),
         identities=[_identity(corpus, weight) for corpus, weight in train],
     )

@@ -96,6 +96,61 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
             )
 
 
+def check_teacher_layout(
+    config: "RunConfig", model: dict[str, Any], folder: str, world_size: int
+) -> None:
+    """Refuses a sharded layout that the teacher cannot have.
+
+    Args:
+        config: the run.
+        model: the teacher's ``config.json``; empty where it is not known yet.
+        folder: of the teacher; may be a hub name.
+        world_size: processes of the run.
+
+    Raises:
+        ConfigError: one of our own students as ``tensor``, sizes that the ranks do not divide, or
+            weights that cannot be read in pieces.
+    """
+    teacher = config.teacher
+    name, layout, ranks = teacher.model_name_or_path, teacher.layout, teacher.ranks(world_size)
+    if layout == "replicated":
+        return
+    kind = str(model.get("model_type", ""))
+    sparse = str(model.get("sparsity", "0")) != "0"
+    if not kind.startswith("minimoe") and (str(model.get("moe", "1,1")) != "1,1" or sparse):
+        raise ConfigError(
+            f"teacher.layout: {layout}, but {name} is a published student, which is loaded whole; "
+            "use replicated"
+        )
+    if layout == "tensor":
+        _check_divisible(name, model, ranks)
+    files = ("model.safetensors", "model.safetensors.index.json")
+    if Path(folder).is_dir() and not any(Path(folder, file).is_file() for file in files):
+        raise ConfigError(
+            f"teacher.layout: {layout} reads weights in pieces, and {name} has no "
+            "model.safetensors; convert it with transformers' save_pretrained, or use replicated"
+        )
+
+
+def _check_divisible(name: str, model: dict[str, Any], ranks: int) -> None:
+    kind = str(model.get("model_type", ""))
+    if kind.startswith("minimoe"):
+        raise ConfigError(
+            f"teacher.layout: tensor is not for {name}, a student of type {kind}; use zero3 or "
+            "replicated"
+        )
+    for what, field in (
+        ("attention heads", "num_attention_heads"),
+        ("feed-forward neurons", "intermediate_size"),
+    ):
+        count = model.get(field)
+        if count is not None and count % ranks:
+            raise ConfigError(
+                f"teacher.parallel_size: {ranks} does not divide the {count} {what} of teacher "
+                f"{name}; use a divisor, or teacher.layout zero3"
+            )
+
+
 def _check_kind(config: "RunConfig", model: dict[str, Any]) -> None:
     """Refuses a teacher of another family, or one that the iteration does not name."""
     name, kind = config.teacher.model_name_or_path, model.get("model_type")
