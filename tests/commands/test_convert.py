@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from minimoe_dist.commands import convert
@@ -75,6 +76,15 @@ def test_a_model_config_speaks_for_a_checkpoint_without_arguments(tmp_path, mode
     assert (written["num_attention_heads"], written["layer_norm_eps"]) == (4, 1e-5)
 
 
+@pytest.mark.parametrize("inner", [".", "release"])
+def test_a_config_json_beside_the_ranks_is_found(tmp_path, model, inner):
+    source = make_checkpoint(tmp_path / "m", model, arguments=False)
+    model.config.save_pretrained(source)
+    words = ("--input", source / inner, "--output", tmp_path / "a", "--compare", "false")
+    assert run(*words) == 0
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["num_attention_heads"] == 4
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -135,3 +145,15 @@ def test_a_fault_ends_with_status_1_and_no_output(tmp_path, megatron, monkeypatc
     monkeypatch.setattr(reading, "unfuse", lambda *given: unfuse(*given)[::-1])
     assert run("--input", megatron, "--output", tmp_path / "o") == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_full_disk_ends_with_status_1_and_no_output(tmp_path, megatron, monkeypatch, kind):
+    from minimoe_dist.checkpoints.megatron import folders
+
+    def fail(*_given):
+        raise kind("No space left on device")
+
+    monkeypatch.setattr(folders, "write_pieces", fail)
+    assert run("--input", megatron, "--output", tmp_path / "o") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
