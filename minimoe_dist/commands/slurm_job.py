@@ -115,8 +115,8 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
         return status
     starts.add_record(folder, record)
     how = "stopped and saved" if status == STOPPED else f"ended with status {status}"
-    if status > _BY_SIGNAL:
-        how += f" ({signal.Signals(status - _BY_SIGNAL).name})"
+    if status - _BY_SIGNAL in signal.valid_signals():
+        how += f" ({signal.strsignal(status - _BY_SIGNAL)})"
     where = f"job {job}: {how} at {starts.shown(progress)}"
     if status == USER_ERROR:
         _say(f"{where}: mend what the line above names and submit again")
