@@ -100,3 +100,11 @@ def test_restarts_without_progress_are_counted_in_a_row(
     records: list[dict[str, Any]], count: int
 ) -> None:
     assert starts.restarts_without_progress(records, "7", AT_TEN) == count
+
+
+def test_progress_of_a_grid_is_that_of_its_cells(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "cells" / "seed1", 3)
+    (tmp_path / "cells" / "seed2").mkdir()
+    (tmp_path / "cells" / "seed2" / "result.json").touch()
+    found = starts.progress_of(tmp_path)
+    assert found == {"cells/seed1": 3, "cells/seed2": starts.FINISHED}
