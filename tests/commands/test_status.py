@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from minimoe_dist import cli
 from minimoe_dist.slurm import starts
@@ -62,6 +63,15 @@ def test_state_follows_from_the_last_record(
     for event in events:
         starts.add_record(halfway, event)
     assert told(halfway, capsys)[0]["state"] == state
+
+
+def test_a_held_lock_is_a_run_outside_slurm(
+    halfway: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileLock(halfway / "run.lock"):
+        (found,) = told(halfway, capsys)
+    assert (found["state"], found["detail"]) == ("running", "outside Slurm")
+    assert told(halfway, capsys)[0]["state"] == "not running"
 
 
 def test_restarts_of_the_last_job_are_counted(
