@@ -58,9 +58,7 @@ def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
         ConfigError: the ranks cannot be divided as it says.
     """
     expert, teacher = config.parallel.expert_parallel_size, config.teacher
-    # Teachers of other layouts than a copy on each rank are an option of newer recipes.
-    kind = str(getattr(teacher, "layout", "replicated"))
-    size = int(getattr(teacher, "parallel_size", None) or (1 if kind == "replicated" else ranks))
+    kind, size = teacher.layout, teacher.ranks(ranks)
     for option, value in (
         ("parallel.expert_parallel_size", expert),
         ("teacher.parallel_size", size),
