@@ -34,6 +34,7 @@ REQUIREMENTS = [
     "filelock>=3.13",
     "google-crc32c>=1.5",
     "zstandard>=0.22",
+    "psutil>=5.9",
 ]
 
 EXTRAS = {

@@ -23,6 +23,7 @@ class Layout:
         expert_parallel_size: ranks that share one set of experts.
         teacher_layout: one of TEACHER_LAYOUTS.
         teacher_parallel_size: ranks that share one teacher.
+        teacher_waits_outside: whether its parts lie in the host's memory between layers.
         micro_batch: sequences of a rank in one pass.
         accumulation: passes a step.
     """
@@ -32,6 +33,7 @@ class Layout:
     expert_parallel_size: int = 1
     teacher_layout: str = "replicated"
     teacher_parallel_size: int = 1
+    teacher_waits_outside: bool = False
     micro_batch: int = 1
     accumulation: int = 1
 
@@ -75,6 +77,7 @@ def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
         expert_parallel_size=expert,
         teacher_layout=kind,
         teacher_parallel_size=size,
+        teacher_waits_outside=teacher.offload == "cpu",
         micro_batch=training.per_device_train_batch_size,
         accumulation=training.num_grad_accum_steps,
     )
@@ -94,13 +97,13 @@ def alternatives(
             for kind, size in _teacher_layouts(machine, has_teacher):
                 for split in _splits(own.micro_batch):
                     yield Layout(
-                        own.ranks,
-                        zero_stage,
-                        expert,
-                        kind,
-                        size,
-                        own.micro_batch // split,
-                        own.accumulation * split,
+                        ranks=own.ranks,
+                        zero_stage=zero_stage,
+                        expert_parallel_size=expert,
+                        teacher_layout=kind,
+                        teacher_parallel_size=size,
+                        micro_batch=own.micro_batch // split,
+                        accumulation=own.accumulation * split,
                     )
 
 

@@ -72,7 +72,8 @@ def memory_of(
     given, moments = Amount(), [one.building() for one in held]
     if teacher is not None:
         width = ELEMENT_BYTES[precision.teacher]
-        steady["teacher weights"] = teacher_weight_bytes(teacher, layout, width)
+        if not (on_gpu and layout.teacher_waits_outside):
+            steady["teacher weights"] = teacher_weight_bytes(teacher, layout, width)
         given = signals_of(teacher, batch, width)
         passing = _teacher_pass(teacher, layout, batch, width) + given
         moments.append({"teacher pass": passing})
@@ -133,6 +134,9 @@ class _Held:
         stage = layout.zero_stage
         buffered = BUCKET_ELEMENTS if on_gpu else min(own, BUCKET_ELEMENTS)
         self.bucket = buffered * element if stage else 0.0
+        # Pages that are never written take no memory on a CPU, and the bucket is a tensor of a
+        # moment; on a GPU it is there all the time.
+        self._reduced = Amount() if on_gpu else tensors(self.bucket)
         if stage == 0:
             self.weights, self.optimizer = own * _MASTER, own * _MOMENTS
         elif stage < 3:
@@ -162,8 +166,7 @@ class _Held:
         """ZeRO-3's weights of a pass, whole, and two buckets: of gathering and of reducing."""
         table = self._sizes.vocabulary * self._sizes.shape.hidden
         whole = tensors(table * self._element) + Amount((self._own - table) * self._element)
-        bucket = tensors(min(self._own, BUCKET_ELEMENTS) * self._element)
-        return whole + bucket + bucket
+        return whole + tensors(min(self._own, BUCKET_ELEMENTS) * self._element) + self._reduced
 
     def _update(self) -> Amount:
         """The bucket, a flat gradient of the own part, and the norm, which sums in float64."""
@@ -176,7 +179,7 @@ class _Held:
         copies = [self._part * _MASTER]
         if self._element < _MASTER:
             copies.append(self._part * self._element)
-        reduced = tensors(min(self._own, BUCKET_ELEMENTS) * self._element)
+        reduced = self._reduced
         if self._layout.zero_stage == 2:
             reduced += tensors(self._part * self._element)
         flat = tensors(*copies)

@@ -11,5 +11,7 @@ class DoctorOptions(CommandOptions):
     output_dir: str = Field("runs", description="folder that all nodes must see")
     output: str | None = Field(None, description="also write what was found to FILE.json")
     use_cpu: bool = Field(False, description="check CPUs although there is a GPU")
-    timeout_seconds: int = Field(60, ge=1, description="limit of one check, and of the rendezvous")
+    timeout_seconds: int = Field(
+        120, ge=2, description="limit of the rendezvous and of a collective; half of it of checks"
+    )
     megabytes: int = Field(64, ge=1, description="that are written and read to time the disk")
