@@ -176,7 +176,7 @@ def _operators(facts: Sequence[Facts]) -> Iterator[Finding]:
         yield Finding("DeepSpeed operators", "note", _groups(facts, words), remedy)
     else:
         yield Finding("DeepSpeed operators", "ok", next(iter(words.values())))
-    tools = next((one["compilers"] for one in facts if "compilers" in one), {})
+    tools: Mapping[str, Any] = next((one["compilers"] for one in facts if "compilers" in one), {})
     missing = [name for name in ("c++", "ninja") if not tools.get(name)]
     if missing:
         yield Finding("compiler", "note", f"no {' and no '.join(missing)}", "needed only to build")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def bandwidths(device: torch.device) -> dict[str, dict[str, float]]:
         elements = size * _MEBIBYTE // 4 // world * world
         values = torch.ones(elements, device=device)
         target = torch.empty_like(values)
-        reduced = _seconds(lambda v=values: dist.all_reduce(v), device)
-        sent = _seconds(lambda v=values, t=target: dist.all_to_all_single(t, v), device)
+        reduced = _seconds(partial(dist.all_reduce, values), device)
+        sent = _seconds(partial(dist.all_to_all_single, target, values), device)
         found["all-reduce"][f"{size} MiB"] = 2 * share * values.nbytes / reduced / 1e9
         found["all-to-all"][f"{size} MiB"] = share * values.nbytes / sent / 1e9
     return found

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.loading import read_recipe
+from minimoe_dist.config.problems import Path as OptionPath
 from minimoe_dist.config.problems import describe, nearest
 from minimoe_dist.config.schema import Section
 
@@ -93,7 +94,7 @@ def load_machine(
     try:
         return Machine.model_validate(tree)
     except ValidationError as error:
-        origins = {(key,): f"{path}: {key}" for key in tree}
+        origins: dict[OptionPath, str] = {(key,): f"{path}: {key}" for key in tree}
         raise ConfigError(describe(error, origins, lambda at: None)) from None
 
 

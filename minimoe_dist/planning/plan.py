@@ -199,7 +199,7 @@ class Planner:
         teacher = self.config.teacher.dtype
         if teacher == "auto":
             narrow = [one for one in ("bfloat16", "float16") if one in machine.tflops]
-            teacher = narrow[0] if narrow else "float32"  # type: ignore[assignment]
+            teacher = narrow[0] if narrow else "float32"
         return Precision(PRECISIONS[self.config.parallel.precision], teacher)
 
     def _work(self, batch: Batch) -> dict[str, float]:
