@@ -1,6 +1,7 @@
 """``minimoe-dist doctor``: what is wrong with the nodes of a job, and how to mend it."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,9 @@ def run(options: DoctorOptions, launch: Launch) -> int:
 
 
 def _port(launch: Launch) -> Finding:
-    port = launch.master_port
+    """The port that a run from here would take: a process alone has none of its own."""
+    given = os.environ.get("MASTER_PORT", "")
+    port = int(given) if given.isdigit() else launch.master_port
     if port_is_free(port):
         return Finding("rendezvous port", "ok", f"{port} is free")
     remedy = "set MASTER_PORT to a free port, or stop what listens there"

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,17 +179,26 @@ def disk(folder: Path, megabytes: int) -> dict[str, float]:
     }
 
 
+def compilers() -> dict[str, str | None]:
+    """What building DeepSpeed's operators needs -> where it is."""
+    return {name: shutil.which(name) for name in ("c++", "ninja", "nvcc")}
+
+
+def _operators() -> dict[str, str]:
+    from ..train.operators import operators
+
+    return operators()
+
+
 def facts(launch: Launch, output_dir: str, megabytes: int, seconds: float) -> dict[str, Any]:
     """All of this, together within `seconds`; what failed is its error's words."""
-    from ..train.operators import compilers, operators
-
     checks: dict[str, Callable[[], Any]] = {
         "versions": versions,
         "apex": apex,
         "gpus": gpus,
         "network": lambda: network(launch),
         "compilers": compilers,
-        "operators": operators,
+        "operators": _operators,
         "disk": lambda: disk(Path(output_dir), megabytes),
     }
     found: dict[str, Any] = {
@@ -198,6 +208,12 @@ def facts(launch: Launch, output_dir: str, megabytes: int, seconds: float) -> di
         "executable": sys.executable,
         "failed": {},
     }
+    try:
+        # Packages that do not fit each other fail here. It may take long, but it does not hang.
+        import_module("minimoe_dist.train.operators")
+    except Exception as error:
+        found["failed"]["import"] = " ".join(str(error).split())
+        del checks["operators"]
     deadline = time.monotonic() + seconds
     for name, check in checks.items():
         if launch.local_rank > 0 and name in ("disk", "operators"):

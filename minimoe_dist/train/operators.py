@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import shutil
 
 from deepspeed.ops.op_builder.all_ops import ALL_OPS
 from deepspeed.ops.op_builder.builder import OpBuilder
@@ -30,8 +29,3 @@ def _state(builder: OpBuilder) -> str:
         return "can be built" if builder.is_compatible(verbose=False) else "cannot be built"
     except Exception:  # builders look for compilers and drivers in many ways
         return "cannot be built"
-
-
-def compilers() -> dict[str, str | None]:
-    """What building needs -> where it is."""
-    return {name: shutil.which(name) for name in ("c++", "ninja", "nvcc")}
