@@ -5,13 +5,12 @@ end of the file. What is wrong with a row is told as file:line.
 """
 
 import csv
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from ...config.problems import nearest
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -164,9 +163,9 @@ def check_columns(path: Path, there: Sequence[str], wanted: Mapping[str, str]) -
     """
     for column, origin in wanted.items():
         if column not in there:
-            found = nearest(column, list(there))
+            found = difflib.get_close_matches(column, there, 1)
             names = ", ".join(there) or "none"
-            hint = f"did you mean {found}?" if found else f"its columns are {names[:200]}"
+            hint = f"did you mean {found[0]}?" if found else f"its columns are {names[:200]}"
             raise ValueError(f"{path}:1: has no column {column!r}, which {origin} wants; {hint}")
 
 
