@@ -4,19 +4,20 @@ Options and paths are refused in one line, with exit status 2, before anything h
 The same command runs alone, under torchrun, under deepspeed and under srun.
 """
 
-import json
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 
 from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, load_stages
 from minimoe_dist.config.checks import SPARSIFICATION
-from minimoe_dist.config.flags import Flag, known_flags, unknown_flag
+from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
+from minimoe_dist.config.commands import CommandOptions, DemoOptions
+from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
 
@@ -25,17 +26,10 @@ FAILED_START = 1
 INTERRUPTED = 130
 
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
-_TRUTH = ("true", "false")
-_USAGE = """\
-usage: minimoe-dist COMMAND [options]
-
-commands:
-  distill   train students of a teacher, from a recipe
-  sparsify  find what a BERT can lose, and the sub-models that sparse students start from
-  demo      the whole way on text that this machine has, in minutes
-
-minimoe-dist COMMAND --help tells a command's options; --version tells the version.
-"""
+_RECIPES = {
+    "distill": "train students of a teacher, from a recipe",
+    "sparsify": "find what a BERT can lose, and the sub-models that sparse students start from",
+}
 _RECIPE_USAGE = """\
 usage: minimoe-dist {command} [--config RECIPE.yaml] [--FLAG VALUE …] [key.path=value …]
 
@@ -49,10 +43,34 @@ them in order, finished ones are skipped. Starts alone, or as
   --dry_run              print the resolved run and stop
   --help                 this page
 """
-_DEMO_FLAGS = {
-    "output_dir": "folder of corpus, run and export (default runs/demo)",
-    "steps": "optimizer steps (default: the recipe's)",
-    "num_processes": "processes to distil on (default: 2 on CPUs, else one per GPU)",
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command with flat options.
+
+    Attributes:
+        summary: one line for the help pages.
+        options: class of its options.
+        module: of ``commands``, whose ``run(options, launch)`` returns the exit status; imported
+            when the options have been read.
+        check: module of ``commands`` whose ``check(options, launch)`` raises `ConfigError` for
+            what can be refused before anything heavy is imported.
+        on_ranks: whether it may be started on several processes.
+        uses_torch: whether torch is told its device; what starts jobs elsewhere leaves the
+            environment alone.
+    """
+
+    summary: str
+    options: type[CommandOptions]
+    module: str
+    check: str | None = None
+    on_ranks: bool = False
+    uses_torch: bool = True
+
+
+COMMANDS = {
+    "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
 }
 
 
@@ -80,22 +98,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(tokens: list[str]) -> int:
     if not tokens or tokens[0] in ("-h", "--help", "help"):
-        print(_USAGE, end="")
+        print(_usage(), end="")
         return 0 if tokens else USER_ERROR
-    if tokens[0] == "--version":
+    name, rest = tokens[0], tokens[1:]
+    if name == "--version":
         print(f"minimoe-dist {__version__}")
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "distill": lambda rest: _run_recipe("distill", rest),
-        "sparsify": lambda rest: _run_recipe("sparsify", rest),
-        "demo": _demo,
-    }
-    command = commands.get(tokens[0])
-    if command is None:
-        found = nearest(tokens[0], commands)
-        hint = f"did you mean {found}?" if found else f"there are {', '.join(commands)}"
-        raise ConfigError(f"{tokens[0]} is not a command; {hint}")
-    return command(tokens[1:])
+    if name in _RECIPES:
+        return _run_recipe(name, rest)
+    if name in COMMANDS:
+        return _run_command(name, COMMANDS[name], rest)
+    found = nearest(name, [*_RECIPES, *COMMANDS])
+    hint = f"did you mean {found}?" if found else f"there are {', '.join([*_RECIPES, *COMMANDS])}"
+    raise ConfigError(f"{name} is not a command; {hint}")
+
+
+def _usage() -> str:
+    summaries = _RECIPES | {name: command.summary for name, command in COMMANDS.items()}
+    width = max(map(len, summaries)) + 2
+    lines = "".join(f"  {name:<{width}}{summary}\n" for name, summary in summaries.items())
+    return (
+        f"usage: minimoe-dist COMMAND [options]\n\ncommands:\n{lines}\n"
+        "minimoe-dist COMMAND --help tells a command's options; --version tells the version.\n"
+    )
+
+
+def _run_command(name: str, command: Command, tokens: list[str]) -> int:
+    if {"-h", "--help"} & set(tokens):
+        print(command_help(name, command.summary, command.options), end="")
+        return 0
+    options = parse_command(name, command.options, tokens)
+    launch = detect_launch(os.environ)
+    if launch.world_size > 1 and not command.on_ranks:
+        raise ConfigError(
+            f"{name}: runs on one process, not on {launch.world_size}; start it alone"
+        )
+    prepare_environment(getattr(options, "use_cpu", False))
+    if command.check is not None:
+        import_module(f"minimoe_dist.commands.{command.check}").check(options, launch)
+    start_logging(launch)
+    status: int = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)
+    return status
 
 
 def _refuse(message: str, status: int) -> int:
@@ -155,31 +198,13 @@ def parse_distill(tokens: Sequence[str]) -> _DistillArguments:
         elif not token.startswith("--"):
             raise ConfigError(f"{token}: not an option; give --flag value or key.path=value")
         elif name == "config":
-            parsed.config_path = value if separator else _take(name, remaining)
+            parsed.config_path = value if separator else take(name, remaining)
         elif name not in known_flags():
             raise unknown_flag(name)
         else:
-            text = value if separator else _flag_value(known_flags()[name], remaining)
+            text = value if separator else flag_value(known_flags()[name], remaining)
             parsed.overrides.append(f"--{name}={text}")
     return parsed
-
-
-def _take(name: str, remaining: list[str]) -> str:
-    """The word after a flag; a negative number is one, another flag is not."""
-    if not remaining or remaining[0].startswith("--"):
-        raise ConfigError(f"--{name}: needs a value; give --{name} VALUE")
-    return remaining.pop(0)
-
-
-def _flag_value(flag: Flag, remaining: list[str]) -> str:
-    if flag.is_switch:
-        return remaining.pop(0) if remaining and remaining[0].lower() in _TRUTH else "true"
-    values = [_take(flag.name, remaining)]
-    if flag.kind == "PATH":
-        # The shell may have spread a pattern into many words.
-        while remaining and not remaining[0].startswith("-") and "=" not in remaining[0]:
-            values.append(remaining.pop(0))
-    return values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False)
 
 
 def _run_recipe(command: str, tokens: list[str]) -> int:
@@ -241,48 +266,5 @@ def _recipe_help(command: str) -> str:
         takes = "" if flag.is_switch else f" {flag.kind if len(flag.kind) < 40 else 'NAME'}"
         default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
         alternatives = f"; {flag.kind.replace('|', ', ')}" if len(flag.kind) >= 40 else ""
-        lines.append(_entry(f"--{flag.name}{takes}", flag.description + alternatives + default))
+        lines.append(entry(f"--{flag.name}{takes}", flag.description + alternatives + default))
     return "".join(lines)
-
-
-def _entry(left: str, right: str) -> str:
-    indent = " " * 34
-    text = textwrap.wrap(right, 66)
-    first = f"  {left:<32}" if len(left) < 32 else f"  {left}\n{indent}"
-    return first + f"\n{indent}".join(text) + "\n"
-
-
-def _demo(tokens: list[str]) -> int:
-    values: dict[str, str] = {}
-    remaining = list(tokens)
-    while remaining:
-        token = remaining.pop(0)
-        name, separator, value = token.removeprefix("--").partition("=")
-        if token in ("-h", "--help"):
-            flags = "".join(_entry(f"--{one} VALUE", text) for one, text in _DEMO_FLAGS.items())
-            print(f"usage: minimoe-dist demo [--FLAG VALUE …]\n\n{flags}", end="")
-            return 0
-        if not token.startswith("--") or name not in _DEMO_FLAGS:
-            found = nearest(name, _DEMO_FLAGS)
-            there = ", ".join(f"--{one}" for one in _DEMO_FLAGS)
-            hint = f"did you mean --{found}?" if found else f"there are {there}"
-            raise ConfigError(f"{token} is not an option of demo; {hint}")
-        values[name] = value if separator else _take(name, remaining)
-    steps, processes = (_count(values, name) for name in ("steps", "num_processes"))
-    launch = detect_launch(os.environ)
-    if launch.world_size > 1:
-        raise ConfigError("demo: starts its own processes; run it alone, with --num_processes N")
-    prepare_environment(use_cpu=False)
-    start_logging(launch)
-    from minimoe_dist.commands import demo
-
-    return demo.run(values.get("output_dir", "runs/demo"), steps, processes)
-
-
-def _count(values: dict[str, str], name: str) -> int | None:
-    text = values.get(name)
-    if text is None:
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--{name}: must be a whole number of at least 1, not {text!r}")
-    return int(text)

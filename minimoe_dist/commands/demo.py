@@ -20,6 +20,7 @@ from transformers import AutoModel
 
 from ..checkpoints.export import load_student
 from ..config import RunConfig, load_run_config
+from ..config.commands import DemoOptions
 from ..corpus.build import build_indexed, format_files
 from ..corpus.reading import ReadingOptions
 from ..corpus.sources import python_documentation, write_wiki
@@ -27,7 +28,7 @@ from ..corpus.tokenizing import load_tokenizer
 from ..data.loader import heldout_batches
 from ..models.teacher import load_teacher
 from ..objectives.relations import relation_loss_sum
-from ..runtime import logger, prepare_environment
+from ..runtime import Launch, logger, prepare_environment
 from .corpora import open_data
 
 _HELDOUT_FRACTION = 0.05
@@ -37,22 +38,17 @@ _SAME_LOSS = 1e-3
 _log = logger("demo")
 
 
-def run(output_dir: str, steps: int | None, num_processes: int | None) -> int:
-    """Builds, distils, checks and sums up.
-
-    Args:
-        output_dir: folder for the corpus, the run and ``summary.json``.
-        steps: optimizer steps; None for the recipe's.
-        num_processes: ranks; None for two on CPUs, else one per GPU.
+def run(options: DemoOptions, launch: Launch) -> int:
+    """Builds, distils, checks and sums up, in ``summary.json`` of the demo's folder.
 
     Returns:
         0, or the exit status of the training.
     """
     started = time.perf_counter()
-    folder = Path(output_dir)
-    processes = num_processes or _default_processes()
+    folder = Path(options.output_dir)
+    processes = options.num_processes or _default_processes()
     recipe = folder / "recipe.yaml"
-    config = _resolve(folder, steps, processes)
+    config = _resolve(folder, options.steps, processes)
     _build_corpus(folder, config)
     recipe.write_text(config.to_yaml())
     status = _distil(recipe, processes)

@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..checkpoints import run as checkpoints
@@ -18,27 +16,17 @@ from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
-from ..runtime import (
-    Launch,
-    StopRequest,
-    logger,
-    prepare_environment,
-    start_process_group,
-    stop_process_group,
-)
+from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
-from ..train.peers import PeerWatch
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
 from .model_types import Lesson, make_student, open_lesson
 from .results import describe, export_all, relation_paths, student_gmac
-
-FINISHED, FAILED = 0, 1
-STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
+from .scope import FAILED, FINISHED, STOPPED, only_run_in, started
 
 _log = logger("distill")
 
@@ -51,26 +39,24 @@ def run(stages: Sequence[RunConfig], launch: Launch) -> int:
         stayed not finite. Ends the process with 1 where another rank is lost.
     """
     parallel = stages[0].parallel
-    device_type = prepare_environment(parallel.use_cpu)
-    device = start_process_group(launch, device_type, parallel.timeout_seconds)
     try:
-        with PeerWatch(launch, parallel.timeout_seconds), StopRequest() as stop:
+        with started(
+            launch, use_cpu=parallel.use_cpu, timeout_seconds=parallel.timeout_seconds
+        ) as scope:
             for stage in stages:
                 if len(stages) > 1 and _is_finished(stage):
                     _log.info("%s: finished before", stage.output_dir)
                     continue
                 with only_run_in(Path(stage.output_dir)):
-                    status = _Run(stage, launch, device).to_the_end(stop)
+                    status = _Run(stage, launch, scope.device).to_the_end(scope.stop)
                 if status == STOPPED:
-                    stop.ignore_from_now_on()
+                    scope.stop.ignore_from_now_on()
                     return status
             return FINISHED
     except TrainingDivergedError as error:
         if launch.rank == 0:
             _log.error("%s", error)
         return FAILED
-    finally:
-        stop_process_group()
 
 
 def _is_finished(config: RunConfig) -> bool:
@@ -96,27 +82,6 @@ def _is_finished(config: RunConfig) -> bool:
     if found[1] is not None:
         raise ValueError(found[1])
     return bool(found[0])
-
-
-@contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock on rank 0; the kernel frees it when a process dies."""
-    lock = FileLock(folder / "run.lock")
-    problem: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            problem = [f"output_dir: {folder} is used by another run that is alive: stop that one "
-                       "or choose another folder"]  # fmt: skip
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise ValueError(problem[0])
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass

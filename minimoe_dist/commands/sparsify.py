@@ -28,17 +28,9 @@ from ..models.elastic_surgery import element_orders, reorder
 from ..models.importance import ImportanceMeter, mask_gradient
 from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
-from ..runtime import (
-    Launch,
-    StopRequest,
-    logger,
-    prepare_environment,
-    start_process_group,
-    stop_process_group,
-)
-from ..train.peers import PeerWatch
+from ..runtime import Launch, StopRequest, logger
 from .corpora import RunData, open_data
-from .distill import FINISHED, STOPPED, only_run_in
+from .scope import FINISHED, STOPPED, only_run_in, started
 
 _SAME_FUNCTION = 1e-5
 _log = logger("sparsify")
@@ -50,20 +42,17 @@ def run(config: RunConfig, launch: Launch) -> int:
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on).
     """
-    device_type = prepare_environment(config.parallel.use_cpu)
-    device = start_process_group(launch, device_type, config.parallel.timeout_seconds)
-    try:
-        with (
-            PeerWatch(launch, config.parallel.timeout_seconds),
-            only_run_in(Path(config.output_dir)),
-            StopRequest() as stop,
-        ):
-            status = _Sparsification(config, launch, device).to_the_end(stop)
-            if status == STOPPED:
-                stop.ignore_from_now_on()
-            return status
-    finally:
-        stop_process_group()
+    parallel = config.parallel
+    with (
+        started(
+            launch, use_cpu=parallel.use_cpu, timeout_seconds=parallel.timeout_seconds
+        ) as scope,
+        only_run_in(Path(config.output_dir)),
+    ):
+        status = _Sparsification(config, launch, scope.device).to_the_end(scope.stop)
+        if status == STOPPED:
+            scope.stop.ignore_from_now_on()
+        return status
 
 
 class _Sparsification:

@@ -79,7 +79,7 @@ def known_flags() -> dict[str, Flag]:
         default = None if field.is_required() else field.get_default()
         is_switch = field.annotation is bool
         found[name] = Flag(
-            name, path, field.description or "", _kind(field.annotation), default, is_switch
+            name, path, field.description or "", kind_of(field.annotation), default, is_switch
         )
     words = "short for --precision fp16"
     found[_PRECISION_FLAG] = Flag(
@@ -159,7 +159,8 @@ def _any_student(path: Path) -> Path:
     return path
 
 
-def _kind(annotation: Any) -> str:
+def kind_of(annotation: Any) -> str:
+    """What an option of this type takes, for the help page: "N", "X", "TEXT", "PATH", "a|b"."""
     if annotation is bool:
         return "true|false"
     if get_origin(annotation) is Literal:
@@ -168,5 +169,5 @@ def _kind(annotation: Any) -> str:
         return "N,N" if get_args(annotation)[0] in (int, float) else "PATH"
     members = [one for one in get_args(annotation) if one is not type(None)]
     if members:
-        return _kind(members[0])
+        return kind_of(members[0])
     return {int: "N", float: "X"}.get(annotation, "TEXT")

@@ -1,0 +1,78 @@
+"""What every command on several ranks holds while it runs, and the statuses that it ends with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+
+from ..runtime import (
+    Launch,
+    StopRequest,
+    prepare_environment,
+    start_process_group,
+    stop_process_group,
+)
+from ..train.peers import PeerWatch
+
+FINISHED, FAILED = 0, 1
+STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A started process group.
+
+    Attributes:
+        device: of this rank.
+        stop: the signals that asked for an end, if any.
+    """
+
+    device: torch.device
+    stop: StopRequest
+
+
+@contextmanager
+def started(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterator[Scope]:
+    """The process group of a launch, its watch over lost ranks, and its signals.
+
+    Args:
+        launch: the processes that were started.
+        use_cpu: stay on CPUs although there is a GPU.
+        timeout_seconds: of a collective, after which a silent rank is named and all end.
+    """
+    device_type = prepare_environment(use_cpu)
+    device = start_process_group(launch, device_type, timeout_seconds)
+    try:
+        with PeerWatch(launch, timeout_seconds), StopRequest() as stop:
+            yield Scope(device, stop)
+    finally:
+        stop_process_group()
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock on rank 0; the kernel frees it when a process dies.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    lock = FileLock(folder / "run.lock")
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            problem = [f"output_dir: {folder} is used by another run that is alive: stop that one "
+                       "or choose another folder"]  # fmt: skip
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+    try:
+        yield
+    finally:
+        lock.release()
