@@ -16,7 +16,7 @@ from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, load_stages
 from minimoe_dist.config.checks import SPARSIFICATION
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
-from minimoe_dist.config.commands import CommandOptions, DemoOptions
+from minimoe_dist.config.commands import CommandOptions, DemoOptions, FinetuneOptions
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -71,6 +71,13 @@ class Command:
 
 COMMANDS = {
     "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
+    "finetune": Command(
+        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
+        FinetuneOptions,
+        "finetune",
+        check="preflight_finetune",
+        on_ranks=True,
+    ),
 }
 
 
