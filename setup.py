@@ -67,7 +67,7 @@ setup(
     # An installed package has the recipes too: `minimoe-dist demo` looks for its own there.
     data_files=[
         (f"share/minimoe_dist/{kind}", sorted(map(str, Path("configs", kind).glob("*.*"))))
-        for kind in ("recipes", "ds")
+        for kind in ("recipes", "ds", "finetune")
     ],
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -15,6 +15,7 @@ from ..checkpoints import run as checkpoints
 from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options
+from ..config.checks import BEST_CANDIDATE
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
@@ -25,7 +26,7 @@ from ..train.metrics import Metrics
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
 from .model_types import Lesson, make_student, open_lesson
-from .results import describe, export_all, relation_paths, student_gmac
+from .results import describe, export_all, keep_best, relation_paths, student_gmac
 from .scope import FAILED, FINISHED, STOPPED, only_run_in, started
 
 _log = logger("distill")
@@ -67,7 +68,9 @@ def _is_finished(config: RunConfig) -> bool:
     """
     found: list[Any] = [False, None]
     path = Path(config.output_dir) / "summary.json"
-    exports = [Path(config.export_folder(student.name)) for student in config.students]
+    names = [student.name for student in config.students]
+    names += [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []
+    exports = [Path(config.export_folder(name)) for name in names]
     wanted = [path, *(folder / "config.json" for folder in exports)]
     if dist.get_rank() == 0 and config.resume == "auto" and all(one.is_file() for one in wanted):
         saved = json.loads(path.read_text("utf-8"))["options"]
@@ -312,6 +315,8 @@ class _Run:
                 **({"sub_models": sub_models} if sub_models else {}),
             }
         if self.launch.rank == 0:
+            if self.config.tradeoff_lambda is not None:
+                summary["tradeoff"] = keep_best(self.config, after)
             path = self.folder / "summary.json"
             beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")
             flush_file(beside(path, PARTIAL))

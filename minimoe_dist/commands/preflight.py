@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import check_world_size
+from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size
 from minimoe_dist.config.paths import (
     check_output_dir,
     check_same_vocabulary,
@@ -40,6 +40,7 @@ def problems_of_stages(
         device_type: what they would train on.
     """
     exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
+    exported |= {stage.export_folder(BEST_CANDIDATE) for stage in stages}
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
