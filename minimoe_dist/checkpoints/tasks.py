@@ -251,6 +251,11 @@ def set_labels(config: PreTrainedConfig, task: Task) -> None:
         )
 
 
+def gives_signals(model: PreTrainedModel) -> bool:
+    """Whether a model read with ``with_relations`` has queries, keys and values to compare."""
+    return model.relation is not None or not isinstance(model.config, ElasticConfig)
+
+
 def export_task_model(
     source: TaskModel, weights: Mapping[str, Tensor], folder: str | Path, tokenizer: Any = None
 ) -> Path:

@@ -24,8 +24,8 @@ def sentences(count: int, seed: int) -> Iterator[tuple[str, int]]:
     """Texts, and whether the good word is in them rather than the bad one."""
     generator = np.random.default_rng(seed)
     for number in range(count):
-        words = [f"word{index}" for index in generator.integers(10, 14, 3)]
-        words[generator.integers(3)] = GOOD if number % 2 else BAD
+        words = [f"word{index}" for index in generator.integers(10, 14, 2)]
+        words[generator.integers(2)] = GOOD if number % 2 else BAD
         yield " ".join(words), number % 2
 
 
@@ -33,7 +33,7 @@ def sentences(count: int, seed: int) -> Iterator[tuple[str, int]]:
 def tasks(workshop: Workshop) -> Path:
     """A folder with SST-2 in its own layout, tags, and a regression table."""
     folder = workshop.folder / "tasks"
-    for split, count, seed in (("train", 240, 1), ("dev", 30, 2)):
+    for split, count, seed in (("train", 128, 1), ("dev", 20, 2)):
         rows = [(text, str(label)) for text, label in sentences(count, seed)]
         write_table(folder / "SST-2" / f"{split}.tsv", [("sentence", "label"), *rows])
         values = [(text, str(2.5 * int(label))) for text, label in rows]
@@ -244,4 +244,4 @@ def test_a_bad_row_is_told_and_ends_a_strict_run(
         rows = (tasks / "SST-2" / f"{split}.tsv").read_text()
         (tmp_path / f"{split}.tsv").write_text(rows + "torn\n")
     path = options(workshop, tasks, tmp_path / "run", data_dir=str(tmp_path), strict=True)
-    assert f"{tmp_path / 'train.tsv'}:242: has 1 columns, not 2" in refused(path)
+    assert f"{tmp_path / 'train.tsv'}:130: has 1 columns, not 2" in refused(path)
