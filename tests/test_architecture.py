@@ -16,13 +16,14 @@ FLOORS = {
     "checkpoints": 3,
     "models": 2,
     "corpus": 2,
+    "slurm": 2,
     "data": 1,
     "objectives": 1,
     "config": 1,
     "runtime": 1,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
-LIGHT = ("cli", "config", "runtime")
+LIGHT = ("cli", "config", "runtime", "slurm")
 HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -110,7 +111,14 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["minimoe_dist", "minimoe_dist.cli", "minimoe_dist.commands.preflight"],
+    [
+        "minimoe_dist",
+        "minimoe_dist.cli",
+        "minimoe_dist.commands.preflight",
+        "minimoe_dist.commands.slurm_job",
+        "minimoe_dist.commands.status",
+        "minimoe_dist.commands.submit",
+    ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"

@@ -1,48 +1,12 @@
-"""The options of commands other than ``distill`` and ``sparsify``: one flat class for each.
-
-Flags, help pages and checks follow from the fields (see `command_line`). ``distill`` and
-``sparsify`` take a whole run instead, which `schema` declares.
-"""
+"""Options of ``minimoe-dist finetune``."""
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core.core_schema import ValidationInfo
 
-from minimoe_dist.config.schema import Section
-
-POSITIONAL: dict[str, Any] = {"positional": True}
-
-
-class CommandOptions(Section):
-    """Base of a command's options: frozen, no unknown keys, lists also as text with commas.
-
-    A field with ``json_schema_extra=POSITIONAL`` takes words that stand without a flag, in the
-    order of the fields; a list takes all that are left. A field ``recipe`` is what ``--config``
-    names (for other commands, ``--config`` names a YAML file of these options), and a field
-    ``overrides`` takes ``key.path=value`` and the flags of ``distill``.
-    """
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _list_of_text(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        takes_list = any(get_origin(one) is list for one in (annotation, *get_args(annotation)))
-        if takes_list and isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return value
-
-
-class DemoOptions(CommandOptions):
-    """Where the demo goes and how long it trains."""
-
-    output_dir: str = Field("runs/demo", description="folder of corpus, run and export")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; default the recipe's")
-    num_processes: int | None = Field(
-        None, ge=1, description="processes to distil on; default 2 on CPUs, else one per GPU"
-    )
+from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
 
 
 class FinetuneOptions(CommandOptions):
@@ -119,8 +83,3 @@ class FinetuneOptions(CommandOptions):
         return values
 
     _at_home = field_validator("output_dir")(os.path.expanduser)
-
-
-def is_positional(extra: Any) -> bool:
-    """Whether a field's ``json_schema_extra`` makes it positional."""
-    return isinstance(extra, Mapping) and bool(extra.get("positional"))
