@@ -133,13 +133,12 @@ def test_a_finished_cell_of_other_options_is_refused(
     assert "trained with other options (weight_decay: 0.01 -> 0.1)" in said
 
 
-def test_two_ranks_learn_what_one_does(workshop: Workshop, tasks: Path, tmp_path: Path) -> None:
-    for ranks in (1, 2):
-        path = options(workshop, tasks, tmp_path / str(ranks), num_train_epochs=1)
-        finetune(path, world_size=ranks)
-    one, two = (results(tmp_path / str(ranks)) for ranks in (1, 2))
-    losses = [found["cells"][0]["epochs"][0]["train_loss"] for found in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+def test_two_ranks_learn_what_one_does(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    finetune(options(workshop, tasks, tmp_path / "two", seeds=[1]), world_size=2)
+    one, two = (results(folder)["cells"][0]["epochs"][0] for folder in (finished, tmp_path / "two"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
 
 
 def test_a_stopped_run_goes_on_to_the_bits_of_an_unbroken_one(
