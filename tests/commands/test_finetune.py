@@ -111,7 +111,7 @@ def test_the_best_model_loads_with_its_labels(finished: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(finished / "export")
     assert model.config.id2label == {0: "0", 1: "1"}
     with torch.no_grad():
-        ids = torch.tensor([[2, 5 + 1, 5 + 20, 3], [2, 5 + 2, 5 + 20, 3]])
+        ids = torch.tensor([[2, 5 + 1, 5 + 11, 3], [2, 5 + 2, 5 + 11, 3]])
         assert model(ids).logits.argmax(-1).tolist() == [1, 0]
 
 
@@ -214,7 +214,13 @@ def test_a_teacher_of_other_labels_is_refused(
     workshop: Workshop, tasks: Path, tmp_path: Path
 ) -> None:
     said = refused(options(workshop, tasks, tmp_path / "run", teacher=str(workshop.teacher)))
-    assert "LABEL_0,LABEL_1, sst2 has 0,1; give a teacher that was fine-tuned on sst2" in said
+    assert "names no labels in its config.json; give a model that was fine-tuned on sst2" in said
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((workshop.teacher / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "id2label": {"0": "1", "1": "0"}}))
+    said = refused(options(workshop, tasks, tmp_path / "run", teacher=str(other)))
+    assert "has the labels 1,0, sst2 has 0,1; give a teacher that was fine-tuned on sst2" in said
 
 
 @pytest.mark.parametrize(
