@@ -27,6 +27,9 @@ REQUIREMENTS = [
     "numpy>=1.26,<3",
     "pydantic>=2.10,<3",
     "PyYAML>=6.0",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "seqeval>=1.2.2,<2",
     "rich>=13",
     "tqdm>=4.66",
     "tensorboard>=2.16",
@@ -65,7 +68,7 @@ setup(
     # An installed package has the recipes too: `minimoe-dist demo` looks for its own there.
     data_files=[
         (f"share/minimoe_dist/{kind}", sorted(map(str, Path("configs", kind).glob("*.*"))))
-        for kind in ("recipes", "ds", "machines")
+        for kind in ("recipes", "ds", "finetune", "machines")
     ]
     # And the job scripts for `minimoe-dist submit`, with the tools that they start.
     + [

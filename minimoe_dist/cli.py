@@ -90,6 +90,13 @@ COMMANDS = {
         "plan",
         uses_torch=False,
     ),
+    "finetune": Command(
+        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
+        commands.FinetuneOptions,
+        "finetune",
+        check="preflight_finetune",
+        on_ranks=True,
+    ),
     "submit": Command(
         "a run as a Slurm job, or a chain of jobs",
         commands.SubmitOptions,

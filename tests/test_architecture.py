@@ -116,6 +116,7 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
         "minimoe_dist",
         "minimoe_dist.cli",
         "minimoe_dist.commands.preflight",
+        "minimoe_dist.commands.preflight_finetune",
         "minimoe_dist.commands.slurm_job",
         "minimoe_dist.commands.status",
         "minimoe_dist.commands.submit",

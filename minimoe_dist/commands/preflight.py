@@ -6,7 +6,7 @@ from pathlib import Path
 from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
 from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import check_world_size, is_sparsification
+from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
 from minimoe_dist.config.paths import (
     check_masked_lm_head,
     check_output_dir,
@@ -41,6 +41,7 @@ def problems_of_stages(
         device_type: what they would train on.
     """
     exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
+    exported |= {stage.export_folder(BEST_CANDIDATE) for stage in stages}
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path

@@ -355,3 +355,23 @@ def test_another_vocabulary_is_refused(make: Maker, tmp_path: Path) -> None:
     )
     assert statuses == [2]
     assert "has a vocabulary of 100, the teacher of 200" in said
+
+
+def test_a_chain_goes_on_from_the_candidate_with_the_best_tradeoff(
+    make: Maker, sparsified: Path, tmp_path: Path
+) -> None:
+    sparse = {"initial_weights": str(sparsified)}
+    candidates = [{"name": f"s{each}", "sparsity": each, **sparse} for each in ("50", "90")]
+    stages = [
+        # So large a weight that the smallest one is chosen, whatever it has learnt.
+        {"name": "candidates", "students": candidates, "tradeoff_lambda": 9, "teaches": "best"},
+        {"name": "student", "students": [{"sparsity": "90", **sparse}]},
+    ]
+    support.finish(make(tmp_path / "run", "sparsebert_minilm", sparsified="90", stages=stages))
+    first, second = (
+        json.loads((tmp_path / "run" / name / "summary.json").read_text())
+        for name in ("candidates", "student")
+    )
+    assert first["tradeoff"]["best"] == "s90"
+    assert set(first["tradeoff"]["candidates"]) == {"s50", "s90"}
+    assert second["teacher"] == str(tmp_path / "run" / "candidates" / "export" / "best")

@@ -8,6 +8,7 @@ from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions, is_pos
 from minimoe_dist.config.commands.convert import ConvertOptions
 from minimoe_dist.config.commands.demo import DemoOptions
 from minimoe_dist.config.commands.doctor import DoctorOptions
+from minimoe_dist.config.commands.finetune import FinetuneOptions
 from minimoe_dist.config.commands.jobs import StatusOptions, SubmitOptions
 from minimoe_dist.config.commands.plan import PlanOptions
 
@@ -17,6 +18,7 @@ __all__ = [
     "ConvertOptions",
     "DemoOptions",
     "DoctorOptions",
+    "FinetuneOptions",
     "PlanOptions",
     "StatusOptions",
     "SubmitOptions",
