@@ -16,7 +16,12 @@ from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, load_stages
 from minimoe_dist.config.checks import SPARSIFICATION
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
-from minimoe_dist.config.commands import CommandOptions, DemoOptions
+from minimoe_dist.config.commands import (
+    CommandOptions,
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+)
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -70,6 +75,18 @@ class Command:
 
 
 COMMANDS = {
+    "export": Command(
+        "a model as a folder for others: model card, ONNX, sentence-transformers",
+        ExportOptions,
+        "export",
+        check="preflight_export",
+    ),
+    "evaluate": Command(
+        "a model's relation loss, size, speed and load of experts, as JSON",
+        EvaluateOptions,
+        "evaluate",
+        check="preflight_evaluate",
+    ),
     "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
 }
 

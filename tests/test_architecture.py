@@ -14,6 +14,7 @@ FLOORS = {
     "commands": 5,
     "train": 4,
     "checkpoints": 3,
+    "reporting": 3,
     "models": 2,
     "corpus": 2,
     "data": 1,
@@ -110,7 +111,11 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["minimoe_dist", "minimoe_dist.cli", "minimoe_dist.commands.preflight"],
+    [
+        "minimoe_dist",
+        "minimoe_dist.cli",
+        "minimoe_dist.commands.preflight",
+    ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"

@@ -107,7 +107,7 @@ def export_student(
         model = (ElasticForMaskedLM if with_head else ElasticForRelations)(config)
         model.load_state_dict(dict(weights))
         return export_elastic(model, folder, tokenizer)
-    with _replaced(Path(folder), tokenizer) as aside:
+    with replaced(Path(folder), tokenizer) as aside:
         if config.is_dense:
             plain_model(config, weights).save_pretrained(aside)
         else:
@@ -138,7 +138,7 @@ def export_elastic(
     """
     config = model.config
     keeps_map = sparsity is None and config.sparsity == submodels.WHOLE
-    with _replaced(Path(folder), tokenizer) as aside:
+    with replaced(Path(folder), tokenizer) as aside:
         if not keeps_map and elastic_surgery.is_plain_bert(config, sparsity):
             elastic_surgery.plain_bert(model, sparsity).save_pretrained(aside)
         else:
@@ -153,7 +153,7 @@ def export_elastic(
 
 
 @contextmanager
-def _replaced(folder: Path, tokenizer: Any) -> Iterator[Path]:
+def replaced(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``folder`` at the end."""
     finish_replacing(folder)
     aside = beside(folder, PARTIAL)

@@ -6,8 +6,11 @@ softmaxes, activations and biases are left out, as is usual: they are no matrix 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+
+from .elastic_configuration import ElasticConfig
 
 
 def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
@@ -26,6 +29,23 @@ def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
         10⁹ multiply-accumulates of one sequence, e.g. 10.87 for BERT-base at length 128.
     """
     return 12 * layers * hidden**2 * length / 1e9
+
+
+def sequence_gmac(config: Any, length: int = 128) -> float:
+    """:func:`encoder_gmac` of a model's own sizes: sub-models, and blocks that are not 4 H wide.
+
+    Args:
+        config: of a student, or of any BERT-like encoder.
+        length: tokens in the sequence; a mean of lengths, too, since the count is linear in it.
+
+    Returns:
+        10⁹ multiply-accumulates: L · (4 · H² + 2 · H · I) a token.
+    """
+    if isinstance(config, ElasticConfig):
+        return config.shape().gmac(config.sizes.head_size, 1) * length
+    hidden = config.hidden_size
+    token = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    return config.num_hidden_layers * token * length / 1e9
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
