@@ -21,6 +21,7 @@ from minimoe_dist.config.commands import (
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
+    ReportOptions,
 )
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
@@ -86,6 +87,12 @@ COMMANDS = {
         EvaluateOptions,
         "evaluate",
         check="preflight_evaluate",
+    ),
+    "report": Command(
+        "one page about one run or several: scores, costs, curves, experts",
+        ReportOptions,
+        "report",
+        uses_torch=False,
     ),
     "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
 }

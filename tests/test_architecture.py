@@ -115,6 +115,7 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
         "minimoe_dist",
         "minimoe_dist.cli",
         "minimoe_dist.commands.preflight",
+        "minimoe_dist.commands.report",
     ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:

@@ -100,6 +100,18 @@ class EvaluateOptions(CommandOptions):
     use_cpu: bool = Field(False, description="stay on the CPU although there is a GPU")
 
 
+class ReportOptions(CommandOptions):
+    """Which runs a page shows."""
+
+    runs: list[str] = Field(
+        min_length=1,
+        description="folders of runs, folders of such folders, or files that evaluate wrote",
+        json_schema_extra=POSITIONAL,
+    )
+    output: str = Field("report.html", description="the page; a .json of the same name beside it")
+    title: str | None = Field(None, description="the page's heading; default the runs' names")
+
+
 def is_positional(extra: Any) -> bool:
     """Whether a field's ``json_schema_extra`` makes it positional."""
     return isinstance(extra, Mapping) and bool(extra.get("positional"))
