@@ -21,6 +21,7 @@ from minimoe_dist.config.commands import (
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
+    FinetuneOptions,
     ReportOptions,
 )
 from minimoe_dist.config.flags import known_flags, unknown_flag
@@ -95,6 +96,13 @@ COMMANDS = {
         uses_torch=False,
     ),
     "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
+    "finetune": Command(
+        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
+        FinetuneOptions,
+        "finetune",
+        check="preflight_finetune",
+        on_ranks=True,
+    ),
 }
 
 

@@ -62,8 +62,8 @@ from .files import (
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
-_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
-_ELASTIC_CODE = (
+STUDENT_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
+ELASTIC_CODE = (
     blocks,
     configuration,
     elastic,
@@ -148,7 +148,7 @@ def export_elastic(
                 "AutoModel": "elastic.ElasticModel",
             }
             own.save_pretrained(aside)
-            _copy_code(_ELASTIC_CODE, aside)
+            copy_code(ELASTIC_CODE, aside)
     return Path(folder)
 
 
@@ -171,7 +171,8 @@ def replaced(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
     replace_folder(aside, folder)
 
 
-def _copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
+def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
+    """Puts modules beside weights, for ``trust_remote_code=True``."""
     for module in modules:
         assert module.__file__ is not None
         shutil.copy(module.__file__, folder)
@@ -208,7 +209,7 @@ def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder
         "AutoModel": "moebert.MiniMoeModel",
     }
     model.save_pretrained(folder)
-    _copy_code(_CODE, folder)
+    copy_code(STUDENT_CODE, folder)
 
 
 def load_student(folder: str | Path) -> Student:

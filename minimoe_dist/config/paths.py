@@ -65,7 +65,6 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     """
     name = config.teacher.model_name_or_path
     hidden, layers = model.get("hidden_size"), model.get("num_hidden_layers")
-    positions = model.get("max_position_embeddings")
     relation_heads, layer = config.objective.num_relation_heads, config.teacher.relation_layer
     learns_relations = config.objective.relation_weight and config.model_type != "bert_tinybert"
     if learns_relations and hidden is not None and hidden % relation_heads:
@@ -78,13 +77,30 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
             f"teacher.relation_layer: {layer}, but {name} has {layers} layers; use at most {layers}"
         )
     _check_kind(config, model)
-    if positions is not None:
-        positions -= _UNUSED_POSITIONS.get(str(model.get("model_type")), 0)
-        if config.data.max_length > positions:
-            raise ConfigError(
-                f"data.max_length: {config.data.max_length} is longer than the {positions} "
-                f"positions of teacher {name}; use at most {positions}"
-            )
+    check_length("data.max_length", config.data.max_length, f"teacher {name}", model)
+
+
+def check_length(option: str, length: int, name: str, model: dict[str, Any]) -> None:
+    """Refuses samples that are longer than a model's positions.
+
+    Args:
+        option: of the length.
+        length: tokens of a sample.
+        name: of the model.
+        model: its ``config.json``; empty where it is not known yet.
+
+    Raises:
+        ConfigError: they are.
+    """
+    positions = model.get("max_position_embeddings")
+    if positions is None:
+        return
+    positions -= _UNUSED_POSITIONS.get(str(model.get("family", model.get("model_type"))), 0)
+    if length > positions:
+        raise ConfigError(
+            f"{option}: {length} is longer than the {positions} positions of {name}; "
+            f"use at most {positions}"
+        )
 
 
 def _check_kind(config: "RunConfig", model: dict[str, Any]) -> None:
