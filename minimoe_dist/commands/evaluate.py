@@ -18,6 +18,7 @@ from ..models.experts import Route, Router
 from ..models.measuring import describe_machine, measure_latency
 from ..models.teacher import RelationTeacher, load_teacher
 from ..objectives.relations_by_head import relation_loss_by_head
+from ..reporting.facts import best_setting
 from ..reporting.runs import EVALUATION, Export, find_export
 from ..runtime import Launch, logger, prepare_environment
 from .corpora import open_data
@@ -41,6 +42,7 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     found: dict[str, Any] = {
         "kind": "evaluation",
         "student": export.name,
+        "source": options.source,
         "model": str(export.folder),
         "model_type": config.model_type,
         "description": _description(export, config),
@@ -48,6 +50,8 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         "gmac_of_128": sequence_gmac(config),
         "machine": describe_machine(device),
     }
+    if export.run is not None and export.run.results:
+        found["scores"] = _scores(export.run.results)
     if options.speed:
         found["speed"] = _speed(model, options)
     found.update(_against_teacher(export, options, launch, device))
@@ -58,6 +62,20 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     _log.info("evaluation in %s", path)
     return 0
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a fine-tuning run: its best model, and its best setting over seeds."""
+    best, setting = results.get("best") or {}, best_setting(results) or {}
+    return {
+        "task": results["task"],
+        "metric": results["metric"],
+        "best": best.get("scores"),
+        "mean": setting.get("mean"),
+        "deviation": setting.get("deviation"),
+        "seeds": len(setting.get("scores") or ()),
+        "dev_samples": results["dev_samples"],
+    }
 
 
 def _default_output(export: Export) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from .facts import best_setting
 from .runs import Export
 
 _TEMPLATES = jinja2.Environment(
@@ -64,7 +65,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
     experts = max(config.get("attention_experts", 1), config.get("feedforward_experts", 1))
     return _TEMPLATES.get_template("model_card.md.j2").render(
         front_matter=_front_matter(facts, bool(experts > 1)),
-        title=student.get("student") or kind,
+        title=student.get("student") or _title(kind, export),
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
         teacher=_basename(run.summary.get("teacher")) if run else None,
         experts=experts if experts > 1 else None,
@@ -79,6 +80,11 @@ def model_card(export: Export, facts: CardFacts) -> str:
         scores=list(_scores(export)),
         limits=list(_limits(export, facts, architecture)),
     )
+
+
+def _title(kind: str, export: Export) -> str:
+    task = export.run.results.get("task") if export.run else None
+    return f"{kind} for {task}" if task else kind
 
 
 def _front_matter(facts: CardFacts, has_experts: bool) -> str:
@@ -134,6 +140,13 @@ def _sizes(config: Mapping[str, Any], facts: CardFacts) -> Iterator[tuple[str, s
 
 
 def _data(export: Export) -> str:
+    if export.run and export.run.results:
+        results = export.run.results
+        return (
+            f"Fine-tuned on the task `{results['task']}`: {results['train_samples']:,} samples to "
+            f"train on, {results['dev_samples']:,} to choose by. What the encoder was trained on "
+            f"before is told where it comes from: `{_basename(results['model'])}`."
+        )
     data = export.run.options.get("data") if export.run else None
     if not data:
         return "Not known: the folder was exported without the run that made it."
@@ -146,6 +159,13 @@ def _data(export: Export) -> str:
 
 def _recipe_words(export: Export) -> str:
     run = export.run
+    if run and run.results and run.results.get("best"):
+        best = run.results["best"]
+        return (
+            f"Fine-tuning with seed {best['seed']}, peak learning rate {best['learning_rate']:g}, "
+            f"batches of {best['batch_size']}; the weights are those of epoch "
+            f"{best['best_epoch']}."
+        )
     if run is None or not run.options:
         return "Not known: the folder was exported without the run that made it."
     options, training = run.options, run.options.get("training", {})
@@ -163,9 +183,11 @@ def _recipe_words(export: Export) -> str:
 
 
 def _recipe(export: Export) -> str | None:
-    if export.run is None or not export.run.options:
+    run = export.run
+    options = (run.options or run.results.get("options")) if run else None
+    if not options:
         return None
-    return yaml.safe_dump(_without_folders(export.run.options), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_without_folders(options), sort_keys=False, allow_unicode=True)
 
 
 def _without_folders(value: Any) -> Any:
@@ -183,19 +205,29 @@ def _scores(export: Export) -> Iterator[str]:
     before, after = student.get("heldout_loss_before"), student.get("heldout_loss_after")
     if after is not None:
         told = f" ({before:.4f} before training)" if before is not None else ""
-        yield f"Held-out relation loss (nats a row): {after:.4f}{told}."
-    else:
+        yield f"Held-out loss of the run's own objective: {after:.4f}{told}."
+    elif not (run and run.results):
         yield "Held-out loss: not measured."
-    scores = list(task_scores(run.results)) if run else []
+    scores = list(_task_scores(run.results)) if run else []
     yield from scores
     if not scores:
         yield "Downstream tasks: not measured."
 
 
-def task_scores(results: Mapping[str, Any]) -> Iterator[str]:
-    """Lines on what fine-tuning measured."""
-    if "task" in results and isinstance(results.get("score"), int | float):
-        yield f"{results['task']}, {results.get('metric', 'score')}: {results['score']:.4f}."
+def _task_scores(results: Mapping[str, Any]) -> Iterator[str]:
+    """What fine-tuning measured; the exported model is the best one, chosen on the same data."""
+    best = results.get("best")
+    if not best or best.get("score") is None:
+        return
+    chosen = f"{results['task']}, dev set ({results['dev_samples']:,} samples)"
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
+    yield f"{chosen}: {scores}. It is the best of {len(results['cells'])} trainings on this set."
+    setting = best_setting(results)
+    if setting is not None and setting.get("deviation") is not None:
+        yield (
+            f"Mean over {len(setting['scores'])} seeds with the best learning rate and batch size: "
+            f"{results['metric']} {setting['mean']:.4f} ± {setting['deviation']:.4f}."
+        )
 
 
 def _limits(export: Export, facts: CardFacts, architecture: str) -> Iterator[str]:
