@@ -22,6 +22,7 @@ from ..reporting.facts import best_setting
 from ..reporting.runs import EVALUATION, Export, find_export
 from ..runtime import Launch, logger, prepare_environment
 from .corpora import open_data
+from .task_scores import score_on_task
 
 _RELATIONS = ("query", "key", "value")
 _DEFAULT_HEADS = 32
@@ -51,7 +52,12 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         "machine": describe_machine(device),
     }
     if export.run is not None and export.run.results:
-        found["scores"] = _scores(export.run.results)
+        found["fine_tuning"] = _tuned(export.run.results)
+    if options.task is not None:
+        found["task_scores"] = score_on_task(model, export.folder, options, device)
+        _log.info(
+            "%s", ", ".join(f"{k} {v:.4f}" for k, v in found["task_scores"]["scores"].items())
+        )
     if options.speed:
         found["speed"] = _speed(model, options)
     found.update(_against_teacher(export, options, launch, device))
@@ -64,7 +70,7 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     return 0
 
 
-def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
+def _tuned(results: Mapping[str, Any]) -> dict[str, Any]:
     """Of a fine-tuning run: its best model, and its best setting over seeds."""
     best, setting = results.get("best") or {}, best_setting(results) or {}
     return {

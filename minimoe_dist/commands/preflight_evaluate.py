@@ -5,7 +5,9 @@ from pathlib import Path
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.commands import EvaluateOptions
 from minimoe_dist.config.paths import check_output_dir, read_model_json
+from minimoe_dist.config.problems import nearest
 from minimoe_dist.data.indexed import find_corpora
+from minimoe_dist.data.tasks import TASKS, find_task_file, task_of
 from minimoe_dist.reporting.runs import find_export
 from minimoe_dist.runtime import Launch, resolve_model_path
 
@@ -29,6 +31,28 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
             "give one"
         )
     _check_widths(options, model)
+    _check_task(options, model)
+
+
+def _check_task(options: EvaluateOptions, model: dict[str, object]) -> None:
+    if (options.task is None) != (options.data_dir is None):
+        raise ConfigError("task: give --task NAME and --data_dir FOLDER together, or neither")
+    if options.task is None or options.data_dir is None:
+        return
+    if options.task not in TASKS:
+        found = nearest(options.task, TASKS)
+        hint = f"did you mean {found}?" if found else f"there are {', '.join(TASKS)}"
+        raise ConfigError(f"task: {options.task!r} is not known; {hint}")
+    find_task_file(options.task, options.data_dir, options.split)
+    architectures = model.get("architectures") or [""]
+    assert isinstance(architectures, list)
+    is_tagging = task_of(options.task).kind == "tagging"
+    wanted = "TokenClassification" if is_tagging else "SequenceClassification"
+    if wanted not in architectures[0]:
+        raise ConfigError(
+            f"task: {options.task} needs a model with a head for it, and {options.source} is a "
+            f"{architectures[0] or 'model without a name'}; fine-tune it first"
+        )
 
 
 def _check_widths(options: EvaluateOptions, model: dict[str, object]) -> None:

@@ -89,8 +89,13 @@ class EvaluateOptions(CommandOptions):
     num_relation_heads: int | None = Field(
         None, ge=1, description="of the relation loss; default the run's, else 32"
     )
+    task: str | None = Field(
+        None, description="score a fine-tuned model on a GLUE, CLUE or NER task, as sst2"
+    )
+    data_dir: str | None = Field(None, description="folder of the task's files")
+    split: Literal["train", "dev", "test"] = Field("dev", description="of the task's files")
     max_length: int | None = Field(
-        None, ge=8, description="longest held-out pair; default the run's, else 128"
+        None, ge=8, description="longest held-out pair or sample; default the run's, else 128"
     )
     speed: bool = Field(True, description="measure latency and memory (--speed false: do not)")
     batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(

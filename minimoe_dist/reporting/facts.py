@@ -93,6 +93,8 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
 
 def _add_evaluation(run: Run, evaluation: Mapping[str, Any], models: dict[str, Model]) -> None:
     keys = [key_of(str(evaluation[name])) for name in ("source", "model") if name in evaluation]
+    if run.results:
+        keys = [key_of(str(run.results.get("model")))]
     at_home = key_of(str(run.folder / "export" / str(evaluation["student"])))
     key = next((one for one in [at_home, *keys] if one in models), keys[-1])
     if key not in models:
@@ -105,6 +107,16 @@ def _add_evaluation(run: Run, evaluation: Mapping[str, Any], models: dict[str, M
     ):  # fmt: skip
         if name in evaluation:
             models[key].values[name] = evaluation[name]
+    told = evaluation.get("task_scores")
+    if told:
+        models[key].scores[told["task"]] = {
+            "metric": told["metric"],
+            "mean": told["scores"][told["metric"]],
+            "deviation": None,
+            "seeds": 1,
+            "split": told["split"],
+            "samples": told["samples"],
+        }
 
 
 def _add_scores(run: Run, models: dict[str, Model]) -> None:

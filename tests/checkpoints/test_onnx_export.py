@@ -17,6 +17,10 @@ from minimoe_dist.checkpoints import onnx_export
 from minimoe_dist.checkpoints.onnx_export import OPSET, TOLERANCE, traceable, write_onnx
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.elastic_surgery import cut
+from minimoe_dist.models.task_heads import (
+    MiniMoeForSequenceClassification,
+    MiniMoeForTokenClassification,
+)
 from tests.models.elastic_models import SPARSE_MAP, elastic
 
 SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "hidden_size": 24}
@@ -59,6 +63,14 @@ def test_heads_give_logits(head, axes, tmp_path) -> None:
     assert written.output == "logits"
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert len(graph.output[0].type.tensor_type.shape.dim) == axes
+
+
+@pytest.mark.parametrize("head", [MiniMoeForSequenceClassification, MiniMoeForTokenClassification])
+def test_heads_of_students_with_experts_agree(head, tmp_path) -> None:
+    config = make_student("bert", (2, 4)).config
+    config.num_labels = 3
+    written = write_onnx(head(config).eval(), tmp_path / "model.onnx")
+    assert written.output == "logits" and written.largest_difference < TOLERANCE
 
 
 def test_a_teacher_agrees_and_stays_as_it_was(tmp_path) -> None:

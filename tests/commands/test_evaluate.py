@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from minimoe_dist.checkpoints.export import export_student
+from minimoe_dist.checkpoints.tasks import export_task_model, load_task_model
 from minimoe_dist.cli import main
+from minimoe_dist.data.tasks import task_of
+from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.compute import encoder_gmac
 from tests.commands.support import Workshop
 
@@ -68,6 +73,70 @@ def test_another_teacher_and_corpus_may_be_held_against(
     assert "speed" not in found
 
 
+@pytest.fixture(scope="module")
+def classifier(workshop: Workshop, sst2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with experts and a head for SST-2 that nobody trained, but that says both."""
+    folder = tmp_path_factory.mktemp("classifier")
+    tokenizer = AutoTokenizer.from_pretrained(workshop.teacher)
+    config = student_config(
+        AutoConfig.from_pretrained(workshop.teacher),
+        layers=1,
+        hidden=16,
+        heads=2,
+        experts=(1, 4),
+        num_relation_heads=4,
+    )
+    student = build_student(config, 0)
+    export_student(config, student.state_dict(), folder / "student", tokenizer)
+    source = load_task_model(str(folder / "student"), task_of("sst2"))
+    model = source.copy(seed=3).eval()
+    texts = [line.split("\t")[0] for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    return export_task_model(source, model.state_dict(), folder / "model", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sst2")
+    rows = [
+        (" ".join(f"word{7 * n % 190 + k}" for k in range(n % 9 + 1)), n % 2) for n in range(40)
+    ]
+    for split in ("train", "dev"):
+        lines = "".join(f"{text}\t{label}\n" for text, label in rows)
+        (folder / f"{split}.tsv").write_text(f"sentence\tlabel\n{lines}")
+    return folder
+
+
+def test_task_scores_are_those_of_the_rows_one_by_one(
+    classifier: Path, sst2: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.json"
+    task = ["--task", "sst2", "--data_dir", str(sst2), "--speed", "false", "--use_cpu"]
+    assert main(["evaluate", str(classifier), "--output", str(path), *task]) == 0
+    found = json.loads(path.read_text())["task_scores"]
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    rows = [line.split("\t") for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    with torch.no_grad():
+        guesses = [
+            model(**tokenizer(text, return_tensors="pt")).logits.argmax().item() for text, _ in rows
+        ]
+    assert len(set(guesses)) == 2
+    right = sum(guess == int(label) for guess, (_, label) in zip(guesses, rows, strict=True))
+    assert found["scores"] == {"accuracy": right / len(rows)}
+    assert (found["task"], found["split"], found["samples"]) == ("sst2", "dev", 40)
+
+
+def test_model_without_a_head_has_no_score(
+    workshop: Workshop, sst2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ["--task", "sst2", "--data_dir", str(sst2)]
+    assert main(["evaluate", str(workshop.teacher), *task]) == 2
+    assert "needs a model with a head" in capsys.readouterr().err
+
+
 def test_what_cannot_be_measured_is_left_out(workshop: Workshop, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     command = ["evaluate", str(workshop.teacher), "--output", str(path), "--speed", "false"]
@@ -82,6 +151,8 @@ def test_what_cannot_be_measured_is_left_out(workshop: Workshop, tmp_path: Path)
         (["--num_relation_heads", "3"], "3 does not divide the hidden size 32"),
         (["--corpus", "nowhere"], "nowhere"),
         (["--repeats", "1"], "repeats"),
+        (["--task", "sst2"], "together"),
+        (["--task", "sst3", "--data_dir", "."], "did you mean sst2?"),
         (["--teacher", "package:nowhere"], "no installed Python package"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
