@@ -71,7 +71,12 @@ setup(
     # An installed package has the recipes too: `minimoe-dist demo` looks for its own there.
     data_files=[
         (f"share/minimoe_dist/{kind}", sorted(map(str, Path("configs", kind).glob("*.*"))))
-        for kind in ("recipes", "ds")
+        for kind in ("recipes", "ds", "finetune")
+    ]
+    # And the job scripts for `minimoe-dist submit`, with the tools that they start.
+    + [
+        (f"share/minimoe_dist/{folder}", sorted(map(str, Path(folder).glob("*.*"))))
+        for folder in ("slurm", "tools/preprocess")
     ],
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

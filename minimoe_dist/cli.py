@@ -13,17 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from minimoe_dist import __version__
-from minimoe_dist.config import ConfigError, RunConfig, load_stages
-from minimoe_dist.config.checks import SPARSIFICATION
+from minimoe_dist.config import ConfigError, RunConfig, commands, load_stages
+from minimoe_dist.config.checks import SPARSIFICATION, check_command
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
-from minimoe_dist.config.commands import (
-    CommandOptions,
-    DemoOptions,
-    EvaluateOptions,
-    ExportOptions,
-    FinetuneOptions,
-    ReportOptions,
-)
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -69,7 +61,7 @@ class Command:
     """
 
     summary: str
-    options: type[CommandOptions]
+    options: type[commands.CommandOptions]
     module: str
     check: str | None = None
     on_ranks: bool = False
@@ -79,30 +71,45 @@ class Command:
 COMMANDS = {
     "export": Command(
         "a model as a folder for others: model card, ONNX, sentence-transformers",
-        ExportOptions,
+        commands.ExportOptions,
         "export",
         check="preflight_export",
     ),
     "evaluate": Command(
         "a model's relation loss, size, speed and load of experts, as JSON",
-        EvaluateOptions,
+        commands.EvaluateOptions,
         "evaluate",
         check="preflight_evaluate",
     ),
     "report": Command(
         "one page about one run or several: scores, costs, curves, experts",
-        ReportOptions,
+        commands.ReportOptions,
         "report",
         uses_torch=False,
     ),
-    "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
+    "convert": Command(
+        "a BERT of Megatron-LM's to a Hugging Face folder, or the other way round",
+        commands.ConvertOptions,
+        "convert",
+        check="preflight_convert",
+    ),
+    "demo": Command(
+        "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
+    ),
     "finetune": Command(
         "train a teacher or a student on tasks, over a grid of seeds and learning rates",
-        FinetuneOptions,
+        commands.FinetuneOptions,
         "finetune",
         check="preflight_finetune",
         on_ranks=True,
     ),
+    "submit": Command(
+        "a run as a Slurm job, or a chain of jobs",
+        commands.SubmitOptions,
+        "submit",
+        uses_torch=False,
+    ),
+    "status": Command("how far a run is", commands.StatusOptions, "status", uses_torch=False),
 }
 
 
@@ -165,7 +172,8 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
         raise ConfigError(
             f"{name}: runs on one process, not on {launch.world_size}; start it alone"
         )
-    prepare_environment(getattr(options, "use_cpu", False))
+    if command.uses_torch:
+        prepare_environment(getattr(options, "use_cpu", False))
     if command.check is not None:
         import_module(f"minimoe_dist.commands.{command.check}").check(options, launch)
     start_logging(launch)
@@ -249,10 +257,7 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
     given = [f"--model_type={SPARSIFICATION}"] if sparsifies else []
     stages = load_stages(arguments.config_path, [*given, *arguments.overrides])
     for config in stages:
-        if (config.model_type == SPARSIFICATION) != sparsifies:
-            other = "distill" if sparsifies else "sparsify"
-            words = f"{config.model_type} is for minimoe-dist {other}; use that"
-            raise ConfigError(f"model_type: {words}")
+        check_command(config, command)
     device_type = prepare_environment(stages[0].parallel.use_cpu)
     from minimoe_dist.commands.preflight import problems_of_stages
 
@@ -281,8 +286,20 @@ def _resolved(config: RunConfig, world_size: int, device_type: str, problems: li
         f"global batch {config.global_batch_size(world_size)} "
         f"({config.training.per_device_train_batch_size} a rank × "
         f"{config.training.num_grad_accum_steps} micro-batches × {world_size} ranks)\n"
+        f"# teacher {_teacher_layout(config, world_size)}\n"
     )
     return facts + "".join(f"# would stop: {line}\n" for line in problems) + config.to_yaml()
+
+
+def _teacher_layout(config: RunConfig, world_size: int) -> str:
+    """For people: "tensor, each copy over 2 of 4 ranks"."""
+    teacher = config.teacher
+    if teacher.layout == "replicated":
+        return "replicated, whole on each rank"
+    where = ", parts in host memory" if teacher.offload == "cpu" else ""
+    return (
+        f"{teacher.layout}, each copy over {teacher.ranks(world_size)} of {world_size} ranks{where}"
+    )
 
 
 def _recipe_help(command: str) -> str:

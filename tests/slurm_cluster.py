@@ -1,8 +1,8 @@
 """A real Slurm of two nodes on this host, for tests: munged, slurmctld and two slurmd.
 
 Everything is its own: keys, ports, sockets and state lie in a short-named temporary folder, so a
-Slurm of the machine is not touched and several clusters may run at once. Each node offers two CPUs,
-whatever the machine has. The nodes' names do not resolve, as on no real cluster.
+Slurm of the machine is not touched and several clusters may run at once. Each node offers the CPUs
+that are asked for, whatever the machine has. Its nodes' names do not resolve, as on no real one.
 
     with slurm_cluster() as cluster:
         cluster.execute(["srun", "--nodes=2", "hostname"])
@@ -11,14 +11,16 @@ whatever the machine has. The nodes' names do not resolve, as on no real cluster
 import contextlib
 import getpass
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,8 @@ SlurmctldPort={controller_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+FirstJobId={first_job}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -50,7 +53,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout={slurmd_timeout}
 KillWait=10
 {nodes}
 PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
@@ -62,6 +65,8 @@ class SlurmCluster:
     """A running cluster; `folder` holds its configuration and logs."""
 
     folder: Path
+    nodes: tuple[str, ...]
+    _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,6 +86,35 @@ class SlurmCluster:
             timeout=timeout,
         )
 
+    def submit(self, *words: str, **environment: str) -> str:
+        """Submits a job with sbatch and returns its number."""
+        done = self.execute(["sbatch", "--parsable", *words], **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What `scontrol show job` says of a job, by name; nothing of one that is forgotten."""
+        shown = self.execute(["scontrol", "--oneliner", "show", "job", number]).stdout
+        return dict(re.findall(r"(\w+)=(\S*)", shown))
+
+    def wait_for_job(self, number: str, *states: str, seconds: float = 120) -> dict[str, str]:
+        """Waits until a job is in one of some states; fails when it takes longer."""
+        deadline = time.monotonic() + seconds
+        while (found := self.job(number)).get("JobState") not in states:
+            assert time.monotonic() < deadline, f"job {number} is not {states}: {found}"
+            time.sleep(0.2)
+        return found
+
+    def lose(self, node: str) -> None:
+        """Kills a node's slurmd at once, as a node's death would."""
+        self._daemons[node].kill()
+        self._daemons[node].wait()
+
+    def bring_back(self, node: str) -> None:
+        """Starts a node's slurmd."""
+        command = ["slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf")]
+        self._daemons[node] = _start(command)
+
 
 def skip_without_slurm() -> None:
     """Skips the test where Slurm is not installed."""
@@ -93,44 +127,58 @@ def skip_without_slurm() -> None:
 
 
 @contextlib.contextmanager
-def slurm_cluster() -> Iterator[SlurmCluster]:
-    """Starts a cluster and stops it at the end; skips the test where there is no Slurm."""
+def slurm_cluster(
+    nodes: tuple[str, ...] = NODES, *, cpus: int = 2, slurmd_timeout: int = 30
+) -> Iterator[SlurmCluster]:
+    """Starts a cluster and stops it at the end; skips the test where there is no Slurm.
+
+    Args:
+        nodes: their names.
+        cpus: that each offers.
+        slurmd_timeout: seconds until a silent node counts as lost.
+    """
     skip_without_slurm()
     # Sockets' paths may have some hundred characters only, less than pytest's folders take.
     folder = Path(tempfile.mkdtemp(prefix="slurm."))
-    cluster = SlurmCluster(folder)
+    cluster = SlurmCluster(folder, nodes)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        _configure(folder)
+        _configure(cluster, cpus, slurmd_timeout)
+        stack.callback(_stop_processes, folder)
         stack.enter_context(_daemon(_munged(folder)))
         _wait(lambda: (folder / "munge.socket").exists(), cluster)
-        configuration = str(folder / "slurm.conf")
-        stack.enter_context(_daemon(["slurmctld", "-D", "-f", configuration]))
-        for node in NODES:
-            stack.enter_context(_daemon(["slurmd", "-D", "-N", node, "-f", configuration]))
+        stack.enter_context(_daemon(["slurmctld", "-D", "-f", str(folder / "slurm.conf")]))
+        stack.callback(lambda: [_stop(one) for one in cluster._daemons.values()])
+        for node in nodes:
+            cluster.bring_back(node)
         stack.callback(cluster.execute, ["scancel", "--user", getpass.getuser(), "--signal=KILL"])
-        _wait(lambda: _idle_nodes(cluster) == set(NODES), cluster)
+        _wait(lambda: _idle_nodes(cluster) == set(nodes), cluster)
         yield cluster
 
 
-def _configure(folder: Path) -> None:
-    ports = _free_ports(1 + len(NODES))
+def _configure(cluster: SlurmCluster, cpus: int, slurmd_timeout: int) -> None:
+    folder = cluster.folder
+    ports = _free_ports(1 + len(cluster.nodes))
+    host = socket.gethostname()
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=2"
-        for name, port in zip(NODES, ports[1:], strict=True)
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus}"
+        for name, port in zip(cluster.nodes, ports[1:], strict=True)
     )
     text = _CONFIGURATION.format(
         folder=folder,
-        host=socket.gethostname(),
+        host=host,
         controller_port=ports[0],
+        # The ports of rendezvous follow from the jobs' numbers, and clusters share this host.
+        first_job=1 + secrets.randbelow(1_000_000),
+        slurmd_timeout=slurmd_timeout,
         user=getpass.getuser(),
         nodes=nodes,
-        names=",".join(NODES),
+        names=",".join(cluster.nodes),
     )
     (folder / "slurm.conf").write_text(text)
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     (folder / "state").mkdir()
-    for node in NODES:
+    for node in cluster.nodes:
         (folder / f"spool.{node}").mkdir()
     key = folder / "munge.key"
     key.touch(0o600)
@@ -143,20 +191,36 @@ def _munged(folder: Path) -> list[str]:
     return ["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", *options]
 
 
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextlib.contextmanager
 def _daemon(command: Sequence[str]) -> Iterator[None]:
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = _start(command)
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _stop(process)
+
+
+def _stop_processes(folder: Path) -> None:
+    """Kills what a lost node left behind: the processes whose environment names this cluster."""
+    mark = f"SLURM_CONF={folder}/slurm.conf".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError, ValueError):
+            if int(path.parent.name) != os.getpid() and mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _idle_nodes(cluster: SlurmCluster) -> set[str]:

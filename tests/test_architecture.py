@@ -17,13 +17,14 @@ FLOORS = {
     "reporting": 3,
     "models": 2,
     "corpus": 2,
+    "slurm": 2,
     "data": 1,
     "objectives": 1,
     "config": 1,
     "runtime": 1,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
-LIGHT = ("cli", "config", "runtime")
+LIGHT = ("cli", "config", "runtime", "slurm")
 HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -116,6 +117,9 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
         "minimoe_dist.cli",
         "minimoe_dist.commands.preflight",
         "minimoe_dist.commands.report",
+        "minimoe_dist.commands.slurm_job",
+        "minimoe_dist.commands.status",
+        "minimoe_dist.commands.submit",
     ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:

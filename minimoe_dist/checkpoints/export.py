@@ -103,16 +103,22 @@ def export_student(
         ``folder``.
     """
     if isinstance(config, ElasticConfig):
-        with_head = any(name.startswith("cls.") for name in weights)
-        model = (ElasticForMaskedLM if with_head else ElasticForRelations)(config)
-        model.load_state_dict(dict(weights))
-        return export_elastic(model, folder, tokenizer)
+        return export_elastic(elastic_of(config, weights), folder, tokenizer)
     with replaced(Path(folder), tokenizer) as aside:
         if config.is_dense:
             plain_model(config, weights).save_pretrained(aside)
         else:
             _save_with_code(config, weights, aside)
     return Path(folder)
+
+
+def elastic_of(config: ElasticConfig, weights: Mapping[str, Tensor]) -> ElasticForRelations:
+    """A sliceable student of its weights, with a masked-LM head where they have one."""
+    with_head = any(name.startswith("cls.") for name in weights)
+    with torch.random.fork_rng(devices=[]):
+        model = (ElasticForMaskedLM if with_head else ElasticForRelations)(config)
+    model.load_state_dict(dict(weights))
+    return model
 
 
 def export_elastic(

@@ -144,6 +144,8 @@ def _read(
     if config.model_type in _OURS:
         own = copy.deepcopy(config)
         assert isinstance(own, MiniMoeConfig)
+        if isinstance(own, ElasticConfig) and own.sub_models:
+            own.sparsity_map = {}  # of a once-for-all student, the whole one is trained
         _size_head(own, task)
         model_class = _with_relations(_OURS[config.model_type][is_tagging], own)
         return own, _weights(path, folder, model_class, own)[0], None
@@ -249,6 +251,11 @@ def set_labels(config: PreTrainedConfig, task: Task) -> None:
         config.problem_type = (
             "regression" if task.kind == "regression" else "single_label_classification"
         )
+
+
+def gives_signals(model: PreTrainedModel) -> bool:
+    """Whether a model read with ``with_relations`` has queries, keys and values to compare."""
+    return model.relation is not None or not isinstance(model.config, ElasticConfig)
 
 
 def export_task_model(

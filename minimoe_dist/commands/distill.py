@@ -24,8 +24,9 @@ from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
+from .finished import is_finished
 from .model_types import Lesson, make_student, open_lesson
-from .results import describe, export_all, relation_paths, student_gmac
+from .results import Heldout, export_all, keep_best, relation_paths
 from .scope import FAILED, FINISHED, STOPPED, only_run_in, started
 
 _log = logger("distill")
@@ -66,18 +67,11 @@ def _is_finished(config: RunConfig) -> bool:
         ValueError: it has, but its options are not the ones that are given now.
     """
     found: list[Any] = [False, None]
-    path = Path(config.output_dir) / "summary.json"
-    exports = [Path(config.export_folder(student.name)) for student in config.students]
-    wanted = [path, *(folder / "config.json" for folder in exports)]
-    if dist.get_rank() == 0 and config.resume == "auto" and all(one.is_file() for one in wanted):
-        saved = json.loads(path.read_text("utf-8"))["options"]
-        changes = changed_options(saved, config.model_dump(mode="json"))
-        if changes and not config.allow_changed_options:
-            found[1] = (
-                f"{path.parent}: was finished with other options ({'; '.join(changes)}): give "
-                "--allow_changed_options to take it as it is, or another output_dir"
-            )
-        found[0] = True
+    if dist.get_rank() == 0:
+        try:
+            found[0] = is_finished(config)
+        except ValueError as error:
+            found[1] = str(error)
     dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
         raise ValueError(found[1])
@@ -205,7 +199,8 @@ class _Run:
         with metrics.paused():
             batches = self.data.heldout_batches(self.config, self.launch)
             losses = self.distiller.evaluate(batches)
-        metrics.evaluation(step, losses)
+        # A line of progress has no room for sub-models.
+        metrics.evaluation(step, losses, [student.name for student in self.distiller.students])
         return losses
 
     def _facts(self) -> dict[str, Any]:
@@ -286,6 +281,9 @@ class _Run:
         teacher = self.lesson.teacher
         summary: dict[str, Any] = {
             "teacher": self.config.teacher.model_name_or_path,
+            "teacher_layout": self.config.teacher.layout,
+            "teacher_ranks": self.config.teacher.ranks(self.launch.world_size),
+            "teacher_bytes_per_rank": self.lesson.teacher_bytes,
             "world_size": self.launch.world_size,
             "zero_stage": self.config.parallel.zero_stage,
             "expert_parallel_size": self.config.parallel.expert_parallel_size,
@@ -295,23 +293,17 @@ class _Run:
             "students": {},
             "options": self.config.model_dump(mode="json"),
         }
-        before = self.progress.heldout_before or {}
+        heldout = Heldout(self.progress.heldout_before or {}, after)
         for student in self.distiller.students:
-            weights = student.whole_weights()
-            if self.launch.rank != 0:
-                continue
-            target = Path(self.config.export_folder(student.name))
-            sub_models = export_all(student.config, weights, target, self.data.tokenizer)
-            summary["students"][student.name] = {
-                "student": describe(student.config),
-                "heldout_loss_before": before.get(student.name),
-                "heldout_loss_after": after.get(student.name),
-                "student_gmac": student_gmac(student.config),
-                "student_parameters": sum(value.numel() for value in weights.values()),
-                "export": str(target),
-                **({"sub_models": sub_models} if sub_models else {}),
-            }
+            name, weights = student.name, student.whole_weights()
+            if self.launch.rank == 0:
+                target = Path(self.config.export_folder(name))
+                summary["students"][name] = export_all(
+                    name, student.config, weights, target, self.data.tokenizer, heldout
+                )
         if self.launch.rank == 0:
+            if self.config.tradeoff_lambda is not None:
+                summary["tradeoff"] = keep_best(self.config, after)
             path = self.folder / "summary.json"
             beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")
             flush_file(beside(path, PARTIAL))

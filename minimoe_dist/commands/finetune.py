@@ -5,6 +5,7 @@ Each cell of the grid leaves ``cells/NAME/result.json`` when it is done; the bes
 was saved.
 """
 
+import gc
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,12 @@ from torch import Tensor, nn
 
 from ..checkpoints import run as checkpoints
 from ..checkpoints.files import save_tensors
-from ..checkpoints.tasks import TaskModel, export_task_model, load_task_model
+from ..checkpoints.tasks import (
+    TaskModel,
+    export_task_model,
+    gives_signals,
+    load_task_model,
+)
 from ..config.commands import FinetuneOptions
 from ..config.deepspeed_json import task_settings
 from ..corpus.tokenizing import load_tokenizer
@@ -93,7 +99,9 @@ class _TaskRun:
             material = self._material()
             for number, cell in enumerate(left, start=1):
                 _log.info("%s: cell %d of %d: %s", task.name, number, len(left), cell.words)
-                if not self._tune(cell, material):
+                done = self._tune(cell, material)
+                gc.collect()  # engines hold themselves in cycles, and a model's memory with them
+                if not done:
                     _log.info("stopped in %s and saved", cell.words)
                     return STOPPED
         else:
@@ -117,6 +125,8 @@ class _TaskRun:
                 f"tokenizer_name_or_path: {name} has {len(tokenizer)} tokens, the model "
                 f"{vocabulary}; give the model's own tokenizer"
             )
+        if options.relation_weight and not gives_signals(source.model):
+            raise ValueError(_no_signals("model_name_or_path", options.model_name_or_path))
         if source.fresh:
             _log.info("fresh: %s", ", ".join(sorted(source.fresh)))
         return _Material(source, tokenizer, train, dev, self.dev.labels, self._teacher())
@@ -127,12 +137,14 @@ class _TaskRun:
             return None
         with_relations = bool(options.relation_weight)
         loaded = load_task_model(options.teacher, self.train.task, with_relations=with_relations)
-        fresh = sorted(name for name in loaded.fresh if not name.startswith("relation."))
-        if fresh:
+        head = sorted(name for name in loaded.fresh if not name.startswith("relation."))
+        if head:
             raise ValueError(
-                f"teacher: {options.teacher} has no trained {fresh[0]}; fine-tune it on "
+                f"teacher: {options.teacher} has no trained {head[0]}; fine-tune it on "
                 f"{self.train.task.name} first"
             )
+        if loaded.fresh or (with_relations and not gives_signals(loaded.model)):
+            raise ValueError(_no_signals("teacher", options.teacher))
         model: nn.Module = loaded.model.to(self.scope.device).requires_grad_(False)
         return TaskTeacher(
             model,
@@ -261,6 +273,13 @@ class _CellRun:
 
     def _read_best(self, epoch: int) -> dict[str, Tensor]:
         return load_file(self._best(epoch)) if epoch and self._launch.rank == 0 else {}
+
+
+def _no_signals(option: str, path: str) -> str:
+    return (
+        f"relation_weight: {option} {path} has no relation projections to compare (fine-tuning "
+        "leaves them out); use relation_weight 0, or a plain model"
+    )
 
 
 def _warn_of_bad_rows(data: TaskData) -> None:

@@ -1,8 +1,8 @@
 """What each model type stands for: the objective, its teacher, and how a student is made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -10,27 +10,36 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from ..checkpoints.export import load_student
 from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
+from ..config.checks import check_tinybert_heads
 from ..config.paths import read_model_json
-from ..models.build import build_student, student_config
+from ..models.build import build_student, continued, student_config
 from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations
-from ..models.elastic_build import load_sparse_student, once_for_all_config
+from ..models.elastic_build import once_for_all_config, sparse_student
+from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.mlm_head import MiniMoeForMaskedLM
-from ..models.moebert import MiniMoeForRelations
+from ..models.moebert import MiniMoeForRelations, MiniMoePreTrainedModel
 from ..models.pretrained import encoder_dtype, read_encoder_config
 from ..models.teacher import RelationTeacher, load_teacher, teacher_of
-from ..models.tinybert import MiniMoeForStates, load_state_teacher
+from ..models.tinybert import (
+    MiniMoeForStates,
+    MiniMoeForStatesAndMaskedLM,
+    load_state_teacher,
+)
 from ..runtime import resolve_model_path
 from ..train.objectives import (
+    JointObjective,
     MaskedLmObjective,
     Objective,
-    OnceForAllObjective,
     RelationObjective,
     TinyBertObjective,
 )
+from ..train.teacher_sharding import held_bytes, load_sharded_teacher
 
 _SEED_RELATION_DROPOUT = 0.1
+
+Loaded = TypeVar("Loaded", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -41,28 +50,46 @@ class Lesson:
         objective: with the loaded teacher, if it has one.
         teacher: the configuration of the uncut teacher.
         path: what the teacher computes; None where no teacher runs.
+        teacher_bytes: of the teacher's weights that this rank holds.
     """
 
     objective: Objective
     teacher: PreTrainedConfig
     path: RelationPath | None
+    teacher_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class ModelType:
-    """How runs of a model type teach, and how their students are made."""
+    """How runs of a model type teach, and how their students are made.
+
+    Attributes:
+        teach: what students learn from a teacher.
+        make: a student of a class, of the options, from the configuration that it is derived from.
+        student_class: of students that learn from a teacher alone.
+        masked_lm_class: of those that predict masked tokens too, or alone.
+    """
 
     teach: Callable[[RunConfig, torch.device], Lesson]
-    make: Callable[[RunConfig, StudentConfig, Any], PreTrainedModel]
+    make: Callable[[RunConfig, StudentConfig, Any, type[Any]], PreTrainedModel]
+    student_class: type[PreTrainedModel]
+    masked_lm_class: type[PreTrainedModel]
 
 
 def open_lesson(config: RunConfig, device: torch.device) -> Lesson:
-    """Loads the teacher of a run.
+    """Loads the teacher of a run: it teaches, text does (masked LM), or both, as their weights say.
 
     Raises:
         ValueError: there is no such teacher, or it does not fit the run.
     """
-    return _MODEL_TYPES[config.model_type].teach(config, device)
+    masked_lm = MaskedLmObjective(config.objective.mlm_weight)
+    if not config.objective.relation_weight:
+        path = config.teacher.model_name_or_path
+        return Lesson(masked_lm, read_encoder_config(path, resolve_model_path(path)), None)
+    lesson = _MODEL_TYPES[config.model_type].teach(config, device)
+    if not config.objective.mlm_weight:
+        return lesson
+    return replace(lesson, objective=JointObjective([lesson.objective, masked_lm]))
 
 
 def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedModel:
@@ -75,7 +102,10 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     base: Any = lesson.teacher
     if options.model_name_or_path is not None:
         base = AutoConfig.from_pretrained(resolve_model_path(options.model_name_or_path))
-    student = _MODEL_TYPES[config.model_type].make(config, options, base)
+    kind = _MODEL_TYPES[config.model_type]
+    masked = bool(config.objective.mlm_weight)
+    student_class = kind.masked_lm_class if masked else kind.student_class
+    student = kind.make(config, options, base, student_class)
     theirs, ours = lesson.teacher.vocab_size, student.config.vocab_size
     if theirs != ours:
         raise ValueError(
@@ -89,6 +119,16 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
     options = config.teacher
     path = options.model_name_or_path
     folder = resolve_model_path(path)
+    if options.layout != "replicated":
+        return load_sharded_teacher(
+            path,
+            layout=options.layout,
+            parallel_size=options.parallel_size,
+            offload=options.offload == "cpu",
+            relation_layer=options.relation_layer,
+            dtype=options.dtype,
+            device=device,
+        )
     if is_published_student(read_model_json(folder)):
         if options.relation_layer != -1:
             raise ValueError(
@@ -102,12 +142,10 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
     )
 
 
-def _relation_objective(
-    config: RunConfig, device: torch.device, objective_class: type[RelationObjective]
-) -> tuple[RelationObjective, Lesson]:
+def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
     teacher = _relation_teacher(config, device)
     compat_seed = config.compat == "seed"
-    objective = objective_class(
+    objective = RelationObjective(
         teacher,
         config.objective.num_relation_heads,
         config.objective.relation_weight,
@@ -116,107 +154,98 @@ def _relation_objective(
         config.seed,
     )
     path = RelationPath(teacher.layers_run, teacher.hidden_size, teacher.config.intermediate_size)
-    return objective, Lesson(objective, teacher.config, path)
-
-
-def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
-    """Relations, masked LM, or both: as their weights say."""
-    weight = config.objective.mlm_weight
-    if not config.objective.relation_weight:
-        path = config.teacher.model_name_or_path
-        teacher = read_encoder_config(path, resolve_model_path(path))
-        return Lesson(MaskedLmObjective(weight), teacher, None)
-    objective, lesson = _relation_objective(config, device, RelationObjective)
-    if not weight:
-        return lesson
-    return Lesson(MaskedLmObjective(weight, objective), lesson.teacher, lesson.path)
-
-
-def _teach_sub_models(config: RunConfig, device: torch.device) -> Lesson:
-    return _relation_objective(config, device, OnceForAllObjective)[1]
+    return Lesson(objective, teacher.config, path, held_bytes(teacher))
 
 
 def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
     teacher = load_state_teacher(
         config.teacher.model_name_or_path, dtype=config.teacher.dtype, device=device
     )
+    weight = config.objective.relation_weight
     padded = config.data.max_length if config.compat == "seed" else None
-    objective = TinyBertObjective(teacher, teacher.hidden_size, teacher.num_heads, padded)
+    objective = TinyBertObjective(teacher, teacher.hidden_size, teacher.num_heads, weight, padded)
     whole = teacher.config
     path = RelationPath(whole.num_hidden_layers, teacher.hidden_size, whole.intermediate_size)
     return Lesson(objective, whole, path)
 
 
+def _learns_relations(config: RunConfig) -> bool:
+    return bool(config.objective.relation_weight) and config.model_type != "bert_tinybert"
+
+
+def _relation_heads(config: RunConfig) -> int:
+    # One divides any width.
+    return config.objective.num_relation_heads if _learns_relations(config) else 1
+
+
 def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> MiniMoeConfig:
-    learns_relations = config.objective.relation_weight and config.model_type != "bert_tinybert"
-    return student_config(
+    own = student_config(
         base,
         layers=options.layer,
         hidden=options.hidden,
         heads=options.heads,
         experts=(options.attention_experts, options.feedforward_experts),
-        # One divides any width.
-        num_relation_heads=config.objective.num_relation_heads if learns_relations else 1,
+        num_relation_heads=_relation_heads(config),
         router_noise=options.router_noise,
         compat_seed=config.compat == "seed",
     )
+    own.relation_projections = not own.is_dense and _learns_relations(config)
+    return own
 
 
-def _make_encoder(config: RunConfig, options: StudentConfig, base: Any) -> PreTrainedModel:
-    masked = bool(config.objective.mlm_weight)
-    model_class = MiniMoeForMaskedLM if masked else MiniMoeForRelations
+def _make_encoder(
+    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+) -> PreTrainedModel:
     # Every student starts as it would alone, so the seed does not count them.
     given = options.initial_weights
     if given is None or options.start == "copies":
-        return build_student(
+        made: PreTrainedModel = build_student(
             _student_config(config, options, base),
             config.seed,
             start=options.start,
-            dense=None if given is None else _plain_student(given),
+            dense=None if given is None else _load(given, MiniMoeForRelations),
             copy_noise=options.copy_noise,
-            model_class=model_class,
+            model_class=student_class,
         )
-    return _go_on(_load(given), model_class, config.seed)
+        return made
+    student = _load(given, MiniMoePreTrainedModel)
+    student.config.relation_projections = not student.config.is_dense and _learns_relations(config)
+    return continued(student, student.config, student_class, config.seed)
 
 
-def _load(path: str) -> PreTrainedModel:
-    student: PreTrainedModel = load_student(resolve_model_path(path))
+def _load(path: str, kind: type[Loaded]) -> Loaded:
+    """A student to start from; checked here too, since only its weights tell the published ones."""
+    student = load_student(resolve_model_path(path))
+    if not isinstance(student, kind):
+        raise ValueError(
+            f"initial_weights: {path} holds a {type(student).__name__}, which is no "
+            f"{kind.__name__}: give a student of this model type"
+        )
     return student
 
 
-def _plain_student(path: str) -> MiniMoeForRelations:
-    student = _load(path)
-    if not isinstance(student, MiniMoeForRelations):
-        raise ValueError(f"initial_weights: {path} is no plain student to copy: give a MiniLM one")
-    return student
-
-
-def _go_on(
-    student: PreTrainedModel, model_class: type[PreTrainedModel], seed: int
+def _make_sparse(
+    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
 ) -> PreTrainedModel:
-    """A student with the objective's own parts on top, fresh where its folder had none."""
-    if type(student) is model_class:
-        return student
-    again = build_student(student.config, seed, model_class=model_class)
-    own, given = again.state_dict(), student.state_dict()
-    again.load_state_dict({name: given.get(name, value) for name, value in own.items()})
-    return again
-
-
-def _make_sparse(config: RunConfig, options: StudentConfig, base: Any) -> PreTrainedModel:
     path = options.initial_weights or options.model_name_or_path
     assert path is not None and options.sparsity is not None, "checked with the options"
-    return load_sparse_student(
-        path,
+    return sparse_student(
+        _load(path, ElasticForRelations),
         options.sparsity,
-        num_relation_heads=config.objective.num_relation_heads,
+        num_relation_heads=_relation_heads(config),
         seed=config.seed,
+        relation_projections=_learns_relations(config),
+        model_class=student_class,
     )
 
 
-def _make_once_for_all(config: RunConfig, options: StudentConfig, base: Any) -> PreTrainedModel:
+def _make_once_for_all(
+    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+) -> PreTrainedModel:
     if options.initial_weights is not None:
-        return _load(options.initial_weights)
+        student = _load(options.initial_weights, ElasticForRelations)
+        student.config.relation_projections = _learns_relations(config)
+        return continued(student, student.config, student_class, config.seed)
     assert options.ofa_layer and options.ofa_hidden, "checked with the options"
     sliceable = once_for_all_config(
         base,
@@ -225,38 +254,42 @@ def _make_once_for_all(config: RunConfig, options: StudentConfig, base: Any) -> 
         heads=options.heads,
         sub_layers=options.ofa_layer,
         sub_hidden=options.ofa_hidden,
-        num_relation_heads=config.objective.num_relation_heads,
+        num_relation_heads=_relation_heads(config),
         compat_seed=config.compat == "seed",
     )
-    sliceable.relation_projections = True
-    return build_student(sliceable, config.seed, model_class=ElasticForRelations)
+    sliceable.relation_projections = _learns_relations(config)
+    made: PreTrainedModel = build_student(sliceable, config.seed, model_class=student_class)
+    return made
 
 
-def _make_tinybert(config: RunConfig, options: StudentConfig, base: Any) -> PreTrainedModel:
+def _make_tinybert(
+    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+) -> PreTrainedModel:
     path = config.teacher.model_name_or_path
     teacher = read_encoder_config(path, resolve_model_path(path))
-    if options.heads != teacher.num_attention_heads:
-        raise ValueError(
-            f"students.{options.name}.heads: {options.heads}, but TinyBERT compares attention head "
-            f"by head and {path} has {teacher.num_attention_heads}: give as many"
-        )
+    check_tinybert_heads(options, path, teacher.num_attention_heads)
     if options.initial_weights is not None:
-        student = _load(options.initial_weights)
+        student = _load(options.initial_weights, MiniMoePreTrainedModel)
         student.config.teacher_hidden_size = teacher.hidden_size
-        return _go_on(student, MiniMoeForStates, config.seed)
+        return continued(student, student.config, student_class, config.seed)
     own = _student_config(config, options, base)
     own.teacher_hidden_size = teacher.hidden_size
-    return build_student(own, config.seed, model_class=MiniMoeForStates)
+    made: PreTrainedModel = build_student(own, config.seed, model_class=student_class)
+    return made
 
 
-_ENCODERS = ModelType(_teach_relations, _make_encoder)
+_ENCODERS = ModelType(_teach_relations, _make_encoder, MiniMoeForRelations, MiniMoeForMaskedLM)
+_SPARSE = ModelType(_teach_relations, _make_sparse, ElasticForRelations, ElasticForMaskedLM)
 _MODEL_TYPES = {
     "bert_minilm": _ENCODERS,
     "moebert_minilm": _ENCODERS,
     "roberta_minilm": _ENCODERS,
     "megatronbert_minilm": _ENCODERS,
     "bert_mlm": _ENCODERS,
-    "sparsebert_minilm": ModelType(_teach_relations, _make_sparse),
-    "ofabert_minilm": ModelType(_teach_sub_models, _make_once_for_all),
-    "bert_tinybert": ModelType(_teach_states, _make_tinybert),
+    "sparsebert_minilm": _SPARSE,
+    "sparsebert_mlm": _SPARSE,
+    "ofabert_minilm": replace(_SPARSE, make=_make_once_for_all),
+    "bert_tinybert": ModelType(
+        _teach_states, _make_tinybert, MiniMoeForStates, MiniMoeForStatesAndMaskedLM
+    ),
 }

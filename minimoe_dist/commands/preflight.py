@@ -1,15 +1,16 @@
 """What can be refused before torch is imported: paths, corpora, models and launch of a run."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
+from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import check_world_size
+from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size
 from minimoe_dist.config.paths import (
     check_output_dir,
-    check_same_vocabulary,
     check_teacher_fits,
+    check_teacher_layout,
     read_model_json,
 )
 from minimoe_dist.corpus.tokenizing import (
@@ -25,7 +26,6 @@ from minimoe_dist.data.indexed_layout import (
     read_layout,
     read_manifest,
 )
-from minimoe_dist.models.submodels import Sizes, once_for_all_map
 from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
 
 
@@ -40,16 +40,21 @@ def problems_of_stages(
         device_type: what they would train on.
     """
     exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
+    exported |= {stage.export_folder(BEST_CANDIDATE) for stage in stages}
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
         is_to_come = teacher in exported and not Path(teacher, "config.json").is_file()
-        found.append(list(problems_before_start(stage, launch, device_type, is_to_come)))
+        found.append(list(problems_before_start(stage, launch, device_type, exported, is_to_come)))
     return found
 
 
 def problems_before_start(
-    config: RunConfig, launch: Launch, device_type: DeviceType, teacher_is_to_come: bool = False
+    config: RunConfig,
+    launch: Launch,
+    device_type: DeviceType,
+    to_come: Collection[str] = (),
+    teacher_is_to_come: bool = False,
 ) -> Iterator[str]:
     """Yields, one line each, what would make the run fail; nothing heavy is imported.
 
@@ -57,6 +62,7 @@ def problems_before_start(
         config: the run.
         launch: the processes that it was started with.
         device_type: what it would train on.
+        to_come: exports of the recipe's stages, which need not be there yet.
         teacher_is_to_come: leave out what needs the teacher's files.
     """
     checks: list[Callable[[], None]] = [
@@ -64,13 +70,21 @@ def problems_before_start(
         lambda: _check_device(config, device_type),
         lambda: check_output_dir(config.output_dir),
     ]
-    if not teacher_is_to_come:
-        checks += [lambda: _check_models(config), lambda: _check_corpora(config)]
+    if teacher_is_to_come:
+        checks.append(lambda: _check_layout_to_come(config))
+        checks.append(lambda: check_students(config, {}, to_come))
+    else:
+        checks.append(lambda: _check_teacher_layout(config, launch.world_size))
+        checks += [lambda: _check_models(config, to_come), lambda: _check_corpora(config)]
+    said: set[str] = set()
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
-            yield " ".join(str(error).split())
+            line = " ".join(str(error).split())
+            if line not in said:
+                said.add(line)
+                yield line
 
 
 def _check_device(config: RunConfig, device_type: DeviceType) -> None:
@@ -80,46 +94,37 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
         )
 
 
-def _check_models(config: RunConfig) -> None:
-    teacher = read_model_json(resolve_model_path(config.teacher.model_name_or_path))
-    check_teacher_fits(config, teacher)
-    for student in config.students:
-        for option in ("model_name_or_path", "initial_weights"):
-            path = getattr(student, option)
-            if path is None:
-                continue
-            model = read_model_json(resolve_model_path(path))
-            at = f"students.{student.name}"
-            check_same_vocabulary(teacher, model, f"{at}.{option}", path)
-            if student.sparsity is not None and "sparsity_map" in model:
-                _check_sparsity(f"{at}.sparsity", student.sparsity, path, model)
-                _check_width(config.objective.num_relation_heads, path, model)
-        if student.ofa_layer and student.ofa_hidden:
-            sizes = Sizes(
-                student.layer, student.heads, student.hidden // student.heads, 4 * student.hidden
-            )
-            once_for_all_map(sizes, student.ofa_layer, student.ofa_hidden)
+def _check_teacher_layout(config: RunConfig, world_size: int) -> None:
+    folder = _teacher_folder(config)
+    check_teacher_layout(config, read_model_json(folder), folder, world_size)
 
 
-def _check_sparsity(option: str, sparsity: str, path: str, model: dict[str, Any]) -> None:
-    there = model["sparsity_map"] or {}
-    if sparsity not in there:
-        choices = " ".join(there) or "none; sparsify it first"
-        raise ConfigError(f"{option}: {sparsity} is not in the map of {path}; it has: {choices}")
-
-
-def _check_width(relation_heads: int, path: str, model: dict[str, Any]) -> None:
-    hidden = model.get("hidden_size", 0)
-    if hidden % relation_heads:
+def _check_layout_to_come(config: RunConfig) -> None:
+    if config.teacher.layout == "tensor":
         raise ConfigError(
-            f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
-            f"{hidden} of {path}; choose a divisor"
+            f"teacher.layout: tensor is not for {config.teacher.model_name_or_path}, which an "
+            "earlier stage trains; use zero3 or replicated there"
         )
 
 
+def _check_models(config: RunConfig, to_come: Collection[str]) -> None:
+    teacher = read_model_json(_teacher_folder(config))
+    check_teacher_fits(config, teacher)
+    check_students(config, teacher, to_come)
+
+
+def _teacher_folder(config: RunConfig) -> str:
+    path = Path(config.teacher.model_name_or_path).expanduser()
+    if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
+        raise ConfigError(
+            f"teacher.model_name_or_path: {path} is a checkpoint of Megatron-LM's; convert it "
+            f"first: minimoe-dist convert --input {path} --output {path}-huggingface"
+        )
+    return resolve_model_path(config.teacher.model_name_or_path)
+
+
 def _check_corpora(config: RunConfig) -> None:
-    teacher = resolve_model_path(config.teacher.model_name_or_path)
-    vocab_size = read_model_json(teacher).get("vocab_size")
+    vocab_size = read_model_json(_teacher_folder(config)).get("vocab_size")
     check_vocabulary = _vocabulary_check(
         config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
     )

@@ -1,54 +1,107 @@
 """What becomes of a trained student: its exports, and its size and cost in words and numbers."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..checkpoints.export import export_elastic, export_student
+from ..checkpoints.export import elastic_of, export_elastic, export_student
+from ..checkpoints.files import PARTIAL, beside, make_empty, replace_folder
+from ..config import RunConfig
+from ..config.checks import BEST_CANDIDATE
 from ..models.compute import RelationPath, encoder_gmac
 from ..models.configuration import MiniMoeConfig
-from ..models.elastic import ElasticForRelations
 from ..models.elastic_configuration import ElasticConfig
-from ..models.submodels import WHOLE
+from ..models.submodels import once_for_all_name
+from ..objectives.tradeoff import best_candidate
+
+
+class Heldout(NamedTuple):
+    """Held-out losses of students and sub-models by name; empty where nothing was evaluated."""
+
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def of(self, name: str) -> dict[str, float | None]:
+        """For a summary."""
+        return {
+            "heldout_loss_before": self.before.get(name),
+            "heldout_loss_after": self.after.get(name),
+        }
 
 
 def export_all(
-    config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path, tokenizer: Any
-) -> dict[str, str]:
+    name: str,
+    config: MiniMoeConfig,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    tokenizer: Any,
+    heldout: Heldout,
+) -> dict[str, Any]:
     """Writes a student to ``folder``, and a once-for-all student's sub-models beside it.
 
+    Args:
+        name: the student's in its run.
+        config: its configuration.
+        weights: all of them.
+        folder: its own; a sub-model's has its size behind the name (``…_3l_384h``).
+        tokenizer: saved beside each model.
+        heldout: losses of the run.
+
     Returns:
-        Sub-model ("3,384") -> its folder (``…_3l_384h``); empty for other students.
+        What a summary tells of the student; ``sub_models`` by their names in the run.
     """
     export_student(config, weights, folder, tokenizer)
-    folders: dict[str, str] = {}
-    if not is_once_for_all(config):
-        return folders
+    summary: dict[str, Any] = {
+        "student": describe(config),
+        **heldout.of(name),
+        "student_gmac": student_gmac(config),
+        "student_parameters": sum(value.numel() for value in weights.values()),
+        "export": str(folder),
+    }
+    if not config.sub_models:
+        return summary
     assert isinstance(config, ElasticConfig)
-    with torch.random.fork_rng(devices=[]):
-        model = ElasticForRelations(config)
-    model.load_state_dict(dict(weights))
-    for name in config.sparsity_map:
-        layers, hidden = name.split(",")
-        target = folder.with_name(f"{folder.name}_{layers}l_{hidden}h")
-        folders[name] = str(export_elastic(model, target, tokenizer, name))
-    return folders
+    model, summary["sub_models"] = elastic_of(config, weights), {}
+    for sub_model in config.sub_models:
+        target = folder.with_name(once_for_all_name(folder.name, sub_model))
+        own_name = once_for_all_name(name, sub_model)
+        summary["sub_models"][own_name] = {
+            "sub_model": sub_model,
+            **heldout.of(own_name),
+            "student_gmac": config.shape(sub_model).gmac(config.sizes.head_size),
+            "export": str(export_elastic(model, target, tokenizer, sub_model)),
+        }
+    return summary
 
 
-def is_once_for_all(config: MiniMoeConfig) -> bool:
-    """Whether a student's sub-models are trained together."""
-    if not isinstance(config, ElasticConfig) or config.sparsity != WHOLE:
-        return False
-    return bool(config.sparsity_map) and all("," in name for name in config.sparsity_map)
+def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> dict[str, Any]:
+    """Copies the export of the student with the best λ-tradeoff to ``export/best`` (MiniDisc).
+
+    Args:
+        config: the run, with ``tradeoff_lambda``.
+        heldout: student -> relation loss on held-out text.
+
+    Returns:
+        For the summary: the student's name, and all students' scores.
+    """
+    assert config.tradeoff_lambda is not None
+    sparsities = {one.name: float(one.sparsity or 0) / 100 for one in config.students}
+    name, scores = best_candidate(heldout, sparsities, config.tradeoff_lambda)
+    target = Path(config.export_folder(BEST_CANDIDATE))
+    aside = beside(target, PARTIAL)
+    make_empty(aside)
+    shutil.copytree(config.export_folder(name), aside, dirs_exist_ok=True)
+    replace_folder(aside, target)
+    return {"best": name, "export": str(target), "candidates": scores}
 
 
 def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
-    """What each pass of a student computes for its signals; sparse layers count by their mean."""
+    """What each pass of a student computes for its signals."""
     if isinstance(config, ElasticConfig):
-        names = list(config.sparsity_map) if is_once_for_all(config) else [config.sparsity]
+        names = config.sub_models or (config.sparsity,)
         return [_sliced_path(config, name) for name in names]
     routers = sum(
         count for count in (config.attention_experts, config.feedforward_experts) if count > 1
@@ -59,10 +112,16 @@ def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
 
 
 def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:
-    shape = config.shape(sparsity)
+    shape, head_size = config.shape(sparsity), config.sizes.head_size
     there = [layer for layer in shape.layers if not layer.missing]
-    neurons = sum(layer.neurons for layer in there) // len(there)
-    return RelationPath(len(there), shape.hidden, neurons)
+    heads = sum(layer.heads for layer in there) / len(there)
+    return RelationPath(
+        len(there),
+        shape.hidden,
+        sum(layer.neurons for layer in there) / len(there),
+        attention=heads * head_size,
+        signals=config.hidden_size,  # states are put back to the whole width
+    )
 
 
 def student_gmac(config: MiniMoeConfig) -> float:
@@ -75,9 +134,8 @@ def student_gmac(config: MiniMoeConfig) -> float:
 def describe(config: MiniMoeConfig) -> str:
     """For people: "MiniMoE 3L;192H 1,4E", "MiniLM 3L;192H", "sparse MiniLM 12L;768H 90%"."""
     size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
-    if is_once_for_all(config):
-        assert isinstance(config, ElasticConfig)
-        return f"once-for-all {size}, {len(config.sparsity_map)} sub-models"
+    if config.sub_models:
+        return f"once-for-all {size}, {len(config.sub_models)} sub-models"
     if isinstance(config, ElasticConfig):
         return f"sparse MiniLM {size} {config.sparsity}%"
     if config.is_dense:

@@ -11,7 +11,10 @@ from minimoe_dist.config.problems import ConfigError, Path
 if TYPE_CHECKING:
     from minimoe_dist.config.schema import RunConfig, StudentConfig
 
-SPARSIFICATION = "sparsebert_mlm"  # what `minimoe-dist sparsify` does, and no other command
+# What `minimoe-dist sparsify` does; with a sparsity, `distill` trains that sub-model so.
+SPARSIFICATION = "sparsebert_mlm"
+SPARSE_MODEL_TYPES = ("sparsebert_minilm", SPARSIFICATION)
+BEST_CANDIDATE = "best"  # the export of the student with the best λ-tradeoff
 BUILT_MODEL_TYPES = (
     "bert_minilm",
     "moebert_minilm",
@@ -64,7 +67,9 @@ def run_problems(config: "RunConfig") -> list[Problem]:
     return (
         problems
         + _objective_problems(config)
+        + _teacher_problems(config)
         + _student_problems(config)
+        + _tradeoff_problems(config)
         + _parallel_problems(config)
     )
 
@@ -72,11 +77,10 @@ def run_problems(config: "RunConfig") -> list[Problem]:
 def _objective_problems(config: "RunConfig") -> list[Problem]:
     problems: list[Problem] = []
     objective, data_type = config.objective, config.data.data_type
-    alone = ("sparsebert_minilm", "ofabert_minilm", "bert_tinybert")
-    if config.model_type in alone and objective.mlm_weight:
-        words = f"{objective.mlm_weight:g} has no place in {config.model_type}; use 0"
-        problems.append((("objective", "mlm_weight"), words))
-    elif objective.mlm_weight and not data_type.endswith("mlm"):
+    if config.model_type == "bert_tinybert" and not objective.relation_weight:
+        words = "0 leaves nothing of TinyBERT; use 1, or model_type bert_mlm"
+        problems.append((("objective", "relation_weight"), words))
+    if objective.mlm_weight and not data_type.endswith("mlm"):
         words = f"{data_type!r} masks nothing to predict; use bert_mlm, or mlm_weight 0"
         problems.append((("data", "data_type"), words))
     if not objective.mlm_weight and not objective.relation_weight:
@@ -88,6 +92,27 @@ def _objective_problems(config: "RunConfig") -> list[Problem]:
     if config.data.whole_word_mask and data_type.startswith("roberta"):
         words = "true, but RoBERTa's pieces do not mark continued words; use false"
         problems.append((("data", "whole_word_mask"), words))
+    return problems
+
+
+def _teacher_problems(config: "RunConfig") -> list[Problem]:
+    teacher = config.teacher
+    problems: list[Problem] = []
+    if teacher.layout != "zero3" and teacher.offload != "none":
+        words = f"{teacher.offload!r} goes with layout zero3 only; use none"
+        problems.append((("teacher", "offload"), words))
+    if teacher.layout == "replicated":
+        if teacher.parallel_size is not None:
+            words = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"
+            problems.append((("teacher", "parallel_size"), words))
+        return problems
+    at = ("teacher", "layout")
+    if config.model_type == "bert_tinybert":
+        words = f"{teacher.layout!r} has no place in bert_tinybert; use replicated"
+        problems.append((at, words))
+    elif not config.objective.relation_weight:
+        words = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
+        problems.append((at, words))
     return problems
 
 
@@ -103,6 +128,23 @@ def _student_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
+def _tradeoff_problems(config: "RunConfig") -> list[Problem]:
+    if config.tradeoff_lambda is None:
+        return []
+    problems: list[Problem] = []
+    if config.model_type != "sparsebert_minilm":
+        words = f"chooses among sparse students, not those of {config.model_type}; leave it out"
+        problems.append((("tradeoff_lambda",), words))
+    if config.data.heldout_path_or_regex is None:
+        words = "is missing, and tradeoff_lambda measures students on it; give a corpus"
+        problems.append((("data", "heldout_path_or_regex"), words))
+    for index, student in enumerate(config.students):
+        if student.name == BEST_CANDIDATE:
+            words = f"{student.name!r} is where the best student goes; choose another name"
+            problems.append((("students", index, "name"), words))
+    return problems
+
+
 def _size_problems(config: "RunConfig", student: "StudentConfig") -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
     relation_heads, model_type = config.objective.num_relation_heads, config.model_type
@@ -114,7 +156,11 @@ def _size_problems(config: "RunConfig", student: "StudentConfig") -> list[tuple[
         problems.append(("hidden", words))
     learns_relations = config.objective.relation_weight and model_type != "bert_tinybert"
     # A sparse student has the sizes of the model that it is cut out of.
-    if learns_relations and model_type != "sparsebert_minilm" and student.hidden % relation_heads:
+    if (
+        learns_relations
+        and model_type not in SPARSE_MODEL_TYPES
+        and student.hidden % relation_heads
+    ):
         words = (
             f"{student.hidden} is not divisible by objective.num_relation_heads "
             f"{relation_heads}; choose a multiple or other relation heads"
@@ -134,14 +180,15 @@ def _start_problems(model_type: str, student: "StudentConfig") -> list[tuple[str
     if student.start == "copies" and student.moe == "1,1":
         words = "'copies' is for students with experts; use split, or moe such as 1,4"
         problems.append(("start", words))
-    is_sparse, is_sliced = model_type == "sparsebert_minilm", model_type == "ofabert_minilm"
-    if is_sparse and student.sparsity is None:
+    is_sparse, is_sliced = model_type in SPARSE_MODEL_TYPES, model_type == "ofabert_minilm"
+    if is_sparse and student.sparsity is None and model_type != SPARSIFICATION:
         problems.append(("sparsity", "is missing; give one of the sparsified model's map, as 90"))
-    if is_sparse and student.initial_weights is None and student.model_name_or_path is None:
+    starts_from = (student.initial_weights, student.model_name_or_path)
+    if student.sparsity is not None and is_sparse and starts_from == (None, None):
         words = "is missing; give the folder that minimoe-dist sparsify wrote"
         problems.append(("initial_weights", words))
     if not is_sparse and student.sparsity is not None:
-        words = f"{student.sparsity!r} belongs to sparsebert_minilm; leave it out"
+        words = f"{student.sparsity!r} belongs to {' and '.join(SPARSE_MODEL_TYPES)}; leave it out"
         problems.append(("sparsity", words))
     for name, total in (("ofa_layer", student.layer), ("ofa_hidden", student.hidden)):
         sizes = getattr(student, name)
@@ -187,15 +234,57 @@ def _parallel_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
+def check_command(config: "RunConfig", command: str) -> None:
+    """Refuses a run that another command is for.
+
+    Raises:
+        ConfigError: ``distill`` without a student, or ``sparsify`` of something else.
+    """
+    if command == "sparsify" and config.model_type != SPARSIFICATION:
+        raise ConfigError(f"model_type: {config.model_type} is for minimoe-dist distill; use that")
+    if command == "distill" and config.model_type == SPARSIFICATION:
+        for student in config.students:
+            if student.sparsity is None:
+                raise ConfigError(
+                    f"students.{student.name}.sparsity: is missing, and {SPARSIFICATION} trains a "
+                    "sub-model; give one of a sparsified model's map, as 90 (minimoe-dist sparsify "
+                    "makes the map)"
+                )
+
+
+def check_tinybert_heads(student: "StudentConfig", path: str, heads: int | None) -> None:
+    """Refuses a TinyBERT student whose attention heads are not its teacher's.
+
+    Args:
+        student: its options.
+        path: the teacher's.
+        heads: the teacher's attention heads; None where they are not known yet.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    if heads is not None and student.heads != heads:
+        raise ConfigError(
+            f"students.{student.name}.heads: {student.heads}, but TinyBERT compares attention head "
+            f"by head and {path} has {heads}: give as many"
+        )
+
+
 def check_world_size(config: "RunConfig", world_size: int) -> None:
     """Refuses a number of processes that the run cannot be spread over.
 
     Raises:
-        ConfigError: the expert-parallel size does not divide `world_size`.
+        ConfigError: the expert-parallel size or the teacher's does not divide `world_size`.
     """
     size = config.parallel.expert_parallel_size
     if world_size % size:
         raise ConfigError(
             f"parallel.expert_parallel_size: {size} does not divide the {world_size} processes of "
             f"this run; start a multiple of {size}, or use expert_parallel_size 1"
+        )
+    ranks = config.teacher.ranks(world_size)
+    if world_size % ranks:
+        raise ConfigError(
+            f"teacher.parallel_size: {ranks} does not divide the {world_size} processes of this "
+            f"run; start a multiple of {ranks}, or use a divisor"
         )

@@ -72,8 +72,8 @@ class _Words:
         self.command = command
         self.fields = options_class.model_fields
         self.flags = {
-            name: Flag(
-                name,
+            _flag_name(name): Flag(
+                _flag_name(name),
                 (name,),
                 field.description or "",
                 kind_of(field.annotation),
@@ -99,7 +99,8 @@ class _Words:
                 self._read_file(value if separator else take(name, remaining))
             elif name in self.flags:
                 text = value if separator else flag_value(self.flags[name], remaining)
-                self._set(name, _listed(text, self.flags[name]), token.partition("=")[0])
+                flag = self.flags[name]
+                self._set(str(flag.path[0]), _listed(text, flag), token.partition("=")[0])
             elif _OVERRIDES in self.fields and name in known_flags():
                 text = value if separator else flag_value(known_flags()[name], remaining)
                 self.values.setdefault(_OVERRIDES, []).append(f"--{name}={text}")
@@ -140,6 +141,11 @@ class _Words:
         raise ConfigError(f"{shown} is not an option of {self.command}; {hint}")
 
 
+def _flag_name(field: str) -> str:
+    """Of a field; one that would hide a method of pydantic's classes has a ``_`` more."""
+    return field.rstrip("_")
+
+
 def _listed(text: str, flag: Flag) -> Any:
     """Several words of a flag, which `flag_value` joined, apart again."""
     return json.loads(text) if flag.kind == "PATH" and text.startswith("[") else text
@@ -166,7 +172,9 @@ def command_help(command: str, summary: str, options_class: type[CommandOptions]
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         told = "" if default in (None, "", False, []) else f" (default {_plainly(default)})"
         alternatives = f"; {kind.replace('|', ', ')}" if len(kind) >= 40 else ""
-        lines.append(entry(f"--{name}{takes}", (field.description or "") + alternatives + told))
+        lines.append(
+            entry(f"--{_flag_name(name)}{takes}", (field.description or "") + alternatives + told)
+        )
     return "".join(lines)
 
 

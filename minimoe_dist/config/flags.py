@@ -18,6 +18,9 @@ from minimoe_dist.config.schema import RunConfig, Section, StudentConfig
 _FLAG_NAMES: dict[Path, str | None] = {
     ("teacher", "model_name_or_path"): "teacher_model_name_or_path",
     ("teacher", "dtype"): "teacher_dtype",
+    ("teacher", "layout"): "teacher_layout",
+    ("teacher", "parallel_size"): "teacher_parallel_size",
+    ("teacher", "offload"): "teacher_offload",
     ("students", "*", "model_name_or_path"): "student_model_name_or_path",
     ("students", "*", "name"): None,
 }

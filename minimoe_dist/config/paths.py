@@ -21,17 +21,26 @@ def check_output_dir(output_dir: str) -> None:
     Raises:
         ConfigError: it is a file, or it or its nearest existing parent is not writable.
     """
-    folder = Path(output_dir).expanduser().absolute()
+    check_writable("output_dir", output_dir)
+
+
+def check_writable(option: str, path: str) -> None:
+    """Refuses a folder that cannot be written (it need not exist yet).
+
+    Raises:
+        ConfigError: it is a file, or it or its nearest existing parent is not writable.
+    """
+    folder = Path(path).expanduser().absolute()
     existing = next(one for one in (folder, *folder.parents) if one.exists())
     if not existing.is_dir():
-        raise ConfigError(f"output_dir: {output_dir}: {existing} is a file; give another folder")
+        raise ConfigError(f"{option}: {path}: {existing} is a file; give another folder")
     try:
         # Only writing tells: permissions do not bind root, nor speak of a file system's state.
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"?")
     except OSError as error:
         raise ConfigError(
-            f"output_dir: {output_dir}: {existing} is not writable ({error.strerror}); give another"
+            f"{option}: {path}: {existing} is not writable ({error.strerror}); give another"
         ) from None
 
 
@@ -101,6 +110,61 @@ def check_length(option: str, length: int, name: str, model: dict[str, Any]) -> 
             f"{option}: {length} is longer than the {positions} positions of {name}; "
             f"use at most {positions}"
         )
+
+
+def check_teacher_layout(
+    config: "RunConfig", model: dict[str, Any], folder: str, world_size: int
+) -> None:
+    """Refuses a sharded layout that the teacher cannot have.
+
+    Args:
+        config: the run.
+        model: the teacher's ``config.json``; empty where it is not known yet.
+        folder: of the teacher; may be a hub name.
+        world_size: processes of the run.
+
+    Raises:
+        ConfigError: one of our own students as ``tensor``, sizes that the ranks do not divide, or
+            weights that cannot be read in pieces.
+    """
+    teacher = config.teacher
+    name, layout, ranks = teacher.model_name_or_path, teacher.layout, teacher.ranks(world_size)
+    if layout == "replicated":
+        return
+    kind = str(model.get("model_type", ""))
+    sparse = str(model.get("sparsity", "0")) != "0"
+    if not kind.startswith("minimoe") and (str(model.get("moe", "1,1")) != "1,1" or sparse):
+        raise ConfigError(
+            f"teacher.layout: {layout}, but {name} is a published student, which is loaded whole; "
+            "use replicated"
+        )
+    if layout == "tensor":
+        _check_divisible(name, model, ranks)
+    files = ("model.safetensors", "model.safetensors.index.json")
+    if Path(folder).is_dir() and not any(Path(folder, file).is_file() for file in files):
+        raise ConfigError(
+            f"teacher.layout: {layout} reads weights in pieces, and {name} has no "
+            "model.safetensors; convert it with transformers' save_pretrained, or use replicated"
+        )
+
+
+def _check_divisible(name: str, model: dict[str, Any], ranks: int) -> None:
+    kind = str(model.get("model_type", ""))
+    if kind.startswith("minimoe"):
+        raise ConfigError(
+            f"teacher.layout: tensor is not for {name}, a student of type {kind}; use zero3 or "
+            "replicated"
+        )
+    for what, field in (
+        ("attention heads", "num_attention_heads"),
+        ("feed-forward neurons", "intermediate_size"),
+    ):
+        count = model.get(field)
+        if count is not None and count % ranks:
+            raise ConfigError(
+                f"teacher.parallel_size: {ranks} does not divide the {count} {what} of teacher "
+                f"{name}; use a divisor, or teacher.layout zero3"
+            )
 
 
 def _check_kind(config: "RunConfig", model: dict[str, Any]) -> None:

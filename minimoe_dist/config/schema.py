@@ -32,6 +32,7 @@ Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Start = Literal["split", "random", "copies"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
+TeacherLayout = Literal["replicated", "zero3", "tensor"]
 
 
 class Section(BaseModel):
@@ -63,6 +64,16 @@ class TeacherConfig(Section):
         "auto",
         description="of the teacher's pass; auto: bfloat16 where the device multiplies it",
     )
+    layout: TeacherLayout = Field(
+        "replicated",
+        description="replicated: whole on every rank; zero3, tensor: shared out over ranks",
+    )
+    parallel_size: int | None = Field(
+        None, ge=1, description="ranks that hold one sharded teacher together; default all ranks"
+    )
+    offload: Literal["none", "cpu"] = Field(
+        "none", description="with zero3: where its parts wait for their layer, cpu for host memory"
+    )
     tokenizer_name_or_path: str | None = Field(
         None, description="tokenizer that the student is exported with; default the teacher's"
     )
@@ -74,6 +85,12 @@ class TeacherConfig(Section):
         if value != -1 and value < 1:
             raise ValueError("must be -1 (the last) or at least 1 (the first)")
         return value
+
+    def ranks(self, world_size: int) -> int:
+        """Ranks that hold one teacher together, of a run on `world_size`."""
+        if self.layout == "replicated":
+            return 1
+        return world_size if self.parallel_size is None else self.parallel_size
 
 
 class StudentConfig(Section):
@@ -150,7 +167,11 @@ class ObjectiveConfig(Section):
     num_relation_heads: int = Field(
         32, ge=1, description="relation heads; divide the teacher's and every student's hidden size"
     )
-    relation_weight: float = Field(1.0, ge=0, description="weight of the relation loss; 0: none")
+    relation_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the relation loss, of TinyBERT's in bert_tinybert; 0: none",
+    )
     mlm_weight: float = Field(
         0.0, ge=0, description="weight of masked-LM cross entropy; needs a data_type *_mlm"
     )
@@ -276,6 +297,12 @@ class RunConfig(Section):
     )
     allow_changed_options: bool = Field(
         False, description="resume although options or corpora changed"
+    )
+    tradeoff_lambda: float | None = Field(
+        None,
+        ge=0,
+        description="copy the sparse student with the best λ-tradeoff to export/best (MiniDisc: "
+        "0.2), for the next stage to learn from",
     )
     teacher: TeacherConfig
     students: list[StudentConfig] = Field(

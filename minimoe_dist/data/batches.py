@@ -99,12 +99,21 @@ class UnmaskedCollate:
         special: ids of the special tokens.
         max_length: the longest sequence, special tokens included.
         segments: tell B from A in ``token_type_ids``.
+        full_length: S is always ``max_length``, as published.
     """
 
-    def __init__(self, special: SpecialTokens, max_length: int, *, segments: bool = True) -> None:
+    def __init__(
+        self,
+        special: SpecialTokens,
+        max_length: int,
+        *,
+        segments: bool = True,
+        full_length: bool = False,
+    ) -> None:
         self._special = special
         self._max_length = max_length
         self._second_segment = int(segments)
+        self._shortest = max_length if full_length else 1
 
     def __call__(self, pairs: Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out pairs.
@@ -123,7 +132,7 @@ class UnmaskedCollate:
         """Returns input ids and token types, both int64 [b, S], and lengths, int64 [b]."""
         special = self._special
         lengths = np.array([len(p.first) + len(p.second) + 3 for p in pairs], dtype=np.int64)
-        longest = int(lengths.max(initial=1))
+        longest = int(lengths.max(initial=self._shortest))
         assert longest <= self._max_length, "a pair is longer than max_length"
         padded = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         shape = (len(pairs), min(padded, self._max_length))
@@ -162,6 +171,7 @@ class MaskedCollate(UnmaskedCollate):
         continuation: bool [vocab_size], True for pieces that continue a word; masks whole words
             if it is given, those too that the pairs' own marks tell of (Chinese ones).
         segments: tell B from A in ``token_type_ids``.
+        full_length: S is always ``max_length``, as published.
 
     Raises:
         ValueError: ``continuation`` of another length than the vocabulary.
@@ -175,8 +185,9 @@ class MaskedCollate(UnmaskedCollate):
         continuation: np.ndarray | None = None,
         *,
         segments: bool = True,
+        full_length: bool = False,
     ) -> None:
-        super().__init__(special, max_length, segments=segments)
+        super().__init__(special, max_length, segments=segments, full_length=full_length)
         if continuation is not None and continuation.shape != (special.vocab_size,):
             raise ValueError(
                 f"data.whole_word_mask: {continuation.shape} word pieces are marked in a "
@@ -278,6 +289,8 @@ def build_collate(
     max_length: int,
     seed: int,
     continuation: np.ndarray | None = None,
+    *,
+    full_length: bool = False,
 ) -> Collate:
     """Builds the collation that ``data_type`` names.
 
@@ -288,6 +301,7 @@ def build_collate(
         seed: the run's seed.
         continuation: bool [vocab_size], True for pieces that continue a word; makes ``…_mlm`` mask
             whole words.
+        full_length: pad every batch to ``max_length``, as published.
 
     Raises:
         ValueError: another ``data_type``.
@@ -298,8 +312,10 @@ def build_collate(
         )
     segments = data_type.startswith("bert")
     if data_type.endswith("nil"):
-        return UnmaskedCollate(special, max_length, segments=segments)
-    return MaskedCollate(special, max_length, seed, continuation, segments=segments)
+        return UnmaskedCollate(special, max_length, segments=segments, full_length=full_length)
+    return MaskedCollate(
+        special, max_length, seed, continuation, segments=segments, full_length=full_length
+    )
 
 
 def _to_micro_batch(

@@ -5,11 +5,12 @@ Shapes: B samples, S positions, T packed tokens, H hidden size.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration import MiniMoeConfig
@@ -38,11 +39,22 @@ class EncoderOutput(ModelOutput):
     routers: tuple[RouterStatistics, ...] | None = None
 
 
-class RelationOutput(NamedTuple):
-    """``signals`` for the relation loss: query, key, value [B, S, H]; the routers' statistics."""
+class StudentOutput(NamedTuple):
+    """What a student's pass gives its objective; None where it was not asked for.
 
-    signals: tuple[Tensor, Tensor, Tensor]
+    Attributes:
+        routers: the routers' statistics.
+        signals: query, key, value [B, S, H] for the relation loss.
+        states: what TinyBERT compares, mapped to the teacher's width.
+        masked_lm_sum: summed cross entropy of masked tokens, a scalar.
+        predicted: number of positions it is over.
+    """
+
     routers: tuple[RouterStatistics, ...]
+    signals: tuple[Tensor, Tensor, Tensor] | None = None
+    states: Any = None
+    masked_lm_sum: Tensor | None = None
+    predicted: int = 0
 
 
 def through(module: nn.Module, name: str, values: Tensor) -> Tensor:
@@ -156,6 +168,59 @@ class RelationProjections(nn.Module):
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, S, H] to three of them."""
         return self.query(hidden), self.key(hidden), self.value(hidden)
+
+
+class StudentPass(PreTrainedModel):
+    """The pass of a student: its encoder, and what stands on that for its objective.
+
+    Classes of students put themselves before their encoder's own base class. They make ``bert`` and
+    say what is compared; a further part, such as a masked-LM head, extends :meth:`one_pass`.
+    """
+
+    bert: Any
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """Takes what the encoder takes."""
+        return self.one_pass(input_ids, **inputs)
+
+    def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
+        """What the objective compares, of one pass of the encoder."""
+        return self.compared(self.encode(input_ids, **inputs))
+
+    def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
+        """A whole pass of the encoder, with all that :meth:`compared` reads."""
+        raise NotImplementedError
+
+    def compared(self, encoded: EncoderOutput) -> StudentOutput:
+        """What the objective compares."""
+        raise NotImplementedError
+
+
+class RelationPass(StudentPass):
+    """Queries, keys and values for the relation loss.
+
+    They come from ``relation``, maps of the final hidden states, or, where a student has no such
+    maps, from its last layer: then the pass stops there.
+    """
+
+    relation: RelationProjections | None
+
+    def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
+        """The signals alone."""
+        stops_early = self.relation is None
+        return self.compared(self.bert(input_ids, projections_only=stops_early, **inputs))
+
+    def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
+        """The whole encoder, not stopped where the signals are."""
+        encoded: EncoderOutput = self.bert(input_ids, output_states=self.relation is None, **inputs)
+        return encoded
+
+    def compared(self, encoded: EncoderOutput) -> StudentOutput:
+        """The signals of a pass."""
+        signals = encoded.queries_keys_values
+        if self.relation is not None:
+            signals = self.relation(encoded.last_hidden_state)
+        return StudentOutput(routers=encoded.routers or (), signals=signals)
 
 
 def noise_keys(

@@ -140,6 +140,23 @@ def build_student(
         return student
 
 
+def continued(
+    student: nn.Module, config: MiniMoeConfig, model_class: type[Student], seed: int
+) -> Student:
+    """A student with another's weights and its own objective's parts, fresh where that had none.
+
+    Args:
+        student: where weights come from.
+        config: the new student's, of the same sizes.
+        model_class: its class; parts of ``student`` that this has not are dropped.
+        seed: of the fresh parts, which are a function of it and of the configuration alone.
+    """
+    again = build_student(config, seed, model_class=model_class)
+    own, given = again.state_dict(), student.state_dict()
+    again.load_state_dict({name: given.get(name, value) for name, value in own.items()})
+    return again
+
+
 @torch.no_grad()
 def _draw_experts(student: nn.Module, standard_deviation: float) -> None:
     for module in student.modules():

@@ -1,16 +1,16 @@
 """Counts of compute and parameters: what a model costs, by formula rather than by clock.
 
 A multiply-accumulate (MAC) is two floating-point operations. Embedding look-ups, LayerNorms,
-softmaxes, activations and biases are left out, as is usual: they are no matrix products.
+softmaxes, activations and biases are left out, as is usual: they are no matrix products. No torch
+here: plans are made without it.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from .elastic_configuration import ElasticConfig
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
@@ -41,14 +41,15 @@ def sequence_gmac(config: Any, length: int = 128) -> float:
     Returns:
         10⁹ multiply-accumulates: L · (4 · H² + 2 · H · I) a token.
     """
-    if isinstance(config, ElasticConfig):
-        return config.shape().gmac(config.sizes.head_size, 1) * length
+    if hasattr(config, "sparsity_map"):  # sliceable; its class would bring transformers along
+        per_token: float = config.shape().gmac(config.sizes.head_size, 1)
+        return per_token * length
     hidden = config.hidden_size
     token = 4 * hidden**2 + 2 * hidden * config.intermediate_size
     return config.num_hidden_layers * token * length / 1e9
 
 
-def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+def count_parameters(model: "nn.Module", *, trainable_only: bool = False) -> int:
     """Number of parameters that this process's `model` has, shared ones once.
 
     Counts whole tensors where ZeRO-3 has split them over ranks. With expert parallelism a rank
@@ -63,42 +64,66 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
 class RelationPath:
     """What an encoder computes to give its relation signals.
 
+    Counts are linear in the sizes of heads and neurons, so of layers that differ in them, as a
+    sparse student's do, the means are exact.
+
     Attributes:
         layers: whole layers that run before the query, key and value maps: relation layer - 1
             for a teacher, L - 1 for a dense student (its own last layer's maps end the pass),
             L for a student with maps of its own on the final hidden states.
-        hidden: width H.
+        hidden: width H that layers read and write.
         intermediate: feed-forward neurons that one token meets (those of one expert).
         router_outputs: experts of all routers of one layer together, 0 without routers.
+        attention: width A of a layer's heads together; by default H.
+        signals: width of each signal and of what its map reads; by default H, 0 where an encoder
+            gives none.
+        on_top: MACs of a token in what else stands on the encoder: a prediction head, a map to
+            another width.
     """
 
     layers: int
     hidden: int
-    intermediate: int
+    intermediate: float
     router_outputs: int = 0
+    attention: float | None = None
+    signals: int | None = None
+    on_top: float = 0.0
 
-    def macs_per_token(self, length: int) -> int:
+    @property
+    def signal_width(self) -> int:
+        """Of each query, key and value that the relation loss reads."""
+        return self.hidden if self.signals is None else self.signals
+
+    def macs_per_token(self, length: int) -> float:
         """Multiply-accumulates of one token's forward pass among `length` positions.
 
-        Per layer: 4 · H² (query, key, value, output), 2 · H · I (feed-forward), 2 · S · H
-        (scores and their product with the values), H · (router outputs). Then 3 · H² of the
-        query, key and value maps.
+        Per layer: 4 · H · A (query, key, value, output), 2 · H · I (feed-forward), 2 · S · A
+        (scores and their product with the values), H · (router outputs). Then the three maps of
+        the signals, and what stands on top.
         """
-        layer = self.hidden * (
-            4 * self.hidden + 2 * self.intermediate + 2 * length + self.router_outputs
-        )
-        return self.layers * layer + 3 * self.hidden**2
+        attention = self.hidden if self.attention is None else self.attention
+        maps = 4 * attention + 2 * self.intermediate + self.router_outputs
+        layer = self.hidden * maps + 2 * length * attention
+        return self.layers * layer + 3 * self.signal_width**2 + self.on_top
+
+
+def relation_macs_per_token(student_width: int, teacher_width: int, length: int) -> int:
+    """Multiply-accumulates of the relation loss with its gradient, per token.
+
+    For each of query, key and value S · (teacher width) for the teacher's scores, and
+    3 · S · (student width) for the student's and for the two products of their gradient.
+    """
+    return 3 * length * (teacher_width + 3 * student_width)
 
 
 def distillation_flops_per_token(
     students: Iterable[RelationPath], teacher: RelationPath, length: int
-) -> int:
+) -> float:
     """Floating-point operations of a relation distillation step, per token.
 
     The teacher runs forward once; each student runs forward and backward (three times its
-    forward's MACs). The relation loss costs, for each student and each of query, key and value,
-    S · (teacher width) for the teacher's scores and 3 · S · (student width) for the student's
-    and their gradient. This is the count behind the TFLOP/s that training reports.
+    forward's MACs), and its relations are compared with the teacher's. This is the count behind
+    the TFLOP/s that training reports.
 
     Args:
         students: what each student computes.
@@ -112,5 +137,6 @@ def distillation_flops_per_token(
     macs = teacher.macs_per_token(length)
     for student in students:
         macs += 3 * student.macs_per_token(length)
-        macs += 3 * length * (teacher.hidden + 3 * student.hidden)
+        if student.signal_width:
+            macs += relation_macs_per_token(student.signal_width, teacher.signal_width, length)
     return 2 * macs

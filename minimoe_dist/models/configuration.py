@@ -110,6 +110,11 @@ class MiniMoeConfig(PreTrainedConfig):
         return self.attention_experts == 1 and self.feedforward_experts == 1
 
     @property
+    def sub_models(self) -> tuple[str, ...]:
+        """Sub-models that are trained together with the whole; of sliceable students alone."""
+        return ()
+
+    @property
     def normalizes_input(self) -> bool:
         """Whether a block's LayerNorm stands before it (pre-LayerNorm), not behind the residual."""
         return self.family == "megatron-bert"

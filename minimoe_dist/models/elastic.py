@@ -28,8 +28,9 @@ from .blocks import (
     Embeddings,
     EncoderOutput,
     Pooler,
-    RelationOutput,
+    RelationPass,
     RelationProjections,
+    StudentOutput,
     attend,
     noise_keys,
 )
@@ -336,8 +337,11 @@ class ElasticModel(ElasticPreTrainedModel):
         return wide.index_copy(-1, self.recover_indices[:kept], hidden)
 
 
-class ElasticForRelations(ElasticPreTrainedModel):
-    """The encoder with the queries, keys and values that the relation loss compares."""
+class ElasticForRelations(RelationPass, ElasticPreTrainedModel):
+    """The encoder with the queries, keys and values that the relation loss compares.
+
+    These are maps of its final hidden states; a student of masked LM alone has none.
+    """
 
     def __init__(self, config: ElasticConfig) -> None:
         super().__init__(config)
@@ -348,17 +352,12 @@ class ElasticForRelations(ElasticPreTrainedModel):
 
     def forward(
         self, input_ids: Tensor, sparsities: Sequence[str] | None = None, **inputs: Any
-    ) -> RelationOutput | tuple[RelationOutput, ...]:
+    ) -> StudentOutput | tuple[StudentOutput, ...]:
         """Takes what :meth:`ElasticModel.forward` takes.
 
         ``sparsities`` names sub-models of which each gets a pass over the same weights: then one
         output for each, and one backward pass reaches all of them.
         """
         if sparsities is None:
-            return self._relations(input_ids, inputs)
-        return tuple(self._relations(input_ids, {**inputs, "sparsity": s}) for s in sparsities)
-
-    def _relations(self, input_ids: Tensor, inputs: dict[str, Any]) -> RelationOutput:
-        assert self.relation is not None, "only for masked-LM"
-        encoded = self.bert(input_ids, **inputs)
-        return RelationOutput(self.relation(encoded.last_hidden_state), encoded.routers)
+            return self.one_pass(input_ids, **inputs)
+        return tuple(self.one_pass(input_ids, **{**inputs, "sparsity": s}) for s in sparsities)

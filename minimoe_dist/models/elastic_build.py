@@ -1,5 +1,6 @@
 """Where sliceable BERTs come from: BERT checkpoints, sparsified folders, plain sizes."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -7,7 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from ..runtime import resolve_model_path
-from .build import student_config
+from .build import continued, student_config
 from .elastic import ElasticForRelations, ElasticPreTrainedModel
 from .elastic_configuration import ElasticConfig
 from .elastic_mlm import ElasticForMaskedLM
@@ -16,6 +17,7 @@ from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
 Model = TypeVar("Model", bound=ElasticPreTrainedModel)
+Student = TypeVar("Student", bound=ElasticForRelations)
 
 _FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -63,37 +65,39 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
     return model
 
 
-def load_sparse_student(
-    path: str, sparsity: str, *, num_relation_heads: int, seed: int
-) -> ElasticForRelations:
-    """The student that a sub-model of a sparsified BERT starts, with fresh relation projections.
+def sparse_student(
+    whole: ElasticForRelations,
+    sparsity: str,
+    *,
+    num_relation_heads: int,
+    seed: int,
+    relation_projections: bool = True,
+    model_class: type[Student],
+) -> Student:
+    """The student that a sub-model of a sparsified BERT starts.
 
     Args:
-        path: a folder of a whole sliceable BERT with a map.
-        sparsity: a key of the map, for instance "90".
+        whole: the sparsified BERT, which is left as it is.
+        sparsity: a key of its map, for instance "90".
         num_relation_heads: R of the relation loss; divides the whole hidden size.
-        seed: of the projections; they are a function of it alone.
+        seed: of what ``whole`` does not have; that is a function of it alone.
+        relation_projections: whether the student learns relations.
+        model_class: with a masked-LM head or without.
 
     Raises:
-        ValueError: the folder has no such sub-model, or R does not divide the width.
+        ValueError: there is no such sub-model, or R does not divide the width.
     """
-    folder = resolve_model_path(path)
-    config = _read_config(folder, path)
-    if config.model_type != ElasticConfig.model_type:
-        raise ValueError(
-            f"{path}: model_type {config.model_type} has no sparsity map: sparsify it first and "
-            "name the folder that this writes"
-        )
+    config = copy.deepcopy(whole.config)
     if config.hidden_size % num_relation_heads:
         raise ValueError(
             f"num_relation_heads {num_relation_heads} does not divide the hidden size "
-            f"{config.hidden_size} of {path}: change one of them"
+            f"{config.hidden_size} of the sparsified model: change one of them"
         )
     config.shape(sparsity)
-    config.num_relation_heads, config.relation_projections = num_relation_heads, True
+    config.num_relation_heads = num_relation_heads
+    config.relation_projections = relation_projections
     config.with_pooler = False  # distillation would not train it, only let it decay
-    model, _ = _load(ElasticForRelations, folder, path, config, seed)
-    return cut(model, sparsity)
+    return cut(continued(whole, config, model_class, seed), sparsity)
 
 
 def once_for_all_config(

@@ -52,6 +52,13 @@ class ElasticConfig(MiniMoeConfig):
         size = self.hidden_size // heads
         return Sizes(self.num_hidden_layers, heads, size, self.intermediate_size)
 
+    @property
+    def sub_models(self) -> tuple[str, ...]:
+        """A once-for-all student's, "layers,hidden"; none of a sparse one."""
+        names = tuple(self.sparsity_map)
+        is_once_for_all = self.sparsity == WHOLE and all("," in name for name in names)
+        return names if is_once_for_all else ()
+
     def shape(self, sparsity: str | None = None) -> SubModelShape:
         """Sizes of a sub-model; of the one whose weights there are by default.
 

@@ -37,7 +37,7 @@ def mask_gradient(model: ElasticForMaskedLM, labels: Tensor, **inputs: Any) -> T
     with torch.enable_grad():
         output = model(labels=labels, masks=ElementValues(*ones), **inputs)
         # Only these: the weights' gradients are not computed.
-        gradients = torch.autograd.grad(output.loss_sum, ones)
+        gradients = torch.autograd.grad(output.masked_lm_sum, ones)
     count = torch.full((1,), float(output.predicted), device=model.device)
     return torch.cat([count, *(gradient.float().flatten() for gradient in gradients)])
 

@@ -6,7 +6,7 @@ bias of its own. Keys are those of ``BertForMaskedLM`` (``cls.predictions.…``)
 Shapes: B samples, S positions, N masked positions, H hidden size, V vocabulary.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from ..objectives.mlm import masked_lm_loss_sum, masked_rows
+from .blocks import StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
-from .experts import RouterStatistics
 from .moebert import MiniMoeForRelations
 
 # A head's keys behind `cls.predictions.` here, and behind `lm_head.` in RoBERTa's checkpoints.
@@ -28,22 +28,6 @@ ROBERTA_KEYS = {
     "transform.LayerNorm.bias": "layer_norm.bias",
     "bias": "bias",
 }
-
-
-class MaskedLmOutput(NamedTuple):
-    """Of a batch.
-
-    Attributes:
-        loss_sum: summed cross entropy, a scalar.
-        predicted: number of positions it is over.
-        signals: query, key, value [B, S, H] for the relation loss, where they were asked for.
-        routers: the routers' statistics.
-    """
-
-    loss_sum: Tensor
-    predicted: int
-    signals: tuple[Tensor, Tensor, Tensor] | None
-    routers: tuple[RouterStatistics, ...]
 
 
 class _Transform(nn.Module):
@@ -127,8 +111,11 @@ def load_masked_lm_head(path: str) -> MaskedLmHead:
     return head
 
 
-class MiniMoeForMaskedLM(MiniMoeForRelations):
-    """A student with a masked-LM head, and what the relation loss compares if it is wanted too."""
+class MaskedLmPass(StudentPass):
+    """BERT's masked-LM head on a student, beside what its objective compares.
+
+    Stands before the class of the student without the head.
+    """
 
     def __init__(self, config: MiniMoeConfig) -> None:
         super().__init__(config)
@@ -144,23 +131,36 @@ class MiniMoeForMaskedLM(MiniMoeForRelations):
             init.zeros_(module.bias)
         super()._init_weights(module)
 
-    def forward(  # type: ignore[override]
-        self, input_ids: Tensor, labels: Tensor, with_signals: bool = False, **inputs: Any
-    ) -> MaskedLmOutput:
-        """Predicts what was masked.
+    def one_pass(
+        self, input_ids: Tensor, labels: Tensor | None = None, compares: bool = True, **inputs: Any
+    ) -> StudentOutput:
+        """Predicts what was masked; without labels, does what the student without a head does.
 
         Args:
             input_ids: int64 [B, S].
             labels: int64 [B, S], -100 where nothing is to be predicted.
-            with_signals: also return what :class:`MiniMoeForRelations` does.
-            inputs: what :meth:`MiniMoeModel.forward` takes.
+            compares: also give what the student without a head gives.
+            inputs: what the encoder takes.
         """
-        from_last_layer = with_signals and self.relation is None
-        encoded = self.bert(input_ids, output_states=from_last_layer, **inputs)
-        hidden = encoded.last_hidden_state
-        signals = encoded.queries_keys_values
-        if with_signals and self.relation is not None:
-            signals = self.relation(hidden)
-        weight = self.bert.embeddings.word_embeddings.weight
-        loss_sum, predicted = self.cls["predictions"](hidden, labels, weight)
-        return MaskedLmOutput(loss_sum, predicted, signals, encoded.routers)
+        if labels is None:
+            return super().one_pass(input_ids, **inputs)
+        if compares:
+            encoded = self.encode(input_ids, **inputs)
+            output = self.compared(encoded)
+        else:
+            encoded = self.bert(input_ids, **inputs)
+            output = StudentOutput(routers=encoded.routers or ())
+        loss_sum, predicted = self.cls["predictions"](
+            encoded.last_hidden_state, labels, self.decoder_weight(inputs.get("sparsity"))
+        )
+        return output._replace(masked_lm_sum=loss_sum, predicted=predicted)
+
+    def decoder_weight(self, sparsity: str | None) -> Tensor:
+        """[V, H], the word embeddings; of a sub-model where the student has some."""
+        assert sparsity is None, "only sliceable students have sub-models"
+        weight: Tensor = self.bert.embeddings.word_embeddings.weight
+        return weight
+
+
+class MiniMoeForMaskedLM(MaskedLmPass, MiniMoeForRelations):
+    """A student with a masked-LM head, and what the relation loss compares if it is wanted too."""

@@ -20,8 +20,9 @@ from .blocks import (
     Embeddings,
     EncoderOutput,
     Pooler,
-    RelationOutput,
+    RelationPass,
     RelationProjections,
+    StudentOutput,
     noise_keys,
 )
 from .configuration import MiniMoeConfig
@@ -35,7 +36,7 @@ __all__ = [
     "MiniMoeForRelations",
     "MiniMoeModel",
     "MiniMoePreTrainedModel",
-    "RelationOutput",
+    "StudentOutput",
 ]
 
 
@@ -140,7 +141,7 @@ def _thirds(projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-class MiniMoeForRelations(MiniMoePreTrainedModel):
+class MiniMoeForRelations(RelationPass, MiniMoePreTrainedModel):
     """The encoder with the queries, keys and values that the relation loss compares."""
 
     def __init__(self, config: MiniMoeConfig) -> None:
@@ -149,13 +150,3 @@ class MiniMoeForRelations(MiniMoePreTrainedModel):
         size = config.hidden_size
         self.relation = RelationProjections(size) if config.relation_projections else None
         self.post_init()
-
-    def forward(self, input_ids: Tensor, **inputs: Any) -> RelationOutput:
-        """Takes what :meth:`MiniMoeModel.forward` takes."""
-        if self.relation is None:
-            encoded = self.bert(input_ids, projections_only=True, **inputs)
-            signals = encoded.queries_keys_values
-        else:
-            encoded = self.bert(input_ids, **inputs)
-            signals = self.relation(encoded.last_hidden_state)
-        return RelationOutput(signals, encoded.routers)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _SITE_STEP = 0x9E3779B1  # 2**32 / golden ratio: consecutive sites land far apart
+_RELATION_SITE = 2**20  # beyond any layer's
 _HIGH_BITS = 24  # a float32 holds 24 bits exactly, so uniforms have no rounding bias
 
 
@@ -85,10 +86,13 @@ class NoiseKeys:
         """Dropout of packed rows ``values`` [T, H]."""
         return _drop(values, self._bits(self.token_keys, values.shape[-1], site), probability)
 
-    def dropout_attention(self, values: Tensor, probability: float, site: int) -> Tensor:
-        """Dropout of attention probabilities [B, heads, S, S]."""
+    def dropout_attention(
+        self, values: Tensor, probability: float, site: int, first_head: int = 0
+    ) -> Tensor:
+        """Dropout of attention probabilities [B, heads, S, S], of heads from ``first_head`` on."""
         heads, length = values.shape[1], values.shape[-1]
-        head_keys = hash_bits(torch.arange(heads, device=values.device, dtype=torch.int32))
+        numbers = torch.arange(first_head, first_head + heads, dtype=torch.int32)
+        head_keys = hash_bits(numbers.to(values.device))
         row_keys = self.padded_keys[:, None, :] ^ head_keys[None, :, None]
         return _drop(values, self._bits(row_keys, length, site), probability)
 
@@ -98,3 +102,42 @@ def _drop(values: Tensor, bits: Tensor, probability: float) -> Tensor:
     threshold = round(probability * 2**32) - 2**31
     kept = bits >= min(threshold, 2**31 - 1)
     return values * kept.to(values.dtype).mul_(1.0 / (1.0 - probability))
+
+
+class RelationDropout:
+    """Dropout of relations, [samples, heads, query, key] of each of query, key and value.
+
+    What is dropped depends on the sample, the head and the two positions, not on how a batch is
+    padded, cut into tiles or spread over ranks.
+
+    Args:
+        keys: int32 [B, S] of :func:`sample_keys`.
+        probability: of a relation to be dropped, in [0, 1).
+
+    Raises:
+        ValueError: a probability out of range.
+    """
+
+    def __init__(self, keys: Tensor, probability: float) -> None:
+        if not 0.0 <= probability < 1.0:
+            raise ValueError(f"relation_dropout: {probability} is not in [0, 1); choose 0 to 0.5")
+        self._keys = keys
+        self._probability = probability
+
+    def factors(self, signal: int, samples: slice, heads: slice, length: int) -> Tensor:
+        """0, or 1 / (1 - probability), for each relation of a tile.
+
+        Args:
+            signal: 0, 1, 2: relations of queries, keys, values.
+            samples: of the batch.
+            heads: relation heads.
+            length: positions.
+
+        Returns:
+            float32 [samples · heads, length, length], heads within samples.
+        """
+        keys = self._keys[samples, :length]
+        ones = torch.ones((len(keys), heads.stop - heads.start, length, length), device=keys.device)
+        noise = NoiseKeys(keys, None)
+        site = _RELATION_SITE + signal
+        return noise.dropout_attention(ones, self._probability, site, heads.start).flatten(0, 1)

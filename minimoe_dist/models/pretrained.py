@@ -25,6 +25,7 @@ from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .moebert import MiniMoeForRelations
+from .weights import refuse_incomplete
 
 # By model type; the students of this package among them, which teach as assistants.
 ENCODERS: dict[str, type[PreTrainedModel]] = {
@@ -128,7 +129,7 @@ def load_encoder(
         ValueError: weights are missing, of another shape or unreadable, or the file is an unsafe
             pickle.
     """
-    options = {} if isinstance(config, MiniMoeConfig) else {"add_pooling_layer": False}
+    options = _class_options(config)
     where = f"teacher.model_name_or_path: {path}"
     try:
         with quiet_transformers():
@@ -152,20 +153,33 @@ def load_encoder(
             f"{where} has no weights that can be loaded ({_first_line(error)}); "
             "give a complete model.safetensors"
         ) from error
-    # transformers fills both with random numbers and only prints a warning.
-    for what, keys in (
-        ("are missing", sorted(report["missing_keys"])),
-        (
-            "have another shape than config.json says",
-            sorted(key for key, *_ in report["mismatched_keys"]),
-        ),
-    ):
-        if keys:
-            raise ValueError(
-                f"{where}: {len(keys)} weights of a {config.model_type} encoder {what}, the first "
-                f"is {keys[0]}; give the checkpoint and the configuration of one model"
-            )
+    refuse_incomplete(
+        where,
+        config.model_type,
+        list(report["missing_keys"]),
+        [key for key, *_ in report["mismatched_keys"]],
+    )
     return model
+
+
+def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The encoder that ``config`` describes without memory: parameters on the meta device.
+
+    Buffers that no checkpoint holds have their values, on CPU.
+    """
+    with torch.device("meta"):
+        model = ENCODERS[config.model_type](config, **_class_options(config)).to(dtype)
+    for module in list(model.modules()):
+        buffers = dict(module.named_buffers(recurse=False))
+        for name, buffer in buffers.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if buffers:
+            model._init_weights(module)
+    return model
+
+
+def _class_options(config: PreTrainedConfig) -> dict[str, bool]:
+    return {} if isinstance(config, MiniMoeConfig) else {"add_pooling_layer": False}
 
 
 def _first_line(error: Exception) -> str:

@@ -261,6 +261,12 @@ def once_for_all_map(
     }
 
 
+def once_for_all_name(student: str, sub_model: str) -> str:
+    """What a sub-model is called among others, its export too: "student_3l_384h" of "3,384"."""
+    layers, hidden = sub_model.split(",")
+    return f"{student}_{layers}l_{hidden}h"
+
+
 def _check_hidden(size: int, sizes: Sizes) -> None:
     whole = sizes.hidden
     if not 1 <= size <= whole:

@@ -10,6 +10,8 @@ Shapes: B samples, S positions, H the teacher's width.
 """
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -18,7 +20,14 @@ from transformers import BertModel, MegatronBertModel, PreTrainedConfig, Roberta
 
 from .elastic import ElasticForRelations
 from .moebert import MiniMoeForRelations
-from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
+from .pretrained import (
+    empty_encoder,
+    encoder_dtype,
+    load_encoder,
+    read_encoder_config,
+    refuse_class,
+)
+from .weights import SlicedWeights
 
 
 class CutEncoder(nn.Module):
@@ -193,6 +202,50 @@ def load_teacher(
     cut.num_hidden_layers = layer
     model = load_encoder(path, folder, cut, encoder_dtype(dtype, device))
     return RelationTeacher(signals_of(model), config, layer).to(device)
+
+
+@dataclass(frozen=True)
+class UnfilledTeacher:
+    """A teacher whose weights are still on disk.
+
+    Attributes:
+        teacher: its parameters on the meta device; they take no memory.
+        weights: on disk; checked to be all there, in their shapes.
+        names: parameter of ``teacher`` -> its name in ``weights``.
+    """
+
+    teacher: RelationTeacher
+    weights: SlicedWeights
+    names: Mapping[str, str]
+
+
+def unfilled_teacher(
+    path: str,
+    *,
+    relation_layer: int = -1,
+    dtype: torch.dtype | str = "float32",
+    device: torch.device | str = "cpu",
+) -> UnfilledTeacher:
+    """A teacher to be filled with weights piece by piece, for layouts that share it out.
+
+    Arguments and errors are those of :func:`load_teacher`; besides, weights must be safetensors.
+    ``device`` decides what dtype "auto" is.
+    """
+    from ..runtime import resolve_model_path
+
+    folder = resolve_model_path(path)
+    config = read_encoder_config(path, folder)
+    layer = _layer_number(path, config, relation_layer)
+    cut = copy.deepcopy(config)
+    cut.num_hidden_layers = layer
+    model = empty_encoder(cut, encoder_dtype(dtype, torch.device(device)))
+    weights = SlicedWeights(path, folder, model.base_model_prefix)
+    own_names = {parameter: name for name, parameter in model.named_parameters()}
+    teacher = RelationTeacher(signals_of(model), config, layer)
+    names = {name: own_names[parameter] for name, parameter in teacher.named_parameters()}
+    shapes = {names[name]: parameter.shape for name, parameter in teacher.named_parameters()}
+    weights.check(config.model_type, shapes)
+    return UnfilledTeacher(teacher, weights, names)
 
 
 def _layer_number(path: str, config: PreTrainedConfig, relation_layer: int) -> int:

@@ -6,28 +6,22 @@ the student's map are the published ones (``hidden_transform``).
 Shapes: B samples, S positions, H hidden size of the student, W the teacher's width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
 from ..objectives.tinybert import States
+from .blocks import EncoderOutput, StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
-from .experts import RouterStatistics
+from .mlm_head import MaskedLmPass
 from .moebert import MiniMoeForRelations, MiniMoeModel, MiniMoePreTrainedModel
 from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
 from .teacher import FrozenModel
 
 
-class StatesOutput(NamedTuple):
-    """``states`` for the TinyBERT objective, mapped to the teacher's width; routers' statistics."""
-
-    states: States
-    routers: tuple[RouterStatistics, ...]
-
-
-class MiniMoeForStates(MiniMoePreTrainedModel):
+class MiniMoeForStates(StudentPass, MiniMoePreTrainedModel):
     """The encoder with a linear map of its states to the teacher's width.
 
     Raises:
@@ -42,13 +36,23 @@ class MiniMoeForStates(MiniMoePreTrainedModel):
         self.hidden_transform = nn.Linear(config.hidden_size, config.teacher_hidden_size)
         self.post_init()
 
-    def forward(self, input_ids: Tensor, **inputs: Any) -> StatesOutput:
-        """Takes what :meth:`MiniMoeModel.forward` takes."""
-        encoded = self.bert(input_ids, output_states=True, **inputs)
+    def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
+        """The whole encoder, with what is on the way."""
+        encoded: EncoderOutput = self.bert(input_ids, output_states=True, **inputs)
+        return encoded
+
+    def compared(self, encoded: EncoderOutput) -> StudentOutput:
+        """The states, mapped to the teacher's width."""
+        assert encoded.queries_keys_values is not None
         queries, keys, _ = encoded.queries_keys_values
         embeddings = self.hidden_transform(encoded.embedding_output)
         hidden = self.hidden_transform(encoded.last_hidden_state)
-        return StatesOutput(States(embeddings, hidden, queries, keys), encoded.routers)
+        states = States(embeddings, hidden, queries, keys)
+        return StudentOutput(routers=encoded.routers or (), states=states)
+
+
+class MiniMoeForStatesAndMaskedLM(MaskedLmPass, MiniMoeForStates):
+    """The same with a masked-LM head."""
 
 
 class _StudentStates(nn.Module):

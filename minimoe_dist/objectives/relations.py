@@ -17,12 +17,23 @@ Shapes in this file: B samples, S positions, H width, R relation heads, d = H/R;
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Signals = tuple[Tensor, Tensor, Tensor]
+
+
+class Dropout(Protocol):
+    """What is dropped of the student's relations."""
+
+    def factors(self, signal: int, samples: slice, heads: slice, length: int) -> Tensor:
+        """Factors of a tile's relations, float32 [samples x heads, length, length].
+
+        The signals are counted from 0; they must not depend on how a batch is cut into tiles.
+        """
+
 
 # Added to both sides' probabilities under `compat_seed`, as in the published implementation.
 SEED_EPSILON = 1e-7
@@ -42,8 +53,7 @@ def relation_loss_sum(
     num_relation_heads: int,
     *,
     compat_seed: bool = False,
-    relation_dropout: float = 0.0,
-    generator: torch.Generator | None = None,
+    dropout: Dropout | None = None,
     tile_elements: int | None = None,
 ) -> tuple[Tensor, int]:
     """Sum KL(teacher || student) of the query, key and value relations (MiniLMv2, eq. 4-5).
@@ -59,25 +69,22 @@ def relation_loss_sum(
         num_relation_heads: R; divides both widths.
         compat_seed: Add 1e-7 to the probabilities of both sides, inside and outside of the
             logarithm, as the published implementation does.
-        relation_dropout: Dropout probability on the student's relations, a habit of the published
-            implementation and hence only with `compat_seed`; 0 in evaluation.
-        generator: Random numbers of that dropout.
+        dropout: Dropout of the student's relations, a habit of the published implementation and
+            hence only with `compat_seed`; none in evaluation.
         tile_elements: Size of a tile in elements; by default what suits the device.
 
     Returns:
         The sum as a scalar, and the rows of each of the three: R x positions not padding.
 
     Raises:
-        ValueError: If a width is no multiple of `num_relation_heads`, or `relation_dropout` is
-            outside [0, 1) or given without `compat_seed`.
+        ValueError: If a width is no multiple of `num_relation_heads`, or there is dropout without
+            `compat_seed`.
     """
     _check(student, teacher, attention_mask, num_relation_heads)
-    if not 0.0 <= relation_dropout < 1.0:
-        raise ValueError(f"relation_dropout: {relation_dropout} is not in [0, 1); choose 0 to 0.5")
-    if relation_dropout and not compat_seed:
+    if dropout is not None and not compat_seed:
         raise ValueError(
-            f"relation_dropout: {relation_dropout} needs compat seed, since a dropped relation "
-            "has an infinite divergence; set relation_dropout to 0"
+            "relation_dropout: needs compat seed, since a dropped relation has an infinite "
+            "divergence; set relation_dropout to 0"
         )
     device = attention_mask.device
     default_elements = _CPU_TILE_ELEMENTS if device.type == "cpu" else _GPU_TILE_ELEMENTS
@@ -87,8 +94,7 @@ def relation_loss_sum(
         tiles=_tiles(valid_on_host, num_relation_heads, tile_elements or default_elements),
         num_relation_heads=num_relation_heads,
         compat_seed=compat_seed,
-        dropout=relation_dropout,
-        generator=generator,
+        dropout=dropout,
         wants_gradient=torch.is_grad_enabled(),
     )
     rows = num_relation_heads * int(valid_on_host.sum())
@@ -129,8 +135,7 @@ class _Plan:
     tiles: list[_Tile]
     num_relation_heads: int
     compat_seed: bool
-    dropout: float
-    generator: torch.Generator | None
+    dropout: Dropout | None
     wants_gradient: bool
 
     @property
@@ -187,7 +192,7 @@ class _TiledRelationLoss(torch.autograd.Function):
                 wanted = plan.wants_gradient and ctx.needs_input_grad[2 + x]
                 gradient = torch.zeros_like(student, dtype=dtype) if wanted else None
                 for tile in plan.tiles:
-                    total += _tile_loss(plan, tile, student, teacher, valid, buffers, gradient)
+                    total += _tile_loss(plan, tile, x, student, teacher, valid, buffers, gradient)
                 gradients.append(gradient)
         ctx.save_for_backward(*gradients)
         return total.to(dtype)
@@ -204,13 +209,14 @@ class _TiledRelationLoss(torch.autograd.Function):
 def _tile_loss(
     plan: _Plan,
     tile: _Tile,
+    signal: int,
     student: Tensor,
     teacher: Tensor,
     valid: Tensor,
     buffers: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:
-    """Return the tile's part of the loss and write its part of `gradient` [B, S, H]."""
+    """Return the tile's part of a signal's loss and write its part of `gradient` [B, S, H]."""
     mask = valid[tile.samples, : tile.length] if tile.is_ragged else None
     student_heads = _heads_of(student, tile, plan.num_relation_heads, mask, buffers.dtype)
     teacher_heads = _heads_of(teacher, tile, plan.num_relation_heads, mask, buffers.dtype)
@@ -223,7 +229,10 @@ def _tile_loss(
     if plan.compat_seed:
         _softmax(student_tile, rows)
         _softmax(teacher_tile, rows)
-        loss = _seed_divergence(student_tile, teacher_tile, plan.dropout, plan.generator, wanted)
+        kept = None
+        if plan.dropout is not None:
+            kept = plan.dropout.factors(signal, tile.samples, tile.heads, tile.length)
+        loss = _seed_divergence(student_tile, teacher_tile, kept, wanted)
     else:
         loss = _divergence(student_tile, teacher_tile, scratch, rows, wanted)
     if gradient is not None:
@@ -295,23 +304,14 @@ def _divergence(
 
 
 def _seed_divergence(
-    student_tile: Tensor,
-    teacher_tile: Tensor,
-    dropout: float,
-    generator: torch.Generator | None,
-    wanted: bool,
+    student_tile: Tensor, teacher_tile: Tensor, kept: Tensor | None, wanted: bool
 ) -> Tensor:
     """The published loss, sum (p_t + e)(log(p_t + e) - log(p_s + e)), p_s after dropout.
 
     Rows and keys of padding are zero on both sides and add nothing. Leaves d loss / d scores in
     the student's tile.
     """
-    kept = None
-    dropped = student_tile
-    if dropout:
-        noise = torch.empty_like(student_tile).uniform_(generator=generator)
-        kept = (noise >= dropout).to(noise.dtype).div_(1.0 - dropout)
-        dropped = student_tile * kept
+    dropped = student_tile if kept is None else student_tile * kept
     ratio = (teacher_tile + SEED_EPSILON).div_(dropped + SEED_EPSILON)
     loss = ratio.log().mul_(teacher_tile + SEED_EPSILON).sum(dtype=torch.float64)
     if wanted:

@@ -1,6 +1,7 @@
 """A run's picture: losses over the steps, and how its experts share the tokens."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,11 +51,12 @@ def _draw_losses(
         losses = [_number(record["students"][name][part]) for record in trained]
         label = f"{name}: " if len(names) > 1 else ""
         axes.plot(steps, losses, color=f"C{index}", alpha=0.5, label=f"{label}training")
-        heldout = [(one["step"], _number(one["heldout_loss"].get(name))) for one in evaluated]
+        heldout = _heldout(evaluated, name)
         if heldout:
             axes.plot(
                 *zip(*heldout, strict=True), "o-", color=f"C{index}", label=f"{label}held out"
             )
+        _draw_sub_models(axes, evaluated, name, f"C{index}")
     axes.set(
         xlabel="step",
         ylabel="relation loss (KL a row)" if only_relations else "loss",
@@ -63,6 +65,22 @@ def _draw_losses(
     axes.grid(alpha=0.3)
     if names:
         axes.legend()
+
+
+def _heldout(evaluated: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(one["step"], _number(one["heldout_loss"].get(name))) for one in evaluated]
+
+
+def _draw_sub_models(
+    axes: "Axes", evaluated: Sequence[dict[str, Any]], student: str, color: str
+) -> None:
+    """A thin line for each sub-model of a once-for-all student, its size at the line's end."""
+    sizes = re.compile(rf"{re.escape(student)}_(\d+l_\d+h)")
+    for name in evaluated[-1]["heldout_loss"] if evaluated else ():
+        if found := sizes.fullmatch(name):
+            heldout = _heldout(evaluated, name)
+            axes.plot(*zip(*heldout, strict=True), "-", color=color, alpha=0.4, linewidth=0.8)
+            axes.annotate(found[1], heldout[-1], fontsize=6, alpha=0.7)
 
 
 def _number(value: float | None) -> float:

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..data.batches import IGNORED_LABEL, MicroBatch
 from ..data.loader import StepBatch
 from ..models.experts import RouterStatistics
+from ..models.submodels import once_for_all_name
 from ..objectives.balance import balance_loss
 from .engine import StepResult, StudentEngine
-from .objectives import Objective
+from .objectives import Objective, measure
 from .schedule import Schedule
 
 
@@ -137,33 +138,40 @@ class Distiller:
         """Every student's mean loss, balance left out, over all ranks' batches; a collective.
 
         Every rank gives the same number of batches; one may have no sample.
+
+        Returns:
+            By student; a once-for-all one's is the mean of its sub-models', which follow it by the
+            names that their exports have.
         """
-        parts = len(self._objective.parts)
-        sums = torch.zeros(len(self.students) + 1, parts, dtype=torch.float64, device=self._device)
+        names = [_names(student) for student in self.students]
+        passes = [max(1, len(own)) for own in names]
+        shape = (sum(passes) + 1, len(self._objective.parts))
+        sums = torch.zeros(shape, dtype=torch.float64, device=self._device)
         for batch in batches:
             micro = batch if len(batch.input_ids) else _nothing()
             counts = self._objective.counts(micro)
             sums[-1] += torch.tensor(counts, dtype=torch.float64, device=self._device)
             micro = micro.to(self._device)
             given = self._objective.teach(micro)
-            for place, student in enumerate(self.students):
+            for student, own in zip(self.students, sums[:-1].split(passes), strict=True):
                 student.module.eval()
                 with torch.no_grad():
-                    measured = self._objective.measure(student, _inputs(micro), micro, given)
-                sums[place] += torch.stack(list(measured.sums))
+                    measured = measure(self._objective, student, _inputs(micro), micro, given)
+                own += measured.sums
         dist.all_reduce(sums)
         means = (self._weights * sums[:-1] / sums[-1].clamp(min=1.0)).sum(1)
-        return {
-            student.name: value
-            for student, value in zip(self.students, means.tolist(), strict=True)
-        }
+        losses: dict[str, float] = {}
+        for student, its, own in zip(self.students, names, means.split(passes), strict=True):
+            losses[student.name] = float(own.mean())
+            losses |= dict(zip(its, own.tolist(), strict=False))
+        return losses
 
     def _loss(
         self, student: StudentEngine, micro: MicroBatch, given: Any, shares: Tensor, sums: _Sums
     ) -> Tensor:
         noise = {"sample_ids": micro.sample_ids, "noise_seed": self._seed}
-        measured = self._objective.measure(student, _inputs(micro) | noise, micro, given)
-        parts = torch.stack(list(measured.sums))
+        measured = measure(self._objective, student, _inputs(micro) | noise, micro, given)
+        parts = measured.sums.mean(0)
         sums.parts = sums.parts + parts.detach()
         loss = (parts * shares).sum()
         if measured.routers:
@@ -230,6 +238,10 @@ class Distiller:
         tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+
+def _names(student: StudentEngine) -> list[str]:
+    return [once_for_all_name(student.name, sub_model) for sub_model in student.config.sub_models]
 
 
 def _inputs(micro: MicroBatch) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class StudentEngine:
         self.name = name
         self.config = model.config
         self._group: ExpertParallelGroup | None = None
-        _initialize_communication()
+        initialize_communication()
         if expert_parallel_size > 1:
             self._group = create_expert_parallel_group(expert_parallel_size)
             apply_expert_parallelism(model, self._group)
@@ -103,7 +103,7 @@ class StudentEngine:
         self._max_gradient_norm = optimizer.max_gradient_norm
         # At stage 0 DeepSpeed averages the ranks' norms, which is wrong with experts: see step().
         clipping = optimizer.max_gradient_norm if self._stage > 0 else 0.0
-        with _quiet_deepspeed():
+        with quiet_deepspeed():
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=torch.optim.AdamW(
@@ -243,7 +243,7 @@ _OLD_NAMES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tenso
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def _initialize_communication() -> None:
+def initialize_communication() -> None:
     """DeepSpeed's layer over the process group that runs already."""
     warnings.filterwarnings("ignore", _OLD_NAMES, FutureWarning)
     # Its all-reduce in shared memory spins without a time-out, so a peer that died or was stopped
@@ -253,7 +253,7 @@ def _initialize_communication() -> None:
 
 
 @contextlib.contextmanager
-def _quiet_deepspeed() -> Iterator[None]:
+def quiet_deepspeed() -> Iterator[None]:
     """DeepSpeed prints its whole configuration and its progress while it builds an engine."""
     logger = logging.getLogger("DeepSpeed")
     level = logger.level

@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -167,14 +167,23 @@ class Metrics:
         if step % self._log_interval == 0 or step == self._total_steps:
             self._log(step, metrics)
 
-    def evaluation(self, step: int, heldout_loss: Mapping[str, float]) -> None:
-        """Write each student's mean loss on held-out text after `step` steps."""
+    def evaluation(
+        self, step: int, heldout_loss: Mapping[str, float], shown: Collection[str] | None = None
+    ) -> None:
+        """Write each student's mean loss on held-out text after `step` steps.
+
+        Args:
+            step: steps done.
+            heldout_loss: by student, and by sub-model of once-for-all ones.
+            shown: names whose losses progress shows; by default all.
+        """
         if not self._is_writer:
             return
         self._write({"step": step, "heldout_loss": dict(heldout_loss)})
         for name, loss in heldout_loss.items():
             self._board.add_scalar(f"{name}/heldout_loss", loss, step)
-        self._progress.say(step, {f"{n} held-out loss": v for n, v in heldout_loss.items()})
+        chosen = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
+        self._progress.say(step, {f"{n} held-out loss": v for n, v in chosen.items()})
 
     @property
     def sequences_per_second(self) -> float | None:

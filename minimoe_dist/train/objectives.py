@@ -1,8 +1,9 @@
-"""What students are trained for: relations, TinyBERT's states, masked tokens.
+"""What students are trained for: relations, TinyBERT's states, masked tokens, or several of these.
 
 An objective is a weighted sum of parts. A part is a sum over a batch divided by a count that the
 batch alone decides, so a step means the same on any number of ranks and micro-batches: sums are
-local, counts are those of the whole step. A further objective is a further class of this shape.
+local, counts are those of the whole step. A further objective is a further class of this shape;
+:class:`JointObjective` puts any of them side by side on one pass of the student.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import IGNORED_LABEL, MicroBatch
+from ..models.blocks import StudentOutput
 from ..models.experts import RouterStatistics
+from ..models.noise import RelationDropout, sample_keys
 from ..objectives.relations import Signals, relation_loss_sum
 from ..objectives.tinybert import States, tinybert_counts, tinybert_loss_sums
 
@@ -30,11 +33,11 @@ class Measured(NamedTuple):
     """Of a student's pass over a micro-batch.
 
     Attributes:
-        sums: one differentiable scalar a part.
+        sums: differentiable [M, parts], M sub-models of a once-for-all student, 1 of any other.
         routers: the routers' statistics.
     """
 
-    sums: Sequence[Tensor]
+    sums: Tensor
     routers: Sequence[RouterStatistics]
 
 
@@ -53,10 +56,30 @@ class Objective(Protocol):
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """What each part's sum over a micro-batch is divided by, as part of a whole step."""
 
-    def measure(
-        self, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Any
-    ) -> Measured:
-        """A student's sums, with what :meth:`teach` gave; ``inputs`` are for its forward pass."""
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """Inputs of the student's pass beside the batch's own."""
+
+    def sums(self, output: StudentOutput, given: Any, micro: MicroBatch) -> Sequence[Tensor]:
+        """A scalar a part, of a student's output and of what :meth:`teach` gave."""
+
+
+def measure(
+    objective: Objective, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Any
+) -> Measured:
+    """A student's sums; of a once-for-all student, each sub-model's on the same batch.
+
+    Args:
+        objective: what it is trained for.
+        student: one pass of it, or one for each of its sub-models.
+        inputs: of that pass.
+        micro: the batch, whose samples the inputs are.
+        given: what the objective's teacher gave for it.
+    """
+    asked = {**inputs, **objective.asks(micro)}
+    sub_models = student.config.sub_models
+    outputs = student(**asked, sparsities=sub_models) if sub_models else (student(**asked),)
+    sums = [torch.stack(list(objective.sums(output, given, micro))) for output in outputs]
+    return Measured(torch.stack(sums), outputs[0].routers)
 
 
 @dataclass
@@ -95,82 +118,60 @@ class RelationObjective:
         """Rows: R · tokens of each of query, key and value."""
         return [3.0 * self.num_relation_heads * float(micro.attention_mask.sum())]
 
-    def measure(
-        self, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Signals
-    ) -> Measured:
-        """The student's summed KL."""
-        output = student(**inputs)
-        return Measured([self.relation_sum(output.signals, given, micro)], output.routers)
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """Nothing more."""
+        return {}
 
-    def relation_sum(self, signals: Signals, given: Signals, micro: MicroBatch) -> Tensor:
-        """Summed KL of one output; dropout where gradients are wanted."""
-        dropout = self.relation_dropout if torch.is_grad_enabled() else 0.0
-        generator = None
-        if dropout:
-            # Of the samples, so that a resumed run draws what the unbroken one would have.
-            generator = torch.Generator(micro.input_ids.device)
-            generator.manual_seed(self.seed * 1_000_003 + int(micro.sample_ids[0]))
+    def sums(self, output: StudentOutput, given: Signals, micro: MicroBatch) -> Sequence[Tensor]:
+        """The summed KL; dropout where gradients are wanted."""
+        assert output.signals is not None, "the student has none"
         total, _ = relation_loss_sum(
-            signals,
+            output.signals,
             given,
             micro.attention_mask,
             self.num_relation_heads,
             compat_seed=self.compat_seed,
-            relation_dropout=dropout,
-            generator=generator,
+            dropout=self._dropout(micro) if torch.is_grad_enabled() else None,
         )
-        return total
+        return [total]
 
-
-class OnceForAllObjective(RelationObjective):
-    """The same of every sub-model of a student on the same batch, averaged."""
-
-    def measure(
-        self, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Signals
-    ) -> Measured:
-        """The mean of the sub-models' summed KL."""
-        outputs = student(**inputs, sparsities=tuple(student.config.sparsity_map))
-        sums = [self.relation_sum(output.signals, given, micro) for output in outputs]
-        return Measured([torch.stack(sums).mean()], ())
+    def _dropout(self, micro: MicroBatch) -> RelationDropout | None:
+        if not self.relation_dropout:
+            return None
+        keys = sample_keys(self.seed, micro.sample_ids, micro.input_ids.shape[1])
+        return RelationDropout(keys, self.relation_dropout)
 
 
 @dataclass
 class MaskedLmObjective:
-    """Cross entropy of masked tokens, alone or beside relations.
+    """Cross entropy of masked tokens.
 
     Attributes:
-        weight: of the cross entropy in the loss.
-        relation: what is learnt besides, or None.
+        weight: in the loss.
     """
 
     weight: float = 1.0
-    relation: RelationObjective | None = None
     parts: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = {**(self.relation.parts if self.relation else {}), "mlm_loss": self.weight}
+        self.parts = {"mlm_loss": self.weight}
 
-    def teach(self, micro: MicroBatch) -> Signals | None:
-        """The teacher reads the masked text as well."""
-        return None if self.relation is None else self.relation.teach(micro)
+    def teach(self, micro: MicroBatch) -> None:
+        """The text itself teaches."""
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Of the relation, if any; then positions to be predicted."""
+        """Positions to be predicted."""
         assert micro.labels is not None, "the data type has no masks"
-        masked = float((micro.labels != IGNORED_LABEL).sum())
-        return [*(self.relation.counts(micro) if self.relation else ()), masked]
+        return [float((micro.labels != IGNORED_LABEL).sum())]
 
-    def measure(
-        self, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Signals | None
-    ) -> Measured:
-        """Summed KL, if relations are learnt too; then summed cross entropy."""
-        relation = self.relation
-        output = student(**inputs, labels=micro.labels, with_signals=relation is not None)
-        sums = [output.loss_sum]
-        if relation is not None:
-            assert given is not None
-            sums.insert(0, relation.relation_sum(output.signals, given, micro))
-        return Measured(sums, output.routers)
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """Predictions, and nothing that a teacher would be compared with."""
+        return {"labels": micro.labels, "compares": False}
+
+    def sums(self, output: StudentOutput, given: None, micro: MicroBatch) -> Sequence[Tensor]:
+        """The summed cross entropy."""
+        assert output.masked_lm_sum is not None, "the student has no masked-LM head"
+        return [output.masked_lm_sum]
 
 
 @dataclass
@@ -181,17 +182,19 @@ class TinyBertObjective:
         teacher: gives the States of (ids, mask, segments).
         width: the teacher's hidden size.
         num_heads: attention heads of teacher and students.
+        weight: of their mean in the loss.
         padded_length: with compat seed, the length that the published implementation pads to.
     """
 
     teacher: nn.Module
     width: int
     num_heads: int
+    weight: float = 1.0
     padded_length: int | None = None
     parts: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = {"states_loss": 0.5, "scores_loss": 0.5}
+        self.parts = {"states_loss": 0.5 * self.weight, "scores_loss": 0.5 * self.weight}
 
     def teach(self, micro: MicroBatch) -> States:
         """The teacher's states."""
@@ -207,10 +210,50 @@ class TinyBertObjective:
             micro.attention_mask, self.width, self.num_heads, padded_length=self.padded_length
         )
 
-    def measure(
-        self, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: States
-    ) -> Measured:
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """Nothing more."""
+        return {}
+
+    def sums(self, output: StudentOutput, given: States, micro: MicroBatch) -> Sequence[Tensor]:
         """Squared errors of states and of scores."""
-        output = student(**inputs)
         sums = tinybert_loss_sums(output.states, given, micro.attention_mask, self.num_heads)
-        return Measured([sums.states, sums.scores], output.routers)
+        return [sums.states, sums.scores]
+
+
+class JointObjective:
+    """Several objectives on one pass of the student; teachers read the masked text as well.
+
+    Attributes:
+        parts: of all of them, in order.
+    """
+
+    parts: Mapping[str, float]
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = tuple(objectives)
+        self.parts = {
+            name: weight for one in self._objectives for name, weight in one.parts.items()
+        }
+
+    def teach(self, micro: MicroBatch) -> Sequence[Any]:
+        """Of each objective."""
+        return [one.teach(micro) for one in self._objectives]
+
+    def counts(self, micro: MicroBatch) -> Sequence[float]:
+        """Of each objective's parts."""
+        return [count for one in self._objectives for count in one.counts(micro)]
+
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """All that one of them asks for, and what the others compare."""
+        asked = {name: value for one in self._objectives for name, value in one.asks(micro).items()}
+        return {**asked, "compares": True}
+
+    def sums(
+        self, output: StudentOutput, given: Sequence[Any], micro: MicroBatch
+    ) -> Sequence[Tensor]:
+        """Of each objective's parts."""
+        return [
+            total
+            for one, its in zip(self._objectives, given, strict=True)
+            for total in one.sums(output, its, micro)
+        ]

@@ -24,7 +24,7 @@ from ..runtime import Launch, logger
 _LONGEST_TICK = 1.0
 _CONNECT_SECONDS, _ACCEPT_SECONDS = 2.0, 8.0
 # For the main thread to end by itself, and for it to learn whether a peer is behind its error.
-_GRACE_SECONDS, _NOTICE_SECONDS = 0.75, 1.0
+_GRACE_SECONDS, _NOTICE_SECONDS = 0.75, 4.0
 _FAILED = 1
 _BEAT, _BYE, _LOST = "beat", "bye", "lost"
 _GO_ON = ": stopping; started again, the run goes on from its last checkpoint"

@@ -11,7 +11,6 @@ from ..data.batches import MicroBatch
 from ..data.tasks.encoding import IGNORED
 from ..objectives.logits import label_loss_sum, logits_loss_sum
 from ..objectives.relations import relation_loss_sum
-from .objectives import Measured, Student
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,12 @@ class TaskObjective:
             counts["relation_loss"] = rows
         return [counts[name] for name in self.parts]
 
-    def measure(
-        self, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Any
-    ) -> Measured:
-        """Summed losses of a student's pass."""
-        output = student(**inputs, with_signals=self._with_signals)
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """Whether signals are wanted too."""
+        return {"with_signals": self._with_signals}
+
+    def sums(self, output: Any, given: Any, micro: MicroBatch) -> Sequence[Tensor]:
+        """Summed losses of a student's :class:`..models.task_heads.TaskOutput`."""
         counted = _counted(micro)
         assert micro.labels is not None
         logits = output.logits[counted]
@@ -93,7 +93,7 @@ class TaskObjective:
             if self._with_signals:
                 heads, mask = self.teacher.num_relation_heads, micro.attention_mask
                 sums.append(relation_loss_sum(output.signals, given.signals, mask, heads)[0])
-        return Measured(sums, output.routers or ())
+        return sums
 
 
 def _counted(micro: MicroBatch) -> Tensor:

@@ -262,6 +262,10 @@ def build_with_another_vocabulary(recipe: Path, folder: Path) -> str:
     return f"--record_path_or_regex={support.make_corpus(folder / 'foreign', other)}"
 
 
+def start_from_another_size(recipe: Path, folder: Path) -> str:
+    return f"--initial_weights={folder / 'teacher'}"
+
+
 @pytest.mark.parametrize(
     ("cause", "words"),
     [
@@ -273,6 +277,7 @@ def build_with_another_vocabulary(recipe: Path, folder: Path) -> str:
         (build_with_another_vocabulary, "foreign: was built with the vocabulary of other"),
         ("--num_relation_heads=3", "num_relation_heads 3"),
         ("--relation_layer=3", "teacher.relation_layer: 3"),
+        (start_from_another_size, "students.student.layer: 1, but"),
         ("--max_length=65", "data.max_length: 65"),
         ("--expert_parallel_size=4", "4 does not divide the 1 processes"),
         ("--output_dir=/proc/runs", "output_dir: /proc/runs"),

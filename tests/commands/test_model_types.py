@@ -21,19 +21,29 @@ from tests.commands.support import Workshop
 STEPS, SAVED = 6, 3
 SIZE = {"layer": 1, "hidden": 16, "heads": 2}
 ONCE_FOR_ALL = {"layer": 2, "hidden": 32, "heads": 4, "ofa_layer": "2,1", "ofa_hidden": "32,16"}
+BESIDE = {
+    "objective": {"num_relation_heads": 4, "mlm_weight": 0.5},
+    "data": {"data_type": "bert_mlm"},
+}
+BF16 = {"parallel": {"expert_parallel_size": 1, "precision": "bf16"}}
 KINDS: dict[str, dict[str, Any]] = {
     "bert_minilm": {},
-    "roberta_minilm": {"family": "roberta"},
+    "roberta_minilm": {"family": "roberta", **BF16},
     "megatronbert_minilm": {"family": "megatron-bert"},
-    "ofabert_minilm": {"student": ONCE_FOR_ALL},
-    "bert_tinybert": {"student": {**SIZE, "heads": 4}},
-    "bert_mlm": {"training": {"learning_rate": 1e-3}},
-    "bert_minilm with masked LM": {
-        "objective": {"num_relation_heads": 4, "mlm_weight": 0.5},
-        "data": {"data_type": "bert_mlm"},
-    },
+    "ofabert_minilm": {"student": ONCE_FOR_ALL, **BF16},
+    "bert_tinybert": {"student": {**SIZE, "heads": 4}, **BF16},
+    "bert_mlm": {"training": {"learning_rate": 1e-3}, **BF16},
+    "bert_minilm with masked LM": BESIDE,
+    "ofabert_minilm with masked LM": {"student": ONCE_FOR_ALL, **BESIDE},
+    "bert_tinybert with masked LM": {"student": {**SIZE, "heads": 4}, **BESIDE},
+    "sparsebert_minilm with masked LM": {"sparsified": "50", **BESIDE},
     "sparsebert_minilm": {"sparsified": "90"},
-    "moebert_minilm of random experts": {"student": {**SIZE, "moe": "2,2", "start": "random"}},
+    "sparsebert_mlm": {"sparsified": "90", "training": {"learning_rate": 1e-3}, **BF16},
+    "moebert_minilm as published": {"student": {**SIZE, "moe": "2,2"}, "compat": "seed"},
+    "moebert_minilm of random experts": {
+        "student": {**SIZE, "moe": "2,2", "start": "random"},
+        **BF16,
+    },
 }
 
 
@@ -72,7 +82,7 @@ class Maker:
     def __call__(self, output_dir: Path, name: str, **more: Any) -> Path:
         """Of a few steps of a dense student of one layer, where the kind says nothing else."""
         kind = {**KINDS.get(name, {}), **more}
-        student = {**kind.pop("student", SIZE)}
+        student = {**kind.pop("student", {} if "sparsified" in kind else SIZE)}
         if "sparsified" in kind:
             student |= {"sparsity": kind.pop("sparsified"), "initial_weights": str(self.sparsified)}
         teacher = kind.pop("teacher", None) or self.teachers[kind.pop("family", "bert")]
@@ -83,8 +93,7 @@ class Maker:
             students=[student],
             teacher={"model_name_or_path": str(teacher)},
             training={**training, **kind.pop("training", {})},
-            parallel={"expert_parallel_size": 1},
-            **kind,
+            **{"parallel": {"expert_parallel_size": 1}, **kind},
         )
 
 
@@ -128,7 +137,11 @@ def test_a_resumed_run_is_the_unbroken_one(
 
 @pytest.mark.parametrize(
     "finished",
-    ["bert_tinybert", "ofabert_minilm", "bert_minilm with masked LM", "sparsebert_minilm"],
+    [
+        "bert_tinybert with masked LM",
+        "ofabert_minilm with masked LM",
+        "sparsebert_minilm with masked LM",
+    ],
     indirect=True,
 )
 def test_one_process_takes_the_same_steps_as_two(
@@ -140,6 +153,8 @@ def test_one_process_takes_the_same_steps_as_two(
     options = ("--per_device_train_batch_size", "2", "--num_grad_accum_steps", "4")
     support.finish(path, *options, "--max_grad_norm", "1", world_size=1)
     found, expected = support.losses(tmp_path / "alone"), support.losses(on_two)
+    first, wanted = (losses[1]["student"]["loss"] for losses in (found, expected))
+    assert first == pytest.approx(wanted, rel=1e-6)
     # Rounding differs and grows, so early steps are compared.
     for step in (1, 2, 3):
         for part in ("loss", "gradient_norm"):
@@ -148,9 +163,27 @@ def test_one_process_takes_the_same_steps_as_two(
             )
 
 
+@pytest.mark.parametrize("finished", ["moebert_minilm as published"], indirect=True)
+def test_published_dropout_and_routed_padding_are_the_same_on_any_number_of_ranks(
+    finished: tuple[str, Path], make: Maker, tmp_path: Path
+) -> None:
+    name, on_two = finished
+    path = make(tmp_path / "alone", name)
+    # The balance is a micro-batch's, so that must be the same one.
+    support.finish(path, "--per_device_train_batch_size", "8", "--max_steps", "1", world_size=1)
+    found, expected = (support.losses(one)[1]["student"] for one in (tmp_path / "alone", on_two))
+    for part in ("loss", "relation_loss", "balance"):
+        assert found[part] == pytest.approx(expected[part], rel=1e-6)
+    assert found["tokens_per_expert"] == expected["tokens_per_expert"]
+
+
 @pytest.mark.parametrize(
     "finished",
-    ["bert_tinybert", "ofabert_minilm", "bert_minilm with masked LM", "sparsebert_minilm"],
+    [
+        "bert_tinybert with masked LM",
+        "ofabert_minilm with masked LM",
+        "sparsebert_minilm",
+    ],
     indirect=True,
 )
 def test_zero_3_takes_the_same_steps_as_zero_1(
@@ -190,16 +223,33 @@ def test_masked_lm_is_exported_with_its_head(finished: tuple[str, Path]) -> None
     assert not report["missing_keys"]
 
 
+SUB_MODELS = ["student_2l_32h", "student_2l_16h", "student_1l_32h", "student_1l_16h"]
+
+
 @pytest.mark.parametrize("finished", ["ofabert_minilm"], indirect=True)
 def test_every_sub_model_is_exported_as_a_bert_of_its_size(finished: tuple[str, Path]) -> None:
     summary = json.loads((finished[1] / "summary.json").read_text())
-    folders = summary["students"]["student"]["sub_models"]
-    assert list(folders) == ["2,32", "2,16", "1,32", "1,16"]
-    for name, folder in folders.items():
-        config = AutoConfig.from_pretrained(folder)
+    sub_models = summary["students"]["student"]["sub_models"]
+    assert list(sub_models) == SUB_MODELS
+    for name, sub_model in sub_models.items():
+        assert Path(sub_model["export"]).name == name
+        config = AutoConfig.from_pretrained(sub_model["export"])
         assert config.model_type == "bert"
-        assert f"{config.num_hidden_layers},{config.hidden_size}" == name
-        AutoModel.from_pretrained(folder)
+        assert f"{config.num_hidden_layers},{config.hidden_size}" == sub_model["sub_model"]
+        AutoModel.from_pretrained(sub_model["export"])
+
+
+@pytest.mark.parametrize("finished", ["ofabert_minilm with masked LM"], indirect=True)
+def test_every_sub_model_has_a_held_out_loss_of_its_own(finished: tuple[str, Path]) -> None:
+    losses = support.heldout(finished[1])
+    assert list(losses[STEPS]) == ["student", *SUB_MODELS]
+    mean = sum(losses[STEPS][name] for name in SUB_MODELS) / len(SUB_MODELS)
+    assert losses[STEPS]["student"] == pytest.approx(mean, rel=1e-6)
+    assert len({losses[STEPS][name] for name in SUB_MODELS}) == len(SUB_MODELS)
+    summary = json.loads((finished[1] / "summary.json").read_text())["students"]["student"]
+    for name, sub_model in summary["sub_models"].items():
+        assert sub_model["heldout_loss_before"] == losses[0][name]
+        assert sub_model["heldout_loss_after"] == losses[STEPS][name]
 
 
 @pytest.mark.parametrize("finished", ["sparsebert_minilm"], indirect=True)
@@ -265,6 +315,8 @@ def once_for_all(**changes: Any) -> dict[str, Any]:
         ("bert_minilm", {"family": "roberta"}, "is of roberta; give model_type roberta_minilm"),
         ("bert_minilm", {"iteration": 2}, "was not distilled; run iteration 1 first"),
         ("sparsebert_minilm", {"sparsified": "91"}, "91 is not in the map of"),
+        ("sparsebert_mlm alone", {}, "minimoe-dist sparsify makes the map"),
+        ("bert_tinybert", {"objective": {"relation_weight": 0}}, "0 leaves nothing of TinyBERT"),
         ("ofabert_minilm", once_for_all(ofa_layer="3"), "3 is not in a student of layer 2"),
         ("ofabert_minilm", once_for_all(ofa_hidden="30"), "no whole number of heads"),
         ("bert_tinybert", {"student": SIZE}, "TinyBERT compares attention head by head"),
@@ -291,3 +343,23 @@ def test_another_vocabulary_is_refused(make: Maker, tmp_path: Path) -> None:
     )
     assert statuses == [2]
     assert "has a vocabulary of 100, the teacher of 200" in said
+
+
+def test_a_chain_goes_on_from_the_candidate_with_the_best_tradeoff(
+    make: Maker, sparsified: Path, tmp_path: Path
+) -> None:
+    sparse = {"initial_weights": str(sparsified)}
+    candidates = [{"name": f"s{each}", "sparsity": each, **sparse} for each in ("50", "90")]
+    stages = [
+        # So large a weight that the smallest one is chosen, whatever it has learnt.
+        {"name": "candidates", "students": candidates, "tradeoff_lambda": 9, "teaches": "best"},
+        {"name": "student", "students": [{"sparsity": "90", **sparse}]},
+    ]
+    support.finish(make(tmp_path / "run", "sparsebert_minilm", sparsified="90", stages=stages))
+    first, second = (
+        json.loads((tmp_path / "run" / name / "summary.json").read_text())
+        for name in ("candidates", "student")
+    )
+    assert first["tradeoff"]["best"] == "s90"
+    assert set(first["tradeoff"]["candidates"]) == {"s50", "s90"}
+    assert second["teacher"] == str(tmp_path / "run" / "candidates" / "export" / "best")

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-from minimoe_dist.models.elastic_build import load_sparse_student
+from minimoe_dist.checkpoints.export import load_student
+from minimoe_dist.models.elastic import ElasticForRelations
+from minimoe_dist.models.elastic_build import sparse_student
 from tests.commands import support
 from tests.commands.support import Workshop
 
@@ -57,7 +59,9 @@ def test_there_is_a_picture(finished: Path) -> None:
 
 def test_its_export_starts_a_sparse_student(finished: Path) -> None:
     folder = finished / "export" / "sparsified"
-    student = load_sparse_student(str(folder), "90", num_relation_heads=4, seed=0)
+    student = sparse_student(
+        load_student(folder), "90", num_relation_heads=4, seed=0, model_class=ElasticForRelations
+    )
     assert list(student.config.sparsity_map) == ["0", "50", "90"]
     assert student.config.recover_indices is not None
 
@@ -101,4 +105,4 @@ def test_distill_names_the_command_for_it(
 ) -> None:
     path = recipe(workshop, tmp_path / "run", masked_lm)
     statuses, said = support.run(path, world_size=1)
-    assert statuses == [2] and "is for minimoe-dist sparsify; use that" in said
+    assert statuses == [2] and "(minimoe-dist sparsify makes the map)" in said

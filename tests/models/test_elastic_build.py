@@ -6,8 +6,8 @@ from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import (
     elastic_config,
     load_masked_lm,
-    load_sparse_student,
     once_for_all_config,
+    sparse_student,
 )
 from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
 from tests.models.elastic_models import SIZES, SPARSE_MAP, batch, elastic
@@ -21,17 +21,11 @@ def save_bert(folder, model_class=BertForMaskedLM):
     return model
 
 
-def save_sparsified(folder):
-    model = elastic(ElasticForMaskedLM, sparsity_map=SPARSE_MAP, relation_projections=False)
-    model.save_pretrained(folder)
-    return model
-
-
 def test_a_bert_with_its_head_predicts_as_before(tmp_path):
     bert = save_bert(tmp_path)
     ours = load_masked_lm(str(tmp_path))(**batch(), labels=labels())
     theirs = bert(**batch(), labels=labels()).loss
-    torch.testing.assert_close(ours.loss_sum / ours.predicted, theirs)
+    torch.testing.assert_close(ours.masked_lm_sum / ours.predicted, theirs)
 
 
 @pytest.mark.parametrize("has_pooler", [False, True])
@@ -46,11 +40,12 @@ def test_a_pooler_stays_where_there_is_one(tmp_path, has_pooler):
 
 
 def test_a_sliceable_folder_is_read_too(tmp_path):
-    model = save_sparsified(tmp_path)
+    model = sparsified()
+    model.save_pretrained(tmp_path)
     again = load_masked_lm(str(tmp_path))
     assert again.config.sparsity_map == SPARSE_MAP
     inputs = batch() | {"labels": labels()}
-    assert torch.equal(again(**inputs).loss_sum, model(**inputs).loss_sum)
+    assert torch.equal(again(**inputs).masked_lm_sum, model(**inputs).masked_lm_sum)
 
 
 def test_a_checkpoint_without_a_head_is_refused(tmp_path):
@@ -84,41 +79,47 @@ def test_missing_weights_are_refused(tmp_path):
         load_masked_lm(str(tmp_path))
 
 
-def test_a_sparse_student_starts_as_the_sub_model_with_fresh_projections(tmp_path):
-    whole = save_sparsified(tmp_path)
-    student = load_sparse_student(str(tmp_path), "50", num_relation_heads=4, seed=1)
+def sparsified():
+    return elastic(ElasticForMaskedLM, sparsity_map=SPARSE_MAP, relation_projections=False)
+
+
+def start(whole, sparsity="50", heads=4, seed=1, model_class=ElasticForRelations):
+    return sparse_student(
+        whole, sparsity, num_relation_heads=heads, seed=seed, model_class=model_class
+    )
+
+
+def test_a_sparse_student_starts_as_the_sub_model_with_fresh_projections():
+    whole = sparsified()
+    student = start(whole)
     expected = whole.bert(**batch(), sparsity="50").last_hidden_state
     torch.testing.assert_close(student.bert(**batch()).last_hidden_state, expected)
     assert student.config.sparsity == "50"
     assert [tuple(p.shape) for p in student.relation.parameters()] == [(32, 32), (32,)] * 3
 
 
-def test_a_sparse_student_is_a_function_of_its_seed(tmp_path):
-    save_sparsified(tmp_path)
-    students = [
-        load_sparse_student(str(tmp_path), "50", num_relation_heads=4, seed=seed)
-        for seed in (1, 1, 2)
-    ]
-    weights = [student.relation.query.weight for student in students]
+def test_a_sparse_student_of_masked_lm_keeps_the_head():
+    whole = sparsified()
+    student = start(whole, model_class=ElasticForMaskedLM)
+    inputs = batch() | {"labels": labels()}
+    expected = whole(**inputs, sparsity="50").masked_lm_sum
+    torch.testing.assert_close(student(**inputs).masked_lm_sum, expected)
+
+
+def test_a_sparse_student_is_a_function_of_its_seed():
+    whole = sparsified()
+    weights = [start(whole, seed=seed).relation.query.weight for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_a_sparsity_outside_the_map_is_refused(tmp_path):
-    save_sparsified(tmp_path)
+def test_a_sparsity_outside_the_map_is_refused():
     with pytest.raises(ValueError, match="sparsity: 90 is not in the model's map; it has: 0 50"):
-        load_sparse_student(str(tmp_path), "90", num_relation_heads=4, seed=1)
+        start(sparsified(), "90")
 
 
-def test_relation_heads_that_do_not_divide_the_whole_width_are_refused(tmp_path):
-    save_sparsified(tmp_path)
+def test_relation_heads_that_do_not_divide_the_whole_width_are_refused():
     with pytest.raises(ValueError, match="num_relation_heads 5 does not divide"):
-        load_sparse_student(str(tmp_path), "50", num_relation_heads=5, seed=1)
-
-
-def test_a_bert_that_was_not_sparsified_starts_no_sparse_student(tmp_path):
-    save_bert(tmp_path)
-    with pytest.raises(ValueError, match="model_type bert has no sparsity map: sparsify it first"):
-        load_sparse_student(str(tmp_path), "90", num_relation_heads=4, seed=1)
+        start(sparsified(), heads=5)
 
 
 def once_for_all(**options):

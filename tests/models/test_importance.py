@@ -37,7 +37,9 @@ def golden_masked_lm():
 def test_masked_lm_loss_is_the_published_one():
     model, tensors, inputs = golden_masked_lm()
     output = model(**inputs)
-    assert_close((output.loss_sum / output.predicted)[None], tensors["out.mlm_loss"], **TOLERANCE)
+    assert_close(
+        (output.masked_lm_sum / output.predicted)[None], tensors["out.mlm_loss"], **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons", "hidden"])
@@ -59,7 +61,7 @@ def test_gradients_by_masks_are_slopes_of_the_loss():
         masks = [torch.ones(shape).double() for shape in ((3, 4), (3, 64), (32,))]
         masks[kind].view(-1)[place] += change
         with torch.no_grad():
-            return model(**inputs, masks=ElementValues(*masks)).loss_sum
+            return model(**inputs, masks=ElementValues(*masks)).masked_lm_sum
 
     starts = [0, 12, 12 + 192]
     for kind, place in ((0, 5), (1, 70), (2, 9)):
@@ -126,14 +128,14 @@ def test_batches_without_a_masked_token_are_left_out():
 
 def test_reordering_keeps_the_predictions():
     model = masked_lm()
-    before = model(**batch(), labels=labels()).loss_sum
+    before = model(**batch(), labels=labels()).masked_lm_sum
     reorder(model, random_orders())
-    assert_close(model(**batch(), labels=labels()).loss_sum, before, rtol=1e-5, atol=1e-5)
+    assert_close(model(**batch(), labels=labels()).masked_lm_sum, before, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sub_model_predicts_like_it_does_in_place():
     model = masked_lm(sparsity_map=SPARSE_MAP)
     reorder(model, random_orders())
-    in_place = model(**batch(), labels=labels(), sparsity="50").loss_sum
-    alone = cut(model, "50")(**batch(), labels=labels()).loss_sum
+    in_place = model(**batch(), labels=labels(), sparsity="50").masked_lm_sum
+    alone = cut(model, "50")(**batch(), labels=labels()).masked_lm_sum
     assert_close(alone, in_place, rtol=1e-5, atol=1e-5)

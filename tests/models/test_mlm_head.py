@@ -77,11 +77,11 @@ def test_loss_and_gradients_are_transformers_own(tmp_path, family) -> None:
     plain = plain_model(family)
     student = student_like(plain, tmp_path)
     ids, mask, labels = batch(plain.config.pad_token_id)
-    ours = student(ids, labels, attention_mask=mask)
+    ours = student(ids, labels=labels, attention_mask=mask)
     theirs = plain(ids, attention_mask=mask, labels=labels).loss
     assert ours.predicted == int((labels != -100).sum())
-    torch.testing.assert_close(ours.loss_sum / ours.predicted, theirs, rtol=1e-6, atol=1e-6)
-    (ours.loss_sum / ours.predicted).backward()
+    torch.testing.assert_close(ours.masked_lm_sum / ours.predicted, theirs, rtol=1e-6, atol=1e-6)
+    (ours.masked_lm_sum / ours.predicted).backward()
     theirs.backward()
     wanted = dict(getattr(plain, plain.base_model_prefix).named_parameters())
     for name, parameter in student.bert.named_parameters():
@@ -125,20 +125,20 @@ def student_of(experts):
 def test_signals_are_those_of_the_student_without_a_head(experts) -> None:
     student = student_of(experts).eval()
     ids, mask, labels = batch(0)
-    output = student(ids, labels, with_signals=True, attention_mask=mask)
-    alone = super(MiniMoeForMaskedLM, student).forward(ids, attention_mask=mask)
+    output = student(ids, labels=labels, attention_mask=mask)
+    alone = student(ids, attention_mask=mask)
     assert all(map(torch.equal, output.signals, alone.signals))
     assert len(output.routers) == len(alone.routers)
-    assert student(ids, labels, attention_mask=mask).signals is None
+    assert student(ids, labels=labels, compares=False, attention_mask=mask).signals is None
 
 
 @pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
 def test_a_batch_without_labels_has_no_loss_and_zero_gradients(experts) -> None:
     student = student_of(experts)
     ids, mask, labels = batch(0)
-    output = student(ids, torch.full_like(labels, -100), attention_mask=mask)
-    assert (output.loss_sum.item(), output.predicted) == (0.0, 0)
-    output.loss_sum.backward()
+    output = student(ids, labels=torch.full_like(labels, -100), attention_mask=mask)
+    assert (output.masked_lm_sum.item(), output.predicted) == (0.0, 0)
+    output.masked_lm_sum.backward()
     for name, parameter in student.named_parameters():
         if not name.startswith("relation."):
             assert torch.count_nonzero(parameter.grad) == 0, name

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minimoe_dist.models.noise import RelationDropout, sample_keys
 from minimoe_dist.objectives.relations import relation_loss_sum
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -247,7 +248,7 @@ def test_dropout_without_compat_seed_is_refused():
             draw(1, 5, 6),
             torch.ones(1, 5, dtype=torch.bool),
             2,
-            relation_dropout=0.1,
+            dropout=drawn_dropout(1, 5, 0.1),
         )
 
 
@@ -261,30 +262,40 @@ def test_compat_seed_is_the_plain_formula_with_epsilons():
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
+def drawn_dropout(samples, length, probability, first=0):
+    """Of samples that are numbered from ``first`` on."""
+    ids = torch.arange(first, first + samples)
+    return RelationDropout(sample_keys(5, ids, length), probability)
+
+
 def test_dropout_gradients_are_the_plain_formulas_for_the_same_drawn_mask():
     student = draw(2, 7, 6, torch.float64, requires_grad=True)
     teacher, mask = draw(2, 7, 6, torch.float64, seed=1), torch.ones(2, 7, dtype=torch.bool)
-    loss, _ = relation_loss_sum(
-        student,
-        teacher,
-        mask,
-        2,
-        compat_seed=True,
-        relation_dropout=0.3,
-        generator=torch.Generator().manual_seed(5),
-    )
-    generator = torch.Generator().manual_seed(5)
+    dropout = drawn_dropout(2, 7, 0.3)
+    loss, _ = relation_loss_sum(student, teacher, mask, 2, compat_seed=True, dropout=dropout)
     kept = [
-        (torch.rand(4, 7, 7, dtype=torch.float64, generator=generator) >= 0.3)
-        .double()
-        .div(0.7)
-        .view(2, 2, 7, 7)
-        for _ in range(3)
+        dropout.factors(x, slice(0, 2), slice(0, 2), 7).double().view(2, 2, 7, 7) for x in range(3)
     ]
     expected = plain_loss_sum(student, teacher, mask, 2, epsilon=1e-7, kept=kept)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     for ours, theirs in zip(gradients(loss, student), gradients(expected, student), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_dropout_does_not_depend_on_tiles_or_on_how_samples_are_dealt_out():
+    student, teacher = draw(4, 9, 8), draw(4, 9, 8, seed=1)
+    mask = torch.arange(9) < torch.tensor([9, 4, 7, 2])[:, None]
+
+    def loss(first, last, length, tile_elements):
+        rows, columns = slice(first, last), slice(0, length)
+        signals = (tuple(x[rows, columns] for x in side) for side in (student, teacher))
+        dropout = drawn_dropout(last - first, length, 0.3, first)
+        options = {"compat_seed": True, "dropout": dropout, "tile_elements": tile_elements}
+        return relation_loss_sum(*signals, mask[rows, columns], 4, **options)[0].item()
+
+    whole = loss(0, 4, 9, 4 * 4 * 81)
+    assert loss(0, 4, 9, 81) == pytest.approx(whole, rel=1e-6)
+    assert loss(0, 2, 9, 200) + loss(2, 4, 7, 200) == pytest.approx(whole, rel=1e-6)
 
 
 def golden_teacher_signals():

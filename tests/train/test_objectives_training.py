@@ -36,12 +36,12 @@ def loss_of(kind: str, student: StudentEngine, micro, teachers) -> Tensor:
         sums = tinybert_loss_sums(states, teachers["states"](ids, mask), mask, 4)
         return sums.states / 100 + sums.scores / 100
     labels = torch.where(mask & (ids % 5 == 0), ids, -100)
-    with_signals = kind != "mlm"
-    output = student(**inputs, labels=labels, with_signals=with_signals)
-    if not with_signals:
-        return output.loss_sum
+    compares = kind != "mlm"
+    output = student(**inputs, labels=labels, compares=compares)
+    if not compares:
+        return output.masked_lm_sum
     signals = teachers["relations"](ids, None, None)
-    return output.loss_sum + relation_loss_sum(output.signals, signals, mask, 4)[0]
+    return output.masked_lm_sum + relation_loss_sum(output.signals, signals, mask, 4)[0]
 
 
 def train(kind: str, moe: tuple[int, int], family: str, layout: Layout):

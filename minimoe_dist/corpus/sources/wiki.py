@@ -7,40 +7,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
-from minimoe_dist.corpus.blocks import (
-    BLOCK_BYTES,
-    Block,
-    Document,
-    Problems,
-    cut_blocks,
-    decode_lines,
-)
-from minimoe_dist.corpus.sentences import SentenceRules
+from minimoe_dist.corpus.blocks import Block, Document, Problems, decode_lines
 from minimoe_dist.corpus.sources.source import PARTIAL_SUFFIX
+from minimoe_dist.corpus.sources.text import LineSource
 
 
 @dataclass(frozen=True)
-class WikiSource:
+class WikiSource(LineSource):
     """wikiextractor's output: `<doc ... title="T">`, the title, paragraphs, `</doc>`.
 
     Titles are left out of the lines; `&lt;` and the like are turned back into characters.
     """
-
-    block_bytes: int = BLOCK_BYTES
-    longest_sentence: int = SentenceRules.longest
-    lines_are_sentences: ClassVar[bool] = False
-
-    def blocks(self, path: str) -> Iterator[Block]:
-        """Cuts before `<doc ` at the beginning of a line."""
-        return cut_blocks(
-            path,
-            _before_doc_tag,
-            _begins_with_doc_tag,
-            block_bytes=self.block_bytes,
-            longest_sentence=self.longest_sentence,
-        )
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
         """What stands between the tags; other text is noted as a problem."""
@@ -73,6 +51,14 @@ class WikiSource:
         if inside:
             yield Document(title, lines, continues)
 
+    @staticmethod
+    def _last_start(window: bytes) -> int:
+        return window.rfind(b"\n<doc ") + 1
+
+    @staticmethod
+    def _starts_document(before: bytes, window: bytes) -> bool:
+        return window.startswith(b"<doc ") or before.rstrip().endswith(b"</doc>")
+
 
 _TITLE = re.compile(r'title="(.*)"')
 
@@ -80,14 +66,6 @@ _TITLE = re.compile(r'title="(.*)"')
 def _title_of(tag: str) -> str | None:
     match = _TITLE.search(tag)
     return html.unescape(match.group(1)).strip() if match else None
-
-
-def _before_doc_tag(window: bytes) -> int:
-    return window.rfind(b"\n<doc ") + 1
-
-
-def _begins_with_doc_tag(before: bytes, window: bytes) -> bool:
-    return window.startswith(b"<doc ") or before.rstrip().endswith(b"</doc>")
 
 
 def write_wiki(documents: Iterable[Document], path: str) -> int:

@@ -1,0 +1,31 @@
+"""Whether a run has ended with all of its exports; needs its files only."""
+
+import json
+from pathlib import Path
+
+from ..config import RunConfig
+from ..config.changes import changed_options
+from ..config.checks import BEST_CANDIDATE
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether a run has left its summary and all exports, and goes on where it was.
+
+    Raises:
+        ValueError: it has, but its options are not the ones that are given now.
+    """
+    path = Path(config.output_dir) / "summary.json"
+    names = [student.name for student in config.students]
+    names += [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []
+    exports = [Path(config.export_folder(name)) for name in names]
+    wanted = [path, *(folder / "config.json" for folder in exports)]
+    if config.resume != "auto" or not all(one.is_file() for one in wanted):
+        return False
+    saved = json.loads(path.read_text("utf-8"))["options"]
+    changes = changed_options(saved, config.model_dump(mode="json"))
+    if changes and not config.allow_changed_options:
+        raise ValueError(
+            f"{path.parent}: was finished with other options ({'; '.join(changes)}): give "
+            "--allow_changed_options to take it as it is, or another output_dir"
+        )
+    return True

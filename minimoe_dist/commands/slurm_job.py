@@ -1,0 +1,200 @@
+"""What a job does around its srun: ``python -m minimoe_dist.commands.slurm_job begin|end …``.
+
+``slurm/job.sh`` calls it on the job's first node. ``begin`` notes the start in the run's folder and
+refuses a run that does not get on; ``end`` reads srun's exit status and requeues the job where
+another start may help. Neither imports torch.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from ..config import ConfigError, RunConfig, load_stages
+from ..config.checks import SPARSIFICATION
+from ..config.command_line import parse_command
+from ..config.commands import POSITIONAL, CommandOptions
+from ..runtime import Launch, prepare_environment
+from ..slurm import starts
+from ..slurm.facts import code_version
+from ..slurm.queue import SlurmError, execute, show_job
+from ..slurm.task import processes_per_task
+from .preflight import problems_of_stages
+
+FINISHED, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
+_LOCK_SECONDS = 60.0
+_BY_SIGNAL = 128
+
+
+class _RecipeWords(CommandOptions):
+    """What follows ``distill`` or ``sparsify`` in a job."""
+
+    recipe: str | None = Field(None, description="a run", json_schema_extra=POSITIONAL)
+    overrides: list[str] = Field([], description="changes of the run")
+
+
+def resolve(command: str, words: Sequence[str]) -> list[RunConfig]:
+    """The stages of the run that a job's words mean.
+
+    Raises:
+        ConfigError: they mean none.
+    """
+    options = parse_command(command, _RecipeWords, words)
+    given = [f"--model_type={SPARSIFICATION}"] if command == "sparsify" else []
+    return load_stages(options.recipe, [*given, *options.overrides])
+
+
+def run_folder(stages: Sequence[RunConfig]) -> Path:
+    """The folder of a run: of its only stage, or the one above all stages."""
+    folder = Path(stages[0].output_dir)
+    return folder.parent if len(stages) > 1 else folder
+
+
+def begin(stages: Sequence[RunConfig], environ: Mapping[str, str]) -> int:
+    """Notes a start; returns 0, or 1 where the run does not get on.
+
+    Raises:
+        ConfigError: what would stop every rank at its start.
+    """
+    folder = run_folder(stages)
+    launch = Launch(0, _ranks(environ), 0, 1, "", 0, "slurm")
+    device_type = prepare_environment(stages[0].parallel.use_cpu)
+    problems = [one for found in problems_of_stages(stages, launch, device_type) for one in found]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    folder.mkdir(parents=True, exist_ok=True)
+    job, restart = _start_of(environ)
+    records, progress = starts.read_records(folder), starts.progress_of(folder)
+    if restart and _is_stuck(folder, job, restart):
+        return FAILED
+    if restart:
+        _wait_for_former_start(folder)
+    nodes = environ.get("SLURM_JOB_NODELIST", "")
+    name = starts.run_id(folder, records)
+    record = {"event": "start", "run_id": name, "job": job, "restart": restart, "nodes": nodes,
+              "progress": progress, "plans": _plans(stages, folder, environ),
+              "code": code_version()}  # fmt: skip
+    starts.add_record(folder, record)
+    _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {starts.shown(progress)}")
+    return FINISHED
+
+
+def _plans(stages: Sequence[RunConfig], folder: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Each stage's global batch and, where the recipe says it, number of steps."""
+    ranks = _ranks(environ)
+    return {
+        Path(stage.output_dir).relative_to(folder).as_posix(): {
+            "global_batch_size": stage.global_batch_size(ranks),
+            "total_steps": stage.training.max_steps,
+        }
+        for stage in stages
+    }
+
+
+def _ranks(environ: Mapping[str, str]) -> int:
+    """The ranks that srun will start."""
+    tasks = environ.get("SLURM_NTASKS") or environ.get("SLURM_JOB_NUM_NODES", "1")
+    return int(tasks) * processes_per_task(environ)
+
+
+def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
+    """Notes an end, and requeues the job where that may help; returns the job's exit status."""
+    job, restart = _start_of(environ)
+    progress = starts.progress_of(folder)
+    record = {"event": "end", "job": job, "restart": restart, "status": status,
+              "progress": progress}  # fmt: skip
+    if status == FINISHED:
+        starts.add_record(folder, record)
+        _say(f"job {job}: done; see minimoe-dist status {folder}")
+        return status
+    starts.add_record(folder, record)
+    how = "stopped and saved" if status == STOPPED else f"ended with status {status}"
+    if status > _BY_SIGNAL:
+        how += f" ({signal.Signals(status - _BY_SIGNAL).name})"
+    where = f"job {job}: {how} at {starts.shown(progress)}"
+    if status == USER_ERROR:
+        _say(f"{where}: mend what the line above names and submit again")
+        return status
+    refusal = _why_not_requeue(job, restart)
+    if refusal is not None:
+        _say(f"{where}: {refusal}")
+        return status
+    if _is_stuck(folder, job, restart):
+        return FAILED
+    _say(f"{where}: requeued")
+    try:
+        execute(["scontrol", "requeue", job])
+    except SlurmError as error:
+        _say(f"{where}: not requeued ({error}); submit again to go on")
+    return status
+
+
+def _is_stuck(folder: Path, job: str, restart: int) -> bool:
+    """Whether the run has come no further in its last restarts; says and notes it then."""
+    progress = starts.progress_of(folder)
+    most = starts.MOST_RESTARTS_WITHOUT_PROGRESS
+    if starts.restarts_without_progress(starts.read_records(folder), job, progress) < most:
+        return False
+    reason = f"{most} restarts without progress at {starts.shown(progress)}"
+    starts.add_record(folder, {"event": "stop", "job": job, "restart": restart, "reason": reason})
+    _say(f"job {job}: stopped after {reason}: look at the errors above, then submit again")
+    return True
+
+
+def _why_not_requeue(job: str, restart: int) -> str | None:
+    """What speaks against requeueing a job: that it was cancelled, or that Slurm did it already."""
+    try:
+        shown = show_job(job)
+    except SlurmError as error:
+        return f"not requeued ({error}); submit again to go on"
+    if shown.get("Restarts", str(restart)) != str(restart):
+        return "Slurm requeued it already"
+    if shown.get("JobState") != "RUNNING":
+        return f"not requeued (it is {shown.get('JobState')}); submit again to go on"
+    if shown.get("Requeue") == "0":
+        return "not requeued (submitted with --no-requeue); submit again to go on"
+    return None
+
+
+def _wait_for_former_start(folder: Path) -> None:
+    """Lets a start that Slurm has given up, but that still saves, end first."""
+    with ExitStack() as stack:
+        for path in (*folder.glob("run.lock"), *folder.glob("*/run.lock")):
+            try:
+                stack.enter_context(FileLock(path).acquire(timeout=_LOCK_SECONDS))
+            except Timeout:
+                _say(f"{path}: still held by another run after {_LOCK_SECONDS:g} s")
+
+
+def _start_of(environ: Mapping[str, str]) -> tuple[str, int]:
+    if "SLURM_JOB_ID" not in environ:
+        raise ConfigError("environment: no SLURM_JOB_ID; this runs inside a job only")
+    return environ["SLURM_JOB_ID"], int(environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _say(words: str) -> None:
+    print(f"minimoe-dist: {words}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``begin COMMAND …`` or ``end STATUS COMMAND …``; returns the exit status."""
+    action, *rest = arguments
+    words: list[Any] = rest if action == "begin" else rest[1:]
+    try:
+        stages = resolve(words[0], words[1:])
+        if action == "begin":
+            return begin(stages, os.environ)
+        return end(int(rest[0]), run_folder(stages), os.environ)
+    except (ValueError, OSError) as error:
+        print(f"minimoe-dist: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

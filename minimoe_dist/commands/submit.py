@@ -1,0 +1,194 @@
+"""``minimoe-dist submit``: a run as a Slurm job, or a recipe's stages as a chain of jobs.
+
+The shipped sbatch file of the command becomes the job's script: the options given here replace its
+``#SBATCH`` lines, what follows them stays.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError, RunConfig
+from ..config.checks import SPARSIFICATION
+from ..config.commands import SubmitOptions
+from ..runtime import DeviceType, Launch
+from ..slurm.facts import code_version, environment
+from ..slurm.queue import SlurmError, execute, find_job
+from ..slurm.script import parse_free_options, render, time_limit_seconds
+from ..slurm.submissions import last_submission, next_folder, write_record
+from .finished import is_finished
+from .preflight import problems_of_stages
+from .slurm_job import resolve
+
+# Slurm may send the signal up to a minute early, and a start takes some time.
+_SHORTEST_TRAINING_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One job: its command, its run as YAML, and where the run goes."""
+
+    command: str
+    folder: Path
+    yaml: str
+
+
+def run(options: SubmitOptions, launch: Launch) -> int:
+    """Checks, writes, submits and tells; returns the exit status.
+
+    Raises:
+        ConfigError: an option, the recipe or what it points at is wrong, or sbatch refuses.
+    """
+    _check_signal(options)
+    jobs = _jobs(options)
+    for job in jobs:
+        _refuse_second(job.folder)
+    after: str | None = None
+    for job in jobs:
+        after = _submit(job, options, after)
+    if not jobs:
+        print("every stage is finished; nothing to submit")
+    return 0
+
+
+def find_slurm_folder() -> Path:
+    """The folder of the sbatch files: $MINIMOE_SLURM, a clone's, or where pip installed them.
+
+    Raises:
+        ConfigError: they are in none of these places.
+    """
+    given = os.environ.get("MINIMOE_SLURM")
+    places = [Path(__file__).parents[2] / "slurm", Path(sys.prefix) / "share/minimoe_dist/slurm"]
+    for place in [Path(given)] if given else places:
+        if (place / "job.sh").is_file():
+            return place.absolute()
+    shown = given or " nor ".join(map(str, places))
+    raise ConfigError(f"slurm/job.sh: not in {shown}; set MINIMOE_SLURM to its folder")
+
+
+def _check_signal(options: SubmitOptions) -> None:
+    try:
+        limit = time_limit_seconds(options.time)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    needed = options.signal_seconds + _SHORTEST_TRAINING_SECONDS
+    if limit is not None and limit < needed:
+        raise ConfigError(
+            f"--time: {options.time} leaves no time to train before the signal that comes "
+            f"{options.signal_seconds} s ahead of it; give at least {-(-needed // 60)} minutes or "
+            "a smaller --signal_seconds"
+        )
+
+
+def _jobs(options: SubmitOptions) -> list[_Job]:
+    """The jobs to submit, in order; finished stages of a chain are left out."""
+    sparsifies = options.command == "sparsify"
+    words = [options.recipe, *options.overrides]
+    stages = resolve("sparsify" if sparsifies else "distill", words)
+    command = "sparsify" if stages[0].model_type == SPARSIFICATION else "distill"
+    if options.command not in ("auto", command):
+        raise ConfigError(f"--command: {options.command}, but the recipe is one to {command}")
+    _refuse_problems(stages, options)
+    left = [stage for stage in stages if len(stages) == 1 or not is_finished(stage)]
+    return [_Job(command, Path(one.output_dir), one.to_yaml()) for one in left]
+
+
+def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> None:
+    """What would stop the run at its start, as far as it shows from here."""
+    tasks = _tasks_per_node(options)
+    a_task = options.processes_per_task or (options.gpus_per_node or 1 if tasks == 1 else 1)
+    ranks = options.nodes * tasks * a_task
+    # The GPUs are on other nodes than this one.
+    on_cpus = stages[0].parallel.use_cpu or options.gpus_per_node is None
+    device: DeviceType = "cpu" if on_cpus else "cuda"
+    launch = Launch(0, ranks, 0, ranks // options.nodes, "", 0, "slurm")
+    found = [line for lines in problems_of_stages(stages, launch, device) for line in lines]
+    if found:
+        raise ConfigError("; ".join(found))
+
+
+def _tasks_per_node(options: SubmitOptions) -> int:
+    return options.tasks_per_node or (
+        1 if options.processes_per_task else options.gpus_per_node or 1
+    )
+
+
+def _refuse_second(folder: Path) -> None:
+    """Two jobs of one run would only refuse each other later."""
+    former = last_submission(folder)
+    job = find_job(former["job"]) if former else None
+    if job is not None and job.is_alive:
+        raise ConfigError(
+            f"output_dir: {folder} has job {job.number}, which is {job.state}; scancel "
+            f"{job.number} first, or choose another folder"
+        )
+
+
+def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dict[str, str | None]:
+    found: dict[str, str | None] = {
+        "job-name": options.job_name or job.folder.name,
+        "nodes": str(options.nodes),
+        "ntasks-per-node": str(_tasks_per_node(options)),
+        "time": options.time,
+        "signal": f"USR1@{options.signal_seconds}",
+        "output": str(job.folder.absolute() / "slurm-%j.out"),
+    }
+    for name, value in (
+        ("gpus-per-node", options.gpus_per_node),
+        ("cpus-per-task", options.cpus_per_task),
+        ("partition", options.partition),
+        ("account", options.account),
+    ):
+        if value is not None:
+            found[name] = str(value)
+    if after is not None:
+        found |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    try:
+        return found | parse_free_options(options.sbatch)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
+    """Writes a job's folder and submits it, or prints both; returns its number."""
+    slurm, folder = find_slurm_folder(), next_folder(job.folder)
+    variables = {"MINIMOE_SLURM": str(slurm), "MINIMOE_PYTHON": sys.executable}
+    if options.processes_per_task is not None:
+        variables["MINIMOE_PROCESSES_PER_TASK"] = str(options.processes_per_task)
+    sbatch = _sbatch_options(job, options, after)
+    shipped = (slurm / f"{job.command}.sbatch").read_text("utf-8")
+    script = render(shipped, sbatch, variables, [str(folder / "run.yaml")])
+    if options.dry_run:
+        print(f"# {folder / 'job.sbatch'}\n{script}\n# {folder / 'run.yaml'}\n{job.yaml}")
+        return f"(the job of {job.folder})"
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(job.yaml, "utf-8")
+    (folder / "job.sbatch").write_text(script, "utf-8")
+    try:
+        answer = execute(["sbatch", "--parsable", str(folder / "job.sbatch")])
+    except SlurmError as error:
+        raise ConfigError(f"{folder / 'job.sbatch'}: {error}") from None
+    number = answer.strip().partition(";")[0]
+    log = str(sbatch["output"]).replace("%j", number)
+    write_record(folder, {**_record(options), "job": number, "command": job.command, "log": log})
+    dependency = "" if after is None else f", after job {after}"
+    print(f"submitted job {number}: {job.command} into {job.folder}{dependency}")
+    print(f"  log     {log}\n  script  {folder / 'job.sbatch'}")
+    print(f"  look    minimoe-dist status {shlex.quote(str(job.folder))}")
+    return number
+
+
+def _record(options: SubmitOptions) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": options.recipe,
+        "overrides": options.overrides,
+        "options": options.model_dump(mode="json", exclude={"recipe", "overrides"}),
+        "code": code_version(),
+        "environment": environment(),
+    }

@@ -1,0 +1,121 @@
+"""A task of a job: ``srun python -m minimoe_dist.slurm.task COMMAND …``, one rank or several.
+
+With one task per device the task is the rank. With one task per node and several devices it starts
+one rank for each, as children that know their place from the task's own variables: torchrun would
+die of Slurm's signals and hide the exit status of a saved run.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from minimoe_dist.runtime import Launch, detect_launch
+
+STOPPED, USER_ERROR = 75, 2
+PROCESSES = "MINIMOE_PROCESSES_PER_TASK"
+_POLL_SECONDS = 0.05
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+def processes_per_task(environ: Mapping[str, str]) -> int:
+    """Ranks that one task stands for: as told, else one for each GPU of a task alone on its node.
+
+    Raises:
+        ValueError: the variable is no number, or several tasks of a node want several ranks each.
+    """
+    alone = environ.get("SLURM_NTASKS_PER_NODE") == "1" or _tasks_here(environ) == 1
+    told = environ.get(PROCESSES) or (_gpus_per_node(environ) if alone else "1")
+    if not told.isdigit() or int(told) < 1:
+        raise ValueError(f"environment: {PROCESSES}={told!r} is no number of at least 1")
+    if int(told) > 1 and not alone:
+        raise ValueError(
+            f"environment: {PROCESSES}={told} with several tasks a node; give --ntasks-per-node=1, "
+            f"or one task per device and {PROCESSES}=1"
+        )
+    return int(told)
+
+
+def _gpus_per_node(environ: Mapping[str, str]) -> str:
+    """The job's request, equal on all nodes ("a100:4" or "4"), else what this node has of it."""
+    asked = environ.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
+    return asked or environ.get("SLURM_GPUS_ON_NODE") or "1"
+
+
+def _tasks_here(environ: Mapping[str, str]) -> int:
+    return detect_launch(environ).local_world_size
+
+
+def variables_of_rank(task: Launch, index: int, count: int) -> dict[str, str]:
+    """The variables of torchrun for one of a task's ranks.
+
+    Args:
+        task: the task's own place; one task a node.
+        index: of the rank in the task, from 0.
+        count: ranks of every task.
+    """
+    return {
+        "RANK": str(task.rank * count + index),
+        "WORLD_SIZE": str(task.world_size * count),
+        "LOCAL_RANK": str(index),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": task.master_addr,
+        "MASTER_PORT": str(task.master_port),
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``python -m minimoe_dist`` with the arguments, here or in several children."""
+    try:
+        count = processes_per_task(os.environ)
+        task = detect_launch(os.environ)
+    except ValueError as error:
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            print(f"minimoe-dist: {error}", file=sys.stderr)
+        return USER_ERROR
+    if count == 1:
+        sys.argv = ["minimoe-dist", *arguments]
+        runpy.run_module("minimoe_dist", run_name="__main__", alter_sys=True)
+        return 0
+    return _run_children(arguments, [variables_of_rank(task, i, count) for i in range(count)])
+
+
+def _run_children(arguments: Sequence[str], variables: Sequence[Mapping[str, str]]) -> int:
+    """Starts the ranks and waits for all; one that fails ends the others.
+
+    Returns:
+        0 where all end well, else the status of the first one that did not.
+    """
+    command = [sys.executable, "-m", "minimoe_dist", *arguments]
+    children: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    for number in _SIGNALS:
+        signal.signal(number, hand_on)
+    for own in variables:
+        children.append(subprocess.Popen(command, env={**os.environ, **own}))
+    first_failure = 0
+    running = list(children)
+    while running:
+        time.sleep(_POLL_SECONDS)
+        ended = [child for child in running if child.poll() is not None]
+        running = [child for child in running if child not in ended]
+        for child in ended:
+            if child.returncode and not first_failure:
+                status: int = child.returncode
+                first_failure = status if status > 0 else 128 - status
+                # One that has saved ends by itself, and the others with it.
+                for other in running if first_failure != STOPPED else ():
+                    other.terminate()
+    return first_failure
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

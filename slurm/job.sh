@@ -1,0 +1,22 @@
+# shellcheck shell=bash
+# What every training job does: one srun, and what its end calls for. MINIMOE_SLURM is this folder.
+set -uo pipefail
+source "$MINIMOE_SLURM/env.sh"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+
+# launch COMMAND RECIPE [--flag value …] [key.path=value …]
+launch() {
+    local command=$1 status=0
+    local around=("$MINIMOE_PYTHON" -m minimoe_dist.commands.slurm_job)
+    shift
+    case ${1:-} in -* | *=* | '') ;; *) set -- --config "$@" ;; esac
+    # What was to start anew at first must not do so at every restart.
+    if ((${SLURM_RESTART_COUNT:-0})); then set -- "$@" --resume=auto; fi
+    # Slurm's SIGTERM reaches this shell too, which has to live until the ranks have saved.
+    trap : TERM
+    "${around[@]}" begin "$command" "$@" || exit
+    srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
+        "$MINIMOE_PYTHON" -m minimoe_dist.slurm.task "$command" "$@" || status=$?
+    "${around[@]}" end "$status" "$command" "$@"
+    exit
+}
