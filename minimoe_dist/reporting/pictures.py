@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 380, 250
 COLOURS = 8
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 42
 _MOST_POINTS = 300
+_MARK = 18  # diameter of a numbered mark
 
 Point = tuple[float, float]
 
@@ -44,10 +45,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says, and whether equal factors are equal lengths on it."""
+    """What an axis says; whether equal factors are equal lengths, and only whole numbers ticks."""
 
     label: str
     logarithmic: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, note: str
 
 
 def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = "") -> Picture:
-    """Numbered points, named in the legend; teachers are squares."""
+    """Numbered points, named in the legend; teachers are squares, equal x stand side by side."""
     ends = [m.y + sign * (m.spread or 0.0) for m in marks for sign in (-1, 1)]
     across, up = _scales([(m.x, m.y) for m in marks], ends, x, y)
     shapes = []
-    for place, mark in enumerate(marks, start=1):
-        shapes.append(_numbered(mark, place, across, up))
+    for place, (mark, at) in enumerate(zip(marks, _side_by_side(marks, across), strict=True), 1):
+        shapes.append(_numbered(mark, place, at, up(mark.y), up))
     words = f"{title}: {y.label} over {x.label}. " + "; ".join(
         f"{m.name}: {number(m.y)} at {number(m.x)}" for m in marks
     )
@@ -270,6 +272,8 @@ def _scales(
     points: Sequence[Point], heights: Sequence[float], x: Axis, y: Axis
 ) -> tuple[Scale, Scale]:
     across = Scale.over([one for one, _ in points], _LEFT, WIDTH - _RIGHT, x.logarithmic)
+    if x.whole:
+        across.ticks = [tick for tick in across.ticks if tick == int(tick)]
     positive = [one for one in heights if one > 0 or not y.logarithmic]
     up = Scale.over(positive, HEIGHT - _BOTTOM, _TOP, y.logarithmic)
     return across, up
@@ -308,8 +312,21 @@ def _shapes(series: Series, across: Scale, up: Scale) -> Iterator[str]:
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="fill{colour}"/>'
 
 
-def _numbered(mark: Mark, place: int, across: Scale, up: Scale) -> str:
-    x, y, colour = across(mark.x), up(mark.y), (place - 1) % COLOURS
+def _side_by_side(marks: Sequence[Mark], across: Scale) -> list[float]:
+    """Coordinates of the marks, those of one x moved apart so that none covers another."""
+    together: dict[int, list[int]] = {}
+    for place, mark in enumerate(marks):
+        together.setdefault(round(across(mark.x)), []).append(place)
+    found = [across(mark.x) for mark in marks]
+    for places in together.values():
+        apart = min(_MARK + 2, 90 / len(places))
+        for rank, place in enumerate(places):
+            found[place] += (rank - (len(places) - 1) / 2) * apart
+    return found
+
+
+def _numbered(mark: Mark, place: int, x: float, y: float, up: Scale) -> str:
+    colour = (place - 1) % COLOURS
     bar = ""
     if mark.spread:
         low, high = up(mark.y - mark.spread), up(mark.y + mark.spread)

@@ -63,7 +63,8 @@ def _scores(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
             _COMPUTE,
             Axis(str(metric)),
             f"Mean over {_or(seeds)} seed{'s' if seeds != [1] else ''} on the dev set, with the "
-            "best learning rate and batch size of the grid; bars are one standard deviation.",
+            "best learning rate and batch size of the grid; bars are one standard deviation. Models "
+            "of equal compute stand side by side.",
         )
 
 
@@ -180,7 +181,7 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
         series = [one for one in series if one.points]
         if series:
             part = run["curves"][0]["part"].replace("_", " ")
-            yield line_chart(f"{run['name']}", series, Axis("step"), Axis(part))
+            yield line_chart(f"{run['name']}", series, Axis("step", whole=True), Axis(part))
         epochs = [
             Series(one["name"], _points(one["points"]), place, dots=True)
             for place, one in enumerate(run.get("epochs", ()))
@@ -190,7 +191,7 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
             yield line_chart(
                 f"{run['name']}: {run['task']}",
                 epochs,
-                Axis("epoch"),
+                Axis("epoch", whole=True),
                 Axis(str(run["metric"])),
                 "On the dev set, behind each epoch.",
             )

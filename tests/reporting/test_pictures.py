@@ -1,5 +1,6 @@
 """Charts are well-formed, hold their data and survive odd numbers."""
 
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -74,6 +75,19 @@ def test_marks_are_numbered_and_teachers_are_squares() -> None:
     assert [one.tag.rpartition("}")[2] for one in shapes] == ["rect", "circle"]
     assert [name for name, _, _ in picture.legend] == ["1", "2"]
     assert picture.rows == [("t", "10", "0.9", "0"), ("s", "1", "0.8", "0.02")]
+
+
+def test_marks_of_one_place_do_not_cover_each_other() -> None:
+    marks = [Mark(name, 0.17, 0.5) for name in "abc"] + [Mark("t", 10, 0.5)]
+    picture = comparison("t", marks, Axis("GMAC", True), Axis("score"))
+    places = sorted(float(one.attrib["cx"]) for one in circles(picture.svg))
+    assert all(right - left >= 18 for left, right in itertools.pairwise(places))
+
+
+def test_steps_are_whole_numbers() -> None:
+    picture = line_chart("t", [Series("a", [(1, 5), (2, 6)])], Axis("epoch", whole=True), Y)
+    texts = [one.text for one in ElementTree.fromstring(picture.svg).iter() if one.text]
+    assert "1" in texts and "2" in texts and not any(text.startswith("1.") for text in texts)
 
 
 def test_a_heat_maps_colour_grows_with_the_value() -> None:
