@@ -62,12 +62,13 @@ def model_card(export: Export, facts: CardFacts) -> str:
     architecture = str((config.get("architectures") or ["AutoModel"])[0])
     kind = _NAMES.get(str(config.get("model_type")), str(config.get("model_type")))
     student = run.students.get(export.name, {}) if run else {}
+    teacher = (run.summary.get("teacher") or run.results.get("teacher")) if run else None
     experts = max(config.get("attention_experts", 1), config.get("feedforward_experts", 1))
     return _TEMPLATES.get_template("model_card.md.j2").render(
         front_matter=_front_matter(facts, bool(experts > 1)),
         title=student.get("student") or _title(kind, export),
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
-        teacher=_basename(run.summary.get("teacher")) if run else None,
+        teacher=_basename(teacher) if teacher else None,
         experts=experts if experts > 1 else None,
         usage=_usage(architecture, needs_code),
         trusting=", trust_remote_code=True" if needs_code else "",

@@ -63,8 +63,8 @@ def _scores(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
             _COMPUTE,
             Axis(str(metric)),
             f"Mean over {_or(seeds)} seed{'s' if seeds != [1] else ''} on the dev set, with the "
-            "best learning rate and batch size of the grid; bars are one standard deviation. Models "
-            "of equal compute stand side by side.",
+            "best learning rate and batch size of the grid; bars are one standard deviation. "
+            "Models of equal compute stand side by side.",
         )
 
 

@@ -32,6 +32,7 @@ def test_a_fine_tuned_model_tells_its_scores_and_how_it_was_chosen(tmp_path: Pat
     assert "Mean over 2 seeds" in card and "accuracy 0.9000 ± 0.0140" in card
     assert "AutoModelForSequenceClassification" in card
     assert "fine-tune it before use" not in card
+    assert "distilled from" not in card and "None" not in card
 
 
 def test_a_student_tells_its_recipe(tmp_path: Path) -> None:
