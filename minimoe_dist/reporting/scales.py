@@ -30,7 +30,7 @@ class Scale:
         """A scale with some room around values; from 0 on where they come near it."""
         low, high = min(values), max(values)
         if logarithmic:
-            margin = 1.15 if high > low else 2.0
+            margin = 1.3 if high > low else 2.0
             low, high = low / margin, high * margin
             return cls(low, high, start, end, True, _log_ticks(low, high))
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
