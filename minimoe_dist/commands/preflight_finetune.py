@@ -83,6 +83,11 @@ def check_same_labels(path: str, model: dict[str, Any], task: Task) -> None:
         return
     written = model.get("id2label") or {}
     labels = tuple(str(written[key]) for key in sorted(written, key=int))
+    if not labels:
+        raise ConfigError(
+            f"teacher: {path} names no labels in its config.json; give a model that was fine-tuned "
+            f"on {task.name}"
+        )
     if task.kind == "regression":
         if len(labels) != 1:
             raise ConfigError(
@@ -97,4 +102,4 @@ def check_same_labels(path: str, model: dict[str, Any], task: Task) -> None:
 
 
 def _shown(labels: tuple[str, ...]) -> str:
-    return ",".join(labels[:8]) + ",…" * (len(labels) > 8) if labels else "of none"
+    return ",".join(labels[:8]) + ",…" * (len(labels) > 8)
