@@ -69,6 +69,24 @@ class Command:
 
 
 COMMANDS = {
+    "export": Command(
+        "a model as a folder for others: model card, ONNX, sentence-transformers",
+        commands.ExportOptions,
+        "export",
+        check="preflight_export",
+    ),
+    "evaluate": Command(
+        "a model's relation loss, size, speed and load of experts, as JSON",
+        commands.EvaluateOptions,
+        "evaluate",
+        check="preflight_evaluate",
+    ),
+    "report": Command(
+        "one page about one run or several: scores, costs, curves, experts",
+        commands.ReportOptions,
+        "report",
+        uses_torch=False,
+    ),
     "convert": Command(
         "a BERT of Megatron-LM's to a Hugging Face folder, or the other way round",
         commands.ConvertOptions,

@@ -159,7 +159,7 @@ def export_elastic(
 
 
 @contextmanager
-def replaced(folder: Path, tokenizer: Any) -> Iterator[Path]:
+def replaced(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``folder`` at the end."""
     finish_replacing(folder)
     aside = beside(folder, PARTIAL)

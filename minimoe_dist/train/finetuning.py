@@ -202,17 +202,17 @@ class Tuner:
                     attention_mask=on_device.attention_mask,
                     token_type_ids=on_device.token_type_ids,
                 ).logits
-            own.update(_decoded(self._dev, self._references, samples, logits))
+            own.update(decode_logits(self._dev, self._references, samples, logits))
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, own)
         merged = {sample: value for part in parts for sample, value in part.items()}
         return [merged[sample] for sample in range(len(self._dev))]
 
 
-def _decoded(
+def decode_logits(
     data: EncodedTask, references: Sequence[Any], samples: np.ndarray, logits: Tensor
 ) -> Iterator[tuple[int, Any]]:
-    """(sample, prediction) of a batch's logits."""
+    """(sample, prediction) of a batch's logits, [B, C] or of tags [B, S, C]."""
     if data.task.kind == "regression":
         values = logits.squeeze(-1).float().tolist()
         yield from zip(samples.tolist(), values, strict=True)

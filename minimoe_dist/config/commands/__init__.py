@@ -8,8 +8,10 @@ from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions, is_pos
 from minimoe_dist.config.commands.convert import ConvertOptions
 from minimoe_dist.config.commands.demo import DemoOptions
 from minimoe_dist.config.commands.doctor import DoctorOptions
+from minimoe_dist.config.commands.export import ExportOptions
 from minimoe_dist.config.commands.finetune import FinetuneOptions
 from minimoe_dist.config.commands.jobs import StatusOptions, SubmitOptions
+from minimoe_dist.config.commands.measuring import EvaluateOptions, ReportOptions
 from minimoe_dist.config.commands.plan import PlanOptions
 
 __all__ = [
@@ -18,8 +20,11 @@ __all__ = [
     "ConvertOptions",
     "DemoOptions",
     "DoctorOptions",
+    "EvaluateOptions",
+    "ExportOptions",
     "FinetuneOptions",
     "PlanOptions",
+    "ReportOptions",
     "StatusOptions",
     "SubmitOptions",
     "is_positional",
