@@ -69,11 +69,12 @@ class Command:
 
 
 COMMANDS = {
-    "export": Command(
-        "a model as a folder for others: model card, ONNX, sentence-transformers",
-        commands.ExportOptions,
-        "export",
-        check="preflight_export",
+    "finetune": Command(
+        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
+        commands.FinetuneOptions,
+        "finetune",
+        check="preflight_finetune",
+        on_ranks=True,
     ),
     "evaluate": Command(
         "a model's relation loss, size, speed and load of experts, as JSON",
@@ -87,20 +88,17 @@ COMMANDS = {
         "report",
         uses_torch=False,
     ),
+    "export": Command(
+        "a model as a folder for others: model card, ONNX, sentence-transformers",
+        commands.ExportOptions,
+        "export",
+        check="preflight_export",
+    ),
     "convert": Command(
         "a BERT of Megatron-LM's to a Hugging Face folder, or the other way round",
         commands.ConvertOptions,
         "convert",
         check="preflight_convert",
-    ),
-    "demo": Command(
-        "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
-    ),
-    "doctor": Command(
-        "what is wrong with these nodes, and how to mend it; alone or on all ranks of a job",
-        commands.DoctorOptions,
-        "doctor",
-        on_ranks=True,
     ),
     "plan": Command(
         "memory, time, traffic and cost of a recipe on a machine, before it runs",
@@ -108,11 +106,10 @@ COMMANDS = {
         "plan",
         uses_torch=False,
     ),
-    "finetune": Command(
-        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
-        commands.FinetuneOptions,
-        "finetune",
-        check="preflight_finetune",
+    "doctor": Command(
+        "what is wrong with these nodes, and how to mend it; alone or on all ranks of a job",
+        commands.DoctorOptions,
+        "doctor",
         on_ranks=True,
     ),
     "submit": Command(
@@ -122,6 +119,9 @@ COMMANDS = {
         uses_torch=False,
     ),
     "status": Command("how far a run is", commands.StatusOptions, "status", uses_torch=False),
+    "demo": Command(
+        "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
+    ),
 }
 
 
