@@ -34,6 +34,7 @@ REQUIREMENTS = [
     "filelock>=3.13",
     "google-crc32c>=1.5",
     "zstandard>=0.22",
+    "psutil>=5.9",
 ]
 
 EXTRAS = {
@@ -64,7 +65,7 @@ setup(
     # An installed package has the recipes too: `minimoe-dist demo` looks for its own there.
     data_files=[
         (f"share/minimoe_dist/{kind}", sorted(map(str, Path("configs", kind).glob("*.*"))))
-        for kind in ("recipes", "ds")
+        for kind in ("recipes", "ds", "machines")
     ]
     # And the job scripts for `minimoe-dist submit`, with the tools that they start.
     + [

@@ -78,6 +78,18 @@ COMMANDS = {
     "demo": Command(
         "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
     ),
+    "doctor": Command(
+        "what is wrong with these nodes, and how to mend it; alone or on all ranks of a job",
+        commands.DoctorOptions,
+        "doctor",
+        on_ranks=True,
+    ),
+    "plan": Command(
+        "memory, time, traffic and cost of a recipe on a machine, before it runs",
+        commands.PlanOptions,
+        "plan",
+        uses_torch=False,
+    ),
     "submit": Command(
         "a run as a Slurm job, or a chain of jobs",
         commands.SubmitOptions,

@@ -14,6 +14,7 @@ FLOORS = {
     "commands": 5,
     "train": 4,
     "checkpoints": 3,
+    "planning": 3,
     "models": 2,
     "corpus": 2,
     "slurm": 2,
