@@ -215,6 +215,12 @@ def _parallel_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
+def is_sparsification(config: "RunConfig") -> bool:
+    """Whether a run is ``minimoe-dist sparsify``'s and has no students."""
+    own = config.model_type == SPARSIFICATION
+    return own and all(student.sparsity is None for student in config.students)
+
+
 def check_command(config: "RunConfig", command: str) -> None:
     """Refuses a run that another command is for.
 
@@ -223,6 +229,8 @@ def check_command(config: "RunConfig", command: str) -> None:
     """
     if command == "sparsify" and config.model_type != SPARSIFICATION:
         raise ConfigError(f"model_type: {config.model_type} is for minimoe-dist distill; use that")
+    if command == "sparsify" and not is_sparsification(config):
+        raise ConfigError("students.sparsity: sparsify makes the whole map; leave it out")
     if command == "distill" and config.model_type == SPARSIFICATION:
         for student in config.students:
             if student.sparsity is None:

@@ -62,6 +62,48 @@ def read_model_json(folder: str) -> dict[str, Any]:
     return values
 
 
+def read_tensor_names(folder: str) -> set[str] | None:
+    """The names of a model folder's tensors, from the head of its safetensors file.
+
+    None where that cannot be told: another format, several files, or a damaged one.
+    """
+    path = Path(folder) / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            head = file.read(length) if length <= path.stat().st_size else b""
+            return set(json.loads(head))
+    except (OSError, ValueError):
+        return None
+
+
+def check_masked_lm_head(path: str, folder: str, model: dict[str, Any]) -> None:
+    """Refuses to sparsify a model without the head that importances are measured with.
+
+    Args:
+        path: as the user names it.
+        folder: where it is.
+        model: its ``config.json``.
+
+    Raises:
+        ConfigError: its weights have no masked-LM head; says how to train one.
+    """
+    names = read_tensor_names(folder)
+    if names is None or any(name.startswith("cls.predictions.transform.") for name in names):
+        return
+    sizes = {
+        "layer": model.get("num_hidden_layers"),
+        "hidden": model.get("hidden_size"),
+        "heads": model.get("num_attention_heads"),
+    }
+    flags = " ".join(f"--{name} {value}" for name, value in sizes.items())
+    raise ConfigError(
+        f"{path}: has no masked-LM head, by whose loss importances are measured; train one with "
+        f"the encoder first (minimoe-dist distill --model_type bert_mlm --initial_weights {path} "
+        f"{flags}) and sparsify what that exports"
+    )
+
+
 def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     """Refuses a run whose numbers the teacher's configuration cannot serve.
 

@@ -14,7 +14,7 @@ class SubmitOptions(CommandOptions):
         min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
     )
     overrides: list[str] = Field([], description="changes of the run")
-    command: Literal["auto", "distill", "sparsify", "finetune"] = Field(
+    command: Literal["auto", "distill", "sparsify"] = Field(
         "auto", description="what the job does; auto: distill or sparsify, as the recipe says"
     )
     nodes: int = Field(1, ge=1, description="nodes of the job")
