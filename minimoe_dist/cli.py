@@ -13,15 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from minimoe_dist import __version__
-from minimoe_dist.config import ConfigError, RunConfig, load_stages
+from minimoe_dist.config import ConfigError, RunConfig, commands, load_stages
 from minimoe_dist.config.checks import SPARSIFICATION, check_command
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
-from minimoe_dist.config.commands import (
-    CommandOptions,
-    DemoOptions,
-    StatusOptions,
-    SubmitOptions,
-)
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
@@ -67,7 +61,7 @@ class Command:
     """
 
     summary: str
-    options: type[CommandOptions]
+    options: type[commands.CommandOptions]
     module: str
     check: str | None = None
     on_ranks: bool = False
@@ -75,11 +69,59 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("the whole way on text that this machine has, in minutes", DemoOptions, "demo"),
-    "submit": Command(
-        "a run as a Slurm job, or a chain of jobs", SubmitOptions, "submit", uses_torch=False
+    "finetune": Command(
+        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
+        commands.FinetuneOptions,
+        "finetune",
+        check="preflight_finetune",
+        on_ranks=True,
     ),
-    "status": Command("how far a run is", StatusOptions, "status", uses_torch=False),
+    "evaluate": Command(
+        "a model's relation loss, size, speed and load of experts, as JSON",
+        commands.EvaluateOptions,
+        "evaluate",
+        check="preflight_evaluate",
+    ),
+    "report": Command(
+        "one page about one run or several: scores, costs, curves, experts",
+        commands.ReportOptions,
+        "report",
+        uses_torch=False,
+    ),
+    "export": Command(
+        "a model as a folder for others: model card, ONNX, sentence-transformers",
+        commands.ExportOptions,
+        "export",
+        check="preflight_export",
+    ),
+    "convert": Command(
+        "a BERT of Megatron-LM's to a Hugging Face folder, or the other way round",
+        commands.ConvertOptions,
+        "convert",
+        check="preflight_convert",
+    ),
+    "plan": Command(
+        "memory, time, traffic and cost of a recipe on a machine, before it runs",
+        commands.PlanOptions,
+        "plan",
+        uses_torch=False,
+    ),
+    "doctor": Command(
+        "what is wrong with these nodes, and how to mend it; alone or on all ranks of a job",
+        commands.DoctorOptions,
+        "doctor",
+        on_ranks=True,
+    ),
+    "submit": Command(
+        "a run as a Slurm job, or a chain of jobs",
+        commands.SubmitOptions,
+        "submit",
+        uses_torch=False,
+    ),
+    "status": Command("how far a run is", commands.StatusOptions, "status", uses_torch=False),
+    "demo": Command(
+        "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
+    ),
 }
 
 

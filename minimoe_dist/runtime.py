@@ -116,8 +116,9 @@ def _slurm_launch(environ: Mapping[str, str]) -> Launch:
     counts = _tasks_per_node(per_node)
     node = _number(environ, "SLURM_NODEID", "0")
     node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST", "localhost")
-    # Two steps of one job may run at once, so the step counts too.
+    # Two steps of one job may run at once, and a former start of it may not be gone yet.
     seed = _number(environ, "SLURM_JOB_ID", "0") * 7 + _number(environ, "SLURM_STEP_ID", "0")
+    seed += _number(environ, "SLURM_RESTART_COUNT", "0") * 1009
     port = environ.get("MASTER_PORT", str(_FIRST_SLURM_PORT + seed % _SLURM_PORTS))
     return Launch(
         rank=_number(environ, "SLURM_PROCID"),

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -54,7 +53,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 ReturnToService=2
 SlurmdTimeout={slurmd_timeout}
-KillWait=10
+KillWait=30
 {nodes}
 PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
@@ -112,8 +111,26 @@ class SlurmCluster:
 
     def bring_back(self, node: str) -> None:
         """Starts a node's slurmd."""
-        command = ["slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf")]
-        self._daemons[node] = _start(command)
+        self._daemons[node] = self.start("slurmd", "-D", "-N", node)
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Starts a daemon."""
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(
+            command, env=self.environment, stdin=quiet, stdout=quiet, stderr=quiet
+        )
+        self._daemons.setdefault(command[0], process)
+        return process
+
+    def stop_daemons(self) -> None:
+        """Ends all, the newest first; who does not want to is killed."""
+        for process in reversed(self._daemons.values()):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def skip_without_slurm() -> None:
@@ -142,13 +159,12 @@ def slurm_cluster(
     folder = Path(tempfile.mkdtemp(prefix="slurm."))
     cluster = SlurmCluster(folder, nodes)
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.enter_context(_cleaned(folder))
         _configure(cluster, cpus, slurmd_timeout)
-        stack.callback(_stop_processes, folder)
-        stack.enter_context(_daemon(_munged(folder)))
+        cluster.start(*_munged(folder))
+        stack.callback(cluster.stop_daemons)
         _wait(lambda: (folder / "munge.socket").exists(), cluster)
-        stack.enter_context(_daemon(["slurmctld", "-D", "-f", str(folder / "slurm.conf")]))
-        stack.callback(lambda: [_stop(one) for one in cluster._daemons.values()])
+        cluster.start("slurmctld", "-D")
         for node in nodes:
             cluster.bring_back(node)
         stack.callback(cluster.execute, ["scancel", "--user", getpass.getuser(), "--signal=KILL"])
@@ -191,36 +207,34 @@ def _munged(folder: Path) -> list[str]:
     return ["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", *options]
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+# Waits for the end of its input, which comes however the tests end; then kills every process that
+# belongs to the cluster (those of a lost node too, which no daemon watches) and its folder.
+_CLEANER = """
+read -r _
+for environ in /proc/[0-9]*/environ; do
+    if grep -qsz "^SLURM_CONF=$1/slurm.conf$" "$environ"; then
+        pid=${environ#/proc/}
+        kill -KILL "${pid%/environ}"
+    fi
+done
+rm -rf "$1"
+"""
 
 
 @contextlib.contextmanager
-def _daemon(command: Sequence[str]) -> Iterator[None]:
-    process = _start(command)
+def _cleaned(folder: Path) -> Iterator[None]:
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", _CLEANER, "cleaner", str(folder)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         yield
     finally:
-        _stop(process)
-
-
-def _stop_processes(folder: Path) -> None:
-    """Kills what a lost node left behind: the processes whose environment names this cluster."""
-    mark = f"SLURM_CONF={folder}/slurm.conf".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError, ValueError):
-            if int(path.parent.name) != os.getpid() and mark in path.read_bytes().split(b"\0"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(30)
 
 
 def _idle_nodes(cluster: SlurmCluster) -> set[str]:

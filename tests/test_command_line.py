@@ -56,6 +56,11 @@ def test_overrides_and_flags_of_a_run_are_kept_in_order() -> None:
     assert options.overrides == ["training.max_steps=3", "--layer=4"]
 
 
+def test_a_misspelt_flag_of_a_run_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"--layr is not an option of of; did you mean --layer\?"):
+        parse_command("of", OfRecipe, ["r.yaml", "--layr", "4"])
+
+
 def test_config_names_the_recipe_where_there_is_one() -> None:
     options = parse_command("of", OfRecipe, ["--config", "r.yaml", "seed=1"])
     assert (options.recipe, options.overrides) == ("r.yaml", ["seed=1"])

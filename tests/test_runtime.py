@@ -83,8 +83,9 @@ def test_torchrun_wins_over_slurm() -> None:
     assert detect_launch({**SLURM, **TORCHRUN}).launcher == "torchrun"
 
 
-def test_slurm_steps_meet_at_different_ports() -> None:
-    other = detect_launch({**SLURM, "SLURM_STEP_ID": "1"})
+@pytest.mark.parametrize("variable", ["SLURM_STEP_ID", "SLURM_RESTART_COUNT"])
+def test_slurm_steps_and_restarts_meet_at_different_ports(variable: str) -> None:
+    other = detect_launch({**SLURM, variable: "1"})
     assert other.master_port != detect_launch(SLURM).master_port
 
 

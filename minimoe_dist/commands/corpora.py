@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import CorpusPath, RunConfig
+from ..config.paths import read_model_json
 from ..corpus.tokenizing import (
     check_fingerprint,
     load_tokenizer,
@@ -16,7 +17,7 @@ from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
 from ..data.indexed import IndexedCorpus, find_corpora
 from ..data.loader import PairLoader, heldout_batches
 from ..data.pairs import BlendedPairs, Pairs, PairSource
-from ..runtime import Launch, logger
+from ..runtime import Launch, logger, resolve_model_path
 
 _log = logger("corpora")
 _SAMPLED_TOKENS = 1 << 16
@@ -78,6 +79,7 @@ def open_data(config: RunConfig) -> RunData:
     name = teacher.tokenizer_name_or_path or teacher.model_name_or_path
     tokenizer = load_tokenizer(name, use_slow=teacher.use_slow_tokenizer)
     special = _special_tokens(tokenizer, name)
+    _check_rows(config, special.vocab_size, name)
     train = _open(data.record_path_or_regex)
     heldout = _open(data.heldout_path_or_regex or [])
     fingerprint = vocabulary_fingerprint(tokenizer)
@@ -138,6 +140,27 @@ def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
             "BERT-like model"
         )
     return SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], len(tokenizer))
+
+
+def _check_rows(config: RunConfig, tokens: int, tokenizer_name: str) -> None:
+    """Holds the teacher's word embeddings against its tokenizer, and says what padding is."""
+    teacher = config.teacher.model_name_or_path
+    rows = read_model_json(resolve_model_path(teacher)).get("vocab_size")
+    if rows is None or rows == tokens:
+        return
+    if rows < tokens:
+        raise ValueError(
+            f"teacher.tokenizer_name_or_path: {tokenizer_name} has {tokens} tokens, but {teacher} "
+            f"embeds {rows}: give the teacher's own tokenizer"
+        )
+    _log.info(
+        "teacher %s has %d rows of word embeddings for %d tokens: %d are padding, which no token "
+        "uses; its students have them too",
+        teacher,
+        rows,
+        tokens,
+        rows - tokens,
+    )
 
 
 def _check_vocabulary(

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
 from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import check_world_size
+from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
 from minimoe_dist.config.paths import (
+    check_masked_lm_head,
     check_output_dir,
     check_teacher_fits,
     check_teacher_layout,
@@ -39,6 +41,7 @@ def problems_of_stages(
         device_type: what they would train on.
     """
     exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
+    exported |= {stage.export_folder(BEST_CANDIDATE) for stage in stages}
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
@@ -74,11 +77,15 @@ def problems_before_start(
     else:
         checks.append(lambda: _check_teacher_layout(config, launch.world_size))
         checks += [lambda: _check_models(config, to_come), lambda: _check_corpora(config)]
+    said: set[str] = set()
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
-            yield " ".join(str(error).split())
+            line = " ".join(str(error).split())
+            if line not in said:
+                said.add(line)
+                yield line
 
 
 def _check_device(config: RunConfig, device_type: DeviceType) -> None:
@@ -89,7 +96,7 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
 
 
 def _check_teacher_layout(config: RunConfig, world_size: int) -> None:
-    folder = resolve_model_path(config.teacher.model_name_or_path)
+    folder = _teacher_folder(config)
     check_teacher_layout(config, read_model_json(folder), folder, world_size)
 
 
@@ -102,14 +109,27 @@ def _check_layout_to_come(config: RunConfig) -> None:
 
 
 def _check_models(config: RunConfig, to_come: Collection[str]) -> None:
-    teacher = read_model_json(resolve_model_path(config.teacher.model_name_or_path))
+    path, folder = config.teacher.model_name_or_path, _teacher_folder(config)
+    teacher = read_model_json(folder)
     check_teacher_fits(config, teacher)
-    check_students(config, teacher, to_come)
+    if is_sparsification(config):
+        check_masked_lm_head(path, folder, teacher)
+    else:
+        check_students(config, teacher, to_come)
+
+
+def _teacher_folder(config: RunConfig) -> str:
+    path = Path(config.teacher.model_name_or_path).expanduser()
+    if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
+        raise ConfigError(
+            f"teacher.model_name_or_path: {path} is a checkpoint of Megatron-LM's; convert it "
+            f"first: minimoe-dist convert --input {path} --output {path}-huggingface"
+        )
+    return resolve_model_path(config.teacher.model_name_or_path)
 
 
 def _check_corpora(config: RunConfig) -> None:
-    teacher = resolve_model_path(config.teacher.model_name_or_path)
-    vocab_size = read_model_json(teacher).get("vocab_size")
+    vocab_size = read_model_json(_teacher_folder(config)).get("vocab_size")
     check_vocabulary = _vocabulary_check(
         config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
     )

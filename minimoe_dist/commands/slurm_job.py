@@ -8,15 +8,17 @@ another start may help. Neither imports torch.
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ..config import ConfigError, RunConfig, load_stages
+from ..config import ConfigError, RunConfig, commands, load_stages
 from ..config.checks import SPARSIFICATION
 from ..config.command_line import parse_command
 from ..config.commands import POSITIONAL, CommandOptions
@@ -50,24 +52,66 @@ def resolve(command: str, words: Sequence[str]) -> list[RunConfig]:
     return load_stages(options.recipe, [*given, *options.overrides])
 
 
+@dataclass(frozen=True)
+class JobRun:
+    """What a job's words mean.
+
+    Attributes:
+        folder: of the run.
+        check: raises ConfigError for what would stop every rank at its start.
+        plans: global batch and number of steps of each stage, by the number of ranks.
+    """
+
+    folder: Path
+    check: Callable[[Launch], None]
+    plans: Callable[[int], dict[str, Any]]
+
+
+def open_run(command: str, words: Sequence[str]) -> JobRun:
+    """The run that a job's words mean.
+
+    Raises:
+        ConfigError: they mean none.
+    """
+    if command in ("distill", "sparsify"):
+        stages = resolve(command, words)
+        folder = run_folder(stages)
+        return JobRun(
+            folder,
+            lambda launch: _check_stages(stages, launch),
+            lambda ranks: _plans(stages, folder, ranks),
+        )
+    options_class = getattr(commands, f"{command.capitalize()}Options", None)
+    if options_class is None:
+        raise ConfigError(f"{command}: not a command for jobs; there are distill and sparsify")
+    options = parse_command(command, options_class, words)
+    preflight = import_module(f"minimoe_dist.commands.preflight_{command}")
+    return JobRun(
+        Path(options.output_dir), lambda launch: preflight.check(options, launch), lambda ranks: {}
+    )
+
+
+def _check_stages(stages: Sequence[RunConfig], launch: Launch) -> None:
+    device_type = prepare_environment(stages[0].parallel.use_cpu)
+    problems = [one for found in problems_of_stages(stages, launch, device_type) for one in found]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
 def run_folder(stages: Sequence[RunConfig]) -> Path:
     """The folder of a run: of its only stage, or the one above all stages."""
     folder = Path(stages[0].output_dir)
     return folder.parent if len(stages) > 1 else folder
 
 
-def begin(stages: Sequence[RunConfig], environ: Mapping[str, str]) -> int:
+def begin(run: JobRun, environ: Mapping[str, str]) -> int:
     """Notes a start; returns 0, or 1 where the run does not get on.
 
     Raises:
         ConfigError: what would stop every rank at its start.
     """
-    folder = run_folder(stages)
-    launch = Launch(0, _ranks(environ), 0, 1, "", 0, "slurm")
-    device_type = prepare_environment(stages[0].parallel.use_cpu)
-    problems = [one for found in problems_of_stages(stages, launch, device_type) for one in found]
-    if problems:
-        raise ConfigError("; ".join(problems))
+    folder, ranks = run.folder, _ranks(environ)
+    run.check(Launch(0, ranks, 0, 1, "", 0, "slurm"))
     folder.mkdir(parents=True, exist_ok=True)
     job, restart = _start_of(environ)
     records, progress = starts.read_records(folder), starts.progress_of(folder)
@@ -78,16 +122,15 @@ def begin(stages: Sequence[RunConfig], environ: Mapping[str, str]) -> int:
     nodes = environ.get("SLURM_JOB_NODELIST", "")
     name = starts.run_id(folder, records)
     record = {"event": "start", "run_id": name, "job": job, "restart": restart, "nodes": nodes,
-              "progress": progress, "plans": _plans(stages, folder, environ),
+              "progress": progress, "plans": run.plans(ranks),
               "code": code_version()}  # fmt: skip
     starts.add_record(folder, record)
     _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {starts.shown(progress)}")
     return FINISHED
 
 
-def _plans(stages: Sequence[RunConfig], folder: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+def _plans(stages: Sequence[RunConfig], folder: Path, ranks: int) -> dict[str, Any]:
     """Each stage's global batch and, where the recipe says it, number of steps."""
-    ranks = _ranks(environ)
     return {
         Path(stage.output_dir).relative_to(folder).as_posix(): {
             "global_batch_size": stage.global_batch_size(ranks),
@@ -115,8 +158,8 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
         return status
     starts.add_record(folder, record)
     how = "stopped and saved" if status == STOPPED else f"ended with status {status}"
-    if status > _BY_SIGNAL:
-        how += f" ({signal.Signals(status - _BY_SIGNAL).name})"
+    if status - _BY_SIGNAL in signal.valid_signals():
+        how += f" ({signal.strsignal(status - _BY_SIGNAL)})"
     where = f"job {job}: {how} at {starts.shown(progress)}"
     if status == USER_ERROR:
         _say(f"{where}: mend what the line above names and submit again")
@@ -187,10 +230,10 @@ def main(arguments: Sequence[str]) -> int:
     action, *rest = arguments
     words: list[Any] = rest if action == "begin" else rest[1:]
     try:
-        stages = resolve(words[0], words[1:])
+        run = open_run(words[0], words[1:])
         if action == "begin":
-            return begin(stages, os.environ)
-        return end(int(rest[0]), run_folder(stages), os.environ)
+            return begin(run, os.environ)
+        return end(int(rest[0]), run.folder, os.environ)
     except (ValueError, OSError) as error:
         print(f"minimoe-dist: {error}", file=sys.stderr)
         return USER_ERROR

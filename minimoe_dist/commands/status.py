@@ -13,6 +13,8 @@ from ..config.commands import StatusOptions
 from ..runtime import Launch
 from ..slurm.reports import report, runs_below
 
+_WIDTH = 160
+
 
 def run(options: StatusOptions, launch: Launch) -> int:
     """Prints a table, or a list of objects as JSON.
@@ -40,9 +42,9 @@ def _show(found: list[dict[str, Any]], folder: Path) -> None:
     for name in columns[0]:
         if any(column[name] for column in columns):
             table.add_row(name, *(column[name] for column in columns))
-    # A table that is cut at 80 columns in a log is of no use.
     console = Console()
-    Console(width=None if console.is_terminal else 160, soft_wrap=True).print(table)
+    # Elsewhere than on a terminal it is read by programs or kept: do not wrap at 80 columns.
+    Console(width=None if console.is_terminal else _WIDTH).print(table)
 
 
 def _column(one: dict[str, Any]) -> dict[str, str]:

@@ -19,8 +19,9 @@ from ..config.commands import SubmitOptions
 from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
 from ..slurm.queue import SlurmError, execute, find_job
+from ..slurm.reports import newest_job
 from ..slurm.script import parse_free_options, render, time_limit_seconds
-from ..slurm.submissions import last_submission, next_folder, write_record
+from ..slurm.submissions import next_folder, write_record
 from .finished import is_finished
 from .preflight import problems_of_stages
 from .slurm_job import resolve
@@ -120,8 +121,8 @@ def _tasks_per_node(options: SubmitOptions) -> int:
 
 def _refuse_second(folder: Path) -> None:
     """Two jobs of one run would only refuse each other later."""
-    former = last_submission(folder)
-    job = find_job(former["job"]) if former else None
+    former = newest_job(folder)
+    job = find_job(former) if former else None
     if job is not None and job.is_alive:
         raise ConfigError(
             f"output_dir: {folder} has job {job.number}, which is {job.state}; scancel "

@@ -135,7 +135,8 @@ class _Words:
         self.origins[(name,)] = origin
 
     def _refuse(self, shown: str, name: str) -> None:
-        found = nearest(name, self.flags)
+        runs = known_flags() if _OVERRIDES in self.fields else {}
+        found = nearest(name, [*self.flags, *runs])
         there = ", ".join(f"--{flag}" for flag in self.flags)
         hint = f"did you mean --{found}?" if found else f"there are {there}"
         raise ConfigError(f"{shown} is not an option of {self.command}; {hint}")

@@ -186,15 +186,48 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
+        return _with_words(AutoTokenizer.from_pretrained(path, local_files_only=True, **options))
     except Exception as error:
         # transformers raises many kinds (OSError, ValueError, KeyError, its own) for bad files.
-        if os.path.isdir(path) or not _hub_is_reachable():
+        if os.path.isdir(path):
+            return _by_vocabulary_file(name_or_path, path, do_lower_case, error)
+        if not _hub_is_reachable():
             raise _no_tokenizer(name_or_path, error) from None
     try:
-        return AutoTokenizer.from_pretrained(path, **options)
+        return _with_words(AutoTokenizer.from_pretrained(path, **options))
     except Exception as error:
         raise _no_tokenizer(name_or_path, error) from None
+
+
+def _with_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Refuses what transformers makes where it finds no vocabulary: special tokens alone."""
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError("there is no vocabulary but special tokens")
+    return tokenizer
+
+
+def _by_vocabulary_file(
+    name_or_path: str, folder: str, do_lower_case: bool | None, error: Exception
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder whose configuration leads nowhere, as of Megatron's BERTs.
+
+    Those name a class that transformers has not, or have sentencepiece where it looks for a
+    BertTokenizer's words. A `tokenizer.json` that cannot be loaded stays an error.
+    """
+    from transformers import BertTokenizer
+
+    try:
+        if os.path.isfile(os.path.join(folder, "tokenizer.json")):
+            raise error
+        if "[CLS]" in (read_words(folder) or {}):
+            options = {} if do_lower_case is None else {"do_lower_case": do_lower_case}
+            return BertTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        models = [one for one in sorted(os.listdir(folder)) if one.endswith(SENTENCEPIECE_SUFFIX)]
+        if len(models) == 1:
+            return load_sentencepiece(os.path.join(folder, models[0]), do_lower_case)
+    except Exception as second:
+        raise _no_tokenizer(name_or_path, second) from None
+    raise _no_tokenizer(name_or_path, error) from None
 
 
 def _no_tokenizer(name_or_path: str, error: Exception) -> ValueError:
@@ -230,14 +263,37 @@ class HasVocabulary(Protocol):
         ...
 
 
-def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
-    """The ``tokenizer.json`` of a local model, read in milliseconds; None where there is none.
+class _Words:
+    """The vocabulary of a ``vocab.txt``."""
 
-    transformers may add tokens of its other files to these.
-    """
-    path = os.path.join(resolve_model_path(name_or_path), "tokenizer.json")
+    def __init__(self, words: dict[str, int]) -> None:
+        self._words = words
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._words
+
+
+def read_words(folder: str) -> dict[str, int] | None:
+    """The tokens of a ``vocab.txt``, one a line, and their ids; None where there is none."""
+    path = os.path.join(folder, "vocab.txt")
     if not os.path.isfile(path):
         return None
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as stream:
+        return {line.rstrip("\n").rstrip("\r"): index for index, line in enumerate(stream)}
+
+
+def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
+    """The ``tokenizer.json`` or ``vocab.txt`` of a local model, read in milliseconds.
+
+    None where there is neither. transformers may add tokens of its other files to these.
+    """
+    if os.path.isfile(name_or_path):
+        return None
+    folder = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
+    path = os.path.join(folder, "tokenizer.json")
+    if not os.path.isfile(path):
+        words = read_words(folder)
+        return None if words is None or "[CLS]" not in words else _Words(words)
     from tokenizers import Tokenizer
 
     try:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from minimoe_dist.slurm import starts
 from minimoe_dist.slurm.queue import Job, find_job
 from minimoe_dist.slurm.submissions import last_submission
@@ -36,7 +34,7 @@ def report(folder: Path) -> dict[str, Any]:
     records = starts.read_records(folder) or starts.read_records(folder.parent)
     submission = last_submission(folder) or last_submission(folder.parent) or {}
     started = [record for record in records if record.get("event") == "start"]
-    number = _newest_job(started, submission)
+    number = newest_job(folder)
     job = find_job(number) if number else None
     state, detail = _state(folder, records, job)
     saved = _newest_checkpoint(folder)
@@ -64,8 +62,11 @@ def report(folder: Path) -> dict[str, Any]:
     }
 
 
-def _newest_job(started: list[dict[str, Any]], submission: Mapping[str, Any]) -> str | None:
-    """The job of the last start or of the last submission, whichever came later."""
+def newest_job(folder: Path) -> str | None:
+    """The job of a run's last start or of its last submission, whichever came later."""
+    submission = last_submission(folder) or last_submission(folder.parent)
+    records = starts.read_records(folder) or starts.read_records(folder.parent)
+    started = [record for record in records if record.get("event") == "start"]
     if submission and (not started or submission["time"] > started[-1]["time"]):
         return str(submission["job"])
     return str(started[-1]["job"]) if started else None
@@ -81,29 +82,33 @@ def _state(folder: Path, records: list[dict[str, Any]], job: Job | None) -> tupl
     if _is_locked(folder):
         return "running", "outside Slurm"
     last = records[-1] if records else {}
-    if job is not None and last.get("event") != "stop" and job.state not in ("COMPLETED", "FAILED"):
-        return job.state.lower(), "submit again to go on"
     if last.get("event") == "stop":
         return "stopped", f"{last['reason']}: look at the log, then submit again"
+    if job is not None and job.state not in ("COMPLETED", "FAILED"):
+        return job.state.lower(), "submit again to go on"
     if last.get("event") == "end" and last["status"] == 75:
         return "saved", "submit again to go on"
     if last.get("event") == "end":
         return "failed", f"status {last['status']}: look at the log, then submit again"
+    if job is not None and job.state == "FAILED":
+        return "failed", "look at the log, then submit again"
     if last.get("event") == "start":
         return "lost", "ended without a word; submit again to go on"
     return "not running", ""
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a run on this machine, or on a shared file system with locks, holds the folder."""
+    """Whether a run on this machine holds the folder.
+
+    The kernel's list tells it: taking the lock to see would refuse a run that starts just then.
+    """
     path = folder / "run.lock"
-    if not path.exists():
-        return False
     try:
-        with FileLock(path).acquire(timeout=0):
-            return False
-    except (Timeout, OSError) as error:
-        return isinstance(error, Timeout)
+        ending = f":{path.stat().st_ino}"
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return False
+    return any("FLOCK" in fields and any(one.endswith(ending) for one in fields) for fields in held)
 
 
 def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 MOST_RESTARTS_WITHOUT_PROGRESS = 3
+# Of a run or stage, of a fine-tuning run, of one cell of its grid.
+_SUMMARIES = ("summary.json", "results.json", "result.json")
 FINISHED = -1  # in place of a step: whatever is there is exported
 
+_MOST_SHOWN = 6
 Record = Mapping[str, Any]
 
 
@@ -65,12 +68,17 @@ def run_id(folder: Path, records: Sequence[Record]) -> str:
 
 
 def progress_of(folder: Path) -> dict[str, int]:
-    """How far a run is: the newest saved step of its folder and of each stage's below it.
+    """How far a run is: the newest saved step of its folder, and of each stage or cell below it.
 
     Returns:
         Step, or FINISHED, by the folder's path below `folder`; "." is `folder` itself.
     """
-    below = sorted(path for path in folder.glob("*") if path.is_dir())
+    below = sorted(
+        path
+        for pattern in ("*", "cells/*", "*/cells/*")
+        for path in folder.glob(pattern)
+        if path.is_dir()
+    )
     found = {one.relative_to(folder).as_posix(): _saved_step(one) for one in (folder, *below)}
     return {name: step for name, step in found.items() if step is not None}
 
@@ -81,12 +89,12 @@ def _saved_step(folder: Path) -> int | None:
     checkpoints = checkpoints_of(folder)
     measured = sparsification_progress(state) or {}
     step: int | None = max(checkpoints) if checkpoints else measured.get("step")
-    summary = folder / "summary.json"
-    if not summary.is_file():
+    summaries = [folder / name for name in _SUMMARIES if (folder / name).is_file()]
+    if not summaries:
         return step
     saved = checkpoints[step] if checkpoints and step is not None else state
     # An older summary is that of a run which this one replaces.
-    is_older = saved.exists() and summary.stat().st_mtime < saved.stat().st_mtime
+    is_older = saved.exists() and summaries[0].stat().st_mtime < saved.stat().st_mtime
     return step if is_older else FINISHED
 
 
@@ -138,4 +146,7 @@ def shown(progress: Record) -> str:
     }
     if not words:
         return "step 0"
+    if len(words) > _MOST_SHOWN:
+        done = sum(1 for step in progress.values() if step == FINISHED)
+        return f"{done} of {len(words)} cells finished"
     return ", ".join(word if name == "." else f"{name} {word}" for name, word in words.items())

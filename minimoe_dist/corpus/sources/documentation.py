@@ -52,7 +52,7 @@ def documentation_folder(folder: str | os.PathLike[str]) -> Iterator[Document]:
     """
     found = [path for path in sorted(Path(folder).rglob("*")) if path.name.endswith(_SUFFIXES)]
     if not found:
-        raise ValueError(f"{folder}: no {' or '.join(_SUFFIXES)} file below it; give another folder")
+        raise ValueError(f"{folder}: no {_SUFFIXES[0]} file below it; give another folder")
     for path in found:
         if "translations" not in path.relative_to(folder).parts:
             content = path.read_bytes()

@@ -1,0 +1,211 @@
+"""What a BERT is made of: from a checkpoint's arguments, its tensors and what a user says."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import MegatronBertConfig
+
+from .layout import Layout
+
+# Megatron's own default, where a checkpoint carries no arguments.
+LAYER_NORM_EPSILON = 1e-5
+# What each argument of Megatron's must be for Hugging Face's class to compute the same.
+_SAME_MODEL: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("learned_absolute",),
+    "normalization": ("LayerNorm",),
+    "add_bias_linear": (True,),
+    "add_position_embedding": (True,),
+    "swiglu": (False,),
+    "squared_relu": (False,),
+    "apply_layernorm_1p": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "untie_embeddings_and_output_weights": (False,),
+    "group_query_attention": (False,),
+    "qk_layernorm": (False,),
+    "num_experts": (0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a BERT.
+
+    Attributes:
+        vocab_size: rows of the word embeddings, padding among them.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    ffn_hidden_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    vocab_size: int
+
+    def check_split(self, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+        """Refuses numbers of ranks that this model cannot be shared among.
+
+        Raises:
+            ValueError: heads, feed-forward, vocabulary or layers are not divisible.
+        """
+        for option, ranks, what, count in (
+            ("num_attention_heads", 1, "hidden size", self.hidden_size),
+            ("tensor_parallel_size", tensor_parallel_size, "heads", self.num_attention_heads),
+            ("tensor_parallel_size", tensor_parallel_size, "feed-forward", self.ffn_hidden_size),
+            ("tensor_parallel_size", tensor_parallel_size, "vocabulary", self.vocab_size),
+            ("pipeline_parallel_size", pipeline_parallel_size, "layers", self.num_layers),
+        ):
+            divisor = self.num_attention_heads if option == "num_attention_heads" else ranks
+            if divisor < 1 or count % divisor:
+                raise ValueError(
+                    f"{option}: {divisor} does not divide the {what} of {count}; choose a divisor"
+                )
+
+
+@dataclass(frozen=True)
+class GivenFacts:
+    """What a user says about a model; None where the checkpoint shall say it.
+
+    Attributes:
+        vocab_size: tokens of the tokenizer, without padding.
+    """
+
+    num_attention_heads: int | None = None
+    layer_norm_eps: float | None = None
+    hidden_act: str | None = None
+    vocab_size: int | None = None
+
+
+def simple_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's arguments that are plain values; empty where it has none."""
+    found = state.get("args")
+    values = found if isinstance(found, Mapping) else vars(found) if found is not None else {}
+    return {
+        str(name): value
+        for name, value in values.items()
+        if isinstance(value, bool | int | float | str)
+    }
+
+
+def check_same_model(arguments: Mapping[str, Any]) -> None:
+    """Refuses a model that Hugging Face's class does not describe.
+
+    Raises:
+        ValueError: an argument asks for another architecture.
+    """
+    for name, fitting in _SAME_MODEL.items():
+        value = arguments.get(name)
+        if value is not None and value not in fitting:
+            raise ValueError(
+                f"was trained with {name}={value}, which Hugging Face's megatron-bert has not; "
+                f"only {name}={fitting[0]} can be converted"
+            )
+
+
+def activation(arguments: Mapping[str, Any]) -> str:
+    """Hugging Face's name of the activation."""
+    return "gelu_new" if arguments.get("openai_gelu") else "gelu"
+
+
+def hugging_face_config(
+    sizes: Sizes, given: GivenFacts, arguments: Mapping[str, Any]
+) -> MegatronBertConfig:
+    """The configuration of a checkpoint.
+
+    Args:
+        sizes: of its tensors.
+        given: wins over the checkpoint's arguments.
+        arguments: of :func:`simple_arguments`.
+    """
+    epsilon = given.layer_norm_eps or arguments.get("layernorm_epsilon") or LAYER_NORM_EPSILON
+    return MegatronBertConfig(
+        vocab_size=true_vocab_size(sizes, given, arguments),
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        intermediate_size=sizes.ffn_hidden_size,
+        max_position_embeddings=sizes.max_position_embeddings,
+        type_vocab_size=sizes.type_vocab_size,
+        hidden_act=given.hidden_act or activation(arguments),
+        layer_norm_eps=float(epsilon),
+        hidden_dropout_prob=float(arguments.get("hidden_dropout", 0.1)),
+        attention_probs_dropout_prob=float(arguments.get("attention_dropout", 0.1)),
+        initializer_range=float(arguments.get("init_method_std", 0.02)),
+    )
+
+
+def true_vocab_size(sizes: Sizes, given: GivenFacts, arguments: Mapping[str, Any]) -> int:
+    """Rows that a token has; all of them where nobody says how many tokens there are.
+
+    Raises:
+        ValueError: more than the embeddings have.
+    """
+    size = given.vocab_size or arguments.get("vocab_size") or sizes.vocab_size
+    if size > sizes.vocab_size:
+        raise ValueError(
+            f"vocab_size: {size} tokens, but the checkpoint has {sizes.vocab_size} rows of word "
+            "embeddings; give its own tokenizer's"
+        )
+    return int(size)
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
+    """Rows that Megatron gives the embeddings of a vocabulary."""
+    step = divisible_by * tensor_parallel_size
+    return -(-vocab_size // step) * step
+
+
+def megatron_arguments(
+    config: MegatronBertConfig,
+    sizes: Sizes,
+    *,
+    layout: Layout,
+    divisible_by: int,
+    tensor_parallel_size: int,
+    pipeline_parallel_size: int,
+    dtype: torch.dtype,
+    has_binary_head: bool,
+    iteration: int | None,
+) -> argparse.Namespace:
+    """The arguments that Megatron-LM reads from a checkpoint and compares with its own."""
+    named = asdict(sizes)
+    named.pop("type_vocab_size")
+    return argparse.Namespace(
+        **named | {"vocab_size": config.vocab_size},
+        padded_vocab_size=sizes.vocab_size,
+        make_vocab_size_divisible_by=divisible_by,
+        encoder_num_layers=sizes.num_layers,
+        kv_channels=sizes.hidden_size // sizes.num_attention_heads,
+        seq_length=sizes.max_position_embeddings,
+        encoder_seq_length=sizes.max_position_embeddings,
+        layernorm_epsilon=config.layer_norm_eps,
+        hidden_dropout=config.hidden_dropout_prob,
+        attention_dropout=config.attention_probs_dropout_prob,
+        init_method_std=config.initializer_range,
+        openai_gelu=config.hidden_act == "gelu_new",
+        bias_gelu_fusion=config.hidden_act == "gelu_pytorch_tanh",
+        position_embedding_type="learned_absolute",
+        add_position_embedding=True,
+        add_bias_linear=True,
+        normalization="LayerNorm",
+        swiglu=False,
+        untie_embeddings_and_output_weights=False,
+        bert_binary_head=has_binary_head,
+        tokenizer_type="BertWordPieceLowerCase",
+        use_legacy_models=layout == "legacy",
+        transformer_impl="transformer_engine" if layout == "transformer_engine" else "local",
+        tensor_model_parallel_size=tensor_parallel_size,
+        # Its name up to checkpoint version 2.
+        model_parallel_size=tensor_parallel_size,
+        pipeline_model_parallel_size=pipeline_parallel_size,
+        params_dtype=dtype,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        iteration=iteration or 0,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+        num_experts=None,
+    )

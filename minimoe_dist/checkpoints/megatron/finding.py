@@ -1,0 +1,153 @@
+"""The files of a Megatron checkpoint's ranks, found without torch."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+WEIGHTS = "model_optim_rng.pt"
+# The second is what Megatron wrote for a while when its optimizer was distributed.
+_WEIGHTS = (WEIGHTS, "model_rng.pt")
+_RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
+_ITERATION = re.compile(r"iter_\d+")
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """Where the ranks' weights are.
+
+    Attributes:
+        root: what messages name.
+        files: by pipeline rank, then by tensor rank.
+    """
+
+    root: Path
+    files: tuple[tuple[Path, ...], ...]
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """Ranks that share each layer."""
+        return len(self.files[0])
+
+    @property
+    def pipeline_parallel_size(self) -> int:
+        """Ranks that share the row of layers."""
+        return len(self.files)
+
+
+def iteration_name(iteration: int | None) -> str:
+    """The folder of an iteration; None is a release."""
+    return RELEASE if iteration is None else f"iter_{iteration:07d}"
+
+
+def rank_name(tensor_rank: int, pipeline_rank: int, pipeline_parallel_size: int) -> str:
+    """The folder of a rank, which names its pipeline rank only where there are several."""
+    name = f"mp_rank_{tensor_rank:02d}"
+    return name if pipeline_parallel_size == 1 else f"{name}_{pipeline_rank:03d}"
+
+
+def is_megatron_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a checkpoint of Megatron's, whole or not."""
+    if path.is_file():
+        return path.name in _WEIGHTS
+    inside = (path, *_iterations(path)) if path.is_dir() else ()
+    return (path / TRACKER).is_file() or any(
+        _is_distributed(one) or any(_rank_folders(one)) for one in inside
+    )
+
+
+def find_rank_files(path: Path) -> RankFiles:
+    """Finds the files of all ranks.
+
+    Args:
+        path: a folder with the tracker, an iteration's folder in it, or the file of the only rank.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is not clear which, or ranks are missing.
+    """
+    if path.is_file():
+        return RankFiles(path, ((path,),))
+    if not path.is_dir():
+        raise ValueError(f"{path}: does not exist; give a Megatron checkpoint's folder")
+    folder = path if any(_rank_folders(path)) else _iteration_folder(path)
+    if _is_distributed(folder):
+        raise ValueError(
+            f"{folder}: is a distributed checkpoint, whose index is a pickle that could run any "
+            "code; load it in Megatron-LM and save it with --ckpt-format torch"
+        )
+    found: dict[tuple[int, int], Path] = {}
+    for one in _rank_folders(folder):
+        ranks = _RANK.fullmatch(one.name)
+        if ranks is None:
+            raise ValueError(f"{one}: is of expert-parallel ranks, which BERT has not; give a BERT")
+        tensor_rank, pipeline_rank = (int(text or 0) for text in ranks.groups())
+        if (pipeline_rank, tensor_rank) in found:
+            raise ValueError(f"{one}: is there with and without a pipeline rank; give one of both")
+        found[pipeline_rank, tensor_rank] = _weights_file(one)
+    if not found:
+        raise ValueError(
+            f"{folder}: has no folder mp_rank_00 with {WEIGHTS}; give a Megatron checkpoint"
+        )
+    pipeline, tensor = (1 + max(ranks) for ranks in zip(*found, strict=True))
+    missing = [
+        rank_name(t, p, pipeline)
+        for p in range(pipeline)
+        for t in range(tensor)
+        if (p, t) not in found
+    ]
+    if missing:
+        raise missing_ranks(folder, missing)
+    return RankFiles(
+        folder, tuple(tuple(found[p, t] for t in range(tensor)) for p in range(pipeline))
+    )
+
+
+def missing_ranks(folder: Path, names: Iterable[str]) -> ValueError:
+    """The error for a checkpoint of which some ranks are not there."""
+    return ValueError(f"{folder}: {', '.join(names)} is missing; copy the folders of all ranks")
+
+
+def _iterations(path: Path) -> list[Path]:
+    return sorted(
+        one
+        for one in path.iterdir()
+        if one.is_dir() and (one.name == RELEASE or _ITERATION.fullmatch(one.name))
+    )
+
+
+def _iteration_folder(path: Path) -> Path:
+    if _is_distributed(path):
+        return path
+    tracker = path / TRACKER
+    if tracker.is_file():
+        text = tracker.read_text("utf-8", errors="replace").strip()
+        if text != RELEASE and not text.isdecimal():
+            raise ValueError(f"{tracker}: says {text[:40]!r}; it must be a number or {RELEASE}")
+        folder = path / iteration_name(None if text == RELEASE else int(text))
+        if not folder.is_dir():
+            raise ValueError(f"{tracker}: names {folder.name}, which is missing; give another one")
+        return folder
+    inside = _iterations(path)
+    if len(inside) > 1:
+        names = ", ".join(one.name for one in inside)
+        raise ValueError(f"{path}: has {names} and no {TRACKER}; give the folder of one")
+    if not inside:
+        raise ValueError(f"{path}: has no {TRACKER} and no mp_rank_00; give a Megatron checkpoint")
+    return inside[0]
+
+
+def _rank_folders(folder: Path) -> list[Path]:
+    return [one for one in folder.glob("mp_rank_*") if one.is_dir()]
+
+
+def _is_distributed(folder: Path) -> bool:
+    return (folder / ".metadata").is_file() or any(folder.glob("*.distcp"))
+
+
+def _weights_file(folder: Path) -> Path:
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder}: has no {WEIGHTS}; copy the folder again")

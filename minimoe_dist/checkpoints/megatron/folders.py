@@ -1,0 +1,155 @@
+"""Hugging Face's side: ``megatron-bert`` folders, read tensor by tensor and written in pieces."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, MegatronBertConfig
+
+from ..files import save_tensors
+from ..sharded import FolderWeights, write_pieces
+from .layout import HEADS, OUTPUT_BIAS, SEGMENTS, hugging_face_name
+from .reading import MegatronCheckpoint
+
+# Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
+PADDING_FILE = "megatron_padding.safetensors"
+ENCODER_CLASS = "MegatronBertModel"
+_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+_BIAS, _TIED_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+_ENCODER = "bert."
+
+
+class MegatronBertFolder:
+    """An open folder.
+
+    Use as a context manager.
+
+    Attributes:
+        config: of the model.
+        heads: which parts of `HEADS` it has.
+        has_segments: whether it has token-type embeddings.
+        padding: rows behind its vocabulary, by common names, of an earlier conversion.
+
+    Raises:
+        ValueError: it holds no such model, or one that Megatron-LM cannot be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_config(folder)
+        self._weights = FolderWeights(folder)
+        self._prefix = "" if any(name.startswith(_ENCODER) for name in self._weights) else _ENCODER
+        self.heads = [head for head, names in HEADS.items() if names[0] in self]
+        self.has_segments = SEGMENTS in self
+        path = folder / PADDING_FILE
+        self.padding: dict[str, Tensor] = load_file(path) if path.is_file() else {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._weights.__exit__(kind, error, traceback)
+
+    def __contains__(self, common: object) -> bool:
+        return self._own(hugging_face_name(str(common))) in self._weights
+
+    def get(self, name: str) -> Tensor:
+        """A tensor by Hugging Face's name with ``bert.`` before it.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name == _BIAS and name not in self._weights and _TIED_BIAS in self._weights:
+            name = _TIED_BIAS
+        return self._weights[self._own(name)]
+
+    def output_bias(self) -> Tensor:
+        """The bias of the masked-LM logits, [V]."""
+        return self.get(hugging_face_name(OUTPUT_BIAS))
+
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.get(hugging_face_name("encoder.final_layernorm.weight")).dtype
+
+    def _own(self, name: str) -> str:
+        return name.removeprefix(self._prefix) if self._prefix else name
+
+
+def class_name(heads: Iterable[str]) -> str:
+    """The class in transformers of a model with some of `HEADS`."""
+    there = set(heads)
+    if "lm_head" not in there:
+        return ENCODER_CLASS
+    return "MegatronBertForPreTraining" if "binary_head" in there else "MegatronBertForMaskedLM"
+
+
+def read_config(folder: Path) -> MegatronBertConfig:
+    """The configuration of a ``megatron-bert`` folder.
+
+    Raises:
+        ValueError: there is none, it is of another type, or of an activation that Megatron has not.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder}: no readable config.json ({reason}); give a model") from error
+    if not isinstance(config, MegatronBertConfig):
+        raise ValueError(
+            f"{folder}: is of type {config.model_type}; Megatron's BERT has its LayerNorms before "
+            "each block, as only megatron-bert has them: give such a model"
+        )
+    if config.hidden_act not in _ACTIVATIONS:
+        raise ValueError(
+            f"{folder}: hidden_act {config.hidden_act} is none of Megatron's BERT; there are "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    return config
+
+
+def write_folder(
+    checkpoint: MegatronCheckpoint,
+    config: MegatronBertConfig,
+    folder: Path,
+    dtype: torch.dtype | None,
+) -> None:
+    """Writes a checkpoint's weights, its configuration and the padding of its vocabulary.
+
+    Args:
+        checkpoint: open.
+        config: of the model; gets its class and type.
+        folder: exists.
+        dtype: of the weights; None keeps each one's.
+    """
+    name = class_name(head for head, names in HEADS.items() if names[0] in checkpoint.names)
+    is_encoder = name == ENCODER_CLASS
+    config.architectures = [name]
+    types: set[torch.dtype] = set()
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for key, value in checkpoint.tensors(config.vocab_size):
+            own = value if dtype is None else value.to(dtype)
+            types.add(own.dtype)
+            yield key.removeprefix(_ENCODER) if is_encoder else key, own
+        if SEGMENTS not in checkpoint.names:
+            key = hugging_face_name(SEGMENTS)
+            empty = torch.zeros(
+                config.type_vocab_size, config.hidden_size, dtype=max(types, key=str)
+            )
+            yield key.removeprefix(_ENCODER) if is_encoder else key, empty
+
+    write_pieces(weights(), folder)
+    config.dtype = next(iter(types)) if len(types) == 1 else torch.float32
+    config.save_pretrained(folder)
+    padding = checkpoint.padding(config.vocab_size)
+    if any(rows.any() for rows in padding.values()):
+        save_tensors(padding, folder / PADDING_FILE)

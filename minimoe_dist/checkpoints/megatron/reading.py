@@ -1,0 +1,365 @@
+"""A Megatron checkpoint of any version, layout and split, stage by stage."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...runtime import logger
+from .arguments import GivenFacts, Sizes, check_same_model, simple_arguments
+from .finding import RankFiles, missing_ranks, rank_name
+from .layout import (
+    FINAL_NORM,
+    HEADS,
+    LAYER,
+    OUTPUT_BIAS,
+    POSITIONS,
+    QKV,
+    QKV_NAMES,
+    SEGMENTS,
+    WORDS,
+    WORDS_AGAIN,
+    Weights,
+    common_names,
+    hugging_face_name,
+    layer_names,
+)
+from .splitting import check_version, kind_of, merge, unfuse
+from .unpickling import load_rank
+
+_log = logger("convert")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of layers, with the embeddings before or the heads behind them.
+
+    Attributes:
+        first_layer: number of its first layer.
+        num_layers: how many it has.
+        ranks: each tensor rank's weights by common names.
+    """
+
+    first_layer: int
+    num_layers: int
+    ranks: list[Weights]
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """What one file holds; several chunks where the pipeline is interleaved."""
+
+    chunks: list[Weights]
+    version: float
+    is_core: bool
+    arguments: dict[str, Any]
+    is_mapped: bool
+
+
+class MegatronCheckpoint:
+    """An open checkpoint.
+
+    Attributes:
+        files: of the ranks.
+        version: of the order of queries, keys and values.
+        is_core: whether its names are megatron-core's.
+        arguments: the plain values among those that it carries.
+        sizes: of its tensors.
+        names: common names of all weights, layers numbered through.
+
+    Raises:
+        ValueError: files are damaged, do not belong together, or are no BERT's.
+    """
+
+    def __init__(self, files: RankFiles, given: GivenFacts) -> None:
+        self.files = files
+        self._mapped: dict[Path, _Rank] = {}
+        first = self._open(files.files[0][0])
+        self.version, self.is_core = first.version, first.is_core
+        self.arguments = first.arguments
+        self._num_chunks = len(first.chunks)
+        self._check_arguments()
+        check_version(self.version)
+        heads = given.num_attention_heads or self.arguments.get("num_attention_heads")
+        if not heads:
+            raise ValueError(
+                f"{files.root}: does not say how many heads it has; give --num_attention_heads or "
+                "--model_config"
+            )
+        shapes: dict[str, tuple[int, ...]] = {}
+        layers = 0
+        for stage in self.stages():
+            for name in stage.ranks[0]:
+                parts = [rank[name] for rank in stage.ranks if name in rank]
+                shapes[_numbered(name, stage.first_layer)] = _whole_shape(name, parts)
+            layers += stage.num_layers
+        self.names = list(shapes)
+        self.sizes = self._sizes(shapes, layers, int(heads))
+        self._check_shapes(shapes)
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages from first to last; each rank's file is mapped while its stage is used.
+
+        Raises:
+            ValueError: a file is damaged or of another checkpoint.
+        """
+        first_layer = 0
+        for chunk in range(self._num_chunks):
+            for row in self.files.files:
+                ranks = [self._chunk(path, chunk) for path in row]
+                _check_same_names(row, ranks)
+                numbers = {int(found[1]) for name in ranks[0] if (found := LAYER.fullmatch(name))}
+                count = len(numbers)
+                if numbers != set(range(count)):
+                    raise ValueError(
+                        f"{row[0]}: its layers are {sorted(numbers)}; some are missing"
+                    )
+                yield Stage(first_layer, count, ranks)
+                first_layer += count
+
+    def tensors(self, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
+        """Weights by Hugging Face's names, merged one by one, and of the vocabulary's rows alone.
+
+        Args:
+            vocab_size: rows to keep.
+
+        Raises:
+            ValueError: ranks that hold the same weight disagree about its shape.
+        """
+        local_heads = self.sizes.num_attention_heads // self.files.tensor_parallel_size
+        differing = 0
+        for stage in self.stages():
+            for name in stage.ranks[0]:
+                parts = [rank[name] for rank in stage.ranks]
+                if name == WORDS_AGAIN:
+                    self._check_tied(stage, parts)
+                    continue
+                kind, target = kind_of(name), hugging_face_name(name, stage.first_layer)
+                if kind == "by_heads":
+                    split = [unfuse(part, local_heads, self.version) for part in parts]
+                    for number, part_name in enumerate(QKV_NAMES):
+                        yield target.format(part_name), torch.cat([own[number] for own in split])
+                    continue
+                if kind == "whole":
+                    differing += any(not torch.equal(parts[0], other) for other in parts[1:])
+                whole = merge(parts, kind)
+                is_of_words = name in (WORDS, OUTPUT_BIAS)
+                yield target, whole[:vocab_size].clone() if is_of_words else whole
+        if differing:
+            _log.warning(
+                "%d weights that all tensor ranks hold differ between them; the first rank's are "
+                "taken, as Megatron's own tools do",
+                differing,
+            )
+
+    def padding(self, vocab_size: int) -> dict[str, Tensor]:
+        """The rows behind the vocabulary, by common names."""
+        rows: dict[str, Tensor] = {}
+        for stage in self.stages():
+            for name in (WORDS, OUTPUT_BIAS):
+                if name in stage.ranks[0]:
+                    whole = merge([rank[name] for rank in stage.ranks], "by_output")
+                    rows[name] = whole[vocab_size:].clone()
+        return rows
+
+    def _open(self, path: Path) -> _Rank:
+        """A rank's file; one that is mapped takes no memory and stays open."""
+        rank = self._mapped.get(path) or _read(path)
+        if rank.is_mapped:
+            self._mapped[path] = rank
+        return rank
+
+    def _chunk(self, path: Path, number: int) -> Weights:
+        rank = self._open(path)
+        if (rank.version, rank.is_core, len(rank.chunks)) != (
+            self.version,
+            self.is_core,
+            self._num_chunks,
+        ):
+            raise ValueError(
+                f"{path}: is of checkpoint version {rank.version:g}, the first rank of "
+                f"{self.version:g}, or of another layout; give the ranks of one checkpoint"
+            )
+        return rank.chunks[number]
+
+    def _check_arguments(self) -> None:
+        try:
+            check_same_model(self.arguments)
+        except ValueError as error:
+            raise ValueError(f"{self.files.root}: {error}") from None
+        said = self.arguments.get("tensor_model_parallel_size") or self.arguments.get(
+            "model_parallel_size"
+        )
+        tensor = int(said or self.files.tensor_parallel_size)
+        pipeline = int(
+            self.arguments.get("pipeline_model_parallel_size") or self.files.pipeline_parallel_size
+        )
+        if (tensor, pipeline) == (
+            self.files.tensor_parallel_size,
+            self.files.pipeline_parallel_size,
+        ):
+            return
+        there = {path.parent.name for row in self.files.files for path in row}
+        wanted = [rank_name(t, p, pipeline) for p in range(pipeline) for t in range(tensor)]
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise missing_ranks(self.files.root, missing)
+        raise ValueError(
+            f"{self.files.root}: has {self.files.tensor_parallel_size} tensor and "
+            f"{self.files.pipeline_parallel_size} pipeline ranks, but was saved by {tensor} and "
+            f"{pipeline}; give the folder as it was saved"
+        )
+
+    def _sizes(self, shapes: Mapping[str, tuple[int, ...]], layers: int, heads: int) -> Sizes:
+        for name in self._wanted(shapes, layers):
+            if name not in shapes:
+                raise ValueError(
+                    f"{self.files.root}: has no {name}; give a whole checkpoint of Megatron's BERT"
+                )
+        sizes = Sizes(
+            num_layers=layers,
+            hidden_size=shapes[POSITIONS][1],
+            num_attention_heads=heads,
+            ffn_hidden_size=shapes["encoder.layers.0.mlp.linear_fc1.bias"][0],
+            max_position_embeddings=shapes[POSITIONS][0],
+            type_vocab_size=shapes.get(SEGMENTS, (2,))[0],
+            vocab_size=shapes[WORDS][0],
+        )
+        for name, found in (
+            ("num_layers", sizes.num_layers),
+            ("hidden_size", sizes.hidden_size),
+            ("ffn_hidden_size", sizes.ffn_hidden_size),
+            ("max_position_embeddings", sizes.max_position_embeddings),
+            ("padded_vocab_size", sizes.vocab_size),
+        ):
+            said = self.arguments.get(name)
+            if said and said != found:
+                raise ValueError(
+                    f"{self.files.root}: its arguments say {name} {said}, its tensors {found}; "
+                    "ranks are missing or of another checkpoint: copy it again"
+                )
+        sizes.check_split(self.files.tensor_parallel_size, 1)
+        return sizes
+
+    @staticmethod
+    def _wanted(shapes: Mapping[str, Any], layers: int) -> Iterator[str]:
+        yield from (WORDS, POSITIONS)
+        for number in range(max(1, layers)):
+            yield from layer_names(number)
+        yield from (f"{FINAL_NORM}.weight", f"{FINAL_NORM}.bias")
+        for names in HEADS.values():
+            if any(name in shapes for name in names):
+                yield from names
+
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, found in shapes.items():
+            wanted = expected_shape(name, self.sizes)
+            if found != wanted:
+                raise ValueError(
+                    f"{self.files.root}: {name} of all ranks is {list(found)}, but must be "
+                    f"{list(wanted)}; ranks are missing or of another checkpoint: copy it again"
+                )
+
+    def _check_tied(self, stage: Stage, parts: list[Tensor]) -> None:
+        """The last stage has the word embeddings again, which must be the first one's."""
+        first = next(self.stages()).ranks
+        if not all(torch.equal(rank[WORDS], part) for rank, part in zip(first, parts, strict=True)):
+            raise ValueError(
+                f"{self.files.root}: its output weights are not its word embeddings, which Hugging "
+                "Face's megatron-bert ties; it cannot be converted"
+            )
+
+
+def expected_shape(name: str, sizes: Sizes) -> tuple[int, ...]:
+    """The shape of a whole tensor, by its common name."""
+    hidden, feed_forward = sizes.hidden_size, sizes.ffn_hidden_size
+    tables = {
+        WORDS: sizes.vocab_size,
+        WORDS_AGAIN: sizes.vocab_size,
+        POSITIONS: sizes.max_position_embeddings,
+        SEGMENTS: sizes.type_vocab_size,
+        "pooler.dense.weight": hidden,
+        "lm_head.dense.weight": hidden,
+        "binary_head.weight": 2,
+    }
+    if name in tables:
+        return (tables[name], hidden)
+    vectors = {OUTPUT_BIAS: sizes.vocab_size, "binary_head.bias": 2}
+    layer = LAYER.fullmatch(name)
+    part, kind = (layer.group(2), layer.group(3)) if layer else ("", "bias")
+    if kind == "bias" or "layernorm" in part:
+        wide = {QKV: 3 * hidden, "mlp.linear_fc1": feed_forward}
+        return (wide.get(part, vectors.get(name, hidden)),)
+    weights = {
+        QKV: (3 * hidden, hidden),
+        "self_attention.linear_proj": (hidden, hidden),
+        "mlp.linear_fc1": (feed_forward, hidden),
+        "mlp.linear_fc2": (hidden, feed_forward),
+    }
+    return weights[part]
+
+
+def _read(path: Path) -> _Rank:
+    state = load_rank(path)
+    keys = ["model"] if "model" in state else []
+    while f"model{len(keys)}" in state:
+        keys.append(f"model{len(keys)}")
+    chunks, is_core = [], False
+    for key in keys:
+        if not isinstance(state[key], Mapping):
+            raise ValueError(f"{path}: its {key} is no dictionary; give a file of Megatron-LM's")
+        try:
+            weights, is_core = common_names(state[key])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; give a checkpoint of Megatron's BERT") from None
+        chunks.append(weights)
+    if not chunks:
+        raise ValueError(f"{path}: holds no 'model'; give a file that Megatron-LM saved")
+    # megatron-core came after version 3.
+    version = state.get("checkpoint_version", 3.0 if is_core else 0)
+    if not isinstance(version, int | float):
+        raise ValueError(f"{path}: its checkpoint_version is no number; copy the file again")
+    if is_core and version < 2:
+        raise ValueError(
+            f"{path}: has megatron-core's names, but checkpoint_version {version:g}; they came "
+            "with 3.0: copy the file again"
+        )
+    mapped = zipfile.is_zipfile(path)
+    return _Rank(chunks, float(version), is_core, simple_arguments(state), mapped)
+
+
+def _check_same_names(row: tuple[Path, ...], ranks: list[Weights]) -> None:
+    for path, rank in zip(row, ranks, strict=True):
+        other = rank.keys() ^ ranks[0].keys()
+        if other:
+            raise ValueError(
+                f"{path}: {min(other)} is not in every tensor rank; give those of one checkpoint"
+            )
+
+
+def _numbered(name: str, first_layer: int) -> str:
+    layer = LAYER.fullmatch(name)
+    if layer is None:
+        return name
+    return f"encoder.layers.{int(layer.group(1)) + first_layer}.{layer.group(2)}.{layer.group(3)}"
+
+
+def _whole_shape(name: str, parts: list[Tensor]) -> tuple[int, ...]:
+    kind = kind_of(name)
+    dimension = {"whole": None, "by_input": 1}.get(kind, 0)
+    shapes = [tuple(part.shape) for part in parts]
+    fixed = {shape[:dimension] + shape[dimension + 1 :] if dimension is not None else shape
+             for shape in shapes}  # fmt: skip
+    if len(fixed) > 1 or len(set(shapes)) > 1:
+        raise ValueError(f"{name} is {shapes} on the tensor ranks, which do not belong together")
+    if dimension is None:
+        return shapes[0]
+    shape = list(shapes[0])
+    if dimension >= len(shape):
+        raise ValueError(f"{name} has {len(shape)} dimensions; the checkpoint is damaged")
+    shape[dimension] *= len(parts)
+    return tuple(shape)

@@ -1,0 +1,97 @@
+"""One rank's file, read without running anything that stands in it.
+
+A checkpoint is a pickle, and unpickling may call any function. PyTorch's restricted unpickler calls
+only those of a list; to these come ``argparse.Namespace``, a plain record that holds Megatron's
+arguments, and the names of what Megatron puts beside the weights (enumerations, numpy's random
+state, loss scalers), all of them as a blank stand-in: none of that code is imported or run.
+"""
+
+import argparse
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SET_ASIDE = (
+    "megatron.core.enums.ModelType",
+    "megatron.core.optimizer.OptimizerConfig",
+    "megatron.core.optimizer.optimizer_config.OptimizerConfig",
+    "megatron.core.rerun_state_machine.RerunDiagnostic",
+    "megatron.core.rerun_state_machine.RerunMode",
+    "megatron.core.rerun_state_machine.RerunState",
+    "megatron.core.transformer.enums.AttnBackend",
+    "megatron.core.transformer.enums.AttnMaskType",
+    "megatron.core.transformer.enums.AttnType",
+    "megatron.core.transformer.enums.CudaGraphScope",
+    "megatron.core.transformer.enums.LayerType",
+    "megatron.enums.ModelType",
+    "megatron.fp16.loss_scaler.DynamicLossScaler",
+    "megatron.fp16.loss_scaler.LossScaler",
+    "megatron.legacy.model.enums.AttnMaskType",
+    "megatron.legacy.model.enums.AttnType",
+    "megatron.legacy.model.enums.LayerType",
+    "megatron.model.enums.AttnMaskType",
+    "megatron.model.enums.AttnType",
+    "megatron.model.enums.LayerType",
+    "megatron.model.enums.ModelType",
+    "megatron.model.enums.PositionEmbeddingType",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.UInt32DType",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "signal.Signals",
+    "types.SimpleNamespace",
+)
+
+
+class StandIn:
+    """Takes the place of an object whose code is not run, and knows nothing of it."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> "StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def load_rank(path: Path) -> dict[str, Any]:
+    """What a rank saved; its tensors are read from the disk when they are used.
+
+    Raises:
+        ValueError: the file is damaged, or a pickle of more than the above.
+    """
+    allowed: list[Any] = [argparse.Namespace, *((StandIn, name) for name in _SET_ASIDE)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            # Files from before PyTorch 1.6 are no archives and cannot be mapped.
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds more than tensors and plain values ({_reason(error)}), which could run "
+            "any code and is not read; on a machine that may run it, load it in the program that "
+            "wrote it and save only its 'model', 'checkpoint_version' and 'args'"
+        ) from error
+    except Exception as error:  # damaged archives come as many kinds
+        raise ValueError(
+            f"{path}: cannot be read ({_reason(error)}); copy the file again"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds no dictionary; give a file that Megatron-LM saved")
+    return state
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what was found: PyTorch's own advice is to load without restriction."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "GLOBAL" in line or "Trying" in line or "operand" in line]
+    line = (telling or lines or [type(error).__name__])[0]
+    return line.split(" Please ")[0].removeprefix("WeightsUnpickler error: ")[:200]

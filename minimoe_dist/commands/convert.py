@@ -1,0 +1,91 @@
+"""``minimoe-dist convert``: BERTs between Megatron-LM's checkpoints and Hugging Face's folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+
+from ..checkpoints.megatron.arguments import GivenFacts
+from ..checkpoints.megatron.converting import Report, to_hugging_face, to_megatron
+from ..checkpoints.megatron.finding import RELEASE
+from ..checkpoints.megatron.writing import Target
+from ..config.commands import ConvertOptions
+from ..corpus.tokenizing import load_tokenizer
+from ..runtime import Launch, logger
+from .preflight_convert import config_json, direction_of
+
+_log = logger("convert")
+
+
+def run(options: ConvertOptions, launch: Launch) -> int:
+    """Converts, compares and prints what was done.
+
+    Returns:
+        0; 1 if the two sides do not compute the same or the disk fails: nothing is left then.
+
+    Raises:
+        ValueError: the input cannot be converted as asked.
+    """
+    source, output = Path(options.input).expanduser(), Path(options.output).expanduser()
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    tokenizer = None
+    if options.tokenizer_name_or_path is not None:
+        tokenizer = load_tokenizer(options.tokenizer_name_or_path)
+    tokens = options.vocab_size or (None if tokenizer is None else len(tokenizer))
+    direction = direction_of(options)
+    try:
+        if direction == "huggingface":
+            given = _given(options, tokens)
+            report = to_hugging_face(
+                source, output, given, dtype=dtype, tokenizer=tokenizer, compare=options.compare
+            )
+        else:
+            target = Target(
+                layout=options.layout,
+                version=options.checkpoint_version,
+                tensor_parallel_size=options.tensor_parallel_size,
+                pipeline_parallel_size=options.pipeline_parallel_size,
+                divisible_by=options.make_vocab_size_divisible_by,
+                vocab_size=tokens,
+                iteration=options.iteration,
+                dtype=dtype,
+            )
+            report = to_megatron(source, output, target, compare=options.compare)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        # The comparison's, or a full disk's, which torch and safetensors word in many lines.
+        _log.error("%s: %s", output, (str(error).strip() or type(error).__name__).splitlines()[0])
+        return 1
+    _show(direction, output, report)
+    return 0
+
+
+def _given(options: ConvertOptions, tokens: int | None) -> GivenFacts:
+    """What flags say, and where they are silent a ``config.json``, given or beside the ranks."""
+    folders = [Path(options.input).expanduser()]
+    if folders[0].name.startswith((RELEASE, "iter_")):
+        folders.append(folders[0].parent)
+    paths = [options.model_config_path] if options.model_config_path else map(str, folders)
+    values: dict[str, Any] = next(filter(None, map(config_json, paths)), {})
+    return GivenFacts(
+        num_attention_heads=options.num_attention_heads or values.get("num_attention_heads"),
+        layer_norm_eps=options.layer_norm_eps or values.get("layer_norm_eps"),
+        hidden_act=options.hidden_act or values.get("hidden_act"),
+        vocab_size=tokens or values.get("vocab_size"),
+    )
+
+
+def _show(direction: str, output: Path, report: Report) -> None:
+    table = Table(title=f"converted to {direction}", show_header=False)
+    table.add_row("output", str(output))
+    table.add_row("Megatron", report.megatron)
+    rows = f"{report.vocab_size:,} in Hugging Face, {report.padded_vocab_size:,} in Megatron"
+    table.add_row("vocabulary", rows)
+    for name, found in report.differences.items():
+        text = f"differ by at most {found.largest:.1e} (largest value {found.scale:.1f})"
+        table.add_row(name, text)
+    if not report.differences:
+        table.add_row("outputs", "not compared")
+    Console().print(table)

@@ -1,0 +1,15 @@
+"""Options of ``minimoe-dist demo``."""
+
+from pydantic import Field
+
+from minimoe_dist.config.commands.base import CommandOptions
+
+
+class DemoOptions(CommandOptions):
+    """Where the demo goes and how long it trains."""
+
+    output_dir: str = Field("runs/demo", description="folder of corpus, run and export")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; default the recipe's")
+    num_processes: int | None = Field(
+        None, ge=1, description="processes to distil on; default 2 on CPUs, else one per GPU"
+    )

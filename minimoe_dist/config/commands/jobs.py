@@ -1,0 +1,46 @@
+"""Options of ``minimoe-dist submit`` and ``status``."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
+
+
+class SubmitOptions(CommandOptions):
+    """A run and the Slurm job that it becomes; what is left open stays as in the sbatch file."""
+
+    recipe: str = Field(
+        min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
+    )
+    overrides: list[str] = Field([], description="changes of the run")
+    command: Literal["auto", "distill", "sparsify"] = Field(
+        "auto", description="what the job does; auto: distill or sparsify, as the recipe says"
+    )
+    nodes: int = Field(1, ge=1, description="nodes of the job")
+    tasks_per_node: int | None = Field(
+        None, ge=1, description="tasks on each node; default one for each GPU, without GPUs one"
+    )
+    processes_per_task: int | None = Field(
+        None, ge=1, description="ranks that a task starts; default 1, with one task a node its GPUs"
+    )
+    gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each node; default none")
+    cpus_per_task: int | None = Field(None, ge=1, description="CPUs of each task")
+    time: str = Field("24:00:00", description="limit, as H:M:S or D-H:M:S")
+    signal_seconds: int = Field(
+        300, ge=30, description="how long before the limit the run is told to save and requeue"
+    )
+    partition: str | None = Field(None, description="of the cluster")
+    account: str | None = Field(None, description="that pays")
+    job_name: str | None = Field(None, description="default the name of output_dir")
+    sbatch: list[str] = Field(
+        [], description="further options of sbatch, as constraint=a100,qos=high"
+    )
+    dry_run: bool = Field(False, description="print what would be submitted, and stop")
+
+
+class StatusOptions(CommandOptions):
+    """A run to look at."""
+
+    run: str = Field(min_length=1, description="its output_dir", json_schema_extra=POSITIONAL)
+    json_: bool = Field(False, description="print JSON instead of a table")

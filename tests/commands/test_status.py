@@ -1,0 +1,101 @@
+"""``minimoe-dist status``: what the run's own files say, where there is no Slurm to ask."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from minimoe_dist import cli
+from minimoe_dist.slurm import starts
+from tests.commands import support
+
+
+def told(run: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    assert cli.main(["status", str(run), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def halfway(unbroken: Path, tmp_path: Path) -> Path:
+    """A run whose newest checkpoint and last line are of step 20 of 30."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    shutil.rmtree(run / "checkpoints" / "step_00000030")
+    (run / "summary.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= 20]
+    (run / "metrics.jsonl").write_text("".join(kept) + '{"step": 21, "cut')
+    return run
+
+
+def test_a_finished_run(unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = told(unbroken, capsys)
+    assert (found["state"], found["step"], found["total_steps"]) == ("finished", 30, 30)
+    assert found["checkpoint"]["step"] == 30
+    assert found["losses"]["student"] == support.losses(unbroken)[30]["student"]["loss"]
+
+
+def test_rate_and_time_left_follow_from_the_last_line(
+    halfway: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = told(halfway, capsys)
+    assert (found["step"], found["checkpoint"]["step"]) == (20, 20)
+    assert found["steps_per_second"] == pytest.approx(found["sequences_per_second"] / 8)
+    assert found["seconds_left"] == round(10 / found["steps_per_second"])
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([], "not running"),
+        ([{"event": "start", "run_id": "r-1", "job": "7", "restart": 0}], "lost"),
+        ([{"event": "end", "job": "7", "restart": 0, "status": 75}], "saved"),
+        ([{"event": "end", "job": "7", "restart": 0, "status": 1}], "failed"),
+        ([{"event": "stop", "job": "7", "restart": 3, "reason": "3 restarts"}], "stopped"),
+    ],
+)
+def test_state_follows_from_the_last_record(
+    events: list[dict[str, Any]], state: str, halfway: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for event in events:
+        starts.add_record(halfway, event)
+    assert told(halfway, capsys)[0]["state"] == state
+
+
+def test_a_held_lock_is_a_run_outside_slurm(
+    halfway: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileLock(halfway / "run.lock"):
+        (found,) = told(halfway, capsys)
+    assert (found["state"], found["detail"]) == ("running", "outside Slurm")
+    assert told(halfway, capsys)[0]["state"] == "not running"
+
+
+def test_restarts_of_the_last_job_are_counted(
+    halfway: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for job, restart in (("7", 0), ("7", 1), ("8", 0), ("8", 1), ("8", 2)):
+        record = {"event": "start", "run_id": "r-1", "job": job, "restart": restart}
+        starts.add_record(halfway, record)
+    (found,) = told(halfway, capsys)
+    assert (found["restarts"], found["run_id"]) == (2, "r-1")
+
+
+def test_each_stage_of_a_chain_has_its_column(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(unbroken, tmp_path / "chain" / name)
+    assert cli.main(["status", str(tmp_path / "chain")]) == 0
+    table = capsys.readouterr().out
+    assert "first" in table and "second" in table and table.count("30 of 30") == 2
+
+
+def test_a_folder_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no run in it" in capsys.readouterr().err

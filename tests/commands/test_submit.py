@@ -1,0 +1,138 @@
+"""``minimoe-dist submit`` up to sbatch: the job's script, the run's folder, refusals."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minimoe_dist import cli
+from minimoe_dist.config import load_run_config
+from minimoe_dist.config.commands import SubmitOptions
+from minimoe_dist.config.flags import known_flags
+from minimoe_dist.slurm.script import directives
+from tests.commands.support import Workshop
+
+
+def test_no_option_hides_one_of_a_run() -> None:
+    assert set(SubmitOptions.model_fields) & set(known_flags()) == set()
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    """The script and the YAML that would be submitted."""
+    assert cli.main(["submit", *words, "--dry_run"]) == 0
+    script, _, run = capsys.readouterr().out.partition("/run.yaml\nmodel_type")
+    return script, "model_type" + run
+
+
+def test_options_become_lines_of_the_script(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"use_cpu": False})
+    script, _ = dry_run(
+        capsys, str(recipe), "--nodes", "2", "--gpus_per_node", "4", "--time", "2-00:00:00",
+        "--partition", "gpu", "--account", "us", "--signal_seconds", "600",
+        "--sbatch", "constraint=a100,exclusive", "training.per_device_train_batch_size=1",
+    )  # fmt: skip
+    found = directives(script)
+    assert found == {
+        "job-name": "run",
+        "nodes": "2",
+        "ntasks-per-node": "4",
+        "gpus-per-node": "4",
+        "time": "2-00:00:00",
+        "signal": "USR1@600",
+        "requeue": "",
+        "open-mode": "append",
+        "output": f"{tmp_path / 'run'}/slurm-%j.out",
+        "partition": "gpu",
+        "account": "us",
+        "constraint": "a100",
+        "exclusive": "",
+    }
+    assert f"set -- {tmp_path / 'run'}/submissions/1/run.yaml\n" in script
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_job_reads_the_resolved_run(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, changes = workshop.recipe(tmp_path / "run"), ["--max_steps=7", "seed=5"]
+    _, text = dry_run(capsys, str(recipe), "--nodes", "2", *changes)
+    (tmp_path / "resolved.yaml").write_text(text)
+    resolved = load_run_config(str(tmp_path / "resolved.yaml"))
+    assert resolved == load_run_config(str(recipe), changes)
+
+
+def test_of_a_chain_the_finished_stages_are_left_out(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("first", "second", "third")
+    students = [{"layer": 1, "hidden": 16, "heads": 2}]
+    recipe = workshop.recipe(
+        tmp_path / "run",
+        stages=[{"name": name, "students": students} for name in names],
+        parallel={"expert_parallel_size": 1},
+    )
+    options = yaml.safe_load(dry_run(capsys, str(recipe))[1].partition("\n# ")[0])
+    folder = tmp_path / "run" / "first"
+    (folder / "export" / "student").mkdir(parents=True)
+    (folder / "export" / "student" / "config.json").write_text("{}")
+    (folder / "summary.json").write_text(json.dumps({"options": options}))
+    assert cli.main(["submit", str(recipe), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("#!/bin/bash") == 2 and "first/submissions" not in said
+    assert said.count("--dependency=afterok:") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--time", "6"], "--time: 6 leaves no time to train"),
+        (["--time", "soon"], "--time: 'soon' is no time limit"),
+        (["--sbatch", "-N"], "--sbatch: '-N' is no long option"),
+        (["--nodes", "3"], "parallel.expert_parallel_size"),
+        (["--command", "sparsify"], "model_type"),
+        (["parallel.precision=fp16"], "'fp16' does not train on CPUs"),
+        (["--record_path_or_regex", "/no/corpus"], "/no/corpus"),
+        (["--tme", "1:00:00"], "did you mean --time?"),
+    ],
+)
+def test_what_cannot_run_is_not_submitted(
+    words: list[str],
+    message: str,
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    nodes = [] if "--nodes" in words else ["--nodes", "2"]
+    assert cli.main(["submit", str(recipe), *nodes, *words, "--dry_run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_slurm_the_refusal_names_sbatch(
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    recipe = workshop.recipe(tmp_path / "run")
+    assert cli.main(["submit", str(recipe), "--nodes", "2"]) == 2
+    assert "sbatch: not found" in capsys.readouterr().err
+
+
+def test_job_files_that_are_nowhere_are_named(
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MINIMOE_SLURM", str(tmp_path))
+    recipe = workshop.recipe(tmp_path / "run")
+    assert cli.main(["submit", str(recipe), "--nodes", "2"]) == 2
+    assert f"slurm/job.sh: not in {tmp_path}; set MINIMOE_SLURM" in capsys.readouterr().err

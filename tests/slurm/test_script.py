@@ -1,0 +1,86 @@
+"""Job scripts: the shipped files' lines, rendered for one job; free options; time limits."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist.slurm.script import directives, parse_free_options, render, time_limit_seconds
+
+SCRIPTS = Path(__file__).parents[2] / "slurm"
+TRAINING = sorted(path for path in SCRIPTS.glob("*.sbatch") if "launch " in path.read_text())
+SHIPPED = """\
+#!/bin/bash
+# What it does.
+#SBATCH --nodes=2
+#SBATCH --requeue
+##SBATCH --partition=NAME
+#SBATCH --time=1:00:00  # as on our cluster
+source job.sh
+"""
+
+
+def test_directives_are_read_without_their_comments() -> None:
+    assert directives(SHIPPED) == {"nodes": "2", "requeue": "", "time": "1:00:00"}
+
+
+def test_options_replace_those_of_the_file_and_none_takes_one_away() -> None:
+    script = render(SHIPPED, {"nodes": "4", "requeue": None, "account": "a"}, {}, [])
+    assert directives(script) == {"nodes": "4", "time": "1:00:00", "account": "a"}
+
+
+def test_variables_and_arguments_come_quoted_before_the_body() -> None:
+    script = render(SHIPPED, {}, {"HOME_OF": "a b"}, ["x y", "k=v"])
+    tail = script.partition("export")[2]
+    assert tail == " HOME_OF='a b'\nset -- 'x y' k=v\nsource job.sh\n"
+
+
+def test_free_options_may_have_dashes_or_not() -> None:
+    words = ["constraint=a100", "--exclusive", "--mem=0"]
+    assert parse_free_options(words) == {"constraint": "a100", "exclusive": "", "mem": "0"}
+
+
+def test_a_free_option_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--sbatch: '-N 2' is no long option"):
+        parse_free_options(["-N 2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:30", 7230),
+        ("1-2", 93600),
+        ("1-2:30", 95400),
+        ("2-00:00:01", 172801),
+        ("UNLIMITED", None),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(text: str, seconds: int | None) -> None:
+    assert time_limit_seconds(text) == seconds
+
+
+def test_a_wrong_time_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="--time: '1h' is no time limit"):
+        time_limit_seconds("1h")
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.name)
+def test_training_scripts_are_requeued_signalled_and_keep_one_log(path: Path) -> None:
+    found = directives(path.read_text())
+    assert (found["signal"], found["open-mode"]) == ("USR1@300", "append")
+    assert "requeue" in found and "%j" in found["output"]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.iterdir()), ids=lambda path: path.name)
+def test_shell_reads_the_script(path: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    command = ["shellcheck", "-x", "-P", str(SCRIPTS), *map(str, SCRIPTS.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
