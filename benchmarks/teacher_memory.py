@@ -1,13 +1,14 @@
 """Memory of each rank of a run, by the teacher's layout, measured from outside.
 
     python benchmarks/teacher_memory.py --teacher FOLDER [--layouts replicated,zero3,tensor]
-        [--ranks 2] [--dtype bfloat16] [--batch 4] [--length 64] [--steps 4]
+        [--ranks 2] [--dtype bfloat16] [--batch 4] [--length 64] [--steps 4] [--relation_layer -1]
 
 Each layout is a run of its own: `minimoe-dist distill` under torchrun on CPUs, on random text of
 the teacher's vocabulary, with a 6L;384H 1,4E student (ZeRO-1, experts over two ranks if there are
 as many). While it runs, every rank's /proc entry is read ten times a second. "resident" is the
 kernel's own record of the peak (VmHWM) and counts a file's pages that several ranks map once for
-each; "proportional" shares them out (PSS), "own" leaves them out (RssAnon + RssShmem).
+each; "proportional" shares them out (PSS), "own" leaves them out (RssAnon + RssShmem). With
+`--relation_layer 1` next to nothing of the teacher is loaded: what is left is the rest of the run.
 """
 
 import argparse
@@ -56,6 +57,7 @@ def write_recipe(folder: Path, given: argparse.Namespace, tokenizer: Path, text:
             "model_name_or_path": given.teacher,
             "tokenizer_name_or_path": str(tokenizer),
             "dtype": given.dtype,
+            "relation_layer": given.relation_layer,
         },
         "students": [student],
         "data": {"record_path_or_regex": str(text), "max_length": given.length},
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="of a rank")
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--relation_layer", type=int, default=-1)
     given = parser.parse_args()
     print("| layout | teacher's weights | resident | proportional | own | seconds a step |")
     print("|---|---|---|---|---|---|", flush=True)

@@ -10,8 +10,9 @@ teacher ‖ student), and its change against the float32 teacher.
 """
 
 import argparse
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from minimoe_dist.models.teacher import load_teacher
 from minimoe_dist.objectives.relations import relation_loss_sum
 
 LENGTH, BATCH, SEED = 128, 16, 776
+DTYPES = ("float32", "bfloat16", "float16")
 
 Signals = tuple[Tensor, Tensor, Tensor]
 
@@ -39,15 +41,16 @@ def read(corpus: str, tokenizer_name: str, samples: int) -> Iterator[MicroBatch]
     return heldout_batches(pairs, collate, count=samples, batch_size=BATCH, rank=0, world_size=1)
 
 
-def mean_loss(
-    students: list[Signals], teachers: list[Signals], batches: list[MicroBatch], heads: int
-) -> float:
-    """KL(teacher ‖ student), nats a row of queries, keys and values."""
-    total, rows = 0.0, 0
-    for student, teacher, batch in zip(students, teachers, batches, strict=True):
-        loss, count = relation_loss_sum(student, teacher, batch.attention_mask, heads)
-        total, rows = total + float(loss), rows + count
-    return total / (3 * rows)
+def signals_of(model: Callable[..., Any], batch: MicroBatch) -> Signals:
+    query, key, value = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    return query.float(), key.float(), value.float()
+
+
+def load_outputs(folder: str) -> Callable[..., Any]:
+    student = load_student(folder).eval()
+    return lambda ids, mask, segments: (
+        student(ids, attention_mask=mask, token_type_ids=segments).signals
+    )
 
 
 @torch.no_grad()
@@ -60,41 +63,27 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--relation_heads", type=int, default=32)
     given = parser.parse_args()
-    batches = list(read(given.corpus, given.tokenizer, given.samples))
-    outputs: list[Signals] = []
-    if given.student != "none":
-        student = load_student(given.student).eval()
-        outputs = [
-            student(
-                batch.input_ids,
-                attention_mask=batch.attention_mask,
-                token_type_ids=batch.token_type_ids,
-            ).signals
-            for batch in batches
-        ]
-    print("| teacher's type | from float32 | student's loss | change | seconds |")
-    print("|---|---|---|---|---|", flush=True)
-    exact: list[Signals] = []
-    first_loss = 0.0
-    for dtype in ("float32", "bfloat16", "float16"):
-        teacher = load_teacher(given.teacher, dtype=dtype)
-        started = time.perf_counter()
-        signals = [
-            tuple(
-                signal.float()
-                for signal in teacher(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-            )
-            for batch in batches
-        ]
-        seconds = time.perf_counter() - started
-        exact = exact or signals
-        distance = mean_loss(signals, exact, batches, given.relation_heads)
-        columns = [f"{distance:.1e}", "-", "-", f"{seconds:.1f}"]
-        if outputs:
-            loss = mean_loss(outputs, signals, batches, given.relation_heads)
-            first_loss = first_loss or loss
-            columns[1:3] = [f"{loss:.5f}", f"{loss / first_loss - 1:+.3%}"]
-        print(f"| {dtype} | {' | '.join(columns)} |", flush=True)
+    teachers = {dtype: load_teacher(given.teacher, dtype=dtype) for dtype in DTYPES}
+    student = None if given.student == "none" else load_outputs(given.student)
+    from_exact, losses, rows = Counter[str](), Counter[str](), 0
+    for batch in read(given.corpus, given.tokenizer, given.samples):
+        signals = {dtype: signals_of(teacher, batch) for dtype, teacher in teachers.items()}
+        output = None if student is None else signals_of(student, batch)
+        mask, heads = batch.attention_mask, given.relation_heads
+        for dtype, own in signals.items():
+            distance, count = relation_loss_sum(own, signals["float32"], mask, heads)
+            from_exact[dtype] += float(distance)
+            if output is not None:
+                losses[dtype] += float(relation_loss_sum(output, own, mask, heads)[0])
+        rows += 3 * count
+    print(f"{rows // (3 * given.relation_heads):,} tokens, {given.relation_heads} relation heads")
+    print("| teacher's type | from float32 | student's loss | change |\n|---|---|---|---|")
+    for dtype in DTYPES:
+        columns = [f"{from_exact[dtype] / rows:.1e}", "-", "-"]
+        if student is not None:
+            change = losses[dtype] / losses["float32"] - 1
+            columns[1:] = [f"{losses[dtype] / rows:.5f}", f"{change:+.3%}"]
+        print(f"| {dtype} | {' | '.join(columns)} |")
 
 
 if __name__ == "__main__":

@@ -69,14 +69,48 @@ class Command:
 
 
 COMMANDS = {
+    "finetune": Command(
+        "train a teacher or a student on tasks, over a grid of seeds and learning rates",
+        commands.FinetuneOptions,
+        "finetune",
+        check="preflight_finetune",
+        on_ranks=True,
+    ),
+    "evaluate": Command(
+        "a model's relation loss, size, speed and load of experts, as JSON",
+        commands.EvaluateOptions,
+        "evaluate",
+        check="preflight_evaluate",
+    ),
+    "report": Command(
+        "one page about one run or several: scores, costs, curves, experts",
+        commands.ReportOptions,
+        "report",
+        uses_torch=False,
+    ),
+    "export": Command(
+        "a model as a folder for others: model card, ONNX, sentence-transformers",
+        commands.ExportOptions,
+        "export",
+        check="preflight_export",
+    ),
     "convert": Command(
         "a BERT of Megatron-LM's to a Hugging Face folder, or the other way round",
         commands.ConvertOptions,
         "convert",
         check="preflight_convert",
     ),
-    "demo": Command(
-        "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
+    "plan": Command(
+        "memory, time, traffic and cost of a recipe on a machine, before it runs",
+        commands.PlanOptions,
+        "plan",
+        uses_torch=False,
+    ),
+    "doctor": Command(
+        "what is wrong with these nodes, and how to mend it; alone or on all ranks of a job",
+        commands.DoctorOptions,
+        "doctor",
+        on_ranks=True,
     ),
     "submit": Command(
         "a run as a Slurm job, or a chain of jobs",
@@ -85,6 +119,9 @@ COMMANDS = {
         uses_torch=False,
     ),
     "status": Command("how far a run is", commands.StatusOptions, "status", uses_torch=False),
+    "demo": Command(
+        "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
+    ),
 }
 
 

@@ -6,10 +6,14 @@ import pytest
 
 from minimoe_dist.config import deepspeed_settings, load_run_config, load_stages
 from minimoe_dist.config.checks import BUILT_MODEL_TYPES
+from minimoe_dist.config.command_line import parse_command
+from minimoe_dist.config.commands import FinetuneOptions
+from minimoe_dist.data.tasks import TASKS
 from minimoe_dist.models.submodels import Sizes, once_for_all_map
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
+FINETUNING = sorted((CONFIGS / "finetune").glob("*.yaml"))
 DEEPSPEED = sorted((CONFIGS / "ds").glob("*.json"))
 
 
@@ -74,3 +78,11 @@ def test_the_once_for_all_recipes_sub_models_are_there() -> None:
 def test_recipe_is_started_by_its_own_name() -> None:
     for recipe in RECIPES:
         assert f"configs/recipes/{recipe.name}" in recipe.read_text("utf-8"), recipe.name
+
+
+@pytest.mark.parametrize("path", FINETUNING, ids=lambda path: path.stem)
+def test_finetuning_recipe_resolves(path: Path) -> None:
+    options = parse_command("finetune", FinetuneOptions, ["a_model", "--config", str(path)])
+    assert options.task is not None
+    assert set(options.task) <= set(TASKS)
+    assert f"configs/finetune/{path.name}" in path.read_text("utf-8")

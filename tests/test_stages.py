@@ -59,9 +59,26 @@ def test_options_of_the_command_line_are_for_every_stage(tmp_path: Path) -> None
     assert second.teacher.model_name_or_path == "elsewhere/assistant/export/student"
 
 
+def test_the_best_candidate_may_teach(tmp_path: Path) -> None:
+    candidates = {
+        "name": "candidates",
+        "model_type": "sparsebert_minilm",
+        "students": [
+            {"name": name, "sparsity": name[1:], "initial_weights": "sparsified"}
+            for name in ("s50", "s70")
+        ],
+        "data": {"record_path_or_regex": "corpus", "heldout_path_or_regex": "other"},
+        "tradeoff_lambda": 0.2,
+        "teaches": "best",
+    }
+    _, second = load_stages(write(tmp_path, candidates, STUDENT))
+    assert second.teacher.model_name_or_path == "runs/chain/candidates/export/best"
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
+        ([{**ASSISTANT, "tradeoff_lambda": 0.2}, STUDENT], "chooses among sparse students"),
         ([], "must be a list of stages"),
         ([{"layer": 3}], "stages.0: needs a name"),
         ([ASSISTANT, ASSISTANT], "assistant is another stage's"),

@@ -62,8 +62,8 @@ from .files import (
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
-_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
-_ELASTIC_CODE = (
+STUDENT_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
+ELASTIC_CODE = (
     blocks,
     configuration,
     elastic,
@@ -104,7 +104,7 @@ def export_student(
     """
     if isinstance(config, ElasticConfig):
         return export_elastic(elastic_of(config, weights), folder, tokenizer)
-    with _replaced(Path(folder), tokenizer) as aside:
+    with replaced(Path(folder), tokenizer) as aside:
         if config.is_dense:
             plain_model(config, weights).save_pretrained(aside)
         else:
@@ -144,7 +144,7 @@ def export_elastic(
     """
     config = model.config
     keeps_map = sparsity is None and config.sparsity == submodels.WHOLE
-    with _replaced(Path(folder), tokenizer) as aside:
+    with replaced(Path(folder), tokenizer) as aside:
         if not keeps_map and elastic_surgery.is_plain_bert(config, sparsity):
             elastic_surgery.plain_bert(model, sparsity).save_pretrained(aside)
         else:
@@ -154,12 +154,12 @@ def export_elastic(
                 "AutoModel": "elastic.ElasticModel",
             }
             own.save_pretrained(aside)
-            _copy_code(_ELASTIC_CODE, aside)
+            copy_code(ELASTIC_CODE, aside)
     return Path(folder)
 
 
 @contextmanager
-def _replaced(folder: Path, tokenizer: Any) -> Iterator[Path]:
+def replaced(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``folder`` at the end."""
     finish_replacing(folder)
     aside = beside(folder, PARTIAL)
@@ -177,7 +177,8 @@ def _replaced(folder: Path, tokenizer: Any) -> Iterator[Path]:
     replace_folder(aside, folder)
 
 
-def _copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
+def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
+    """Puts modules beside weights, for ``trust_remote_code=True``."""
     for module in modules:
         assert module.__file__ is not None
         shutil.copy(module.__file__, folder)
@@ -214,7 +215,7 @@ def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder
         "AutoModel": "moebert.MiniMoeModel",
     }
     model.save_pretrained(folder)
-    _copy_code(_CODE, folder)
+    copy_code(STUDENT_CODE, folder)
 
 
 def load_student(folder: str | Path) -> Student:

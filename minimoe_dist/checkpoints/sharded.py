@@ -5,6 +5,7 @@ tensor by tensor, from safetensors wherever there are some.
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -128,7 +129,9 @@ class FolderWeights:
 
 
 def _pickle(path: Path) -> dict[str, Callable[[], Tensor]]:
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    # Files from before PyTorch 1.6 are no archives and cannot be mapped.
+    mapped = zipfile.is_zipfile(path)
+    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     return {name: value.detach for name, value in state.items()}
 
 

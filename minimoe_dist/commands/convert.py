@@ -1,15 +1,16 @@
 """``minimoe-dist convert``: BERTs between Megatron-LM's checkpoints and Hugging Face's folders."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from ..checkpoints.megatron.arguments import GivenFacts
 from ..checkpoints.megatron.converting import Report, to_hugging_face, to_megatron
+from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
 from ..config.commands import ConvertOptions
 from ..corpus.tokenizing import load_tokenizer
@@ -23,7 +24,7 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     """Converts, compares and prints what was done.
 
     Returns:
-        0; 1 if the two sides do not compute the same, of which nothing is left.
+        0; 1 if the two sides do not compute the same or the disk fails: nothing is left then.
 
     Raises:
         ValueError: the input cannot be converted as asked.
@@ -37,7 +38,7 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     direction = direction_of(options)
     try:
         if direction == "huggingface":
-            given = replace(_given(options), vocab_size=tokens or _given(options).vocab_size)
+            given = _given(options, tokens)
             report = to_hugging_face(
                 source, output, given, dtype=dtype, tokenizer=tokenizer, compare=options.compare
             )
@@ -53,23 +54,26 @@ def run(options: ConvertOptions, launch: Launch) -> int:
                 dtype=dtype,
             )
             report = to_megatron(source, output, target, compare=options.compare)
-    except RuntimeError as error:
-        _log.error("%s", error)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        # The comparison's, or a full disk's, which torch and safetensors word in many lines.
+        _log.error("%s: %s", output, (str(error).strip() or type(error).__name__).splitlines()[0])
         return 1
     _show(direction, output, report)
     return 0
 
 
-def _given(options: ConvertOptions) -> GivenFacts:
-    """What flags say, and where they are silent a given ``config.json``."""
-    values: dict[str, Any] = {}
-    if options.model_config_path is not None:
-        values = dict(config_json(options.model_config_path))
+def _given(options: ConvertOptions, tokens: int | None) -> GivenFacts:
+    """What flags say, and where they are silent a ``config.json``, given or beside the ranks."""
+    folders = [Path(options.input).expanduser()]
+    if folders[0].name.startswith((RELEASE, "iter_")):
+        folders.append(folders[0].parent)
+    paths = [options.model_config_path] if options.model_config_path else map(str, folders)
+    values: dict[str, Any] = next(filter(None, map(config_json, paths)), {})
     return GivenFacts(
         num_attention_heads=options.num_attention_heads or values.get("num_attention_heads"),
         layer_norm_eps=options.layer_norm_eps or values.get("layer_norm_eps"),
         hidden_act=options.hidden_act or values.get("hidden_act"),
-        vocab_size=values.get("vocab_size"),
+        vocab_size=tokens or values.get("vocab_size"),
     )
 
 

@@ -26,7 +26,7 @@ from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
 from .finished import is_finished
 from .model_types import Lesson, make_student, open_lesson
-from .results import Heldout, export_all, relation_paths
+from .results import Heldout, export_all, keep_best, relation_paths
 from .scope import FAILED, FINISHED, STOPPED, only_run_in, started
 
 _log = logger("distill")
@@ -302,6 +302,8 @@ class _Run:
                     name, student.config, weights, target, self.data.tokenizer, heldout
                 )
         if self.launch.rank == 0:
+            if self.config.tradeoff_lambda is not None:
+                summary["tradeoff"] = keep_best(self.config, after)
             path = self.folder / "summary.json"
             beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")
             flush_file(beside(path, PARTIAL))

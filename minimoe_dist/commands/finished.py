@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config import RunConfig
 from ..config.changes import changed_options
+from ..config.checks import BEST_CANDIDATE
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -14,7 +15,9 @@ def is_finished(config: RunConfig) -> bool:
         ValueError: it has, but its options are not the ones that are given now.
     """
     path = Path(config.output_dir) / "summary.json"
-    exports = [Path(config.export_folder(student.name)) for student in config.students]
+    names = [student.name for student in config.students]
+    names += [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []
+    exports = [Path(config.export_folder(name)) for name in names]
     wanted = [path, *(folder / "config.json" for folder in exports)]
     if config.resume != "auto" or not all(one.is_file() for one in wanted):
         return False

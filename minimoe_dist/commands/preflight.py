@@ -6,8 +6,9 @@ from pathlib import Path
 from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
 from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import check_world_size
+from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
 from minimoe_dist.config.paths import (
+    check_masked_lm_head,
     check_output_dir,
     check_teacher_fits,
     check_teacher_layout,
@@ -40,6 +41,7 @@ def problems_of_stages(
         device_type: what they would train on.
     """
     exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
+    exported |= {stage.export_folder(BEST_CANDIDATE) for stage in stages}
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
@@ -107,9 +109,13 @@ def _check_layout_to_come(config: RunConfig) -> None:
 
 
 def _check_models(config: RunConfig, to_come: Collection[str]) -> None:
-    teacher = read_model_json(_teacher_folder(config))
+    path, folder = config.teacher.model_name_or_path, _teacher_folder(config)
+    teacher = read_model_json(folder)
     check_teacher_fits(config, teacher)
-    check_students(config, teacher, to_come)
+    if is_sparsification(config):
+        check_masked_lm_head(path, folder, teacher)
+    else:
+        check_students(config, teacher, to_come)
 
 
 def _teacher_folder(config: RunConfig) -> str:

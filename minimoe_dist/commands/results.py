@@ -1,5 +1,6 @@
 """What becomes of a trained student: its exports, and its size and cost in words and numbers."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,10 +8,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.export import elastic_of, export_elastic, export_student
+from ..checkpoints.files import PARTIAL, beside, make_empty, replace_folder
+from ..config import RunConfig
+from ..config.checks import BEST_CANDIDATE
 from ..models.compute import RelationPath, encoder_gmac
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
 from ..models.submodels import once_for_all_name
+from ..objectives.tradeoff import best_candidate
 
 
 class Heldout(NamedTuple):
@@ -70,6 +75,27 @@ def export_all(
             "export": str(export_elastic(model, target, tokenizer, sub_model)),
         }
     return summary
+
+
+def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> dict[str, Any]:
+    """Copies the export of the student with the best λ-tradeoff to ``export/best`` (MiniDisc).
+
+    Args:
+        config: the run, with ``tradeoff_lambda``.
+        heldout: student -> relation loss on held-out text.
+
+    Returns:
+        For the summary: the student's name, and all students' scores.
+    """
+    assert config.tradeoff_lambda is not None
+    sparsities = {one.name: float(one.sparsity or 0) / 100 for one in config.students}
+    name, scores = best_candidate(heldout, sparsities, config.tradeoff_lambda)
+    target = Path(config.export_folder(BEST_CANDIDATE))
+    aside = beside(target, PARTIAL)
+    make_empty(aside)
+    shutil.copytree(config.export_folder(name), aside, dirs_exist_ok=True)
+    replace_folder(aside, target)
+    return {"best": name, "export": str(target), "candidates": scores}
 
 
 def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # What `minimoe-dist sparsify` does; with a sparsity, `distill` trains that sub-model so.
 SPARSIFICATION = "sparsebert_mlm"
 SPARSE_MODEL_TYPES = ("sparsebert_minilm", SPARSIFICATION)
+BEST_CANDIDATE = "best"  # the export of the student with the best λ-tradeoff
 BUILT_MODEL_TYPES = (
     "bert_minilm",
     "moebert_minilm",
@@ -68,6 +69,7 @@ def run_problems(config: "RunConfig") -> list[Problem]:
         + _objective_problems(config)
         + _teacher_problems(config)
         + _student_problems(config)
+        + _tradeoff_problems(config)
         + _parallel_problems(config)
     )
 
@@ -123,6 +125,23 @@ def _student_problems(config: "RunConfig") -> list[Problem]:
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
             problems.append((("students",), f"{count} are named {name!r}; give each its own name"))
+    return problems
+
+
+def _tradeoff_problems(config: "RunConfig") -> list[Problem]:
+    if config.tradeoff_lambda is None:
+        return []
+    problems: list[Problem] = []
+    if config.model_type != "sparsebert_minilm":
+        words = f"chooses among sparse students, not those of {config.model_type}; leave it out"
+        problems.append((("tradeoff_lambda",), words))
+    if config.data.heldout_path_or_regex is None:
+        words = "is missing, and tradeoff_lambda measures students on it; give a corpus"
+        problems.append((("data", "heldout_path_or_regex"), words))
+    for index, student in enumerate(config.students):
+        if student.name == BEST_CANDIDATE:
+            words = f"{student.name!r} is where the best student goes; choose another name"
+            problems.append((("students", index, "name"), words))
     return problems
 
 
@@ -215,6 +234,12 @@ def _parallel_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
+def is_sparsification(config: "RunConfig") -> bool:
+    """Whether a run is ``minimoe-dist sparsify``'s and has no students."""
+    own = config.model_type == SPARSIFICATION
+    return own and all(student.sparsity is None for student in config.students)
+
+
 def check_command(config: "RunConfig", command: str) -> None:
     """Refuses a run that another command is for.
 
@@ -223,6 +248,8 @@ def check_command(config: "RunConfig", command: str) -> None:
     """
     if command == "sparsify" and config.model_type != SPARSIFICATION:
         raise ConfigError(f"model_type: {config.model_type} is for minimoe-dist distill; use that")
+    if command == "sparsify" and not is_sparsification(config):
+        raise ConfigError("students.sparsity: sparsify makes the whole map; leave it out")
     if command == "distill" and config.model_type == SPARSIFICATION:
         for student in config.students:
             if student.sparsity is None:

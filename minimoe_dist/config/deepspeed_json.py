@@ -191,6 +191,25 @@ def deepspeed_settings(
     return filled
 
 
+def task_settings(
+    zero_stage: int, precision: str, micro_batch_size: int, world_size: int
+) -> dict[str, Any]:
+    """The same for fine-tuning, which has no JSON of the user's and no accumulation."""
+    zero: dict[str, Any] = {name: value for name, (value, _) in _FIXED.items()}
+    return {
+        "train_batch_size": micro_batch_size * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero
+        | {"stage": zero_stage, "reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET},
+        "steps_per_print": 1_000_000_000,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": False},
+    }
+
+
 def _read(path: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)

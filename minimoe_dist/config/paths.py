@@ -62,6 +62,48 @@ def read_model_json(folder: str) -> dict[str, Any]:
     return values
 
 
+def read_tensor_names(folder: str) -> set[str] | None:
+    """The names of a model folder's tensors, from the head of its safetensors file.
+
+    None where that cannot be told: another format, several files, or a damaged one.
+    """
+    path = Path(folder) / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            head = file.read(length) if length <= path.stat().st_size else b""
+            return set(json.loads(head))
+    except (OSError, ValueError):
+        return None
+
+
+def check_masked_lm_head(path: str, folder: str, model: dict[str, Any]) -> None:
+    """Refuses to sparsify a model without the head that importances are measured with.
+
+    Args:
+        path: as the user names it.
+        folder: where it is.
+        model: its ``config.json``.
+
+    Raises:
+        ConfigError: its weights have no masked-LM head; says how to train one.
+    """
+    names = read_tensor_names(folder)
+    if names is None or any(name.startswith("cls.predictions.transform.") for name in names):
+        return
+    sizes = {
+        "layer": model.get("num_hidden_layers"),
+        "hidden": model.get("hidden_size"),
+        "heads": model.get("num_attention_heads"),
+    }
+    flags = " ".join(f"--{name} {value}" for name, value in sizes.items())
+    raise ConfigError(
+        f"{path}: has no masked-LM head, by whose loss importances are measured; train one with "
+        f"the encoder first (minimoe-dist distill --model_type bert_mlm --initial_weights {path} "
+        f"{flags}) and sparsify what that exports"
+    )
+
+
 def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     """Refuses a run whose numbers the teacher's configuration cannot serve.
 
@@ -74,7 +116,6 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     """
     name = config.teacher.model_name_or_path
     hidden, layers = model.get("hidden_size"), model.get("num_hidden_layers")
-    positions = model.get("max_position_embeddings")
     relation_heads, layer = config.objective.num_relation_heads, config.teacher.relation_layer
     learns_relations = config.objective.relation_weight and config.model_type != "bert_tinybert"
     if learns_relations and hidden is not None and hidden % relation_heads:
@@ -87,13 +128,30 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
             f"teacher.relation_layer: {layer}, but {name} has {layers} layers; use at most {layers}"
         )
     _check_kind(config, model)
-    if positions is not None:
-        positions -= _UNUSED_POSITIONS.get(str(model.get("model_type")), 0)
-        if config.data.max_length > positions:
-            raise ConfigError(
-                f"data.max_length: {config.data.max_length} is longer than the {positions} "
-                f"positions of teacher {name}; use at most {positions}"
-            )
+    check_length("data.max_length", config.data.max_length, f"teacher {name}", model)
+
+
+def check_length(option: str, length: int, name: str, model: dict[str, Any]) -> None:
+    """Refuses samples that are longer than a model's positions.
+
+    Args:
+        option: of the length.
+        length: tokens of a sample.
+        name: of the model.
+        model: its ``config.json``; empty where it is not known yet.
+
+    Raises:
+        ConfigError: they are.
+    """
+    positions = model.get("max_position_embeddings")
+    if positions is None:
+        return
+    positions -= _UNUSED_POSITIONS.get(str(model.get("family", model.get("model_type"))), 0)
+    if length > positions:
+        raise ConfigError(
+            f"{option}: {length} is longer than the {positions} positions of {name}; "
+            f"use at most {positions}"
+        )
 
 
 def check_teacher_layout(

@@ -298,6 +298,12 @@ class RunConfig(Section):
     allow_changed_options: bool = Field(
         False, description="resume although options or corpora changed"
     )
+    tradeoff_lambda: float | None = Field(
+        None,
+        ge=0,
+        description="copy the sparse student with the best λ-tradeoff to export/best (MiniDisc: "
+        "0.2), for the next stage to learn from",
+    )
     teacher: TeacherConfig
     students: list[StudentConfig] = Field(
         default_factory=lambda: [StudentConfig()], min_length=1, description="the students"

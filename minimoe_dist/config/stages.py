@@ -3,7 +3,8 @@
 A recipe's ``stages`` is a list of mappings, each with a ``name`` and with the options in which the
 stage differs from the rest of the recipe: sections are merged, lists such as ``students`` are
 replaced. Stage NAME writes to ``output_dir/NAME``. From the second stage on, the teacher is the
-export of the stage before; ``teaches`` names one of a stage's students where there are several.
+export of the stage before; ``teaches`` names one of a stage's students where there are several, or
+``best`` for the one that ``tradeoff_lambda`` chooses when they are trained.
 """
 
 import re
@@ -12,6 +13,7 @@ from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
+from minimoe_dist.config.checks import BEST_CANDIDATE
 from minimoe_dist.config.loading import read_recipe, resolve_run
 from minimoe_dist.config.problems import ConfigError, shown
 from minimoe_dist.config.schema import RunConfig
@@ -87,8 +89,10 @@ def _taught_by(stage: RunConfig, teacher: str, entry: Mapping[str, Any]) -> RunC
 
 
 def _teaching(stage: RunConfig, entry: Mapping[str, Any], where: str) -> str:
-    """The student whose export is the next stage's teacher."""
+    """The student, or the best one by λ-tradeoff, whose export is the next stage's teacher."""
     names = [student.name for student in stage.students]
+    if stage.tradeoff_lambda is not None:
+        names.append(BEST_CANDIDATE)
     chosen = entry.get("teaches", names[0] if len(names) == 1 else None)
     if chosen not in names:
         raise ConfigError(

@@ -7,7 +7,7 @@ here: plans are made without it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +29,24 @@ def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
         10⁹ multiply-accumulates of one sequence, e.g. 10.87 for BERT-base at length 128.
     """
     return 12 * layers * hidden**2 * length / 1e9
+
+
+def sequence_gmac(config: Any, length: int = 128) -> float:
+    """:func:`encoder_gmac` of a model's own sizes: sub-models, and blocks that are not 4 H wide.
+
+    Args:
+        config: of a student, or of any BERT-like encoder.
+        length: tokens in the sequence; a mean of lengths, too, since the count is linear in it.
+
+    Returns:
+        10⁹ multiply-accumulates: L · (4 · H² + 2 · H · I) a token.
+    """
+    if hasattr(config, "sparsity_map"):  # sliceable; its class would bring transformers along
+        per_token: float = config.shape().gmac(config.sizes.head_size, 1)
+        return per_token * length
+    hidden = config.hidden_size
+    token = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    return config.num_hidden_layers * token * length / 1e9
 
 
 def count_parameters(model: "nn.Module", *, trainable_only: bool = False) -> int:

@@ -41,7 +41,9 @@ class LayerOutput(NamedTuple):
     projected: Tensor | None
 
 
-def _linear(config: MiniMoeConfig, experts: int, sizes: tuple[int, int], axis: int, element: int):  # type: ignore[no-untyped-def]
+def _linear(
+    experts: int, sizes: tuple[int, int], axis: int, element: int
+) -> nn.Linear | ExpertLinear:
     """A plain map, or stacked ones where the block has several experts."""
     if experts == 1:
         return nn.Linear(*sizes)
@@ -55,9 +57,9 @@ class _Projections(nn.Module):
         super().__init__()
         size, experts = config.hidden_size, config.attention_experts
         head_size = size // config.num_attention_heads
-        self.query = _linear(config, experts, (size, size), 0, head_size)
-        self.key = _linear(config, experts, (size, size), 0, head_size)
-        self.value = _linear(config, experts, (size, size), 0, head_size)
+        self.query = _linear(experts, (size, size), 0, head_size)
+        self.key = _linear(experts, (size, size), 0, head_size)
+        self.value = _linear(experts, (size, size), 0, head_size)
 
 
 class _Output(nn.Module):
@@ -68,7 +70,7 @@ class _Output(nn.Module):
     ) -> None:
         super().__init__()
         size = config.hidden_size
-        self.dense = _linear(config, experts, (in_features, size), 1, element)
+        self.dense = _linear(experts, (in_features, size), 1, element)
         if not config.normalizes_input:
             self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob, site)
@@ -101,7 +103,7 @@ class _Intermediate(nn.Module):
     def __init__(self, config: MiniMoeConfig) -> None:
         super().__init__()
         sizes = (config.hidden_size, config.intermediate_size)
-        self.dense = _linear(config, config.feedforward_experts, sizes, 0, 1)
+        self.dense = _linear(config.feedforward_experts, sizes, 0, 1)
         self.activation = ACT2FN[config.hidden_act]
 
 

@@ -39,6 +39,14 @@ ENCODERS: dict[str, type[PreTrainedModel]] = {
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def longest_sequence(config: PreTrainedConfig) -> int:
+    """Tokens of the longest sequence that an encoder takes."""
+    positions: int = config.max_position_embeddings
+    if getattr(config, "family", config.model_type) == "roberta":
+        return positions - (config.pad_token_id or 0) - 1
+    return positions
+
+
 def supported() -> str:
     """The model types that can be loaded."""
     return ", ".join(sorted(ENCODERS))

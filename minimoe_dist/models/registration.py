@@ -16,13 +16,28 @@ def register_configurations() -> None:
 
 
 def register_models() -> None:
-    """Makes ``AutoModel`` load the students' encoders."""
-    from transformers.models.auto.modeling_auto import AutoModel
+    """Makes transformers' automatic classes load students, with a task's head too."""
+    from transformers.models.auto.modeling_auto import (
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
     from .configuration import MiniMoeConfig
     from .elastic import ElasticModel
     from .elastic_configuration import ElasticConfig
     from .moebert import MiniMoeModel
+    from .task_heads import (
+        ElasticForSequenceClassification,
+        ElasticForTokenClassification,
+        MiniMoeForSequenceClassification,
+        MiniMoeForTokenClassification,
+    )
 
     AutoModel.register(MiniMoeConfig, MiniMoeModel, exist_ok=True)
     AutoModel.register(ElasticConfig, ElasticModel, exist_ok=True)
+    for_texts, for_tokens = AutoModelForSequenceClassification, AutoModelForTokenClassification
+    for_texts.register(MiniMoeConfig, MiniMoeForSequenceClassification, exist_ok=True)
+    for_texts.register(ElasticConfig, ElasticForSequenceClassification, exist_ok=True)
+    for_tokens.register(MiniMoeConfig, MiniMoeForTokenClassification, exist_ok=True)
+    for_tokens.register(ElasticConfig, ElasticForTokenClassification, exist_ok=True)

@@ -224,12 +224,11 @@ def unfilled_teacher(
     *,
     relation_layer: int = -1,
     dtype: torch.dtype | str = "float32",
-    device: torch.device | str = "cpu",
 ) -> UnfilledTeacher:
     """A teacher to be filled with weights piece by piece, for layouts that share it out.
 
-    Arguments and errors are those of :func:`load_teacher`; besides, weights must be safetensors.
-    ``device`` decides what dtype "auto" is.
+    Arguments and errors are those of :func:`load_teacher` for a CPU; besides, weights must be
+    safetensors.
     """
     from ..runtime import resolve_model_path
 
@@ -238,7 +237,7 @@ def unfilled_teacher(
     layer = _layer_number(path, config, relation_layer)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = layer
-    model = empty_encoder(cut, encoder_dtype(dtype, torch.device(device)))
+    model = empty_encoder(cut, encoder_dtype(dtype, torch.device("cpu")))
     weights = SlicedWeights(path, folder, model.base_model_prefix)
     own_names = {parameter: name for name, parameter in model.named_parameters()}
     teacher = RelationTeacher(signals_of(model), config, layer)

@@ -82,7 +82,11 @@ class SlicedWeights:
         for part, entries in by_part.items():
             with self._open(part) as opened:
                 for name, key in entries:
-                    if tuple(opened.get_slice(key).get_shape()) != tuple(shapes[name]):
+                    try:
+                        found_shape = opened.get_slice(key).get_shape()
+                    except SafetensorError as error:  # the index promises what is not there
+                        raise self._unreadable(part, error) from error
+                    if tuple(found_shape) != tuple(shapes[name]):
                         wrong.append(name)
         refuse_incomplete(self._where, model_type, [], wrong)
 

@@ -119,3 +119,30 @@ def _draw_shares(axes: "Axes", name: str, shares: Sequence[Sequence[float]]) -> 
         yticks=range(len(shares)),
     )
     axes.figure.colorbar(image, ax=axes)
+
+
+def draw_task_curves(results: dict[str, Any], target: str | Path) -> None:
+    """Draws a fine-tuning run: the score and the training loss of every cell by epoch.
+
+    Args:
+        results: ``results.json`` as a fine-tuning run writes it.
+        target: the picture's file.
+    """
+    from matplotlib.figure import Figure
+
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(2 * width, height), layout="constrained")
+    scores, losses = figure.subplots(1, 2)
+    for cell in results["cells"]:
+        epochs = [record["epoch"] for record in cell["epochs"]]
+        label = f"{cell['learning_rate']:g}, batch {cell['batch_size']}, seed {cell['seed']}"
+        metric = results["metric"]
+        scores.plot(epochs, [r["scores"][metric] for r in cell["epochs"]], "o-", label=label)
+        losses.plot(epochs, [r["train_loss"] for r in cell["epochs"]], "o-", label=label)
+    scores.set(title=f"{results['task']}, dev", xlabel="epoch", ylabel=results["metric"])
+    losses.set(title=f"{results['task']}, training", xlabel="epoch", ylabel="loss")
+    for axes in (scores, losses):
+        axes.grid(alpha=0.3)
+    if 0 < len(results["cells"]) <= 12:
+        scores.legend(fontsize="small")
+    figure.savefig(target, dpi=110)

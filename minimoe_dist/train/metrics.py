@@ -127,7 +127,7 @@ class Metrics:
         _drop_records_after(path, first_step)
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._progress = _Progress(stream or sys.stderr, total_steps, first_step)
+        self._progress = Progress(stream or sys.stderr, total_steps, first_step)
         self._total_steps = total_steps
         self._log_interval = log_interval
         self._flops_per_token = math.nan if flops_per_token is None else flops_per_token
@@ -263,10 +263,19 @@ class Metrics:
         self._lines.flush()
 
 
-class _Progress:
-    """A bar on a terminal; elsewhere lines, since a bar would fill a log with itself."""
+class Progress:
+    """A bar on a terminal; elsewhere lines, since a bar would fill a log with itself.
 
-    def __init__(self, stream: TextIO, total_steps: int, first_step: int) -> None:
+    Args:
+        stream: where to.
+        total_steps: at the end.
+        first_step: steps done before.
+        what: goes on, for the bar.
+    """
+
+    def __init__(
+        self, stream: TextIO, total_steps: int, first_step: int, what: str = "distilling"
+    ) -> None:
         self._stream = stream
         self._total_steps = total_steps
         self._first_step = first_step
@@ -278,7 +287,7 @@ class _Progress:
                 total=total_steps,
                 initial=first_step,
                 file=stream,
-                desc="distilling",
+                desc=what,
                 unit="step",
                 dynamic_ncols=True,
             )
@@ -308,6 +317,22 @@ class _Progress:
         seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
         line = f"step {step}/{self._total_steps}  {_readable(numbers)}, {_clock(seconds)} left"
         print(line, file=self._stream, flush=True)
+
+    def note(self, words: str, numbers: Mapping[str, float], step: int) -> None:
+        """Print a line of any words with the time left, also above a bar."""
+        done = max(1, step - self._first_step)
+        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
+        line = f"{words}  {_readable(numbers)}, at most {_clock(seconds)} left"
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def resume(self, step: int) -> None:
+        """Start behind a step, before the first one of this process."""
+        self._first_step = step
+        if self._bar is not None:
+            self._bar.update(step)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -32,6 +32,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from ..models.pretrained import encoder_dtype
 from ..models.teacher import CutEncoder, RelationTeacher, UnfilledTeacher, unfilled_teacher
 from ..runtime import logger
 from .engine import initialize_communication, quiet_deepspeed
@@ -64,7 +65,7 @@ def load_sharded_teacher(
         parallel_size: n, ranks of a group; None is all ranks.
         offload: ``zero3`` only: the parts wait in the host's memory.
         relation_layer: layer from 1; -1 is the last one.
-        dtype: as ``load_teacher`` takes it.
+        dtype: as ``load_teacher`` takes it; "auto" is what suits rank 0.
         device: where it computes.
 
     Returns:
@@ -82,7 +83,10 @@ def load_sharded_teacher(
             f"teacher.parallel_size: {size} does not divide the {dist.get_world_size()} ranks; use "
             "a divisor"
         )
-    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=dtype, device=device)
+    # "auto" depends on the processor, and what ranks exchange must be of one type.
+    chosen = [encoder_dtype(dtype, device)]
+    dist.broadcast_object_list(chosen, src=0)
+    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen[0])
     if layout == "tensor":
         _check_divisible(path, unfilled, size)
     group, _ = dist.new_subgroups(size)

@@ -5,43 +5,21 @@ import sys
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    BertModel,
-    MegatronBertModel,
-    RobertaModel,
-)
+from transformers import AutoModel, AutoModelForMaskedLM
 
 from minimoe_dist.checkpoints.export import export_student, load_student
 from minimoe_dist.checkpoints.published import load_published, save_published
 from minimoe_dist.models.build import build_student
-from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
+from minimoe_dist.models.configuration import FAMILIES
 from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
 from minimoe_dist.models.moebert import MiniMoeForRelations
 from minimoe_dist.models.tinybert import MiniMoeForStates
-
-ENCODERS = {"bert": BertModel, "roberta": RobertaModel, "megatron-bert": MegatronBertModel}
+from tests.families import ENCODERS, PADDING, padded_batch, student_options
 
 
 def make_student(family, experts=(1, 1), model_class=MiniMoeForRelations, **changes):
-    options = {
-        "vocab_size": 60,
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "max_position_embeddings": 20,
-        "type_vocab_size": 1 if family == "roberta" else 2,
-        "initializer_range": 0.3,
-        "family": family,
-        "pad_token_id": 1 if family == "roberta" else 0,
-        "attention_experts": experts[0],
-        "feedforward_experts": experts[1],
-        "relation_projections": experts != (1, 1),
-        "num_relation_heads": 4,
-    }
-    config = MiniMoeConfig(**{**options, **changes})
+    types = {"type_vocab_size": 1} if family == "roberta" else {}
+    config = student_options(family, experts, **{"intermediate_size": 96, **types, **changes})
     student = build_student(config, seed=0, model_class=model_class).eval()
     for name, parameter in student.named_parameters():
         if name.endswith("bias"):
@@ -50,14 +28,9 @@ def make_student(family, experts=(1, 1), model_class=MiniMoeForRelations, **chan
 
 
 def inputs(family):
-    mask = torch.arange(9) < torch.tensor([9, 5, 7])[:, None]
-    ids = torch.randint(4, 60, mask.shape, generator=torch.Generator().manual_seed(1))
-    batch = {"input_ids": ids, "attention_mask": mask}
-    if family == "roberta":
-        batch["input_ids"] = ids.masked_fill(~mask, 1)
-    else:
-        batch["token_type_ids"] = (ids % 2) * mask
-    return batch
+    ids, mask, segments = padded_batch(PADDING[family])
+    given = {"input_ids": ids, "attention_mask": mask}
+    return given if family == "roberta" else {**given, "token_type_ids": segments}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -290,6 +290,18 @@ def test_a_published_student_teaches_as_its_export_does(
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
 
 
+def test_a_published_sparsified_model_starts_a_sparse_student(make: Maker, tmp_path: Path) -> None:
+    save_published(load_student(make.sparsified), tmp_path / "published")
+    student = {"sparsity": "50", "initial_weights": str(tmp_path / "published")}
+    options = ("--max_steps", "1")
+    path = make(tmp_path / "run", "sparsebert_minilm again", student=student)
+    support.finish(path, *options, world_size=1)
+    own = make(tmp_path / "own", "sparsebert_minilm again", sparsified="50")
+    support.finish(own, *options, world_size=1)
+    first, second = (support.losses(tmp_path / name)[1] for name in ("run", "own"))
+    assert first["student"]["loss"] == pytest.approx(second["student"]["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize("finished", ["bert_minilm"], indirect=True)
 def test_experts_start_as_copies_of_a_plain_student(
     finished: tuple[str, Path], make: Maker, tmp_path: Path
@@ -343,3 +355,23 @@ def test_another_vocabulary_is_refused(make: Maker, tmp_path: Path) -> None:
     )
     assert statuses == [2]
     assert "has a vocabulary of 100, the teacher of 200" in said
+
+
+def test_a_chain_goes_on_from_the_candidate_with_the_best_tradeoff(
+    make: Maker, sparsified: Path, tmp_path: Path
+) -> None:
+    sparse = {"initial_weights": str(sparsified)}
+    candidates = [{"name": f"s{each}", "sparsity": each, **sparse} for each in ("50", "90")]
+    stages = [
+        # So large a weight that the smallest one is chosen, whatever it has learnt.
+        {"name": "candidates", "students": candidates, "tradeoff_lambda": 9, "teaches": "best"},
+        {"name": "student", "students": [{"sparsity": "90", **sparse}]},
+    ]
+    support.finish(make(tmp_path / "run", "sparsebert_minilm", sparsified="90", stages=stages))
+    first, second = (
+        json.loads((tmp_path / "run" / name / "summary.json").read_text())
+        for name in ("candidates", "student")
+    )
+    assert first["tradeoff"]["best"] == "s90"
+    assert set(first["tradeoff"]["candidates"]) == {"s50", "s90"}
+    assert second["teacher"] == str(tmp_path / "run" / "candidates" / "export" / "best")

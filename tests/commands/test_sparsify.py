@@ -93,11 +93,23 @@ def test_a_stopped_run_goes_on_to_the_same_importances(
     assert torch.equal(first["sums"], second["sums"])
 
 
-def test_a_model_without_a_head_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_model_without_a_head_is_refused_with_the_command_that_trains_one(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     path = recipe(workshop, tmp_path / "run", workshop.teacher)
     statuses, said = support.run(path, command="sparsify", world_size=1)
-    assert statuses == [2]
-    assert "has no masked-LM head: give a checkpoint that was saved with its head" in said
+    assert statuses == [2] and said.count("\n") == 1
+    assert f"{workshop.teacher}: has no masked-LM head" in said
+    command = said.partition("(minimoe-dist distill ")[2].partition(")")[0]
+    first = workshop.recipe(
+        tmp_path / "head",
+        students=[{}],
+        training={"max_steps": 1},
+        parallel={"expert_parallel_size": 1},
+    )
+    support.finish(first, *command.split(), world_size=1)
+    second = recipe(workshop, tmp_path / "again", tmp_path / "head" / "export" / "student")
+    support.finish(second, "--max_steps", "1", command="sparsify", world_size=1)
 
 
 def test_distill_names_the_command_for_it(

@@ -67,6 +67,14 @@ def test_padding_goes_to_the_next_multiple_of_eight_within_the_maximum(
     assert batch.input_ids.shape == (1, padded)
 
 
+@pytest.mark.parametrize("data_type", ["bert_nil", "bert_mlm"])
+def test_batches_may_be_padded_to_the_full_length_as_published(data_type: str) -> None:
+    collate = build_collate(data_type, SPECIAL, 64, 1, full_length=True)
+    batch = collate([pair_of(2, 4)], np.array([7]))
+    assert batch.input_ids.shape == (1, 64)
+    assert batch.attention_mask.sum() == 9
+
+
 def test_tensors_have_the_documented_types() -> None:
     batch = masked_batch([(5, 5)])
     assert batch.attention_mask.dtype == torch.bool

@@ -8,44 +8,23 @@ import torch
 from minimoe_dist.checkpoints.export import export_elastic, export_student
 from minimoe_dist.checkpoints.published import load_published, save_published
 from minimoe_dist.models.build import build_student, student_config
-from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
+from minimoe_dist.models.configuration import FAMILIES
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_configuration import ElasticConfig
 from minimoe_dist.models.teacher import load_teacher, teacher_of
-
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "max_position_embeddings": 20,
-    "initializer_range": 0.3,
-    "num_relation_heads": 4,
-}
+from tests.families import PADDING, SIZES, padded_batch, student_options
 
 
-def make_assistant(experts=(1, 4), **changes):
-    options = {
-        "attention_experts": experts[0],
-        "feedforward_experts": experts[1],
-        "relation_projections": experts != (1, 1),
-    }
-    return build_student(MiniMoeConfig(**{**SIZES, **options, **changes}), seed=0).eval()
-
-
-def inputs():
-    mask = torch.arange(9) < torch.tensor([9, 5, 7])[:, None]
-    ids = torch.randint(4, 60, mask.shape, generator=torch.Generator().manual_seed(1))
-    return ids.masked_fill(~mask, 0), mask, (ids % 2) * mask
+def make_assistant(experts=(1, 4), family="bert", **changes):
+    return build_student(student_options(family, experts, **changes), seed=0).eval()
 
 
 def signals_of_real_tokens(signals):
-    return torch.stack(list(signals))[:, inputs()[1]]
+    return torch.stack(list(signals))[:, padded_batch()[1]]
 
 
 def own_signals(student):
-    ids, mask, segments = inputs()
+    ids, mask, segments = padded_batch()
     output = student(ids, attention_mask=mask, token_type_ids=segments)
     return signals_of_real_tokens(output.signals)
 
@@ -55,18 +34,16 @@ def test_an_exported_assistant_teaches_what_it_learnt(tmp_path, experts) -> None
     assistant = make_assistant(experts)
     export_student(assistant.config, assistant.state_dict(), tmp_path / "assistant")
     teacher = load_teacher(str(tmp_path / "assistant"))
-    given = signals_of_real_tokens(teacher(*inputs()))
+    given = signals_of_real_tokens(teacher(*padded_batch()))
     torch.testing.assert_close(given, own_signals(assistant))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_plain_assistant_of_each_family_teaches(tmp_path, family) -> None:
     types = 1 if family == "roberta" else 2
-    padding = 1 if family == "roberta" else 0
-    assistant = make_assistant((1, 1), family=family, type_vocab_size=types, pad_token_id=padding)
+    assistant = make_assistant((1, 1), family, type_vocab_size=types)
     export_student(assistant.config, assistant.state_dict(), tmp_path / "assistant")
-    ids, mask, segments = inputs()
-    ids = ids.masked_fill(~mask, padding)
+    ids, mask, segments = padded_batch(PADDING[family])
     given = load_teacher(str(tmp_path / "assistant"))(ids, mask, segments)
     wanted = assistant(ids, attention_mask=mask, token_type_ids=segments).signals
     for ours, theirs in zip(given, wanted, strict=True):
@@ -74,16 +51,18 @@ def test_an_exported_plain_assistant_of_each_family_teaches(tmp_path, family) ->
 
 
 def test_a_sliceable_assistant_teaches(tmp_path) -> None:
-    assistant = build_student(ElasticConfig(**SIZES), 0, model_class=ElasticForRelations).eval()
+    assistant = build_student(
+        ElasticConfig(**SIZES, num_relation_heads=4), 0, model_class=ElasticForRelations
+    ).eval()
     export_elastic(assistant, tmp_path / "assistant")
-    given = signals_of_real_tokens(load_teacher(str(tmp_path / "assistant"))(*inputs()))
+    given = signals_of_real_tokens(load_teacher(str(tmp_path / "assistant"))(*padded_batch()))
     torch.testing.assert_close(given, own_signals(assistant))
 
 
 def test_a_published_assistant_teaches_once_it_is_loaded(tmp_path) -> None:
     assistant = make_assistant((2, 4))
     save_published(assistant, tmp_path)
-    given = signals_of_real_tokens(teacher_of(load_published(tmp_path))(*inputs()))
+    given = signals_of_real_tokens(teacher_of(load_published(tmp_path))(*padded_batch()))
     torch.testing.assert_close(given, own_signals(assistant))
 
 
@@ -98,14 +77,14 @@ def test_an_assistant_in_bfloat16_is_close(tmp_path) -> None:
     assistant = make_assistant((1, 4), initializer_range=0.02)
     export_student(assistant.config, assistant.state_dict(), tmp_path / "assistant")
     teacher = load_teacher(str(tmp_path / "assistant"), dtype="bfloat16")
-    given, wanted = signals_of_real_tokens(teacher(*inputs())), own_signals(assistant)
+    given, wanted = signals_of_real_tokens(teacher(*padded_batch())), own_signals(assistant)
     assert given.dtype == torch.bfloat16
     assert (given.float() - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_an_assistant_makes_no_noise_and_no_gradient() -> None:
     teacher = teacher_of(make_assistant((2, 4))).train()
-    first, again = teacher(*inputs()), teacher(*inputs())
+    first, again = teacher(*padded_batch()), teacher(*padded_batch())
     assert all(map(torch.equal, first, again))
     assert not any(signal.requires_grad for signal in first)
 
@@ -133,7 +112,7 @@ def test_missing_weights_of_an_assistant_are_refused(tmp_path) -> None:
 
 
 def test_a_chain_hands_the_teachers_vocabulary_and_family_on(tmp_path) -> None:
-    assistant = make_assistant((1, 4), family="roberta", pad_token_id=1)
+    assistant = make_assistant((1, 4), "roberta")
     export_student(assistant.config, assistant.state_dict(), tmp_path / "assistant")
     base = load_teacher(str(tmp_path / "assistant")).config
     config = student_config(

@@ -2,42 +2,19 @@
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertModel,
-    MegatronBertConfig,
-    MegatronBertForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import BertConfig, BertModel
 
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
 from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM, load_masked_lm_head
+from tests.families import CONFIGURATIONS, MASKED_LMS, SIZES, padded_batch, student_options
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 20,
-    "initializer_range": 0.3,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-CLASSES = {
-    "bert": (BertConfig, BertForMaskedLM),
-    "roberta": (RobertaConfig, RobertaForMaskedLM),
-    "megatron-bert": (MegatronBertConfig, MegatronBertForMaskedLM),
-}
+WITHOUT_DROPOUT = {**SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def plain_model(family="bert"):
     torch.manual_seed(0)
-    config_class, model_class = CLASSES[family]
-    model = model_class(config_class(**SIZES))
+    model = MASKED_LMS[family](CONFIGURATIONS[family](**WITHOUT_DROPOUT))
     biases = (p for n, p in model.named_parameters() if n.endswith("bias"))
     with torch.no_grad():
         for bias in biases:
@@ -48,7 +25,10 @@ def plain_model(family="bert"):
 def student_like(plain, folder):
     """A dense student with a transformers model's weights, its head read from a folder."""
     options = plain.config.to_dict()
-    sizes = {k: options[k] for k in [*SIZES, "layer_norm_eps", "type_vocab_size", "pad_token_id"]}
+    sizes = {
+        k: options[k]
+        for k in [*WITHOUT_DROPOUT, "layer_norm_eps", "type_vocab_size", "pad_token_id"]
+    }
     config = MiniMoeConfig(
         **sizes,
         family=plain.config.model_type,
@@ -63,20 +43,18 @@ def student_like(plain, folder):
     return student
 
 
-def batch(padding):
-    mask = torch.arange(12) < torch.tensor([12, 5, 8])[:, None]
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, 60, mask.shape, generator=generator)
-    chosen = (torch.rand(mask.shape, generator=generator) < 0.3) & mask
-    labels = torch.where(chosen, ids, -100)
-    return ids.masked_fill(~mask, padding), mask, labels
+def masked(padding):
+    """A batch, its mask, and a third of its tokens as labels."""
+    ids, mask, _ = padded_batch(padding, 12)
+    chosen = (torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < 0.3) & mask
+    return ids, mask, torch.where(chosen, ids, -100)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_are_transformers_own(tmp_path, family) -> None:
     plain = plain_model(family)
     student = student_like(plain, tmp_path)
-    ids, mask, labels = batch(plain.config.pad_token_id)
+    ids, mask, labels = masked(plain.config.pad_token_id)
     ours = student(ids, labels=labels, attention_mask=mask)
     theirs = plain(ids, attention_mask=mask, labels=labels).loss
     assert ours.predicted == int((labels != -100).sum())
@@ -96,7 +74,7 @@ def test_loss_and_gradients_are_transformers_own(tmp_path, family) -> None:
 def test_a_few_rows_logits_are_transformers_own(tmp_path, family) -> None:
     plain = plain_model(family).eval()
     student = student_like(plain, tmp_path).eval()
-    ids, mask, _ = batch(plain.config.pad_token_id)
+    ids, mask, _ = masked(plain.config.pad_token_id)
     with torch.no_grad():
         hidden = student.bert(ids, mask).last_hidden_state[mask]
         weight = student.get_input_embeddings().weight
@@ -112,19 +90,14 @@ def test_a_students_keys_are_those_of_berts_model() -> None:
 
 
 def student_of(experts):
-    config = MiniMoeConfig(
-        **SIZES,
-        attention_experts=experts[0],
-        feedforward_experts=experts[1],
-        relation_projections=experts != (1, 1),
-    )
+    config = student_options("bert", experts)
     return build_student(config, seed=0, model_class=MiniMoeForMaskedLM)
 
 
 @pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
 def test_signals_are_those_of_the_student_without_a_head(experts) -> None:
     student = student_of(experts).eval()
-    ids, mask, labels = batch(0)
+    ids, mask, labels = masked(0)
     output = student(ids, labels=labels, attention_mask=mask)
     alone = student(ids, attention_mask=mask)
     assert all(map(torch.equal, output.signals, alone.signals))
@@ -135,7 +108,7 @@ def test_signals_are_those_of_the_student_without_a_head(experts) -> None:
 @pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
 def test_a_batch_without_labels_has_no_loss_and_zero_gradients(experts) -> None:
     student = student_of(experts)
-    ids, mask, labels = batch(0)
+    ids, mask, labels = masked(0)
     output = student(ids, labels=torch.full_like(labels, -100), attention_mask=mask)
     assert (output.masked_lm_sum.item(), output.predicted) == (0.0, 0)
     output.masked_lm_sum.backward()

@@ -2,46 +2,18 @@
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertModel,
-    MegatronBertConfig,
-    MegatronBertModel,
-    RobertaConfig,
-    RobertaModel,
-)
 
-from minimoe_dist.models.configuration import MiniMoeConfig
+from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
 from minimoe_dist.models.tinybert import MiniMoeForStates, load_state_teacher, state_teacher_of
 from minimoe_dist.objectives.tinybert import States, tinybert_loss_sums
+from tests.families import CONFIGURATIONS, ENCODERS, SIZES, padded_batch
 from tests.golden import TOLERANCE, load_golden, part
-
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.3,
-}
-CLASSES = {
-    "bert": (BertConfig, BertModel),
-    "roberta": (RobertaConfig, RobertaModel),
-    "megatron-bert": (MegatronBertConfig, MegatronBertModel),
-}
 
 
 def student_of(**changes):
     options = {"feedforward_experts": 1, "relation_projections": False, "teacher_hidden_size": 24}
     torch.manual_seed(0)
     return MiniMoeForStates(MiniMoeConfig(**{**SIZES, **options, **changes})).eval()
-
-
-def inputs(padding=0):
-    mask = torch.arange(9) < torch.tensor([9, 5, 7])[:, None]
-    ids = torch.randint(4, 60, mask.shape, generator=torch.Generator().manual_seed(1))
-    return ids.masked_fill(~mask, padding), mask, (ids % 2) * mask
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +77,12 @@ def test_compat_seed_loss_is_the_golden_one(golden) -> None:
     torch.testing.assert_close(states_error, difference.square().mean(), **TOLERANCE)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_teachers_states_are_transformers_own(tmp_path, family) -> None:
-    config_class, model_class = CLASSES[family]
     torch.manual_seed(0)
-    model = model_class(config_class(**SIZES), add_pooling_layer=False).eval()
+    model = ENCODERS[family](CONFIGURATIONS[family](**SIZES), add_pooling_layer=False).eval()
     model.save_pretrained(tmp_path)
-    ids, mask, segments = inputs(model.config.pad_token_id)
+    ids, mask, segments = padded_batch(model.config.pad_token_id)
     types = {} if family == "roberta" else {"token_type_ids": segments}
     with torch.no_grad():
         hidden = model(ids, attention_mask=mask, output_hidden_states=True, **types)
@@ -128,7 +99,7 @@ def test_a_teachers_states_are_transformers_own(tmp_path, family) -> None:
 @pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
 def test_a_student_can_teach_states(experts) -> None:
     student = student_of(attention_experts=experts[0], feedforward_experts=experts[1])
-    ids, mask, segments = inputs()
+    ids, mask, segments = padded_batch()
     with torch.no_grad():
         wanted = student.bert(ids, mask, segments, output_states=True)
     states = state_teacher_of(student.bert)(ids, mask, segments)
@@ -148,7 +119,7 @@ def test_a_teacher_is_frozen_and_stays_in_evaluation_mode() -> None:
 def test_every_parameter_that_leads_to_the_states_learns(experts) -> None:
     student = student_of(attention_experts=experts[0], feedforward_experts=experts[1]).train()
     teacher = state_teacher_of(student_of(hidden_size=24).bert)
-    ids, mask, segments = inputs()
+    ids, mask, segments = padded_batch()
     states = student(ids, attention_mask=mask, token_type_ids=segments).states
     tinybert_loss_sums(states, teacher(ids, mask, segments), mask, 4).mean().backward()
     assert [n for n, p in student.named_parameters() if p.grad is None] == []

@@ -117,6 +117,17 @@ def lose_a_part(folder: Path) -> None:
     sorted(folder.glob("model-*.safetensors"))[0].unlink()
 
 
+def mix_up_the_index(folder: Path) -> None:
+    save(folder, shard="5KB")
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    parts = values["weight_map"]
+    last = max(parts.values())
+    values["weight_map"] = dict.fromkeys(parts, last)
+    index.write_text(json.dumps(values))
+
+
 def break_the_index(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text("{")
@@ -126,10 +137,11 @@ def break_the_index(folder: Path) -> None:
     ("damage", "words"),
     [
         (keep_only_a_pickle, "convert it with transformers' save_pretrained"),
-        (claim_a_layer_more, "16 weights of a bert encoder are missing"),
+        (claim_a_layer_more, "6 weights of a bert encoder are missing"),
         (claim_another_width, "have another shape than config.json says"),
         (truncate, r"has no weights that can be loaded \(model.safetensors: "),
         (lose_a_part, r"loaded \(model-00001-of-\d+.safetensors: no such file\)"),
+        (mix_up_the_index, r"has no weights that can be loaded \(model-"),
         (break_the_index, r"loaded \(model.safetensors.index.json: "),
     ],
 )

@@ -37,3 +37,14 @@ def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     draw_curves(path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_each_sub_model_has_a_line_with_its_size(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    losses = {"one": 1.0, "one_2l_32h": 0.9, "one_1l_16h": 1.1}
+    records = [{"step": step, "heldout_loss": losses} for step in (0, 2)]
+    records.insert(1, _record(1, {"one": []}, 1.0))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    draw_curves(path, tmp_path / "curves.svg")
+    picture = (tmp_path / "curves.svg").read_text("utf-8")
+    assert "<!-- 2l_32h -->" in picture and "<!-- 1l_16h -->" in picture

@@ -23,7 +23,7 @@ from ..files import (
 )
 from .arguments import LAYER_NORM_EPSILON, GivenFacts, hugging_face_config
 from .finding import find_rank_files
-from .folders import MegatronBertFolder, write_folder
+from .folders import MegatronBertFolder, class_name, write_folder
 from .forward import (
     Difference,
     differences,
@@ -127,11 +127,12 @@ def _compare(
     config: MegatronBertConfig,
     dtype: torch.dtype | None,
 ) -> dict[str, Difference]:
+    heads = [head for head, names in HEADS.items() if names[0] in checkpoint.names]
     rows = min(config.vocab_size, checkpoint.sizes.vocab_size)
     probe = random_probe(config, rows)
     found = differences(
         megatron_outputs(checkpoint, config, probe, dtype),
-        hugging_face_outputs(folder, config, probe, dtype),
+        hugging_face_outputs(folder, class_name(heads), config, probe, dtype),
     )
     wrong = {name: one for name, one in found.items() if not one.is_rounding}
     if wrong:

@@ -1,6 +1,6 @@
 """Hugging Face's side: ``megatron-bert`` folders, read tensor by tensor and written in pieces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from .reading import MegatronCheckpoint
 
 # Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
 PADDING_FILE = "megatron_padding.safetensors"
+ENCODER_CLASS = "MegatronBertModel"
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 _BIAS, _TIED_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _ENCODER = "bert."
@@ -83,6 +84,14 @@ class MegatronBertFolder:
         return name.removeprefix(self._prefix) if self._prefix else name
 
 
+def class_name(heads: Iterable[str]) -> str:
+    """The class in transformers of a model with some of `HEADS`."""
+    there = set(heads)
+    if "lm_head" not in there:
+        return ENCODER_CLASS
+    return "MegatronBertForPreTraining" if "binary_head" in there else "MegatronBertForMaskedLM"
+
+
 def read_config(folder: Path) -> MegatronBertConfig:
     """The configuration of a ``megatron-bert`` folder.
 
@@ -121,24 +130,22 @@ def write_folder(
         folder: exists.
         dtype: of the weights; None keeps each one's.
     """
-    has = {head: names[0] in checkpoint.names for head, names in HEADS.items()}
-    name = "Model"
-    if has["lm_head"]:
-        name = "ForPreTraining" if has["binary_head"] else "ForMaskedLM"
-    config.architectures = [f"MegatronBert{name}"]
+    name = class_name(head for head, names in HEADS.items() if names[0] in checkpoint.names)
+    is_encoder = name == ENCODER_CLASS
+    config.architectures = [name]
     types: set[torch.dtype] = set()
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         for key, value in checkpoint.tensors(config.vocab_size):
             own = value if dtype is None else value.to(dtype)
             types.add(own.dtype)
-            yield key.removeprefix(_ENCODER) if name == "Model" else key, own
+            yield key.removeprefix(_ENCODER) if is_encoder else key, own
         if SEGMENTS not in checkpoint.names:
             key = hugging_face_name(SEGMENTS)
             empty = torch.zeros(
                 config.type_vocab_size, config.hidden_size, dtype=max(types, key=str)
             )
-            yield key.removeprefix(_ENCODER) if name == "Model" else key, empty
+            yield key.removeprefix(_ENCODER) if is_encoder else key, empty
 
     write_pieces(weights(), folder)
     config.dtype = next(iter(types)) if len(types) == 1 else torch.float32

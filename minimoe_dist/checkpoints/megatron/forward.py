@@ -74,10 +74,9 @@ def differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str,
 
 @torch.no_grad()
 def hugging_face_outputs(
-    folder: Path, config: MegatronBertConfig, probe: Probe, dtype: torch.dtype | None
+    folder: Path, name: str, config: MegatronBertConfig, probe: Probe, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Outputs of transformers' model at real positions, with weights rounded to ``dtype``."""
-    name = (config.architectures or ["MegatronBertModel"])[0]
+    """Outputs of a class of transformers at real positions, its weights rounded to ``dtype``."""
     with quiet_transformers():
         model = getattr(transformers, name).from_pretrained(
             folder, config=config, dtype=torch.float32, weights_only=True

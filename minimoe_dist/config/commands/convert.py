@@ -31,7 +31,8 @@ class ConvertOptions(CommandOptions):
         "--compare false leaves it out",
     )
     model_config_path: str | None = Field(
-        None, description="config.json for a checkpoint that does not carry its arguments"
+        None,
+        description="config.json for a checkpoint without its arguments; default one beside it",
     )
     num_attention_heads: int | None = Field(
         None, ge=1, description="heads of a checkpoint that does not say them"

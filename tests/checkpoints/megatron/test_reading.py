@@ -1,11 +1,14 @@
 """Checkpoints of every version, layout and split become the model that they were made of."""
 
+import functools
+import logging
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, MegatronBertForPreTraining
 
-from minimoe_dist.checkpoints.megatron import reading
+from minimoe_dist.checkpoints.megatron import folders, reading
 from minimoe_dist.checkpoints.megatron.arguments import GivenFacts
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
 from minimoe_dist.checkpoints.megatron.folders import PADDING_FILE
@@ -184,3 +187,69 @@ def test_the_type_of_the_weights_can_be_chosen(tmp_path, model):
     types = {value.dtype for value in load_file(tmp_path / "h" / "model.safetensors").values()}
     assert types == {torch.bfloat16}
     assert max(one.largest for one in report.differences.values()) < 1e-4
+
+
+def config_of(folder):
+    return AutoConfig.from_pretrained(folder)
+
+
+def test_without_arguments_the_epsilon_is_megatrons_default(tmp_path, model, caplog):
+    source = make_checkpoint(tmp_path / "m", model, arguments=False)
+    with caplog.at_level(logging.WARNING, "minimoe_dist.convert"):
+        convert(source, tmp_path / "h", num_attention_heads=4)
+    assert config_of(tmp_path / "h").layer_norm_eps == 1e-5
+    assert "does not say its LayerNorm epsilon" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "wanted"), [({}, 3e-6), ({"layer_norm_eps": 1e-12}, 1e-12)])
+def test_the_epsilon_is_the_arguments_or_the_users(tmp_path, model, given, wanted):
+    source = make_checkpoint(tmp_path / "m", model)
+    edit_rank(source / FILE, lambda state: setattr(state["args"], "layernorm_epsilon", 3e-6))
+    convert(source, tmp_path / "h", **given)
+    assert config_of(tmp_path / "h").layer_norm_eps == wanted
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "wanted"),
+    [
+        ("openai_gelu", {}, "gelu_new"),
+        ("bias_gelu_fusion", {}, "gelu"),
+        ("bias_gelu_fusion", {"hidden_act": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh"),
+    ],
+)
+def test_the_activation_is_the_arguments_or_the_users(tmp_path, model, argument, given, wanted):
+    source = make_checkpoint(tmp_path / "m", model)
+    edit_rank(source / FILE, lambda state: setattr(state["args"], argument, True))
+    found = convert(source, tmp_path / "h", compare=True, **given).differences
+    assert config_of(tmp_path / "h").hidden_act == wanted
+    assert max(one.largest for one in found.values()) < 1e-4
+
+
+def test_without_token_types_zeros_are_written(tmp_path, model):
+    source = make_checkpoint(tmp_path / "m", model, layout="core")
+    name = "embedding.tokentype_embeddings.weight"
+    edit_rank(source / FILE, lambda state: state["model"].pop(name))
+    found = convert(source, tmp_path / "h", compare=True).differences
+    weights = load_file(tmp_path / "h" / "model.safetensors")
+    assert weights["bert.embeddings.token_type_embeddings.weight"].eq(0).all()
+    assert max(one.largest for one in found.values()) < 1e-4
+
+
+def test_where_ranks_differ_the_first_ones_is_taken_and_it_is_said(tmp_path, model, caplog):
+    source = make_checkpoint(tmp_path / "m", model, layout="core", tensor=2)
+    other = source / "release/mp_rank_01/model_optim_rng.pt"
+    edit_rank(other, lambda state: state["model"]["encoder.final_layernorm.bias"].add_(1))
+    with caplog.at_level(logging.WARNING, "minimoe_dist.convert"):
+        convert(source, tmp_path / "h")
+    assert "1 weights that all tensor ranks hold differ" in caplog.text
+    assert_same_weights(tmp_path / "h", model)
+
+
+def test_large_weights_are_written_in_pieces_that_transformers_reads(tmp_path, model, monkeypatch):
+    pieces = functools.partial(folders.write_pieces, max_bytes=20_000)
+    monkeypatch.setattr(folders, "write_pieces", pieces)
+    convert(make_checkpoint(tmp_path / "m", model, tensor=2), tmp_path / "h")
+    assert len(list((tmp_path / "h").glob("model-*.safetensors"))) > 3
+    loaded = MegatronBertForPreTraining.from_pretrained(tmp_path / "h")
+    wanted = weights_of(model)
+    assert [n for n, value in weights_of(loaded).items() if not torch.equal(value, wanted[n])] == []

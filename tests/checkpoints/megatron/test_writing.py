@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, MegatronBertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    MegatronBertForSequenceClassification,
+    MegatronBertModel,
+)
 
 from minimoe_dist.checkpoints.megatron.arguments import GivenFacts
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face, to_megatron
@@ -160,6 +165,23 @@ def test_an_encoder_alone_is_written(tmp_path, model):
     held = model_of(tmp_path / "w/release/mp_rank_00" / FILE)
     assert not [name for name in held if name.startswith(("lm_head", "binary_head"))]
     assert torch.equal(held["language_model.pooler.dense.bias"], model.bert.pooler.dense.bias)
+
+
+def test_another_head_in_the_folder_is_left_behind(tmp_path):
+    config = make_model().config
+    model = MegatronBertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "h")
+    report = write(tmp_path / "h", tmp_path / "w", compare=True)
+    assert report.differences.keys() == {"hidden states"}
+    held = model_of(tmp_path / "w/release/mp_rank_00" / FILE)
+    assert not [name for name in held if "classifier" in name or name.startswith("lm_head")]
+
+
+def test_a_pickle_of_tensors_is_read(tmp_path, model, folder):
+    model.config.save_pretrained(tmp_path / "h")
+    torch.save(model.state_dict(), tmp_path / "h" / "pytorch_model.bin")
+    write(tmp_path / "h", tmp_path / "w", compare=True)
+    assert_same_files(tmp_path / "w", make_checkpoint(tmp_path / "m", model))
 
 
 def test_a_sharded_folder_is_read(tmp_path, model):

@@ -1,0 +1,106 @@
+"""Hugging Face folders as they are: copied, counted, loaded by the class that they name."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from ..models.pretrained import quiet_transformers
+from .files import write_json
+from .published import read_config
+
+_COPIED = {".json", ".safetensors", ".txt", ".model", ".py"}
+# What an earlier export put beside the model, and this one writes anew.
+_OURS = {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
+_HEADS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+}
+POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copies a model's files (configuration, safetensors, tokenizer, code) into a folder.
+
+    Raises:
+        ValueError: there are no safetensors; pickles are not handed on.
+    """
+    files = [one for one in sorted(source.iterdir()) if one.suffix in _COPIED and one.is_file()]
+    if not any(one.suffix == ".safetensors" for one in files):
+        raise ValueError(f"{source}: has no model.safetensors; save the model as safetensors first")
+    for file in files:
+        if file.name not in _OURS:
+            shutil.copy(file, target)
+
+
+def exported_parameters(folder: Path) -> int:
+    """Number of weights in a folder's safetensors."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                size = 1
+                for axis in file.get_slice(key).get_shape():
+                    size *= axis
+                total += size
+    return total
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The model of a folder in evaluation mode, float32: with its classification head, if any.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    names = read_config(folder).get("architectures") or [""]
+    loader: Any = AutoModel
+    for part, with_head in _HEADS.items():
+        if part in names[0]:
+            loader = with_head
+    with quiet_transformers():
+        model: nn.Module = loader.from_pretrained(folder, dtype="float32", weights_only=True)
+    return model.eval()
+
+
+def write_sentence_layout(
+    folder: Path, *, hidden_size: int, longest: int, pooling: str, normalize: bool
+) -> None:
+    """Puts the files of sentence-transformers beside a model.
+
+    They are those that the library has read since its version 2.
+
+    Args:
+        folder: of the model and its tokenizer.
+        hidden_size: width of an embedding.
+        longest: tokens that a sentence is cut to.
+        pooling: of `POOLINGS`.
+        normalize: whether embeddings get length 1.
+    """
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules += [("2_Normalize", "Normalize")] if normalize else []
+    described = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": path,
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for index, (path, name) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(described, indent=2) + "\n")
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
+    )
+    (folder / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{mode}": name == pooling for name, mode in POOLINGS.items()}
+    write_json(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden_size, **modes}
+    )

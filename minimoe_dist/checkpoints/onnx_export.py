@@ -1,0 +1,224 @@
+"""Models as ONNX: one file for any batch and length, checked against PyTorch by onnxruntime.
+
+A traced graph has no grouped product, so experts get another form for it (:func:`traceable`): each
+takes its own rows (NonZero, Gather, Gemm). A token still meets one expert, and a student's padding
+none.
+
+The graph is made by tracing and not by ``torch.export``: how many rows an expert has is decided by
+the data, and PyTorch 2.13's exporter behind ``torch.export`` cannot write such sizes down.
+
+Shapes: B samples, S positions, T packed tokens, C classes, H hidden size, E experts.
+"""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.elastic import SlicedLayerNorm, SlicedLinear
+from ..models.encoder import Layer
+from ..models.experts import ExpertLinear, Plan
+from ..models.pretrained import longest_sequence
+
+OPSET = 17
+TOLERANCE = 1e-4  # absolute, of float32 outputs
+
+_TRACED_LENGTHS = (9, 5, 7)  # some padding, or tracing would leave packing out
+# One token, one sample, ragged batches, a batch without padding (the second of each length).
+_CHECKED_SHAPES = ((1, 1), (1, 12), (3, 17), (8, 33), (4, 64), (2, 128), (32, 16))
+_SEED = 20230711
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written, and how far onnxruntime's outputs are from PyTorch's.
+
+    Attributes:
+        inputs: names in order, each int64 [B, S].
+        output: ``last_hidden_state`` [B, S, H], or ``logits`` [B, C] or [B, S, C].
+        opset: of the file.
+        largest_difference: absolute, over all checked batches' positions that are not padding.
+        checked_batches: how many.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    opset: int
+    largest_difference: float
+    checked_batches: int
+
+
+def write_onnx(model: nn.Module, target: Path) -> OnnxExport:
+    """Writes a model as one ONNX file and holds onnxruntime's outputs against PyTorch's.
+
+    Args:
+        model: an encoder, transformers' or a student, or one with a classification head; float32
+            on the CPU. It stays as it is.
+        target: the file.
+
+    Raises:
+        ValueError: the outputs differ by more than `TOLERANCE`; the file is then removed.
+    """
+    whole = _FirstOutput(model).eval()
+    config: Any = model.config
+    names = ["input_ids", "attention_mask"]
+    if getattr(config, "family", config.model_type) != "roberta":
+        names.append("token_type_ids")
+    generator = torch.Generator().manual_seed(_SEED)
+    inputs = _random_batch(config, _TRACED_LENGTHS, generator)[: len(names)]
+    with torch.no_grad():
+        is_per_token = whole(*inputs).dim() == 3
+        axes = {name: {0: "batch", 1: "length"} for name in names}
+        axes[whole.output] = {0: "batch", 1: "length"} if is_per_token else {0: "batch"}
+        with warnings.catch_warnings():
+            # Of the tracer's age, and of numbers that it takes for constants: checked below.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _FirstOutput(traceable(model)).eval(),
+                inputs,
+                str(target),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=[whole.output],
+                dynamic_axes=axes,
+            )
+        difference = _largest_difference(whole, names, target, generator)
+    if not difference <= TOLERANCE:
+        target.unlink()
+        raise ValueError(
+            f"{target}: onnxruntime's {whole.output} is {difference:.2e} from PyTorch's, more than "
+            f"{TOLERANCE:g}, and was not kept; export without --onnx"
+        )
+    return OnnxExport(tuple(names), whole.output, OPSET, difference, len(_CHECKED_SHAPES))
+
+
+class _FirstOutput(nn.Module):
+    """A model with positional inputs and its one output: logits, or the last hidden states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        has_head = "For" in type(model).__name__
+        self.output = "logits" if has_head else "last_hidden_state"
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        result: Tensor = getattr(outputs, self.output)
+        return result
+
+
+def traceable(model: nn.Module) -> nn.Module:
+    """A copy of a model whose experts take their own rows one after another, and all else is fixed.
+
+    Slices of a sliceable student's weights would be sizes that the graph computes.
+    """
+    copied = copy.deepcopy(model)
+    for module in list(copied.modules()):
+        if isinstance(module, Layer):
+            module.dispatcher = _NowhereDispatcher()
+        for name, child in list(module.named_children()):
+            if isinstance(child, ExpertLinear):
+                setattr(module, name, _SelectingLinear(child))
+            elif isinstance(child, SlicedLinear | SlicedLayerNorm):
+                setattr(module, name, _Whole(child))
+    return copied
+
+
+class _NowhereDispatcher:
+    """Leaves tokens in their order; instead of counts, experts get each token's expert."""
+
+    def plan(self, expert: Tensor, num_experts: int) -> Plan:
+        return _NowherePlan(expert)
+
+
+class _NowherePlan:
+    def __init__(self, expert: Tensor) -> None:
+        self.tokens_per_expert = expert
+
+    def to_experts(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def to_tokens(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class _SelectingLinear(nn.Module):
+    """Stacked linear maps, each of the rows that chose it: [T, in] and experts [T] to [T, out]."""
+
+    def __init__(self, stacked: ExpertLinear) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(stacked.weight.detach().unbind())
+        self.biases = nn.ParameterList(stacked.bias.detach().unbind())
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        places, parts = [], []
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            places.append((expert == number).nonzero().squeeze(-1))
+            parts.append(F.linear(rows.index_select(0, places[-1]), weight, bias))
+        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(places)))
+
+
+class _Whole(nn.Module):
+    """All of a sliceable map or LayerNorm, which is all that its model's one sub-model has."""
+
+    def __init__(self, sliceable: SlicedLinear | SlicedLayerNorm) -> None:
+        super().__init__()
+        if isinstance(sliceable, nn.Linear):
+            self.plain: nn.Module = nn.Linear(sliceable.in_features, sliceable.out_features)
+        else:
+            self.plain = nn.LayerNorm(sliceable.normalized_shape, sliceable.eps)
+        self.plain.load_state_dict(sliceable.state_dict())
+
+    def forward(self, values: Tensor, out_features: int | None = None) -> Tensor:
+        result: Tensor = self.plain(values)
+        return result
+
+
+def _random_batch(
+    config: Any, lengths: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and segments [B, S] of samples of these lengths."""
+    shape = (len(lengths), max(lengths))
+    padding = config.pad_token_id or 0
+    ids = torch.randint(config.vocab_size, shape, generator=generator)
+    ids = torch.where(ids == padding, (padding + 1) % config.vocab_size, ids)
+    mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    segments = torch.randint(config.type_vocab_size, shape, generator=generator)
+    return torch.where(mask, ids, padding), mask.long(), torch.where(mask, segments, 0)
+
+
+def _largest_difference(
+    model: _FirstOutput, names: Sequence[str], target: Path, generator: torch.Generator
+) -> float:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+    config, largest = model.model.config, 0.0
+    for index, (batch, most) in enumerate(_CHECKED_SHAPES):
+        length = min(most, longest_sequence(config))
+        lengths = torch.randint(1, length + 1, (batch,), generator=generator)
+        lengths[0] = length
+        if index % 2:
+            lengths[:] = length
+        inputs = _random_batch(config, lengths.tolist(), generator)
+        wanted = model(*inputs[: len(names)])
+        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
+        got = torch.from_numpy(session.run([model.output], feed)[0])
+        apart = (got - wanted).abs()
+        apart = apart[inputs[1].bool()] if wanted.dim() == 3 else apart
+        if not torch.isfinite(apart).all():
+            return float("nan")
+        largest = max(largest, float(apart.max()))
+    return largest

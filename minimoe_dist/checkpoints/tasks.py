@@ -1,0 +1,323 @@
+"""Models with a task's head: from any folder that holds an encoder, and to Hugging Face folders.
+
+Every encoder is trained as one of the classes of :mod:`..models.task_heads`, so that dropout, the
+order of samples and the treatment of padding are the same for teachers and students. A plain one
+(BERT, RoBERTa, MegatronBert) leaves as transformers' own ``…ForSequenceClassification`` or
+``…ForTokenClassification``; one with experts, or a sliceable one, with its code.
+"""
+
+import copy
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    MegatronBertForSequenceClassification,
+    MegatronBertForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+)
+
+from ..config.paths import read_model_json
+from ..data.tasks import Task
+from ..models import task_heads
+from ..models.configuration import MiniMoeConfig
+from ..models.elastic_configuration import ElasticConfig
+from ..models.pretrained import quiet_transformers, read_encoder_config
+from ..models.task_heads import (
+    ElasticForSequenceClassification,
+    ElasticForTokenClassification,
+    MiniMoeForSequenceClassification,
+    MiniMoeForTokenClassification,
+)
+from ..runtime import resolve_model_path
+from .export import ELASTIC_CODE, STUDENT_CODE, copy_code, replaced
+from .published import config_from_published, is_published_student, load_published
+from .published.layout import our_name, published_name
+
+# By family: for texts, for tokens.
+_PLAIN: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
+    "bert": (BertForSequenceClassification, BertForTokenClassification),
+    "roberta": (RobertaForSequenceClassification, RobertaForTokenClassification),
+    "megatron-bert": (MegatronBertForSequenceClassification, MegatronBertForTokenClassification),
+}
+_OURS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
+    MiniMoeConfig.model_type: (MiniMoeForSequenceClassification, MiniMoeForTokenClassification),
+    ElasticConfig.model_type: (ElasticForSequenceClassification, ElasticForTokenClassification),
+}
+_HEADS = ("bert.pooler.", "classifier.", "relation.")
+# RoBERTa's head for texts has the pooler's map inside.
+_ROBERTA_HEAD = {"classifier.dense.": "bert.pooler.dense.", "classifier.out_proj.": "classifier."}
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """An encoder with a task's head, as it was read.
+
+    Attributes:
+        model: on CPU, in float32, in evaluation mode.
+        plain: transformers' configuration that the export gets; None for students of our own types.
+        fresh: names of parameters that the folder did not have, which :meth:`copy` draws.
+    """
+
+    model: PreTrainedModel
+    plain: PreTrainedConfig | None
+    fresh: frozenset[str] = field(default_factory=frozenset)
+
+    def copy(self, seed: int) -> PreTrainedModel:
+        """A copy to train, whose fresh parameters are a function of ``seed``."""
+        model = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if name in self.fresh:
+                with torch.no_grad():
+                    if name.endswith(".bias"):
+                        parameter.zero_()
+                    else:
+                        spread = model.config.initializer_range
+                        parameter.normal_(0.0, spread, generator=generator)
+        return model
+
+
+def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> TaskModel:
+    """Reads an encoder and gives it the head that a task wants.
+
+    A head of the same labels, as of a fine-tuned export, is read too; other labels get a new one.
+
+    Args:
+        path: folder, ``package:NAME``, or name on the Hugging Face hub; teachers, and exports of
+            students of any kind.
+        task: with its labels.
+        with_relations: keep a student's relation projections, for distillation.
+
+    Raises:
+        ValueError: no such model, of no supported type, or with weights missing.
+    """
+    folder = resolve_model_path(path)
+    config, state, plain = _read(path, folder, task)
+    is_tagging = task.kind == "tagging"
+    model = _OURS[config.model_type][is_tagging](config)
+    if with_relations:
+        model.add_relations()
+    own = model.state_dict()
+    kept = {
+        name: value
+        for name, value in state.items()
+        if name in own and own[name].shape == value.shape
+    }
+    if not _has_labels(plain or config, state, task):
+        kept = {name: value for name, value in kept.items() if not name.startswith("classifier.")}
+    missing = sorted(own.keys() - kept.keys())
+    wrong = [name for name in missing if not name.startswith(_HEADS)]
+    if wrong:
+        raise ValueError(
+            f"{path}: {len(wrong)} weights of its encoder are missing or of another shape, "
+            f"{wrong[0]} for one; give the checkpoint and the configuration of one model"
+        )
+    model.load_state_dict({**own, **kept})
+    for one in (config, plain):
+        if one is not None:
+            set_labels(one, task)
+    return TaskModel(model.eval(), plain, frozenset(missing))
+
+
+def _read(
+    path: str, folder: str, task: Task
+) -> tuple[MiniMoeConfig, dict[str, Tensor], PreTrainedConfig | None]:
+    """Our configuration, the weights by our names, and transformers' configuration if plain."""
+    if is_published_student(read_model_json(folder)):
+        student = load_published(folder)
+        own: MiniMoeConfig = copy.deepcopy(student.config)
+        _size_head(own, task)
+        return own, dict(student.state_dict()), None
+    config = read_encoder_config(path, folder)
+    is_tagging = task.kind == "tagging"
+    if config.model_type in _OURS:
+        own = copy.deepcopy(config)
+        assert isinstance(own, MiniMoeConfig)
+        if isinstance(own, ElasticConfig) and own.sub_models:
+            own.sparsity_map = {}  # of a once-for-all student, the whole one is trained
+        _size_head(own, task)
+        model_class = _with_relations(_OURS[config.model_type][is_tagging], own)
+        return own, _weights(path, folder, model_class, own)[0], None
+    plain = copy.deepcopy(config)
+    state, missing = _weights(path, folder, _PLAIN[config.model_type][is_tagging], plain)
+    named = {_our_head_name(name): value for name, value in state.items() if name not in missing}
+    own = config_from_published(config.to_dict())
+    own.classifier_dropout = getattr(config, "classifier_dropout", None)
+    _size_head(own, task)
+    return own, named, plain
+
+
+def _with_relations(model_class: type[PreTrainedModel], config: Any) -> type[PreTrainedModel]:
+    """The class with relation projections, so that reading a folder finds theirs."""
+    if not config.relation_projections:
+        return model_class
+
+    class WithRelations(model_class):
+        _keys_to_ignore_on_load_unexpected = [r"^cls\."]  # noqa: RUF012
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.add_relations()
+            self.post_init()
+
+    return WithRelations
+
+
+def _weights(
+    path: str, folder: str, model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> tuple[dict[str, Tensor], set[str]]:
+    """What a folder holds of a class's parameters in float32, and what it does not hold.
+
+    Raises:
+        ValueError: it holds none that can be read.
+    """
+    try:
+        # What the folder lacks is drawn; a run's generator is not for that.
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
+            model, report = model_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                weights_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} has weights in a pickle of more than tensors, which could run any code; "
+            "give a model.safetensors"
+        ) from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} has no weights that can be loaded ({reason}); give a complete model folder"
+        ) from error
+    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    state = {name: value for name, value in model.state_dict().items() if name not in missing}
+    return state, missing
+
+
+def _our_head_name(name: str) -> str:
+    for theirs, ours in _ROBERTA_HEAD.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return our_name(name)
+
+
+def _plain_name(name: str, family: str) -> str:
+    """The inverse of :func:`_our_head_name`, for the classes of texts and tokens."""
+    if family == "roberta" and name.startswith("bert.pooler."):
+        return name.replace("bert.pooler.", "classifier.", 1)
+    return published_name(name, family)
+
+
+def _size_head(config: PreTrainedConfig, task: Task) -> None:
+    """Labels by number while nothing is known of them."""
+    if config.num_labels != len(task.labels or "1"):
+        config.num_labels = len(task.labels or "1")
+
+
+def _has_labels(config: PreTrainedConfig, state: Mapping[str, Tensor], task: Task) -> bool:
+    """Whether a folder's head is one of this task's labels in this order."""
+    if "classifier.weight" not in state:
+        return False
+    return task.kind == "regression" or label_names(config) == task.labels
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """A configuration's labels in the order of their numbers."""
+    names = config.id2label if not isinstance(config, Mapping) else config.get("id2label") or {}
+    return tuple(str(name) for _, name in sorted((int(key), name) for key, name in names.items()))
+
+
+def set_labels(config: PreTrainedConfig, task: Task) -> None:
+    """Writes a task, its label names and its kind into a configuration."""
+    labels = task.labels or ("LABEL_0",)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.finetuning_task = task.name
+    if task.kind != "tagging":
+        config.problem_type = (
+            "regression" if task.kind == "regression" else "single_label_classification"
+        )
+
+
+def gives_signals(model: PreTrainedModel) -> bool:
+    """Whether a model read with ``with_relations`` has queries, keys and values to compare."""
+    return model.relation is not None or not isinstance(model.config, ElasticConfig)
+
+
+def export_task_model(
+    source: TaskModel, weights: Mapping[str, Tensor], folder: str | Path, tokenizer: Any = None
+) -> Path:
+    """Writes a fine-tuned model as a Hugging Face folder, whole or not at all.
+
+    ``AutoModelForSequenceClassification`` or ``AutoModelForTokenClassification`` loads it: a plain
+    one alone, others after ``import minimoe_dist`` or with ``trust_remote_code=True``.
+
+    Args:
+        source: what was trained.
+        weights: of one of its copies, float32; relation projections are left out.
+        folder: where to; an earlier export there is replaced.
+        tokenizer: saved beside the model where given.
+
+    Returns:
+        ``folder``.
+    """
+    kept = {name: value for name, value in weights.items() if not name.startswith("relation.")}
+    config = source.model.config
+    is_tagging = isinstance(
+        source.model, MiniMoeForTokenClassification | ElasticForTokenClassification
+    )
+    with replaced(Path(folder), tokenizer) as aside:
+        if source.plain is not None:
+            model = _PLAIN[config.family][is_tagging](copy.deepcopy(source.plain))
+            model.load_state_dict(_plain_state(kept, config.family, is_tagging))
+            model.save_pretrained(aside)
+        else:
+            _save_with_code(config, kept, aside, is_tagging)
+    return Path(folder)
+
+
+def _plain_state(weights: Mapping[str, Tensor], family: str, is_tagging: bool) -> dict[str, Tensor]:
+    state = {}
+    for name, value in weights.items():
+        if family == "roberta" and not is_tagging and name.startswith("classifier."):
+            state[name.replace("classifier.", "classifier.out_proj.", 1)] = value
+        else:
+            state[_plain_name(name, family)] = value
+    return state
+
+
+def _save_with_code(
+    config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path, is_tagging: bool
+) -> None:
+    own = copy.deepcopy(config)
+    model_class = _OURS[own.model_type][is_tagging]
+    model = model_class(own)
+    model.load_state_dict(dict(weights))
+    is_elastic = isinstance(own, ElasticConfig)
+    heads = (
+        "AutoModelForTokenClassification" if is_tagging else "AutoModelForSequenceClassification"
+    )
+    room = "elastic" if is_elastic else "moebert"
+    model.config.auto_map = {
+        "AutoConfig": "elastic_configuration.ElasticConfig"
+        if is_elastic
+        else "configuration.MiniMoeConfig",
+        "AutoModel": f"{room}.{'ElasticModel' if is_elastic else 'MiniMoeModel'}",
+        heads: f"task_heads.{model_class.__name__}",
+    }
+    model.save_pretrained(folder)
+    copy_code(dict.fromkeys([*STUDENT_CODE, *ELASTIC_CODE, task_heads]), folder)

@@ -1,0 +1,117 @@
+"""What only several ranks can find out: clocks, a shared folder, and the network's speed."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_ROUND_TRIPS = 8
+_REPEATS = 3
+_MEBIBYTE = 1 << 20
+_SIZES = (1, 16)  # MiB
+_SEEN_SECONDS, _POLL_SECONDS = 10.0, 0.1  # network file systems show new files late
+
+
+def clock_offsets(
+    ranks: Sequence[int], group: dist.ProcessGroup, clock: Callable[[], float] = time.time
+) -> dict[int, tuple[float, float]]:
+    """How far the clocks of some ranks are ahead of rank 0's; a collective.
+
+    Rank 0 asks one rank after the other. Of some round trips the shortest counts, and its middle is
+    when the other answered.
+
+    Args:
+        ranks: to be asked, without 0.
+        group: of all ranks, on CPUs.
+        clock: this rank's, in seconds.
+
+    Returns:
+        On rank 0: rank -> (seconds ahead, half of the round trip, which is the error's bound).
+    """
+    offsets: dict[int, tuple[float, float]] = {}
+    rank, time_there = dist.get_rank(), torch.zeros(1, dtype=torch.float64)
+    for other in ranks:
+        trips = []
+        for _ in range(_ROUND_TRIPS):
+            if rank == 0:
+                asked = clock()
+                dist.send(time_there, other, group=group)
+                dist.recv(time_there, other, group=group)
+                answered = clock()
+                ahead = float(time_there) - (asked + answered) / 2
+                trips.append(((answered - asked) / 2, ahead))
+            elif rank == other:
+                dist.recv(time_there, 0, group=group)
+                dist.send(torch.tensor([clock()], dtype=torch.float64), 0, group=group)
+        if trips:
+            error, ahead = min(trips)
+            offsets[other] = (ahead, error)
+    return offsets
+
+
+def sees_file(folder: Path, group: dist.ProcessGroup, seconds: float = _SEEN_SECONDS) -> bool:
+    """Whether this rank reads within `seconds` what rank 0 writes into `folder`; a collective."""
+    note: list[Any] = [None]
+    path = folder / f".doctor.shared.{time.time_ns()}"
+    if dist.get_rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(path.name)
+            note = [path.name]
+        except OSError:
+            pass
+    dist.broadcast_object_list(note, src=0, group=group)
+    seen = note[0] is not None and _appears(folder / str(note[0]), str(note[0]), seconds)
+    dist.barrier(group=group)
+    if dist.get_rank() == 0:
+        path.unlink(missing_ok=True)
+    return seen
+
+
+def _appears(path: Path, content: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if path.read_text() == content:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+
+
+def bandwidths(device: torch.device) -> dict[str, dict[str, float]]:
+    """GB/s that each rank sends in an all-reduce and in an all-to-all, by size; a collective.
+
+    The training's own process group is used: NCCL on GPUs, gloo on CPUs. Of n ranks an all-reduce
+    counts as 2 (n - 1) / n of its bytes, an all-to-all as (n - 1) / n.
+    """
+    world = dist.get_world_size()
+    share = (world - 1) / world
+    found: dict[str, dict[str, float]] = {"all-reduce": {}, "all-to-all": {}}
+    for size in _SIZES:
+        elements = size * _MEBIBYTE // 4 // world * world
+        values = torch.ones(elements, device=device)
+        target = torch.empty_like(values)
+        reduced = _seconds(partial(dist.all_reduce, values), device)
+        sent = _seconds(partial(dist.all_to_all_single, target, values), device)
+        found["all-reduce"][f"{size} MiB"] = 2 * share * values.nbytes / reduced / 1e9
+        found["all-to-all"][f"{size} MiB"] = share * values.nbytes / sent / 1e9
+    return found
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Of the fastest of some runs after one that warms up."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

@@ -1,0 +1,287 @@
+"""``minimoe-dist finetune``: a model on tasks, over a grid of seeds, learning rates and batches.
+
+Each cell of the grid leaves ``cells/NAME/result.json`` when it is done; the best one's model is
+``export``. Started again, the run goes on at the first cell that is not done, and in it where it
+was saved.
+"""
+
+import gc
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..checkpoints import run as checkpoints
+from ..checkpoints.files import save_tensors
+from ..checkpoints.tasks import (
+    TaskModel,
+    export_task_model,
+    gives_signals,
+    load_task_model,
+)
+from ..config.commands import FinetuneOptions
+from ..config.deepspeed_json import task_settings
+from ..corpus.tokenizing import load_tokenizer
+from ..data.tasks import Table, TaskData
+from ..data.tasks.batches import steps_per_epoch
+from ..data.tasks.encoding import EncodedTask, encode
+from ..runtime import Launch, logger
+from ..train.distillation import Balance, Distiller
+from ..train.engine import AdamW, StudentEngine
+from ..train.finetuning import Tuner, TuningOptions, TuningState
+from ..train.loop import TrainingDivergedError
+from ..train.metrics import Progress
+from ..train.schedule import make_schedule
+from ..train.task_objective import TaskObjective, TaskTeacher
+from .finetune_results import Cell, Grid, cell_result, data_facts
+from .scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
+from .task_files import folder_of, open_both, sources
+
+_log = logger("finetune")
+_TAG_EPOCHS, _EPOCHS = 3, 10
+
+
+def run(options: FinetuneOptions, launch: Launch) -> int:
+    """Fine-tunes on every task that the options name.
+
+    Returns:
+        0 when done, 75 after a requested stop (saved; start again to go on), 1 when no cell of a
+        task had a finite loss.
+    """
+    statuses = []
+    with started(launch, use_cpu=options.use_cpu, timeout_seconds=options.timeout_seconds) as scope:
+        for source in sources(options):
+            with only_run_in(folder_of(options, source)):
+                status = _TaskRun(options, source, launch, scope).to_the_end()
+            if status == STOPPED:
+                scope.stop.ignore_from_now_on()
+                return STOPPED
+            statuses.append(status)
+    return max(statuses)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What all cells of a task share."""
+
+    source: TaskModel
+    tokenizer: Any
+    train: EncodedTask
+    dev: EncodedTask
+    references: list[Any]
+    teacher: TaskTeacher | None
+
+
+class _TaskRun:
+    """One task: its grid, and what its cells share."""
+
+    def __init__(
+        self, options: FinetuneOptions, source: str | Table, launch: Launch, scope: Scope
+    ) -> None:
+        self.options, self.launch, self.scope = options, launch, scope
+        self.train, self.dev = open_both(source, options)
+        kind = self.train.task.kind
+        self.epochs = options.num_train_epochs or (_TAG_EPOCHS if kind == "tagging" else _EPOCHS)
+        facts = {"epochs": self.epochs, **data_facts(self.train, self.dev)}
+        self.grid = Grid(folder_of(options, source), options, self.train.task, facts)
+
+    def to_the_end(self) -> int:
+        """Trains the cells that are left, then sums up."""
+        left = self.grid.open()
+        task = self.train.task
+        if left:
+            for data in (self.train, self.dev):
+                _warn_of_bad_rows(data)
+            material = self._material()
+            for number, cell in enumerate(left, start=1):
+                _log.info("%s: cell %d of %d: %s", task.name, number, len(left), cell.words)
+                done = self._tune(cell, material)
+                gc.collect()  # engines hold themselves in cycles, and a model's memory with them
+                if not done:
+                    _log.info("stopped in %s and saved", cell.words)
+                    return STOPPED
+        else:
+            _log.info("%s: finished before", task.name)
+        return FINISHED if self.grid.finish(self.launch.world_size) else FAILED
+
+    def _material(self) -> _Material:
+        options = self.options
+        name = options.tokenizer_name_or_path or options.model_name_or_path
+        tokenizer = load_tokenizer(name)
+        train = encode(self.train, tokenizer, options.max_length)
+        dev = encode(self.dev, tokenizer, options.max_length)
+        source = load_task_model(
+            options.model_name_or_path,
+            self.train.task,
+            with_relations=bool(options.relation_weight),
+        )
+        vocabulary = source.model.config.vocab_size
+        if len(tokenizer) > vocabulary:
+            raise ValueError(
+                f"tokenizer_name_or_path: {name} has {len(tokenizer)} tokens, the model "
+                f"{vocabulary}; give the model's own tokenizer"
+            )
+        if options.relation_weight and not gives_signals(source.model):
+            raise ValueError(_no_signals("model_name_or_path", options.model_name_or_path))
+        if source.fresh:
+            _log.info("fresh: %s", ", ".join(sorted(source.fresh)))
+        return _Material(source, tokenizer, train, dev, self.dev.labels, self._teacher())
+
+    def _teacher(self) -> TaskTeacher | None:
+        options = self.options
+        if options.teacher is None:
+            return None
+        with_relations = bool(options.relation_weight)
+        loaded = load_task_model(options.teacher, self.train.task, with_relations=with_relations)
+        head = sorted(name for name in loaded.fresh if not name.startswith("relation."))
+        if head:
+            raise ValueError(
+                f"teacher: {options.teacher} has no trained {head[0]}; fine-tune it on "
+                f"{self.train.task.name} first"
+            )
+        if loaded.fresh or (with_relations and not gives_signals(loaded.model)):
+            raise ValueError(_no_signals("teacher", options.teacher))
+        model: nn.Module = loaded.model.to(self.scope.device).requires_grad_(False)
+        return TaskTeacher(
+            model,
+            options.teacher_weight,
+            options.temperature,
+            options.relation_weight,
+            options.num_relation_heads,
+        )
+
+    def _tune(self, cell: Cell, material: _Material) -> bool:
+        """Trains a cell; False after a requested stop."""
+        tuner = self._tuner(cell, material)
+        cell_run = _CellRun(self, cell, tuner)
+        cell_run.resume()
+        diverged = False
+        try:
+            while not tuner.state.ended(tuner.options):
+                if not tuner.epoch(self.scope.stop):
+                    cell_run.save()
+                    return False
+                cell_run.say()
+                interval = self.options.save_interval
+                if interval and tuner.state.done % interval == 0:
+                    cell_run.save()
+        except TrainingDivergedError as error:
+            _log.warning("%s: %s", cell.words, error)
+            diverged = True
+        finally:
+            tuner.close()
+        if self.launch.rank == 0:
+            result = cell_result(cell, tuner.state, diverged)
+            if tuner.best_weights:
+                folder = self.grid.model_folder(cell)
+                export_task_model(material.source, tuner.best_weights, folder, material.tokenizer)
+            self.grid.add(cell, result)
+        dist.barrier()
+        return True
+
+    def _tuner(self, cell: Cell, material: _Material) -> Tuner:
+        options, world_size = self.options, self.launch.world_size
+        share = -(-cell.batch_size // world_size)
+        settings = task_settings(
+            1 if options.precision == "bf16" else 0, options.precision, share, world_size
+        )
+        optimizer = AdamW(
+            cell.learning_rate,
+            options.weight_decay,
+            max_gradient_norm=options.max_grad_norm,
+        )
+        model = material.source.copy(cell.seed)
+        engine = StudentEngine("model", model, settings, optimizer, 1, self.scope.device)
+        steps = self.epochs * steps_per_epoch(len(material.train), cell.batch_size)
+        distiller = Distiller(
+            [engine],
+            TaskObjective(material.teacher),
+            make_schedule(
+                options.lr_scheduler_type, cell.learning_rate, steps, options.warmup_proportion
+            ),
+            seed=cell.seed,
+            device=self.scope.device,
+            balance=Balance(options.balance_coefficient),
+        )
+        is_speaker = self.launch.rank == 0
+        return Tuner(
+            distiller,
+            material.train,
+            material.dev,
+            material.references,
+            TuningOptions(cell.batch_size, options.eval_batch_size, self.epochs, options.patience),
+            seed=cell.seed,
+            device=self.scope.device,
+            progress=Progress(sys.stderr, steps, 0, "fine-tuning") if is_speaker else None,
+        )
+
+
+class _CellRun:
+    """A cell's place on the disk while it is under way."""
+
+    def __init__(self, task_run: _TaskRun, cell: Cell, tuner: Tuner) -> None:
+        self._launch = task_run.launch
+        self._facts = task_run.grid.facts_of(cell)
+        self._folder = task_run.grid.cell_folder(cell)
+        self._tuner = tuner
+        self._words = f"{task_run.train.task.name} {cell.words}"
+
+    def save(self) -> None:
+        """Writes the state of the training, and the best weights so far; a collective."""
+        tuner = self._tuner
+        if self._launch.rank == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if tuner.best_weights:
+                save_tensors(tuner.best_weights, self._best(tuner.state.best_epoch))
+        state = {"step": tuner.state.step, "state": tuner.state.as_json(), "facts": self._facts}
+        ranks = checkpoints.Ranks(self._launch.rank, self._launch.world_size, dist.barrier)
+        checkpoints.save_checkpoint(self._folder / "checkpoints", [tuner.engine], state, ranks)
+
+    def resume(self) -> None:
+        """Goes on from the newest whole checkpoint of the cell, if there is one."""
+        found: list[Any] = [None]
+        if self._launch.rank == 0:
+            try:
+                found = [checkpoints.newest_whole_checkpoint(self._folder / "checkpoints")]
+            except checkpoints.CheckpointError as error:
+                _log.warning("%s; %s begins anew", error, self._words)
+        dist.broadcast_object_list(found, src=0)
+        if found[0] is None:
+            return
+        saved = checkpoints.read_progress(found[0])
+        state = TuningState(**saved["state"])
+        if saved["facts"] != self._facts or not self._has_best(state.best_epoch):
+            _log.warning("%s: saved with other options; %s begins anew", found[0], self._words)
+            return
+        checkpoints.load_checkpoint(found[0], [self._tuner.engine])
+        self._tuner.resume(state, self._read_best(state.best_epoch))
+        _log.info("%s: resumed behind step %d", self._words, state.step)
+
+    def say(self) -> None:
+        """One line an epoch."""
+        self._tuner.say(self._words)
+
+    def _best(self, epoch: int) -> Path:
+        return self._folder / f"best_of_epoch_{epoch}.safetensors"
+
+    def _has_best(self, epoch: int) -> bool:
+        return epoch == 0 or self._best(epoch).is_file()
+
+    def _read_best(self, epoch: int) -> dict[str, Tensor]:
+        return load_file(self._best(epoch)) if epoch and self._launch.rank == 0 else {}
+
+
+def _no_signals(option: str, path: str) -> str:
+    return (
+        f"relation_weight: {option} {path} has no relation projections to compare (fine-tuning "
+        "leaves them out); use relation_weight 0, or a plain model"
+    )
+
+
+def _warn_of_bad_rows(data: TaskData) -> None:
+    if data.bad.count:
+        _log.warning("%d rows left out; the first: %s", data.bad.count, data.bad.first)

@@ -1,0 +1,75 @@
+"""What can be refused of an evaluation before torch is imported."""
+
+from pathlib import Path
+
+from minimoe_dist.config import ConfigError
+from minimoe_dist.config.commands import EvaluateOptions
+from minimoe_dist.config.paths import check_output_dir, read_model_json
+from minimoe_dist.config.problems import nearest
+from minimoe_dist.data.indexed import find_corpora
+from minimoe_dist.data.tasks import TASKS, find_task_file, task_of
+from minimoe_dist.reporting.runs import find_export
+from minimoe_dist.runtime import Launch, resolve_model_path
+
+
+def check(options: EvaluateOptions, launch: Launch) -> None:
+    """Refuses models and corpora that are not there or do not fit each other.
+
+    Raises:
+        ConfigError: one line that names option, value and remedy.
+        ValueError: the same, of the source, the teacher or a corpus.
+    """
+    export = find_export(options.source, options.student)
+    model = read_model_json(str(export.folder))
+    if options.output is not None:
+        check_output_dir(str(Path(options.output).parent))
+    for path in options.corpus:
+        find_corpora(path)
+    if options.corpus and options.teacher is None and not (export.run and export.run.options):
+        raise ConfigError(
+            f"--corpus: without --teacher there is nothing to hold {options.source} against; "
+            "give one"
+        )
+    _check_widths(options, model)
+    _check_task(options, model)
+
+
+def _check_task(options: EvaluateOptions, model: dict[str, object]) -> None:
+    if (options.task is None) != (options.data_dir is None):
+        raise ConfigError("task: give --task NAME and --data_dir FOLDER together, or neither")
+    if options.task is None or options.data_dir is None:
+        return
+    if options.task not in TASKS:
+        found = nearest(options.task, TASKS)
+        hint = f"did you mean {found}?" if found else f"there are {', '.join(TASKS)}"
+        raise ConfigError(f"task: {options.task!r} is not known; {hint}")
+    find_task_file(options.task, options.data_dir, options.split)
+    architectures = model.get("architectures") or [""]
+    assert isinstance(architectures, list)
+    is_tagging = task_of(options.task).kind == "tagging"
+    wanted = "TokenClassification" if is_tagging else "SequenceClassification"
+    if wanted not in architectures[0]:
+        raise ConfigError(
+            f"task: {options.task} needs a model with a head for it, and {options.source} is a "
+            f"{architectures[0] or 'model without a name'}; fine-tune it first"
+        )
+
+
+def _check_widths(options: EvaluateOptions, model: dict[str, object]) -> None:
+    models = {"source": (options.source, model)}
+    if options.teacher is not None:
+        teacher = read_model_json(resolve_model_path(options.teacher))
+        models["--teacher"] = (options.teacher, teacher)
+        if teacher and teacher.get("vocab_size") != model.get("vocab_size"):
+            raise ConfigError(
+                f"--teacher: {options.teacher} has {teacher.get('vocab_size')} words and "
+                f"{options.source} {model.get('vocab_size')}; give its own teacher"
+            )
+    heads = options.num_relation_heads
+    for name, (path, config) in models.items():
+        hidden = config.get("hidden_size")
+        if heads is not None and isinstance(hidden, int) and hidden % heads:
+            raise ConfigError(
+                f"--num_relation_heads: {heads} does not divide the hidden size {hidden} of "
+                f"{name} {path}; choose a divisor"
+            )

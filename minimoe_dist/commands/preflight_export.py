@@ -1,0 +1,51 @@
+"""What can be refused of an export before torch is imported."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from minimoe_dist.config import ConfigError
+from minimoe_dist.config.commands import ExportOptions
+from minimoe_dist.config.paths import check_output_dir
+from minimoe_dist.reporting.runs import find_export
+from minimoe_dist.runtime import Launch
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
+
+
+def check(options: ExportOptions, launch: Launch) -> None:
+    """Refuses a source that is no model, a target that must not be written, missing packages.
+
+    Raises:
+        ConfigError: one line that names option, value and remedy.
+        ValueError: the same, of the source.
+    """
+    source = find_export(options.source, options.student).folder
+    check_output_dir(options.output_dir)
+    _check_target(options.output_dir, source)
+    if not any(source.glob("*.safetensors")):
+        raise ConfigError(
+            f"{source}: has no model.safetensors; pickles are not handed on: save the model as "
+            "safetensors first"
+        )
+    if options.sentence_transformers and not any((source / n).is_file() for n in _TOKENIZER_FILES):
+        raise ConfigError(
+            f"--sentence_transformers: {source} has no tokenizer; save the teacher's there first"
+        )
+    for package in ("onnx", "onnxruntime") if options.onnx else ():
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"--onnx: the package {package} is not installed; "
+                "pip install 'minimoe-dist[export]'"
+            )
+
+
+def _check_target(output_dir: str, source: Path) -> None:
+    target, given = Path(output_dir).absolute(), Path(output_dir)
+    own = source.absolute()
+    if target == own or target in own.parents or own in target.parents:
+        raise ConfigError(f"output_dir: {output_dir} and {source} hold one another; choose another")
+    if given.is_dir() and os.listdir(given) and not (given / "config.json").is_file():
+        raise ConfigError(
+            f"output_dir: {output_dir} has files and is no earlier export; choose another folder"
+        )

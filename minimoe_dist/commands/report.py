@@ -1,0 +1,38 @@
+"""``minimoe-dist report``: one HTML page, and its numbers as JSON, about one run or several."""
+
+import json
+from pathlib import Path
+
+from ..config.commands import ReportOptions
+from ..config.paths import check_output_dir
+from ..reporting.facts import collect
+from ..reporting.page import render
+from ..reporting.runs import read_runs
+from ..runtime import Launch, logger
+
+_log = logger("report")
+
+
+def run(options: ReportOptions, launch: Launch) -> int:
+    """Reads the runs and writes both files.
+
+    Returns:
+        0.
+
+    Raises:
+        ValueError: a path holds no run, or a file of one is not readable.
+    """
+    page = Path(options.output)
+    if page.suffix != ".html":
+        raise ValueError(f"--output: {page} is no .html file; give a name that ends in .html")
+    check_output_dir(str(page.parent))
+    runs = read_runs(options.runs)
+    facts = collect(runs)
+    names = ", ".join(one.name for one in runs)
+    title = options.title or (names if len(names) <= 80 else f"{len(runs)} runs")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(facts, title), "utf-8")
+    numbers = page.with_suffix(".json")
+    numbers.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    _log.info("page in %s, its numbers in %s", page, numbers)
+    return 0

@@ -1,0 +1,93 @@
+"""Which files a fine-tuning run reads: tasks by name, or a table of the user's own."""
+
+from pathlib import Path
+
+from ..config import ConfigError
+from ..config.commands import FinetuneOptions
+from ..config.problems import nearest
+from ..data.tasks import TASKS, Table, Task, TaskData, open_table, open_task, task_of
+
+
+def sources(options: FinetuneOptions) -> list[str | Table]:
+    """The run's tasks by name, or its table.
+
+    Raises:
+        ConfigError: there is neither, both, an unknown task, or a part of a table is missing.
+    """
+    if (options.task is None) == (options.dataset is None):
+        raise ConfigError(
+            "task: give --task NAME with --data_dir FOLDER, or --dataset PATH with --text_columns "
+            "and --label_column, and not both"
+        )
+    if options.task is not None:
+        for name in options.task:
+            if name not in TASKS:
+                found = nearest(name, TASKS)
+                hint = f"did you mean {found}?" if found else f"there are {', '.join(TASKS)}"
+                raise ConfigError(f"task: {name!r} is not known; {hint}")
+        if options.data_dir is None:
+            raise ConfigError("data_dir: is missing; give the folder of the task's files")
+        if len(set(options.task)) < len(options.task) or not options.task:
+            raise ConfigError(f"task: {','.join(options.task)}: give each task once")
+        return list(options.task)
+    columns = options.text_columns or []
+    if not 1 <= len(columns) <= 2:
+        raise ConfigError(
+            f"text_columns: {','.join(columns) or 'nothing'}; give one column of the table, or two"
+        )
+    if options.label_column is None:
+        raise ConfigError("label_column: is missing; give the table's column of classes or numbers")
+    assert options.dataset is not None
+    return [
+        Table(
+            options.dataset,
+            tuple(columns),
+            options.label_column,
+            options.dev,
+            "regression" if options.regression else "classification",
+        )
+    ]
+
+
+def task_named(source: str | Table) -> Task:
+    """The task, with its labels where they are known without reading its files."""
+    return source.task if isinstance(source, Table) else task_of(source)
+
+
+def open_split(
+    source: str | Table,
+    options: FinetuneOptions,
+    split: str,
+    labels: tuple[str, ...] = (),
+) -> TaskData:
+    """One split of one of :func:`sources`.
+
+    Raises:
+        ValueError: a file is missing or has another layout, or no row can be used.
+    """
+    if isinstance(source, Table):
+        return open_table(source, split, labels=labels, strict=options.strict)
+    assert options.data_dir is not None
+    return open_task(source, options.data_dir, split, labels=labels, strict=options.strict)
+
+
+def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, TaskData]:
+    """The training samples, and the samples to score on with the same labels.
+
+    Raises:
+        ValueError: see :func:`open_split`; or the training file has a single class.
+    """
+    train = open_split(source, options, "train")
+    if train.task.kind != "regression" and len(train.task.labels) < 2:
+        raise ConfigError(
+            f"{train.path}: all rows have the label {train.task.labels[0]!r}; nothing can be "
+            "learnt; check --label_column"
+        )
+    return train, open_split(source, options, "dev", train.task.labels)
+
+
+def folder_of(options: FinetuneOptions, source: str | Table) -> Path:
+    """Where a task's results go: below ``output_dir`` where there are several tasks."""
+    root = Path(options.output_dir)
+    several = options.task is not None and len(options.task) > 1
+    return root / task_named(source).name if several else root

@@ -1,0 +1,57 @@
+"""Options of ``evaluate`` and ``report``."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
+
+
+class EvaluateOptions(CommandOptions):
+    """What is measured of a model, on what, and where the numbers go."""
+
+    source: str = Field(
+        description="a model's folder, or the folder of a run that exported one",
+        json_schema_extra=POSITIONAL,
+    )
+    output: str | None = Field(
+        None, description="file to write; default evaluation.json in the run's or model's folder"
+    )
+    student: str | None = Field(None, description="which one of a run with several students")
+    teacher: str | None = Field(
+        None, description="model to hold relations against; default the run's"
+    )
+    corpus: list[str] = Field(
+        [], description="indexed corpora of held-out text; default the run's held-out ones"
+    )
+    num_sequences: int = Field(256, ge=1, description="held-out pairs to measure relations on")
+    num_relation_heads: int | None = Field(
+        None, ge=1, description="of the relation loss; default the run's, else 32"
+    )
+    task: str | None = Field(
+        None, description="score a fine-tuned model on a GLUE, CLUE or NER task, as sst2"
+    )
+    data_dir: str | None = Field(None, description="folder of the task's files")
+    split: Literal["train", "dev", "test"] = Field("dev", description="of the task's files")
+    max_length: int | None = Field(
+        None, ge=8, description="longest held-out pair or sample; default the run's, else 128"
+    )
+    speed: bool = Field(True, description="measure latency and memory (--speed false: do not)")
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 8, 32, 128], description="batches whose latency is measured"
+    )
+    length: int = Field(128, ge=1, description="tokens of each sequence in those batches")
+    repeats: int = Field(10, ge=3, description="timed passes of each batch")
+    use_cpu: bool = Field(False, description="stay on the CPU although there is a GPU")
+
+
+class ReportOptions(CommandOptions):
+    """Which runs a page shows."""
+
+    runs: list[str] = Field(
+        min_length=1,
+        description="folders of runs, folders of such folders, or files that evaluate wrote",
+        json_schema_extra=POSITIONAL,
+    )
+    output: str = Field("report.html", description="the page; a .json of the same name beside it")
+    title: str | None = Field(None, description="the page's heading; default the runs' names")

@@ -1,0 +1,80 @@
+"""Tasks that models are fine-tuned and evaluated on: GLUE, CLUE, tagged words, anyone's tables.
+
+:func:`open_task` reads one split of a task by name, :func:`open_table` one of a table, and
+:func:`score` measures predictions. Nothing here imports torch.
+"""
+
+from pathlib import Path
+
+from . import clue, conll, glue
+from .metrics import score
+from .rows import BadRows
+from .tables import Table, open_table
+from .task import SPLITS, Kind, Task, TaskData
+
+TASKS: tuple[str, ...] = (*glue.NAMES, *clue.NAMES, *conll.NAMES)
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "BadRows",
+    "Kind",
+    "Table",
+    "Task",
+    "TaskData",
+    "find_task_file",
+    "open_table",
+    "open_task",
+    "score",
+    "task_of",
+]
+
+
+def task_of(name: str) -> Task:
+    """The task of one of `TASKS`, with its labels where they are the same in all of its files."""
+    return _module(name).task_of(name)
+
+
+def find_task_file(name: str, data_dir: str | Path, split: str) -> Path:
+    """Where a split of a task is.
+
+    Raises:
+        ValueError: there is no such file in ``data_dir``.
+    """
+    return _module(name).find(name, data_dir, split)
+
+
+def open_task(
+    name: str,
+    data_dir: str | Path,
+    split: str = "dev",
+    *,
+    labels: tuple[str, ...] = (),
+    strict: bool = False,
+) -> TaskData:
+    """Reads one split of a task.
+
+    Args:
+        name: one of `TASKS`.
+        data_dir: the folder of the task's files, or the one above it with the task's usual name.
+        split: "train", "dev" or "test" (where that has labels).
+        labels: names in the order of their numbers, as a fine-tuned model's ``id2label`` has them;
+            by default GLUE's own, for other tasks those of the training file.
+        strict: raise at the first row that cannot be used; else they are counted in ``bad``.
+
+    Returns:
+        Texts, labels as numbers, and the task with label names and metrics.
+
+    Raises:
+        ValueError: a file is missing or has another layout, or no row can be used.
+    """
+    if name in glue.NAMES:
+        return glue.open_glue(name, data_dir, split, labels=labels, strict=strict)
+    if name in clue.NAMES:
+        return clue.open_clue(name, data_dir, split, labels=labels, strict=strict)
+    return conll.open_conll(name, data_dir, split, labels=labels, strict=strict)
+
+
+def _module(name: str):  # type: ignore[no-untyped-def]
+    assert name in TASKS, name
+    return next(module for module in (glue, clue, conll) if name in module.NAMES)

@@ -1,0 +1,139 @@
+"""CLUE's classification tasks from the JSON lines in which they are published."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .rows import BadRows, read_json_records
+from .task import Reader, Row, Task, TaskData, collect, find_file
+
+_NLI = ("entailment", "neutral", "contradiction")
+_Texts = Callable[[dict[str, Any]], tuple[str, ...]]
+
+
+def _pair(record: dict[str, Any]) -> tuple[str, ...]:
+    return record["sentence1"], record["sentence2"]
+
+
+def _sentence(record: dict[str, Any]) -> tuple[str, ...]:
+    return (record["sentence"],)
+
+
+def _keywords(record: dict[str, Any]) -> tuple[str, ...]:
+    return " ".join(record["keyword"]), record["abst"]
+
+
+def _marked_spans(record: dict[str, Any]) -> tuple[str, ...]:
+    """The text with ``_name_`` around the name and ``[it]`` around the pronoun."""
+    target = record["target"]
+    text = record["text"]
+    spans = [
+        (target["span1_index"], target["span1_text"], "_", "_"),
+        (target["span2_index"], target["span2_text"], "[", "]"),
+    ]
+    # From the back, so that the places of the other span stay.
+    for start, span, opening, closing in sorted(spans, reverse=True):
+        end = start + len(span)
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"the span {span!r} at {start} is not in the text")
+        text = text[:start] + opening + text[start:end] + closing + text[end:]
+    return (text,)
+
+
+@dataclass(frozen=True)
+class _Files:
+    task: Task
+    texts: _Texts
+    train: tuple[str, ...] = ("train.json",)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return self.task.name, f"{self.task.name}_public"
+
+
+def _classes(name: str, *labels: str) -> Task:
+    return Task(name, "classification", ("accuracy",), labels)
+
+
+_TASKS = {
+    files.task.name: files
+    for files in (
+        _Files(_classes("tnews"), _sentence),
+        _Files(_classes("afqmc", "0", "1"), _pair),
+        _Files(_classes("iflytek"), _sentence),
+        _Files(_classes("ocnli", *_NLI), _pair, ("train.json", "train.50k.json")),
+        _Files(_classes("cmnli", *_NLI), _pair),
+        _Files(_classes("csl", "0", "1"), _keywords),
+        _Files(_classes("cluewsc2020", "false", "true"), _marked_spans),
+    )
+}
+NAMES = tuple(_TASKS)
+
+
+def task_of(name: str) -> Task:
+    """The task of one of `NAMES`; labels of tnews and iflytek are in their files."""
+    return _TASKS[name].task
+
+
+def find(name: str, data_dir: str | Path, split: str) -> Path:
+    """The file of a split.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = _TASKS[name]
+    names = files.train if split == "train" else (f"{split}.json",)
+    return find_file(data_dir, files.folders, names, f"{name}'s {split} file")
+
+
+def open_clue(
+    name: str,
+    data_dir: str | Path,
+    split: str,
+    *,
+    labels: tuple[str, ...] = (),
+    strict: bool = False,
+) -> TaskData:
+    """Reads one split of a CLUE task.
+
+    Args:
+        name: one of `NAMES`.
+        data_dir: its folder, or one that holds it.
+        split: "train", "dev" or "test" (where that has labels).
+        labels: in the order of their numbers; by default those of ``labels.json`` beside the file,
+            else those of the training file.
+        strict: raise at the first row that cannot be used.
+
+    Raises:
+        ValueError: a file is missing; in strict mode, a bad row.
+    """
+    files = _TASKS[name]
+    path = find(name, data_dir, split)
+    known = labels or files.task.labels or _published_labels(path.parent / "labels.json")
+    if not known and split != "train":
+        known = open_clue(name, data_dir, "train").task.labels
+    task = Task(name, "classification", files.task.metrics, known)
+    return collect(task, path, _reader(files.texts), strict=strict)
+
+
+def _published_labels(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    return tuple(str(record["label"]) for _, record in read_json_records(path, BadRows(True)))
+
+
+def _reader(texts: _Texts) -> Reader:
+    def read(path: Path, bad: BadRows) -> Iterator[Row]:
+        for line, record in read_json_records(path, bad):
+            # "-" marks pairs on which the annotators did not agree.
+            if record.get("label") == "-":
+                continue
+            try:
+                yield line, texts(record), record["label"]
+            except KeyError as error:
+                bad.add(path, line, f"has no {error.args[0]!r}")
+            except (TypeError, ValueError) as error:
+                bad.add(path, line, str(error))
+
+    return read

@@ -1,0 +1,125 @@
+"""Anyone's own tables: TSV, CSV or JSON files with columns of text and of labels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .rows import (
+    BadRows,
+    check_columns,
+    header_of,
+    read_comma_separated,
+    read_json_records,
+    read_tab_separated,
+)
+from .task import Kind, Reader, Row, Task, TaskData, collect
+
+_READERS: dict[str, Callable[[Path, BadRows], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".tsv": read_tab_separated,
+    ".csv": read_comma_separated,
+    ".json": read_json_records,
+    ".jsonl": read_json_records,
+}
+_DEV_NAMES = ("dev", "valid", "validation")
+_METRICS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("spearman", "pearson"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What to read of whose files.
+
+    Attributes:
+        path: a folder with train and dev files, or the training file.
+        text_columns: one, or two for pairs.
+        label_column: of the class or the number.
+        dev: the dev file where ``path`` is a file.
+        kind: "classification" or "regression".
+    """
+
+    path: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    dev: str | None = None
+    kind: Kind = "classification"
+
+    @property
+    def task(self) -> Task:
+        """The task without its labels, which are in the files."""
+        return Task(Path(self.path).expanduser().stem, self.kind, _METRICS[self.kind])
+
+
+def find(table: Table, split: str) -> Path:
+    """The file of a split.
+
+    Raises:
+        ValueError: there is none, or of no known kind.
+    """
+    root = Path(table.path).expanduser()
+    if root.is_dir():
+        names = _DEV_NAMES if split == "dev" else (split,)
+        for name in names:
+            for suffix in _READERS:
+                if (root / f"{name}{suffix}").is_file():
+                    return root / f"{name}{suffix}"
+        kinds = "|".join(suffix[1:] for suffix in _READERS)
+        raise ValueError(f"dataset: {table.path}: no {split}.({kinds}) in that folder; give one")
+    path = root if split == "train" else Path(table.dev or "").expanduser()
+    option = "dataset" if split == "train" else "dev"
+    if split == "test" or (split == "dev" and table.dev is None):
+        raise ValueError(
+            f"dataset: {table.path} is one file, and a {split} file is wanted too; give --dev FILE,"
+            " or a folder of files"
+        )
+    if not path.is_file():
+        raise ValueError(f"{option}: {path}: no such file or folder; give one")
+    if path.suffix not in _READERS:
+        raise ValueError(
+            f"{option}: {path}: not a {', '.join(_READERS)} file; give the table in one of these"
+        )
+    return path
+
+
+def open_table(
+    table: Table, split: str, *, labels: Sequence[str] = (), strict: bool = False
+) -> TaskData:
+    """Reads one split of a table.
+
+    Args:
+        table: what to read.
+        split: "train" or "dev"; "test" where the folder has it.
+        labels: in the order of their numbers; by default the training file's.
+        strict: raise at the first row that cannot be used.
+
+    Raises:
+        ValueError: a file or a column is missing; in strict mode, a bad row.
+    """
+    path = find(table, split)
+    wanted = dict.fromkeys(table.text_columns, "text_columns")
+    check_columns(path, header_of(path), {**wanted, table.label_column: "label_column"})
+    known = tuple(labels)
+    if table.kind != "regression" and not known and split != "train":
+        known = open_table(table, "train").task.labels
+    task = Task(table.task.name, table.kind, table.task.metrics, known)
+    return collect(task, path, _reader(table, _READERS[path.suffix]), strict=strict)
+
+
+def _reader(table: Table, records: Callable[..., Iterator[tuple[int, dict[str, Any]]]]) -> Reader:
+    def read(path: Path, bad: BadRows) -> Iterator[Row]:
+        for line, record in records(path, bad):
+            texts = [record.get(column) for column in table.text_columns]
+            label = record.get(table.label_column)
+            missing = next(
+                (c for c in table.text_columns if not isinstance(record.get(c), str)), ""
+            )
+            if missing:
+                bad.add(path, line, f"has no text in {missing!r}")
+            elif label is None or label == "":
+                bad.add(path, line, f"has nothing in {table.label_column!r}")
+            else:
+                yield line, tuple(str(text) for text in texts), label
+
+    return read

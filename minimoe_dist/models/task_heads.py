@@ -1,0 +1,190 @@
+"""Students with a head for a task: a class or a number for a text, or a tag for every token.
+
+A text's head is BERT's: the pooler (a map and tanh on the first position), dropout, a linear map.
+Students leave distillation without a trained pooler; theirs is fresh, and learns with the task. A
+token's head is dropout and a linear map. Keys are those of ``BertForSequenceClassification`` and
+``BertForTokenClassification``. Dropout in the heads is a function of (seed, sample) too.
+
+Shapes: B samples, S positions, H hidden size, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .blocks import Dropout, RelationProjections
+from .configuration import MiniMoeConfig
+from .elastic import ElasticModel, ElasticPreTrainedModel
+from .elastic_configuration import ElasticConfig
+from .encoder import Layer
+from .experts import RouterStatistics
+from .moebert import MiniMoeModel, MiniMoePreTrainedModel
+from .noise import NoiseKeys, sample_keys
+
+_IGNORED = -100
+
+
+@dataclass
+class TaskOutput(ModelOutput):
+    """What a model with a task's head returns.
+
+    Attributes:
+        loss: a scalar, where labels were given.
+        logits: [B, C], or [B, S, C] of tokens.
+        signals: query, key, value [B, S, H] for the relation loss, where they were asked for.
+        routers: the routers' statistics.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    signals: tuple[Tensor, Tensor, Tensor] | None = None
+    routers: tuple[RouterStatistics, ...] | None = None
+
+
+class _TaskModel:
+    """What the four classes share; stands before a ``PreTrainedModel`` among their bases."""
+
+    config: MiniMoeConfig
+    bert: Any
+    classifier: nn.Linear
+    relation: RelationProjections | None
+    training: bool
+
+    def _add_head(self, config: MiniMoeConfig) -> None:
+        given = getattr(config, "classifier_dropout", None)
+        # Behind the sites of all layers.
+        site = 1 + Layer.sites * config.num_hidden_layers
+        probability = config.hidden_dropout_prob if given is None else given
+        self.head_dropout = Dropout(probability, site)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.relation = None
+
+    def add_relations(self) -> None:
+        """Puts fresh relation projections on top, where the student has such, for distillation."""
+        if self.config.relation_projections:
+            self.relation = RelationProjections(self.config.hidden_size)
+
+    def _encode(self, input_ids: Tensor, with_signals: bool, inputs: dict[str, Any]) -> Any:
+        """The encoder's output, and the signals if they are wanted."""
+        from_last_layer = with_signals and self.relation is None
+        states = {"output_states": True} if from_last_layer else {}
+        encoded = self.bert(input_ids, **states, **inputs)
+        if not with_signals:
+            return encoded, None
+        if self.relation is None:
+            return encoded, encoded.queries_keys_values
+        return encoded, self.relation(encoded.last_hidden_state)
+
+    def _classify(self, values: Tensor, sample_ids: Tensor | None, noise_seed: int) -> Tensor:
+        """[B, …, H] to logits [B, …, C], in float32."""
+        if self.training and self.head_dropout.probability:
+            if sample_ids is None:
+                values = F.dropout(values, self.head_dropout.probability)
+            else:
+                rows = values.flatten(0, -2)
+                positions = len(rows) // max(1, len(sample_ids))
+                noise = NoiseKeys(sample_keys(noise_seed, sample_ids, positions), None)
+                values = self.head_dropout(rows, noise).view_as(values)
+        return self.classifier(values).float()
+
+
+class _SequenceClassification(_TaskModel):
+    """One prediction a sample."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        noise_seed: int = 0,
+        with_signals: bool = False,
+        **inputs: Any,
+    ) -> TaskOutput:
+        """Classifies texts.
+
+        Args:
+            input_ids: int64 [B, S].
+            labels: int64 [B], or float [B] where there is one class, which means regression.
+            sample_ids: int64 [B]; dropout is a function of (noise_seed, sample).
+            noise_seed: the run's seed.
+            with_signals: also return what the relation loss compares.
+            inputs: what the encoder takes.
+        """
+        noise = {"sample_ids": sample_ids, "noise_seed": noise_seed}
+        encoded, signals = self._encode(input_ids, with_signals, inputs | noise)
+        logits = self._classify(encoded.pooler_output, sample_ids, noise_seed)
+        loss = None
+        if labels is not None and self.config.num_labels == 1:
+            loss = F.mse_loss(logits.squeeze(-1), labels.float())
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels)
+        return TaskOutput(loss, logits, signals, encoded.routers)
+
+
+class _TokenClassification(_TaskModel):
+    """One prediction a token."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        noise_seed: int = 0,
+        with_signals: bool = False,
+        **inputs: Any,
+    ) -> TaskOutput:
+        """Tags tokens; ``labels`` int64 [B, S], -100 where none counts, and the rest as above."""
+        noise = {"sample_ids": sample_ids, "noise_seed": noise_seed}
+        encoded, signals = self._encode(input_ids, with_signals, inputs | noise)
+        logits = self._classify(encoded.last_hidden_state, sample_ids, noise_seed)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
+        return TaskOutput(loss, logits, signals, encoded.routers)
+
+
+class MiniMoeForSequenceClassification(_SequenceClassification, MiniMoePreTrainedModel):
+    """MiniMoE and plain students with a head for texts."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__(config)
+        config.with_pooler = True
+        self.bert = MiniMoeModel(config)
+        self._add_head(config)
+        self.post_init()
+
+
+class MiniMoeForTokenClassification(_TokenClassification, MiniMoePreTrainedModel):
+    """MiniMoE and plain students with a head for tokens."""
+
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__(config)
+        config.with_pooler = False
+        self.bert = MiniMoeModel(config)
+        self._add_head(config)
+        self.post_init()
+
+
+class ElasticForSequenceClassification(_SequenceClassification, ElasticPreTrainedModel):
+    """Sliceable students with a head for texts, as wide as the whole model."""
+
+    def __init__(self, config: ElasticConfig) -> None:
+        super().__init__(config)
+        config.with_pooler = True
+        self.bert = ElasticModel(config)
+        self._add_head(config)
+        self.post_init()
+
+
+class ElasticForTokenClassification(_TokenClassification, ElasticPreTrainedModel):
+    """Sliceable students with a head for tokens, as wide as the whole model."""
+
+    def __init__(self, config: ElasticConfig) -> None:
+        super().__init__(config)
+        config.with_pooler = False
+        self.bert = ElasticModel(config)
+        self._add_head(config)
+        self.post_init()

@@ -1,0 +1,1 @@
+"""What a run would need on a machine, by arithmetic alone: memory, traffic, time and cost."""

@@ -1,0 +1,130 @@
+"""How a run is spread over a machine: what a plan chooses between, and what cannot be."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minimoe_dist.config import ConfigError, RunConfig
+from minimoe_dist.planning.machine import Machine
+from minimoe_dist.planning.sizes import EncoderSizes
+
+TEACHER_LAYOUTS = ("replicated", "zero3", "tensor")
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+BUCKET_ELEMENTS = 50_000_000  # as DeepSpeed is given
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to spread a run.
+
+    Attributes:
+        ranks: in all.
+        zero_stage: of the students.
+        expert_parallel_size: ranks that share one set of experts.
+        teacher_layout: one of TEACHER_LAYOUTS.
+        teacher_parallel_size: ranks that share one teacher.
+        teacher_waits_outside: whether its parts lie in the host's memory between layers.
+        micro_batch: sequences of a rank in one pass.
+        accumulation: passes a step.
+    """
+
+    ranks: int
+    zero_stage: int
+    expert_parallel_size: int = 1
+    teacher_layout: str = "replicated"
+    teacher_parallel_size: int = 1
+    teacher_waits_outside: bool = False
+    micro_batch: int = 1
+    accumulation: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences of a step."""
+        return self.ranks * self.micro_batch * self.accumulation
+
+    def describe(self) -> str:
+        """In words: "ZeRO-1, EP 2, teacher zero3 / 4, batch 64 × 2"."""
+        words = [f"ZeRO-{self.zero_stage}"]
+        if self.expert_parallel_size > 1:
+            words.append(f"EP {self.expert_parallel_size}")
+        if self.teacher_layout != "replicated":
+            words.append(f"teacher {self.teacher_layout} / {self.teacher_parallel_size}")
+        times = f" × {self.accumulation}" if self.accumulation > 1 else ""
+        return ", ".join([*words, f"batch {self.micro_batch}{times}"])
+
+
+def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
+    """The recipe as it stands.
+
+    Raises:
+        ConfigError: the ranks cannot be divided as it says.
+    """
+    expert, teacher = config.parallel.expert_parallel_size, config.teacher
+    kind, size = teacher.layout, teacher.ranks(ranks)
+    for option, value in (
+        ("parallel.expert_parallel_size", expert),
+        ("teacher.parallel_size", size),
+    ):
+        if ranks % value:
+            raise ConfigError(
+                f"{option}: {value} does not divide the {ranks} ranks of the machine; use a "
+                "divisor, or other nodes and ranks_per_node"
+            )
+    training = config.training
+    return Layout(
+        ranks=ranks,
+        zero_stage=config.parallel.zero_stage,
+        expert_parallel_size=expert,
+        teacher_layout=kind,
+        teacher_parallel_size=size,
+        teacher_waits_outside=teacher.offload == "cpu",
+        micro_batch=training.per_device_train_batch_size,
+        accumulation=training.num_grad_accum_steps,
+    )
+
+
+def alternatives(
+    config: RunConfig, machine: Machine, students: list[EncoderSizes], has_teacher: bool
+) -> Iterator[Layout]:
+    """Every layout that trains the same global batch on the machine."""
+    own = layout_of_recipe(config, machine.ranks)
+    for zero_stage in (0, 1, 2, 3):
+        if zero_stage == 0 and config.parallel.precision != "fp32":
+            continue
+        for expert in _expert_sizes(machine, students):
+            if zero_stage == 3 and expert > 1:
+                continue
+            for kind, size in _teacher_layouts(machine, has_teacher):
+                for split in _splits(own.micro_batch):
+                    yield Layout(
+                        ranks=own.ranks,
+                        zero_stage=zero_stage,
+                        expert_parallel_size=expert,
+                        teacher_layout=kind,
+                        teacher_parallel_size=size,
+                        micro_batch=own.micro_batch // split,
+                        accumulation=own.accumulation * split,
+                    )
+
+
+def _expert_sizes(machine: Machine, students: list[EncoderSizes]) -> list[int]:
+    counts = [count for student in students for count in student.experts if count > 1]
+    most = min([machine.ranks, *counts]) if counts else 1
+    fits = [
+        size
+        for size in range(1, most + 1)
+        if machine.ranks % size == 0 and all(count % size == 0 for count in counts)
+    ]
+    return fits or [1]
+
+
+def _teacher_layouts(machine: Machine, has_teacher: bool) -> list[tuple[str, int]]:
+    if not has_teacher:
+        return [("replicated", 1)]
+    # Sharing stays inside a node: between nodes the teacher's traffic would be the step.
+    sizes = [n for n in (2, 4, 8) if machine.ranks_per_node % n == 0]
+    return [("replicated", 1), *((kind, n) for kind in TEACHER_LAYOUTS[1:] for n in sizes)]
+
+
+def _splits(micro_batch: int) -> list[int]:
+    return [n for n in (1, 2, 4, 8, 16, 32) if micro_batch % n == 0]

@@ -1,0 +1,117 @@
+"""Machines as plans see them: ranks, memory, rates and prices, from YAML and flags."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from minimoe_dist.config import ConfigError
+from minimoe_dist.config.loading import read_recipe
+from minimoe_dist.config.problems import Path as OptionPath
+from minimoe_dist.config.problems import describe, nearest
+from minimoe_dist.config.schema import Section
+
+GIB = 1 << 30
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Machine(Section):
+    """A machine of equal nodes; every rank has one device, or its share of a node's CPUs."""
+
+    name: str = Field("this machine", description="for people")
+    device: Literal["cuda", "cpu"] = Field("cuda", description="what a rank computes on")
+    nodes: int = Field(1, ge=1, description="number of nodes")
+    ranks_per_node: int = Field(ge=1, description="processes a node, one per device")
+    memory_gib: float = Field(gt=0, description="of a rank's device, or its share of a node, GiB")
+    framework_gib: float = Field(
+        0.0, ge=0, description="of it, what a process takes before its first tensor, GiB"
+    )
+    tflops: dict[str, float] = Field(
+        description="matrix products a second of a rank, by type, in 10^12 operations"
+    )
+    efficiency: float = Field(
+        0.5, gt=0, le=1, description="share of that rate which a training step reaches"
+    )
+    memory_gb_per_second: float = Field(
+        gt=0, description="rate at which a rank reads and writes its memory, 10^9 bytes/s"
+    )
+    link_gb_per_second: float = Field(
+        gt=0, description="between two ranks of a node, in each direction, 10^9 bytes/s"
+    )
+    network_gb_per_second: float = Field(
+        gt=0, description="a rank's share of the network between nodes, 10^9 bytes/s"
+    )
+    latency_microseconds: float = Field(20.0, ge=0, description="of one collective")
+    price_per_device_hour: float = Field(0.0, ge=0, description="of a rank, in any currency")
+
+    @field_validator("tflops")
+    @classmethod
+    def _known_types(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(value) - set(DTYPES))
+        if unknown or "float32" not in value:
+            raise ValueError(f"must name float32 and may name {', '.join(DTYPES[1:])}, no others")
+        if min(value.values()) <= 0:
+            raise ValueError("must be rates above 0")
+        return value
+
+    @property
+    def ranks(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.ranks_per_node
+
+    def rate(self, dtype: str) -> float:
+        """Operations a second that a training step reaches in a type; float32's if not stated."""
+        return 1e12 * self.efficiency * self.tflops.get(dtype, self.tflops["float32"])
+
+    def bandwidth(self, group: int, stride: int = 1) -> float:
+        """Bytes a second and rank between the ranks of a group of every `stride`-th rank."""
+        inside = self.nodes == 1 or group * stride <= self.ranks_per_node
+        return 1e9 * (self.link_gb_per_second if inside else self.network_gb_per_second)
+
+    @property
+    def usable_bytes(self) -> float:
+        """Of a rank, for tensors."""
+        return (self.memory_gib - self.framework_gib) * GIB
+
+
+def load_machine(
+    name: str, folders: Sequence[Path], changes: Mapping[str, Any] | None = None
+) -> Machine:
+    """A described machine, with what is known better of the one at hand.
+
+    Args:
+        name: a YAML file, or the name of one in `folders`.
+        folders: where machines are described.
+        changes: fields that stand instead of the file's.
+
+    Raises:
+        ConfigError: no such machine, or its description is wrong.
+    """
+    path = _find(name, folders)
+    tree = {"name": path.stem, **read_recipe(str(path)), **(changes or {})}
+    try:
+        return Machine.model_validate(tree)
+    except ValidationError as error:
+        origins: dict[OptionPath, str] = {(key,): f"{path}: {key}" for key in tree}
+        raise ConfigError(describe(error, origins, lambda at: None)) from None
+
+
+def machine_yaml(machine: Machine) -> str:
+    """A description that :func:`load_machine` reads."""
+    return yaml.safe_dump(machine.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path:
+    given = Path(name).expanduser()
+    if given.suffix in (".yaml", ".yml"):
+        if given.is_file():
+            return given
+        raise ConfigError(f"machine: {name}: no such file; give a YAML of a machine")
+    there = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    if name in there:
+        return there[name]
+    found = nearest(name, there)
+    hint = f"did you mean {found}?" if found else f"there are {', '.join(there) or 'none'}"
+    raise ConfigError(f"machine: {name} is not described; {hint} (or give a YAML file)")

@@ -1,0 +1,267 @@
+"""A plan: memory, time, traffic, size and cost of a run in each layout, and which one to take."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minimoe_dist.config import ConfigError, RunConfig
+from minimoe_dist.models.compute import relation_macs_per_token
+from minimoe_dist.planning.activations import Batch
+from minimoe_dist.planning.layout import PRECISIONS, Layout, alternatives, layout_of_recipe
+from minimoe_dist.planning.machine import GIB, Machine
+from minimoe_dist.planning.memory import Precision, memory_of, teacher_parameters
+from minimoe_dist.planning.sizes import Exports, student_sizes, teacher_sizes
+from minimoe_dist.planning.traffic import Traffic, traffic_of
+
+_CHECKPOINT_BYTES = 12  # float32 masters and two moments of a parameter
+_UPDATE_BYTES = 40  # that an update reads and writes of a parameter
+_SECONDS_A_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run reads.
+
+    Attributes:
+        samples: of one epoch.
+        mean_length: tokens of a sample that are no padding.
+        known: False where both were assumed.
+    """
+
+    samples: int
+    mean_length: float
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One layout on one machine.
+
+    Attributes:
+        layout: how the run is spread.
+        memory: bytes by part of a rank at its highest.
+        fits: whether that is within a rank's memory.
+        seconds: of a step by part.
+        traffic: by kind, of a rank and step.
+        tflops: operations of a rank and step in 10^12.
+    """
+
+    layout: Layout
+    memory: dict[str, float]
+    fits: bool
+    seconds: dict[str, float]
+    traffic: dict[str, Traffic]
+    tflops: float
+
+    @property
+    def memory_total(self) -> float:
+        """Bytes of a rank."""
+        return sum(self.memory.values())
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step; parts run one after the other."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    Attributes:
+        machine: where.
+        own: the recipe as it stands.
+        best: of each way to hold students and teacher the fastest that fits; the recommended
+            one first. Empty where nothing fits.
+        parameters: of each student.
+        teacher_parameters: of the part that runs.
+        checkpoint_bytes, export_bytes: of one checkpoint, and of all exports.
+        steps: of the whole run; None where the corpus is not known.
+    """
+
+    machine: Machine
+    own: Prediction
+    best: list[Prediction]
+    parameters: dict[str, int]
+    teacher_parameters: int
+    checkpoint_bytes: int
+    export_bytes: int
+    steps: int | None
+
+    def days(self, prediction: Prediction) -> float | None:
+        """Of the whole run."""
+        if self.steps is None:
+            return None
+        return self.steps * prediction.step_seconds / _SECONDS_A_DAY
+
+    def price(self, prediction: Prediction) -> float | None:
+        """Of the whole run, in the machine's currency."""
+        days = self.days(prediction)
+        if days is None or not self.machine.price_per_device_hour:
+            return None
+        return days * 24 * self.machine.ranks * self.machine.price_per_device_hour
+
+
+class Planner:
+    """A run's models and batches, to be held against layouts and machines.
+
+    Args:
+        config: the run.
+        corpus: what it reads; None where that is not known.
+        to_come: models that an earlier stage will leave.
+
+    Raises:
+        ConfigError: a model's sizes are not known here.
+    """
+
+    def __init__(
+        self, config: RunConfig, corpus: Corpus | None, to_come: Exports | None = None
+    ) -> None:
+        self.config = config
+        self.corpus = corpus
+        self.teacher = teacher_sizes(config, to_come or {})
+        self.students = [student_sizes(config, one, to_come or {}) for one in config.students]
+
+    def plan(self, machine: Machine) -> Plan:
+        """Predicts the recipe's own layout and all others on a machine.
+
+        Raises:
+            ConfigError: the machine's ranks cannot be divided as the recipe says.
+        """
+        counts = {
+            options.name: sum(sizes.parameters())
+            for options, sizes in zip(self.config.students, self.students, strict=True)
+        }
+        total = sum(counts.values())
+        own = self.predict(layout_of_recipe(self.config, machine.ranks), machine)
+        return Plan(
+            machine=machine,
+            own=own,
+            best=self._best(machine),
+            parameters=counts,
+            teacher_parameters=teacher_parameters(self.teacher) if self.teacher else 0,
+            checkpoint_bytes=_CHECKPOINT_BYTES * total,
+            export_bytes=4 * total,
+            steps=self._steps(own.layout.global_batch),
+        )
+
+    def predict(self, layout: Layout, machine: Machine) -> Prediction:
+        """One layout on a machine."""
+        batch, precision = self._batch(layout), self._precision(machine)
+        given = (self.students, self.teacher, layout, batch, precision, machine)
+        memory, traffic = memory_of(*given), traffic_of(*given)
+        work = self._work(batch)
+        seconds = {
+            "teacher": work["teacher"] / machine.rate(precision.teacher),
+            "students": work["students"] / machine.rate(precision.student),
+            "relation loss": work["relation loss"] / machine.rate("float32"),
+        }
+        seconds = {part: layout.accumulation * value for part, value in seconds.items()}
+        seconds["optimizer"] = self._update_seconds(layout, machine)
+        for kind, exchanged in traffic.items():
+            seconds[f"exchange of {kind}"] = exchanged.seconds
+        return Prediction(
+            layout=layout,
+            memory=memory,
+            fits=sum(memory.values()) <= machine.memory_gib * GIB,
+            seconds=seconds,
+            traffic=traffic,
+            tflops=layout.accumulation * sum(work.values()) / 1e12,
+        )
+
+    def smallest_memory(self, machine: Machine) -> float:
+        """GiB of a rank with which the machine would be large enough."""
+        layouts = self._layouts(machine)
+        return min(self.predict(one, machine).memory_total for one in layouts) / GIB
+
+    def _layouts(self, machine: Machine) -> list[Layout]:
+        own = layout_of_recipe(self.config, machine.ranks)
+        return [own, *alternatives(self.config, machine, self.students, self.teacher is not None)]
+
+    def _best(self, machine: Machine) -> list[Prediction]:
+        fastest: dict[tuple[Any, ...], Prediction] = {}
+        for layout in self._layouts(machine):
+            prediction = self.predict(layout, machine)
+            if not prediction.fits:
+                continue
+            way = (layout.zero_stage, layout.expert_parallel_size, layout.teacher_layout)
+            if way not in fastest or _rank(prediction) < _rank(fastest[way]):
+                fastest[way] = prediction
+        return sorted(fastest.values(), key=_rank)
+
+    def _batch(self, layout: Layout) -> Batch:
+        length = self.config.data.max_length
+        filled = min(1.0, self.corpus.mean_length / length) if self.corpus else 1.0
+        return Batch(layout.micro_batch, length, filled)
+
+    def _precision(self, machine: Machine) -> Precision:
+        teacher = self.config.teacher.dtype
+        if teacher == "auto":
+            narrow = [one for one in ("bfloat16", "float16") if one in machine.tflops]
+            teacher = narrow[0] if narrow else "float32"
+        return Precision(PRECISIONS[self.config.parallel.precision], teacher)
+
+    def _work(self, batch: Batch) -> dict[str, float]:
+        """Operations of a micro-batch on a rank; the teacher computes padding too."""
+        length, width = batch.length, self.teacher.width if self.teacher else 0
+        students = relations = 0.0
+        for one in self.students:
+            for path in one.paths():
+                students += 6 * path.macs_per_token(length) * batch.tokens
+                if path.signal_width:
+                    macs = relation_macs_per_token(path.signal_width, width, length)
+                    relations += 2 * macs * batch.tokens
+        teacher = 0.0
+        if self.teacher is not None:
+            teacher = 2 * self.teacher.paths()[0].macs_per_token(length) * batch.positions
+        return {"teacher": teacher, "students": students, "relation loss": relations}
+
+    def _update_seconds(self, layout: Layout, machine: Machine) -> float:
+        updated = 0.0
+        for one in self.students:
+            shared, experts = one.parameters()
+            parts = layout.ranks if layout.zero_stage else 1
+            own = experts / (layout.expert_parallel_size if one.has_experts else 1)
+            updated += (shared + own) / parts
+        return updated * _UPDATE_BYTES / (1e9 * machine.memory_gb_per_second)
+
+    def _steps(self, global_batch: int) -> int | None:
+        training = self.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        if self.corpus is None:
+            return None
+        samples = training.num_train_epochs * self.corpus.samples
+        return max(1, math.ceil(samples / global_batch))
+
+
+def _rank(prediction: Prediction) -> tuple[float, ...]:
+    """Faster is better; of those within two per cent, the simpler, then the smaller."""
+    layout = prediction.layout
+    coarse = round(math.log(max(prediction.step_seconds, 1e-12)) / math.log(1.02))
+    simple = (
+        layout.accumulation,
+        layout.teacher_parallel_size,
+        layout.expert_parallel_size,
+        abs(layout.zero_stage - 1),
+    )
+    return (coarse, *simple, prediction.memory_total)
+
+
+def nothing_fits(planner: Planner, machines: Sequence[Machine], machine: Machine) -> ConfigError:
+    """The error that names the smallest machine which would do."""
+    wanted = planner.smallest_memory(machine)
+    larger = sorted(
+        (one for one in machines if planner.smallest_memory(one) <= one.memory_gib),
+        key=lambda one: (one.ranks * one.memory_gib, one.ranks),
+    )
+    hint = (
+        f"the smallest that would do of those described is {larger[0].name}"
+        if larger
+        else ("none of those described would do; use smaller students or a smaller teacher")
+    )
+    return ConfigError(
+        f"machine: nothing fits {machine.name}: a rank needs {wanted:.1f} GiB at least and has "
+        f"{machine.memory_gib:g}; {hint}"
+    )

@@ -1,0 +1,309 @@
+"""Sizes of a run's teacher and students, from the recipe and a model's ``config.json`` alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
+from minimoe_dist.config.paths import read_model_json
+from minimoe_dist.models.compute import RelationPath
+from minimoe_dist.models.submodels import (
+    WHOLE,
+    LayerShape,
+    Sizes,
+    SubModelShape,
+    once_for_all_map,
+    sub_model_shape,
+    whole_shape,
+)
+from minimoe_dist.runtime import resolve_model_path
+
+MASKED_SHARE = 0.15
+# What recipes name, for machines that have not got it: (layers, hidden, heads, vocabulary).
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    name: {
+        "model_type": kind,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 514 if kind == "roberta" else 512,
+        "type_vocab_size": 1 if kind == "roberta" else 2,
+    }
+    for name, kind, layers, hidden, heads, vocabulary in (
+        ("bert-base-uncased", "bert", 12, 768, 12, 30522),
+        ("bert-large-uncased", "bert", 24, 1024, 16, 30522),
+        ("bert-base-cased", "bert", 12, 768, 12, 28996),
+        ("bert-base-chinese", "bert", 12, 768, 12, 21128),
+        ("roberta-base", "roberta", 12, 768, 12, 50265),
+        ("roberta-large", "roberta", 24, 1024, 16, 50265),
+        ("IDEA-CCNL/Erlangshen-MegatronBert-1.3B", "megatron-bert", 24, 2048, 8, 21248),
+    )
+}
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """What decides an encoder's parameters and tensors.
+
+    Attributes:
+        family: ``bert``, ``roberta`` or ``megatron-bert``.
+        shape: hidden size of the layers, and each layer's heads and neurons (of one expert).
+        head_size: of an attention head.
+        width: hidden size of the whole model: of the signals and of what stands on top.
+        vocabulary, positions, types: rows of the embedding tables.
+        experts: of attention and of feed-forward.
+        relation_maps: whether signals come from maps of their own on the final hidden states.
+        whole_layers: layers that run wholly; the one behind them, if any, gives its query, key
+            and value only.
+        passes: shapes of the passes of a step, several for once-for-all students.
+        mapped_to: width that TinyBERT's states are mapped to; 0 for others.
+        masked_lm: whether a masked-LM head stands on top.
+        gives_signals: whether its queries, keys and values are compared with the teacher's.
+        dropout: whether training drops anything.
+    """
+
+    family: str
+    shape: SubModelShape
+    head_size: int
+    width: int
+    vocabulary: int
+    positions: int
+    types: int
+    experts: tuple[int, int] = (1, 1)
+    relation_maps: bool = False
+    whole_layers: int = 0
+    passes: tuple[SubModelShape, ...] = ()
+    mapped_to: int = 0
+    masked_lm: bool = False
+    gives_signals: bool = True
+    dropout: bool = True
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some block is a mixture."""
+        return self.experts != (1, 1)
+
+    def embedding_parameters(self) -> int:
+        """Of the three tables and their LayerNorm."""
+        rows = self.vocabulary + self.positions + self.types
+        return self.shape.hidden * (rows + (0 if self.family == "megatron-bert" else 2))
+
+    def layer_parameters(self, layer: LayerShape) -> tuple[int, int]:
+        """(what every rank holds, what experts hold in all) of one layer."""
+        hidden, attention = self.shape.hidden, layer.heads * self.head_size
+        shared, experts = 4 * hidden, 0
+        blocks = (
+            (self.experts[0], 4 * hidden * attention + 3 * attention + hidden),
+            (self.experts[1], 2 * hidden * layer.neurons + layer.neurons + hidden),
+        )
+        empty = (attention == 0, layer.neurons == 0)
+        for (count, size), nothing in zip(blocks, empty, strict=True):
+            if nothing:
+                continue
+            if count > 1:
+                experts += count * size
+                shared += hidden * count + count  # the router
+            else:
+                shared += size
+        return shared, experts
+
+    def parameters(self) -> tuple[int, int]:
+        """(what every rank holds, what experts hold in all) of the whole model."""
+        shared, experts = self.embedding_parameters() + self.top_parameters(), 0
+        for layer in self.shape.layers:
+            if not layer.missing:
+                own = self.layer_parameters(layer)
+                shared, experts = shared + own[0], experts + own[1]
+        return shared, experts
+
+    def top_parameters(self) -> int:
+        """Of what stands behind the layers."""
+        width = self.width
+        count = 2 * self.shape.hidden if self.family == "megatron-bert" else 0
+        if self.relation_maps:
+            count += 3 * width * (width + 1)
+        if self.mapped_to:
+            count += (width + 1) * self.mapped_to
+        if self.masked_lm:
+            count += width * (width + 3) + self.vocabulary
+        return count
+
+    def largest_tensor(self) -> int:
+        """Elements: the word embeddings, or one stack of experts."""
+        stacks = [
+            self.experts[1] * layer.neurons * self.shape.hidden for layer in self.shape.layers
+        ]
+        return max([self.vocabulary * self.shape.hidden, *stacks])
+
+    def paths(self) -> list[RelationPath]:
+        """What each pass of a step computes."""
+        return [self._path(shape) for shape in self.passes or (self.shape,)]
+
+    def _path(self, shape: SubModelShape) -> RelationPath:
+        there = [layer for layer in shape.layers if not layer.missing]
+        count, width = len(there), self.width
+        on_top = 2.0 * width * self.mapped_to
+        if self.masked_lm:
+            on_top += MASKED_SHARE * (width**2 + width * self.vocabulary)
+        return RelationPath(
+            layers=min(self.whole_layers, count),
+            hidden=shape.hidden,
+            intermediate=sum(layer.neurons for layer in there) / max(1, count),
+            router_outputs=sum(number for number in self.experts if number > 1),
+            attention=sum(layer.heads for layer in there) * self.head_size / max(1, count),
+            signals=width if self.gives_signals else 0,
+            on_top=on_top,
+        )
+
+
+# Exports that an earlier stage will leave: folder -> configuration.
+Exports = Mapping[str, Mapping[str, Any]]
+
+
+def teacher_sizes(config: RunConfig, to_come: Exports) -> EncoderSizes | None:
+    """The teacher, cut at its relation layer; None where no teacher runs.
+
+    Args:
+        config: the run.
+        to_come: models that are not there yet.
+
+    Raises:
+        ConfigError: its sizes are not known here.
+    """
+    if not config.objective.relation_weight and config.model_type != "bert_tinybert":
+        return None
+    values = _model_json(config.teacher.model_name_or_path, "teacher.model_name_or_path", to_come)
+    layer = config.teacher.relation_layer
+    layers = values["num_hidden_layers"] if layer == -1 else layer
+    whole = _of_json({**values, "num_hidden_layers": layers})
+    if config.model_type == "bert_tinybert":
+        return replace(whole, gives_signals=False)
+    if whole.relation_maps:
+        return whole
+    return replace(whole, whole_layers=layers - 1)
+
+
+def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) -> dict[str, Any]:
+    """A student's configuration, as its export will have it.
+
+    Raises:
+        ConfigError: the model that it starts from is not known here.
+    """
+    start = options.initial_weights if options.start != "copies" else None
+    if config.model_type == "sparsebert_minilm":
+        start = start or options.model_name_or_path
+    if start is not None:
+        given = read_model_json(resolve_model_path(start))
+        if given.get("family") is not None:
+            sparse = {} if options.sparsity is None else {"sparsity": options.sparsity}
+            return {**given, **sparse, "relation_projections": True} if sparse else given
+    at = f"students.{options.name}.model_name_or_path"
+    if options.model_name_or_path is None:
+        at = "teacher.model_name_or_path"
+    name = options.model_name_or_path or config.teacher.model_name_or_path
+    base = _model_json(name, at, to_come)
+    values = {
+        **base,
+        "model_type": "minimoe",
+        "family": base.get("family", base["model_type"]),
+        "num_hidden_layers": options.layer,
+        "hidden_size": options.hidden,
+        "num_attention_heads": options.heads,
+        "intermediate_size": 4 * options.hidden,
+        "attention_experts": options.attention_experts,
+        "feedforward_experts": options.feedforward_experts,
+        "relation_projections": options.moe != "1,1" or config.model_type == "ofabert_minilm",
+    }
+    values.pop("sparsity_map", None)
+    if options.ofa_layer and options.ofa_hidden:
+        head_size = options.hidden // options.heads
+        whole = Sizes(options.layer, options.heads, head_size, 4 * options.hidden)
+        chosen = once_for_all_map(whole, options.ofa_layer, options.ofa_hidden)
+        values |= {"sparsity_map": chosen, "sparsity": WHOLE}
+    return values
+
+
+def student_sizes(config: RunConfig, options: StudentConfig, to_come: Exports) -> EncoderSizes:
+    """A student of a run; arguments and errors are those of :func:`student_json`."""
+    values = student_json(config, options, to_come)
+    sizes = _of_json(values)
+    if config.model_type == "ofabert_minilm":
+        whole = Sizes(
+            len(sizes.shape.layers), options.heads, sizes.head_size, 4 * sizes.shape.hidden
+        )
+        chosen = values["sparsity_map"]
+        passes = tuple(sub_model_shape(whole, chosen, one) for one in chosen)
+        sizes = replace(sizes, passes=passes)
+    return _fitted(config, sizes, to_come)
+
+
+def _fitted(config: RunConfig, sizes: EncoderSizes, to_come: Exports) -> EncoderSizes:
+    """The student with what its objective puts on top, and as far as that runs it."""
+    layers = len(sizes.shape.layers)
+    if config.model_type == "bert_tinybert":
+        name = config.teacher.model_name_or_path
+        wide = _model_json(name, "teacher.model_name_or_path", to_come)["hidden_size"]
+        return replace(
+            sizes, relation_maps=False, whole_layers=layers, mapped_to=wide, gives_signals=False
+        )
+    if config.objective.mlm_weight:
+        # The head reads the last states; a plain student's signals are then a by-product.
+        learns = bool(config.objective.relation_weight)
+        return replace(sizes, whole_layers=layers, masked_lm=True, gives_signals=learns)
+    if not sizes.relation_maps:
+        return replace(sizes, whole_layers=layers - 1)
+    return sizes
+
+
+def _model_json(name: str, option: str, to_come: Exports) -> Mapping[str, Any]:
+    """A model's configuration: a folder's, a downloaded one's, or that of a well-known name.
+
+    Raises:
+        ConfigError: it is none of these, or its sizes are not in it.
+    """
+    if name in to_come:
+        return to_come[name]
+    folder = resolve_model_path(name)
+    values = read_model_json(folder) or _downloaded(folder) or _PUBLISHED.get(name, {})
+    if not values:
+        known = ", ".join(_PUBLISHED)
+        raise ConfigError(
+            f"{option}: the sizes of {name} are not known here; give a folder with its "
+            f"config.json, or one of {known}"
+        )
+    for key in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
+        if key not in values:
+            raise ConfigError(f"{option}: {name}: its config.json has no {key}; give another model")
+    return values
+
+
+def _downloaded(name: str) -> dict[str, Any]:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json")
+    return read_model_json(path.removesuffix("config.json")) if isinstance(path, str) else {}
+
+
+def _of_json(values: Mapping[str, Any]) -> EncoderSizes:
+    """A whole encoder of Hugging Face's or of our own configuration."""
+    hidden, layers = values["hidden_size"], values["num_hidden_layers"]
+    heads = values.get("num_attention_heads", 12)
+    sizes = Sizes(layers, heads, hidden // heads, values.get("intermediate_size", 4 * hidden))
+    shape = whole_shape(sizes)
+    if values.get("sparsity_map"):
+        shape = sub_model_shape(sizes, values["sparsity_map"], values.get("sparsity", WHOLE))
+    return EncoderSizes(
+        family=str(values.get("family", values["model_type"])),
+        shape=shape,
+        head_size=sizes.head_size,
+        width=hidden,
+        vocabulary=values["vocab_size"],
+        positions=values.get("max_position_embeddings", 512),
+        types=values.get("type_vocab_size", 2),
+        experts=(values.get("attention_experts", 1), values.get("feedforward_experts", 1)),
+        relation_maps=bool(values.get("relation_projections", False)),
+        whole_layers=len(shape.layers),
+        dropout=bool(values.get("hidden_dropout_prob", 0.1)),
+    )

@@ -1,0 +1,106 @@
+"""Bytes that a rank sends in a step, by kind, and how long the network takes for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minimoe_dist.planning.activations import Batch
+from minimoe_dist.planning.layout import ELEMENT_BYTES, Layout
+from minimoe_dist.planning.machine import Machine
+from minimoe_dist.planning.memory import Precision, teacher_parameters
+from minimoe_dist.planning.sizes import EncoderSizes
+
+# Rows that cross for a block of experts, in widths of a token: there and back, forward and
+# backward. Attention sends a token, gets q, k, v; sends the context, gets the output.
+_ATTENTION_ROWS, _FEED_FORWARD_ROWS = 2 * (1 + 3 + 1 + 1), 2 * (1 + 1)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One kind of exchange.
+
+    Attributes:
+        sent: bytes that a rank sends in a step.
+        seconds: that they take when nothing else is sent.
+    """
+
+    sent: float
+    seconds: float
+
+
+def traffic_of(
+    students: Sequence[EncoderSizes],
+    teacher: EncoderSizes | None,
+    layout: Layout,
+    batch: Batch,
+    precision: Precision,
+    machine: Machine,
+) -> dict[str, Traffic]:
+    """Every kind of exchange of a step; kinds that there are none of are left out.
+
+    Arguments are those of `memory.memory_of`. An all-reduce among n ranks sends 2 (n - 1) / n of
+    its bytes, a gathering, a scattering or an all-to-all (n - 1) / n.
+    """
+    counted = _Counted(layout, machine)
+    element = ELEMENT_BYTES[precision.student]
+    for one in students:
+        _students_traffic(counted, one, layout, batch, element)
+    if teacher is not None and layout.teacher_parallel_size > 1:
+        _teachers_traffic(counted, teacher, layout, batch, ELEMENT_BYTES[precision.teacher])
+    return {kind: Traffic(*numbers) for kind, numbers in counted.kinds.items() if numbers[0] > 0}
+
+
+class _Counted:
+    def __init__(self, layout: Layout, machine: Machine) -> None:
+        self._machine = machine
+        self.kinds: dict[str, tuple[float, float]] = {}
+
+    def add(self, kind: str, size: float, group: int, calls: float, stride: int = 1) -> None:
+        """`size` bytes among `group` ranks, each `stride` apart, in `calls` collectives."""
+        if group < 2:
+            return
+        sent, machine = size * (group - 1) / group, self._machine
+        seconds = sent / machine.bandwidth(group, stride)
+        seconds += calls * machine.latency_microseconds * 1e-6
+        before = self.kinds.get(kind, (0.0, 0.0))
+        self.kinds[kind] = (before[0] + sent, before[1] + seconds)
+
+
+def _students_traffic(
+    counted: _Counted, sizes: EncoderSizes, layout: Layout, batch: Batch, element: int
+) -> None:
+    shared, experts = sizes.parameters()
+    size = layout.expert_parallel_size if sizes.has_experts else 1
+    ranks, stage, times = layout.ranks, layout.zero_stage, layout.accumulation
+    # Stages 2 and 3 reduce at every pass, the others once a step.
+    reductions = times if stage >= 2 else 1
+    width = 4 if stage == 0 else element
+    for count, group, stride in ((shared, ranks, 1), (experts / size, ranks // size, size)):
+        weights = count * element
+        reduced = 1 if stage == 3 else 2
+        gradients = reduced * count * width * reductions
+        counted.add("gradients", gradients, group, reductions * (count > 0), stride)
+        if stage in (1, 2):
+            counted.add("updated weights", weights, group, count > 0, stride)
+        elif stage == 3:
+            calls = 2 * times * len(sizes.shape.layers)
+            counted.add("ZeRO-3 weights", 2 * weights * times, group, calls, stride)
+    layers = sizes.whole_layers * max(1, len(sizes.passes))
+    row = batch.tokens * sizes.shape.hidden * element * times
+    blocks = ((sizes.experts[0], _ATTENTION_ROWS, 8), (sizes.experts[1], _FEED_FORWARD_ROWS, 4))
+    for number, rows, calls in blocks:
+        if number > 1:
+            counted.add("experts", layers * rows * row, size, layers * calls * times)
+
+
+def _teachers_traffic(
+    counted: _Counted, teacher: EncoderSizes, layout: Layout, batch: Batch, element: int
+) -> None:
+    size, times, layers = layout.teacher_parallel_size, layout.accumulation, teacher.whole_layers
+    if layout.teacher_layout == "zero3":
+        weights = teacher_parameters(teacher) * element * times
+        counted.add("teacher", weights, size, layers * times)
+        return
+    row = batch.positions * teacher.width * element * times
+    # Each rank's batch goes through the whole group: two all-reduces a layer, then the signals.
+    counted.add("teacher", (4 * layers + 1) * size * row, size, 2 * layers * size * times)
+    counted.add("teacher", 3 * row, size, times)

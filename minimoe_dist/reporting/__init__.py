@@ -1,0 +1,1 @@
+"""Reads what runs left behind and shows it: pages, pictures, model cards. Imports nothing heavy."""

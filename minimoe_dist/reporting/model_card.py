@@ -1,0 +1,256 @@
+"""The model card of an export: what is known of it, and a word where something is not."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from .facts import best_setting
+from .runs import Export
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # Markdown; pages have their own environment
+)
+_NAMES = {
+    "minimoe": "MiniMoE encoder",
+    "minimoe-elastic": "sliceable BERT encoder",
+    "bert": "BERT encoder",
+    "roberta": "RoBERTa encoder",
+    "megatron-bert": "MegatronBert encoder",
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the command that exports knows besides the run.
+
+    Attributes:
+        config: the model's ``config.json``.
+        parameters: of the exported weights.
+        gmac: 10⁹ multiply-accumulates of a sequence of 128.
+        license: of the model, an identifier of the Hugging Face hub; None where nobody said.
+        languages: codes such as "en"; empty where nobody said.
+        onnx: file, opset, inputs, output, largest_difference, checked_batches; None without ONNX.
+        sentences: how sentence embeddings are made, in words; None without.
+    """
+
+    config: Mapping[str, Any]
+    parameters: int
+    gmac: float | None
+    license: str | None = None
+    languages: tuple[str, ...] = ()
+    onnx: Mapping[str, Any] | None = None
+    sentences: str | None = None
+
+
+def model_card(export: Export, facts: CardFacts) -> str:
+    """The card as Markdown with YAML front matter.
+
+    Args:
+        export: the model's folder and its run.
+        facts: of the model itself.
+    """
+    config, run = facts.config, export.run
+    needs_code = bool(config.get("auto_map"))
+    architecture = str((config.get("architectures") or ["AutoModel"])[0])
+    kind = _NAMES.get(str(config.get("model_type")), str(config.get("model_type")))
+    student = run.students.get(export.name, {}) if run else {}
+    teacher = (run.summary.get("teacher") or run.results.get("teacher")) if run else None
+    experts = max(config.get("attention_experts", 1), config.get("feedforward_experts", 1))
+    return _TEMPLATES.get_template("model_card.md.j2").render(
+        front_matter=_front_matter(facts, bool(experts > 1)),
+        title=student.get("student") or _title(kind, export),
+        kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
+        teacher=_basename(teacher) if teacher else None,
+        experts=experts if experts > 1 else None,
+        usage=_usage(architecture, needs_code),
+        trusting=", trust_remote_code=True" if needs_code else "",
+        files={"onnx": facts.onnx, "sentences": facts.sentences},
+        longest=_longest(config),
+        sizes=list(_sizes(config, facts)),
+        data=_data(export),
+        recipe_words=_recipe_words(export),
+        recipe=_recipe(export),
+        scores=list(_scores(export)),
+        limits=list(_limits(export, facts, architecture)),
+    )
+
+
+def _title(kind: str, export: Export) -> str:
+    task = export.run.results.get("task") if export.run else None
+    return f"{kind} for {task}" if task else kind
+
+
+def _front_matter(facts: CardFacts, has_experts: bool) -> str:
+    values: dict[str, Any] = {"library_name": "transformers"}
+    if facts.sentences:
+        values = {"library_name": "sentence-transformers"}
+        values["pipeline_tag"] = "sentence-similarity"
+    values["license"] = facts.license or "unknown"
+    if facts.languages:
+        values["language"] = list(facts.languages)
+    tags = ["knowledge-distillation", "minilm"]
+    tags += ["mixture-of-experts"] if has_experts else []
+    tags += ["onnx"] if facts.onnx else []
+    values["tags"] = tags
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _usage(architecture: str, needs_code: bool) -> str:
+    name = "AutoModel"
+    for task in ("SequenceClassification", "TokenClassification", "MaskedLM"):
+        # A student's masked-LM head has no automatic class: what loads is its encoder.
+        if task in architecture and not (task == "MaskedLM" and needs_code):
+            name = f"AutoModelFor{task}"
+    trusting = ", trust_remote_code=True" if needs_code else ""
+    return (
+        f"from transformers import {name}, AutoTokenizer\n\n"
+        f'model = {name}.from_pretrained("FOLDER"{trusting})\n'
+        # Without it transformers asks whether to run the model's code, for a tokenizer too.
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trusting})\n'
+        'outputs = model(**tokenizer(["A sentence."], return_tensors="pt", padding=True))'
+    )
+
+
+def _longest(config: Mapping[str, Any]) -> int:
+    positions = int(config.get("max_position_embeddings", 512))
+    if "roberta" in (config.get("model_type"), config.get("family")):
+        return positions - int(config.get("pad_token_id") or 0) - 1
+    return positions
+
+
+def _sizes(config: Mapping[str, Any], facts: CardFacts) -> Iterator[tuple[str, str]]:
+    yield "layers × hidden size", f"{config['num_hidden_layers']} × {config['hidden_size']}"
+    attention, feedforward = (
+        config.get("attention_experts", 1), config.get("feedforward_experts", 1),
+    )  # fmt: skip
+    if (attention, feedforward) != (1, 1):
+        yield "experts (attention, feed-forward)", f"{attention}, {feedforward}"
+    yield "parameters", f"{facts.parameters:,}"
+    if facts.gmac is not None:
+        yield "compute of 128 tokens", f"{facts.gmac:.3g} GMAC (12 · layers · hidden² a token)"
+    yield "longest input", f"{_longest(config)} tokens"
+    yield "vocabulary", f"{config['vocab_size']:,}"
+
+
+def _data(export: Export) -> str:
+    if export.run and export.run.results:
+        results = export.run.results
+        return (
+            f"Fine-tuned on the task `{results['task']}`: {results['train_samples']:,} samples to "
+            f"train on, {results['dev_samples']:,} to choose by. What the encoder was trained on "
+            f"before is told where it comes from: `{_basename(results['model'])}`."
+        )
+    data = export.run.options.get("data") if export.run else None
+    if not data:
+        return "Not known: the folder was exported without the run that made it."
+    corpora = [_basename(one["path"]) for one in data.get("record_path_or_regex") or ()]
+    heldout = [_basename(one["path"]) for one in data.get("heldout_path_or_regex") or ()]
+    words = f"Trained on {_listed(corpora)} (names of indexed corpora; what text they hold is not "
+    words += f"recorded here), in pairs of up to {data.get('max_length')} tokens."
+    return words + (f" Measured on {_listed(heldout)}." if heldout else "")
+
+
+def _recipe_words(export: Export) -> str:
+    run = export.run
+    if run and run.results and run.results.get("best"):
+        best = run.results["best"]
+        return (
+            f"Fine-tuning with seed {best['seed']}, peak learning rate {best['learning_rate']:g}, "
+            f"batches of {best['batch_size']}; the weights are those of epoch "
+            f"{best['best_epoch']}."
+        )
+    if run is None or not run.options:
+        return "Not known: the folder was exported without the run that made it."
+    options, training = run.options, run.options.get("training", {})
+    batch = (
+        training.get("per_device_train_batch_size", 0)
+        * training.get("num_grad_accum_steps", 1)
+        * run.summary.get("world_size", 1)
+    )
+    return (
+        f"`{options.get('model_type')}`, {run.summary.get('steps'):,} steps of {batch} sequences, "
+        f"peak learning rate {training.get('learning_rate')}, seed {options.get('seed')}, "
+        f"{options.get('parallel', {}).get('precision')}, on {run.summary.get('world_size')} "
+        "processes."
+    )
+
+
+def _recipe(export: Export) -> str | None:
+    run = export.run
+    options = (run.options or run.results.get("options")) if run else None
+    if not options:
+        return None
+    return yaml.safe_dump(_without_folders(options), sort_keys=False, allow_unicode=True)
+
+
+def _without_folders(value: Any) -> Any:
+    """Options with the last part of each path alone: a machine's folders are nobody's business."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return _basename(value) if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _scores(export: Export) -> Iterator[str]:
+    run = export.run
+    student = run.students.get(export.name, {}) if run else {}
+    before, after = student.get("heldout_loss_before"), student.get("heldout_loss_after")
+    if after is not None:
+        told = f" ({before:.4f} before training)" if before is not None else ""
+        yield f"Held-out loss of the run's own objective: {after:.4f}{told}."
+    elif not (run and run.results):
+        yield "Held-out loss: not measured."
+    scores = list(_task_scores(run.results)) if run else []
+    yield from scores
+    if not scores:
+        yield "Downstream tasks: not measured."
+
+
+def _task_scores(results: Mapping[str, Any]) -> Iterator[str]:
+    """What fine-tuning measured; the exported model is the best one, chosen on the same data."""
+    best = results.get("best")
+    if not best or best.get("score") is None:
+        return
+    chosen = f"{results['task']}, dev set ({results['dev_samples']:,} samples)"
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
+    yield f"{chosen}: {scores}. It is the best of {len(results['cells'])} trainings on this set."
+    setting = best_setting(results)
+    if setting is not None and setting.get("deviation") is not None:
+        yield (
+            f"Mean over {len(setting['scores'])} seeds with the best learning rate and batch size: "
+            f"{results['metric']} {setting['mean']:.4f} ± {setting['deviation']:.4f}."
+        )
+
+
+def _limits(export: Export, facts: CardFacts, architecture: str) -> Iterator[str]:
+    if "Classification" not in architecture:
+        yield "An encoder without a task: fine-tune it before use."
+    if facts.sentences:
+        yield (
+            "Sentence embeddings are pooled token states. The student was trained on relations of "
+            "tokens, not on pairs of sentences; how well they compare sentences was not measured."
+        )
+    yield f"Inputs longer than {_longest(facts.config)} tokens are refused or must be cut."
+    if facts.license is None:
+        yield "Its license was not stated; data and teacher have licenses of their own."
+    if not facts.languages:
+        yield "Its languages were not stated."
+    yield "Biases of its data and teacher were not examined."
+
+
+def _basename(path: Any) -> str:
+    text = str(path)
+    return text if text.startswith("package:") else text.rstrip("/").rpartition("/")[2] or text
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "a corpus that is not named"

@@ -1,0 +1,71 @@
+"""One HTML page about some runs: everything inside it, for light and dark, narrow and wide."""
+
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from .. import __version__
+from .scales import number
+from .sections import sections
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
+
+
+def render(facts: Mapping[str, Any], title: str) -> str:
+    """The page.
+
+    Args:
+        facts: of :func:`.facts.collect`.
+        title: its heading.
+    """
+    models = [{**model, "lines": list(_lines(model))} for model in facts["models"]]
+    return _TEMPLATES.get_template("page.html.j2").render(
+        title=title,
+        runs=len(facts["runs"]),
+        models=models,
+        notes=facts["notes"],
+        sections=sections(facts),
+        version=__version__,
+        date=date.today().isoformat(),
+    )
+
+
+def _lines(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a model's card says, and nothing that is not known."""
+    for task, score in model.get("scores", {}).items():
+        told = f"{score['mean']:.4f}"
+        if score.get("deviation") is not None:
+            told += f" ± {score['deviation']:.4f}"
+        yield f"{task} ({score['metric']})", told
+        if "share_of_teacher" in score:
+            yield f"{task}, of the teacher's", f"{100 * score['share_of_teacher']:.1f} %"
+    if "parameters" in model:
+        yield "parameters", number(model["parameters"])
+    if "gmac_of_128" in model:
+        yield "compute, 128 tokens", f"{model['gmac_of_128']:.3g} GMAC"
+    if "gmac_of_mean_length" in model:
+        yield (
+            f"compute, {model['mean_length']:.0f} tokens (mean)",
+            f"{model['gmac_of_mean_length']:.3g} GMAC",
+        )
+    if "heldout_loss_after" in model:
+        before = model.get("heldout_loss_before")
+        told = f"{model['heldout_loss_after']:.4f}"
+        yield "held-out loss", told if before is None else f"{before:.4f} → {told}"
+    batches = model.get("speed", {}).get("batches") or []
+    if batches:
+        one = batches[0]
+        yield f"latency, batch {one['batch_size']}", f"{1000 * one['median_seconds']:.1f} ms"
+        best = max(batches, key=lambda b: b["sequences_per_second"])
+        yield (
+            "best throughput",
+            f"{number(best['sequences_per_second'])} sequences/s (batch {best['batch_size']})",
+        )

@@ -1,0 +1,367 @@
+"""Charts as inline SVG: no script, no network, colours from the page's own light or dark palette.
+
+Every picture carries its words (for those who do not see it) and its numbers (as a table). Text is
+12 units in a box of 380, so that it stays legible where a telephone shows the box whole.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from .scales import Scale, number
+
+WIDTH, HEIGHT = 380, 250
+COLOURS = 8
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 42
+_MOST_POINTS = 300
+_MARK = 18  # diameter of a numbered mark
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or cloud.
+
+    Attributes:
+        name: for the legend.
+        points: (x, y), in the order that a line connects them.
+        colour: number of a palette colour.
+        line: whether points are connected.
+        dots: whether points are marked.
+        dashed: the line.
+        spreads: half heights of the points' error bars; empty without.
+    """
+
+    name: str
+    points: Sequence[Point]
+    colour: int = 0
+    line: bool = True
+    dots: bool = False
+    dashed: bool = False
+    spreads: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis says; whether equal factors are equal lengths, and only whole numbers ticks."""
+
+    label: str
+    logarithmic: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart for a page.
+
+    Attributes:
+        title: its heading.
+        svg: the markup.
+        header: of the table behind it.
+        rows: of that table.
+        legend: (kind, colour, name); kinds are ``line``, ``dash``, ``dot``, ``square`` and numbers.
+        note: how it was measured, or what is missing.
+    """
+
+    title: str
+    svg: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    legend: Sequence[tuple[str, int, str]] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A numbered point of a comparison: ``is_teacher`` is drawn as a square."""
+
+    name: str
+    x: float
+    y: float
+    spread: float | None = None
+    is_teacher: bool = False
+
+
+def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, note: str = "") -> Picture:
+    """Lines and clouds over two axes.
+
+    Args:
+        title: the heading.
+        series: at least one, with at least one finite point.
+        x: the horizontal axis.
+        y: the vertical axis.
+        note: below the picture.
+    """
+    drawn = [_finite(one, x, y) for one in series]
+    drawn = [one for one in drawn if one.points]
+    everything = [point for one in drawn for point in one.points]
+    across, up = _scales(everything, [s for one in drawn for s in _ends(one)], x, y)
+    shapes = "".join("".join(_shapes(one, across, up)) for one in drawn)
+    words = f"{title}: {y.label} over {x.label}. " + "; ".join(
+        f"{one.name} from {number(one.points[0][1])} to {number(one.points[-1][1])}"
+        for one in drawn
+    )
+    return Picture(
+        title,
+        _svg(words, _axes(across, up, x, y) + shapes),
+        (x.label, *(one.name for one in drawn)),
+        _joined(drawn),
+        [(_kind(one), one.colour, one.name) for one in drawn],
+        note,
+    )
+
+
+def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = "") -> Picture:
+    """Numbered points, named in the legend; teachers are squares, equal x stand side by side."""
+    ends = [m.y + sign * (m.spread or 0.0) for m in marks for sign in (-1, 1)]
+    across, up = _scales([(m.x, m.y) for m in marks], ends, x, y)
+    shapes = []
+    for place, (mark, at) in enumerate(zip(marks, _side_by_side(marks, across), strict=True), 1):
+        shapes.append(_numbered(mark, place, at, up(mark.y), up))
+    words = f"{title}: {y.label} over {x.label}. " + "; ".join(
+        f"{m.name}: {number(m.y)} at {number(m.x)}" for m in marks
+    )
+    spread = any(m.spread is not None for m in marks)
+    return Picture(
+        title,
+        _svg(words, _axes(across, up, x, y) + "".join(shapes)),
+        ("", x.label, y.label, *(["±"] if spread else [])),
+        [
+            (m.name, number(m.x), f"{m.y:.4g}", *([number(m.spread or 0.0)] if spread else []))
+            for m in marks
+        ],
+        [
+            (str(place), (place - 1) % COLOURS, m.name + (" (teacher)" if m.is_teacher else ""))
+            for place, m in enumerate(marks, start=1)
+        ],
+        note,
+    )
+
+
+def bars(
+    title: str, values: Sequence[tuple[str, float, str]], unit: str, note: str = ""
+) -> Picture:
+    """Horizontal bars.
+
+    Args:
+        title: the heading.
+        values: (name, value from 0 on, what is written behind the bar).
+        unit: of the values.
+        note: below the picture.
+    """
+    most = max(value for _, value, _ in values) or 1.0
+    height = 40 * len(values) + 8
+    shapes = []
+    for place, (name, value, told) in enumerate(values):
+        top = 40 * place + 4
+        width = max(1.0, value / most * (WIDTH - 4))
+        shapes.append(
+            f'<text x="2" y="{top + 12}">{escape(name)}</text>'
+            f'<text x="{WIDTH - 2}" y="{top + 12}" class="value">{escape(told)}</text>'
+            f'<rect x="2" y="{top + 18}" width="{WIDTH - 4}" height="12" rx="3" class="rail"/>'
+            f'<rect x="2" y="{top + 18}" width="{width:.1f}" height="12" rx="3" '
+            f'class="fill{place % COLOURS}"/>'
+        )
+    words = f"{title}: " + "; ".join(f"{name} {told}" for name, _, told in values)
+    rows = [(name, number(value)) for name, value, _ in values]
+    return Picture(title, _svg(words, "".join(shapes), height), ("", unit), rows, (), note)
+
+
+def heat_map(
+    title: str,
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    columns: str,
+    most: float,
+    note: str = "",
+) -> Picture:
+    """A grid of cells, the darker the more; rows may be of different lengths.
+
+    Args:
+        title: the heading.
+        names: of the rows.
+        values: of the rows' cells.
+        columns: what a column is, such as "expert".
+        most: the value of the strongest colour.
+        note: below the picture.
+    """
+    widest = max(len(row) for row in values)
+    left = 8 + 6.6 * max(len(name) for name in names)
+    cell = (WIDTH - left - 4) / widest
+    tall = 26 if len(values) < 14 else 16
+    shapes = []
+    for row, (name, numbers) in enumerate(zip(names, values, strict=True)):
+        top = row * tall + 2
+        middle = top + tall / 2 + 4
+        shapes.append(
+            f'<text x="{left - 6:.1f}" y="{middle:.1f}" class="end">{escape(name)}</text>'
+        )
+        for column, value in enumerate(numbers):
+            share = min(1.0, max(0.0, value / most))
+            at = left + column * cell
+            shapes.append(
+                f'<rect x="{at:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
+                f'height="{tall - 1}" style="--s:{100 * share:.0f}%" class="cell"/>'
+            )
+            if cell >= 30 and tall > 20:
+                ink = "on" if share > 0.6 else "off"
+                shapes.append(
+                    f'<text x="{at + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
+                    f"{value:.2f}</text>"
+                )
+    bottom = len(values) * tall + 18
+    shapes += _column_numbers(left, cell, widest, bottom, columns)
+    flat = [value for row in values for value in row]
+    words = f"{title}: {len(values)} rows of {columns}s from {min(flat):.3g} to {max(flat):.3g}"
+    return Picture(
+        title,
+        _svg(words, "".join(shapes), bottom + 22),
+        ("", *(f"{columns} {number + 1}" for number in range(widest))),
+        [
+            (name, *(f"{value:.3f}" for value in row), *([""] * (widest - len(row))))
+            for name, row in zip(names, values, strict=True)
+        ],
+        (),
+        note,
+    )
+
+
+def _column_numbers(
+    left: float, cell: float, widest: int, bottom: float, columns: str
+) -> Iterator[str]:
+    every = max(1, math.ceil(22 / cell))
+    for column in range(0, widest, every):
+        at = left + (column + 0.5) * cell
+        yield f'<text x="{at:.1f}" y="{bottom}" class="middle">{column + 1}</text>'
+    middle = left + widest * cell / 2
+    yield f'<text x="{middle:.1f}" y="{bottom + 16}" class="middle label">{escape(columns)}</text>'
+
+
+def _finite(series: Series, x: Axis, y: Axis) -> Series:
+    """Without points that cannot be drawn, thinned out where there are very many."""
+    spreads = list(series.spreads) or [0.0] * len(series.points)
+    kept = [
+        (point, spread)
+        for point, spread in zip(series.points, spreads, strict=True)
+        if all(map(math.isfinite, point))
+        and (point[0] > 0 or not x.logarithmic)
+        and (point[1] > 0 or not y.logarithmic)
+    ]
+    every = math.ceil(len(kept) / _MOST_POINTS) or 1
+    thinned = [one for place, one in enumerate(kept) if place % every == 0 or one is kept[-1]]
+    return Series(
+        series.name,
+        [point for point, _ in thinned],
+        series.colour,
+        series.line,
+        series.dots,
+        series.dashed,
+        [spread for _, spread in thinned] if series.spreads else (),
+    )
+
+
+def _ends(series: Series) -> Iterator[float]:
+    for place, (_, y) in enumerate(series.points):
+        spread = series.spreads[place] if series.spreads else 0.0
+        yield from (y - spread, y + spread)
+
+
+def _scales(
+    points: Sequence[Point], heights: Sequence[float], x: Axis, y: Axis
+) -> tuple[Scale, Scale]:
+    across = Scale.over([one for one, _ in points], _LEFT, WIDTH - _RIGHT, x.logarithmic)
+    if x.whole:
+        across.ticks = [tick for tick in across.ticks if tick == int(tick)]
+    positive = [one for one in heights if one > 0 or not y.logarithmic]
+    up = Scale.over(positive, HEIGHT - _BOTTOM, _TOP, y.logarithmic)
+    return across, up
+
+
+def _axes(across: Scale, up: Scale, x: Axis, y: Axis) -> str:
+    floor, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    parts = []
+    for tick in up.ticks:
+        at = up(tick)
+        parts.append(f'<path d="M{_LEFT} {at:.1f}H{right}" class="grid"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" class="end">{number(tick)}</text>')
+    for tick in across.ticks:
+        at = across(tick)
+        parts.append(f'<path d="M{at:.1f} {floor}v4" class="axis"/>')
+        parts.append(f'<text x="{at:.1f}" y="{floor + 17}" class="middle">{number(tick)}</text>')
+    parts.append(f'<path d="M{_LEFT} {_TOP}V{floor}H{right}" class="axis"/>')
+    middle = (_LEFT + right) / 2
+    parts.append(
+        f'<text x="{middle}" y="{HEIGHT - 6}" class="middle label">{escape(x.label)}</text>'
+        f'<text transform="translate(11 {(_TOP + floor) / 2}) rotate(-90)" class="middle label">'
+        f"{escape(y.label)}</text>"
+    )
+    return "".join(parts)
+
+
+def _shapes(series: Series, across: Scale, up: Scale) -> Iterator[str]:
+    places = [(across(x), up(y)) for x, y in series.points]
+    colour = series.colour % COLOURS
+    if series.line and len(places) > 1:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        dashed = ' stroke-dasharray="5 4"' if series.dashed else ""
+        yield f'<path d="M{path}" class="line stroke{colour}"{dashed}/>'
+    if series.dots or len(places) == 1:
+        for x, y in places:
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="fill{colour}"/>'
+
+
+def _side_by_side(marks: Sequence[Mark], across: Scale) -> list[float]:
+    """Coordinates of the marks, those of one x moved apart so that none covers another."""
+    together: dict[int, list[int]] = {}
+    for place, mark in enumerate(marks):
+        together.setdefault(round(across(mark.x)), []).append(place)
+    found = [across(mark.x) for mark in marks]
+    for places in together.values():
+        apart = min(_MARK + 2, 90 / len(places))
+        for rank, place in enumerate(places):
+            found[place] += (rank - (len(places) - 1) / 2) * apart
+    return found
+
+
+def _numbered(mark: Mark, place: int, x: float, y: float, up: Scale) -> str:
+    colour = (place - 1) % COLOURS
+    bar = ""
+    if mark.spread:
+        low, high = up(mark.y - mark.spread), up(mark.y + mark.spread)
+        bar = f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" class="line stroke{colour}"/>'
+    if mark.is_teacher:
+        shape = f'<rect x="{x - 9:.1f}" y="{y - 9:.1f}" width="18" height="18" rx="2"'
+    else:
+        shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9"'
+    return (
+        f'<g>{bar}{shape} class="mark fill{colour}"/><text x="{x:.1f}" y="{y + 4:.1f}" '
+        f'class="middle digit">{place}</text><title>{escape(mark.name)}</title></g>'
+    )
+
+
+def _joined(series: Sequence[Series]) -> list[tuple[str, ...]]:
+    """One row for each x, one column for each series."""
+    by_x: dict[float, dict[int, float]] = {}
+    for place, one in enumerate(series):
+        for x, y in one.points:
+            by_x.setdefault(x, {})[place] = y
+    columns = range(len(series))
+    return [
+        (f"{x:g}", *(f"{by_x[x][one]:.4g}" if one in by_x[x] else "" for one in columns))
+        for x in sorted(by_x)
+    ]
+
+
+def _kind(series: Series) -> str:
+    if not series.line:
+        return "dot"
+    return "dash" if series.dashed else "line"
+
+
+def _svg(words: str, content: str, height: float = HEIGHT) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(words)}">'
+        f"{content}</svg>"
+    )

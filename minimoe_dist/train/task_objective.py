@@ -1,0 +1,104 @@
+"""What fine-tuning minimises: labels, and beside them a fine-tuned teacher's predictions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import MicroBatch
+from ..data.tasks.encoding import IGNORED
+from ..objectives.logits import label_loss_sum, logits_loss_sum
+from ..objectives.relations import relation_loss_sum
+
+
+@dataclass(frozen=True)
+class TaskTeacher:
+    """A fine-tuned model of the same task, and how much it counts.
+
+    Attributes:
+        model: gives what a student of the task gives; frozen.
+        weight: share of its predictions in the loss; labels have the rest.
+        temperature: of the predictions.
+        relation_weight: of the relation loss, added to both; 0 for none.
+        num_relation_heads: R of that.
+    """
+
+    model: nn.Module
+    weight: float
+    temperature: float
+    relation_weight: float
+    num_relation_heads: int
+
+
+@dataclass
+class TaskObjective:
+    """A task's loss; an :class:`.objectives.Objective`.
+
+    Attributes:
+        teacher: None learns from labels alone.
+    """
+
+    teacher: TaskTeacher | None = None
+    parts: Mapping[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        teacher = self.teacher
+        self.parts = {"label_loss": 1.0 - (teacher.weight if teacher else 0.0)}
+        if teacher is not None:
+            self.parts = {**self.parts, "logits_loss": teacher.weight}
+            if teacher.relation_weight:
+                self.parts = {**self.parts, "relation_loss": teacher.relation_weight}
+
+    @property
+    def _with_signals(self) -> bool:
+        return "relation_loss" in self.parts
+
+    def teach(self, micro: MicroBatch) -> Any:
+        """The teacher's predictions, and its signals if they count."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher.model(
+                input_ids=micro.input_ids,
+                attention_mask=micro.attention_mask,
+                token_type_ids=micro.token_type_ids,
+                with_signals=self._with_signals,
+            )
+
+    def counts(self, micro: MicroBatch) -> Sequence[float]:
+        """Predictions, and rows of the relations."""
+        predictions = float(_counted(micro).sum())
+        counts = {"label_loss": predictions, "logits_loss": predictions}
+        if self._with_signals:
+            assert self.teacher is not None
+            rows = 3.0 * self.teacher.num_relation_heads * float(micro.attention_mask.sum())
+            counts["relation_loss"] = rows
+        return [counts[name] for name in self.parts]
+
+    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """Whether signals are wanted too."""
+        return {"with_signals": self._with_signals}
+
+    def sums(self, output: Any, given: Any, micro: MicroBatch) -> Sequence[Tensor]:
+        """Summed losses of a student's :class:`..models.task_heads.TaskOutput`."""
+        counted = _counted(micro)
+        assert micro.labels is not None
+        logits = output.logits[counted]
+        sums = [label_loss_sum(logits, micro.labels[counted])]
+        if self.teacher is not None:
+            wanted = given.logits[counted]
+            sums.append(logits_loss_sum(logits, wanted, self.teacher.temperature))
+            if self._with_signals:
+                heads, mask = self.teacher.num_relation_heads, micro.attention_mask
+                sums.append(relation_loss_sum(output.signals, given.signals, mask, heads)[0])
+        return sums
+
+
+def _counted(micro: MicroBatch) -> Tensor:
+    """Bool, of the labels' shape: where there is one."""
+    assert micro.labels is not None
+    if micro.labels.is_floating_point():
+        return micro.labels.isfinite()
+    return micro.labels != IGNORED

@@ -1,0 +1,170 @@
+"""Evaluations of a real run: its own numbers again, its experts, its costs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from minimoe_dist.checkpoints.export import export_student
+from minimoe_dist.checkpoints.tasks import export_task_model, load_task_model
+from minimoe_dist.cli import main
+from minimoe_dist.data.tasks import task_of
+from minimoe_dist.models.build import build_student, student_config
+from minimoe_dist.models.compute import encoder_gmac
+from tests.commands.support import Workshop
+
+FAST = ["--batch_sizes", "2,1", "--length", "8", "--repeats", "3", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def evaluation(unbroken: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    path = tmp_path_factory.mktemp("evaluated") / "evaluation.json"
+    command = ["evaluate", str(unbroken), "--output", str(path), "--num_sequences", "16", *FAST]
+    assert main(command) == 0
+    return json.loads(path.read_text())
+
+
+def test_relation_loss_is_the_one_that_training_reported(evaluation, unbroken: Path) -> None:
+    summary = json.loads((unbroken / "summary.json").read_text())
+    wanted = summary["students"]["student"]["heldout_loss_after"]
+    assert evaluation["relations"]["loss"] == pytest.approx(wanted, rel=1e-3)
+    assert evaluation["relations"]["sequences"] == 16
+
+
+def test_relations_are_told_by_head(evaluation) -> None:
+    by_head = torch.tensor(list(evaluation["relations"]["by_head"].values()))
+    assert by_head.shape == (3, 4)
+    assert float(by_head.mean()) == pytest.approx(evaluation["relations"]["loss"])
+
+
+def test_every_token_met_one_expert_of_each_block(evaluation) -> None:
+    (block,) = evaluation["experts"]
+    assert block["block"] == "layer 1 feed-forward" and len(block["tokens"]) == 4
+    tokens = evaluation["mean_length"] * evaluation["relations"]["sequences"]
+    assert sum(block["tokens"]) == round(tokens)
+
+
+def test_compute_is_counted_at_both_lengths(evaluation) -> None:
+    assert evaluation["gmac_of_128"] == encoder_gmac(1, 16)
+    wanted = encoder_gmac(1, 16, 1) * evaluation["mean_length"]
+    assert evaluation["gmac_of_mean_length"] == pytest.approx(wanted)
+
+
+def test_speed_is_told_for_each_batch_with_its_conditions(evaluation) -> None:
+    speed = evaluation["speed"]
+    assert (speed["length"], speed["repeats"]) == (8, 3)
+    assert [one["batch_size"] for one in speed["batches"]] == [1, 2]
+    assert evaluation["machine"]["device"] == "cpu"
+
+
+def test_another_teacher_and_corpus_may_be_held_against(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.json"
+    model = str(unbroken / "export" / "student")
+    others = ["--teacher", str(workshop.teacher), "--corpus", str(workshop.train)]
+    heads = ["--num_relation_heads", "2", "--num_sequences", "8", "--speed", "false", "--use_cpu"]
+    assert main(["evaluate", model, "--output", str(path), *others, *heads]) == 0
+    found = json.loads(path.read_text())
+    assert found["relations"]["corpora"] == [str(workshop.train)]
+    assert len(found["relations"]["by_head"]["key"]) == 2
+    assert "speed" not in found
+
+
+@pytest.fixture(scope="module")
+def classifier(workshop: Workshop, sst2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with experts and a head for SST-2 that nobody trained, but that says both."""
+    folder = tmp_path_factory.mktemp("classifier")
+    tokenizer = AutoTokenizer.from_pretrained(workshop.teacher)
+    config = student_config(
+        AutoConfig.from_pretrained(workshop.teacher),
+        layers=1,
+        hidden=16,
+        heads=2,
+        experts=(1, 4),
+        num_relation_heads=4,
+    )
+    student = build_student(config, 0)
+    export_student(config, student.state_dict(), folder / "student", tokenizer)
+    source = load_task_model(str(folder / "student"), task_of("sst2"))
+    model = source.copy(seed=3).eval()
+    texts = [line.split("\t")[0] for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    return export_task_model(source, model.state_dict(), folder / "model", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sst2")
+    rows = [
+        (" ".join(f"word{7 * n % 190 + k}" for k in range(n % 9 + 1)), n % 2) for n in range(40)
+    ]
+    for split in ("train", "dev"):
+        lines = "".join(f"{text}\t{label}\n" for text, label in rows)
+        (folder / f"{split}.tsv").write_text(f"sentence\tlabel\n{lines}")
+    return folder
+
+
+def test_task_scores_are_those_of_the_rows_one_by_one(
+    classifier: Path, sst2: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.json"
+    task = ["--task", "sst2", "--data_dir", str(sst2), "--speed", "false", "--use_cpu"]
+    assert main(["evaluate", str(classifier), "--output", str(path), *task]) == 0
+    found = json.loads(path.read_text())["task_scores"]
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    rows = [line.split("\t") for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    with torch.no_grad():
+        guesses = [
+            model(**tokenizer(text, return_tensors="pt")).logits.argmax().item() for text, _ in rows
+        ]
+    assert len(set(guesses)) == 2
+    right = sum(guess == int(label) for guess, (_, label) in zip(guesses, rows, strict=True))
+    assert found["scores"] == {"accuracy": right / len(rows)}
+    assert (found["task"], found["split"], found["samples"]) == ("sst2", "dev", 40)
+
+
+def test_model_without_a_head_has_no_score(
+    workshop: Workshop, sst2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ["--task", "sst2", "--data_dir", str(sst2)]
+    assert main(["evaluate", str(workshop.teacher), *task]) == 2
+    assert "needs a model with a head" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_left_out(workshop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    command = ["evaluate", str(workshop.teacher), "--output", str(path), "--speed", "false"]
+    assert main([*command, "--use_cpu"]) == 0
+    found = json.loads(path.read_text())
+    assert not {"relations", "experts", "mean_length", "speed"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_relation_heads", "3"], "3 does not divide the hidden size 32"),
+        (["--corpus", "nowhere"], "nowhere"),
+        (["--repeats", "1"], "repeats"),
+        (["--task", "sst2"], "together"),
+        (["--task", "sst3", "--data_dir", "."], "did you mean sst2?"),
+        (["--teacher", "package:nowhere"], "no installed Python package"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options_are_refused_in_one_line(
+    words: list[str], message: str, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(workshop.teacher), *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_corpus_needs_a_teacher(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(workshop.teacher), "--corpus", str(workshop.train)]) == 2
+    assert "without --teacher" in capsys.readouterr().err

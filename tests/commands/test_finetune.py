@@ -1,0 +1,252 @@
+"""``minimoe-dist finetune`` on tasks of made-up words, which tiny models learn in seconds."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from tests.commands import support
+from tests.commands.support import Workshop, wait_for
+from tests.data.tasks.files import write_columns, write_table
+
+GOOD, BAD = "word1", "word2"
+
+
+def sentences(count: int, seed: int) -> Iterator[tuple[str, int]]:
+    """Texts, and whether the good word is in them rather than the bad one."""
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        words = [f"word{index}" for index in generator.integers(10, 14, 2)]
+        words[generator.integers(2)] = GOOD if number % 2 else BAD
+        yield " ".join(words), number % 2
+
+
+@pytest.fixture(scope="module")
+def tasks(workshop: Workshop) -> Path:
+    """A folder with SST-2 in its own layout, tags, and a regression table."""
+    folder = workshop.folder / "tasks"
+    for split, count, seed in (("train", 128, 1), ("dev", 20, 2)):
+        rows = [(text, str(label)) for text, label in sentences(count, seed)]
+        write_table(folder / "SST-2" / f"{split}.tsv", [("sentence", "label"), *rows])
+        values = [(text, str(2.5 * int(label))) for text, label in rows]
+        write_table(folder / "values" / f"{split}.tsv", [("text", "value"), *values])
+        tagged = [
+            [f"{word} {'B-G' if word == GOOD else 'O'}" for word in text.split()]
+            for text, _ in rows
+        ]
+        write_columns(folder / "ner" / f"{split}.txt", tagged)
+    return folder
+
+
+def options(workshop: Workshop, tasks: Path, output_dir: Path, **changes: Any) -> Path:
+    """A file of options beside the output folder."""
+    values = {
+        "model_name_or_path": str(workshop.teacher),
+        "output_dir": str(output_dir),
+        "task": "sst2",
+        "data_dir": str(tasks),
+        "max_length": 32,
+        "batch_sizes": [8],
+        "learning_rates": [3e-3],
+        "num_train_epochs": 4,
+        "use_cpu": True,
+        "timeout_seconds": 60,
+        **changes,
+    }
+    path = output_dir.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({key: one for key, one in values.items() if one is not None}))
+    return path
+
+
+def finetune(path: Path, *overrides: str, world_size: int = 1) -> str:
+    return support.finish(path, *overrides, world_size=world_size, command="finetune")
+
+
+def refused(path: Path, *overrides: str) -> str:
+    statuses, said = support.run(path, *overrides, world_size=1, command="finetune")
+    assert statuses == [2], said
+    assert "Traceback" not in said
+    return said
+
+
+def results(output_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output_dir / "results.json").read_text())
+    return found
+
+
+def learnt(found: dict[str, Any]) -> list[Any]:
+    """What every epoch of every cell gave, bit for bit."""
+    return [
+        [(epoch["train_loss"], epoch["scores"]) for epoch in cell["epochs"]]
+        for cell in found["cells"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(workshop: Workshop, tasks: Path) -> Path:
+    """A grid of two seeds."""
+    output_dir = workshop.folder / "finetuned"
+    finetune(options(workshop, tasks, output_dir, seeds=[1, 2]))
+    return output_dir
+
+
+def test_the_task_is_learnt_and_told(finished: Path) -> None:
+    found = results(finished)
+    assert found["best"]["scores"] == {"accuracy": 1.0}
+    assert [cell["seed"] for cell in found["cells"]] == [1, 2]
+    assert found["settings"][0]["mean"] > 0.9
+    assert (finished / "curves.png").stat().st_size > 1000
+
+
+def test_the_best_model_loads_with_its_labels(finished: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "export")
+    assert model.config.id2label == {0: "0", 1: "1"}
+    with torch.no_grad():
+        ids = torch.tensor([[2, 5 + 1, 5 + 11, 3], [2, 5 + 2, 5 + 11, 3]])
+        assert model(ids).logits.argmax(-1).tolist() == [1, 0]
+
+
+def test_finished_cells_are_skipped_and_a_grown_grid_goes_on(
+    workshop: Workshop, tasks: Path, finished: Path
+) -> None:
+    before = results(finished)
+    path = options(workshop, tasks, finished, seeds=[1, 2])
+    assert "finished before" in finetune(path)
+    finetune(path, "--seeds", "1,2,3")
+    assert learnt(results(finished))[:2] == learnt(before)
+    assert (finished / "export" / "config.json").is_file()
+
+
+def test_a_finished_cell_of_other_options_is_refused(
+    workshop: Workshop, tasks: Path, finished: Path
+) -> None:
+    said = refused(options(workshop, tasks, finished, seeds=[1]), "--weight_decay", "0.1")
+    assert "trained with other options (weight_decay: 0.01 -> 0.1)" in said
+
+
+def test_two_ranks_learn_what_one_does(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    finetune(options(workshop, tasks, tmp_path / "two", seeds=[1]), world_size=2)
+    one, two = (results(folder)["cells"][0]["epochs"][0] for folder in (finished, tmp_path / "two"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_bits_of_an_unbroken_one(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    output_dir = tmp_path / "stopped"
+    path = options(workshop, tasks, output_dir, seeds=[1, 2], save_interval=1)
+    with support.start(path, world_size=1, command="finetune") as ranks:
+        checkpoint = output_dir / "cells" / "seed1_lr0.003_batch8" / "checkpoints" / "latest"
+        wait_for(checkpoint.exists, ranks.said)
+        ranks.signal(signal.SIGTERM)
+        assert ranks.wait() == [75], ranks.said()
+    assert "resumed behind step" in finetune(path)
+    assert learnt(results(output_dir)) == learnt(results(finished))[:2]
+    ours = load_file(output_dir / "export" / "model.safetensors")
+    for name, value in load_file(finished / "export" / "model.safetensors").items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_a_killed_grid_goes_on_at_the_cell_that_was_not_done(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    output_dir = tmp_path / "killed"
+    path = options(workshop, tasks, output_dir, seeds=[1, 2])
+    with support.start(path, world_size=1, command="finetune") as ranks:
+        done = output_dir / "cells" / "seed1_lr0.003_batch8" / "result.json"
+        wait_for(done.exists, ranks.said)
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+    assert "cell 1 of 1: seed 2" in finetune(path)
+    assert learnt(results(output_dir)) == learnt(results(finished))[:2]
+
+
+def test_early_stopping_waits_for_its_patience(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    changes = {"num_train_epochs": 9, "patience": 2}
+    finetune(options(workshop, tasks, tmp_path / "run", **changes))
+    cell = results(tmp_path / "run")["cells"][0]
+    assert cell["best_epoch"] <= 6
+    assert len(cell["epochs"]) == cell["best_epoch"] + 2
+
+
+def test_tags_of_words_are_learnt(workshop: Workshop, tasks: Path, tmp_path: Path) -> None:
+    changes = {"task": "ner", "data_dir": str(tasks / "ner")}
+    finetune(options(workshop, tasks, tmp_path / "run", **changes))
+    assert results(tmp_path / "run")["best"]["scores"]["chunk_f1"] > 0.9
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "run" / "export")
+    assert model.config.id2label == {0: "O", 1: "B-G"}
+
+
+def test_values_of_a_table_are_learnt_in_bf16(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    table = {"dataset": str(tasks / "values"), "text_columns": "text", "label_column": "value"}
+    changes = {"task": None, "data_dir": None, "regression": True}
+    path = options(workshop, tasks, tmp_path / "run", **table, **changes, precision="bf16")
+    finetune(path)
+    assert results(tmp_path / "run")["best"]["scores"]["spearman"] > 0.8
+
+
+def test_a_student_learns_from_a_teachers_predictions_and_relations(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    # Labels do not count, so all it knows is the teacher's.
+    from_teacher = {"teacher": str(finished / "export"), "teacher_weight": 1.0}
+    relations = {"relation_weight": 0.1, "num_relation_heads": 4}
+    finetune(options(workshop, tasks, tmp_path / "run", **from_teacher, **relations))
+    assert results(tmp_path / "run")["best"]["scores"]["accuracy"] > 0.9
+
+
+def test_a_teacher_of_other_labels_is_refused(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    said = refused(options(workshop, tasks, tmp_path / "run", teacher=str(workshop.teacher)))
+    assert "names no labels in its config.json; give a model that was fine-tuned on sst2" in said
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((workshop.teacher / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "id2label": {"0": "1", "1": "0"}}))
+    said = refused(options(workshop, tasks, tmp_path / "run", teacher=str(other)))
+    assert "has the labels 1,0, sst2 has 0,1; give a teacher that was fine-tuned on sst2" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "sst3"}, "task: 'sst3' is not known; did you mean sst2?"),
+        ({"task": None}, "task: give --task NAME with --data_dir FOLDER, or --dataset PATH"),
+        ({"data_dir": "/nowhere"}, "data_dir: /nowhere: no such folder"),
+        ({"task": "rte"}, "no train.tsv of rte's train file"),
+        ({"max_length": 512}, "max_length: 512 is longer than the 64 positions"),
+        ({"learning_rates": [0.0]}, "learning_rates: must be above 0, not 0.0"),
+        ({"relation_weight": 1.0}, "relation_weight: needs a teacher"),
+        ({"model_name_or_path": "/nowhere"}, "/nowhere: no such model folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    changes: dict[str, Any], words: str, workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    assert words in refused(options(workshop, tasks, tmp_path / "run", **changes))
+
+
+def test_a_bad_row_is_told_and_ends_a_strict_run(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "dev"):
+        rows = (tasks / "SST-2" / f"{split}.tsv").read_text()
+        (tmp_path / f"{split}.tsv").write_text(rows + "torn\n")
+    path = options(workshop, tasks, tmp_path / "run", data_dir=str(tmp_path), strict=True)
+    assert f"{tmp_path / 'train.tsv'}:130: has 1 columns, not 2" in refused(path)

@@ -1,0 +1,74 @@
+"""CLUE's JSON lines."""
+
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist.data.tasks import open_task
+from tests.data.tasks.files import write_records
+
+
+def test_labels_of_tnews_are_numbered_as_its_labels_file_has_them(tmp_path: Path) -> None:
+    folder = tmp_path / "tnews_public"
+    write_records(folder / "labels.json", [{"label": "101"}, {"label": "100"}])
+    write_records(folder / "dev.json", [{"label": "100", "sentence": "好", "keywords": ""}])
+    data = open_task("tnews", tmp_path, "dev")
+    assert (data.task.labels, data.labels) == (("101", "100"), [1])
+
+
+def test_without_a_labels_file_the_training_files_labels_are_sorted_as_numbers(
+    tmp_path: Path,
+) -> None:
+    records = [{"label": label, "sentence": "好"} for label in ("11", "2", "0")]
+    write_records(tmp_path / "train.json", records)
+    write_records(tmp_path / "dev.json", records[:1])
+    assert open_task("iflytek", tmp_path, "dev").task.labels == ("0", "2", "11")
+
+
+def test_ocnli_drops_pairs_without_agreement(tmp_path: Path) -> None:
+    pair = {"sentence1": "一", "sentence2": "二"}
+    records = [{**pair, "label": "neutral"}, {**pair, "label": "-"}]
+    write_records(tmp_path / "train.50k.json", records)
+    data = open_task("ocnli", tmp_path, "train")
+    assert (data.texts, data.labels, data.bad.count) == ([("一", "二")], [1], 0)
+
+
+def test_csl_pairs_keywords_with_the_abstract(tmp_path: Path) -> None:
+    record = {"id": 1, "abst": "摘要", "keyword": ["甲", "乙"], "label": "1"}
+    write_records(tmp_path / "dev.json", [record])
+    assert open_task("csl", tmp_path, "dev").texts == [("甲 乙", "摘要")]
+
+
+@pytest.mark.parametrize(
+    ("name", "pronoun", "text"),
+    [(0, 3, "_小明_说[他]好"), (3, 0, "[小明]说_他_好")],
+)
+def test_cluewsc_marks_both_spans(tmp_path: Path, name: int, pronoun: int, text: str) -> None:
+    words = {0: "小明", 3: "他"}
+    target = {
+        "span1_index": name,
+        "span1_text": words[name],
+        "span2_index": pronoun,
+        "span2_text": words[pronoun],
+    }
+    record = {"target": target, "label": "true", "text": "小明说他好"}
+    write_records(tmp_path / "dev.json", [record])
+    data = open_task("cluewsc2020", tmp_path, "dev")
+    assert (data.texts, data.labels) == ([(text,)], [1])
+
+
+def test_a_record_without_a_field_is_a_bad_row(tmp_path: Path) -> None:
+    good = {"sentence1": "一", "sentence2": "二", "label": "0"}
+    path = write_records(tmp_path / "dev.json", [good, {"sentence1": "一", "label": "0"}])
+    data = open_task("afqmc", tmp_path, "dev")
+    assert (len(data), data.bad.first) == (1, f"{path}:2: has no 'sentence2'")
+
+
+def test_a_line_that_is_no_json_is_a_bad_row(tmp_path: Path) -> None:
+    path = write_records(
+        tmp_path / "dev.json", [{"sentence1": "", "sentence2": "二", "label": "0"}]
+    )
+    path.write_text(path.read_text() + "{broken\n")
+    data = open_task("afqmc", tmp_path, "dev")
+    assert data.bad.first is not None
+    assert data.bad.first.startswith(f"{path}:2: is no JSON")

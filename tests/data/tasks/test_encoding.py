@@ -1,0 +1,118 @@
+"""Tasks as token ids and as batches."""
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from minimoe_dist.data.batches import MicroBatch
+from minimoe_dist.data.tasks import Task, TaskData
+from minimoe_dist.data.tasks.batches import collate, evaluation_batches, training_step
+from minimoe_dist.data.tasks.encoding import IGNORED, EncodedTask, encode, tags_of_words
+from minimoe_dist.data.tasks.rows import BadRows
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "##x", "##y"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    path.write_text("\n".join(VOCABULARY))
+    return BertTokenizerFast(vocab=str(path))
+
+
+def data_of(kind: str, texts: list[tuple[str, ...]], labels: list) -> TaskData:
+    task = Task("t", kind, ("accuracy",), () if kind == "regression" else ("O", "B", "C"))
+    return TaskData(task, Path("t"), texts, labels, BadRows())
+
+
+def test_two_texts_are_two_segments_and_the_longer_one_is_cut(tokenizer) -> None:
+    encoded = encode(data_of("classification", [("a b c d e f", "g")], [1]), tokenizer, 8)
+    assert encoded.input_ids[0].tolist() == [2, 5, 6, 7, 8, 3, 11, 3]
+    assert encoded.segments[0].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_a_words_tag_stands_at_its_first_piece(tokenizer) -> None:
+    encoded = encode(data_of("tagging", [("ax", "bxy", "c")], [[1, 2, 0]]), tokenizer, 16)
+    assert encoded.input_ids[0].tolist() == [2, 5, 15, 6, 15, 16, 7, 3]
+    wanted = [IGNORED, 1, IGNORED, 2, IGNORED, IGNORED, 0, IGNORED]
+    assert encoded.labels[0].tolist() == wanted
+
+
+def test_words_behind_the_limit_are_tagged_as_outside(tokenizer) -> None:
+    encoded = encode(data_of("tagging", [tuple("abcdefgh")], [[1] * 8]), tokenizer, 8)
+    predicted = np.full(8, 2)
+    assert tags_of_words(predicted, encoded.words[0], 8, outside=0) == [2] * 6 + [0] * 2
+
+
+def test_a_word_without_pieces_leaves_the_others_their_tags(tokenizer) -> None:
+    encoded = encode(data_of("tagging", [("a", "\u200b", "b")], [[1, 2, 0]]), tokenizer, 8)
+    predicted = np.array([9, 1, 2, 9])
+    assert tags_of_words(predicted, encoded.words[0], 3, outside=0) == [1, 0, 2]
+
+
+def numbers(count: int) -> EncodedTask:
+    """Samples whose only id is their number."""
+    task = Task("t", "classification", ("accuracy",), ("a", "b"))
+    ids = [np.array([number]) for number in range(count)]
+    return EncodedTask(task, ids, [np.zeros(1, np.int8)] * count, [0] * count, [])
+
+
+def samples_of(batch: MicroBatch) -> list[int]:
+    assert batch.labels is not None
+    return batch.input_ids[batch.labels != IGNORED][:, 0].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_steps_samples_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+    data = numbers(11)
+    for step in range(6):
+        shares = [
+            samples_of(training_step(data, step, batch_size=4, seed=1, rank=r, world_size=w))
+            for w in (1, world_size)
+            for r in range(w)
+        ]
+        assert list(chain(*shares[1:])) == shares[0]
+
+
+def test_an_epoch_has_every_sample_once_and_the_next_one_another_order() -> None:
+    data = numbers(11)
+    steps = [
+        samples_of(training_step(data, step, batch_size=4, seed=1, rank=0, world_size=1))
+        for step in range(6)
+    ]
+    first, second = list(chain(*steps[:3])), list(chain(*steps[3:]))
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert first != second
+
+
+def test_sample_ids_differ_between_epochs() -> None:
+    ids = [
+        training_step(numbers(4), step, batch_size=4, seed=1, rank=0, world_size=1).sample_ids
+        for step in range(2)
+    ]
+    assert sorted(torch.cat(ids).tolist()) == list(range(8))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "tagging"])
+def test_a_rank_without_a_sample_gets_one_that_does_not_count(kind: str) -> None:
+    data = EncodedTask(data_of(kind, [], []).task, [], [], [], [])
+    batch = collate(data, [])
+    assert batch.labels is not None
+    assert not batch.attention_mask.any()
+    counted = batch.labels.isfinite() if kind == "regression" else batch.labels != IGNORED
+    assert not counted.any()
+
+
+def test_evaluation_reads_every_sample_once() -> None:
+    data = numbers(7)
+    seen = [
+        sample
+        for rank in range(3)
+        for samples, _ in evaluation_batches(data, 2, rank, 3)
+        for sample in samples.tolist()
+    ]
+    assert sorted(seen) == list(range(7))

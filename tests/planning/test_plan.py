@@ -1,0 +1,152 @@
+"""Plans: what grows with what, which layouts there are, and what is said where nothing fits."""
+
+import math
+
+import pytest
+
+from minimoe_dist.config import ConfigError
+from minimoe_dist.planning.layout import Layout, alternatives, layout_of_recipe
+from minimoe_dist.planning.memory import Precision, memory_of
+from minimoe_dist.planning.plan import Corpus, Planner, nothing_fits
+from minimoe_dist.planning.traffic import traffic_of
+from tests.planning.recipes import machine, run_config
+
+FLOAT32 = Precision("float32", "float32")
+WIDE = {"students": [{"layer": 6, "hidden": 384, "heads": 12, "moe": "1,8"}]}
+
+
+def planner(**sections):
+    sections = {"objective": {"num_relation_heads": 32}, **WIDE, **sections}
+    corpus = sections.pop("corpus", Corpus(1_000_000, 28.0))
+    return Planner(run_config("bert-base-uncased", **sections), corpus)
+
+
+def predict(planned, layout, on=None):
+    return planned.predict(layout, on or machine())
+
+
+def memory(**changes):
+    planned = planner()
+    layout = Layout(ranks=8, zero_stage=1, micro_batch=8)
+    return predict(planned, Layout(**{**layout.__dict__, **changes})).memory
+
+
+def test_optimizer_state_is_shared_out_over_the_ranks_of_zero_1():
+    one, eight = memory(ranks=1), memory(ranks=8)
+    assert eight["optimizer state"] == pytest.approx(one["optimizer state"] / 8)
+
+
+def test_experts_are_halved_by_two_expert_parallel_ranks():
+    _, experts = planner().students[0].parameters()
+    saved = memory()["student weights"] - memory(expert_parallel_size=2)["student weights"]
+    assert saved == pytest.approx(4 * experts / 2)
+
+
+def test_zero_3_holds_an_eighth_of_the_weights_on_eight_ranks():
+    assert memory(zero_stage=3)["student weights"] == memory()["student weights"] / 8
+
+
+@pytest.mark.parametrize("kind", ["zero3", "tensor"])
+def test_a_shared_teacher_holds_its_part_of_the_weights(kind):
+    shared = memory(teacher_layout=kind, teacher_parallel_size=4)
+    assert shared["teacher weights"] == memory()["teacher weights"] / 4
+
+
+def test_activations_grow_with_the_micro_batch():
+    small, large = (memory(micro_batch=size)["student pass"] for size in (512, 1024))
+    ratio = large / small
+    assert ratio == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_cpu_keeps_what_torch_has_freed_and_a_gpu_counts_what_is_in_use():
+    planned, layout = planner(), Layout(ranks=8, zero_stage=1, micro_batch=8)
+    on_cpu = predict(planned, layout, machine(device="cpu")).memory
+    assert on_cpu["allocator"] > 0 == memory()["allocator"]
+
+
+def traffic(**changes):
+    planned = planner()
+    layout = Layout(**{"ranks": 8, "zero_stage": 1, "micro_batch": 8, **changes})
+    batch = planned._batch(layout)
+    return traffic_of(planned.students, planned.teacher, layout, batch, FLOAT32, machine())
+
+
+def test_an_all_reduce_sends_each_gradient_nearly_twice():
+    total = sum(planner().students[0].parameters())
+    assert traffic()["gradients"].sent == pytest.approx(2 * 7 / 8 * 4 * total)
+
+
+def test_zero_3_reduces_each_gradient_once_and_gathers_each_weight_twice():
+    total = sum(planner().students[0].parameters())
+    found = traffic(zero_stage=3)
+    assert found["gradients"].sent == pytest.approx(7 / 8 * 4 * total)
+    assert found["ZeRO-3 weights"].sent == pytest.approx(2 * 7 / 8 * 4 * total)
+
+
+def test_experts_send_every_token_four_times_a_layer():
+    tokens = 8 * 28.0
+    expected = 6 * 4 * tokens * 384 * 4 / 2
+    assert traffic(expert_parallel_size=2)["experts"].sent == pytest.approx(expected)
+
+
+def test_a_single_rank_sends_nothing():
+    assert traffic(ranks=1) == {}
+
+
+def test_steps_are_the_epochs_of_the_corpus_by_the_global_batch():
+    training = {"max_steps": None, "num_train_epochs": 2.0, "per_device_train_batch_size": 8}
+    plan = planner(training=training).plan(machine())
+    assert plan.steps == math.ceil(2_000_000 / 64)
+
+
+def test_an_unknown_corpus_gives_no_days():
+    plan = planner(corpus=None, training={"max_steps": None}).plan(machine())
+    assert plan.days(plan.own) is None
+
+
+def test_the_price_is_that_of_all_ranks_for_the_days():
+    plan = planner().plan(machine(price_per_device_hour=3.0))
+    assert plan.price(plan.own) == pytest.approx(plan.days(plan.own) * 24 * 8 * 3.0)
+
+
+def test_every_alternative_trains_the_same_global_batch():
+    planned, eight = planner(), machine()
+    layouts = list(alternatives(planned.config, eight, planned.students, True))
+    assert {one.global_batch for one in layouts} == {64}
+    assert not [one for one in layouts if one.zero_stage == 3 and one.expert_parallel_size > 1]
+
+
+def test_what_is_recommended_fits_where_the_recipe_does_not():
+    sections = {"data": {"max_length": 128}, "training": {"per_device_train_batch_size": 64}}
+    plan = planner(corpus=Corpus(1_000_000, 128.0), **sections).plan(machine(memory_gib=2.0))
+    assert not plan.own.fits
+    assert plan.best[0].memory_total <= 2.0 * 2**30
+
+
+def test_where_nothing_fits_the_smallest_machine_that_would_is_named():
+    tiny, larger = machine(name="tiny", memory_gib=0.01), machine(name="larger")
+    planned = planner()
+    error = nothing_fits(planned, [tiny, larger], tiny)
+    assert "nothing fits tiny" in str(error)
+    assert str(error).endswith("is larger")
+
+
+def test_ranks_that_an_expert_parallel_size_does_not_divide_are_refused():
+    planned = planner(parallel={"expert_parallel_size": 4})
+    with pytest.raises(ConfigError, match="4 does not divide the 6 ranks of the machine"):
+        layout_of_recipe(planned.config, 6)
+
+
+def test_a_thousand_ranks_are_planned_on_paper():
+    plan = planner().plan(machine(nodes=256))
+    assert plan.own.layout.ranks == 2048
+    assert plan.best
+
+
+def test_memory_needs_no_teacher_where_none_runs():
+    sections = {"objective": {"relation_weight": 0, "mlm_weight": 1, "num_relation_heads": 32}}
+    planned = planner(**sections, data={"data_type": "bert_mlm"})
+    layout = layout_of_recipe(planned.config, 8)
+    batch = planned._batch(layout)
+    found = memory_of(planned.students, planned.teacher, layout, batch, FLOAT32, machine())
+    assert found["teacher weights"] == found["teacher pass"] == 0

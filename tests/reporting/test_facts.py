@@ -1,0 +1,131 @@
+"""Models of several runs are put together rightly, and nothing is made up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimoe_dist.reporting.facts import collect
+from minimoe_dist.reporting.runs import read_runs
+from tests.reporting.folders import distilled, evaluation, tuned
+
+TEACHER = "some/teacher"
+
+
+def facts_of(*folders: Path) -> dict[str, Any]:
+    return collect(read_runs([str(folder) for folder in folders]))
+
+
+def by_role(facts: dict[str, Any], role: str) -> list[dict[str, Any]]:
+    return [one for one in facts["models"] if one["role"] == role]
+
+
+def test_a_run_gives_its_student_and_its_teacher(tmp_path: Path) -> None:
+    facts = facts_of(distilled(tmp_path / "run", TEACHER))
+    (teacher,), (student,) = by_role(facts, "teacher"), by_role(facts, "student")
+    assert (teacher["name"], teacher["gmac_of_128"]) == ("teacher", 1.5)
+    assert student["heldout_loss_after"] == 0.25 and student["parameters"] == 1_234_567
+    assert "scores" not in student and "speed" not in student
+
+
+def test_fine_tuning_belongs_to_the_student_and_is_held_against_the_teachers(
+    tmp_path: Path,
+) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    student = tuned(tmp_path / "s", str(run / "export" / "student"), 0.8, 0.72)
+    teacher = tuned(tmp_path / "t", TEACHER, 0.9)
+    facts = facts_of(run, student, teacher)
+    assert len(facts["models"]) == 2
+    score = by_role(facts, "student")[0]["scores"]["sst2"]
+    assert (score["mean"], score["seeds"], score["learning_rate"]) == (0.8, 2, 1e-5)
+    assert score["share_of_teacher"] == pytest.approx(0.8 / 0.9)
+    assert "share_of_teacher" not in by_role(facts, "teacher")[0]["scores"]["sst2"]
+
+
+def test_another_task_has_no_share(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    student = tuned(tmp_path / "s", str(run / "export" / "student"), 0.8)
+    teacher = tuned(tmp_path / "t", TEACHER, 0.9, task="rte")
+    score = by_role(facts_of(run, student, teacher), "student")[0]["scores"]["sst2"]
+    assert "share_of_teacher" not in score
+
+
+def test_a_student_of_an_assistant_is_held_against_the_first_teacher(tmp_path: Path) -> None:
+    first = distilled(tmp_path / "assistant", TEACHER)
+    second = distilled(tmp_path / "last", str(first / "export" / "student"))
+    scores = [
+        tuned(tmp_path / "t", TEACHER, 0.9),
+        tuned(tmp_path / "a", str(first / "export" / "student"), 0.85),
+        tuned(tmp_path / "s", str(second / "export" / "student"), 0.8),
+    ]
+    facts = facts_of(first, second, *scores)
+    last = next(one for one in facts["models"] if one["name"].startswith("last"))
+    assert last["scores"]["sst2"]["held_against"] == "teacher"
+    assert last["scores"]["sst2"]["share_of_teacher"] == pytest.approx(0.8 / 0.9)
+    assert len(by_role(facts, "teacher")) == 1
+
+
+def test_a_model_distilled_on_a_task_is_held_against_that_teacher(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    teacher = tuned(tmp_path / "t", "another/teacher", 0.95)
+    model = str(run / "export" / "student")
+    student = tuned(tmp_path / "s", model, 0.8, teacher=str(teacher / "export"))
+    score = by_role(facts_of(run, teacher, student), "student")[0]["scores"]["sst2"]
+    assert score["share_of_teacher"] == pytest.approx(0.8 / 0.95)
+
+
+def test_an_evaluation_belongs_to_its_student(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    model = str(run / "export" / "student")
+    (run / "evaluation.json").write_text(json.dumps(evaluation("student", model)))
+    facts = facts_of(run)
+    assert len(facts["models"]) == 2
+    assert by_role(facts, "student")[0]["gmac_of_mean_length"] == 0.125
+
+
+def test_an_evaluation_of_a_teacher_belongs_to_the_teacher(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    told = evaluation("model", TEACHER, model_type="bert")
+    (tmp_path / "teacher.json").write_text(json.dumps(told))
+    facts = facts_of(run, tmp_path / "teacher.json")
+    assert len(facts["models"]) == 2
+    assert by_role(facts, "teacher")[0]["parameters"] == 1_234_567
+
+
+def test_different_teachers_are_said(tmp_path: Path) -> None:
+    facts = facts_of(distilled(tmp_path / "a", TEACHER), distilled(tmp_path / "b", "other/one"))
+    assert any("different teachers (one, teacher)" in note for note in facts["notes"])
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    notes = " ".join(facts_of(distilled(tmp_path / "run", TEACHER))["notes"])
+    for words in ("No task scores", "No latency", "No relation loss by relation"):
+        assert words in notes
+
+
+def test_training_time_leaves_pauses_out(tmp_path: Path) -> None:
+    (run,) = facts_of(distilled(tmp_path / "run", TEACHER))["runs"]
+    # Two records of 10 steps of 4 × 2 × 2 sequences at 8 a second.
+    assert run["seconds"] == pytest.approx(40.0)
+
+
+def test_an_unfinished_run_shows_its_curves(tmp_path: Path) -> None:
+    folder = distilled(tmp_path / "run", TEACHER)
+    (folder / "summary.json").unlink()
+    facts = facts_of(folder)
+    assert facts["runs"][0]["curves"][0]["training"] == [[10, 0.09], [20, 0.045]]
+    assert facts["models"] == []
+    assert any("Not finished yet" in note for note in facts["notes"])
+
+
+def test_expert_blocks_are_named_by_layer_and_kind(tmp_path: Path) -> None:
+    (run,) = facts_of(distilled(tmp_path / "run", TEACHER))["runs"]
+    names = [block["block"] for block in run["experts"]["student"]]
+    assert names == ["layer 1 feed-forward", "layer 2 feed-forward"]
+
+
+def test_facts_are_json(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER, "one", "two")
+    facts = facts_of(run, tuned(tmp_path / "s", str(run / "export" / "one"), 0.8))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts

@@ -1,0 +1,135 @@
+"""The page: complete in itself, readable in a real browser, silent on what is not known."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist.cli import main
+from tests.reporting import browser
+from tests.reporting.folders import distilled, evaluation, tuned
+
+TEACHER = "some/teacher"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two runs of several students, their fine-tunings, evaluations, and their teacher's."""
+    folder = tmp_path_factory.mktemp("runs")
+    tuned(folder / "teacher_sst2", TEACHER, 0.9)
+    for run, students in (("first", ("dense", "moe")), ("second", ("one_with_a_long_name",))):
+        distilled(folder / run, TEACHER, *students)
+        for student in students:
+            model = str(folder / run / "export" / student)
+            tuned(folder / f"{run}_{student}", model, 0.8, 0.85)
+            told = json.dumps(evaluation(student, model))
+            (folder / run / f"evaluation_{student}.json").write_text(told)
+    told = evaluation("teacher", TEACHER, model_type="bert")
+    (folder / "teacher.json").write_text(json.dumps(told))
+    target = folder / "out" / "page.html"
+    command = ["report", str(folder), str(folder / "teacher.json"), "--output", str(target)]
+    assert main([*command, "--title", "Students & <teachers>"]) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run that was neither evaluated nor fine-tuned."""
+    folder = tmp_path_factory.mktemp("bare")
+    distilled(folder / "run", TEACHER)
+    assert main(["report", str(folder / "run"), "--output", str(folder / "page.html")]) == 0
+    return (folder / "page.html").read_text("utf-8")
+
+
+def test_nothing_is_fetched(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not re.findall(r"https?:|//\w|@import|url\(|<script|<link|<img|<iframe", text)
+
+
+def test_it_is_small(page: Path) -> None:
+    assert page.stat().st_size < 500_000
+
+
+def test_the_title_is_escaped(page: Path) -> None:
+    assert "<h1>Students &amp; &lt;teachers&gt;</h1>" in page.read_text("utf-8")
+
+
+class Elements(HTMLParser):
+    """Counts start tags and collects the attributes of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.pictures: list[dict[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag == "svg":
+            self.pictures.append(dict(attributes))
+
+
+def test_every_picture_has_words_and_a_table(page: Path) -> None:
+    elements = Elements()
+    elements.feed(page.read_text("utf-8"))
+    assert elements.counts["svg"] > 10
+    assert elements.counts["svg"] == elements.counts["table"] == elements.counts["details"]
+    assert all(one["role"] == "img" and one["aria-label"] for one in elements.pictures)
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "Quality against compute", "Share of the teacher's score kept", "Speed and memory",
+        "Training curves", "Tokens of each expert", "Relation loss by relation and head",
+        "What each run cost",
+    ],
+)  # fmt: skip
+def test_all_sections_are_there(heading: str, page: Path) -> None:
+    assert heading in page.read_text("utf-8").replace("&#39;", "'")
+
+
+def test_the_json_beside_it_has_the_same_models(page: Path) -> None:
+    facts = json.loads(page.with_suffix(".json").read_text())
+    text = page.read_text("utf-8")
+    assert len(facts["models"]) == 4
+    assert all(f"<h3>{model['name']}</h3>" in text for model in facts["models"])
+
+
+@pytest.mark.parametrize(
+    "heading", ["Quality against compute", "Share of", "Speed", "Relation loss by relation and"]
+)
+def test_what_is_missing_is_a_sentence_and_no_empty_picture(heading: str, bare: str) -> None:
+    assert f">{heading}" not in bare
+    assert "No latency, throughput or memory: nothing was evaluated" in bare
+    assert "NaN" not in bare and "None" not in bare
+
+
+def test_output_must_be_html(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distilled(tmp_path / "run", TEACHER)
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "page.pdf")]) == 2
+    assert "no .html file" in capsys.readouterr().err
+
+
+def test_unreadable_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    (run / "summary.json").write_text("{")
+    assert main(["report", str(run), "--output", str(tmp_path / "page.html")]) == 2
+    said = capsys.readouterr().err
+    assert "summary.json:1: not JSON" in said and said.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.skipif(browser.FOUND is None, reason=browser.NEEDED)
+@pytest.mark.parametrize(("width", "dark"), [(400, True), (820, False), (1400, False)])
+def test_a_browser_shows_it_without_overlap(
+    width: int, dark: bool, page: Path, tmp_path: Path
+) -> None:
+    found = browser.look(page, width, dark=dark, scratch=tmp_path)
+    assert found["width"] == width
+    assert found["content"] <= width, "scrolls sideways"
+    assert found["problems"] == []
+    assert found["smallest"] >= 9.0  # pixels
+    light = [sum(map(int, re.findall(r"\d+", found[one])[:3])) for one in ("page", "ink")]
+    assert (light[0] < light[1]) == dark
