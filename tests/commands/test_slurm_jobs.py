@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "slurm"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a job may start three times
 STEPS = 150
+# A stop at a step that is due for an evaluation leaves that one out.
+TRAINING = {"max_steps": STEPS, "eval_interval": STEPS}
 SECONDS = 400.0  # of a job, on a machine that does much else
 
 
@@ -60,7 +62,7 @@ def test_a_submitted_run_on_two_nodes_does_what_torchrun_does(
 def interrupted(cluster: SlurmCluster, workshop: Workshop) -> tuple[Path, str]:
     """A finished run that was signalled first and requeued then, and its log."""
     output_dir, log = workshop.folder / "interrupted", workshop.folder / "interrupted.out"
-    recipe = workshop.recipe(output_dir, training={"max_steps": STEPS})
+    recipe = workshop.recipe(output_dir, training=TRAINING)
     number = cluster.submit(
         "--nodes=1", "--ntasks-per-node=2", f"--output={log}", f"--chdir={workshop.folder}",
         str(SCRIPTS / "distill.sbatch"), str(recipe), "resume=never",
@@ -101,7 +103,7 @@ def test_a_job_requeued_by_scontrol_goes_on(interrupted: tuple[Path, str]) -> No
 def test_restarts_change_no_number(
     interrupted: tuple[Path, str], workshop: Workshop, tmp_path: Path
 ) -> None:
-    support.finish(workshop.recipe(tmp_path / "whole", training={"max_steps": STEPS}))
+    support.finish(workshop.recipe(tmp_path / "whole", training=TRAINING))
     support.assert_same_run(interrupted[0], tmp_path / "whole")
 
 
