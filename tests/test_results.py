@@ -1,8 +1,9 @@
 """The results' page shows the numbers that lie beside it."""
 
+import importlib
 import json
-import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -10,13 +11,19 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text("utf-8")
 
 
-@pytest.fixture
-def study_page(monkeypatch: pytest.MonkeyPatch):
+def benchmark(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import study_page
+    return importlib.import_module(name)
 
-    yield study_page
-    sys.modules.pop("study_page")
+
+@pytest.fixture
+def study_page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark(monkeypatch, "study_page")
+
+
+@pytest.fixture
+def study_tasks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark(monkeypatch, "study_tasks")
 
 
 def test_the_table_of_students_is_that_of_the_numbers(study_page) -> None:
@@ -40,3 +47,8 @@ def test_a_student_is_held_against_the_plain_one_of_its_size_seed_and_stage(stud
     }
     assert study_page.against_plain(other, results) == pytest.approx(-0.25)
     assert study_page.against_plain(results["students"][0], results) is None
+
+
+def test_the_table_of_tasks_is_that_of_the_numbers(study_tasks) -> None:
+    numbers = json.loads((ROOT / "docs" / "results" / "tasks.json").read_text("utf-8"))
+    assert study_tasks.table(numbers) in PAGE
