@@ -53,7 +53,8 @@ def train(
         options: how many steps, and what happens when.
         stop: asked for by a signal.
         save: called with the steps done; the last step's save comes before any evaluation.
-        evaluate: called with the steps done at every interval, but not at the end.
+        evaluate: called with the steps done at every interval, but not at the end; at
+            ``first_step`` too, where that is one.
         first_step: steps done before.
 
     Returns:
@@ -64,6 +65,9 @@ def train(
     """
     bad_steps = 0
     steps = range(first_step, options.total_steps)
+    if steps and first_step and first_step % options.eval_interval == 0:
+        # Due behind the save at which the run ended, so perhaps not done.
+        evaluate(first_step)
     for step, batch in zip(steps, batches, strict=False):
         metrics = distiller.train_step(batch, step, stop.requested)
         done = step + 1

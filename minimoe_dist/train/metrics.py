@@ -361,13 +361,15 @@ def _finite(value: Any) -> Any:
 
 
 def _drop_records_after(path: Path, last_step: int) -> None:
-    """Drop records of later steps, which will be done again, and a line cut off by a kill."""
+    """Drop what will be done again: later steps, this step's evaluation, a line cut by a kill."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text("utf-8").splitlines(keepends=True):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+            record = json.loads(line)
+            is_before = record["step"] < last_step + ("heldout_loss" not in record)
+            if line.endswith("\n") and is_before:
                 kept.append(line)
     aside = path.with_suffix(".jsonl.tmp")
     aside.write_text("".join(kept), "utf-8")

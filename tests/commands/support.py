@@ -50,12 +50,18 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 def make_teacher(
-    folder: Path, *, words: str = "word", poisoned: bool = False, family: str = "bert"
+    folder: Path,
+    *,
+    words: str = "word",
+    unused: int = 0,
+    poisoned: bool = False,
+    family: str = "bert",
 ) -> Path:
-    """A random encoder of two layers, hidden 32, with its tokenizer."""
+    """A random encoder of two layers, hidden 32, with its tokenizer, of `unused` more tokens."""
     folder.mkdir(parents=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens = special + [f"{words}{index}" for index in range(VOCABULARY - len(special))]
+    tokens += [f"[unused{index}]" for index in range(unused)]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     config_class, model_class, changes = FAMILIES[family]

@@ -302,28 +302,25 @@ def test_a_bad_start_is_refused_in_seconds_before_torch_is_imported(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def teacher_without_tokenizer_file(workshop: Workshop, tmp_path: Path) -> dict[str, str]:
-    """Of which only transformers can tell the vocabulary, once the ranks have started."""
-    teacher = shutil.copytree(workshop.teacher, tmp_path / "vocabulary_only")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (teacher / name).unlink()
-    return {"model_name_or_path": str(teacher)}
+def build_with_a_larger_vocabulary(folder: Path) -> str:
+    """Which might be the teacher's with what transformers adds: only loading it tells."""
+    other = support.make_teacher(folder / "other", words="piece", unused=1)
+    return f"--record_path_or_regex={support.make_corpus(folder / 'foreign', other)}"
 
 
 def test_another_vocabulary_is_refused_also_after_the_start(
-    teacher_without_tokenizer_file: dict[str, str], workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path
 ) -> None:
-    recipe = workshop.recipe(tmp_path / "run", teacher=teacher_without_tokenizer_file)
-    option = build_with_another_vocabulary(recipe, tmp_path)
+    recipe = workshop.recipe(tmp_path / "run")
+    option = build_with_a_larger_vocabulary(tmp_path)
     assert_refused(*support.run(recipe, option), "foreign: was built with the vocabulary of other")
 
 
 def test_what_one_rank_alone_finds_ends_all_with_its_words(
-    teacher_without_tokenizer_file: dict[str, str], workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path
 ) -> None:
-    recipe = workshop.recipe(tmp_path / "run", teacher=teacher_without_tokenizer_file)
-    option = build_with_another_vocabulary(recipe, tmp_path)
+    recipe = workshop.recipe(tmp_path / "run")
+    option = build_with_a_larger_vocabulary(tmp_path)
     with support.start(recipe, own={1: option}) as ranks:
         assert ranks.wait() == [1, 2]
         assert ranks.said().count("\n") == 1

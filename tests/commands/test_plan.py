@@ -23,7 +23,7 @@ def test_a_plan_shows_memory_time_and_what_to_take(capsys):
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
 def test_every_shipped_recipe_can_be_planned(recipe, tmp_path, capsys):
-    if recipe in ("demo.yaml", "sparsify_bert_base.yaml", "sparse_minilm.yaml"):
+    if recipe in ("demo.yaml", "sparsify_bert_base.yaml", "sparse_minilm.yaml", "minidisc.yaml"):
         pytest.skip("its models are not there before it was made")
     out = tmp_path / "plan.json"
     given = ["plan", str(RECIPES / recipe), "--machine", "8xh100", "--output", str(out)]

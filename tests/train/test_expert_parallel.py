@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.experts import LocalDispatcher, grouped_linear
-from minimoe_dist.train.engine import _initialize_communication
+from minimoe_dist.train.engine import initialize_communication
 from minimoe_dist.train.expert_parallel import (
     AllToAllDispatcher,
     ExpertParallelGroup,
@@ -51,7 +51,7 @@ def _through_experts(plan, tokens, weight, bias):
 
 def _exchange_all(dtype):
     """Per assignment, what went through two ranks and what one process gives, as plain tensors."""
-    _initialize_communication()
+    initialize_communication()
     group, rank = create_expert_parallel_group(2), dist.get_rank()
     results = {}
     for name, assignment in ASSIGNMENTS.items():

@@ -151,6 +151,17 @@ def test_a_resumed_run_drops_later_records_and_appends(tmp_path):
     assert records(tmp_path)[-1]["students"]["student"]["loss"] == 7.0
 
 
+def test_an_evaluation_that_will_be_done_again_is_dropped(tmp_path):
+    with open_metrics(tmp_path) as metrics:
+        for step in (1, 2):
+            metrics.step(step, step_metrics())
+            metrics.evaluation(step, {"student": 0.5})
+    with open_metrics(tmp_path, first_step=2) as metrics:
+        metrics.evaluation(2, {"student": 0.5})
+    found = [(one["step"], "heldout_loss" in one) for one in records(tmp_path)]
+    assert found == [(1, False), (1, True), (2, False), (2, True)]
+
+
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     with open_metrics(tmp_path) as metrics:
         metrics.step(1, step_metrics())
