@@ -4,9 +4,10 @@
 
 (all parts by default; `make study` is the same.) ``corpus``: prose of Python's documentation and of
 Debian's linux-doc-6.1, which apt-get fetches where --text names no folder of .rst files.
-``train``: configs/recipes/study.yaml, study_longer.yaml with two seeds and study_sizes.yaml, in
-two processes side by side; what was interrupted goes on, what is finished is skipped. ``measure``:
-each export's relation loss against the first teacher on the same held-out pairs. ``time``:
+``train``: configs/recipes/study.yaml, study_longer.yaml with two seeds, study_sizes.yaml and
+study_1000_steps.yaml, in two processes side by side; what was interrupted goes on, what is finished
+is skipped. ``measure``: each export's relation loss against the first teacher on the same held-out
+pairs. ``time``:
 processor seconds of each student's step. ``draw``: picture and table. The numbers are in
 docs/results/distillation.json.
 """
@@ -79,14 +80,14 @@ def write_recipes(folder: Path, steps: int | None) -> tuple[list[Path], list[Pat
     Returns:
         What each of the two processes trains, in order.
     """
-    main, longer, sizes = (
+    main, longer, sizes, thousand = (
         yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8"))
-        for name in ("study", "study_longer", "study_sizes")
+        for name in ("study", "study_longer", "study_sizes", "study_1000_steps")
     )
     recipes = {f"seed_{main['seed']}": main}
     for seed in SEEDS:
         recipes[f"seed_{seed}"] = {**longer, "seed": seed}
-    recipes["sizes"] = sizes
+    recipes |= {"sizes": sizes, "steps_1000": thousand}
     paths = {}
     for name, recipe in recipes.items():
         recipe["output_dir"] = str(folder / name)

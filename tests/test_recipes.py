@@ -38,7 +38,7 @@ def test_deepspeed_json_resolves(path: Path) -> None:
 
 
 # Those that run on any machine, beside the recipes of the seed's scripts.
-SMALL = ("demo", "study", "study_longer", "study_sizes")
+SMALL = ("demo", "study", "study_1000_steps", "study_longer", "study_sizes")
 
 
 @pytest.mark.parametrize(

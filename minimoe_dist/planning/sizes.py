@@ -194,7 +194,8 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
     start = options.initial_weights if options.start != "copies" else None
     if config.model_type == "sparsebert_minilm":
         start = start or options.model_name_or_path
-    if start is not None:
+    # A student of an earlier stage is of the size that the options give (checked before a run).
+    if start is not None and start not in to_come:
         given = read_model_json(resolve_model_path(start))
         if given.get("family") is not None:
             sparse = {} if options.sparsity is None else {"sparsity": options.sparsity}
