@@ -7,8 +7,10 @@ state, loss scalers), all of them as a blank stand-in: none of that code is impo
 """
 
 import argparse
+import contextlib
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def load_rank(path: Path) -> dict[str, Any]:
     """
     allowed: list[Any] = [argparse.Namespace, *((StandIn, name) for name in _SET_ASIDE)]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with _only_allowed(allowed):
             # Files from before PyTorch 1.6 are no archives and cannot be mapped.
             state = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -87,6 +89,23 @@ def load_rank(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds no dictionary; give a file that Megatron-LM saved")
     return state
+
+
+@contextlib.contextmanager
+def _only_allowed(allowed: list[Any]) -> Iterator[None]:
+    """Allow these names and no others.
+
+    Libraries add names of their own to PyTorch's list when they are imported (numpy's true
+    constructors among them): a file must not be read otherwise for what else was imported.
+    """
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
 
 
 def _reason(error: Exception) -> str:

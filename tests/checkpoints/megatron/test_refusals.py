@@ -76,18 +76,29 @@ def test_a_class_that_nobody_allowed_is_named(tmp_path, model):
     refused(source, r"GLOBAL tests\.checkpoints\.megatron\.test_refusals\.Foreign", tmp_path)
 
 
-def test_megatrons_own_company_of_the_weights_is_read_without_its_code(tmp_path, model):
+@pytest.mark.parametrize("added", [[], [np.ndarray, np.zeros(1).__reduce__()[0]]])
+def test_megatrons_own_company_of_the_weights_is_read_without_its_code(tmp_path, added):
     state = {"random": np.random.RandomState(0).get_state(), "args": Namespace(seed=1)}
     torch.save({"model": {}, **state}, tmp_path / FILE)
-    found = load_rank(tmp_path / FILE)
+    with torch.serialization.safe_globals(added):  # as other libraries do on import
+        found = load_rank(tmp_path / FILE)
     assert found["args"].seed == 1
     assert not isinstance(found["random"][1], np.ndarray)
 
 
-def test_the_allowed_names_do_not_outlive_the_call(tmp_path):
+def test_the_allowed_names_do_not_outlive_the_call_and_others_do(tmp_path):
     torch.save({"model": {}}, tmp_path / FILE)
-    load_rank(tmp_path / FILE)
+    with torch.serialization.safe_globals([Foreign]):
+        before = torch.serialization.get_safe_globals()
+        load_rank(tmp_path / FILE)
+        assert set(torch.serialization.get_safe_globals()) == set(before)
     assert Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_a_class_that_another_library_allowed_is_still_refused(tmp_path):
+    torch.save({"model": {}, "scheduler": Foreign()}, tmp_path / FILE)
+    with torch.serialization.safe_globals([Foreign]), pytest.raises(ValueError, match="Foreign"):
+        load_rank(tmp_path / FILE)
 
 
 @pytest.mark.parametrize("bytes_kept", [0, 5000])
