@@ -179,6 +179,10 @@ def prepare_environment(use_cpu: bool) -> DeviceType:
     os.environ["DS_ACCELERATOR"] = device_type
     # With lazy connections a peer's early exit can hang a subgroup's first collective.
     os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
+    # oneDNN keeps the code made for each shape of a bfloat16 product, 1,024 of them in either of
+    # two caches; the rows of experts have another shape each time, and 1,200 take 700 MiB.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     # Data workers fork after tokenizers were used; it would warn at each fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers' bars over the shards of a model; every rank would draw them into the log.

@@ -140,6 +140,31 @@ def test_cpu_is_chosen_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["TORCH_GLOO_LAZY_INIT"] == "0"
 
 
+def test_bfloat16_products_of_ever_other_shapes_keep_no_memory():
+    program = """
+        from minimoe_dist.runtime import prepare_environment
+        prepare_environment(use_cpu=True)
+        import torch
+
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+        weight = torch.ones(256, 256, dtype=torch.bfloat16)
+        rows = torch.ones(700, 256, dtype=torch.bfloat16)
+        for count in range(1, 100):
+            rows[:count] @ weight
+        before = resident()
+        for count in range(100, 700):
+            rows[:count] @ weight
+        print(resident() - before)
+    """
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    environ = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 150  # MiB; some 300 where all code is kept
+
+
 @pytest.mark.parametrize("visible", ["", "-1"])
 def test_hidden_gpus_do_not_count(visible: str) -> None:
     assert not runtime._gpu_visible({"CUDA_VISIBLE_DEVICES": visible})
