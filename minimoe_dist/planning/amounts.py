@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _SMALL = 32 << 20  # glibc's largest threshold, M_MMAP_THRESHOLD's maximum
-# Share of small tensors by which a heap outgrows them; measured over some steps of a few runs.
-_HOLES = 0.4
+# Share of small tensors by which a heap outgrows them; measured over eight steps of a few runs.
+_HOLES = 0.5
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,15 @@ class _Held:
         stage, gathered = self._layout.zero_stage, {}
         if stage == 3:
             gathered = {"buffers": self._gathered()}
+        moment: Moment = {}
         for moment in self._student.moments(batch, keeps_gradients=stage < 2):
             yield {**gathered, **moment}
-        yield {"buffers": self._update()}
+        if stage == 0:
+            # All gradients are there, and reduced as one flat copy, by a rank alone too.
+            flat = tensors(self._own * _MASTER)
+            yield {"gradients": moment["gradients"], "buffers": flat}
+        else:
+            yield {"buffers": self._update()}
 
     def _gathered(self) -> Amount:
         """ZeRO-3's weights of a pass, whole, and two buckets: of gathering and of reducing."""
@@ -170,9 +176,6 @@ class _Held:
 
     def _update(self) -> Amount:
         """The bucket, a flat gradient of the own part, and the norm, which sums in float64."""
-        if self._layout.zero_stage == 0:
-            # Flat copies of all gradients cross between ranks.
-            return tensors(self._own * _MASTER) if self._layout.ranks > 1 else Amount()
         norm = tensors(2 * _MASTER * self._sizes.largest_tensor())
         if self._layout.zero_stage == 3:
             return norm

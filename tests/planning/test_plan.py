@@ -46,6 +46,12 @@ def test_zero_3_holds_an_eighth_of_the_weights_on_eight_ranks():
     assert memory(zero_stage=3)["student weights"] == memory()["student weights"] / 8
 
 
+def test_without_zero_a_rank_alone_reduces_its_gradients_as_one_flat_copy_too():
+    found = memory(ranks=1, zero_stage=0, micro_batch=1)
+    assert found["gradients"] == pytest.approx(found["student weights"], rel=0.1)
+    assert found["buffers"] == found["student weights"]
+
+
 @pytest.mark.parametrize("kind", ["zero3", "tensor"])
 def test_a_shared_teacher_holds_its_part_of_the_weights(kind):
     shared = memory(teacher_layout=kind, teacher_parallel_size=4)
