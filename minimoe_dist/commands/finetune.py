@@ -100,7 +100,7 @@ class _TaskRun:
             for number, cell in enumerate(left, start=1):
                 _log.info("%s: cell %d of %d: %s", task.name, number, len(left), cell.words)
                 done = self._tune(cell, material)
-                gc.collect()  # engines hold themselves in cycles, and a model's memory with them
+                gc.collect()  # what was closed is held in cycles
                 if not done:
                     _log.info("stopped in %s and saved", cell.words)
                     return STOPPED

@@ -130,7 +130,8 @@ class Tuner:
             self._progress.note(f"{words}  epoch {self.state.done}", numbers, self.state.step)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Takes the bar away, and gives back the model's memory; the best weights stay."""
+        self.engine.close()
         if self._progress is not None:
             self._progress.close()
 
