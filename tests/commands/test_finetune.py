@@ -126,6 +126,26 @@ def test_finished_cells_are_skipped_and_a_grown_grid_goes_on(
     assert (finished / "export" / "config.json").is_file()
 
 
+def exported(output_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / "export" / "model.safetensors")
+
+
+def test_the_export_is_of_the_best_cell_of_a_grid_that_changed(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    alone = {}
+    for seed in (1, 2):
+        finetune(options(workshop, tasks, tmp_path / f"seed{seed}", seeds=[seed]))
+        alone[seed] = exported(tmp_path / f"seed{seed}")
+    # All of them score 1.0, so the first one of a grid is its best.
+    path = options(workshop, tasks, tmp_path / "seed2", seeds=[1, 2])
+    for seeds, best in (("1,2", 1), ("2", 2)):
+        said = finetune(path, "--seeds", seeds)
+        assert results(tmp_path / "seed2")["best"]["seed"] == best, said
+        found = exported(tmp_path / "seed2")
+        assert all(torch.equal(found[name], value) for name, value in alone[best].items())
+
+
 def test_a_finished_cell_of_other_options_is_refused(
     workshop: Workshop, tasks: Path, finished: Path
 ) -> None:
