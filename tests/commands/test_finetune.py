@@ -178,6 +178,22 @@ def test_a_stopped_run_goes_on_to_the_bits_of_an_unbroken_one(
         assert torch.equal(ours[name], value), name
 
 
+def test_best_weights_that_were_cut_off_begin_their_cell_anew(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    output_dir = tmp_path / "cut"
+    path = options(workshop, tasks, output_dir, seeds=[1, 2], save_interval=1)
+    cell = output_dir / "cells" / "seed1_lr0.003_batch8"
+    with support.start(path, world_size=1, command="finetune") as ranks:
+        wait_for((cell / "checkpoints" / "latest").exists, ranks.said)
+        ranks.signal(signal.SIGTERM)
+        assert ranks.wait() == [75], ranks.said()
+    for best in cell.glob("best_of_epoch_*"):
+        best.write_bytes(best.read_bytes()[:-1])
+    assert "begins anew" in finetune(path)
+    assert learnt(results(output_dir)) == learnt(results(finished))[:2]
+
+
 def test_a_killed_grid_goes_on_at_the_cell_that_was_not_done(
     workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
 ) -> None:
