@@ -90,23 +90,23 @@ def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = Tru
         ValueError: the folder holds no such model, or it cannot have that form.
         RuntimeError: the two sides do not compute the same.
     """
-    with MegatronBertFolder(source) as opened:
-        check_target(opened, target)
-        missing = [head for head in HEADS if head not in opened.heads]
-        if missing:
-            _log.warning(
-                "%s has no %s: Megatron-LM, which loads strictly, will miss those",
-                source,
-                ", ".join(missing),
-            )
-        with replaced(root) as aside:
-            write_checkpoint(opened, aside, target)
-            # What is compared is what stands on the disk, read anew.
-            checkpoint = MegatronCheckpoint(find_rank_files(aside), GivenFacts())
-            found = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
-        return Report(
-            _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, found
+    opened = MegatronBertFolder(source)
+    check_target(opened, target)
+    missing = [head for head in HEADS if head not in opened.heads]
+    if missing:
+        _log.warning(
+            "%s has no %s: Megatron-LM, which loads strictly, will miss those",
+            source,
+            ", ".join(missing),
         )
+    with replaced(root) as aside:
+        write_checkpoint(opened, aside, target)
+        # What is compared is what stands on the disk, read anew.
+        checkpoint = MegatronCheckpoint(find_rank_files(aside), GivenFacts())
+        found = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
+    return Report(
+        _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, found
+    )
 
 
 def _compare(
