@@ -11,7 +11,7 @@ from transformers import AutoConfig, MegatronBertConfig
 from ...models.weights import FolderWeights
 from ..files import save_tensors
 from ..sharded import write_pieces
-from .layout import HEADS, OUTPUT_BIAS, SEGMENTS, hugging_face_name
+from .layout import HEADS, SEGMENTS, hugging_face_name
 from .reading import MegatronCheckpoint
 
 # Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
@@ -57,10 +57,6 @@ class MegatronBertFolder:
         if name == _BIAS and name not in self._weights and _TIED_BIAS in self._weights:
             name = _TIED_BIAS
         return self._weights.read(self._own(name))
-
-    def output_bias(self) -> Tensor:
-        """The bias of the masked-LM logits, [V]."""
-        return self.get(hugging_face_name(OUTPUT_BIAS))
 
     def dtype(self) -> torch.dtype:
         """Of the weights."""
