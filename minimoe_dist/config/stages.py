@@ -50,6 +50,11 @@ def load_stages(
         if name in names:
             raise ConfigError(f"{where}.{index}.name: {name} is another stage's; choose one more")
         names.add(name)
+        if "output_dir" in entry:
+            raise ConfigError(
+                f"{where}.{index}.output_dir: {shown(entry['output_dir'])}, but a stage writes to "
+                f"output_dir/{name}; leave it out"
+            )
         stage = _resolve(tree, entry, config_path, overrides, flags)
         stage = stage.model_copy(update={"output_dir": str(FilePath(stage.output_dir) / name)})
         if index and not _own_teacher(entry):
@@ -57,11 +62,23 @@ def load_stages(
             stage = _taught_by(stage, teacher, entry)
         stage = _with_exports(stage, entry, exports, f"{where}.{name}")
         stages.append(stage)
+        _check_processes(stages[0], stage, f"{where}.{name}")
         for student in stage.students:
             exports[f"{name}/{student.name}"] = stage.export_folder(student.name)
         if index < len(entries) - 1 and not _own_teacher(entries[index + 1]):
             teacher = stage.export_folder(_teaching(stage, entry, f"{where}.{name}"))
     return stages
+
+
+def _check_processes(first: RunConfig, stage: RunConfig, where: str) -> None:
+    """Refuses what is decided once, when the processes of all stages start."""
+    for option in ("use_cpu", "timeout_seconds"):
+        wanted, own = (getattr(one.parallel, option) for one in (first, stage))
+        if own != wanted:
+            raise ConfigError(
+                f"{where}.parallel.{option}: {own}, but the first stage has {wanted}; give one "
+                "value for all stages"
+            )
 
 
 def _own_teacher(entry: Any) -> bool:
