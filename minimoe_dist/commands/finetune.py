@@ -169,7 +169,7 @@ class _TaskRun:
                 cell_run.say()
                 interval = self.options.save_interval
                 if interval and tuner.state.done % interval == 0:
-                    cell_run.save()
+                    cell_run.try_to_save()
         except TrainingDivergedError as error:
             _log.warning("%s: %s", cell.words, error)
             diverged = True
@@ -232,17 +232,42 @@ class _CellRun:
         self._written: Path | None = None  # the best weights' file, by this process
         self._words = f"{task_run.train.task.name} {cell.words}"
 
+    def try_to_save(self) -> None:
+        """Saves, or says that it could not, with which training goes on; a collective."""
+        try:
+            self.save()
+        except OSError as error:
+            step = self._tuner.state.step
+            _log.error("step %d was not saved (%s); training goes on", step, error)
+
     def save(self) -> None:
-        """Writes the state of the training, and the best weights so far; a collective."""
-        tuner, best = self._tuner, self._best(self._tuner.state.best_epoch)
-        if self._launch.rank == 0 and tuner.best_weights and best != self._written:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # An earlier checkpoint may name this file too.
-            save_tensors(tuner.best_weights, beside(best, PARTIAL))
-            self._written = beside(best, PARTIAL).rename(best)
+        """Writes the state of the training, and the best weights so far; a collective.
+
+        Raises:
+            OSError: the disk is full or broken; earlier checkpoints are untouched.
+        """
+        tuner = self._tuner
+        failed: list[str | None] = [self._write_best() if self._launch.rank == 0 else None]
+        dist.broadcast_object_list(failed, src=0)
+        if failed[0] is not None:
+            raise OSError(failed[0])
         state = {"step": tuner.state.step, "state": tuner.state.as_json(), "facts": self._facts}
         ranks = checkpoints.Ranks(self._launch.rank, self._launch.world_size, dist.barrier)
         checkpoints.save_checkpoint(self._folder / "checkpoints", [tuner.engine], state, ranks)
+
+    def _write_best(self) -> str | None:
+        """Writes the best weights if they are new; returns why it could not."""
+        best = self._best(self._tuner.state.best_epoch)
+        if not self._tuner.best_weights or best == self._written:
+            return None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # An earlier checkpoint may name this file too.
+            save_tensors(self._tuner.best_weights, beside(best, PARTIAL))
+            self._written = beside(best, PARTIAL).rename(best)
+        except (OSError, SafetensorError) as error:
+            return f"{best}: {error}"
+        return None
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint of the cell, if there is one; a collective."""

@@ -194,6 +194,18 @@ def test_best_weights_that_were_cut_off_begin_their_cell_anew(
     assert learnt(results(output_dir)) == learnt(results(finished))[:2]
 
 
+def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    output_dir = tmp_path / "full"
+    cell = output_dir / "cells" / "seed1_lr0.003_batch8"
+    cell.mkdir(parents=True)
+    (cell / "checkpoints").touch()  # no folder, so nothing can be written into it
+    said = finetune(options(workshop, tasks, output_dir, seeds=[1], save_interval=1))
+    assert said.count("was not saved") == 4
+    assert learnt(results(output_dir)) == learnt(results(finished))[:1]
+
+
 def test_a_killed_grid_goes_on_at_the_cell_that_was_not_done(
     workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
 ) -> None:
