@@ -2,11 +2,12 @@
 
 A recipe's ``stages`` is a list of mappings, each with a ``name`` and with the options in which the
 stage differs from the rest of the recipe: sections are merged, lists such as ``students`` are
-replaced. Stage NAME writes to ``output_dir/NAME``. From the second stage on, the teacher is the
-export of the stage before, unless the stage names one of its own; ``teaches`` names one of a
-stage's students where there are several, or ``best`` for the one that ``tradeoff_lambda`` chooses
-when they are trained. ``stage:NAME/STUDENT`` is the export of a student of an earlier stage, as a
-teacher or as ``initial_weights``.
+replaced. Stage NAME writes to ``output_dir/NAME``. All stages run on the same processes, so devices
+and time-out are the recipe's. From the second stage on, the teacher is the export of the stage
+before, unless the stage names one of its own; ``teaches`` names one of a stage's students where
+there are several, or ``best`` for the one that ``tradeoff_lambda`` chooses when they are trained.
+``stage:NAME/STUDENT`` is the export of a student of an earlier stage, as a teacher or as
+``initial_weights``.
 """
 
 import re
