@@ -7,7 +7,7 @@ from pydantic import Field
 
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.command_line import command_help, parse_command
-from minimoe_dist.config.commands import POSITIONAL, CommandOptions
+from minimoe_dist.config.commands import POSITIONAL, CommandOptions, EvaluateOptions
 
 
 class Plain(CommandOptions):
@@ -94,3 +94,12 @@ def test_help_tells_every_field_and_its_default() -> None:
     page = command_help("plain", "does things", Plain)
     assert page.startswith("usage: minimoe-dist plain SOURCE MORE … [--FLAG VALUE …]\n")
     assert "--seeds N,N" in page and "(default 1)" in page and "--quick  " in page
+
+
+def test_the_help_page_says_numbers_of_lists_of_bounded_numbers() -> None:
+    page = command_help("evaluate", "measures", EvaluateOptions)
+    assert "--batch_sizes N,N" in page and "--corpus PATH" in page
+
+
+def test_a_pattern_that_begins_with_a_bracket_is_a_word() -> None:
+    assert parse_command("plain", Plain, ["a", "--paths", "[ab]*"]).paths == ["[ab]*"]

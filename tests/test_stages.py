@@ -39,6 +39,22 @@ def test_an_export_is_the_next_stages_teacher(tmp_path: Path) -> None:
     assert second.teacher.model_name_or_path == "runs/chain/assistant/export/student"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_dir": "elsewhere"}, r"stages\.1\.output_dir: .* to output_dir/student"),
+        ({"parallel": {"use_cpu": True}}, r"stages\.student\.parallel\.use_cpu: True, .* False"),
+        ({"parallel": {"timeout_seconds": 7}}, r"parallel\.timeout_seconds: 7, but the first"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_the_whole_runs_is_refused_of_a_stage(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_stages(write(tmp_path, ASSISTANT, {**STUDENT, **changes}))
+
+
 def test_a_relation_layer_is_the_first_teachers(tmp_path: Path) -> None:
     stages = load_stages(write(tmp_path, ASSISTANT, STUDENT))
     assert [stage.teacher.relation_layer for stage in stages] == [10, -1]

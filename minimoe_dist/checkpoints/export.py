@@ -49,16 +49,7 @@ from ..models.elastic_configuration import ElasticConfig
 from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.mlm_head import MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations
-from .files import (
-    PARTIAL,
-    beside,
-    finish_replacing,
-    flush_file,
-    flush_folder,
-    make_empty,
-    replace_folder,
-    share,
-)
+from .files import replaced
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
@@ -104,7 +95,7 @@ def export_student(
     """
     if isinstance(config, ElasticConfig):
         return export_elastic(elastic_of(config, weights), folder, tokenizer)
-    with replaced(Path(folder), tokenizer) as aside:
+    with exported(Path(folder), tokenizer) as aside:
         if config.is_dense:
             plain_model(config, weights).save_pretrained(aside)
         else:
@@ -144,7 +135,7 @@ def export_elastic(
     """
     config = model.config
     keeps_map = sparsity is None and config.sparsity == submodels.WHOLE
-    with replaced(Path(folder), tokenizer) as aside:
+    with exported(Path(folder), tokenizer) as aside:
         if not keeps_map and elastic_surgery.is_plain_bert(config, sparsity):
             elastic_surgery.plain_bert(model, sparsity).save_pretrained(aside)
         else:
@@ -159,22 +150,14 @@ def export_elastic(
 
 
 @contextmanager
-def replaced(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``folder`` at the end."""
-    finish_replacing(folder)
-    aside = beside(folder, PARTIAL)
-    make_empty(aside)
-    # Modules draw weights before they get the student's; a run's generator is not for that.
-    with torch.random.fork_rng(devices=[]):
-        yield aside
-    if tokenizer is not None:
-        tokenizer.save_pretrained(aside)
-    for path in aside.rglob("*"):
-        if path.is_file():
-            share(path)
-            flush_file(path)
-    flush_folder(aside)
-    replace_folder(aside, folder)
+def exported(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
+    """A folder for a model's files, which takes the place of ``folder`` at the end."""
+    with replaced(folder) as aside:
+        # Modules draw weights before they get the student's; a run's generator is not for that.
+        with torch.random.fork_rng(devices=[]):
+            yield aside
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
 
 
 def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def replace_folder(finished: Path, final: Path) -> None:
     """Gives a finished folder its name; one that has it already makes way and is then removed."""
     former = beside(final, REPLACED)
     if final.exists():
+        shutil.rmtree(former, ignore_errors=True)  # of a call that was killed behind its renames
         final.rename(former)
     finished.rename(final)
     flush_folder(final.parent)
@@ -49,6 +51,30 @@ def finish_replacing(final: Path) -> None:
         shutil.rmtree(former)
     else:
         former.rename(final)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``folder`` at the end, on disk and whole.
+
+    An exception leaves nothing of it, and what was there as it was.
+    """
+    finish_replacing(folder)
+    aside = beside(folder, PARTIAL)
+    make_empty(aside)
+    try:
+        yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                share(path)
+                flush_file(path)
+            else:
+                flush_folder(path)
+        flush_folder(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    replace_folder(aside, folder)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -42,9 +42,9 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def exported_parameters(folder: Path) -> int:
-    """Number of weights in a folder's safetensors."""
+    """Number of weights in a folder's safetensors; rows kept for Megatron-LM do not count."""
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 size = 1

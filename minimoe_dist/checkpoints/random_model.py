@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig
 
-from .files import PARTIAL, beside, finish_replacing, flush_folder, make_empty, replace_folder
+from .files import replaced
 from .sharded import MAX_PIECE_BYTES, write_pieces
 
 
@@ -33,16 +33,11 @@ def write_random_model(
     """
     with torch.device("meta"):
         model = AutoModel.from_config(config, dtype=dtype)
-    final = Path(folder)
-    finish_replacing(final)
-    aside = beside(final, PARTIAL)
-    make_empty(aside)
     config.architectures, config.dtype = [type(model).__name__], dtype
-    config.save_pretrained(aside)
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-    write_pieces(_weights(shapes, config.initializer_range, dtype, seed), aside, max_bytes)
-    flush_folder(aside)
-    replace_folder(aside, final)
+    with replaced(Path(folder)) as aside:
+        config.save_pretrained(aside)
+        write_pieces(_weights(shapes, config.initializer_range, dtype, seed), aside, max_bytes)
 
 
 def _weights(

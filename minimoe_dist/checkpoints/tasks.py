@@ -40,7 +40,7 @@ from ..models.task_heads import (
     MiniMoeForTokenClassification,
 )
 from ..runtime import resolve_model_path
-from .export import ELASTIC_CODE, STUDENT_CODE, copy_code, replaced
+from .export import ELASTIC_CODE, STUDENT_CODE, copy_code, exported
 from .published import config_from_published, is_published_student, load_published
 from .published.layout import our_name, published_name
 
@@ -280,7 +280,7 @@ def export_task_model(
     is_tagging = isinstance(
         source.model, MiniMoeForTokenClassification | ElasticForTokenClassification
     )
-    with replaced(Path(folder), tokenizer) as aside:
+    with exported(Path(folder), tokenizer) as aside:
         if source.plain is not None:
             model = _PLAIN[config.family][is_tagging](copy.deepcopy(source.plain))
             model.load_state_dict(_plain_state(kept, config.family, is_tagging))

@@ -171,13 +171,8 @@ def check_export(config: RunConfig, summary: dict[str, Any]) -> None:
             rank=0,
             world_size=1,
         ):
-            inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-            output = student(
-                batch.input_ids,
-                attention_mask=batch.attention_mask,
-                token_type_ids=batch.token_type_ids,
-            )
-            loss_sum, count = relation_loss_sum(output.signals, teacher(*inputs), inputs[1], heads)
+            signals, wanted = student(**batch.inputs()).signals, teacher(**batch.inputs())
+            loss_sum, count = relation_loss_sum(signals, wanted, batch.attention_mask, heads)
             total, rows = total + loss_sum.item(), rows + count
     loss, reported = total / (3 * rows), summary["heldout_loss_after"]
     if abs(loss - reported) > _SAME_LOSS * abs(reported):

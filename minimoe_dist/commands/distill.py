@@ -1,5 +1,6 @@
 """``minimoe-dist distill``: corpora, teacher and students of a recipe, trained to their exports."""
 
+import gc
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from ..models.compute import RelationPath, distillation_flops_per_token, encoder
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.distillation import Balance, Distiller
-from ..train.engine import AdamW, StudentEngine
+from ..train.engine import AdamW, StudentEngine, release
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
 from ..train.schedule import make_schedule
@@ -27,7 +28,7 @@ from .corpora import RunData, open_data
 from .finished import is_finished
 from .model_types import Lesson, make_student, open_lesson
 from .results import Heldout, export_all, keep_best, relation_paths
-from .scope import FAILED, FINISHED, STOPPED, only_run_in, started
+from .scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
 
 _log = logger("distill")
 
@@ -49,7 +50,8 @@ def run(stages: Sequence[RunConfig], launch: Launch) -> int:
                     _log.info("%s: finished before", stage.output_dir)
                     continue
                 with only_run_in(Path(stage.output_dir)):
-                    status = _Run(stage, launch, scope.device).to_the_end(scope.stop)
+                    status = _train(stage, launch, scope)
+                gc.collect()  # what was closed is held in cycles
                 if status == STOPPED:
                     scope.stop.ignore_from_now_on()
                     return status
@@ -58,6 +60,14 @@ def run(stages: Sequence[RunConfig], launch: Launch) -> int:
         if launch.rank == 0:
             _log.error("%s", error)
         return FAILED
+
+
+def _train(stage: RunConfig, launch: Launch, scope: Scope) -> int:
+    """Trains one stage, and leaves no memory of it."""
+    run_of_stage = _Run(stage, launch, scope.device)
+    status = run_of_stage.to_the_end(scope.stop)
+    run_of_stage.close()
+    return status
 
 
 def _is_finished(config: RunConfig) -> bool:
@@ -140,6 +150,13 @@ class _Run:
             after = self._evaluate(metrics, done)
         self._finish(metrics, after)
         return FINISHED
+
+    def close(self) -> None:
+        """Gives back the memory of students and teacher."""
+        for student in self.distiller.students:
+            student.close()
+        if self.lesson.model is not None:
+            release(self.lesson.model)
 
     def _total_steps(self) -> int:
         training = self.config.training

@@ -136,10 +136,11 @@ def _against_teacher(
     tokens = sequences = 0
     for micro in data.heldout_batches(config, launch):
         batch = micro.to(device)
-        inputs = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        sums += relation_loss_by_head(student(*inputs), teacher(*inputs), inputs[1], heads)
-        tokens += int(inputs[1].sum())
-        sequences += len(inputs[0])
+        mask = batch.attention_mask
+        given, wanted = student(**batch.inputs()), teacher(**batch.inputs())
+        sums += relation_loss_by_head(given, wanted, mask, heads)
+        tokens += int(mask.sum())
+        sequences += len(mask)
     means = sums / max(1, tokens)
     found: dict[str, Any] = {
         "mean_length": tokens / max(1, sequences),

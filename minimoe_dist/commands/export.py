@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.export import replaced
+from ..checkpoints.files import replaced
 from ..checkpoints.folders import (
     copy_model,
     exported_parameters,

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checkpoints import run as checkpoints
-from ..checkpoints.files import save_tensors
+from ..checkpoints.files import PARTIAL, beside, save_tensors
 from ..checkpoints.tasks import (
     TaskModel,
     export_task_model,
@@ -100,7 +101,7 @@ class _TaskRun:
             for number, cell in enumerate(left, start=1):
                 _log.info("%s: cell %d of %d: %s", task.name, number, len(left), cell.words)
                 done = self._tune(cell, material)
-                gc.collect()  # engines hold themselves in cycles, and a model's memory with them
+                gc.collect()  # what was closed is held in cycles
                 if not done:
                     _log.info("stopped in %s and saved", cell.words)
                     return STOPPED
@@ -168,7 +169,7 @@ class _TaskRun:
                 cell_run.say()
                 interval = self.options.save_interval
                 if interval and tuner.state.done % interval == 0:
-                    cell_run.save()
+                    cell_run.try_to_save()
         except TrainingDivergedError as error:
             _log.warning("%s: %s", cell.words, error)
             diverged = True
@@ -228,38 +229,80 @@ class _CellRun:
         self._facts = task_run.grid.facts_of(cell)
         self._folder = task_run.grid.cell_folder(cell)
         self._tuner = tuner
+        self._written: Path | None = None  # the best weights' file, by this process
         self._words = f"{task_run.train.task.name} {cell.words}"
 
+    def try_to_save(self) -> None:
+        """Saves, or says that it could not, with which training goes on; a collective."""
+        try:
+            self.save()
+        except OSError as error:
+            step = self._tuner.state.step
+            _log.error("step %d was not saved (%s); training goes on", step, error)
+
     def save(self) -> None:
-        """Writes the state of the training, and the best weights so far; a collective."""
+        """Writes the state of the training, and the best weights so far; a collective.
+
+        Raises:
+            OSError: the disk is full or broken; earlier checkpoints are untouched.
+        """
         tuner = self._tuner
-        if self._launch.rank == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if tuner.best_weights:
-                save_tensors(tuner.best_weights, self._best(tuner.state.best_epoch))
+        failed: list[str | None] = [self._write_best() if self._launch.rank == 0 else None]
+        dist.broadcast_object_list(failed, src=0)
+        if failed[0] is not None:
+            raise OSError(failed[0])
         state = {"step": tuner.state.step, "state": tuner.state.as_json(), "facts": self._facts}
         ranks = checkpoints.Ranks(self._launch.rank, self._launch.world_size, dist.barrier)
         checkpoints.save_checkpoint(self._folder / "checkpoints", [tuner.engine], state, ranks)
 
+    def _write_best(self) -> str | None:
+        """Writes the best weights if they are new; returns why it could not."""
+        best = self._best(self._tuner.state.best_epoch)
+        if not self._tuner.best_weights or best == self._written:
+            return None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # An earlier checkpoint may name this file too.
+            save_tensors(self._tuner.best_weights, beside(best, PARTIAL))
+            self._written = beside(best, PARTIAL).rename(best)
+        except (OSError, SafetensorError) as error:
+            return f"{best}: {error}"
+        return None
+
     def resume(self) -> None:
-        """Goes on from the newest whole checkpoint of the cell, if there is one."""
-        found: list[Any] = [None]
+        """Goes on from the newest whole checkpoint of the cell, if there is one; a collective."""
+        found: list[Any] = [None, None]
+        best_weights: dict[str, Tensor] = {}
         if self._launch.rank == 0:
             try:
-                found = [checkpoints.newest_whole_checkpoint(self._folder / "checkpoints")]
+                found, best_weights = self._newest()
             except checkpoints.CheckpointError as error:
                 _log.warning("%s; %s begins anew", error, self._words)
         dist.broadcast_object_list(found, src=0)
-        if found[0] is None:
-            return
-        saved = checkpoints.read_progress(found[0])
-        state = TuningState(**saved["state"])
-        if saved["facts"] != self._facts or not self._has_best(state.best_epoch):
-            _log.warning("%s: saved with other options; %s begins anew", found[0], self._words)
-            return
-        checkpoints.load_checkpoint(found[0], [self._tuner.engine])
-        self._tuner.resume(state, self._read_best(state.best_epoch))
-        _log.info("%s: resumed behind step %d", self._words, state.step)
+        checkpoint, state = found
+        if checkpoint is not None:
+            checkpoints.load_checkpoint(checkpoint, [self._tuner.engine])
+            self._tuner.resume(TuningState(**state), best_weights)
+            _log.info("%s: resumed behind step %d", self._words, state["step"])
+
+    def _newest(self) -> tuple[list[Any], dict[str, Tensor]]:
+        """A checkpoint and its state, two times None without one; and the best weights.
+
+        Raises:
+            CheckpointError: there are some, but none that can be used.
+        """
+        checkpoint = checkpoints.newest_whole_checkpoint(self._folder / "checkpoints")
+        if checkpoint is None:
+            return [None, None], {}
+        saved = checkpoints.read_progress(checkpoint)
+        if saved["facts"] != self._facts:
+            raise checkpoints.CheckpointError(f"{checkpoint}: saved with other options")
+        epoch = saved["state"]["best_epoch"]
+        try:
+            best_weights = load_file(self._best(epoch)) if epoch else {}
+        except (OSError, SafetensorError) as error:
+            raise checkpoints.CheckpointError(f"{self._best(epoch)}: unreadable") from error
+        return [checkpoint, saved["state"]], best_weights
 
     def say(self) -> None:
         """One line an epoch."""
@@ -267,12 +310,6 @@ class _CellRun:
 
     def _best(self, epoch: int) -> Path:
         return self._folder / f"best_of_epoch_{epoch}.safetensors"
-
-    def _has_best(self, epoch: int) -> bool:
-        return epoch == 0 or self._best(epoch).is_file()
-
-    def _read_best(self, epoch: int) -> dict[str, Tensor]:
-        return load_file(self._best(epoch)) if epoch and self._launch.rank == 0 else {}
 
 
 def _no_signals(option: str, path: str) -> str:

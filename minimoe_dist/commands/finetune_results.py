@@ -136,7 +136,7 @@ class Grid:
             try:
                 if self._options.resume == "never":
                     self._set_aside()
-                found[0] = {cell: result for cell in self.cells() if (result := self._read(cell))}
+                found[0] = self._finished()
             except ValueError as error:
                 found[1] = str(error)
         dist.broadcast_object_list(found, src=0)
@@ -144,6 +144,21 @@ class Grid:
             raise ValueError(found[1])
         self._results = found[0]
         return [cell for cell in self.cells() if cell not in self._results]
+
+    def _finished(self) -> dict[Cell, dict[str, Any]]:
+        """Results of the cells that need no more training.
+
+        Of a grid that changed the best one may be a cell whose model made way for a better one's.
+        """
+        self._results = self._read_all()
+        best = self._best()
+        if best is not None and not self._has_model(best):
+            _log.warning("%s: its model is not there any more: trained again", best.words)
+            del self._results[best]
+        return self._results
+
+    def _read_all(self) -> dict[Cell, dict[str, Any]]:
+        return {cell: result for cell in self.cells() if (result := self._read(cell))}
 
     def _set_aside(self) -> None:
         cells = self.folder / "cells"
@@ -184,8 +199,24 @@ class Grid:
         self._keep_best()
 
     def _best(self) -> Cell | None:
-        scored = [cell for cell in self._results if self._results[cell]["score"] is not None]
-        return max(scored, key=lambda cell: self._results[cell]["score"], default=None)
+        """The first one of the grid with the best score, rather one whose model is there."""
+        scores = {
+            cell: self._results[cell]["score"]
+            for cell in self.cells()
+            if cell in self._results and self._results[cell]["score"] is not None
+        }
+        return max(scores, key=lambda cell: (scores[cell], self._has_model(cell)), default=None)
+
+    def _has_model(self, cell: Cell) -> bool:
+        return self.model_folder(cell).is_dir() or self._exported() == cell
+
+    def _exported(self) -> Cell | None:
+        """Whose model is in ``export``: ``results.json`` tells, and is not there while it moves."""
+        try:
+            best = json.loads((self.folder / "results.json").read_text("utf-8"))["best"]
+            return Cell(best["seed"], best["learning_rate"], best["batch_size"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _keep_best(self) -> None:
         best = self._best()
@@ -201,14 +232,15 @@ class Grid:
         """
         found = [True]
         if dist.get_rank() == 0:
-            # Read again, so that every rank's and every start's order of cells is the grid's.
-            self._results = {cell: result for cell in self.cells() if (result := self._read(cell))}
+            # Read again, so that every start's order of cells is the grid's.
+            self._results = self._read_all()
             best = self._best()
             found = [best is not None]
+            path = self.folder / "results.json"
             if best is not None and self.model_folder(best).is_dir():
+                path.unlink(missing_ok=True)
                 replace_folder(self.model_folder(best), self.folder / "export")
             results = self.results(world_size)
-            path = self.folder / "results.json"
             write_json(beside(path, PARTIAL), results)
             beside(path, PARTIAL).rename(path)
             draw_task_curves(results, self.folder / "curves.png")

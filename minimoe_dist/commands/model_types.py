@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import load_student
@@ -50,12 +51,14 @@ class Lesson:
         objective: with the loaded teacher, if it has one.
         teacher: the configuration of the uncut teacher.
         path: what the teacher computes; None where no teacher runs.
+        model: the loaded teacher, if there is one.
         teacher_bytes: of the teacher's weights that this rank holds.
     """
 
     objective: Objective
     teacher: PreTrainedConfig
     path: RelationPath | None
+    model: nn.Module | None = None
     teacher_bytes: int = 0
 
 
@@ -154,7 +157,7 @@ def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
         config.seed,
     )
     path = RelationPath(teacher.layers_run, teacher.hidden_size, teacher.config.intermediate_size)
-    return Lesson(objective, teacher.config, path, held_bytes(teacher))
+    return Lesson(objective, teacher.config, path, teacher, held_bytes(teacher))
 
 
 def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
@@ -166,7 +169,7 @@ def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
     objective = TinyBertObjective(teacher, teacher.hidden_size, teacher.num_heads, weight, padded)
     whole = teacher.config
     path = RelationPath(whole.num_hidden_layers, teacher.hidden_size, whole.intermediate_size)
-    return Lesson(objective, whole, path)
+    return Lesson(objective, whole, path, teacher)
 
 
 def _learns_relations(config: RunConfig) -> bool:

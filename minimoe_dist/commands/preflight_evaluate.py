@@ -31,7 +31,20 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
             "give one"
         )
     _check_widths(options, model)
+    _check_relations(options, model)
     _check_task(options, model)
+
+
+def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None:
+    names = model.get("architectures") or [""]
+    assert isinstance(names, list)
+    if options.teacher is None or not model.get("relation_projections"):
+        return
+    if "Classification" in names[0]:
+        raise ConfigError(
+            f"--teacher: {options.source} is fine-tuned and has no relation projections to hold "
+            "against it; evaluate the student that it was tuned from, or leave --teacher out"
+        )
 
 
 def _check_task(options: EvaluateOptions, model: dict[str, object]) -> None:

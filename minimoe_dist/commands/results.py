@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.export import elastic_of, export_elastic, export_student
-from ..checkpoints.files import PARTIAL, beside, make_empty, replace_folder
+from ..checkpoints.files import replaced
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
 from ..models.compute import RelationPath, encoder_gmac
@@ -91,10 +91,8 @@ def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> dict[str, Any]
     sparsities = {one.name: float(one.sparsity or 0) / 100 for one in config.students}
     name, scores = best_candidate(heldout, sparsities, config.tradeoff_lambda)
     target = Path(config.export_folder(BEST_CANDIDATE))
-    aside = beside(target, PARTIAL)
-    make_empty(aside)
-    shutil.copytree(config.export_folder(name), aside, dirs_exist_ok=True)
-    replace_folder(aside, target)
+    with replaced(target) as aside:
+        shutil.copytree(config.export_folder(name), aside, dirs_exist_ok=True)
     return {"best": name, "export": str(target), "candidates": scores}
 
 

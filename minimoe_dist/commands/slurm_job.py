@@ -11,22 +11,22 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ..config import ConfigError, RunConfig, commands, load_stages
+from ..config import ConfigError, RunConfig, load_stages
 from ..config.checks import SPARSIFICATION
 from ..config.command_line import parse_command
-from ..config.commands import POSITIONAL, CommandOptions
+from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
 from ..runtime import Launch, prepare_environment
 from ..slurm import starts
 from ..slurm.facts import code_version
 from ..slurm.queue import SlurmError, execute, show_job
 from ..slurm.task import processes_per_task
+from . import preflight_finetune
 from .preflight import problems_of_stages
 
 FINISHED, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
@@ -81,13 +81,15 @@ def open_run(command: str, words: Sequence[str]) -> JobRun:
             lambda launch: _check_stages(stages, launch),
             lambda ranks: _plans(stages, folder, ranks),
         )
-    options_class = getattr(commands, f"{command.capitalize()}Options", None)
-    if options_class is None:
-        raise ConfigError(f"{command}: not a command for jobs; there are distill and sparsify")
-    options = parse_command(command, options_class, words)
-    preflight = import_module(f"minimoe_dist.commands.preflight_{command}")
+    if command != "finetune":
+        raise ConfigError(
+            f"{command}: not a command for jobs; there are distill, sparsify, finetune"
+        )
+    options = parse_command(command, FinetuneOptions, words)
     return JobRun(
-        Path(options.output_dir), lambda launch: preflight.check(options, launch), lambda ranks: {}
+        Path(options.output_dir),
+        lambda launch: preflight_finetune.check(options, launch),
+        lambda ranks: {},
     )
 
 

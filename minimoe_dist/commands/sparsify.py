@@ -19,7 +19,6 @@ from ..checkpoints.export import export_elastic
 from ..checkpoints.files import PARTIAL, beside, save_tensors, write_json
 from ..config import RunConfig
 from ..config.changes import changed_options
-from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
 from ..models.elastic import ElementValues
 from ..models.elastic_build import load_masked_lm
@@ -97,7 +96,7 @@ class _Sparsification:
         for micro in batch.micro_batches:
             on_device = micro.to(self.device)
             assert on_device.labels is not None
-            gradients.append(mask_gradient(self.model, on_device.labels, **_inputs(on_device)))
+            gradients.append(mask_gradient(self.model, on_device.labels, **on_device.inputs()))
         stops = torch.tensor([float(stop_requested)], device=self.device)
         total = torch.cat([torch.stack(gradients).sum(0), stops])
         dist.all_reduce(total)
@@ -186,7 +185,7 @@ class _Sparsification:
             RuntimeError: the model computes something else than before.
         """
         probe = self.data.collate([self.data.pairs.pair(0, 0)], torch.zeros(1).long().numpy())
-        inputs, real = _inputs(probe), probe.attention_mask
+        inputs, real = probe.inputs(), probe.attention_mask
         with torch.no_grad():
             before = model.bert(**inputs).last_hidden_state[real]
             reorder(model, element_orders(importances))
@@ -196,11 +195,3 @@ class _Sparsification:
         if not difference <= _SAME_FUNCTION * max(1.0, float(before.abs().max())):
             raise RuntimeError(f"reordering changed hidden states by {difference:.1e}")
         return difference
-
-
-def _inputs(micro: MicroBatch) -> dict[str, Tensor]:
-    return {
-        "input_ids": micro.input_ids,
-        "attention_mask": micro.attention_mask,
-        "token_type_ids": micro.token_type_ids,
-    }

@@ -12,7 +12,7 @@ from ..corpus.tokenizing import load_tokenizer
 from ..data.tasks import open_task, score
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import encode
-from ..train.finetuning import decode_logits
+from ..train.finetuning import predict
 
 _LENGTH, _BATCH = 128, 64
 
@@ -37,16 +37,8 @@ def score_on_task(
     labels = label_names(model.config)
     data = open_task(options.task, options.data_dir, options.split, labels=labels)
     encoded = encode(data, load_tokenizer(str(folder)), options.max_length or _LENGTH)
-    predictions: dict[int, Any] = {}
-    for samples, micro in evaluation_batches(encoded, _BATCH, 0, 1):
-        batch = micro.to(device)
-        with torch.inference_mode():
-            logits = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                token_type_ids=batch.token_type_ids,
-            ).logits
-        predictions.update(decode_logits(encoded, data.labels, samples, logits))
+    batches = evaluation_batches(encoded, _BATCH, 0, 1)
+    predictions = predict(model, encoded, data.labels, batches, device)
     ordered = [predictions[sample] for sample in range(len(data))]
     return {
         "task": data.task.name,

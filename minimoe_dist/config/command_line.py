@@ -149,7 +149,12 @@ def _flag_name(field: str) -> str:
 
 def _listed(text: str, flag: Flag) -> Any:
     """Several words of a flag, which `flag_value` joined, apart again."""
-    return json.loads(text) if flag.kind == "PATH" and text.startswith("[") else text
+    if flag.kind != "PATH" or not text.startswith("["):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # a glob may begin with a bracket
 
 
 def command_help(command: str, summary: str, options_class: type[CommandOptions]) -> str:

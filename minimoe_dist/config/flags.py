@@ -6,7 +6,7 @@ Every option has a flag of its own name (``--max_steps``); a flag for students s
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -169,7 +169,9 @@ def kind_of(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is list:
-        return "N,N" if get_args(annotation)[0] in (int, float) else "PATH"
+        (element,) = get_args(annotation)
+        element = get_args(element)[0] if get_origin(element) is Annotated else element
+        return "N,N" if element in (int, float) else "PATH"
     members = [one for one in get_args(annotation) if one is not type(None)]
     if members:
         return kind_of(members[0])

@@ -2,11 +2,12 @@
 
 A recipe's ``stages`` is a list of mappings, each with a ``name`` and with the options in which the
 stage differs from the rest of the recipe: sections are merged, lists such as ``students`` are
-replaced. Stage NAME writes to ``output_dir/NAME``. From the second stage on, the teacher is the
-export of the stage before, unless the stage names one of its own; ``teaches`` names one of a
-stage's students where there are several, or ``best`` for the one that ``tradeoff_lambda`` chooses
-when they are trained. ``stage:NAME/STUDENT`` is the export of a student of an earlier stage, as a
-teacher or as ``initial_weights``.
+replaced. Stage NAME writes to ``output_dir/NAME``. All stages run on the same processes, so devices
+and time-out are the recipe's. From the second stage on, the teacher is the export of the stage
+before, unless the stage names one of its own; ``teaches`` names one of a stage's students where
+there are several, or ``best`` for the one that ``tradeoff_lambda`` chooses when they are trained.
+``stage:NAME/STUDENT`` is the export of a student of an earlier stage, as a teacher or as
+``initial_weights``.
 """
 
 import re
@@ -50,6 +51,11 @@ def load_stages(
         if name in names:
             raise ConfigError(f"{where}.{index}.name: {name} is another stage's; choose one more")
         names.add(name)
+        if "output_dir" in entry:
+            raise ConfigError(
+                f"{where}.{index}.output_dir: {shown(entry['output_dir'])}, but a stage writes to "
+                f"output_dir/{name}; leave it out"
+            )
         stage = _resolve(tree, entry, config_path, overrides, flags)
         stage = stage.model_copy(update={"output_dir": str(FilePath(stage.output_dir) / name)})
         if index and not _own_teacher(entry):
@@ -57,11 +63,23 @@ def load_stages(
             stage = _taught_by(stage, teacher, entry)
         stage = _with_exports(stage, entry, exports, f"{where}.{name}")
         stages.append(stage)
+        _check_processes(stages[0], stage, f"{where}.{name}")
         for student in stage.students:
             exports[f"{name}/{student.name}"] = stage.export_folder(student.name)
         if index < len(entries) - 1 and not _own_teacher(entries[index + 1]):
             teacher = stage.export_folder(_teaching(stage, entry, f"{where}.{name}"))
     return stages
+
+
+def _check_processes(first: RunConfig, stage: RunConfig, where: str) -> None:
+    """Refuses what is decided once, when the processes of all stages start."""
+    for option in ("use_cpu", "timeout_seconds"):
+        wanted, own = (getattr(one.parallel, option) for one in (first, stage))
+        if own != wanted:
+            raise ConfigError(
+                f"{where}.parallel.{option}: {own}, but the first stage has {wanted}; give one "
+                "value for all stages"
+            )
 
 
 def _own_teacher(entry: Any) -> bool:

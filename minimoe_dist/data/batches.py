@@ -64,7 +64,8 @@ class MicroBatch:
         token_type_ids: int64 [b, S], 0 up to and including the first ``[SEP]``, 1 after it, 0 on
             padding; all 0 without segments.
         sample_ids: int64 [b], the samples' global positions in the run.
-        labels: int64 [b, S], -100 where nothing is to be predicted; None without masking.
+        labels: int64 [b, S], -100 where nothing is to be predicted; None without masking. Of tasks
+            those of :func:`.tasks.batches.collate`.
     """
 
     input_ids: torch.Tensor
@@ -72,6 +73,14 @@ class MicroBatch:
     token_type_ids: torch.Tensor
     sample_ids: torch.Tensor
     labels: torch.Tensor | None = None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What an encoder takes, by its argument's name."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "token_type_ids": self.token_type_ids,
+        }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
         """Returns the batch with every tensor on a device."""

@@ -5,7 +5,9 @@ the ones that hold something wanted are opened (and, from the hub, fetched).
 """
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def refuse_incomplete(
@@ -41,11 +44,145 @@ def refuse_incomplete(
             )
 
 
+class FolderWeights:
+    """The tensors of a model folder by their names on disk, read when they are asked for.
+
+    Args:
+        where: what the user gave, for messages.
+        folder: where that is, or its name on the hub.
+        pickles: take a pickle, of tensors alone, where there are no safetensors.
+
+    Raises:
+        ValueError: there are no weights, or their index or pickle cannot be read.
+    """
+
+    def __init__(self, where: str, folder: str, *, pickles: bool = False) -> None:
+        self._where, self._folder = where, folder
+        self._found: dict[str, str] = {}  # name of a file -> where it is
+        self._pickled: dict[str, Tensor] = {}
+        self._part_of = self._parts(pickles)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._part_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._part_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor; reads a header only.
+
+        Raises:
+            ValueError: its file is missing or damaged.
+        """
+        part = self._part_of[name]
+        if name in self._pickled:
+            return tuple(self._pickled[name].shape)
+        try:
+            with self._open(part) as opened:
+                return tuple(opened.get_slice(name).get_shape())
+        except SafetensorError as error:  # the index promises what is not there
+            raise self._unreadable(part, error) from error
+
+    def read(self, name: str, slices: tuple[slice, ...] = ()) -> Tensor:
+        """One tensor, or a part of it.
+
+        Raises:
+            ValueError: there is none of that name, or its file is missing or damaged.
+        """
+        if name not in self._part_of:
+            raise ValueError(f"{self._where}: has no weight {name}; give the model's whole folder")
+        if name in self._pickled:
+            return self._pickled[name][slices]
+        part = self._part_of[name]
+        # Opened anew each time: pages of a file that stays mapped would count as this process's.
+        try:
+            with self._open(part) as opened:
+                found: Tensor = (
+                    opened.get_slice(name)[slices] if slices else opened.get_tensor(name)
+                )
+        except SafetensorError as error:
+            raise self._unreadable(part, error) from error
+        return found
+
+    def _parts(self, pickles: bool) -> dict[str, str]:
+        """Key -> name of the file that holds it."""
+        if self._find(_WHOLE) is not None:
+            with self._open(_WHOLE) as opened:
+                return dict.fromkeys(opened.keys(), _WHOLE)
+        if self._find(_INDEX) is not None:
+            return self._index(_INDEX)
+        if not pickles:
+            raise ValueError(
+                f"{self._where} has no model.safetensors, and only safetensors can be read in "
+                "shards; convert it with transformers' save_pretrained, or give teacher.layout "
+                "replicated"
+            )
+        if self._find(_PICKLE) is not None:
+            files = [_PICKLE]
+        elif self._find(_PICKLE_INDEX) is not None:
+            files = sorted(set(self._index(_PICKLE_INDEX).values()))
+        else:
+            raise ValueError(f"{self._where}: no {_WHOLE}; give a Hugging Face model's folder")
+        for part in files:
+            self._pickled |= self._unpickled(part)
+        return dict.fromkeys(self._pickled, "")
+
+    def _index(self, index: str) -> dict[str, str]:
+        try:
+            with open(self._found[index], encoding="utf-8") as file:
+                parts: Any = json.load(file)["weight_map"]
+            return {str(name): str(part) for name, part in parts.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._unreadable(index, error) from error
+
+    def _unpickled(self, part: str) -> dict[str, Tensor]:
+        path = self._path(part)
+        try:
+            # Files from before PyTorch 1.6 are no archives and cannot be mapped.
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return {name: value.detach() for name, value in state.items()}
+        except Exception as error:  # torch has many kinds for what is damaged or unsafe
+            raise self._unreadable(part, error) from error
+
+    def _find(self, part: str) -> str | None:
+        if part not in self._found:
+            found = cached_file(
+                self._folder,
+                part,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            if found is None:
+                return None
+            self._found[part] = found
+        return self._found[part]
+
+    def _path(self, part: str) -> str:
+        found = self._find(part)
+        if found is None:
+            raise self._unreadable(part, FileNotFoundError("no such file"))
+        return found
+
+    def _open(self, part: str) -> safe_open:
+        try:
+            return safe_open(self._path(part), framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable(part, error) from error
+
+    def _unreadable(self, part: str, error: Exception) -> ValueError:
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ValueError(
+            f"{self._where} has no weights that can be loaded ({part}: {words}); give a complete "
+            "model.safetensors"
+        )
+
+
 class SlicedWeights:
     """What is on disk under the names that a model gives its parameters.
 
     Args:
-        path: what the user gave, for messages.
+        path: of the teacher as the user gave it, for messages.
         folder: where that is, or its name on the hub.
         prefix: of the encoder's names where a head stands beside it (``bert``).
 
@@ -55,10 +192,8 @@ class SlicedWeights:
 
     def __init__(self, path: str, folder: str, prefix: str) -> None:
         self._where = f"teacher.model_name_or_path: {path}"
-        self._folder = folder
         self._prefix = prefix
-        self._parts: dict[str, str] = {}  # name of a file -> where it is
-        self._part_of = self._keys()
+        self._weights = FolderWeights(self._where, folder)
 
     def check(self, model_type: str, shapes: Mapping[str, torch.Size]) -> None:
         """Refuses a model whose parameters are not all there; reads headers only.
@@ -70,24 +205,10 @@ class SlicedWeights:
         Raises:
             ValueError: one is missing or has another shape.
         """
-        found = {name: self._key(name) for name in shapes}
-        refuse_incomplete(
-            self._where, model_type, [name for name, key in found.items() if key is None], []
-        )
-        by_part: dict[str, list[tuple[str, str]]] = {}
-        for name, key in found.items():
-            assert key is not None
-            by_part.setdefault(self._part_of[key], []).append((name, key))
-        wrong = []
-        for part, entries in by_part.items():
-            with self._open(part) as opened:
-                for name, key in entries:
-                    try:
-                        found_shape = opened.get_slice(key).get_shape()
-                    except SafetensorError as error:  # the index promises what is not there
-                        raise self._unreadable(part, error) from error
-                    if tuple(found_shape) != tuple(shapes[name]):
-                        wrong.append(name)
+        keys = {name: self._key(name) for name in shapes}
+        missing = [name for name, key in keys.items() if key is None]
+        refuse_incomplete(self._where, model_type, missing, [])
+        wrong = [n for n, key in keys.items() if key and self._weights.shape(key) != shapes[n]]
         refuse_incomplete(self._where, model_type, [], wrong)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:
@@ -104,15 +225,9 @@ class SlicedWeights:
         """
         key = self._key(name)
         assert key is not None, f"{name} was not checked"
-        part = self._part_of[key]
-        index = [slice(None)] * target.dim()
-        index[dim] = slice(start, start + target.shape[dim])
-        # Opened anew each time: pages of a file that stays mapped would count as this process's.
-        with self._open(part) as opened:
-            try:
-                target.copy_(opened.get_slice(key)[tuple(index)])
-            except SafetensorError as error:
-                raise self._unreadable(part, error) from error
+        slices = [slice(None)] * target.dim()
+        slices[dim] = slice(start, start + target.shape[dim])
+        target.copy_(self._weights.read(key, tuple(slices)))
 
     def _key(self, name: str) -> str | None:
         """The name on disk: perhaps of an encoder under a head, perhaps TensorFlow's."""
@@ -120,54 +235,6 @@ class SlicedWeights:
         old = old.replace("LayerNorm.bias", "LayerNorm.beta")
         for candidate in dict.fromkeys([name, old]):
             for key in (candidate, f"{self._prefix}.{candidate}"):
-                if key in self._part_of:
+                if key in self._weights:
                     return key
         return None
-
-    def _keys(self) -> dict[str, str]:
-        """Key -> name of the file that holds it."""
-        if self._find(_WHOLE) is not None:
-            with self._open(_WHOLE) as opened:
-                return dict.fromkeys(opened.keys(), _WHOLE)
-        index = self._find(_INDEX)
-        if index is None:
-            raise ValueError(
-                f"{self._where} has no model.safetensors, and only safetensors can be read in "
-                "shards; convert it with transformers' save_pretrained, or give teacher.layout "
-                "replicated"
-            )
-        try:
-            with open(index, encoding="utf-8") as file:
-                parts: dict[str, str] = json.load(file)["weight_map"]
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unreadable(_INDEX, error) from error
-        return parts
-
-    def _find(self, part: str) -> str | None:
-        if part not in self._parts:
-            found = cached_file(
-                self._folder,
-                part,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-            if found is None:
-                return None
-            self._parts[part] = found
-        return self._parts[part]
-
-    def _open(self, part: str) -> safe_open:
-        found = self._find(part)
-        if found is None:
-            raise self._unreadable(part, FileNotFoundError("no such file"))
-        try:
-            return safe_open(found, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise self._unreadable(part, error) from error
-
-    def _unreadable(self, part: str, error: Exception) -> ValueError:
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return ValueError(
-            f"{self._where} has no weights that can be loaded ({part}: {words}); give a complete "
-            "model.safetensors"
-        )

@@ -6,6 +6,7 @@ out, never filled in.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,8 +87,9 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
             ("heldout_loss_before", "heldout_loss_before"),
             ("heldout_loss_after", "heldout_loss_after"),
         ):
-            if entry.get(theirs) is not None:
-                model.values[ours] = entry[theirs]
+            value = entry.get(theirs)
+            if value is not None and math.isfinite(value):
+                model.values[ours] = value
         model.values["teacher"] = teacher
 
 

@@ -176,6 +176,16 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
+def _exported(folder: Path) -> Export:
+    """A model's folder, with the run that it stands in if it does."""
+    whole = folder.absolute()
+    if whole.name == "export" and (whole.parent / RESULTS).is_file():  # of a fine-tuning run
+        return Export(folder, whole.parent.name, _read(whole.parent, whole.parent.name))
+    above = whole.parents[1] if whole.parent.name == "export" else None
+    run = _read(above, above.name) if above is not None and _is_run(above) else None
+    return Export(folder, whole.name, run)
+
+
 def find_export(source: str, student: str | None = None) -> Export:
     """A model's folder: given itself, or as the run that exported it.
 
@@ -192,10 +202,7 @@ def find_export(source: str, student: str | None = None) -> Export:
     if (folder / "config.json").is_file():
         if student is not None:
             raise ValueError(f"--student: {source} is one model already; leave --student out")
-        above = folder.absolute().parents
-        is_exported = folder.absolute().parent.name == "export" and _is_run(above[1])
-        return Export(folder, folder.absolute().name, _read(above[1], above[1].name)
-                      if is_exported else None)  # fmt: skip
+        return _exported(folder)
     if not folder.is_dir():
         raise ValueError(f"{source}: no such folder: give a model's folder or a run's")
     if (folder / "export" / "config.json").is_file():

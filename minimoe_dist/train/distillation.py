@@ -156,7 +156,7 @@ class Distiller:
             for student, own in zip(self.students, sums[:-1].split(passes), strict=True):
                 student.module.eval()
                 with torch.no_grad():
-                    measured = measure(self._objective, student, _inputs(micro), micro, given)
+                    measured = measure(self._objective, student, micro.inputs(), micro, given)
                 own += measured.sums
         dist.all_reduce(sums)
         means = (self._weights * sums[:-1] / sums[-1].clamp(min=1.0)).sum(1)
@@ -170,7 +170,7 @@ class Distiller:
         self, student: StudentEngine, micro: MicroBatch, given: Any, shares: Tensor, sums: _Sums
     ) -> Tensor:
         noise = {"sample_ids": micro.sample_ids, "noise_seed": self._seed}
-        measured = measure(self._objective, student, _inputs(micro) | noise, micro, given)
+        measured = measure(self._objective, student, micro.inputs() | noise, micro, given)
         parts = measured.sums.mean(0)
         sums.parts = sums.parts + parts.detach()
         loss = (parts * shares).sum()
@@ -242,14 +242,6 @@ class Distiller:
 
 def _names(student: StudentEngine) -> list[str]:
     return [once_for_all_name(student.name, sub_model) for sub_model in student.config.sub_models]
-
-
-def _inputs(micro: MicroBatch) -> dict[str, Tensor]:
-    return {
-        "input_ids": micro.input_ids,
-        "attention_mask": micro.attention_mask,
-        "token_type_ids": micro.token_type_ids,
-    }
 
 
 def _nothing() -> MicroBatch:

@@ -12,6 +12,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero import parameter_offload
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -128,6 +129,11 @@ class StudentEngine:
     def __call__(self, **inputs: Any) -> Any:
         """The student's forward pass: what its class returns."""
         return self._engine(**inputs)
+
+    def close(self) -> None:
+        """Ends the engine: its memory, which DeepSpeed would hold on to, goes with the last use."""
+        self._engine.destroy()
+        release(self.module)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of ``loss`` / accumulation steps, averaged over ranks."""
@@ -250,6 +256,21 @@ def initialize_communication() -> None:
     # would hang the run; it also has to be compiled on each node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def release(module: nn.Module) -> None:
+    """Empties a module that is done with, so that what still names it holds nothing.
+
+    DeepSpeed's ZeRO-3 keeps modules and parameters in lists and caches of its own for as long as
+    the process lives, and by their hooks and attributes engine, optimizer and all weights.
+    """
+    roots = parameter_offload.FWD_MODULE_STACK
+    roots[:] = [root for root in roots if root is not module]
+    for parameter in list(module.parameters()):
+        vars(parameter).clear()
+        parameter.grad, parameter.data = None, torch.empty(0)
+    for part in list(module.modules()):
+        vars(part).clear()
 
 
 @contextlib.contextmanager

@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
 from ..data.tasks import Task, score
 from ..data.tasks.batches import evaluation_batches, steps_per_epoch, training_step
@@ -130,7 +131,8 @@ class Tuner:
             self._progress.note(f"{words}  epoch {self.state.done}", numbers, self.state.step)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Takes the bar away, and gives back the model's memory; the best weights stay."""
+        self.engine.close()
         if self._progress is not None:
             self._progress.close()
 
@@ -190,26 +192,41 @@ class Tuner:
 
     def predictions(self) -> list[Any]:
         """Of every sample of ``dev``, on every rank."""
-        module = self.engine.module
-        module.eval()
-        own: dict[int, Any] = {}
         ranks = dist.get_rank(), dist.get_world_size()
-        for samples, micro in evaluation_batches(self._dev, self.options.eval_batch_size, *ranks):
-            on_device = micro.to(self._device)
-            with torch.no_grad():
-                logits = module(
-                    input_ids=on_device.input_ids,
-                    attention_mask=on_device.attention_mask,
-                    token_type_ids=on_device.token_type_ids,
-                ).logits
-            own.update(decode_logits(self._dev, self._references, samples, logits))
+        batches = evaluation_batches(self._dev, self.options.eval_batch_size, *ranks)
+        model = self.engine.module.eval()
+        own = predict(model, self._dev, self._references, batches, self._device)
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, own)
         merged = {sample: value for part in parts for sample, value in part.items()}
         return [merged[sample] for sample in range(len(self._dev))]
 
 
-def decode_logits(
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    data: EncodedTask,
+    references: Sequence[Any],
+    batches: Iterable[tuple[np.ndarray, MicroBatch]],
+    device: torch.device,
+) -> dict[int, Any]:
+    """Sample -> prediction, of batches of a task.
+
+    Args:
+        model: with a head for the task, in evaluation mode.
+        data: the task's samples.
+        references: their labels as :class:`..data.tasks.TaskData` has them.
+        batches: of :func:`..data.tasks.batches.evaluation_batches`.
+        device: of the model.
+    """
+    found: dict[int, Any] = {}
+    for samples, micro in batches:
+        logits = model(**micro.to(device).inputs()).logits
+        found.update(_decoded(data, references, samples, logits))
+    return found
+
+
+def _decoded(
     data: EncodedTask, references: Sequence[Any], samples: np.ndarray, logits: Tensor
 ) -> Iterator[tuple[int, Any]]:
     """(sample, prediction) of a batch's logits, [B, C] or of tags [B, S, C]."""
@@ -220,12 +237,12 @@ def decode_logits(
     classes = logits.argmax(-1).cpu().numpy()
     for row, sample in enumerate(samples.tolist()):
         if data.task.kind == "tagging":
-            count, outside = len(references[sample]), outside_tag(data.task)
+            count, outside = len(references[sample]), _outside_tag(data.task)
             yield sample, tags_of_words(classes[row], data.words[sample], count, outside)
         else:
             yield sample, int(classes[row])
 
 
-def outside_tag(task: Task) -> int:
+def _outside_tag(task: Task) -> int:
     """The number of the tag O; 0 where a task has no such tag."""
     return task.labels.index("O") if "O" in task.labels else 0

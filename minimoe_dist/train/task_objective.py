@@ -60,12 +60,7 @@ class TaskObjective:
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return self.teacher.model(
-                input_ids=micro.input_ids,
-                attention_mask=micro.attention_mask,
-                token_type_ids=micro.token_type_ids,
-                with_signals=self._with_signals,
-            )
+            return self.teacher.model(**micro.inputs(), with_signals=self._with_signals)
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """Predictions, and rows of the relations."""

@@ -195,12 +195,11 @@ def is_in(folder, student) -> bool:
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        (export, "make_empty"),
+        (files, "make_empty"),
         (export, "_save_with_code"),
-        (export, "share"),
-        (export, "flush_file"),
-        (export, "flush_folder"),
-        (export, "replace_folder"),
+        (files, "share"),
+        (files, "flush_file"),
+        (files, "replace_folder"),
         (files.shutil, "rmtree"),
     ],
 )
@@ -215,7 +214,18 @@ def test_an_export_killed_before_it_has_its_name_leaves_the_former_one(
 
 
 def test_an_export_killed_once_it_has_its_name_is_there(tmp_path, monkeypatch) -> None:
-    _, newer = export_killed_at(files, "flush_folder", tmp_path / "export", monkeypatch)
+    rmtree = files.shutil.rmtree
+
+    def killed_at_the_former(path, **options):
+        if (tmp_path / "export").exists() and path.name == "export.replaced" and path.exists():
+            killed()
+        rmtree(path, **options)
+
+    former, newer = make_student((1, 4)), make_student((1, 4), seed=1)
+    export_student(former.config, former.state_dict(), tmp_path / "export")
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        patch.setattr(files.shutil, "rmtree", killed_at_the_former)
+        export_student(newer.config, newer.state_dict(), tmp_path / "export")
     assert is_in(tmp_path / "export", newer)
 
 
@@ -228,7 +238,7 @@ def test_an_export_killed_between_its_two_renames_is_put_back(tmp_path, monkeypa
     def disk_full(*arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(export, "make_empty", disk_full)
+    monkeypatch.setattr(files, "make_empty", disk_full)
     with pytest.raises(OSError, match="no space left"):
         export_student(former.config, former.state_dict(), folder)
     assert is_in(folder, former)

@@ -1,4 +1,4 @@
-"""Weights written in pieces, and folders read tensor by tensor."""
+"""Weights written in pieces, and folders of them read tensor by tensor."""
 
 import json
 
@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig, BertModel, MegatronBertConfig
 
 from minimoe_dist.checkpoints.random_model import write_random_model
-from minimoe_dist.checkpoints.sharded import FolderWeights, write_pieces
+from minimoe_dist.checkpoints.sharded import write_pieces
+from minimoe_dist.models.weights import FolderWeights
 
 TENSORS = {f"layer.{n}": torch.full((8, 8), float(n)) for n in range(5)}
 SIZES = {
@@ -22,8 +23,8 @@ SIZES = {
 
 
 def read(folder):
-    with FolderWeights(folder) as weights:
-        return {name: weights[name] for name in weights}
+    weights = FolderWeights(str(folder), str(folder), pickles=True)
+    return {name: weights.read(name) for name in weights}
 
 
 @pytest.mark.parametrize(("max_bytes", "files"), [(10**6, 1), (512, 3), (1, 5)])
@@ -52,22 +53,36 @@ def test_a_pickle_of_tensors_is_read(tmp_path):
 def test_a_missing_piece_is_named(tmp_path):
     write_pieces(TENSORS.items(), tmp_path, 512)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors: missing, damaged"):
-        FolderWeights(tmp_path)
+    with pytest.raises(ValueError, match=r"\(model-00002-of-00003\.safetensors: no such file"):
+        read(tmp_path)
 
 
 def test_a_missing_tensor_is_named(tmp_path):
     save_file(TENSORS, tmp_path / "model.safetensors")
-    with (
-        FolderWeights(tmp_path) as weights,
-        pytest.raises(ValueError, match=r"has no weight layer\.9"),
-    ):
-        weights["layer.9"]
+    with pytest.raises(ValueError, match=r"has no weight layer\.9"):
+        FolderWeights("model", str(tmp_path)).read("layer.9")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no model\.safetensors; give a Hugging Face"):
-        FolderWeights(tmp_path)
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"weight_map": ["a"]}'])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_broken_index_is_refused_in_one_line(text, name, tmp_path):
+    (tmp_path / f"{name}.index.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}\.index\.json: .*; give a complete") as refused:
+        read(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 3}, {"a": print}])
+def test_a_pickle_of_more_than_tensors_is_refused_in_one_line(content, tmp_path):
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"\(pytorch_model\.bin: .*; give a complete") as refused:
+        read(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_random_model_loads_with_every_weight(tmp_path):

@@ -1,13 +1,20 @@
 """A chain of stages through the real command: each export teaches, finished stages are skipped."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
+from minimoe_dist.commands import distill
+from minimoe_dist.config import load_stages
+from minimoe_dist.runtime import detect_launch
 from tests.commands import support
 from tests.commands.support import Workshop
+from tests.distributed import run_distributed
+from tests.train.test_memory import living_bytes
 
 ASSISTANT = {"layer": 2, "hidden": 16, "heads": 2}
 # Its experts begin as copies of what an earlier stage trains.
@@ -55,3 +62,31 @@ def test_a_finished_stage_with_other_options_is_refused(finished: Path, workshop
     statuses, said = support.run(recipe(workshop, finished), "--learning_rate", "0.5")
     assert statuses == [2, 2]
     assert "was finished with other options (training.learning_rate: 0.01 -> 0.5)" in said
+
+
+def _bytes_at_each_start(path: str) -> list[int]:
+    dist.destroy_process_group()  # the command starts its own
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(support.free_port())}
+    found = []
+
+    class Watched(distill._Run):
+        def __init__(self, *arguments: Any) -> None:
+            found.append(living_bytes())
+            super().__init__(*arguments)
+
+    distill._Run = Watched  # type: ignore[misc]
+    assert distill.run(load_stages(path), detect_launch(os.environ)) == 0
+    return found
+
+
+def test_a_stage_leaves_no_memory_to_the_next(workshop: Workshop, tmp_path: Path) -> None:
+    path = workshop.recipe(
+        tmp_path / "chain",
+        stages=[{"name": name, "students": [ASSISTANT]} for name in ("a", "b", "c")],
+        model_type="bert_minilm",
+        teacher={"layout": "zero3"},
+        training={"max_steps": 3},
+        parallel={"expert_parallel_size": 1},
+    )
+    ((_, second, third),) = run_distributed(_bytes_at_each_start, 1, str(path))
+    assert third - second < 2000

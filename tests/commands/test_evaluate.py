@@ -168,3 +168,14 @@ def test_wrong_options_are_refused_in_one_line(
 def test_corpus_needs_a_teacher(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(workshop.teacher), "--corpus", str(workshop.train)]) == 2
     assert "without --teacher" in capsys.readouterr().err
+
+
+def test_relations_of_a_fine_tuned_student_are_refused_before_anything_is_measured(
+    workshop: Workshop, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = load_task_model(str(unbroken / "export" / "student"), task_of("sst2"))
+    export_task_model(source, source.copy(1).state_dict(), tmp_path)
+    against = ["--teacher", str(workshop.teacher), "--corpus", str(workshop.heldout)]
+    assert main(["evaluate", str(tmp_path), *against]) == 2
+    said = capsys.readouterr().err
+    assert "--teacher: " in said and "no relation projections" in said

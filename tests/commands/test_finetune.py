@@ -126,6 +126,26 @@ def test_finished_cells_are_skipped_and_a_grown_grid_goes_on(
     assert (finished / "export" / "config.json").is_file()
 
 
+def exported(output_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / "export" / "model.safetensors")
+
+
+def test_the_export_is_of_the_best_cell_of_a_grid_that_changed(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    alone = {}
+    for seed in (1, 2):
+        finetune(options(workshop, tasks, tmp_path / f"seed{seed}", seeds=[seed]))
+        alone[seed] = exported(tmp_path / f"seed{seed}")
+    # All of them score 1.0, so the first one of a grid is its best.
+    path = options(workshop, tasks, tmp_path / "seed2", seeds=[1, 2])
+    for seeds, best in (("1,2", 1), ("2", 2)):
+        said = finetune(path, "--seeds", seeds)
+        assert results(tmp_path / "seed2")["best"]["seed"] == best, said
+        found = exported(tmp_path / "seed2")
+        assert all(torch.equal(found[name], value) for name, value in alone[best].items())
+
+
 def test_a_finished_cell_of_other_options_is_refused(
     workshop: Workshop, tasks: Path, finished: Path
 ) -> None:
@@ -156,6 +176,34 @@ def test_a_stopped_run_goes_on_to_the_bits_of_an_unbroken_one(
     ours = load_file(output_dir / "export" / "model.safetensors")
     for name, value in load_file(finished / "export" / "model.safetensors").items():
         assert torch.equal(ours[name], value), name
+
+
+def test_best_weights_that_were_cut_off_begin_their_cell_anew(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    output_dir = tmp_path / "cut"
+    path = options(workshop, tasks, output_dir, seeds=[1, 2], save_interval=1)
+    cell = output_dir / "cells" / "seed1_lr0.003_batch8"
+    with support.start(path, world_size=1, command="finetune") as ranks:
+        wait_for((cell / "checkpoints" / "latest").exists, ranks.said)
+        ranks.signal(signal.SIGTERM)
+        assert ranks.wait() == [75], ranks.said()
+    for best in cell.glob("best_of_epoch_*"):
+        best.write_bytes(best.read_bytes()[:-1])
+    assert "begins anew" in finetune(path)
+    assert learnt(results(output_dir)) == learnt(results(finished))[:2]
+
+
+def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    output_dir = tmp_path / "full"
+    cell = output_dir / "cells" / "seed1_lr0.003_batch8"
+    cell.mkdir(parents=True)
+    (cell / "checkpoints").touch()  # no folder, so nothing can be written into it
+    said = finetune(options(workshop, tasks, output_dir, seeds=[1], save_interval=1))
+    assert said.count("was not saved") == 4
+    assert learnt(results(output_dir)) == learnt(results(finished))[:1]
 
 
 def test_a_killed_grid_goes_on_at_the_cell_that_was_not_done(

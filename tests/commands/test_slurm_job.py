@@ -101,6 +101,12 @@ def test_end_says_what_becomes_of_the_job_and_keeps_its_status(
     assert starts.read_records(tmp_path / "run")[-1]["event"] == "end"
 
 
-def test_a_command_that_is_none_for_jobs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert slurm_job.main(["begin", "dance"]) == 2
-    assert "dance: not a command for jobs" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words", [["dance"], ["demo"], ["convert", "--input", "a", "--output", "b"]], ids=lambda w: w[0]
+)
+def test_a_command_that_is_none_for_jobs_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert slurm_job.main(["begin", *words]) == 2
+    said = capsys.readouterr().err
+    assert "not a command for jobs; there are distill, sparsify, finetune" in said

@@ -129,3 +129,12 @@ def test_facts_are_json(tmp_path: Path) -> None:
     run = distilled(tmp_path / "run", TEACHER, "one", "two")
     facts = facts_of(run, tuned(tmp_path / "s", str(run / "export" / "one"), 0.8))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+def test_a_loss_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["students"]["student"]["heldout_loss_after"] = float("nan")
+    (run / "summary.json").write_text(json.dumps(summary))
+    (student,) = by_role(facts_of(run), "student")
+    assert "heldout_loss_after" not in student and "heldout_loss_before" in student

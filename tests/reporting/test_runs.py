@@ -108,3 +108,11 @@ def test_a_folder_of_several_runs_is_no_export(tmp_path: Path) -> None:
         distilled(tmp_path / one, "some/teacher")
     with pytest.raises(ValueError, match="holds 2 runs with exports: give one run's folder"):
         find_export(str(tmp_path))
+
+
+def test_a_fine_tuned_export_is_known_by_the_run_above_it(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "run", "some/teacher", 0.9)
+    export = find_export(str(folder / "export"))
+    assert export.run is not None
+    assert export.run.results == find_export(str(folder)).run.results  # type: ignore[union-attr]
+    assert export.name == find_export(str(folder)).name == "run"

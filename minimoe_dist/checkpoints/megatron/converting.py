@@ -1,8 +1,5 @@
 """Conversions that are compared with what they were made of before they get their name."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +8,7 @@ import torch
 from transformers import MegatronBertConfig
 
 from ...runtime import logger
-from ..files import (
-    PARTIAL,
-    beside,
-    finish_replacing,
-    flush_file,
-    flush_folder,
-    make_empty,
-    replace_folder,
-    share,
-)
+from ..files import replaced
 from .arguments import LAYER_NORM_EPSILON, GivenFacts, hugging_face_config
 from .finding import find_rank_files
 from .folders import MegatronBertFolder, class_name, write_folder
@@ -81,7 +69,7 @@ def to_hugging_face(
     checkpoint = MegatronCheckpoint(find_rank_files(source), given)
     config = hugging_face_config(checkpoint.sizes, given, checkpoint.arguments)
     _say_what_was_assumed(checkpoint, config, given)
-    with _replaced(folder) as aside:
+    with replaced(folder) as aside:
         write_folder(checkpoint, config, aside, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
@@ -102,23 +90,23 @@ def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = Tru
         ValueError: the folder holds no such model, or it cannot have that form.
         RuntimeError: the two sides do not compute the same.
     """
-    with MegatronBertFolder(source) as opened:
-        check_target(opened, target)
-        missing = [head for head in HEADS if head not in opened.heads]
-        if missing:
-            _log.warning(
-                "%s has no %s: Megatron-LM, which loads strictly, will miss those",
-                source,
-                ", ".join(missing),
-            )
-        with _replaced(root) as aside:
-            write_checkpoint(opened, aside, target)
-            # What is compared is what stands on the disk, read anew.
-            checkpoint = MegatronCheckpoint(find_rank_files(aside), GivenFacts())
-            found = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
-        return Report(
-            _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, found
+    opened = MegatronBertFolder(source)
+    check_target(opened, target)
+    missing = [head for head in HEADS if head not in opened.heads]
+    if missing:
+        _log.warning(
+            "%s has no %s: Megatron-LM, which loads strictly, will miss those",
+            source,
+            ", ".join(missing),
         )
+    with replaced(root) as aside:
+        write_checkpoint(opened, aside, target)
+        # What is compared is what stands on the disk, read anew.
+        checkpoint = MegatronCheckpoint(find_rank_files(aside), GivenFacts())
+        found = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
+    return Report(
+        _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, found
+    )
 
 
 def _compare(
@@ -181,22 +169,3 @@ def _describe(checkpoint: MegatronCheckpoint) -> str:
         f"{files.tensor_parallel_size} tensor-parallel × {files.pipeline_parallel_size} "
         "pipeline-parallel ranks"
     )
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``folder`` at the end."""
-    finish_replacing(folder)
-    aside = beside(folder, PARTIAL)
-    make_empty(aside)
-    try:
-        yield aside
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    for path in aside.rglob("*"):
-        if path.is_file():
-            share(path)
-            flush_file(path)
-    flush_folder(aside)
-    replace_folder(aside, folder)

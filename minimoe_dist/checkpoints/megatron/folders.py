@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, MegatronBertConfig
 
+from ...models.weights import FolderWeights
 from ..files import save_tensors
-from ..sharded import FolderWeights, write_pieces
-from .layout import HEADS, OUTPUT_BIAS, SEGMENTS, hugging_face_name
+from ..sharded import write_pieces
+from .layout import HEADS, SEGMENTS, hugging_face_name
 from .reading import MegatronCheckpoint
 
 # Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
@@ -24,9 +23,7 @@ _ENCODER = "bert."
 
 
 class MegatronBertFolder:
-    """An open folder.
-
-    Use as a context manager.
+    """A folder whose tensors are read when they are asked for.
 
     Attributes:
         config: of the model.
@@ -41,23 +38,12 @@ class MegatronBertFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = read_config(folder)
-        self._weights = FolderWeights(folder)
+        self._weights = FolderWeights(str(folder), str(folder), pickles=True)
         self._prefix = "" if any(name.startswith(_ENCODER) for name in self._weights) else _ENCODER
         self.heads = [head for head, names in HEADS.items() if names[0] in self]
         self.has_segments = SEGMENTS in self
         path = folder / PADDING_FILE
         self.padding: dict[str, Tensor] = load_file(path) if path.is_file() else {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._weights.__exit__(kind, error, traceback)
 
     def __contains__(self, common: object) -> bool:
         return self._own(hugging_face_name(str(common))) in self._weights
@@ -70,11 +56,7 @@ class MegatronBertFolder:
         """
         if name == _BIAS and name not in self._weights and _TIED_BIAS in self._weights:
             name = _TIED_BIAS
-        return self._weights[self._own(name)]
-
-    def output_bias(self) -> Tensor:
-        """The bias of the masked-LM logits, [V]."""
-        return self.get(hugging_face_name(OUTPUT_BIAS))
+        return self._weights.read(self._own(name))
 
     def dtype(self) -> torch.dtype:
         """Of the weights."""

@@ -88,7 +88,7 @@ class MegatronCheckpoint:
         if not heads:
             raise ValueError(
                 f"{files.root}: does not say how many heads it has; give --num_attention_heads or "
-                "--model_config"
+                "--model_config_path"
             )
         shapes: dict[str, tuple[int, ...]] = {}
         layers = 0

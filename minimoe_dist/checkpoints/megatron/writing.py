@@ -55,7 +55,7 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
     Holds one rank's weights at a time, and one whole tensor.
 
     Args:
-        source: open.
+        source: of the weights.
         root: exists, empty.
         target: the form.
 

@@ -15,7 +15,8 @@ class EvaluateOptions(CommandOptions):
         json_schema_extra=POSITIONAL,
     )
     output: str | None = Field(
-        None, description="file to write; default evaluation.json in the run's or model's folder"
+        None,
+        description="file to write; default evaluation.json, in the run's folder if there is one",
     )
     student: str | None = Field(None, description="which one of a run with several students")
     teacher: str | None = Field(
