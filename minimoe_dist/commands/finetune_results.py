@@ -79,7 +79,8 @@ def cell_result(cell: Cell, state: TuningState, diverged: bool) -> dict[str, Any
         "batch_size": cell.batch_size,
         "epochs": state.epochs,
         "best_epoch": state.best_epoch or None,
-        "score": next(iter(best["scores"].values())) if best else None,
+        # Not the first of the scores: one that was resumed has them in another order.
+        "score": state.best_score if best else None,
         "scores": best["scores"] if best else None,
         "seconds": sum(epoch["seconds"] for epoch in state.epochs),
         "diverged": diverged,

@@ -223,7 +223,7 @@ def _describe(run: Run) -> dict[str, Any]:
             "metric": run.results.get("metric"),
             "seconds": sum(float(cell.get("seconds") or 0) for cell in cells),
             "trainings": len(cells),
-            "epochs": [_epochs(cell) for cell in cells],
+            "epochs": [_epochs(cell, str(run.results.get("metric"))) for cell in cells],
         }
     elif run.summary or trained:
         found |= {"command": "distill", "finished": bool(run.summary)}
@@ -235,8 +235,7 @@ def _describe(run: Run) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in (None, [], {})}
 
 
-def _epochs(cell: Mapping[str, Any]) -> dict[str, Any]:
-    metric = next(iter(cell.get("scores") or {}), None)
+def _epochs(cell: Mapping[str, Any], metric: str) -> dict[str, Any]:
     told = f"seed {cell.get('seed')}, rate {cell.get('learning_rate'):g}"
     return {
         "name": f"{told}, batch {cell.get('batch_size')}",

@@ -221,8 +221,11 @@ def _task_scores(results: Mapping[str, Any]) -> Iterator[str]:
     if not best or best.get("score") is None:
         return
     chosen = f"{results['task']}, dev set ({results['dev_samples']:,} samples)"
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
-    yield f"{chosen}: {scores}. It is the best of {len(results['cells'])} trainings on this set."
+    names = sorted(best["scores"], key=lambda name: name != results["metric"])
+    scores = ", ".join(f"{name} {best['scores'][name]:.4f}" for name in names)
+    trainings = len(results["cells"])
+    choice = f" It is the best of {trainings} trainings on this set." if trainings > 1 else ""
+    yield f"{chosen}: {scores}.{choice}"
     setting = best_setting(results)
     if setting is not None and setting.get("deviation") is not None:
         yield (

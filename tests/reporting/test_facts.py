@@ -43,6 +43,19 @@ def test_fine_tuning_belongs_to_the_student_and_is_held_against_the_teachers(
     assert "share_of_teacher" not in by_role(facts, "teacher")[0]["scores"]["sst2"]
 
 
+def test_curves_of_fine_tuning_are_of_the_score_that_decides(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "ner", TEACHER, 0.9)
+    results = json.loads((folder / "results.json").read_text())
+    results["metric"] = "chunk_f1"
+    for cell in results["cells"]:
+        for record in cell["epochs"]:
+            record["scores"] = {"accuracy": 0.97, "chunk_f1": 0.1 * record["epoch"]}
+        cell["scores"] = cell["epochs"][-1]["scores"]
+    (folder / "results.json").write_text(json.dumps(results))
+    (run,) = facts_of(folder)["runs"]
+    assert run["epochs"][0]["points"] == [[1, 0.1], [2, 0.2]]
+
+
 def test_another_task_has_no_share(tmp_path: Path) -> None:
     run = distilled(tmp_path / "run", TEACHER)
     student = tuned(tmp_path / "s", str(run / "export" / "student"), 0.8)

@@ -1,5 +1,6 @@
 """Cards tell what runs wrote, in valid front matter, and say what nobody knows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ def test_a_fine_tuned_model_tells_its_scores_and_how_it_was_chosen(tmp_path: Pat
     assert "AutoModelForSequenceClassification" in card
     assert "fine-tune it before use" not in card
     assert "distilled from" not in card and "None" not in card
+
+
+def test_the_score_that_decided_is_told_first(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "ner", "some/teacher", 0.8)
+    results = json.loads((folder / "results.json").read_text())
+    results["metric"] = "chunk_f1"
+    results["best"]["scores"] = {"accuracy": 0.97, "chunk_f1": 0.5}
+    results["cells"] = results["cells"][:1]
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "(50 samples): chunk_f1 0.5000, accuracy 0.9700.\n" in card_of(folder)
 
 
 def test_a_student_tells_its_recipe(tmp_path: Path) -> None:
