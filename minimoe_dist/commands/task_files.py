@@ -7,6 +7,8 @@ from ..config.commands import FinetuneOptions
 from ..config.problems import nearest
 from ..data.tasks import TASKS, Table, Task, TaskData, open_table, open_task, task_of
 
+_MANY_CLASSES = 50
+
 
 def sources(options: FinetuneOptions) -> list[str | Table]:
     """The run's tasks by name, or its table.
@@ -75,7 +77,8 @@ def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, 
     """The training samples, and the samples to score on with the same labels.
 
     Raises:
-        ValueError: see :func:`open_split`; or the training file has a single class.
+        ValueError: see :func:`open_split`; or the training file has a single class, or hardly two
+            rows of one.
     """
     train = open_split(source, options, "train")
     if train.task.kind != "regression" and len(train.task.labels) < 2:
@@ -83,7 +86,20 @@ def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, 
             f"{train.path}: all rows have the label {train.task.labels[0]!r}; nothing can be "
             "learnt; check --label_column"
         )
+    if isinstance(source, Table):
+        _check_classes(train, source)
     return train, open_split(source, options, "dev", train.task.labels)
+
+
+def _check_classes(train: TaskData, table: Table) -> None:
+    """Refuses a label column of texts or numbers, of which nearly every row has its own."""
+    labels = len(train.task.labels)
+    if labels > _MANY_CLASSES and 2 * labels > len(train):
+        raise ConfigError(
+            f"{train.path}: {table.label_column!r} has {labels:,} different values in "
+            f"{len(train):,} rows, so it is no column of classes; check --label_column, or give "
+            "--regression for numbers"
+        )
 
 
 def folder_of(options: FinetuneOptions, source: str | Table) -> Path:

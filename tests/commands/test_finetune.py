@@ -229,7 +229,7 @@ def test_a_teacher_of_other_labels_is_refused(
         ({"task": "sst3"}, "task: 'sst3' is not known; did you mean sst2?"),
         ({"task": None}, "task: give --task NAME with --data_dir FOLDER, or --dataset PATH"),
         ({"data_dir": "/nowhere"}, "data_dir: /nowhere: no such folder"),
-        ({"task": "rte"}, "no train.tsv of rte's train file"),
+        ({"task": "rte"}, "no train.tsv (rte's train file) in it"),
         ({"max_length": 512}, "max_length: 512 is longer than the 64 positions"),
         ({"learning_rates": [0.0]}, "learning_rates: must be above 0, not 0.0"),
         ({"relation_weight": 1.0}, "relation_weight: needs a teacher"),
@@ -242,6 +242,17 @@ def test_what_does_not_fit_is_refused(
     assert words in refused(options(workshop, tasks, tmp_path / "run", **changes))
 
 
+def test_a_label_column_of_texts_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    for split, count in (("train", 60), ("dev", 4)):
+        rows = [(f"word{number}", str(number % 2)) for number in range(count)]
+        write_table(tmp_path / "table" / f"{split}.tsv", [("text", "class"), *rows])
+    swapped = {"dataset": str(tmp_path / "table"), "text_columns": "class", "label_column": "text"}
+    path = options(workshop, tmp_path, tmp_path / "run", task=None, data_dir=None, **swapped)
+    assert "'text' has 60 different values in 60 rows, so it is no column of classes" in refused(
+        path
+    )
+
+
 def test_a_bad_row_is_told_and_ends_a_strict_run(
     workshop: Workshop, tasks: Path, tmp_path: Path
 ) -> None:
@@ -249,4 +260,4 @@ def test_a_bad_row_is_told_and_ends_a_strict_run(
         rows = (tasks / "SST-2" / f"{split}.tsv").read_text()
         (tmp_path / f"{split}.tsv").write_text(rows + "torn\n")
     path = options(workshop, tasks, tmp_path / "run", data_dir=str(tmp_path), strict=True)
-    assert f"{tmp_path / 'train.tsv'}:130: has 1 columns, not 2" in refused(path)
+    assert f"{tmp_path / 'train.tsv'}:130: has 1 column, not 2" in refused(path)

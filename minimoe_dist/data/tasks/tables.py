@@ -48,8 +48,11 @@ class Table:
 
     @property
     def task(self) -> Task:
-        """The task without its labels, which are in the files."""
-        return Task(Path(self.path).expanduser().stem, self.kind, _METRICS[self.kind])
+        """The task without its labels, which are in the files; its name is the table's."""
+        path = Path(self.path).expanduser()
+        # "train" says nothing of what is in it.
+        name = path.absolute().parent.name if path.stem in ("train", "all") else path.stem
+        return Task(name or "table", self.kind, _METRICS[self.kind])
 
 
 def find(table: Table, split: str) -> Path:
