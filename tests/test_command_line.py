@@ -7,7 +7,7 @@ from pydantic import Field
 
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.command_line import command_help, parse_command
-from minimoe_dist.config.commands import POSITIONAL, CommandOptions
+from minimoe_dist.config.commands import POSITIONAL, CommandOptions, FinetuneOptions
 
 
 class Plain(CommandOptions):
@@ -94,3 +94,8 @@ def test_help_tells_every_field_and_its_default() -> None:
     page = command_help("plain", "does things", Plain)
     assert page.startswith("usage: minimoe-dist plain SOURCE MORE … [--FLAG VALUE …]\n")
     assert "--seeds N,N" in page and "(default 1)" in page and "--quick  " in page
+
+
+def test_help_does_not_call_every_list_a_path() -> None:
+    page = command_help("finetune", "does things", FinetuneOptions)
+    assert "--task TEXT … " in page and "--text_columns TEXT … " in page

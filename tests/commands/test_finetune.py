@@ -107,6 +107,24 @@ def test_the_task_is_learnt_and_told(finished: Path) -> None:
     assert (finished / "curves.png").stat().st_size > 1000
 
 
+def test_a_stranger_can_read_what_is_said(workshop: Workshop, tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("a_folder_whose_name_is_longer_than_a_table_is_wide" * 2)
+    text = "".join(f"word1 {'书 ' * number}word2\t{number % 2}\n" for number in range(40))
+    for split in ("train", "dev"):
+        write_table(tmp_path / "table" / f"{split}.tsv", [("text", "label")])
+        with (tmp_path / "table" / f"{split}.tsv").open("a", encoding="utf-8") as file:
+            file.write(text)
+    folder.symlink_to(workshop.teacher)
+    table = {"dataset": str(tmp_path / "table"), "text_columns": "text", "label_column": "label"}
+    changes = {"model_name_or_path": str(folder), "task": None, "data_dir": None}
+    path = options(workshop, tasks, tmp_path / "run", **changes, **table, num_train_epochs=1)
+    said = finetune(path)
+    assert f"{folder} has no trained classifier: these start at random" in said
+    assert "samples are longer than 32 tokens and lose their end" in said
+    assert "of its tokens are [UNK]: the vocabulary does not know this text" in said
+    assert f"table: {folder}\n" in said
+
+
 def test_the_best_model_loads_with_its_labels(finished: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(finished / "export")
     assert model.config.id2label == {0: "0", 1: "1"}
