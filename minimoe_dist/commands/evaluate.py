@@ -53,8 +53,9 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     }
     if export.run is not None and export.run.results:
         found["fine_tuning"] = _tuned(export.run.results)
-    if options.task is not None:
-        found["task_scores"] = score_on_task(model, export.folder, options, device)
+    if options.task is not None or options.dataset is not None:
+        tuned = export.run.results if export.run is not None else {}
+        found["task_scores"] = score_on_task(model, export.folder, options, tuned, device)
         _log.info(
             "%s", ", ".join(f"{k} {v:.4f}" for k, v in found["task_scores"]["scores"].items())
         )

@@ -1,9 +1,11 @@
 """Which files a fine-tuning run reads: tasks by name, or a table of the user's own."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..config import ConfigError
-from ..config.commands import FinetuneOptions
+from ..config.commands import EvaluateOptions, FinetuneOptions
 from ..config.problems import nearest
 from ..data.tasks import TASKS, Table, Task, TaskData, open_table, open_task, task_of
 
@@ -49,6 +51,37 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
             "regression" if options.regression else "classification",
         )
     ]
+
+
+def scored_table(options: EvaluateOptions, tuning: Mapping[str, Any], *, values: bool) -> Table:
+    """The table to score a fine-tuned model on.
+
+    Args:
+        options: of the evaluation; its columns win.
+        tuning: options of the model's own fine-tuning; empty where that is not known.
+        values: the model predicts numbers.
+
+    Raises:
+        ConfigError: nobody says which columns.
+    """
+    assert options.dataset is not None
+    texts = options.text_columns or tuning.get("text_columns") or []
+    label = options.label_column or tuning.get("label_column")
+    for option, found in (("text_columns", texts), ("label_column", label)):
+        if not found:
+            raise ConfigError(f"{option}: is missing; give the table's, as in the fine-tuning")
+    return Table(
+        options.dataset,
+        tuple(texts),
+        str(label),
+        None,
+        "regression" if values else "classification",
+    )
+
+
+def table_split(table: Table, split: str) -> str:
+    """What to call :func:`..data.tasks.open_table` with: a file has no splits, it is read whole."""
+    return "train" if Path(table.path).expanduser().is_file() else split
 
 
 def task_named(source: str | Table) -> Task:

@@ -193,6 +193,8 @@ def find_export(source: str, student: str | None = None) -> Export:
         if student is not None:
             raise ValueError(f"--student: {source} is one model already; leave --student out")
         above = folder.absolute().parents
+        if folder.absolute().name == "export" and _is_run(above[0]):  # of a fine-tuning
+            return Export(folder, above[0].name, _read(above[0], above[0].name))
         is_exported = folder.absolute().parent.name == "export" and _is_run(above[1])
         return Export(folder, folder.absolute().name, _read(above[1], above[1].name)
                       if is_exported else None)  # fmt: skip
