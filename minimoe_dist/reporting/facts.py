@@ -59,8 +59,14 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def key_of(path: str) -> str:
-    """What tells one model from another: its absolute folder, or its name elsewhere."""
-    return os.path.abspath(path) if os.path.isdir(path) or path.startswith("/") else path
+    """What tells one model from another: its real folder, or its name elsewhere."""
+    return os.path.realpath(path) if os.path.isdir(path) or path.startswith("/") else path
+
+
+def _role_of(key: str, model_type: object) -> str:
+    """Of a model whose own training is not among the runs: what a run exported is a student."""
+    is_student = str(model_type).startswith("minimoe") or "export" in Path(key).parts[-2:]
+    return STUDENT if is_student else TEACHER
 
 
 def _add_students(run: Run, models: dict[str, Model]) -> None:
@@ -98,9 +104,8 @@ def _add_evaluation(run: Run, evaluation: Mapping[str, Any], models: dict[str, M
     at_home = key_of(str(run.folder / "export" / str(evaluation["student"])))
     key = next((one for one in [at_home, *keys] if one in models), keys[-1])
     if key not in models:
-        is_student = str(evaluation.get("model_type", "")).startswith("minimoe")
         name = f"{_basename(keys[0])}: {evaluation.get('description', '')}".removesuffix(": ")
-        models[key] = Model(key, name, STUDENT if is_student else TEACHER)
+        models[key] = Model(key, name, _role_of(key, evaluation.get("model_type")))
     for name in (
         "parameters", "gmac_of_128", "gmac_of_mean_length", "mean_length", "machine", "speed",
         "relations", "experts",
@@ -126,9 +131,7 @@ def _add_scores(run: Run, models: dict[str, Model]) -> None:
     if key not in models:
         models[key] = Model(key, _basename(str(results.get("model", run.name))), TEACHER)
         models[key].values.update(_sizes(run.folder / "export"))
-        kind = str(models[key].values.pop("model_type", ""))
-        if kind.startswith("minimoe") or "export" in Path(key).parts[-2:]:
-            models[key].role = STUDENT
+        models[key].role = _role_of(key, models[key].values.pop("model_type", ""))
     best = best_setting(results)
     if best is None:
         return

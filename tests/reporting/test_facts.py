@@ -56,6 +56,24 @@ def test_curves_of_fine_tuning_are_of_the_score_that_decides(tmp_path: Path) -> 
     assert run["epochs"][0]["points"] == [[1, 0.1], [2, 0.2]]
 
 
+def test_a_plain_student_is_one_where_its_own_run_is_not_shown(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    student, teacher = str(run / "export" / "student"), tuned(tmp_path / "t", TEACHER, 0.9)
+    tuned(tmp_path / "s", student, 0.8)
+    told = evaluation("s", str(tmp_path / "s" / "export"), model_type="bert")
+    (tmp_path / "s" / "evaluation.json").write_text(json.dumps(told))
+    (found,) = by_role(facts_of(tmp_path / "s", teacher), "student")
+    assert found["scores"]["sst2"]["share_of_teacher"] == pytest.approx(0.8 / 0.9)
+
+
+def test_a_link_to_a_model_is_the_model(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    (tmp_path / "link").symlink_to(run)
+    score = tuned(tmp_path / "s", str(tmp_path / "link" / "export" / "student"), 0.8)
+    (student,) = by_role(facts_of(run, score), "student")
+    assert student["scores"]["sst2"]["mean"] == 0.8
+
+
 def test_another_task_has_no_share(tmp_path: Path) -> None:
     run = distilled(tmp_path / "run", TEACHER)
     student = tuned(tmp_path / "s", str(run / "export" / "student"), 0.8)
