@@ -148,7 +148,9 @@ def _add_scores(run: Run, models: dict[str, Model]) -> None:
     if results.get("teacher"):
         score["teacher"] = results["teacher"]
     task, former = str(results.get("task")), models[key].scores
-    if task in former and former[task]["mean"] >= score["mean"]:
+    # An evaluation is of the best seed's model on the samples that chose it: the mean goes first.
+    is_tuned = "run" in former.get(task, {})
+    if is_tuned and former[task]["mean"] >= score["mean"]:
         return
     former[task] = score
 
@@ -326,6 +328,7 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
         yield f"Not finished yet, so without sizes and exports: {', '.join(unfinished)}."
     if not any(model.scores for model in everyone):
         yield "No task scores: no fine-tuning run is among the folders (minimoe-dist finetune)."
+    yield from _unknown_shares(everyone)
     if not any("speed" in model.values for model in everyone):
         yield "No latency, throughput or memory: nothing was evaluated (minimoe-dist evaluate)."
     if not any("relations" in model.values for model in everyone):
@@ -340,6 +343,23 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
     }
     if len(machines) > 1:
         yield "Latencies come from different machines or thread counts and are not comparable."
+
+
+def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
+    teachers = [model for model in models if model.role == TEACHER]
+    for task in sorted({task for model in teachers for task in model.scores}):
+        without = [
+            model.name
+            for model in models
+            if model.role == STUDENT
+            and task in model.scores
+            and "share_of_teacher" not in model.scores[task]
+        ]
+        if without:
+            yield (
+                f"{task}: which teacher {', '.join(without)} had is not known, so no share of its "
+                "score is told: show the run that distilled it as well."
+            )
 
 
 def _basename(path: str) -> str:

@@ -127,6 +127,7 @@ def test_task_scores_are_those_of_the_rows_one_by_one(
     right = sum(guess == int(label) for guess, (_, label) in zip(guesses, rows, strict=True))
     assert found["scores"] == {"accuracy": right / len(rows)}
     assert (found["task"], found["split"], found["samples"]) == ("sst2", "dev", 40)
+    assert json.loads(path.read_text())["description"] == "MiniMoE 1L;16H 1,4E"
 
 
 def test_a_table_is_scored_as_the_task_of_its_rows(

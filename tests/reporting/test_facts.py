@@ -74,6 +74,24 @@ def test_a_link_to_a_model_is_the_model(tmp_path: Path) -> None:
     assert student["scores"]["sst2"]["mean"] == 0.8
 
 
+def test_a_mean_over_seeds_goes_before_the_evaluation_of_the_best_one(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "t", TEACHER, 0.9)
+    scores = {"task": "sst2", "metric": "accuracy", "split": "dev", "samples": 50}
+    told = evaluation("t", TEACHER, task_scores={**scores, "scores": {"accuracy": 0.91}})
+    (folder / "evaluation.json").write_text(json.dumps(told))
+    score = facts_of(folder)["models"][0]["scores"]["sst2"]
+    assert (score["mean"], score["seeds"]) == (0.9, 2)
+
+
+def test_a_student_whose_teacher_is_not_known_is_told(tmp_path: Path) -> None:
+    student = distilled(tmp_path / "run", TEACHER) / "export" / "student"
+    folders = [tuned(tmp_path / "s", str(student), 0.8)]
+    folders += [tuned(tmp_path / name, f"some/{name}", 0.9) for name in ("one", "other")]
+    assert any(
+        "which teacher student had is not known" in one for one in facts_of(*folders)["notes"]
+    )
+
+
 def test_another_task_has_no_share(tmp_path: Path) -> None:
     run = distilled(tmp_path / "run", TEACHER)
     student = tuned(tmp_path / "s", str(run / "export" / "student"), 0.8)
