@@ -46,6 +46,14 @@ def test_the_score_that_decided_is_told_first(tmp_path: Path) -> None:
     assert "(50 samples): chunk_f1 0.5000, accuracy 0.9700.\n" in card_of(folder)
 
 
+def test_the_hub_is_told_what_a_fine_tuned_model_does(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "ner", "/home/a/runs/small/export/student", 0.8)
+    config = CONFIG | {"architectures": ["BertForTokenClassification"]}
+    card = card_of(folder, config)
+    assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "token-classification"
+    assert "The card of `small/student` tells" in card and "/home" not in card
+
+
 def test_a_student_tells_its_recipe(tmp_path: Path) -> None:
     config = CONFIG | {"architectures": ["BertModel"]}
     card = card_of(distilled(tmp_path / "run", "some/teacher"), config)
