@@ -131,8 +131,8 @@ def _sentences(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 def _columns_of(line: str) -> list[str]:
-    """By tabs where there are some: a Chinese file's word may be a wide blank."""
+    """By tabs where there are some, else by blanks: a Chinese file's word may be a wide blank."""
     if "\t" in line:
         values = line.split("\t")
         return values if any(value.strip() for value in values) else []
-    return line.split()
+    return [value for value in line.split(" ") if value] if line.strip() else []

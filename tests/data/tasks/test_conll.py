@@ -58,3 +58,9 @@ def test_wikianns_languages_are_taken_off_its_words(tmp_path: Path) -> None:
 def test_a_word_with_a_colon_stays_where_others_have_none(tmp_path: Path) -> None:
     write_columns(tmp_path / "train.txt", [["to:do O", "b O"], ["to:day O"]])
     assert open_task("ner", tmp_path, "train").texts == [("to:do", "b"), ("to:day",)]
+
+
+@pytest.mark.parametrize("blank", ["\t", " "])
+def test_a_wide_blank_is_a_word(tmp_path: Path, blank: str) -> None:
+    write_columns(tmp_path / "train.txt", [["好 O", "\u3000 O"], ["\u3000"], ["书 O"]], blank)
+    assert open_task("ner", tmp_path, "train").texts == [("好", "\u3000"), ("书",)]
