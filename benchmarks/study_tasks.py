@@ -14,7 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "tasks.json"
@@ -77,26 +77,33 @@ def run(folder: Path, data: Path) -> None:
             subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", **os.environ})
 
 
-def gather(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Task -> model -> a score a seed, of the seeds that are done."""
-    scores: dict[str, dict[str, list[float]]] = {task: {} for task in METRICS}
-    for task in METRICS:
-        for name in ("teacher", *STUDENTS):
-            cells = (folder / "tasks" / f"{name}_{task}" / "cells").glob("*/result.json")
+def gather(
+    folder: Path, tasks: Iterable[str] = METRICS, models: Iterable[str] = ("teacher", *STUDENTS)
+) -> dict[str, dict[str, list[float]]]:
+    """Task -> model -> a score a seed that is done; each run is ``MODEL_TASK`` in the folder."""
+    scores: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
+    for task in scores:
+        for name in models:
+            cells = (folder / f"{name}_{task}" / "cells").glob("*/result.json")
             found = [json.loads(path.read_text("utf-8"))["result"] for path in sorted(cells)]
             if found:
                 scores[task][name] = [round(cell["score"], 4) for cell in found]
     return scores
 
 
-def table(scores: Mapping[str, Mapping[str, list[float]]]) -> str:
+def table(
+    scores: Mapping[str, Mapping[str, list[float]]],
+    metrics: Mapping[str, str] = METRICS,
+    models: Iterable[str] = ("teacher", *STUDENTS),
+) -> str:
     """The scores of the page, as Markdown: mean and standard deviation, share of the teacher's."""
     words = {"teacher": ("teacher 6L;384H", TEACHER_GMAC)}
     words |= {name: (text, gmac) for name, (_, text, gmac) in STUDENTS.items()}
-    heads = [f"{task.upper()}, {metric} | of the teacher's" for task, metric in METRICS.items()]
+    heads = [f"{task.upper()}, {metric} | of the teacher's" for task, metric in metrics.items()]
     lines = [f"| model | GMAC | {' | '.join(heads)} |", "|---" * (2 + 2 * len(heads)) + "|"]
-    for name, (text, gmac) in words.items():
-        columns = [cell for task in METRICS for cell in cells_of(scores[task], name)]
+    for name in models:
+        text, gmac = words[name]
+        columns = [cell for task in metrics for cell in cells_of(scores[task], name)]
         lines.append(f"| {text} | {gmac:.2f} | {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
@@ -122,7 +129,7 @@ def main() -> None:
     if "run" in arguments.parts:
         run(Path(arguments.folder), Path(arguments.data))
     if "table" in arguments.parts:
-        scores = gather(Path(arguments.folder))
+        scores = gather(Path(arguments.folder) / "tasks")
         RESULTS.write_text(json.dumps(scores, indent=1) + "\n")
         print(table(scores))
 

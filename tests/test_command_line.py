@@ -7,7 +7,12 @@ from pydantic import Field
 
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.command_line import command_help, parse_command
-from minimoe_dist.config.commands import POSITIONAL, CommandOptions, EvaluateOptions
+from minimoe_dist.config.commands import (
+    POSITIONAL,
+    CommandOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+)
 
 
 class Plain(CommandOptions):
@@ -103,3 +108,8 @@ def test_the_help_page_says_numbers_of_lists_of_bounded_numbers() -> None:
 
 def test_a_pattern_that_begins_with_a_bracket_is_a_word() -> None:
     assert parse_command("plain", Plain, ["a", "--paths", "[ab]*"]).paths == ["[ab]*"]
+
+
+def test_help_does_not_call_every_list_a_path() -> None:
+    page = command_help("finetune", "does things", FinetuneOptions)
+    assert "--task TEXT … " in page and "--text_columns TEXT … " in page

@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from minimoe_dist.data.tasks import Table, open_table, open_task
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text("utf-8")
 
@@ -24,6 +26,11 @@ def study_page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def study_tasks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark(monkeypatch, "study_tasks")
+
+
+@pytest.fixture
+def study_chinese(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark(monkeypatch, "study_chinese")
 
 
 def test_the_table_of_students_is_that_of_the_numbers(study_page) -> None:
@@ -52,3 +59,36 @@ def test_a_student_is_held_against_the_plain_one_of_its_size_seed_and_stage(stud
 def test_the_table_of_tasks_is_that_of_the_numbers(study_tasks) -> None:
     numbers = json.loads((ROOT / "docs" / "results" / "tasks.json").read_text("utf-8"))
     assert study_tasks.table(numbers) in PAGE
+
+
+def test_the_table_of_chinese_files_is_that_of_the_numbers(study_chinese) -> None:
+    numbers = json.loads((ROOT / "docs" / "results" / "chinese.json").read_text("utf-8"))
+    assert study_chinese.table(numbers) in PAGE
+
+
+def test_names_become_characters_with_tags(study_chinese) -> None:
+    line = "邓/nr  小平/nr  在/p  北京/ns  。/w  中共中央/nt"
+    first, second = study_chinese.sentences_of(line)
+    assert list(study_chinese.columns(first, study_chinese.bio)) == [
+        "邓\tB-PER", "小\tI-PER", "平\tI-PER", "在\tO", "北\tB-LOC", "京\tI-LOC", "。\tO",
+    ]  # fmt: skip
+    assert list(study_chinese.columns(second, study_chinese.bmes)) == [
+        "中\tB-ORG", "共\tM-ORG", "中\tM-ORG", "央\tE-ORG",
+    ]  # fmt: skip
+
+
+def test_cut_files_are_read_as_tasks(study_chinese, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(study_chinese, "TRAINED", 6)
+    monkeypatch.setattr(study_chinese, "SCORED", 2)
+    for name in ("neg", "pos"):
+        path = tmp_path / "sentiment" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f'{name}，"{n}"\n' for n in range(4)), "utf-8")
+    (tmp_path / "tag").mkdir()
+    (tmp_path / "tag" / "199801.txt").write_text("上海/ns  好/a  。/w\n" * 8, "utf-8")
+    study_chinese.cut_files(tmp_path, tmp_path / "out")
+    table = Table(str(tmp_path / "out" / "reviews"), ("review",), "sentiment")
+    assert len(open_table(table, "train")) == 6
+    assert open_table(table, "dev").task.labels == ("negative", "positive")
+    names = open_task("ner", tmp_path / "out" / "names_bmes", "dev")
+    assert names.texts == [tuple("上海好。")] * 2

@@ -15,7 +15,7 @@ from .. import __version__
 from ..checkpoints import run as checkpoints
 from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig, deepspeed_settings
-from ..config.changes import changed_options
+from ..config.changes import changed_options, in_words
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
@@ -286,7 +286,7 @@ class _Run:
         changes = changed_options(saved, self._facts())
         if changes and not self.config.allow_changed_options:
             raise ValueError(
-                f"{checkpoint}: the run's options changed since ({'; '.join(changes)}): give "
+                f"{checkpoint}: the run's options changed since ({in_words(changes)}): give "
                 "--allow_changed_options to go on with the new ones, --resume never or another "
                 "output_dir to start anew"
             )

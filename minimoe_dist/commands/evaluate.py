@@ -53,8 +53,9 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     }
     if export.run is not None and export.run.results:
         found["fine_tuning"] = _tuned(export.run.results)
-    if options.task is not None:
-        found["task_scores"] = score_on_task(model, export.folder, options, device)
+    if options.task is not None or options.dataset is not None:
+        tuned = export.run.results if export.run is not None else {}
+        found["task_scores"] = score_on_task(model, export.folder, options, tuned, device)
         _log.info(
             "%s", ", ".join(f"{k} {v:.4f}" for k, v in found["task_scores"]["scores"].items())
         )
@@ -94,7 +95,10 @@ def _default_output(export: Export) -> Path:
 def _description(export: Export, config: Any) -> str:
     if export.run is not None and export.name in export.run.students:
         return str(export.run.students[export.name].get("student", export.name))
-    return f"{config.model_type} {config.num_hidden_layers}L;{config.hidden_size}H"
+    size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
+    if getattr(config, "attention_experts", 1) == getattr(config, "feedforward_experts", 1) == 1:
+        return f"{config.model_type} {size}"
+    return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E"
 
 
 def _speed(model: nn.Module, options: EvaluateOptions) -> dict[str, Any]:

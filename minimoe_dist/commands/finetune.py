@@ -29,7 +29,7 @@ from ..config.deepspeed_json import task_settings
 from ..corpus.tokenizing import load_tokenizer
 from ..data.tasks import Table, TaskData
 from ..data.tasks.batches import steps_per_epoch
-from ..data.tasks.encoding import EncodedTask, encode
+from ..data.tasks.encoding import EncodedTask, encode, unknown_share
 from ..runtime import Launch, logger
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
@@ -44,6 +44,7 @@ from .task_files import folder_of, open_both, sources
 
 _log = logger("finetune")
 _TAG_EPOCHS, _EPOCHS = 3, 10
+_MANY_UNKNOWN = 0.05
 
 
 def run(options: FinetuneOptions, launch: Launch) -> int:
@@ -115,6 +116,8 @@ class _TaskRun:
         tokenizer = load_tokenizer(name)
         train = encode(self.train, tokenizer, options.max_length)
         dev = encode(self.dev, tokenizer, options.max_length)
+        for data, encoded in ((self.train, train), (self.dev, dev)):
+            _tell_of_losses(data, encoded, tokenizer, options.max_length)
         source = load_task_model(
             options.model_name_or_path,
             self.train.task,
@@ -129,7 +132,11 @@ class _TaskRun:
         if options.relation_weight and not gives_signals(source.model):
             raise ValueError(_no_signals("model_name_or_path", options.model_name_or_path))
         if source.fresh:
-            _log.info("fresh: %s", ", ".join(sorted(source.fresh)))
+            _log.info(
+                "%s has no trained %s: these start at random",
+                options.model_name_or_path,
+                " and ".join(sorted({_part_of(name) for name in source.fresh})),
+            )
         return _Material(source, tokenizer, train, dev, self.dev.labels, self._teacher())
 
     def _teacher(self) -> TaskTeacher | None:
@@ -312,11 +319,37 @@ class _CellRun:
         return self._folder / f"best_of_epoch_{epoch}.safetensors"
 
 
+def _part_of(parameter: str) -> str:
+    """As "pooler" of "bert.pooler.dense.weight"."""
+    return parameter.removeprefix("bert.").partition(".")[0]
+
+
 def _no_signals(option: str, path: str) -> str:
     return (
         f"relation_weight: {option} {path} has no relation projections to compare (fine-tuning "
         "leaves them out); use relation_weight 0, or a plain model"
     )
+
+
+def _tell_of_losses(data: TaskData, encoded: EncodedTask, tokenizer: Any, longest: int) -> None:
+    """What of a file the model does not get to see."""
+    if encoded.cut:
+        _log.info(
+            "%s: %.3g %% of its samples are longer than %d tokens and lose their end%s",
+            data.path,
+            100 * encoded.cut / len(encoded),
+            longest,
+            "; words there count as untagged" if data.task.kind == "tagging" else "",
+        )
+    unknown = unknown_share(encoded, tokenizer)
+    if unknown > _MANY_UNKNOWN:
+        _log.warning(
+            "%s: %.3g %% of its tokens are %s: the vocabulary does not know this text; a model of "
+            "its language would",
+            data.path,
+            100 * unknown,
+            tokenizer.unk_token,
+        )
 
 
 def _warn_of_bad_rows(data: TaskData) -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..checkpoints.files import PARTIAL, beside, hash_file, replace_folder, write_json
-from ..config.changes import changed_options
+from ..config.changes import changed_options, in_words
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData
 from ..runtime import logger
@@ -79,7 +79,8 @@ def cell_result(cell: Cell, state: TuningState, diverged: bool) -> dict[str, Any
         "batch_size": cell.batch_size,
         "epochs": state.epochs,
         "best_epoch": state.best_epoch or None,
-        "score": next(iter(best["scores"].values())) if best else None,
+        # Not the first of the scores: one that was resumed has them in another order.
+        "score": state.best_score if best else None,
         "scores": best["scores"] if best else None,
         "seconds": sum(epoch["seconds"] for epoch in state.epochs),
         "diverged": diverged,
@@ -179,7 +180,7 @@ class Grid:
         changes = changed_options(saved["facts"], self.facts_of(cell))
         if changes:
             raise ValueError(
-                f"{path}: was trained with other options ({'; '.join(changes)}): give the former "
+                f"{path}: was trained with other options ({in_words(changes)}): give the former "
                 "ones, --resume never, or another output_dir"
             )
         result: dict[str, Any] = saved["result"]
@@ -306,9 +307,11 @@ class Grid:
 def show(results: dict[str, Any]) -> None:
     """Prints the cells and the settings' means as a table."""
     console = Console()
-    table = RichTable(title=f"{results['task']}: {results['model']}")
+    # Not the table's title, which is broken where it is longer than the table is wide.
+    console.print(f"{results['task']}: {results['model']}", soft_wrap=True, highlight=False)
+    table = RichTable()
     for column in ("rate", "batch", "seed", "epoch", *results["metrics"]):
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for cell in results["cells"]:
         style = "bold" if results["best"] and _same(cell, results["best"]) else None
         scores = cell["scores"] or {}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..config import RunConfig
-from ..config.changes import changed_options
+from ..config.changes import changed_options, in_words
 from ..config.checks import BEST_CANDIDATE
 
 
@@ -25,7 +25,7 @@ def is_finished(config: RunConfig) -> bool:
     changes = changed_options(saved, config.model_dump(mode="json"))
     if changes and not config.allow_changed_options:
         raise ValueError(
-            f"{path.parent}: was finished with other options ({'; '.join(changes)}): give "
+            f"{path.parent}: was finished with other options ({in_words(changes)}): give "
             "--allow_changed_options to take it as it is, or another output_dir"
         )
     return True

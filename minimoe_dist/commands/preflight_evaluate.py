@@ -1,13 +1,16 @@
 """What can be refused of an evaluation before torch is imported."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from minimoe_dist.commands.task_files import scored_table, table_split
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.commands import EvaluateOptions
 from minimoe_dist.config.paths import check_output_dir, read_model_json
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.data.indexed import find_corpora
-from minimoe_dist.data.tasks import TASKS, find_task_file, task_of
+from minimoe_dist.data.tasks import TASKS, check_table, find_task_file, task_of
 from minimoe_dist.reporting.runs import find_export
 from minimoe_dist.runtime import Launch, resolve_model_path
 
@@ -32,7 +35,8 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
         )
     _check_widths(options, model)
     _check_relations(options, model)
-    _check_task(options, model)
+    results = export.run.results if export.run else {}
+    _check_task(options, model, results.get("options") or {})
 
 
 def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None:
@@ -47,7 +51,36 @@ def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None
         )
 
 
-def _check_task(options: EvaluateOptions, model: dict[str, object]) -> None:
+def _check_table(
+    options: EvaluateOptions, model: dict[str, object], tuning: Mapping[str, Any]
+) -> None:
+    if options.task is not None:
+        raise ConfigError(
+            "dataset: give --task NAME with --data_dir FOLDER, or --dataset, not both"
+        )
+    _check_head(options, model, "SequenceClassification", options.dataset)
+    table = scored_table(options, tuning, values=False)
+    check_table(table, table_split(table, options.split))
+
+
+def _check_head(
+    options: EvaluateOptions, model: dict[str, object], wanted: str, task: str | None
+) -> None:
+    architectures = model.get("architectures") or [""]
+    assert isinstance(architectures, list)
+    if wanted not in architectures[0]:
+        raise ConfigError(
+            f"task: {task} needs a model with a head for it, and {options.source} is a "
+            f"{architectures[0] or 'model without a name'}; fine-tune it first"
+        )
+
+
+def _check_task(
+    options: EvaluateOptions, model: dict[str, object], tuning: Mapping[str, Any]
+) -> None:
+    if options.dataset is not None:
+        _check_table(options, model, tuning)
+        return
     if (options.task is None) != (options.data_dir is None):
         raise ConfigError("task: give --task NAME and --data_dir FOLDER together, or neither")
     if options.task is None or options.data_dir is None:
@@ -57,15 +90,9 @@ def _check_task(options: EvaluateOptions, model: dict[str, object]) -> None:
         hint = f"did you mean {found}?" if found else f"there are {', '.join(TASKS)}"
         raise ConfigError(f"task: {options.task!r} is not known; {hint}")
     find_task_file(options.task, options.data_dir, options.split)
-    architectures = model.get("architectures") or [""]
-    assert isinstance(architectures, list)
     is_tagging = task_of(options.task).kind == "tagging"
     wanted = "TokenClassification" if is_tagging else "SequenceClassification"
-    if wanted not in architectures[0]:
-        raise ConfigError(
-            f"task: {options.task} needs a model with a head for it, and {options.source} is a "
-            f"{architectures[0] or 'model without a name'}; fine-tune it first"
-        )
+    _check_head(options, model, wanted, options.task)
 
 
 def _check_widths(options: EvaluateOptions, model: dict[str, object]) -> None:

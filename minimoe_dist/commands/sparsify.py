@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checkpoints.export import export_elastic
 from ..checkpoints.files import PARTIAL, beside, save_tensors, write_json
 from ..config import RunConfig
-from ..config.changes import changed_options
+from ..config.changes import changed_options, in_words
 from ..data.loader import StepBatch
 from ..models.elastic import ElementValues
 from ..models.elastic_build import load_masked_lm
@@ -144,7 +144,7 @@ class _Sparsification:
         changes = changed_options(progress["facts"], self._facts())
         if changes and not self.config.allow_changed_options:
             raise ValueError(
-                f"{self._state_path}: options changed since ({'; '.join(changes)}): give "
+                f"{self._state_path}: options changed since ({in_words(changes)}): give "
                 "--allow_changed_options to go on with the new ones, or --resume never"
             )
         self.meter.load_state_dict(state)

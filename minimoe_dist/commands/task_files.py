@@ -1,11 +1,15 @@
 """Which files a fine-tuning run reads: tasks by name, or a table of the user's own."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..config import ConfigError
-from ..config.commands import FinetuneOptions
+from ..config.commands import EvaluateOptions, FinetuneOptions
 from ..config.problems import nearest
 from ..data.tasks import TASKS, Table, Task, TaskData, open_table, open_task, task_of
+
+_MANY_CLASSES = 50
 
 
 def sources(options: FinetuneOptions) -> list[str | Table]:
@@ -49,6 +53,37 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
     ]
 
 
+def scored_table(options: EvaluateOptions, tuning: Mapping[str, Any], *, values: bool) -> Table:
+    """The table to score a fine-tuned model on.
+
+    Args:
+        options: of the evaluation; its columns win.
+        tuning: options of the model's own fine-tuning; empty where that is not known.
+        values: the model predicts numbers.
+
+    Raises:
+        ConfigError: nobody says which columns.
+    """
+    assert options.dataset is not None
+    texts = options.text_columns or tuning.get("text_columns") or []
+    label = options.label_column or tuning.get("label_column")
+    for option, found in (("text_columns", texts), ("label_column", label)):
+        if not found:
+            raise ConfigError(f"{option}: is missing; give the table's, as in the fine-tuning")
+    return Table(
+        options.dataset,
+        tuple(texts),
+        str(label),
+        None,
+        "regression" if values else "classification",
+    )
+
+
+def table_split(table: Table, split: str) -> str:
+    """What to call :func:`..data.tasks.open_table` with: a file has no splits, it is read whole."""
+    return "train" if Path(table.path).expanduser().is_file() else split
+
+
 def task_named(source: str | Table) -> Task:
     """The task, with its labels where they are known without reading its files."""
     return source.task if isinstance(source, Table) else task_of(source)
@@ -75,7 +110,8 @@ def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, 
     """The training samples, and the samples to score on with the same labels.
 
     Raises:
-        ValueError: see :func:`open_split`; or the training file has a single class.
+        ValueError: see :func:`open_split`; or the training file has a single class, or hardly two
+            rows of one.
     """
     train = open_split(source, options, "train")
     if train.task.kind != "regression" and len(train.task.labels) < 2:
@@ -83,7 +119,20 @@ def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, 
             f"{train.path}: all rows have the label {train.task.labels[0]!r}; nothing can be "
             "learnt; check --label_column"
         )
+    if isinstance(source, Table):
+        _check_classes(train, source)
     return train, open_split(source, options, "dev", train.task.labels)
+
+
+def _check_classes(train: TaskData, table: Table) -> None:
+    """Refuses a label column of texts or numbers, of which nearly every row has its own."""
+    labels = len(train.task.labels)
+    if labels > _MANY_CLASSES and 2 * labels > len(train):
+        raise ConfigError(
+            f"{train.path}: {table.label_column!r} has {labels:,} different values in "
+            f"{len(train):,} rows, so it is no column of classes; check --label_column, or give "
+            "--regression for numbers"
+        )
 
 
 def folder_of(options: FinetuneOptions, source: str | Table) -> Path:

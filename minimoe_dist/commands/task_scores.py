@@ -1,5 +1,6 @@
 """A fine-tuned model's scores on a split of its task, read from the task's own files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,21 @@ from torch import nn
 from ..checkpoints.tasks import label_names
 from ..config.commands import EvaluateOptions
 from ..corpus.tokenizing import load_tokenizer
-from ..data.tasks import open_task, score
+from ..data.tasks import TaskData, open_table, open_task, score
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import encode
 from ..train.finetuning import predict
+from .task_files import scored_table, table_split
 
 _LENGTH, _BATCH = 128, 64
 
 
 def score_on_task(
-    model: nn.Module, folder: Path, options: EvaluateOptions, device: torch.device
+    model: nn.Module,
+    folder: Path,
+    options: EvaluateOptions,
+    tuned: Mapping[str, Any],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The task's metrics, by name, with what they were measured on.
 
@@ -27,24 +33,36 @@ def score_on_task(
     Args:
         model: with a head for the task, in evaluation mode.
         folder: of the model, for its tokenizer.
-        options: task, folder of its files, split and longest sample.
+        options: task and folder of its files, or a table; split and longest sample.
+        tuned: ``results.json`` of the model's fine-tuning; empty where that is not known.
         device: of the model.
 
     Raises:
         ValueError: a file is missing or has another layout, or labels that the model does not know.
     """
-    assert options.task is not None and options.data_dir is not None
-    labels = label_names(model.config)
-    data = open_task(options.task, options.data_dir, options.split, labels=labels)
-    encoded = encode(data, load_tokenizer(str(folder)), options.max_length or _LENGTH)
+    tuning: Mapping[str, Any] = tuned.get("options") or {}
+    data = _open(model, options, tuning)
+    length = options.max_length or tuning.get("max_length") or _LENGTH
+    encoded = encode(data, load_tokenizer(str(folder)), length)
     batches = evaluation_batches(encoded, _BATCH, 0, 1)
     predictions = predict(model, encoded, data.labels, batches, device)
     ordered = [predictions[sample] for sample in range(len(data))]
     return {
-        "task": data.task.name,
+        # A fine-tuning's own table may be another file here.
+        "task": tuned.get("task", data.task.name) if options.dataset else data.task.name,
         "metric": data.task.metrics[0],
-        "split": options.split,
+        "split": data.path.name if options.dataset else options.split,
         "samples": len(data),
         "rows_left_out": data.bad.count,
         "scores": score(data.task, ordered, data.labels),
     }
+
+
+def _open(model: nn.Module, options: EvaluateOptions, tuning: Mapping[str, Any]) -> TaskData:
+    labels = label_names(model.config)
+    if options.dataset is not None:
+        # One label is a number to predict; two or more are classes.
+        table = scored_table(options, tuning, values=len(labels) == 1)
+        return open_table(table, table_split(table, options.split), labels=labels)
+    assert options.task is not None and options.data_dir is not None
+    return open_task(options.task, options.data_dir, options.split, labels=labels)

@@ -1,8 +1,9 @@
 """Which options of a resumed run differ from the saved ones in a way that changes the training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+_SHOWN, _LONGEST = 8, 160  # changes in a message, and characters of one
 # Where a run is, how it is spread and what it reports does not change what it learns; batch sizes
 # count through the global batch, corpora through their contents.
 _FREE = (
@@ -43,6 +44,17 @@ def changed_options(saved: Mapping[str, Any], current: Mapping[str, Any]) -> lis
         for path in sorted(before.keys() | after.keys())
         if before.get(path) != after.get(path) and not _is_free(path)
     ]
+
+
+def in_words(changes: Sequence[str]) -> str:
+    """Changes for a message of one line: the first few, none of them long.
+
+    Args:
+        changes: of :func:`changed_options`.
+    """
+    shown = [one if len(one) <= _LONGEST else f"{one[:_LONGEST]}…" for one in changes[:_SHOWN]]
+    more = len(changes) - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
 
 
 def _is_free(path: str) -> bool:

@@ -174,7 +174,8 @@ def command_help(command: str, summary: str, options_class: type[CommandOptions]
         if name == _OVERRIDES:
             continue
         kind = kind_of(field.annotation)
-        takes = "" if field.annotation is bool else f" {kind if len(kind) < 40 else 'NAME'}"
+        shown = "TEXT …" if kind == "PATH" else kind  # lists of words are not all paths here
+        takes = "" if field.annotation is bool else f" {shown if len(kind) < 40 else 'NAME'}"
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         told = "" if default in (None, "", False, []) else f" (default {_plainly(default)})"
         alternatives = f"; {kind.replace('|', ', ')}" if len(kind) >= 40 else ""

@@ -60,8 +60,14 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def key_of(path: str) -> str:
-    """What tells one model from another: its absolute folder, or its name elsewhere."""
-    return os.path.abspath(path) if os.path.isdir(path) or path.startswith("/") else path
+    """What tells one model from another: its real folder, or its name elsewhere."""
+    return os.path.realpath(path) if os.path.isdir(path) or path.startswith("/") else path
+
+
+def _role_of(key: str, model_type: object) -> str:
+    """Of a model whose own training is not among the runs: what a run exported is a student."""
+    is_student = str(model_type).startswith("minimoe") or "export" in Path(key).parts[-2:]
+    return STUDENT if is_student else TEACHER
 
 
 def _add_students(run: Run, models: dict[str, Model]) -> None:
@@ -100,9 +106,8 @@ def _add_evaluation(run: Run, evaluation: Mapping[str, Any], models: dict[str, M
     at_home = key_of(str(run.folder / "export" / str(evaluation["student"])))
     key = next((one for one in [at_home, *keys] if one in models), keys[-1])
     if key not in models:
-        is_student = str(evaluation.get("model_type", "")).startswith("minimoe")
         name = f"{_basename(keys[0])}: {evaluation.get('description', '')}".removesuffix(": ")
-        models[key] = Model(key, name, STUDENT if is_student else TEACHER)
+        models[key] = Model(key, name, _role_of(key, evaluation.get("model_type")))
     for name in (
         "parameters", "gmac_of_128", "gmac_of_mean_length", "mean_length", "machine", "speed",
         "relations", "experts",
@@ -128,9 +133,7 @@ def _add_scores(run: Run, models: dict[str, Model]) -> None:
     if key not in models:
         models[key] = Model(key, _basename(str(results.get("model", run.name))), TEACHER)
         models[key].values.update(_sizes(run.folder / "export"))
-        kind = str(models[key].values.pop("model_type", ""))
-        if kind.startswith("minimoe") or "export" in Path(key).parts[-2:]:
-            models[key].role = STUDENT
+        models[key].role = _role_of(key, models[key].values.pop("model_type", ""))
     best = best_setting(results)
     if best is None:
         return
@@ -147,7 +150,9 @@ def _add_scores(run: Run, models: dict[str, Model]) -> None:
     if results.get("teacher"):
         score["teacher"] = results["teacher"]
     task, former = str(results.get("task")), models[key].scores
-    if task in former and former[task]["mean"] >= score["mean"]:
+    # An evaluation is of the best seed's model on the samples that chose it: the mean goes first.
+    is_tuned = "run" in former.get(task, {})
+    if is_tuned and former[task]["mean"] >= score["mean"]:
         return
     former[task] = score
 
@@ -225,7 +230,7 @@ def _describe(run: Run) -> dict[str, Any]:
             "metric": run.results.get("metric"),
             "seconds": sum(float(cell.get("seconds") or 0) for cell in cells),
             "trainings": len(cells),
-            "epochs": [_epochs(cell) for cell in cells],
+            "epochs": [_epochs(cell, str(run.results.get("metric"))) for cell in cells],
         }
     elif run.summary or trained:
         found |= {"command": "distill", "finished": bool(run.summary)}
@@ -237,8 +242,7 @@ def _describe(run: Run) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in (None, [], {})}
 
 
-def _epochs(cell: Mapping[str, Any]) -> dict[str, Any]:
-    metric = next(iter(cell.get("scores") or {}), None)
+def _epochs(cell: Mapping[str, Any], metric: str) -> dict[str, Any]:
     told = f"seed {cell.get('seed')}, rate {cell.get('learning_rate'):g}"
     return {
         "name": f"{told}, batch {cell.get('batch_size')}",
@@ -326,6 +330,7 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
         yield f"Not finished yet, so without sizes and exports: {', '.join(unfinished)}."
     if not any(model.scores for model in everyone):
         yield "No task scores: no fine-tuning run is among the folders (minimoe-dist finetune)."
+    yield from _unknown_shares(everyone)
     if not any("speed" in model.values for model in everyone):
         yield "No latency, throughput or memory: nothing was evaluated (minimoe-dist evaluate)."
     if not any("relations" in model.values for model in everyone):
@@ -340,6 +345,23 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
     }
     if len(machines) > 1:
         yield "Latencies come from different machines or thread counts and are not comparable."
+
+
+def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
+    teachers = [model for model in models if model.role == TEACHER]
+    for task in sorted({task for model in teachers for task in model.scores}):
+        without = [
+            model.name
+            for model in models
+            if model.role == STUDENT
+            and task in model.scores
+            and "share_of_teacher" not in model.scores[task]
+        ]
+        if without:
+            yield (
+                f"{task}: which teacher {', '.join(without)} had is not known, so no share of its "
+                "score is told: show the run that distilled it as well."
+            )
 
 
 def _basename(path: str) -> str:

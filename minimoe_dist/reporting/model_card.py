@@ -26,6 +26,11 @@ _NAMES = {
     "megatron-bert": "MegatronBert encoder",
 }
 
+_PIPELINES = {
+    "SequenceClassification": "text-classification",
+    "TokenClassification": "token-classification",
+}
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -65,7 +70,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
     teacher = (run.summary.get("teacher") or run.results.get("teacher")) if run else None
     experts = max(config.get("attention_experts", 1), config.get("feedforward_experts", 1))
     return _TEMPLATES.get_template("model_card.md.j2").render(
-        front_matter=_front_matter(facts, bool(experts > 1)),
+        front_matter=_front_matter(facts, architecture, bool(experts > 1)),
         title=student.get("student") or _title(kind, export),
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
         teacher=_basename(teacher) if teacher else None,
@@ -88,8 +93,11 @@ def _title(kind: str, export: Export) -> str:
     return f"{kind} for {task}" if task else kind
 
 
-def _front_matter(facts: CardFacts, has_experts: bool) -> str:
+def _front_matter(facts: CardFacts, architecture: str, has_experts: bool) -> str:
     values: dict[str, Any] = {"library_name": "transformers"}
+    for task, tag in _PIPELINES.items():
+        if task in architecture:
+            values["pipeline_tag"] = tag
     if facts.sentences:
         values = {"library_name": "sentence-transformers"}
         values["pipeline_tag"] = "sentence-similarity"
@@ -145,8 +153,8 @@ def _data(export: Export) -> str:
         results = export.run.results
         return (
             f"Fine-tuned on the task `{results['task']}`: {results['train_samples']:,} samples to "
-            f"train on, {results['dev_samples']:,} to choose by. What the encoder was trained on "
-            f"before is told where it comes from: `{_basename(results['model'])}`."
+            f"train on, {results['dev_samples']:,} to choose by. The card of "
+            f"`{_model_name(results['model'])}` tells what the encoder was trained on before."
         )
     data = export.run.options.get("data") if export.run else None
     if not data:
@@ -221,8 +229,11 @@ def _task_scores(results: Mapping[str, Any]) -> Iterator[str]:
     if not best or best.get("score") is None:
         return
     chosen = f"{results['task']}, dev set ({results['dev_samples']:,} samples)"
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
-    yield f"{chosen}: {scores}. It is the best of {len(results['cells'])} trainings on this set."
+    names = sorted(best["scores"], key=lambda name: name != results["metric"])
+    scores = ", ".join(f"{name} {best['scores'][name]:.4f}" for name in names)
+    trainings = len(results["cells"])
+    choice = f" It is the best of {trainings} trainings on this set." if trainings > 1 else ""
+    yield f"{chosen}: {scores}.{choice}"
     setting = best_setting(results)
     if setting is not None and setting.get("deviation") is not None:
         yield (
@@ -250,6 +261,12 @@ def _limits(export: Export, facts: CardFacts, architecture: str) -> Iterator[str
 def _basename(path: Any) -> str:
     text = str(path)
     return text if text.startswith("package:") else text.rstrip("/").rpartition("/")[2] or text
+
+
+def _model_name(path: Any) -> str:
+    """As "run/student" of "…/run/export/student": students are often called just that."""
+    parts = Path(str(path)).parts
+    return f"{parts[-3]}/{parts[-1]}" if "export" in parts[-2:-1] and parts[2:] else _basename(path)
 
 
 def _listed(names: list[str]) -> str:

@@ -16,6 +16,7 @@ COLOURS = 8
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 42
 _MOST_POINTS = 300
 _MARK = 18  # diameter of a numbered mark
+_DIGIT = 8.0  # the widest digit of usual fonts
 
 Point = tuple[float, float]
 
@@ -191,6 +192,7 @@ def heat_map(
     left = 8 + 6.6 * max(len(name) for name in names)
     cell = (WIDTH - left - 4) / widest
     tall = 26 if len(values) < 14 else 16
+    decimals = max(2, 1 - math.floor(math.log10(most)))
     shapes = []
     for row, (name, numbers) in enumerate(zip(names, values, strict=True)):
         top = row * tall + 2
@@ -205,11 +207,12 @@ def heat_map(
                 f'<rect x="{at:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
                 f'height="{tall - 1}" style="--s:{100 * share:.0f}%" class="cell"/>'
             )
-            if cell >= 30 and tall > 20:
+            told = f"{value:.{decimals}f}"
+            if cell >= _DIGIT * (len(told) - 0.25) and tall > 20:
                 ink = "on" if share > 0.6 else "off"
                 shapes.append(
                     f'<text x="{at + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
-                    f"{value:.2f}</text>"
+                    f"{told}</text>"
                 )
     bottom = len(values) * tall + 18
     shapes += _column_numbers(left, cell, widest, bottom, columns)
@@ -220,7 +223,7 @@ def heat_map(
         _svg(words, "".join(shapes), bottom + 22),
         ("", *(f"{columns} {number + 1}" for number in range(widest))),
         [
-            (name, *(f"{value:.3f}" for value in row), *([""] * (widest - len(row))))
+            (name, *(f"{v:.{decimals + 1}f}" for v in row), *([""] * (widest - len(row))))
             for name, row in zip(names, values, strict=True)
         ],
         (),
@@ -271,27 +274,29 @@ def _ends(series: Series) -> Iterator[float]:
 def _scales(
     points: Sequence[Point], heights: Sequence[float], x: Axis, y: Axis
 ) -> tuple[Scale, Scale]:
-    across = Scale.over([one for one, _ in points], _LEFT, WIDTH - _RIGHT, x.logarithmic)
-    if x.whole:
-        across.ticks = [tick for tick in across.ticks if tick == int(tick)]
     positive = [one for one in heights if one > 0 or not y.logarithmic]
     up = Scale.over(positive, HEIGHT - _BOTTOM, _TOP, y.logarithmic)
+    # The axis's label stands left of the longest number.
+    left = max(_LEFT, 26 + _DIGIT * max((len(number(tick)) for tick in up.ticks), default=0))
+    across = Scale.over([one for one, _ in points], left, WIDTH - _RIGHT, x.logarithmic)
+    if x.whole:
+        across.ticks = [tick for tick in across.ticks if tick == int(tick)]
     return across, up
 
 
 def _axes(across: Scale, up: Scale, x: Axis, y: Axis) -> str:
-    floor, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    floor, right, left = HEIGHT - _BOTTOM, WIDTH - _RIGHT, round(across.start, 1)
     parts = []
     for tick in up.ticks:
         at = up(tick)
-        parts.append(f'<path d="M{_LEFT} {at:.1f}H{right}" class="grid"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" class="end">{number(tick)}</text>')
+        parts.append(f'<path d="M{left} {at:.1f}H{right}" class="grid"/>')
+        parts.append(f'<text x="{left - 6:.1f}" y="{at + 4:.1f}" class="end">{number(tick)}</text>')
     for tick in across.ticks:
         at = across(tick)
         parts.append(f'<path d="M{at:.1f} {floor}v4" class="axis"/>')
         parts.append(f'<text x="{at:.1f}" y="{floor + 17}" class="middle">{number(tick)}</text>')
-    parts.append(f'<path d="M{_LEFT} {_TOP}V{floor}H{right}" class="axis"/>')
-    middle = (_LEFT + right) / 2
+    parts.append(f'<path d="M{left} {_TOP}V{floor}H{right}" class="axis"/>')
+    middle = (left + right) / 2
     parts.append(
         f'<text x="{middle}" y="{HEIGHT - 6}" class="middle label">{escape(x.label)}</text>'
         f'<text transform="translate(11 {(_TOP + floor) / 2}) rotate(-90)" class="middle label">'

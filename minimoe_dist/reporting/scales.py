@@ -33,6 +33,8 @@ class Scale:
             margin = 1.3 if high > low else 2.0
             low, high = low / margin, high * margin
             return cls(low, high, start, end, True, _log_ticks(low, high))
+        if low == high == 0:
+            high = 1.0  # losses and scores begin at 0
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
         if 0 <= low < 0.25 * high:
             low, high = 0.0, high + margin

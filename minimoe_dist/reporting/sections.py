@@ -238,7 +238,7 @@ def _relations(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
         means = {name: sum(heads) / len(heads) for name, heads in relations["by_head"].items()}
         yield heat_map(
             f"{one['name']}: {number(relations['loss'])}",
-            [f"{name} {mean:.3f}" for name, mean in means.items()],
+            [f"{name} {number(mean)}" for name, mean in means.items()],
             list(relations["by_head"].values()),
             "relation head",
             most or 1.0,

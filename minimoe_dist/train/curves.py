@@ -139,10 +139,13 @@ def draw_task_curves(results: dict[str, Any], target: str | Path) -> None:
         metric = results["metric"]
         scores.plot(epochs, [r["scores"][metric] for r in cell["epochs"]], "o-", label=label)
         losses.plot(epochs, [r["train_loss"] for r in cell["epochs"]], "o-", label=label)
-    scores.set(title=f"{results['task']}, dev", xlabel="epoch", ylabel=results["metric"])
-    losses.set(title=f"{results['task']}, training", xlabel="epoch", ylabel="loss")
+    # The picture's font has Latin letters; a name of others would be drawn as empty boxes.
+    name = f"{results['task']}, " if str(results["task"]).isascii() else ""
+    scores.set(title=f"{name}dev", xlabel="epoch", ylabel=results["metric"])
+    losses.set(title=f"{name}training", xlabel="epoch", ylabel="loss")
     for axes in (scores, losses):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if 0 < len(results["cells"]) <= 12:
         scores.legend(fontsize="small")
     figure.savefig(target, dpi=110)

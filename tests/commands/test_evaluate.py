@@ -127,6 +127,23 @@ def test_task_scores_are_those_of_the_rows_one_by_one(
     right = sum(guess == int(label) for guess, (_, label) in zip(guesses, rows, strict=True))
     assert found["scores"] == {"accuracy": right / len(rows)}
     assert (found["task"], found["split"], found["samples"]) == ("sst2", "dev", 40)
+    assert json.loads(path.read_text())["description"] == "MiniMoE 1L;16H 1,4E"
+
+
+def test_a_table_is_scored_as_the_task_of_its_rows(
+    classifier: Path, sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    common = ["--speed", "false", "--use_cpu", "--max_length", "16"]
+    table = ["--dataset", str(sst2 / "dev.tsv"), "--text_columns", "sentence"]
+    for words in (["--task", "sst2", "--data_dir", str(sst2)], [*table, "--label_column", "label"]):
+        path = tmp_path / "evaluation.json"
+        assert main(["evaluate", str(classifier), "--output", str(path), *words, *common]) == 0
+        found.append(json.loads(path.read_text())["task_scores"])
+    assert found[1]["scores"]["accuracy"] == found[0]["scores"]["accuracy"]
+    assert (found[1]["split"], found[1]["samples"]) == ("dev.tsv", 40)
+    assert main(["evaluate", str(classifier), *table]) == 2
+    assert "label_column: is missing" in capsys.readouterr().err
 
 
 def test_model_without_a_head_has_no_score(

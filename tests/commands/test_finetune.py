@@ -107,6 +107,24 @@ def test_the_task_is_learnt_and_told(finished: Path) -> None:
     assert (finished / "curves.png").stat().st_size > 1000
 
 
+def test_a_stranger_can_read_what_is_said(workshop: Workshop, tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("a_folder_whose_name_is_longer_than_a_table_is_wide" * 2)
+    text = "".join(f"word1 {'书 ' * number}word2\t{number % 2}\n" for number in range(40))
+    for split in ("train", "dev"):
+        write_table(tmp_path / "table" / f"{split}.tsv", [("text", "label")])
+        with (tmp_path / "table" / f"{split}.tsv").open("a", encoding="utf-8") as file:
+            file.write(text)
+    folder.symlink_to(workshop.teacher)
+    table = {"dataset": str(tmp_path / "table"), "text_columns": "text", "label_column": "label"}
+    changes = {"model_name_or_path": str(folder), "task": None, "data_dir": None}
+    path = options(workshop, tasks, tmp_path / "run", **changes, **table, num_train_epochs=1)
+    said = finetune(path)
+    assert f"{folder} has no trained classifier: these start at random" in said
+    assert "samples are longer than 32 tokens and lose their end" in said
+    assert "of its tokens are [UNK]: the vocabulary does not know this text" in said
+    assert f"table: {folder}\n" in said
+
+
 def test_the_best_model_loads_with_its_labels(finished: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(finished / "export")
     assert model.config.id2label == {0: "0", 1: "1"}
@@ -277,7 +295,7 @@ def test_a_teacher_of_other_labels_is_refused(
         ({"task": "sst3"}, "task: 'sst3' is not known; did you mean sst2?"),
         ({"task": None}, "task: give --task NAME with --data_dir FOLDER, or --dataset PATH"),
         ({"data_dir": "/nowhere"}, "data_dir: /nowhere: no such folder"),
-        ({"task": "rte"}, "no train.tsv of rte's train file"),
+        ({"task": "rte"}, "no train.tsv (rte's train file) in it"),
         ({"max_length": 512}, "max_length: 512 is longer than the 64 positions"),
         ({"learning_rates": [0.0]}, "learning_rates: must be above 0, not 0.0"),
         ({"relation_weight": 1.0}, "relation_weight: needs a teacher"),
@@ -290,6 +308,17 @@ def test_what_does_not_fit_is_refused(
     assert words in refused(options(workshop, tasks, tmp_path / "run", **changes))
 
 
+def test_a_label_column_of_texts_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    for split, count in (("train", 60), ("dev", 4)):
+        rows = [(f"word{number}", str(number % 2)) for number in range(count)]
+        write_table(tmp_path / "table" / f"{split}.tsv", [("text", "class"), *rows])
+    swapped = {"dataset": str(tmp_path / "table"), "text_columns": "class", "label_column": "text"}
+    path = options(workshop, tmp_path, tmp_path / "run", task=None, data_dir=None, **swapped)
+    assert "'text' has 60 different values in 60 rows, so it is no column of classes" in refused(
+        path
+    )
+
+
 def test_a_bad_row_is_told_and_ends_a_strict_run(
     workshop: Workshop, tasks: Path, tmp_path: Path
 ) -> None:
@@ -297,4 +326,4 @@ def test_a_bad_row_is_told_and_ends_a_strict_run(
         rows = (tasks / "SST-2" / f"{split}.tsv").read_text()
         (tmp_path / f"{split}.tsv").write_text(rows + "torn\n")
     path = options(workshop, tasks, tmp_path / "run", data_dir=str(tmp_path), strict=True)
-    assert f"{tmp_path / 'train.tsv'}:130: has 1 columns, not 2" in refused(path)
+    assert f"{tmp_path / 'train.tsv'}:130: has 1 column, not 2" in refused(path)

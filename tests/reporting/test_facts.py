@@ -43,6 +43,55 @@ def test_fine_tuning_belongs_to_the_student_and_is_held_against_the_teachers(
     assert "share_of_teacher" not in by_role(facts, "teacher")[0]["scores"]["sst2"]
 
 
+def test_curves_of_fine_tuning_are_of_the_score_that_decides(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "ner", TEACHER, 0.9)
+    results = json.loads((folder / "results.json").read_text())
+    results["metric"] = "chunk_f1"
+    for cell in results["cells"]:
+        for record in cell["epochs"]:
+            record["scores"] = {"accuracy": 0.97, "chunk_f1": 0.1 * record["epoch"]}
+        cell["scores"] = cell["epochs"][-1]["scores"]
+    (folder / "results.json").write_text(json.dumps(results))
+    (run,) = facts_of(folder)["runs"]
+    assert run["epochs"][0]["points"] == [[1, 0.1], [2, 0.2]]
+
+
+def test_a_plain_student_is_one_where_its_own_run_is_not_shown(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    student, teacher = str(run / "export" / "student"), tuned(tmp_path / "t", TEACHER, 0.9)
+    tuned(tmp_path / "s", student, 0.8)
+    told = evaluation("s", str(tmp_path / "s" / "export"), model_type="bert")
+    (tmp_path / "s" / "evaluation.json").write_text(json.dumps(told))
+    (found,) = by_role(facts_of(tmp_path / "s", teacher), "student")
+    assert found["scores"]["sst2"]["share_of_teacher"] == pytest.approx(0.8 / 0.9)
+
+
+def test_a_link_to_a_model_is_the_model(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    (tmp_path / "link").symlink_to(run)
+    score = tuned(tmp_path / "s", str(tmp_path / "link" / "export" / "student"), 0.8)
+    (student,) = by_role(facts_of(run, score), "student")
+    assert student["scores"]["sst2"]["mean"] == 0.8
+
+
+def test_a_mean_over_seeds_goes_before_the_evaluation_of_the_best_one(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "t", TEACHER, 0.9)
+    scores = {"task": "sst2", "metric": "accuracy", "split": "dev", "samples": 50}
+    told = evaluation("t", TEACHER, task_scores={**scores, "scores": {"accuracy": 0.91}})
+    (folder / "evaluation.json").write_text(json.dumps(told))
+    score = facts_of(folder)["models"][0]["scores"]["sst2"]
+    assert (score["mean"], score["seeds"]) == (0.9, 2)
+
+
+def test_a_student_whose_teacher_is_not_known_is_told(tmp_path: Path) -> None:
+    student = distilled(tmp_path / "run", TEACHER) / "export" / "student"
+    folders = [tuned(tmp_path / "s", str(student), 0.8)]
+    folders += [tuned(tmp_path / name, f"some/{name}", 0.9) for name in ("one", "other")]
+    assert any(
+        "which teacher student had is not known" in one for one in facts_of(*folders)["notes"]
+    )
+
+
 def test_another_task_has_no_share(tmp_path: Path) -> None:
     run = distilled(tmp_path / "run", TEACHER)
     student = tuned(tmp_path / "s", str(run / "export" / "student"), 0.8)

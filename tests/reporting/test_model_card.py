@@ -1,5 +1,6 @@
 """Cards tell what runs wrote, in valid front matter, and say what nobody knows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,24 @@ def test_a_fine_tuned_model_tells_its_scores_and_how_it_was_chosen(tmp_path: Pat
     assert "AutoModelForSequenceClassification" in card
     assert "fine-tune it before use" not in card
     assert "distilled from" not in card and "None" not in card
+
+
+def test_the_score_that_decided_is_told_first(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "ner", "some/teacher", 0.8)
+    results = json.loads((folder / "results.json").read_text())
+    results["metric"] = "chunk_f1"
+    results["best"]["scores"] = {"accuracy": 0.97, "chunk_f1": 0.5}
+    results["cells"] = results["cells"][:1]
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "(50 samples): chunk_f1 0.5000, accuracy 0.9700.\n" in card_of(folder)
+
+
+def test_the_hub_is_told_what_a_fine_tuned_model_does(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "ner", "/home/a/runs/small/export/student", 0.8)
+    config = CONFIG | {"architectures": ["BertForTokenClassification"]}
+    card = card_of(folder, config)
+    assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "token-classification"
+    assert "The card of `small/student` tells" in card and "/home" not in card
 
 
 def test_a_student_tells_its_recipe(tmp_path: Path) -> None:

@@ -97,6 +97,28 @@ def test_a_heat_maps_colour_grows_with_the_value() -> None:
     assert colours == ["--s:0%", "--s:50%", "--s:100%", "--s:100%"]
 
 
+def test_small_values_of_a_heat_map_are_told_apart() -> None:
+    picture = heat_map("t", ["a"], [[0.0011, 0.0029]], "head", 0.0029)
+    texts = [one.text for one in ElementTree.fromstring(picture.svg).iter() if one.text]
+    assert "0.0011" in texts and "0.0029" in texts
+    assert picture.rows == [("a", "0.00110", "0.00290")]
+
+
+def test_an_axis_of_zeros_has_no_negative_numbers() -> None:
+    assert Scale.over([0.0, 0.0], 0, 100, False).ticks[0] == 0
+
+
+def test_long_numbers_of_an_axis_leave_room_for_its_label() -> None:
+    points = [(0, 0.00221), (5, 0.00235), (10, 0.00248)]
+    picture = line_chart("t", [Series("a", points)], X, Y)
+    ends = [
+        float(one.attrib["x"]) - 8 * len(one.text or "")
+        for one in ElementTree.fromstring(picture.svg).iter()
+        if one.get("class") == "end"
+    ]
+    assert min(ends) >= 18  # the label, turned, is 12 wide and stands at 11
+
+
 def test_rows_of_different_lengths_fit_one_map() -> None:
     picture = heat_map("t", ["a", "b"], [[1.0], [1.0, 1.0]], "expert", 2.0)
     assert {len(row) for row in picture.rows} == {len(picture.header)}

@@ -1,9 +1,10 @@
 import json
+import warnings
 
 import pytest
 from PIL import Image
 
-from minimoe_dist.train.curves import draw_curves
+from minimoe_dist.train.curves import draw_curves, draw_task_curves
 
 
 def _record(step: int, students: dict[str, list[list[int]]], loss: float | None):
@@ -48,3 +49,14 @@ def test_each_sub_model_has_a_line_with_its_size(tmp_path):
     draw_curves(path, tmp_path / "curves.svg")
     picture = (tmp_path / "curves.svg").read_text("utf-8")
     assert "<!-- 2l_32h -->" in picture and "<!-- 1l_16h -->" in picture
+
+
+def test_a_chinese_tasks_picture_is_drawn_in_the_font_that_is_there(tmp_path):
+    epochs = [{"epoch": n, "train_loss": 1 / n, "scores": {"accuracy": 0.5}} for n in (1, 2)]
+    cell = {"learning_rate": 1e-5, "batch_size": 8, "seed": 1, "epochs": epochs}
+    results = {"task": "评论", "metric": "accuracy", "cells": [cell]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_task_curves(results, tmp_path / "curves.svg")
+    picture = (tmp_path / "curves.svg").read_text("utf-8")
+    assert "<!-- dev -->" in picture and "<!-- 2 -->" in picture and "<!-- 1.2 -->" not in picture

@@ -33,7 +33,16 @@ class EvaluateOptions(CommandOptions):
         None, description="score a fine-tuned model on a GLUE, CLUE or NER task, as sst2"
     )
     data_dir: str | None = Field(None, description="folder of the task's files")
-    split: Literal["train", "dev", "test"] = Field("dev", description="of the task's files")
+    dataset: str | None = Field(
+        None, description="own table instead of a task: a TSV, CSV or JSON file, or a folder"
+    )
+    text_columns: list[str] | None = Field(
+        None, description="the table's column of text, or two; default those of the fine-tuning"
+    )
+    label_column: str | None = Field(
+        None, description="the table's column of classes or numbers; default the fine-tuning's"
+    )
+    split: Literal["train", "dev", "test"] = Field("dev", description="of the folder's files")
     max_length: int | None = Field(
         None, ge=8, description="longest held-out pair or sample; default the run's, else 128"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from . import clue, conll, glue
 from .metrics import score
 from .rows import BadRows
-from .tables import Table, open_table
+from .tables import Table, check_table, open_table
 from .task import SPLITS, Kind, Task, TaskData
 
 TASKS: tuple[str, ...] = (*glue.NAMES, *clue.NAMES, *conll.NAMES)
@@ -22,6 +22,7 @@ __all__ = [
     "Table",
     "Task",
     "TaskData",
+    "check_table",
     "find_task_file",
     "open_table",
     "open_task",

@@ -2,14 +2,15 @@
 
 The first column is the word, the last one its tag; columns are separated by a tab or by blanks.
 CoNLL-2003 has four of them and ``-DOCSTART-`` lines; Chinese files in BIO, BMES, BMEO or BIOES
-have two, of which the first is a character.
+have two, of which the first is a character. WikiANN's words have their language before them
+(``en:Paris``), which is taken off where every word of a file has the same.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .rows import BadRows, Lines
+from .rows import BadRows, Lines, columns_in_words
 from .task import Reader, Row, Task, TaskData, collect
 
 NAMES = ("ner", "conll2003")
@@ -21,6 +22,7 @@ _SPLIT_WORDS = {
     "dev": ("dev", "valid", "validation", "testa"),
     "test": ("test", "testb"),
 }
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _NO_DATA = (".md", ".py", ".json", ".gz", ".zip", ".tgz")
 
 
@@ -85,38 +87,52 @@ def open_conll(
 
 def _reader() -> Reader:
     def read(path: Path, bad: BadRows) -> Iterator[Row]:
-        words: list[str] = []
-        tags: list[str] = []
-        columns = first_line = 0
-        broken = False
-        lines = Lines(path, bad)
-        for line in lines:
-            values = _columns_of(line)
-            if not values or values[0] == _DOCUMENT_START:
-                if words and not broken:
-                    yield first_line, tuple(words), tags
-                words, tags, broken = [], [], False
-                continue
-            columns = columns or len(values)
-            if len(values) != columns or columns < 2:
-                # A sentence without one of its tags is of no use.
-                wanted = f"not {columns}" if columns > 1 else "not a word and its tag"
-                bad.add(path, lines.number, f"has {len(values)} columns, {wanted}")
-                broken = True
-                columns = 0 if columns < 2 else columns
-                continue
-            first_line = first_line if words else lines.number
-            words.append(values[0])
-            tags.append(values[-1])
-        if words and not broken:
-            yield first_line, tuple(words), tags
+        rows = list(_sentences(path, bad))
+        length = len(_language_of(rows))
+        for line, words, tags in rows:
+            yield line, tuple(word[length:] for word in words), tags
 
     return read
 
 
+def _language_of(rows: list[Row]) -> str:
+    """What all words begin with where that is a language and a colon, else nothing."""
+    found = _LANGUAGE.match(rows[0][1][0]) if rows else None
+    prefix = found[0] if found else ""
+    return prefix if all(word.startswith(prefix) for _, words, _ in rows for word in words) else ""
+
+
+def _sentences(path: Path, bad: BadRows) -> Iterator[Row]:
+    words: list[str] = []
+    tags: list[str] = []
+    columns = first_line = 0
+    broken = False
+    lines = Lines(path, bad)
+    for line in lines:
+        values = _columns_of(line)
+        if not values or values[0] == _DOCUMENT_START:
+            if words and not broken:
+                yield first_line, tuple(words), tags
+            words, tags, broken = [], [], False
+            continue
+        columns = columns or len(values)
+        if len(values) != columns or columns < 2:
+            # A sentence without one of its tags is of no use.
+            wanted = f"not {columns}" if columns > 1 else "not a word and its tag"
+            bad.add(path, lines.number, f"has {columns_in_words(len(values))}, {wanted}")
+            broken = True
+            columns = 0 if columns < 2 else columns
+            continue
+        first_line = first_line if words else lines.number
+        words.append(values[0])
+        tags.append(values[-1])
+    if words and not broken:
+        yield first_line, tuple(words), tags
+
+
 def _columns_of(line: str) -> list[str]:
-    """By tabs where there are some: a Chinese file's word may be a wide blank."""
+    """By tabs where there are some, else by blanks: a Chinese file's word may be a wide blank."""
     if "\t" in line:
         values = line.split("\t")
         return values if any(value.strip() for value in values) else []
-    return line.split()
+    return [value for value in line.split(" ") if value] if line.strip() else []

@@ -1,7 +1,7 @@
 """Tasks as token ids: samples of a length, and which of their tokens carry a label."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class EncodedTask:
             tokens that do not begin a word.
         words: of each sample of tags, int32 [length], the number of the word that a token begins,
             -1 where it begins none; else empty.
+        cut: how many samples lost their end.
     """
 
     task: Task
@@ -31,6 +32,7 @@ class EncodedTask:
     segments: list[np.ndarray]
     labels: list[Any]
     words: list[np.ndarray]
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -51,6 +53,7 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
         ValueError: tags are wanted of a tokenizer that cannot say which word a piece is of.
     """
     encoded = EncodedTask(data.task, [], [], [], [])
+    cut = 0
     is_tagging = data.task.kind == "tagging"
     if is_tagging and not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -60,6 +63,7 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
     for start in range(0, len(data), _CHUNK):
         texts = data.texts[start : start + _CHUNK]
         batch = _tokenize(texts, tokenizer, max_length, is_tagging)
+        cut += sum(bool(one.overflowing) for one in batch.encodings or ())
         for place, ids in enumerate(batch["input_ids"]):
             encoded.input_ids.append(np.array(ids, np.int32))
             segments = batch["token_type_ids"][place] if "token_type_ids" in batch else ()
@@ -70,7 +74,17 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
                 encoded.words.append(words)
                 label = np.where(words < 0, IGNORED, np.array(label, np.int32)[words])
             encoded.labels.append(label)
-    return encoded
+    return replace(encoded, cut=cut)
+
+
+def unknown_share(encoded: EncodedTask, tokenizer: Any) -> float:
+    """The share of tokens, special ones aside, that the tokenizer's vocabulary does not have."""
+    if tokenizer.unk_token_id is None or not len(encoded):
+        return 0.0
+    ids = np.concatenate(encoded.input_ids)
+    unknown = int((ids == tokenizer.unk_token_id).sum())
+    others = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return unknown / max(1, int((~np.isin(ids, list(others))).sum()))
 
 
 def _tokenize(

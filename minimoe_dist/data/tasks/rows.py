@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _BYTE_ORDER_MARK = "\ufeff"
+NO_TEXT = "is not UTF-8"
+SAVE_AS_TEXT = "save the file as UTF-8, as with iconv -f GB18030 -t UTF-8"
 
 
 @dataclass
@@ -42,6 +44,11 @@ class BadRows:
         self.first = self.first or words
 
 
+def columns_in_words(count: int) -> str:
+    """As "1 column" or "3 columns"."""
+    return f"{count} column{'s' if count != 1 else ''}"
+
+
 @dataclass
 class Lines(Iterator[str]):
     """The lines of a file that are text, without their ends.
@@ -66,7 +73,7 @@ class Lines(Iterator[str]):
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError:
-                self.bad.add(self.path, self.number, "is not UTF-8")
+                self.bad.add(self.path, self.number, NO_TEXT)
                 continue
             if "\0" in text:
                 self.bad.add(self.path, self.number, "has a NUL byte")
@@ -97,7 +104,7 @@ def read_tab_separated(
             continue
         values = line.split("\t")
         if len(values) != len(columns):
-            bad.add(path, lines.number, f"has {len(values)} columns, not {len(columns)}")
+            bad.add(path, lines.number, f"has {columns_in_words(len(values))}, not {len(columns)}")
             continue
         yield lines.number, dict(zip(columns, values, strict=True))
 
@@ -111,7 +118,7 @@ def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[s
         if not any(value.strip() for value in values):
             continue
         if len(values) != len(columns):
-            bad.add(path, lines.number, f"has {len(values)} columns, not {len(columns)}")
+            bad.add(path, lines.number, f"has {columns_in_words(len(values))}, not {len(columns)}")
             continue
         yield lines.number, dict(zip(columns, values, strict=True))
 
@@ -173,7 +180,7 @@ def header_of(path: Path) -> list[str]:
     """The columns of a TSV or CSV file, by its name; of JSON, the first record's keys.
 
     Raises:
-        ValueError: there is no first record.
+        ValueError: there is no first record, or the first line is no text.
     """
     bad = BadRows()
     if path.suffix in (".json", ".jsonl"):
@@ -182,6 +189,10 @@ def header_of(path: Path) -> list[str]:
             raise ValueError(f"{path}: {bad.first or 'holds no record'}; give JSON objects")
         return list(first[1])
     line = next(Lines(path, bad), "")
+    if bad.first is not None:
+        raise ValueError(f"{bad.first}; {SAVE_AS_TEXT}")
+    if not line.strip():
+        raise ValueError(f"{path}:1: is empty; give a file whose first line names its columns")
     if path.suffix == ".csv":
         return next(csv.reader([line]), [])
     return line.split("\t")

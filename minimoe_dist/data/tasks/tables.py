@@ -48,8 +48,11 @@ class Table:
 
     @property
     def task(self) -> Task:
-        """The task without its labels, which are in the files."""
-        return Task(Path(self.path).expanduser().stem, self.kind, _METRICS[self.kind])
+        """The task without its labels, which are in the files; its name is the table's."""
+        path = Path(self.path).expanduser()
+        # "train" says nothing of what is in it.
+        name = path.absolute().parent.name if path.stem in ("train", "all") else path.stem
+        return Task(name or "table", self.kind, _METRICS[self.kind])
 
 
 def find(table: Table, split: str) -> Path:
@@ -83,6 +86,18 @@ def find(table: Table, split: str) -> Path:
     return path
 
 
+def check_table(table: Table, split: str) -> Path:
+    """The file of a split, which has the table's columns.
+
+    Raises:
+        ValueError: there is no such file, or a column is missing.
+    """
+    path = find(table, split)
+    wanted = dict.fromkeys(table.text_columns, "text_columns")
+    check_columns(path, header_of(path), {**wanted, table.label_column: "label_column"})
+    return path
+
+
 def open_table(
     table: Table, split: str, *, labels: Sequence[str] = (), strict: bool = False
 ) -> TaskData:
@@ -97,9 +112,7 @@ def open_table(
     Raises:
         ValueError: a file or a column is missing; in strict mode, a bad row.
     """
-    path = find(table, split)
-    wanted = dict.fromkeys(table.text_columns, "text_columns")
-    check_columns(path, header_of(path), {**wanted, table.label_column: "label_column"})
+    path = check_table(table, split)
     known = tuple(labels)
     if table.kind != "regression" and not known and split != "train":
         known = open_table(table, "train").task.labels

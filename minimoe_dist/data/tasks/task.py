@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .rows import BadRows
+from .rows import NO_TEXT, SAVE_AS_TEXT, BadRows
 
 Kind = Literal["classification", "regression", "tagging"]
 SPLITS = ("train", "dev", "test")
+_MANY = 10  # a file with fewer bad rows may be a trial
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,31 @@ def collect(task: Task, path: Path, reader: Reader, *, strict: bool = False) -> 
             continue
         texts.append(sample)
         labels.append(label)
-    if not texts:
+    _check_most_fit(task, path, len(texts), bad)
+    return TaskData(task, path, texts, labels, bad)
+
+
+def _check_most_fit(task: Task, path: Path, used: int, bad: BadRows) -> None:
+    """Refuses a file of which so much is left out that it is not what it was taken for.
+
+    Raises:
+        ValueError: no row can be used, or more are left out than are used.
+    """
+    if used > bad.count:
+        return
+    remedy = "give its files in the usual layout (docs/finetuning.md)"
+    if bad.first is not None and bad.first.endswith(NO_TEXT):
+        remedy = SAVE_AS_TEXT
+    if not used:
         raise ValueError(
             f"{bad.first or f'{path}: has no rows'}; none of the rows can be used for {task.name}: "
-            "give its files in the usual layout"
+            f"{remedy}"
         )
-    return TaskData(task, path, texts, labels, bad)
+    if bad.count >= _MANY:
+        raise ValueError(
+            f"{bad.first}; {bad.count:,} of {used + bad.count:,} rows cannot be used for "
+            f"{task.name}: {remedy}"
+        )
 
 
 def labels_in_order(task: Task, rows: Iterable[Row]) -> tuple[str, ...]:
@@ -145,6 +165,6 @@ def find_file(
                 return place / name
     looked = f", nor in a folder {' or '.join(folders)}" if folders else ""
     raise ValueError(
-        f"data_dir: {data_dir}: no {' or '.join(names)} of {task} in it{looked}; give the folder "
+        f"data_dir: {data_dir}: no {' or '.join(names)} ({task}) in it{looked}; give the folder "
         "of the task's usual files"
     )

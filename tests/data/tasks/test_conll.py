@@ -34,12 +34,12 @@ def test_a_sentence_with_a_line_of_other_columns_is_left_out(tmp_path: Path) -> 
     path = write_columns(tmp_path / "train.txt", [["a O"], ["b O", "c"], ["d O"]])
     data = open_task("ner", tmp_path, "train")
     assert data.texts == [("a",), ("d",)]
-    assert data.bad.first == f"{path}:4: has 1 columns, not 2"
+    assert data.bad.first == f"{path}:4: has 1 column, not 2"
 
 
 def test_a_file_of_one_column_is_refused(tmp_path: Path) -> None:
     path = write_columns(tmp_path / "train.txt", [["a", "b"]])
-    with pytest.raises(ValueError, match=f"{path}:1: has 1 columns, not a word and its tag"):
+    with pytest.raises(ValueError, match=f"{path}:1: has 1 column, not a word and its tag"):
         open_task("ner", tmp_path, "train")
 
 
@@ -48,3 +48,19 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
         write_columns(tmp_path / name, [["a O"]])
     with pytest.raises(ValueError, match=r"train.bio, train.txt all look like its train file"):
         open_task("ner", tmp_path, "train")
+
+
+def test_wikianns_languages_are_taken_off_its_words(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train", [["en:Paris B-LOC", "en:: O"], ["en:a O"]], "\t")
+    assert open_task("ner", tmp_path, "train").texts == [("Paris", ":"), ("a",)]
+
+
+def test_a_word_with_a_colon_stays_where_others_have_none(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train.txt", [["to:do O", "b O"], ["to:day O"]])
+    assert open_task("ner", tmp_path, "train").texts == [("to:do", "b"), ("to:day",)]
+
+
+@pytest.mark.parametrize("blank", ["\t", " "])
+def test_a_wide_blank_is_a_word(tmp_path: Path, blank: str) -> None:
+    write_columns(tmp_path / "train.txt", [["好 O", "\u3000 O"], ["\u3000"], ["书 O"]], blank)
+    assert open_task("ner", tmp_path, "train").texts == [("好", "\u3000"), ("书",)]

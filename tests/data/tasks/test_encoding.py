@@ -11,7 +11,13 @@ from transformers import BertTokenizerFast
 from minimoe_dist.data.batches import MicroBatch
 from minimoe_dist.data.tasks import Task, TaskData
 from minimoe_dist.data.tasks.batches import collate, evaluation_batches, training_step
-from minimoe_dist.data.tasks.encoding import IGNORED, EncodedTask, encode, tags_of_words
+from minimoe_dist.data.tasks.encoding import (
+    IGNORED,
+    EncodedTask,
+    encode,
+    tags_of_words,
+    unknown_share,
+)
 from minimoe_dist.data.tasks.rows import BadRows
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "##x", "##y"]
@@ -33,6 +39,18 @@ def test_two_texts_are_two_segments_and_the_longer_one_is_cut(tokenizer) -> None
     encoded = encode(data_of("classification", [("a b c d e f", "g")], [1]), tokenizer, 8)
     assert encoded.input_ids[0].tolist() == [2, 5, 6, 7, 8, 3, 11, 3]
     assert encoded.segments[0].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_samples_that_lose_their_end_are_counted(tokenizer) -> None:
+    texts = [("a b c d e f",), ("a b c d e f g",), ("a b c d e f g h",)]
+    assert encode(data_of("classification", texts, [0, 1, 1]), tokenizer, 8).cut == 2
+    words = [tuple("abcdefgh"), tuple("abc")]
+    assert encode(data_of("tagging", words, [[0] * 8, [0] * 3]), tokenizer, 8).cut == 1
+
+
+def test_unknown_tokens_are_a_share_of_those_of_the_text(tokenizer) -> None:
+    encoded = encode(data_of("classification", [("a 好 b 书",), ("a b",)], [0, 1]), tokenizer, 8)
+    assert unknown_share(encoded, tokenizer) == 2 / 6
 
 
 def test_a_words_tag_stands_at_its_first_piece(tokenizer) -> None:

@@ -81,7 +81,7 @@ def test_a_missing_column_is_told_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_told_with_its_names(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no dev_matched.tsv of mnli's dev file in it.*MNLI"):
+    with pytest.raises(ValueError, match=r"no dev_matched.tsv \(mnli's dev file\) in it.*MNLI"):
         open_task("mnli", tmp_path, "dev")
 
 

@@ -23,7 +23,7 @@ def test_csv_values_may_be_quoted_and_span_lines(tmp_path: Path) -> None:
 
 def test_a_csv_row_of_other_columns_is_counted_with_its_line(tmp_path: Path) -> None:
     data = open_table(_csv(tmp_path, "text,stars\na,1\nb\n"), "train")
-    assert data.bad.first == f"{tmp_path / 'train.csv'}:3: has 1 columns, not 2"
+    assert data.bad.first == f"{tmp_path / 'train.csv'}:3: has 1 column, not 2"
 
 
 @pytest.mark.parametrize("lines", [True, False])
@@ -60,3 +60,29 @@ def test_one_file_needs_a_dev_file_besides(tmp_path: Path) -> None:
     write_table(tmp_path / "all.tsv", [["t", "l"], ["a", "1"]])
     with pytest.raises(ValueError, match="a dev file is wanted too; give --dev FILE"):
         open_table(Table(str(tmp_path / "all.tsv"), ("t",), "l"), "dev")
+
+
+def test_a_table_that_is_no_utf8_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    rows = "".join(f"书{number},a\n" for number in range(20))
+    (tmp_path / "train.csv").write_bytes(("text,stars\nbook,b\n" + rows).encode("gb18030"))
+    table = Table(str(tmp_path / "train.csv"), ("text",), "stars")
+    with pytest.raises(ValueError, match=r"csv:3: is not UTF-8; 20 of 21 rows .* iconv"):
+        open_table(table, "train")
+
+
+@pytest.mark.parametrize("coding", ["gb18030", "utf-16"])
+def test_a_header_that_is_no_utf8_is_refused(tmp_path: Path, coding: str) -> None:
+    (tmp_path / "train.csv").write_bytes("文本,星\n书,1\n".encode(coding))
+    table = Table(str(tmp_path / "train.csv"), ("文本",), "星")
+    with pytest.raises(ValueError, match=r"train.csv:1: is not UTF-8; save the file as UTF-8"):
+        open_table(table, "train")
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train.csv:1: is empty"):
+        open_table(_csv(tmp_path, ""), "train")
+
+
+def test_a_file_of_a_split_has_its_folders_name(tmp_path: Path) -> None:
+    assert Table(str(tmp_path / "reviews" / "train.csv"), ("t",), "l").task.name == "reviews"
+    assert Table(str(tmp_path / "reviews" / "books.csv"), ("t",), "l").task.name == "books"
