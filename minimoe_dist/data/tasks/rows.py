@@ -112,7 +112,7 @@ def read_tab_separated(
 def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column -> value) of a CSV file with a header; quoted values may span lines."""
     lines = Lines(path, bad)
-    rows = csv.reader(line + "\n" for line in lines)
+    rows = _readable_rows(csv.reader(line + "\n" for line in lines), lines)
     columns = next(rows, [])
     for values in rows:
         if not any(value.strip() for value in values):
@@ -121,6 +121,18 @@ def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[s
             bad.add(path, lines.number, f"has {columns_in_words(len(values))}, not {len(columns)}")
             continue
         yield lines.number, dict(zip(columns, values, strict=True))
+
+
+def _readable_rows(rows: Iterator[list[str]], lines: Lines) -> Iterator[list[str]]:
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            lines.bad.add(
+                lines.path, lines.number, f"is no row of a CSV file ({error}); is a quote open?"
+            )
 
 
 def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:

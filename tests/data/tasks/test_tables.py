@@ -26,6 +26,21 @@ def test_a_csv_row_of_other_columns_is_counted_with_its_line(tmp_path: Path) -> 
     assert data.bad.first == f"{tmp_path / 'train.csv'}:3: has 1 column, not 2"
 
 
+@pytest.mark.parametrize(
+    ("row", "words"), [("c\rd,1", "new-line"), (f'"{"x" * 140_000}",1', "131072")]
+)
+def test_a_row_that_is_no_csv_is_counted_and_the_next_one_read(
+    tmp_path: Path, row: str, words: str
+) -> None:
+    data = open_table(_csv(tmp_path, f"text,stars\na,1\n{row}\nb,2\n"), "train")
+    assert data.texts == [("a",), ("b",)]
+    assert data.bad.count == 1
+    first = data.bad.first or ""
+    assert (
+        first.startswith(f"{tmp_path / 'train.csv'}:3: is no row of a CSV file") and words in first
+    )
+
+
 @pytest.mark.parametrize("lines", [True, False])
 def test_json_is_read_as_lines_and_as_one_array(tmp_path: Path, lines: bool) -> None:
     records = [{"a": "x", "b": "y", "class": 1}, {"a": "z", "b": "w", "class": 0}]
