@@ -29,18 +29,13 @@ from minimoe_dist.commands.demo import find_recipe
 from minimoe_dist.config import RunConfig, load_run_config
 from minimoe_dist.corpus.sentences import SentenceRules, split_lines
 from minimoe_dist.data.batches import MicroBatch
+from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import once_for_all_config
 from minimoe_dist.models.teacher import RelationTeacher, load_teacher
 from minimoe_dist.objectives.tinybert import tinybert_counts
-from minimoe_dist.runtime import (
-    Launch,
-    detect_launch,
-    prepare_environment,
-    resolve_model_path,
-    start_process_group,
-)
+from minimoe_dist.runtime import Launch, detect_launch, prepare_environment, start_process_group
 from minimoe_dist.train.distillation import Balance, Distiller
 from minimoe_dist.train.engine import AdamW, StudentEngine
 from minimoe_dist.train.objectives import RelationObjective

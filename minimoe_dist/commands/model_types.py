@@ -13,6 +13,7 @@ from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
 from ..config.checks import check_tinybert_heads
 from ..config.paths import read_model_json
+from ..model_paths import resolve_model_path
 from ..models.build import build_student, continued, student_config
 from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
@@ -28,7 +29,6 @@ from ..models.tinybert import (
     MiniMoeForStatesAndMaskedLM,
     load_state_teacher,
 )
-from ..runtime import resolve_model_path
 from ..train.objectives import (
     JointObjective,
     MaskedLmObjective,

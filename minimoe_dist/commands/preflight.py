@@ -27,7 +27,8 @@ from minimoe_dist.data.indexed_layout import (
     read_layout,
     read_manifest,
 )
-from minimoe_dist.runtime import DeviceType, Launch, resolve_model_path
+from minimoe_dist.model_paths import resolve_model_path
+from minimoe_dist.runtime import DeviceType, Launch
 
 
 def problems_of_stages(

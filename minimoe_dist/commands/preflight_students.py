@@ -7,8 +7,8 @@ from typing import Any
 from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
 from minimoe_dist.config.checks import FAMILIES, SPARSE_MODEL_TYPES, check_tinybert_heads
 from minimoe_dist.config.paths import check_same_vocabulary, read_model_json
+from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.models.submodels import Sizes, once_for_all_map
-from minimoe_dist.runtime import resolve_model_path
 
 _ONCE_FOR_ALL = "ofabert_minilm"
 _SLICEABLE = "minimoe-elastic"

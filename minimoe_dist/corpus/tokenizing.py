@@ -19,7 +19,8 @@ import numpy as np
 
 from minimoe_dist.corpus.sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
 from minimoe_dist.data.indexed import TokenizerRecord
-from minimoe_dist.runtime import logger, resolve_model_path
+from minimoe_dist.model_paths import resolve_model_path
+from minimoe_dist.runtime import logger
 
 if TYPE_CHECKING:
     import nanotoken

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoConfig
 
-from ..runtime import resolve_model_path
+from ..model_paths import resolve_model_path
 from .build import continued, student_config
 from .elastic import ElasticForRelations, ElasticPreTrainedModel
 from .elastic_configuration import ElasticConfig

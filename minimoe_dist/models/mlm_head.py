@@ -84,7 +84,7 @@ def load_masked_lm_head(path: str) -> MaskedLmHead:
     Raises:
         ValueError: the checkpoint has no such head.
     """
-    from ..runtime import resolve_model_path
+    from ..model_paths import resolve_model_path
 
     try:
         model, report = AutoModelForMaskedLM.from_pretrained(

@@ -192,7 +192,7 @@ def load_teacher(
         ValueError: If there is no such model, its type is not supported, `relation_layer` is out
             of range, weights are missing or of another shape, or the file is an unsafe pickle.
     """
-    from ..runtime import resolve_model_path
+    from ..model_paths import resolve_model_path
 
     folder = resolve_model_path(path)
     device = torch.device(device)
@@ -230,7 +230,7 @@ def unfilled_teacher(
     Arguments and errors are those of :func:`load_teacher` for a CPU; besides, weights must be
     safetensors.
     """
-    from ..runtime import resolve_model_path
+    from ..model_paths import resolve_model_path
 
     folder = resolve_model_path(path)
     config = read_encoder_config(path, folder)

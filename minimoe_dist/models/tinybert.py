@@ -160,7 +160,7 @@ def load_state_teacher(
     device: torch.device | str = "cpu",
 ) -> StateTeacher:
     """Loads a TinyBERT teacher; arguments and errors are those of ``load_teacher``."""
-    from ..runtime import resolve_model_path
+    from ..model_paths import resolve_model_path
 
     folder, device = resolve_model_path(path), torch.device(device)
     config = read_encoder_config(path, folder)

@@ -6,6 +6,7 @@ from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
 from minimoe_dist.config.paths import read_model_json
+from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.models.compute import RelationPath
 from minimoe_dist.models.submodels import (
     WHOLE,
@@ -16,7 +17,6 @@ from minimoe_dist.models.submodels import (
     sub_model_shape,
     whole_shape,
 )
-from minimoe_dist.runtime import resolve_model_path
 
 MASKED_SHARE = 0.15
 # What recipes name, for machines that have not got it: (layers, hidden, heads, vocabulary).

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runtime import resolve_model_path
+from ..model_paths import resolve_model_path
 
 SUMMARY, METRICS, RESULTS, EVALUATION = (
     "summary.json",

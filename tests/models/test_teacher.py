@@ -90,7 +90,7 @@ def test_signals_are_bit_for_bit_those_of_the_uncut_model(tmp_path, model_type, 
 
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_signals_of_the_pretrained_teacher_are_bit_for_bit_the_uncut_models(layer):
-    from minimoe_dist.runtime import resolve_model_path
+    from minimoe_dist.model_paths import resolve_model_path
 
     batch = inputs(30000)
     uncut = BertModel.from_pretrained(resolve_model_path(PRETRAINED))
