@@ -5,11 +5,10 @@
 (all parts by default; `make study` is the same.) ``corpus``: prose of Python's documentation and of
 Debian's linux-doc-6.1, which apt-get fetches where --text names no folder of .rst files.
 ``train``: configs/recipes/study.yaml, study_longer.yaml with two seeds, study_sizes.yaml and
-study_1000_steps.yaml, in two processes side by side; what was interrupted goes on, what is finished
-is skipped. ``measure``: each export's relation loss against the first teacher on the same held-out
-pairs. ``time``:
-processor seconds of each student's step. ``draw``: picture and table. The numbers are in
-docs/results/distillation.json.
+study_1000_steps.yaml with three, in two processes side by side; what was interrupted goes on, what
+is finished is skipped. ``measure``: each export's relation loss against the first teacher on the
+same held-out pairs. ``time``: processor seconds of each student's step.
+``draw``: picture and table. The numbers are in docs/results/distillation.json.
 """
 
 import argparse
@@ -75,7 +74,7 @@ def build_corpus(folder: Path, text: str | None) -> None:
 
 
 def write_recipes(folder: Path, steps: int | None) -> tuple[list[Path], list[Path]]:
-    """The shipped recipes on this folder, one of them with several seeds.
+    """The shipped recipes on this folder, two of them with several seeds.
 
     Returns:
         What each of the two processes trains, in order.
@@ -88,6 +87,8 @@ def write_recipes(folder: Path, steps: int | None) -> tuple[list[Path], list[Pat
     for seed in SEEDS:
         recipes[f"seed_{seed}"] = {**longer, "seed": seed}
     recipes |= {"sizes": sizes, "steps_1000": thousand}
+    for seed in SEEDS:
+        recipes[f"steps_1000_seed_{seed}"] = {**thousand, "seed": seed}
     paths = {}
     for name, recipe in recipes.items():
         recipe["output_dir"] = str(folder / name)
@@ -98,8 +99,8 @@ def write_recipes(folder: Path, steps: int | None) -> tuple[list[Path], list[Pat
             recipe["training"] = {**recipe["training"], "max_steps": steps}
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(yaml.safe_dump(recipe, sort_keys=False))
-    first, *others = paths.values()
-    return [first], others
+    long = [path for name, path in paths.items() if name.startswith("steps_1000")]
+    return [path for path in paths.values() if path not in long], long
 
 
 def train(folder: Path, steps: int | None) -> None:
@@ -116,15 +117,16 @@ def train(folder: Path, steps: int | None) -> None:
 
 
 def stages_of(folder: Path) -> Iterator[tuple[str, Any]]:
-    """(name of run and stage, its options), of all that are finished, in order."""
+    """("seed_N/STAGE", its options), of all that are finished, in order."""
     from minimoe_dist.config import load_stages
 
     for path in sorted(folder.glob("*.yaml")):
         stages = load_stages(str(path))
         for stage in stages:
-            last = "" if len(stages) == 1 else f"/{Path(stage.output_dir).name}"
+            alone = path.stem.partition("_seed_")[0]
+            name = alone if len(stages) == 1 else Path(stage.output_dir).name
             if (Path(stage.output_dir) / "summary.json").is_file():
-                yield path.stem + last, stage
+                yield f"seed_{stage.seed}/{name}", stage
 
 
 def measure(folder: Path) -> dict[str, Any]:

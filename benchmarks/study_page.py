@@ -64,29 +64,35 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
     """Curves of the main comparison, every student's loss, and loss against compute."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    panels = figure.subplots(2, 2)
-    (curves, gains), (dots, sizes) = panels
+    figure = Figure(figsize=(12, 13), layout="constrained")
+    panels = figure.subplots(3, 2)
     groups = grouped(results)
-    plain = {run["seed"]: run["heldout_curve"] for run in groups[("ladder", COMPARED[0])]}
+    for (curves, gains), stage in zip(panels, ("ladder", "steps_1000"), strict=False):
+        draw_curves(curves, gains, groups, stage)
+    draw_dots(panels[2, 0], groups)
+    draw_sizes(panels[2, 1], groups)
+    for axes in (*panels[:2].flat, panels[2, 1]):
+        axes.legend()
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=100)
+
+
+def draw_curves(
+    curves: Any, gains: Any, groups: Mapping[tuple[str, str], list[dict[str, Any]]], stage: str
+) -> None:
+    """The main comparison in a stage: losses in training, and held-out ones against plain."""
+    plain = {run["seed"]: run["heldout_curve"] for run in groups[(stage, COMPARED[0])]}
     for index, name in enumerate(COMPARED):
-        for number, run in enumerate(groups[("ladder", name)]):
+        for number, run in enumerate(groups[(stage, name)]):
             style = {"color": f"C{index}", "alpha": 0.8, "label": None if number else name}
             curves.plot(*zip(*run["training_curve"], strict=True), **style)
             pairs = zip(run["heldout_curve"], plain[run["seed"]], strict=True)
             points = [(step, 100 * (loss / base - 1)) for (step, loss), (_, base) in pairs]
             gains.plot(*zip(*points, strict=True), "o-", **style)
-    curves.set(title="training, a line a seed", xlabel="step", ylabel="relation loss")
-    gains.set(
-        title=f"held-out loss against {COMPARED[0]}, a line a seed", xlabel="step", ylabel="%"
-    )
-    draw_dots(dots, groups)
-    draw_sizes(sizes, groups)
-    for axes in (curves, gains, sizes):
-        axes.legend()
-    for axes in panels.flat:
-        axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=100)
+    curves.set(title=f"{stage}: training, a line a seed", xlabel="step", ylabel="relation loss")
+    title = f"{stage}: held-out loss against {COMPARED[0]}, a line a seed"
+    gains.set(title=title, xlabel="step", ylabel="%")
 
 
 def draw_dots(axes: Any, groups: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
