@@ -40,7 +40,6 @@ CONFIGURATIONS = {
         "small", 2, {"layer": 6, "hidden": 768, "moe": "1,1"}, 16, {"zero_stage": 3},
     ),
     "1,8 4L;384H of large": ("large", 1, {"layer": 4, "moe": "1,8"}, 16, {"zero_stage": 1}),
-    # Those above have shaped the prediction; those below had no part in it.
     "1,2 4L;384H": ("base", 1, {"layer": 4, "moe": "1,2"}, 24, {"zero_stage": 1}),
     "dense 12L;384H, ZeRO-2": ("base", 2, {"layer": 12, "moe": "1,1"}, 12, {"zero_stage": 2}),
     "2,1 6L;384H bf16": (
@@ -56,6 +55,21 @@ CONFIGURATIONS = {
         "base", 2, {"layer": 3, "moe": "1,8"}, 16, {"zero_stage": 2, "precision": "bf16"},
     ),
     "dense 4L;768H": ("base", 1, {"layer": 4, "hidden": 768, "moe": "1,1"}, 16, {"zero_stage": 1}),
+    # Those above have shaped the prediction; those below had no part in it.
+    "1,2 6L;384H of large, bf16": (
+        "large", 1, {"layer": 6, "moe": "1,2"}, 16, {"zero_stage": 1, "precision": "bf16"},
+    ),
+    "dense 6L;384H, ZeRO-3": ("base", 2, {"layer": 6, "moe": "1,1"}, 16, {"zero_stage": 3}),
+    "2,4 4L;384H, EP 2, bf16": (
+        "base", 2, {"layer": 4, "moe": "2,4"}, 16,
+        {"zero_stage": 1, "expert_parallel_size": 2, "precision": "bf16"},
+    ),
+    "1,4 3L;768H, ZeRO-2": (
+        "base", 1, {"layer": 3, "hidden": 768, "moe": "1,4"}, 12, {"zero_stage": 2},
+    ),
+    "dense 12L;384H, ZeRO-0": (
+        "small", 2, {"layer": 12, "moe": "1,1"}, 12, {"zero_stage": 0},
+    ),
 }  # fmt: skip
 
 
@@ -113,7 +127,7 @@ def write_recipe(folder: Path, name: str) -> tuple[Path, int]:
             "per_device_train_batch_size": batch,
             "max_steps": 8,
             "log_interval": 1,
-            "save_interval": 1000,
+            "save_interval": 4,
         },
         "parallel": {"use_cpu": True, **parallel},
     }

@@ -10,12 +10,20 @@ from minimoe_dist.planning.activations import (
     teacher_pass,
     tile_elements,
 )
-from minimoe_dist.planning.amounts import Amount, Moment, peak, tensors
+from minimoe_dist.planning.amounts import (
+    HOLES,
+    MORE_HOLES,
+    Amount,
+    Moment,
+    peak,
+    tensors,
+)
 from minimoe_dist.planning.layout import BUCKET_ELEMENTS, ELEMENT_BYTES, Layout
 from minimoe_dist.planning.machine import GIB, Machine
 from minimoe_dist.planning.sizes import EncoderSizes
 
 _MASTER, _MOMENTS = 4, 8  # bytes of a parameter in float32
+_STATES = 3  # tensors of a parameter in a checkpoint: the master and two moments
 PARTS = (
     "framework",
     "teacher weights",
@@ -79,7 +87,10 @@ def memory_of(
         moments.append({"teacher pass": passing})
     for one in held:
         moments += [{**moment, "teacher pass": given} for moment in one.moments(batch)]
-    highest = peak(moments)
+    # On GPUs a checkpoint's copies are made outside the device.
+    copies = [] if on_gpu else [one.saving() for one in held]
+    more = layout.expert_parallel_size > 1 or element < _MASTER
+    highest = peak(moments, copies, MORE_HOLES if more else HOLES)
     for part, amount in highest.parts.items():
         steady[part] += amount
     steady["allocator"] = 0.0 if on_gpu else highest.kept
@@ -150,7 +161,7 @@ class _Held:
         """The student as it was made, before DeepSpeed copies it into one flat tensor."""
         if self._layout.zero_stage == 0:
             return {}
-        table = self._sizes.vocabulary * self._sizes.shape.hidden
+        table = self._table()
         return {"buffers": tensors(table * _MASTER) + Amount((self._own - table) * _MASTER)}
 
     def moments(self, batch: Batch) -> Iterator[Moment]:
@@ -168,9 +179,18 @@ class _Held:
         else:
             yield {"buffers": self._update()}
 
+    def saving(self) -> Moment:
+        """Rank 0's piece of a checkpoint."""
+        table, rest = self._table() * _MASTER, (self._own - self._table()) * _MASTER
+        return {"buffers": tensors(*[table] * _STATES) + Amount(rest * _STATES)}
+
+    def _table(self) -> int:
+        """Elements of the word embeddings, the tensor that is large."""
+        return self._sizes.vocabulary * self._sizes.shape.hidden
+
     def _gathered(self) -> Amount:
         """ZeRO-3's weights of a pass, whole, and two buckets: of gathering and of reducing."""
-        table = self._sizes.vocabulary * self._sizes.shape.hidden
+        table = self._table()
         whole = tensors(table * self._element) + Amount((self._own - table) * self._element)
         return whole + tensors(min(self._own, BUCKET_ELEMENTS) * self._element) + self._reduced
 
