@@ -91,7 +91,7 @@ def draw_curves(
             points = [(step, 100 * (loss / base - 1)) for (step, loss), (_, base) in pairs]
             gains.plot(*zip(*points, strict=True), "o-", **style)
     curves.set(title=f"{stage}: training, a line a seed", xlabel="step", ylabel="relation loss")
-    title = f"{stage}: held-out loss against {COMPARED[0]}, a line a seed"
+    title = f"{stage}: held-out loss against {COMPARED[0]}"
     gains.set(title=title, xlabel="step", ylabel="%")
 
 
