@@ -106,7 +106,7 @@ def columns(sentence: Sequence[Chunk], tag: Callable[[int, int], str]) -> Iterat
 
 def run(files: Path, folder: Path) -> None:
     students = study_tasks.STUDENTS.items()
-    models = {name: str(folder / place / name) for name, (place, _, _) in students}
+    models = {name: str(folder / place) for name, (place, _, _) in students}
     models["teacher"] = study_tasks.TEACHER
     for task in METRICS:
         for name in MODELS:

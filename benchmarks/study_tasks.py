@@ -25,14 +25,18 @@ RATES = {"teacher": "1e-4"}
 STUDENT_RATE = "3e-4"
 # Name -> (folder below the study's, words, GMAC).
 STUDENTS = {
-    "dense_3l_384h": ("sizes/export", "plain 3L;384H", 0.68),
-    "moe_1_4_3l_384h": ("sizes/export", "MiniMoE 3L;384H 1,4", 0.68),
-    "dense_6l_192h": ("seed_776/ladder/export", "plain 6L;192H", 0.34),
-    "moe_1_4_6l_192h": ("sizes/export", "MiniMoE 6L;192H 1,4", 0.34),
-    "dense_3l_192h": ("seed_776/ladder/export", "plain 3L;192H", 0.17),
-    "moe_1_4": ("seed_776/ladder/export", "MiniMoE 3L;192H 1,4", 0.17),
-    "random_3l_192h": ("random", "plain 3L;192H, not distilled", 0.17),
-}
+    "dense_3l_384h": ("sizes/export/dense_3l_384h", "plain 3L;384H", 0.68),
+    "moe_1_4_3l_384h": ("sizes/export/moe_1_4_3l_384h", "MiniMoE 3L;384H 1,4", 0.68),
+    "dense_6l_192h": ("seed_776/ladder/export/dense_6l_192h", "plain 6L;192H", 0.34),
+    "moe_1_4_6l_192h": ("sizes/export/moe_1_4_6l_192h", "MiniMoE 6L;192H 1,4", 0.34),
+    "dense_3l_192h": ("seed_776/ladder/export/dense_3l_192h", "plain 3L;192H", 0.17),
+    "moe_1_4": ("seed_776/ladder/export/moe_1_4", "MiniMoE 3L;192H 1,4", 0.17),
+    "dense_3l_192h_1000": (
+        "steps_1000/export/dense_3l_192h", "plain 3L;192H, 1,000 steps", 0.17,
+    ),
+    "moe_1_4_1000": ("steps_1000/export/moe_1_4", "MiniMoE 3L;192H 1,4, 1,000 steps", 0.17),
+    "random_3l_192h": ("random/random_3l_192h", "plain 3L;192H, not distilled", 0.17),
+}  # fmt: skip
 METRICS = {"sst2": "accuracy", "ner": "chunk F1"}
 
 
@@ -61,7 +65,7 @@ def make_random(folder: Path, like: Path) -> None:
 
 def run(folder: Path, data: Path) -> None:
     cut_tasks(data, folder / "task_data")
-    places = {name: folder / place / name for name, (place, _, _) in STUDENTS.items()}
+    places = {name: folder / place for name, (place, _, _) in STUDENTS.items()}
     make_random(places["random_3l_192h"], places["dense_3l_192h"])
     models = {"teacher": TEACHER, **{name: str(place) for name, place in places.items()}}
     for task in METRICS:
