@@ -41,11 +41,9 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
 
 
 def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None:
-    names = model.get("architectures") or [""]
-    assert isinstance(names, list)
     if options.teacher is None or not model.get("relation_projections"):
         return
-    if "Classification" in names[0]:
+    if "Classification" in _architecture(model):
         raise ConfigError(
             f"--teacher: {options.source} is fine-tuned and has no relation projections to hold "
             "against it; evaluate the student that it was tuned from, or leave --teacher out"
@@ -64,15 +62,19 @@ def _check_table(
     check_table(table, table_split(table, options.split))
 
 
+def _architecture(model: dict[str, object]) -> str:
+    names = model.get("architectures") or [""]
+    assert isinstance(names, list)
+    return str(names[0])
+
+
 def _check_head(
     options: EvaluateOptions, model: dict[str, object], wanted: str, task: str | None
 ) -> None:
-    architectures = model.get("architectures") or [""]
-    assert isinstance(architectures, list)
-    if wanted not in architectures[0]:
+    if wanted not in _architecture(model):
         raise ConfigError(
             f"task: {task} needs a model with a head for it, and {options.source} is a "
-            f"{architectures[0] or 'model without a name'}; fine-tune it first"
+            f"{_architecture(model) or 'model without a name'}; fine-tune it first"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_origin
 from pydantic import ValidationError
 
 from minimoe_dist.config.commands import CommandOptions, is_positional
-from minimoe_dist.config.flags import Flag, kind_of, known_flags
+from minimoe_dist.config.flags import WORDS, Flag, kind_of, known_flags
 from minimoe_dist.config.loading import read_recipe
 from minimoe_dist.config.problems import ConfigError, Path, describe, nearest
 
@@ -30,7 +30,7 @@ def take(name: str, remaining: list[str]) -> str:
 
 
 def flag_value(flag: Flag, remaining: list[str]) -> str:
-    """Takes what belongs to a flag off `remaining`: nothing for a switch, many words for paths.
+    """Takes what belongs to a flag off `remaining`: nothing for a switch, many words for a list.
 
     Raises:
         ConfigError: its value is missing.
@@ -38,7 +38,7 @@ def flag_value(flag: Flag, remaining: list[str]) -> str:
     if flag.is_switch:
         return remaining.pop(0) if remaining and remaining[0].lower() in _TRUTH else "true"
     values = [take(flag.name, remaining)]
-    if flag.kind == "PATH":
+    if flag.kind == WORDS:
         # The shell may have spread a pattern into many words.
         while remaining and not remaining[0].startswith("-") and "=" not in remaining[0]:
             values.append(remaining.pop(0))
@@ -149,7 +149,7 @@ def _flag_name(field: str) -> str:
 
 def _listed(text: str, flag: Flag) -> Any:
     """Several words of a flag, which `flag_value` joined, apart again."""
-    if flag.kind != "PATH" or not text.startswith("["):
+    if flag.kind != WORDS or not text.startswith("["):
         return text
     try:
         return json.loads(text)
@@ -174,8 +174,7 @@ def command_help(command: str, summary: str, options_class: type[CommandOptions]
         if name == _OVERRIDES:
             continue
         kind = kind_of(field.annotation)
-        shown = "TEXT …" if kind == "PATH" else kind  # lists of words are not all paths here
-        takes = "" if field.annotation is bool else f" {shown if len(kind) < 40 else 'NAME'}"
+        takes = "" if field.annotation is bool else f" {kind if len(kind) < 40 else 'NAME'}"
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         told = "" if default in (None, "", False, []) else f" (default {_plainly(default)})"
         alternatives = f"; {kind.replace('|', ', ')}" if len(kind) >= 40 else ""

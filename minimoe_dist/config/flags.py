@@ -25,6 +25,7 @@ _FLAG_NAMES: dict[Path, str | None] = {
     ("students", "*", "name"): None,
 }
 _PRECISION_FLAG = "use_fp16"
+WORDS = "TEXT …"  # the kind of an option that takes a list of words
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _any_student(path: Path) -> Path:
 
 
 def kind_of(annotation: Any) -> str:
-    """What an option of this type takes, for the help page: "N", "X", "TEXT", "PATH", "a|b"."""
+    """What an option of this type takes, for the help page: "N", "X", "TEXT", WORDS, "a|b"."""
     if annotation is bool:
         return "true|false"
     if get_origin(annotation) is Literal:
@@ -171,7 +172,7 @@ def kind_of(annotation: Any) -> str:
     if get_origin(annotation) is list:
         (element,) = get_args(annotation)
         element = get_args(element)[0] if get_origin(element) is Annotated else element
-        return "N,N" if element in (int, float) else "PATH"
+        return "N,N" if element in (int, float) else WORDS
     members = [one for one in get_args(annotation) if one is not type(None)]
     if members:
         return kind_of(members[0])

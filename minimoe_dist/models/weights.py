@@ -6,7 +6,8 @@ the ones that hold something wanted are opened (and, from the hub, fetched).
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -68,20 +69,24 @@ class FolderWeights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._part_of)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor; reads a header only.
+    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Of some tensors; reads the header of each of their files once.
 
         Raises:
-            ValueError: its file is missing or damaged.
+            ValueError: a file is missing or damaged.
         """
-        part = self._part_of[name]
-        if name in self._pickled:
-            return tuple(self._pickled[name].shape)
-        try:
-            with self._open(part) as opened:
-                return tuple(opened.get_slice(name).get_shape())
-        except SafetensorError as error:  # the index promises what is not there
-            raise self._unreadable(part, error) from error
+        found: dict[str, tuple[int, ...]] = {}
+        part_of = self._part_of.__getitem__
+        for part, group in groupby(sorted(names, key=part_of), part_of):
+            if not part:
+                found |= {name: tuple(self._pickled[name].shape) for name in group}
+                continue
+            try:
+                with self._open(part) as opened:
+                    found |= {name: tuple(opened.get_slice(name).get_shape()) for name in group}
+            except SafetensorError as error:  # the index promises what is not there
+                raise self._unreadable(part, error) from error
+        return found
 
     def read(self, name: str, slices: tuple[slice, ...] = ()) -> Tensor:
         """One tensor, or a part of it.
@@ -208,7 +213,8 @@ class SlicedWeights:
         keys = {name: self._key(name) for name in shapes}
         missing = [name for name, key in keys.items() if key is None]
         refuse_incomplete(self._where, model_type, missing, [])
-        wrong = [n for n, key in keys.items() if key and self._weights.shape(key) != shapes[n]]
+        there = self._weights.shapes(key for key in keys.values() if key is not None)
+        wrong = [name for name, key in keys.items() if key and there[key] != shapes[name]]
         refuse_incomplete(self._where, model_type, [], wrong)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:

@@ -161,8 +161,7 @@ class _Held:
         """The student as it was made, before DeepSpeed copies it into one flat tensor."""
         if self._layout.zero_stage == 0:
             return {}
-        table = self._table()
-        return {"buffers": tensors(table * _MASTER) + Amount((self._own - table) * _MASTER)}
+        return {"buffers": self._whole(_MASTER)}
 
     def moments(self, batch: Batch) -> Iterator[Moment]:
         """Of a step."""
@@ -181,17 +180,16 @@ class _Held:
 
     def saving(self) -> Moment:
         """Rank 0's piece of a checkpoint."""
-        table, rest = self._table() * _MASTER, (self._own - self._table()) * _MASTER
-        return {"buffers": tensors(*[table] * _STATES) + Amount(rest * _STATES)}
+        return {"buffers": sum([self._whole(_MASTER)] * _STATES, start=Amount())}
 
-    def _table(self) -> int:
-        """Elements of the word embeddings, the tensor that is large."""
-        return self._sizes.vocabulary * self._sizes.shape.hidden
+    def _whole(self, element: int) -> Amount:
+        """All parameters in `element` bytes each: the word embeddings are the one large tensor."""
+        table = self._sizes.vocabulary * self._sizes.shape.hidden
+        return tensors(table * element) + Amount((self._own - table) * element)
 
     def _gathered(self) -> Amount:
         """ZeRO-3's weights of a pass, whole, and two buckets: of gathering and of reducing."""
-        table = self._table()
-        whole = tensors(table * self._element) + Amount((self._own - table) * self._element)
+        whole = self._whole(self._element)
         return whole + tensors(min(self._own, BUCKET_ELEMENTS) * self._element) + self._reduced
 
     def _update(self) -> Amount:

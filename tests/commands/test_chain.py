@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
@@ -74,8 +75,8 @@ def _bytes_at_each_start(path: str) -> list[int]:
             found.append(living_bytes())
             super().__init__(*arguments)
 
-    distill._Run = Watched  # type: ignore[misc]
-    assert distill.run(load_stages(path), detect_launch(os.environ)) == 0
+    with mock.patch.object(distill, "_Run", Watched):
+        assert distill.run(load_stages(path), detect_launch(os.environ)) == 0
     return found
 
 

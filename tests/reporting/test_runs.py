@@ -113,6 +113,7 @@ def test_a_folder_of_several_runs_is_no_export(tmp_path: Path) -> None:
 def test_a_fine_tuned_export_is_known_by_the_run_above_it(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "run", "some/teacher", 0.9)
     export = find_export(str(folder / "export"))
-    assert export.run is not None
-    assert export.run.results == find_export(str(folder)).run.results  # type: ignore[union-attr]
+    of_run = find_export(str(folder))
+    assert export.run is not None and of_run.run is not None
+    assert export.run.results == of_run.run.results
     assert export.name == find_export(str(folder)).name == "run"
