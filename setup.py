@@ -53,6 +53,8 @@ EXTRAS = {
         "ruff>=0.14",
         "mypy>=1.15",
         "types-PyYAML>=6.0.12",
+        # PyTorch for GPUs brings the one it was built with; tests interpret kernels on CPUs.
+        "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
 }
 

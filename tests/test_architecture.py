@@ -24,10 +24,11 @@ FLOORS = {
     "config": 1,
     "model_paths": 1,
     "runtime": 1,
+    "kernels": 0,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = ("cli", "config", "model_paths", "runtime", "slurm")
-HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"}
+HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers", "triton"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -88,6 +89,19 @@ def test_only_train_imports_deepspeed() -> None:
         if any(name.split(".")[0] == "deepspeed" for name in imported(path))
     }
     assert {name for name in importers if not name.startswith("train/")} == set()
+
+
+def test_kernels_are_imported_only_where_they_run() -> None:
+    """Triton is not everywhere: only `kernels` may need it, and nobody `kernels` at import time."""
+    wrong = {
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in MODULES
+        if room_of(path) != "kernels"
+        for name in imported(path, at_import_time=True)
+        if name.split(".")[0] == "triton"
+        or (name.startswith("minimoe_dist.kernels.") and ".dispatch" not in name)
+    }
+    assert wrong == set()
 
 
 def test_models_and_objectives_know_no_ranks() -> None:

@@ -1,0 +1,291 @@
+"""Attention over packed samples with hashed dropout; probabilities live in registers only.
+
+The well-known two-level scheme (FlashAttention-2): a program takes a block of queries of one
+(sample, head) and walks over its keys with a running maximum and sum; the backward pass makes
+probabilities again from the log-sums that the forward pass left. What dropout drops is made again
+too: it is a hash of (sample, position, head, key), the one of `models.noise`.
+
+Shapes: T packed tokens, A = heads · d, L queries of a block, M keys of a block.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import dropout_numbers, hash_bits, kept, power_of_two, product_precision
+
+_LN_2 = tl.constexpr(0.6931471805599453)
+_MASKED = tl.constexpr(-1e30)
+_NUMBERS = ("site", "site_bits", "threshold")  # every layer has others: one kernel for all
+
+
+@triton.jit
+def _part(
+    projected, start, positions, length, head, which,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Rows [L, TILE] of a head's queries (0), keys (1) or values (2); zeros outside."""
+    columns = tl.arange(0, TILE)
+    at = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
+    at += (which * HEADS + head) * WIDTH + columns[None, :]
+    there = (positions < length)[:, None] & (columns[None, :] < WIDTH)
+    return tl.load(projected + at, mask=there, other=0.0)
+
+
+@triton.jit
+def _store_part(
+    projected, values, start, positions, length, head, which,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, TILE)
+    at = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
+    at += (which * HEADS + head) * WIDTH + columns[None, :]
+    there = (positions < length)[:, None] & (columns[None, :] < WIDTH)
+    tl.store(projected + at, values.to(projected.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _row_bits(keys, start, positions, length, head, site_bits):
+    """Hashed keys uint32 [L] of rows of attention probabilities."""
+    own = tl.load(keys + start + positions, mask=positions < length, other=0)
+    head_bits = hash_bits(head.to(tl.uint32))
+    return hash_bits(
+        (own.to(tl.uint32, bitcast=True) ^ head_bits) + site_bits.to(tl.uint32, bitcast=True)
+    )
+
+
+@triton.jit
+def _kept_factors(row_bits, columns, site, threshold, factor):
+    """0 or 1 / (1 − probability) for [L, M]."""
+    column_bits = hash_bits((columns + site).to(tl.uint32))
+    return tl.where(kept(row_bits, column_bits, threshold), factor, 0.0)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _forward(
+    projected, context, logs, starts, lengths, keys, num_tokens,
+    site, site_bits, threshold, factor,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, DROPS: tl.constexpr,
+    PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Contexts [T, A], and log-sums of scores / ln 2, float32 [heads, T]."""
+    sample, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
+    first_query = tl.program_id(1) * QUERIES
+    if first_query < length:
+        scale: tl.constexpr = WIDTH**-0.5 / _LN_2
+        rows = first_query + tl.arange(0, QUERIES)
+        query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+        row_bits = tl.zeros((QUERIES,), tl.uint32)
+        if DROPS:
+            row_bits = _row_bits(keys, start, rows, length, head, site_bits)
+        most = tl.full((QUERIES,), _MASKED, tl.float32)
+        sums = tl.zeros((QUERIES,), tl.float32)
+        result = tl.zeros((QUERIES, TILE), tl.float32)
+        for first in range(0, length, KEYS):
+            columns = first + tl.arange(0, KEYS)
+            key = _part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+            scores = tl.where((columns < length)[None, :], scores, _MASKED)
+            new = tl.maximum(most, tl.max(scores, 1))
+            powers, fade = tl.exp2(scores - new[:, None]), tl.exp2(most - new)
+            sums = sums * fade + tl.sum(powers, 1)
+            if DROPS:
+                powers *= _kept_factors(row_bits, columns, site, threshold, factor)
+            value = _part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+            products = tl.dot(powers.to(value.dtype), value, input_precision=PRECISION)
+            result = result * fade[:, None] + products
+            most = new
+        result = result / sums[:, None]
+        _store_part(context, result, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+        at = head.to(tl.int64) * num_tokens + start + rows
+        tl.store(logs + at, most + tl.log2(sums), mask=rows < length)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _backward_queries(
+    projected, context, upstream, logs, gradient, starts, lengths, keys, num_tokens,
+    site, site_bits, threshold, factor,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, DROPS: tl.constexpr,
+    PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of queries; a program a block of queries."""
+    sample, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
+    first_query = tl.program_id(1) * QUERIES
+    if first_query < length:
+        scale: tl.constexpr = WIDTH**-0.5 / _LN_2
+        rows = first_query + tl.arange(0, QUERIES)
+        query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+        arrived = _part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+        left = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+        mean = tl.sum(arrived.to(tl.float32) * left.to(tl.float32), 1)
+        at = head.to(tl.int64) * num_tokens + start + rows
+        log = tl.load(logs + at, mask=rows < length, other=0.0)
+        row_bits = tl.zeros((QUERIES,), tl.uint32)
+        if DROPS:
+            row_bits = _row_bits(keys, start, rows, length, head, site_bits)
+        result = tl.zeros((QUERIES, TILE), tl.float32)
+        for first in range(0, length, KEYS):
+            columns = first + tl.arange(0, KEYS)
+            key = _part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+            scores = tl.where((columns < length)[None, :], scores, _MASKED)
+            shares = tl.exp2(scores - log[:, None])
+            value = _part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+            slopes = tl.dot(arrived, tl.trans(value), input_precision=PRECISION)
+            if DROPS:
+                slopes *= _kept_factors(row_bits, columns, site, threshold, factor)
+            slopes = (shares * (slopes - mean[:, None])).to(key.dtype)
+            result += tl.dot(slopes, key, input_precision=PRECISION)
+        result *= WIDTH**-0.5
+        _store_part(gradient, result, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _backward_keys(
+    projected, context, upstream, logs, gradient, starts, lengths, keys, num_tokens,
+    site, site_bits, threshold, factor,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, DROPS: tl.constexpr,
+    PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys and values; a program a block of keys. Tiles are [keys, queries]."""
+    sample, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
+    first_key = tl.program_id(1) * KEYS
+    if first_key < length:
+        scale: tl.constexpr = WIDTH**-0.5 / _LN_2
+        columns = first_key + tl.arange(0, KEYS)
+        key = _part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+        value = _part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+        column_bits = hash_bits((columns + site).to(tl.uint32))
+        of_keys = tl.zeros((KEYS, TILE), tl.float32)
+        of_values = tl.zeros((KEYS, TILE), tl.float32)
+        for first in range(0, length, QUERIES):
+            rows = first + tl.arange(0, QUERIES)
+            query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+            arrived = _part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+            left = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+            mean = tl.sum(arrived.to(tl.float32) * left.to(tl.float32), 1)
+            at = head.to(tl.int64) * num_tokens + start + rows
+            log = tl.load(logs + at, mask=rows < length, other=0.0)
+            scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
+            both = (columns < length)[:, None] & (rows < length)[None, :]
+            shares = tl.where(both, tl.exp2(scores - log[None, :]), 0.0)
+            slopes = tl.dot(value, tl.trans(arrived), input_precision=PRECISION)
+            dropped = shares
+            if DROPS:
+                row_bits = _row_bits(keys, start, rows, length, head, site_bits)
+                factors = tl.where(kept(column_bits, row_bits, threshold), factor, 0.0)
+                dropped = shares * factors
+                slopes *= factors
+            of_values += tl.dot(dropped.to(arrived.dtype), arrived, input_precision=PRECISION)
+            slopes = (shares * (slopes - mean[None, :])).to(query.dtype)
+            of_keys += tl.dot(slopes, query, input_precision=PRECISION)
+        of_keys *= WIDTH**-0.5
+        _store_part(gradient, of_keys, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+        _store_part(gradient, of_values, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+
+
+class Dropout(NamedTuple):
+    """Hashed dropout of probabilities.
+
+    Attributes:
+        keys: int32 [T], of `models.noise.sample_keys`.
+        probability: in (0, 1).
+        site: number of the place in the network.
+    """
+
+    keys: Tensor
+    probability: float
+    site: int
+
+
+def attention(
+    projected: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    heads: int,
+    longest: int,
+    dropout: Dropout | None,
+) -> tuple[Tensor, Tensor]:
+    """Contexts of packed samples, and what the backward pass needs beside them.
+
+    Args:
+        projected: [T, 3 A], queries, keys and values side by side, contiguous.
+        starts: int32 [B], each sample's first token.
+        lengths: int32 [B].
+        heads: attention heads.
+        longest: no length is greater.
+        dropout: None outside training.
+
+    Returns:
+        [T, A], zeros at tokens of no sample; log-sums, float32 [heads, T].
+    """
+    width = projected.shape[1] // (3 * heads)
+    context = projected.new_zeros(projected.shape[0], heads * width)
+    logs = torch.empty(heads, projected.shape[0], device=projected.device)
+    queries, keys = _blocks(projected, width, longest)
+    grid = (starts.numel() * heads, triton.cdiv(longest, queries))
+    _forward[grid](
+        projected, context, logs, starts, lengths, *_numbers(projected, dropout),
+        **_shape(projected, heads, width, dropout), QUERIES=queries, KEYS=keys, num_warps=4,
+    )  # fmt: skip
+    return context, logs
+
+
+def attention_gradient(
+    upstream: Tensor,
+    projected: Tensor,
+    context: Tensor,
+    logs: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    heads: int,
+    longest: int,
+    dropout: Dropout | None,
+) -> Tensor:
+    """The gradient of ``projected`` for ``upstream`` of contexts; see :func:`attention`."""
+    width = projected.shape[1] // (3 * heads)
+    gradient = torch.zeros_like(projected)
+    queries, keys = _blocks(projected, width, longest)
+    given = (projected, context, upstream, logs, gradient, starts, lengths)
+    numbers, shape = _numbers(projected, dropout), _shape(projected, heads, width, dropout)
+    programs = starts.numel() * heads
+    _backward_queries[(programs, triton.cdiv(longest, queries))](
+        *given, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
+    )
+    _backward_keys[(programs, triton.cdiv(longest, keys))](
+        *given, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
+    )
+    return gradient
+
+
+def _blocks(projected: Tensor, width: int, longest: int) -> tuple[int, int]:
+    """Queries and keys of a block; wide heads and float32 leave fewer registers."""
+    most = 64 if width <= 64 and projected.element_size() <= 2 else 32
+    size = min(most, power_of_two(longest))
+    return size, size
+
+
+def _numbers(projected: Tensor, dropout: Dropout | None) -> tuple[Any, ...]:
+    tokens = projected.shape[0]
+    if dropout is None:
+        return projected, tokens, 0, 0, 0, 1.0
+    numbers = dropout_numbers(dropout.probability, dropout.site)
+    return dropout.keys, tokens, dropout.site, *numbers
+
+
+def _shape(
+    projected: Tensor, heads: int, width: int, dropout: Dropout | None
+) -> dict[str, int | bool | str]:
+    return {
+        "HEADS": heads,
+        "WIDTH": width,
+        "TILE": power_of_two(width),
+        "DROPS": dropout is not None,
+        "PRECISION": product_precision(projected.dtype),
+    }
