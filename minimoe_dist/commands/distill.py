@@ -128,7 +128,7 @@ class _Run:
             training.save_interval,
             training.eval_interval,
             training.max_bad_steps,
-            loss_scaling=config.parallel.precision == "fp16",
+            reads_behind=self.device.type == "cuda",
         )
         loader = self.data.loader(config, self.launch, self.progress.consumed_samples)
         with metrics, loader:

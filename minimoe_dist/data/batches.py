@@ -74,6 +74,11 @@ class MicroBatch:
     sample_ids: torch.Tensor
     labels: torch.Tensor | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Positions that are not padding; of a batch on the host."""
+        return int(self.attention_mask.sum())
+
     def inputs(self) -> dict[str, torch.Tensor]:
         """What an encoder takes, by its argument's name."""
         return {

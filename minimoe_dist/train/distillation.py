@@ -3,6 +3,9 @@
 The teacher runs once per micro-batch, whatever the number of students. A step means the same on
 any number of ranks: sums of the objective's parts are divided by counts of the whole step over all
 ranks, and the balance uses token counts of all ranks.
+
+Nothing here waits for the device. What a step found out is a row of numbers that are on their way
+to the host when it ends; whoever reads them waits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +21,11 @@ from ..data.loader import StepBatch
 from ..models.experts import RouterStatistics
 from ..models.submodels import once_for_all_name
 from ..objectives.balance import balance_loss
-from .engine import StepResult, StudentEngine
+from .engine import StudentEngine
 from .objectives import Objective, measure
 from .schedule import Schedule
+from .step_metrics import PendingMetrics, StudentRow, to_device
+from .updates import StepResult
 
 
 @dataclass(frozen=True)
@@ -34,29 +39,6 @@ class Balance:
 
     coefficient: float = 0.01
     compat_seed: bool = False
-
-
-@dataclass(frozen=True)
-class StudentMetrics:
-    """Of one step over all ranks; ``parts`` are the objective's, means over the step."""
-
-    loss: float
-    parts: dict[str, float]
-    balance: float
-    gradient_norm: float
-    applied: bool
-    tokens_per_expert: list[list[float]]
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What a step did, the same on every rank."""
-
-    learning_rate: float
-    sequences: int
-    tokens: int
-    stop_requested: bool
-    students: dict[str, StudentMetrics]
 
 
 @dataclass
@@ -94,9 +76,10 @@ class Distiller:
         self._device = device
         self._balance = balance or Balance()
         self._ranks = dist.get_world_size()
+        self._student_names = [student.name for student in self.students]
 
-    def train_step(self, batch: StepBatch, step: int, stop_requested: bool) -> StepMetrics:
-        """Trains every student on ``batch``; a collective.
+    def train_step(self, batch: StepBatch, step: int, stop_requested: bool) -> PendingMetrics:
+        """Trains every student on ``batch``; a collective that does not wait for the device.
 
         Args:
             batch: this rank's micro-batches of the step.
@@ -104,35 +87,39 @@ class Distiller:
             stop_requested: whether this process was asked to stop; all ranks learn if any was.
         """
         micro_batches = batch.micro_batches
-        tokens = sum(int(micro.attention_mask.sum()) for micro in micro_batches)
-        sequences = sum(len(micro.input_ids) for micro in micro_batches)
-        per_batch = [self._objective.counts(micro) for micro in micro_batches]
-        counts = [sum(numbers) for numbers in zip(*per_batch, strict=True)]
-        totals = self._sum_over_ranks([tokens, sequences, float(stop_requested), *counts])
-        counted = torch.tensor(totals[3:], dtype=torch.float64, device=self._device).clamp(min=1.0)
+        totals = self._totals(micro_batches, stop_requested)
+        counted = totals[3:].clamp(min=1.0)
         # Engines average over ranks and accumulation steps; this makes sums means over the step.
         shares = (self._weights * (self._ranks * len(micro_batches)) / counted).float()
         learning_rate = self._schedule(step)
         sums = [self._new_sums() for _ in self.students]
         results = []
         for index, micro in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            on_device = micro.to(self._device)
+            on_device = micro.to(self._device, non_blocking=True)
             given = self._objective.teach(on_device)
             for student, student_sums in zip(self.students, sums, strict=True):
                 student.module.train()
-                loss = self._loss(student, on_device, given, shares, student_sums)
-                student.backward(loss)
-                result = student.step(learning_rate if last else None)
-                if last:
-                    results.append(result)
-        return StepMetrics(
-            learning_rate=learning_rate,
-            sequences=int(totals[1]),
-            tokens=int(totals[0]),
-            stop_requested=totals[2] > 0,
-            students=self._metrics(sums, results, counted, len(micro_batches)),
+                student.backward(self._loss(student, on_device, given, shares, student_sums))
+                if index == len(micro_batches) - 1:
+                    results.append(student.step(learning_rate))
+        rows = self._rows(sums, results, counted, len(micro_batches))
+        return PendingMetrics(
+            learning_rate, list(self._objective.parts), self._student_names, totals[:3], rows
         )
+
+    def _totals(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> Tensor:
+        """Tokens, sequences, whether to stop and the parts' counts, of the step on all ranks."""
+        per_batch = [self._objective.counts(micro) for micro in micro_batches]
+        numbers = [
+            float(sum(micro.num_tokens for micro in micro_batches)),
+            float(sum(len(micro.input_ids) for micro in micro_batches)),
+            float(stop_requested),
+            *(sum(counts) for counts in zip(*per_batch, strict=True)),
+        ]
+        totals = to_device(numbers, self._device)
+        if self._ranks > 1:
+            dist.all_reduce(totals)
+        return totals
 
     def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Every student's mean loss, balance left out, over all ranks' batches; a collective.
@@ -186,7 +173,8 @@ class Distiller:
         """This rank's share of the balance; token counts, not probabilities, cross ranks."""
         sizes = [len(router.token_count) for router in routers]
         counts = torch.cat([router.token_count for router in routers])
-        dist.all_reduce(counts)
+        if self._ranks > 1:
+            dist.all_reduce(counts)
         sums.count(counts.split(sizes))
         plain = 0
         if self._balance.compat_seed and student.config.feedforward_experts == 1:
@@ -201,43 +189,26 @@ class Distiller:
     def _new_sums(self) -> _Sums:
         return _Sums(torch.zeros_like(self._weights), torch.zeros((), device=self._device))
 
-    def _metrics(
+    def _rows(
         self,
         sums: Sequence[_Sums],
         results: Sequence[StepResult],
         counted: Tensor,
         micro_batches: int,
-    ) -> dict[str, StudentMetrics]:
+    ) -> list[StudentRow]:
         over_ranks = torch.stack([torch.cat([own.parts, own.balance[None]]) for own in sums])
         over_ranks = over_ranks.double()
-        dist.all_reduce(over_ranks)
+        if self._ranks > 1:
+            dist.all_reduce(over_ranks)
         means = over_ranks[:, :-1] / counted
         balances = over_ranks[:, -1] / (self._ranks * micro_batches)
         losses = (means * self._weights).sum(1) + self._balance.coefficient * balances
-        return {
-            student.name: StudentMetrics(
-                loss=loss,
-                parts=dict(zip(self._objective.parts, own_means, strict=True)),
-                balance=balance,
-                gradient_norm=result.gradient_norm,
-                applied=result.applied,
-                tokens_per_expert=[count.tolist() for count in own.counts],
+        return [
+            StudentRow(loss, own_means, balance, result, own.counts)
+            for own, result, loss, own_means, balance in zip(
+                sums, results, losses, means, balances, strict=True
             )
-            for student, own, result, loss, own_means, balance in zip(
-                self.students,
-                sums,
-                results,
-                losses.tolist(),
-                means.tolist(),
-                balances.tolist(),
-                strict=True,
-            )
-        }
-
-    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+        ]
 
 
 def _names(student: StudentEngine) -> list[str]:

@@ -1,9 +1,8 @@
-"""One student under DeepSpeed: groups of parameters, an engine, a step, and its state by name."""
+"""One student under DeepSpeed: groups of parameters, an engine, and its state by name."""
 
 import contextlib
 import io
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from .expert_parallel import (
     expert_parameter_names,
     is_expert_parallel,
 )
+from .loss_scale import LossScaleOptions
 from .optimizer_state import KINDS, optimizer_state_of
+from .updates import EngineUpdate, FlatUpdate, StepResult, Update, takes_flat_update
 
 # Layer norms and biases are not decayed; stacked biases are matrices, so the name decides.
 _WITHOUT_DECAY = ("bias", "LayerNorm.weight")
@@ -39,14 +40,6 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-6
     max_gradient_norm: float = 1.0
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """``applied`` is False where a gradient was not finite and the update was left out."""
-
-    applied: bool
-    gradient_norm: float
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -100,25 +93,9 @@ class StudentEngine:
             self._group = create_expert_parallel_group(expert_parallel_size)
             apply_expert_parallelism(model, self._group)
         model.to(device)
-        self._stage = settings.get("zero_optimization", {}).get("stage", 0)
-        self._max_gradient_norm = optimizer.max_gradient_norm
-        # At stage 0 DeepSpeed averages the ranks' norms, which is wrong with experts: see step().
-        clipping = optimizer.max_gradient_norm if self._stage > 0 else 0.0
-        with quiet_deepspeed():
-            self._engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=torch.optim.AdamW(
-                    parameter_groups(model, optimizer.weight_decay),
-                    lr=optimizer.learning_rate,
-                    betas=optimizer.betas,
-                    eps=optimizer.epsilon,
-                    weight_decay=optimizer.weight_decay,
-                    fused=True,  # one pass over memory instead of ten
-                ),
-                config={**settings, "gradient_clipping": clipping},
-                dist_init_required=False,
-            )
+        self._engine = _initialize(model, settings, optimizer)
         self._state = optimizer_state_of(self._engine)
+        self._update = _update_of(self._engine, settings, optimizer, self._group)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -128,57 +105,23 @@ class StudentEngine:
 
     def __call__(self, **inputs: Any) -> Any:
         """The student's forward pass: what its class returns."""
+        if isinstance(self._update, FlatUpdate):
+            return self.module(**inputs)
         return self._engine(**inputs)
 
     def close(self) -> None:
         """Ends the engine: its memory, which DeepSpeed would hold on to, goes with the last use."""
+        self._update.close()
         self._engine.destroy()
         release(self.module)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of ``loss`` / accumulation steps, averaged over ranks."""
-        self._engine.backward(loss)
+        self._update.backward(loss)
 
-    def step(self, learning_rate: float | None) -> StepResult:
-        """Ends a micro-batch; at the last one of a step, clips and updates.
-
-        Args:
-            learning_rate: of the update; None for the micro-batches before the last one.
-        """
-        if learning_rate is None:
-            self._engine.step()
-            return StepResult(False, math.nan)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        if self._stage == 0:
-            return self._step_unpartitioned()
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return StepResult(self._engine.was_step_applied(), float(norm))
-
-    def _step_unpartitioned(self) -> StepResult:
-        norm = self._gradient_norm()
-        finite = math.isfinite(norm)
-        if finite and self._max_gradient_norm > 0:
-            scale = min(1.0, self._max_gradient_norm / (norm + 1e-6))
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, scale)
-        if not finite:
-            # torch's AdamW passes over parameters without a gradient.
-            self.module.zero_grad(set_to_none=True)
-        self._engine.step()
-        return StepResult(finite, norm)
-
-    def _gradient_norm(self) -> float:
-        """L2 norm over all parameters, each expert counted once."""
-        total = torch.zeros(2, dtype=torch.float64, device=self._engine.device)
-        for parameter in self.module.parameters():
-            if parameter.grad is not None:
-                square = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) ** 2
-                total[int(is_expert_parallel(parameter))] += square
-        if self._group is not None:
-            dist.all_reduce(total[1:], group=self._group.process_group)
-        return math.sqrt(total.sum().item())
+    def step(self, learning_rate: float) -> StepResult:
+        """Ends a step: clips and updates."""
+        return self._update.step(learning_rate)
 
     def state_entries(self) -> Iterator[StateEntry]:
         """Every parameter's state by logical name, in the same order on every rank."""
@@ -212,17 +155,14 @@ class StudentEngine:
     def counters(self) -> dict[str, Any]:
         """What resuming needs besides tensors: Adam's step and fp16's loss scale."""
         counters: dict[str, Any] = {"adam_steps": self._state.steps}
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        if self._engine.fp16_enabled() and scaler is not None:
-            counters["loss_scaler"] = {key: getattr(scaler, key) for key in _SCALER_FIELDS}
-        return counters
+        scaler = self._update.scaler_state()
+        return counters if scaler is None else {**counters, "loss_scaler": scaler}
 
     def finish_writing(self, counters: Mapping[str, Any]) -> None:
         """Ends a series of :meth:`write_state`: counters, and the weights of the forward pass."""
         self._state.steps = counters["adam_steps"]
-        if self._engine.fp16_enabled() and "loss_scaler" in counters:
-            for key, value in counters["loss_scaler"].items():
-                setattr(self._engine.optimizer.loss_scaler, key, value)
+        if "loss_scaler" in counters:
+            self._update.restore_scaler(counters["loss_scaler"])
         self._state.commit()
 
     def whole_weights(self) -> dict[str, Tensor]:
@@ -246,7 +186,50 @@ class StudentEngine:
 # DeepSpeed calls these by torch's old names; a run can do nothing about it.
 _OLD_NAMES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 
-_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+def _initialize(model: PreTrainedModel, settings: Mapping[str, Any], optimizer: AdamW) -> Any:
+    """DeepSpeed's engine of a student that is on its device."""
+    zero = dict(settings.get("zero_optimization", {}))
+    stage = zero.get("stage", 0)
+    if stage in (1, 2):
+        # Kernels read 16 bytes at a time; a router's bias may have fewer.
+        zero.setdefault("parameter_alignment", True)
+    flat = takes_flat_update(settings)
+    # At stage 0 DeepSpeed averages the ranks' norms; where the update is our own, it clips.
+    clipping = 0.0 if flat or stage == 0 else optimizer.max_gradient_norm
+    config = {**settings, "zero_optimization": zero, "gradient_clipping": clipping}
+    if flat and settings.get("fp16", {}).get("enabled"):
+        config["fp16"] = {"enabled": True, "loss_scale": 1.0}
+    with quiet_deepspeed():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=torch.optim.AdamW(
+                parameter_groups(model, optimizer.weight_decay),
+                lr=optimizer.learning_rate,
+                betas=optimizer.betas,
+                eps=optimizer.epsilon,
+                weight_decay=optimizer.weight_decay,
+                fused=True,  # one pass over memory instead of ten
+            ),
+            config=config,
+            dist_init_required=False,
+        )
+    return engine
+
+
+def _update_of(
+    engine: Any,
+    settings: Mapping[str, Any],
+    optimizer: AdamW,
+    experts: ExpertParallelGroup | None,
+) -> Update:
+    if not takes_flat_update(settings):
+        return EngineUpdate(engine, optimizer.max_gradient_norm, experts)
+    for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+        hook.remove()
+    fp16 = settings.get("fp16", {})
+    scale = LossScaleOptions.of_settings(fp16) if fp16.get("enabled") else None
+    return FlatUpdate(engine, optimizer.max_gradient_norm, scale)
 
 
 def initialize_communication() -> None:

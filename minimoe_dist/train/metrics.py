@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from .distillation import StepMetrics
+    from .step_metrics import StepMetrics
 
 # Not more often: postfixes are for eyes.
 _POSTFIX_SECONDS = 0.5

@@ -116,7 +116,7 @@ class RelationObjective:
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """Rows: R · tokens of each of query, key and value."""
-        return [3.0 * self.num_relation_heads * float(micro.attention_mask.sum())]
+        return [3.0 * self.num_relation_heads * micro.num_tokens]
 
     def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
         """Nothing more."""

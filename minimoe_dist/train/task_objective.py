@@ -68,7 +68,7 @@ class TaskObjective:
         counts = {"label_loss": predictions, "logits_loss": predictions}
         if self._with_signals:
             assert self.teacher is not None
-            rows = 3.0 * self.teacher.num_relation_heads * float(micro.attention_mask.sum())
+            rows = 3.0 * self.teacher.num_relation_heads * micro.num_tokens
             counts["relation_loss"] = rows
         return [counts[name] for name in self.parts]
 

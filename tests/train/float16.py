@@ -40,7 +40,9 @@ def train(student: StudentEngine, first: int, last: int, device: torch.device) -
         loss = sum(signal.float().square().mean() for signal in output.signals)
         student.backward(loss)
         result = student.step(3e-3)
-        rows.append([loss.item(), result.applied, student.counters()["loss_scaler"]["cur_scale"]])
+        rows.append(
+            [loss.item(), bool(result.applied), student.counters()["loss_scaler"]["cur_scale"]]
+        )
     return rows
 
 

@@ -66,7 +66,8 @@ def train(kind: str, layout: Layout):
             # The engine averages over ranks and micro-batches; this makes it a sum.
             loss = torch.stack(sums).mean() * ranks * layout.accumulation / 1000
             student.backward(loss)
-            student.step(1e-3 if index == len(batch.micro_batches) - 1 else None)
+            if index == len(batch.micro_batches) - 1:
+                student.step(1e-3)
             total = loss.detach() / ranks
             dist.all_reduce(total)
             losses.append(total.item())

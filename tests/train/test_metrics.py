@@ -7,8 +7,8 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from minimoe_dist.train.distillation import StepMetrics, StudentMetrics
 from minimoe_dist.train.metrics import Meter, Metrics
+from minimoe_dist.train.step_metrics import StepMetrics, StudentMetrics
 
 
 def step_metrics(loss=1.0, tokens=100, learning_rate=0.1, applied=True, names=("student",)):

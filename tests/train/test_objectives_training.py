@@ -67,7 +67,8 @@ def train(kind: str, moe: tuple[int, int], family: str, layout: Layout):
             # The engine averages over ranks and micro-batches; this makes it a sum.
             loss = loss_of(kind, student, micro, teachers) * (ranks * len(micro_batches) / 1000)
             student.backward(loss)
-            student.step(1e-3 if index == len(micro_batches) - 1 else None)
+            if index == len(micro_batches) - 1:
+                student.step(1e-3)
             total = loss.detach() / ranks
             dist.all_reduce(total)
             losses.append(total.item())
