@@ -135,15 +135,15 @@ def traceable(model: nn.Module) -> nn.Module:
 
 
 class _NowhereDispatcher:
-    """Leaves tokens in their order; instead of counts, experts get each token's expert."""
+    """Leaves tokens in their order; instead of products, maps get each token's expert."""
 
     def plan(self, expert: Tensor, num_experts: int) -> Plan:
         return _NowherePlan(expert)
 
 
-class _NowherePlan:
+class _NowherePlan(Plan):
     def __init__(self, expert: Tensor) -> None:
-        self.tokens_per_expert = expert
+        self.products = expert
 
     def to_experts(self, tokens: Tensor) -> Tensor:
         return tokens

@@ -31,6 +31,11 @@ _REPLACED_BY_ANY = 0.1
 _ORDER_STREAM, _FATE_STREAM, _REPLACEMENT_STREAM = range(3)
 
 
+def most_predicted(length: int) -> int:
+    """The most positions that a sample of at most ``length`` has to predict."""
+    return max(1, min(_MOST_MASKED, round(_MASKED_SHARE * length)))
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
     """Ids that the layout needs, and the vocabulary they belong to.

@@ -1,9 +1,9 @@
-"""What the encoders of this package share: embeddings, attention over packed tokens, heads on top.
+"""What the encoders of this package share: embeddings, dropout, what stands on top.
 
 Shapes: B samples, S positions, T packed tokens, H hidden size.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from transformers.utils import ModelOutput
 
 from .configuration import MiniMoeConfig
 from .experts import RouterStatistics
-from .noise import NoiseKeys, sample_keys
-from .packing import Packing
+from .noise import NoiseKeys
+from .packing import Layout
 
 
 @dataclass
@@ -24,8 +24,9 @@ class EncoderOutput(ModelOutput):
     """What an encoder returns.
 
     Attributes:
-        last_hidden_state: [B, S, H]; zeros at padding. None with ``projections_only``.
-        pooler_output: [B, H], or None without a pooler.
+        last_hidden_state: [B, S, H], zeros at padding; [T, H] of a batch that came packed. None
+            with ``projections_only``.
+        pooler_output: [B, H], or None without a pooler, and of a batch that came packed.
         embedding_output: [B, S, H] after dropout, with ``output_states``.
         queries_keys_values: three [B, S, H] of the last layer, with ``projections_only`` or
             ``output_states``.
@@ -96,52 +97,25 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob, site=0)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing, noise: NoiseKeys | None
+        self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout, noise: NoiseKeys | None
     ) -> Tensor:
-        """int64 [B, S] twice to [T, H]."""
-        embedded = self.look_up(input_ids, token_type_ids, packing)
+        """Ids and segments in the batch's shape to [T, H]."""
+        embedded = self.look_up(input_ids, token_type_ids, layout)
         return self.dropout(through(self, "LayerNorm", embedded), noise)
 
-    def look_up(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
-        """The sum alone: int64 [B, S] twice to [T, H]."""
+    def look_up(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
+        """The sum alone."""
         segments = token_type_ids if self.reads_segments else torch.zeros_like(input_ids)
-        embedded: Tensor = self.word_embeddings(packing.pack(input_ids))
-        embedded = embedded + self.token_type_embeddings(packing.pack(segments))
-        return embedded + self.position_embeddings(packing.pack(self._positions(input_ids)))
-
-    def _positions(self, input_ids: Tensor) -> Tensor:
-        if self.first_position is None:
-            return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        counted = (input_ids != self.first_position).long()
-        return counted.cumsum(1) * counted + self.first_position
+        positions = layout.positions(input_ids, self.first_position)
+        embedded = layout.embed(self.word_embeddings, layout.pack(input_ids))
+        embedded = embedded + layout.embed(self.token_type_embeddings, layout.pack(segments))
+        return embedded + layout.embed(self.position_embeddings, positions)
 
 
-def attend(
-    projected: Tensor, num_heads: int, packing: Packing, noise: NoiseKeys | None, dropout: Dropout
-) -> Tensor:
-    """Scaled dot-product attention over the padded batch.
-
-    Args:
-        projected: queries, keys and values side by side, [T, 3 · num_heads · head size].
-        num_heads: of these.
-        packing: the batch's.
-        noise: None outside training.
-        dropout: of the attention probabilities.
-
-    Returns:
-        The heads' contexts side by side, [T, num_heads · head size].
-    """
-    heads = packing.pad(projected).unflatten(-1, (3, num_heads, -1))
-    query, key, value = heads.permute(2, 0, 3, 1, 4)
-    bias = packing.key_bias.to(query.dtype)
-    if noise is None or dropout.probability == 0.0:
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    else:
-        scores = query @ key.transpose(-1, -2) * (1.0 / math.sqrt(query.shape[-1])) + bias
-        probabilities = scores.softmax(-1)
-        kept = noise.dropout_attention(probabilities, dropout.probability, dropout.site)
-        context = kept @ value
-    return packing.pack(context.transpose(1, 2).flatten(2))
+def projected(values: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
+    """``values`` through several maps at once, results side by side: one product, not several."""
+    weight = torch.cat([each.weight for each in maps])
+    return F.linear(values, weight, torch.cat([each.bias for each in maps]))
 
 
 class Pooler(nn.Module):
@@ -166,8 +140,9 @@ class RelationProjections(nn.Module):
         self.value = nn.Linear(size, size)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, S, H] to three of them."""
-        return self.query(hidden), self.key(hidden), self.value(hidden)
+        """[…, H] to three of them."""
+        query, key, value = projected(hidden, (self.query, self.key, self.value)).chunk(3, -1)
+        return query, key, value
 
 
 class StudentPass(PreTrainedModel):
@@ -221,19 +196,3 @@ class RelationPass(StudentPass):
         if self.relation is not None:
             signals = self.relation(encoded.last_hidden_state)
         return StudentOutput(routers=encoded.routers or (), signals=signals)
-
-
-def noise_keys(
-    input_ids: Tensor, sample_ids: Tensor | None, seed: int, packing: Packing
-) -> NoiseKeys:
-    """A training batch's keys; without ``sample_ids``, of samples drawn from PyTorch's generator.
-
-    Args:
-        input_ids: int64 [B, S].
-        sample_ids: int64 [B] or None.
-        seed: the run's.
-        packing: the batch's.
-    """
-    if sample_ids is None:
-        sample_ids = torch.randint(2**62, input_ids.shape[:1]).to(input_ids.device)
-    return NoiseKeys(sample_keys(seed, sample_ids, input_ids.shape[1]), packing.rows)

@@ -31,12 +31,10 @@ from .blocks import (
     RelationPass,
     RelationProjections,
     StudentOutput,
-    attend,
-    noise_keys,
 )
 from .elastic_configuration import ElasticConfig
 from .noise import NoiseKeys
-from .packing import Packing
+from .packing import Layout, Packing
 from .submodels import LayerShape, SubModelShape
 
 
@@ -75,7 +73,7 @@ class SlicedLayerNorm(nn.LayerNorm):
 class _Pass(NamedTuple):
     """What the layers of one pass share."""
 
-    packing: Packing
+    layout: Layout
     noise: NoiseKeys | None
     masks: ElementValues | None
 
@@ -138,7 +136,8 @@ class _Attention(nn.Module):
         if not heads:
             return self.output(None, hidden, run)
         projected = self.self(hidden, heads * self.head_size)
-        context = attend(projected, heads, run.packing, run.noise, self.probability_dropout)
+        dropout = self.probability_dropout
+        context = run.layout.attend(projected, heads, run.noise, dropout.probability, dropout.site)
         if mask is not None:
             by_feature = context.unflatten(-1, (heads, -1)).transpose(-1, -2)
             context = _masked(by_feature, mask).transpose(-1, -2).flatten(-2)
@@ -219,7 +218,7 @@ class ElasticEmbeddings(Embeddings):
         self, input_ids: Tensor, token_type_ids: Tensor, hidden: int, run: _Pass
     ) -> Tensor:
         """int64 [B, S] twice to [T, hidden]."""
-        summed = self.look_up(input_ids, token_type_ids, run.packing)[..., :hidden]
+        summed = self.look_up(input_ids, token_type_ids, run.layout)[..., :hidden]
         return self.dropout(run.mask_hidden(self.LayerNorm(summed)), run.noise)
 
 
@@ -276,12 +275,13 @@ class ElasticModel(ElasticPreTrainedModel):
         noise_seed: int = 0,
         sparsity: str | None = None,
         masks: ElementValues | None = None,
+        layout: Layout | None = None,
         **unused: Any,
     ) -> EncoderOutput:
         """Encodes a batch with one sub-model.
 
         Args:
-            input_ids: int64 [B, S].
+            input_ids: int64 [B, S]. With ``layout``, integers [T].
             attention_mask: bool or int [B, S]; None means no padding.
             token_type_ids: int64 [B, S] segments; None means zeros.
             sample_ids: int64 [B]; in training, dropout is a function of (noise_seed, sample).
@@ -289,6 +289,8 @@ class ElasticModel(ElasticPreTrainedModel):
             noise_seed: the run's seed.
             sparsity: a key of the configuration's map; by default all weights that there are.
             masks: factors of heads' contexts, neurons' activations and hidden dimensions.
+            layout: how the tokens lie, of a batch that comes packed; then all that is [B, S] here
+                is [T], and there is no mask.
             unused: arguments of other encoders that pipelines pass along.
 
         Returns:
@@ -299,16 +301,18 @@ class ElasticModel(ElasticPreTrainedModel):
             ValueError: no such sub-model, or one of more than the weights that there are.
         """
         shape = self.shape_of(sparsity)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        came_packed = layout is not None
+        if layout is None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+            layout = Packing(attention_mask.bool(), keep_padding=False)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        packing = Packing(attention_mask.bool(), keep_padding=False)
-        noise = noise_keys(input_ids, sample_ids, noise_seed, packing) if self.training else None
-        run = _Pass(packing, noise, masks)
+        noise = layout.noise(sample_ids, noise_seed) if self.training else None
+        run = _Pass(layout, noise, masks)
         hidden = self.embeddings(input_ids, token_type_ids, shape.hidden, run)
-        recovered = packing.pad(self.recover(self.encoder(hidden, shape, run)))
-        pooled = None if self.pooler is None else self.pooler(recovered)
+        recovered = layout.pad(self.recover(self.encoder(hidden, shape, run)))
+        pooled = None if self.pooler is None or came_packed else self.pooler(recovered)
         return EncoderOutput(last_hidden_state=recovered, pooler_output=pooled, routers=())
 
     def shape_of(self, sparsity: str | None = None) -> SubModelShape:

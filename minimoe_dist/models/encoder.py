@@ -8,23 +8,21 @@ Shapes: B samples, S positions, T packed tokens, H hidden size, E experts.
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .blocks import Dropout, attend, through
+from .blocks import Dropout, projected, through
 from .configuration import MiniMoeConfig
 from .experts import (
     Dispatcher,
     ExpertLinear,
-    LocalDispatcher,
     Plan,
     Route,
     Router,
     RouterStatistics,
 )
 from .noise import NoiseKeys
-from .packing import Packing
+from .packing import Layout
 
 
 class LayerOutput(NamedTuple):
@@ -124,7 +122,7 @@ class Layer(nn.Module):
         self.output = _Output(
             config, config.feedforward_experts, config.intermediate_size, 1, first_site + 2
         )
-        self.dispatcher: Dispatcher = LocalDispatcher()
+        self.dispatcher: Dispatcher | None = None  # where experts are elsewhere: to them
         size, noise = config.hidden_size, config.router_noise
         if config.attention_experts > 1:
             self.attn_gate = Router(size, config.attention_experts, noise, first_site + 3)
@@ -134,13 +132,13 @@ class Layer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        packing: Packing,
+        layout: Layout,
         noise: NoiseKeys | None,
         with_projections: bool = False,
     ) -> LayerOutput:
         """Takes [T, H]; ``with_projections`` also hands out the queries, keys and values."""
-        attended, projected, attention_route = self._attend(hidden, packing, noise)
-        fed, feedforward_route = self._feed_forward(attended, noise)
+        attended, projected, attention_route = self._attend(hidden, layout, noise)
+        fed, feedforward_route = self._feed_forward(attended, layout, noise)
         routes = (attention_route, feedforward_route)
         statistics = tuple(route.statistics for route in routes if route is not None)
         return LayerOutput(fed, statistics, projected if with_projections else None)
@@ -150,48 +148,45 @@ class Layer(nn.Module):
         return self._project(through(self.attention, "ln", hidden), None)
 
     def _project(self, tokens: Tensor, plan: Plan | None) -> Tensor:
-        maps = self.attention.self
-        if plan is None:
-            return torch.cat([maps.query(tokens), maps.key(tokens), maps.value(tokens)], -1)
-        counts, rows = plan.tokens_per_expert, plan.to_experts(tokens)
-        parts = [m(rows, counts) for m in (maps.query, maps.key, maps.value)]
-        return plan.to_tokens(torch.cat(parts, -1))  # one exchange instead of three
+        own = self.attention.self
+        maps = (own.query, own.key, own.value)
+        if plan is not None:
+            return plan.across(maps, tokens)
+        return projected(tokens, maps)  # type: ignore[arg-type]
 
     def _attend(
-        self, hidden: Tensor, packing: Packing, noise: NoiseKeys | None
+        self, hidden: Tensor, layout: Layout, noise: NoiseKeys | None
     ) -> tuple[Tensor, Tensor, Route | None]:
-        output = self.attention.output
+        output, dropout = self.attention.output, self.attention_dropout
         tokens = through(self.attention, "ln", hidden)
-        route, plan = self._route("attn_gate", tokens, noise)
-        projected = self._project(tokens, plan)
-        context = attend(projected, self.num_heads, packing, noise, self.attention_dropout)
-        if plan is None:
-            out = output.dense(context)
-        else:
-            rows = plan.to_experts(context)
-            out = plan.to_tokens(output.dense(rows, plan.tokens_per_expert))
-        return output.finish(out, hidden, route, noise), projected, route
+        route, plan = self._route("attn_gate", tokens, layout, noise)
+        made = self._project(tokens, plan)
+        context = layout.attend(made, self.num_heads, noise, dropout.probability, dropout.site)
+        dense = output.dense
+        out = dense(context) if plan is None else plan.across((dense,), context)
+        return output.finish(out, hidden, route, noise), made, route
 
-    def _feed_forward(self, hidden: Tensor, noise: NoiseKeys | None) -> tuple[Tensor, Route | None]:
+    def _feed_forward(
+        self, hidden: Tensor, layout: Layout, noise: NoiseKeys | None
+    ) -> tuple[Tensor, Route | None]:
         first, second = self.intermediate, self.output
         tokens = through(self, "ln", hidden)
-        route, plan = self._route("ffn_gate", tokens, noise)
+        route, plan = self._route("ffn_gate", tokens, layout, noise)
         if plan is None:
             out = second.dense(first.activation(first.dense(tokens)))
         else:
-            counts = plan.tokens_per_expert
-            inner = first.activation(first.dense(plan.to_experts(tokens), counts))
-            out = plan.to_tokens(second.dense(inner, counts))
+            inner = first.activation(plan.into((first.dense,), tokens))
+            out = plan.out_of(second.dense, inner)
         return second.finish(out, hidden, route, noise), route
 
     def _route(
-        self, name: str, tokens: Tensor, noise: NoiseKeys | None
+        self, name: str, tokens: Tensor, layout: Layout, noise: NoiseKeys | None
     ) -> tuple[Route | None, Plan | None]:
         gate = getattr(self, name, None)
         if gate is None:
             return None, None
-        route = gate(tokens, noise)  # a router reads what its experts read
-        return route, self.dispatcher.plan(route.expert, gate.out_features)
+        route = gate(tokens, noise, layout.real)  # a router reads what its experts read
+        return route, (self.dispatcher or layout).plan(route.expert, gate.out_features)
 
 
 class Encoder(nn.Module):

@@ -8,6 +8,8 @@ the one of expert parallelism exchanges them.
 Shapes: T packed tokens, E experts of the block, L experts held here, H hidden size.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,18 +44,37 @@ class Route(NamedTuple):
     statistics: RouterStatistics
 
 
-class Plan(Protocol):
-    """A dispatcher's answer for one block and micro-batch."""
+class Plan:
+    """A dispatcher's answer for one block and micro-batch: the way to the experts and back.
+
+    Attributes:
+        products: what the block's maps are called with beside their rows; of :class:`ExpertLinear`
+            a function of (rows, weight, bias).
+    """
+
+    products: Any
 
     def to_experts(self, tokens: Tensor) -> Tensor:
         """Rows [T, C] at home to rows [T', C] sorted by the experts held here."""
+        raise NotImplementedError
 
     def to_tokens(self, rows: Tensor) -> Tensor:
         """The inverse of :meth:`to_experts`."""
+        raise NotImplementedError
 
-    @property
-    def tokens_per_expert(self) -> Tensor:
-        """int64 [L]: how many of the T' rows belong to each expert held here."""
+    def into(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        """Tokens through maps, side by side, left with the experts: [T, C] to [T', …]."""
+        rows = self.to_experts(tokens)
+        parts = [each(rows, self.products) for each in maps]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def out_of(self, second: nn.Module, rows: Tensor) -> Tensor:
+        """What :meth:`into` left, through another map and home: [T', …] to [T, C]."""
+        return self.to_tokens(second(rows, self.products))
+
+    def across(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        """There and back through one set of maps: one exchange instead of several."""
+        return self.to_tokens(self.into(maps, tokens))
 
 
 class Dispatcher(Protocol):
@@ -63,12 +84,13 @@ class Dispatcher(Protocol):
         """Plans an exchange for ``expert`` int64 [T]."""
 
 
-class _LocalPlan:
+class _LocalPlan(Plan):
     def __init__(self, expert: Tensor, num_experts: int) -> None:
         self._order = torch.argsort(expert, stable=True)
         self._inverse = torch.empty_like(self._order)
         self._inverse[self._order] = torch.arange(expert.numel(), device=expert.device)
         self.tokens_per_expert = torch.bincount(expert, minlength=num_experts)
+        self.products = partial(grouped_linear, tokens_per_expert=self.tokens_per_expert)
 
     def to_experts(self, tokens: Tensor) -> Tensor:
         return permute_rows(tokens, self._order, self._inverse)
@@ -116,17 +138,31 @@ class Router(nn.Linear):
         self.router_noise = router_noise
         self.site = site
 
-    def forward(self, tokens: Tensor, noise: NoiseKeys | None) -> Route:  # type: ignore[override]
-        """Routes ``tokens`` [T, H]; ``noise`` is None outside training."""
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, noise: NoiseKeys | None, real: Tensor | None = None
+    ) -> Route:
+        """Routes ``tokens`` [T, H].
+
+        Args:
+            tokens: what the experts read.
+            noise: None outside training.
+            real: bool [T]; rows that are no tokens go to no expert, whose number is E, and do not
+                count. None: all are tokens.
+        """
         logits = F.linear(tokens.float(), self.weight.float(), self.bias.float())
         if noise is not None and self.router_noise > 0.0:
             uniform = noise.uniform(logits.shape[-1], self.site)
             logits = logits + (1.0 - self.router_noise) + 2.0 * self.router_noise * uniform
         probabilities = logits.softmax(-1)
-        probability, expert = probabilities.max(-1, keepdim=True)
-        expert = expert.squeeze(-1)
-        count = torch.bincount(expert, minlength=self.out_features).float()
-        return Route(expert, probability, RouterStatistics(probabilities.sum(0), count))
+        expert = probabilities.argmax(-1)
+        chosen = expert[:, None] == torch.arange(self.out_features, device=expert.device)
+        probability = (probabilities * chosen).sum(-1, keepdim=True)
+        if real is not None:
+            chosen = chosen & real[:, None]
+            probabilities = probabilities * real[:, None]
+            expert = torch.where(real, expert, self.out_features)
+        statistics = RouterStatistics(probabilities.sum(0), chosen.sum(0, dtype=torch.float32))
+        return Route(expert, probability, statistics)
 
 
 def expert_elements(num_elements: int, num_experts: int) -> Tensor:
@@ -212,9 +248,9 @@ class ExpertLinear(nn.Module):
             return split_dense(dense_bias, self.num_experts, axis=0, element_size=self.element_size)
         return dense_bias.expand(self.num_experts, -1).clone()
 
-    def forward(self, rows: Tensor, tokens_per_expert: Tensor) -> Tensor:
-        """Maps ``rows`` [T', in], ``tokens_per_expert`` int64 [L] of them, to [T', out]."""
-        return grouped_linear(rows, self.weight, self.bias, tokens_per_expert)
+    def forward(self, rows: Tensor, products: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Maps rows [T', in] to [T', out] by a plan's products."""
+        return products(rows, self.weight, self.bias)
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor, tokens_per_expert: Tensor) -> Tensor:
@@ -232,18 +268,11 @@ def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor, tokens_per_expert
     Returns:
         [T, out].
     """
-    function = _GroupedLinearKernel if _kernel_takes(rows, weight) else _GroupedLinearLoop
-    result: Tensor = function.apply(rows, weight, bias, tokens_per_expert)
+    result: Tensor = _GroupedLinear.apply(rows, weight, bias, tokens_per_expert)
     return result
 
 
-def _kernel_takes(rows: Tensor, weight: Tensor) -> bool:
-    # The grouped kernel wants 16-byte strides; on CPU a loop over addmm is faster than it.
-    aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
-    return rows.is_cuda and aligned and rows.shape[0] > 0
-
-
-class _GroupedLinearLoop(torch.autograd.Function):
+class _GroupedLinear(torch.autograd.Function):
     """A product per expert, written in place: as fast as one dense product on CPU."""
 
     @staticmethod
@@ -275,27 +304,3 @@ class _GroupedLinearLoop(torch.autograd.Function):
             torch.mm(upstream.t(), part, out=weight_gradient[expert])
             torch.sum(upstream, 0, out=bias_gradient[expert])
         return row_gradient, weight_gradient, bias_gradient, None
-
-
-class _GroupedLinearKernel(torch.autograd.Function):
-    """``torch.nn.functional.grouped_mm`` forward and backward, without a host synchronisation."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
-        offsets = counts.cumsum(0).to(torch.int32)
-        expert = torch.repeat_interleave(
-            torch.arange(counts.numel(), device=rows.device), counts, output_size=rows.shape[0]
-        )
-        out = F.grouped_mm(rows, weight.transpose(1, 2), offs=offsets)
-        ctx.save_for_backward(rows, weight, offsets, expert)
-        return out.add_(bias.index_select(0, expert))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        rows, weight, offsets, expert = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        row_gradient = F.grouped_mm(gradient, weight, offs=offsets)
-        weight_gradient = F.grouped_mm(gradient.t(), rows, offs=offsets)
-        bias_sum = torch.zeros(weight.shape[:2], dtype=torch.float32, device=weight.device)
-        bias_sum.index_add_(0, expert, gradient.float())
-        return row_gradient, weight_gradient, bias_sum.to(weight.dtype), None

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from ..objectives.mlm import masked_lm_loss_sum, masked_rows
+from ..objectives.mlm import masked_lm_loss_sum, masked_rows, packed_masked_lm_loss_sum
 from .blocks import StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
 from .moebert import MiniMoeForRelations
@@ -59,14 +59,27 @@ class MaskedLmHead(nn.Module):
         self.transform = _Transform(hidden_size, activation, epsilon)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, hidden: Tensor, labels: Tensor, decoder_weight: Tensor) -> tuple[Tensor, int]:
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        decoder_weight: Tensor,
+        predicted_rows: Tensor | None = None,
+    ) -> tuple[Tensor, int]:
         """Summed cross entropy, and the number of positions it is over.
 
         Args:
-            hidden: [B, S, H], final hidden states.
-            labels: int64 [B, S], -100 where nothing is to be predicted.
+            hidden: [B, S, H], final hidden states; [T, H] with ``predicted_rows``.
+            labels: int64 [B, S], -100 where nothing is to be predicted; int32 [N] with
+                ``predicted_rows``.
             decoder_weight: [V, H], the word embeddings.
+            predicted_rows: int32 [N], of a batch that came packed; then the number is N, also
+                where labels do not count.
         """
+        if predicted_rows is not None:
+            rows = self.transform(hidden.index_select(0, predicted_rows))
+            given = (rows, labels, decoder_weight, self.bias)
+            return packed_masked_lm_loss_sum(*given), len(labels)
         rows, wanted = masked_rows(hidden, labels)
         return masked_lm_loss_sum(self.transform(rows), wanted, decoder_weight, self.bias)
 
@@ -132,13 +145,19 @@ class MaskedLmPass(StudentPass):
         super()._init_weights(module)
 
     def one_pass(
-        self, input_ids: Tensor, labels: Tensor | None = None, compares: bool = True, **inputs: Any
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        compares: bool = True,
+        predicted_rows: Tensor | None = None,
+        **inputs: Any,
     ) -> StudentOutput:
         """Predicts what was masked; without labels, does what the student without a head does.
 
         Args:
-            input_ids: int64 [B, S].
-            labels: int64 [B, S], -100 where nothing is to be predicted.
+            input_ids: int64 [B, S], or [T] of a batch that comes packed.
+            labels: int64 [B, S], -100 where nothing is to be predicted, or [N].
+            predicted_rows: int32 [N], whose token is to be predicted, of a batch that comes packed.
             compares: also give what the student without a head gives.
             inputs: what the encoder takes.
         """
@@ -151,7 +170,10 @@ class MaskedLmPass(StudentPass):
             encoded = self.bert(input_ids, **inputs)
             output = StudentOutput(routers=encoded.routers or ())
         loss_sum, predicted = self.cls["predictions"](
-            encoded.last_hidden_state, labels, self.decoder_weight(inputs.get("sparsity"))
+            encoded.last_hidden_state,
+            labels,
+            self.decoder_weight(inputs.get("sparsity")),
+            predicted_rows,
         )
         return output._replace(masked_lm_sum=loss_sum, predicted=predicted)
 

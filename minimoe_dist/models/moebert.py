@@ -2,8 +2,8 @@
 
 One encoder serves both: with one expert a block is BERT's plain one, and a student of plain blocks
 has exactly the parameters of Hugging Face's ``BertModel``. Parameter names are BERT's; an expert
-block's weights are stacked along a first axis. The encoder works on packed tokens (padding takes no
-part in any product and is never routed) and pads for attention only.
+block's weights are stacked along a first axis. The encoder works on packed tokens: padding takes no
+part in any product and is never routed.
 
 Shapes: B samples, S positions, T packed tokens, H hidden size, E experts.
 """
@@ -23,12 +23,11 @@ from .blocks import (
     RelationPass,
     RelationProjections,
     StudentOutput,
-    noise_keys,
 )
 from .configuration import MiniMoeConfig
 from .encoder import Encoder, Layer
 from .experts import ExpertLinear, Router, RouterStatistics
-from .packing import Packing
+from .packing import Layout, Packing
 
 __all__ = [
     "EncoderOutput",
@@ -90,12 +89,14 @@ class MiniMoeModel(MiniMoePreTrainedModel):
         noise_seed: int = 0,
         projections_only: bool = False,
         output_states: bool = False,
+        layout: Layout | None = None,
         **unused: Any,
     ) -> EncoderOutput:
         """Encodes a batch.
 
         Args:
-            input_ids: int64 [B, S]; B may be 0, and a sample nothing but padding.
+            input_ids: int64 [B, S]; B may be 0, and a sample nothing but padding. With ``layout``,
+                integers [T].
             attention_mask: bool or int [B, S]; None means no padding.
             token_type_ids: int64 [B, S] segments; None means zeros. Not read by RoBERTa's family.
             sample_ids: int64 [B]; in training, dropout and router noise are a function of
@@ -105,32 +106,36 @@ class MiniMoeModel(MiniMoePreTrainedModel):
                 the relation loss of a plain student reads; refused where attention has experts.
             output_states: also return the embeddings' output and the last layer's queries, keys and
                 values, for objectives that compare more than relations.
+            layout: how the tokens lie, of a batch that comes packed; then all that is [B, S] here
+                is [T], and there is no mask.
             unused: arguments of other encoders that pipelines pass along.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        came_packed = layout is not None
+        if layout is None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+            layout = Packing(attention_mask.bool(), self.config.route_padding)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        packing = Packing(attention_mask.bool(), self.config.route_padding)
-        noise = noise_keys(input_ids, sample_ids, noise_seed, packing) if self.training else None
-        embedded = self.embeddings(input_ids, token_type_ids, packing, noise)
+        noise = layout.noise(sample_ids, noise_seed) if self.training else None
+        embedded = self.embeddings(input_ids, token_type_ids, layout, noise)
         hidden = embedded
         *earlier, last = self.encoder.layers()
         routers: list[RouterStatistics] = []
         for layer in earlier:
-            hidden, statistics, _ = layer(hidden, packing, noise)
+            hidden, statistics, _ = layer(hidden, layout, noise)
             routers.extend(statistics)
         if projections_only:
             assert self.config.attention_experts == 1, "an expert's choice would go unscaled"
-            signals = _thirds(packing.pad(last.projections(hidden)))
+            signals = _thirds(layout.pad(last.projections(hidden)))
             return EncoderOutput(queries_keys_values=signals, routers=tuple(routers))
-        hidden, statistics, projected = last(hidden, packing, noise, output_states)
-        padded = packing.pad(self.encoder.finish(hidden))
+        hidden, statistics, projected = last(hidden, layout, noise, output_states)
+        padded = layout.pad(self.encoder.finish(hidden))
         return EncoderOutput(
             last_hidden_state=padded,
-            pooler_output=None if self.pooler is None else self.pooler(padded),
-            embedding_output=packing.pad(embedded) if output_states else None,
-            queries_keys_values=_thirds(packing.pad(projected)) if output_states else None,
+            pooler_output=self.pooler(padded) if self.pooler and not came_packed else None,
+            embedding_output=layout.pad(embedded) if output_states else None,
+            queries_keys_values=_thirds(layout.pad(projected)) if output_states else None,
             routers=(*routers, *statistics),
         )
 

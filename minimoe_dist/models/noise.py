@@ -46,25 +46,44 @@ def sample_keys(seed: int, sample_ids: Tensor, length: int) -> Tensor:
     Returns:
         int32 [B, S].
     """
+    positions = torch.arange(length, device=sample_ids.device, dtype=torch.int32)
+    return hash_bits(_row_keys(seed, sample_ids)[:, None] + hash_bits(positions)[None, :])
+
+
+def token_keys(seed: int, sample_ids: Tensor, sample: Tensor, position: Tensor) -> Tensor:
+    """The same for packed tokens, each by its sample's place in the batch and its position.
+
+    Args:
+        seed: the run's seed.
+        sample_ids: int64 [B].
+        sample: integers [T], below B.
+        position: integers [T].
+
+    Returns:
+        int32 [T].
+    """
+    rows = _row_keys(seed, sample_ids).index_select(0, sample)
+    return hash_bits(rows + hash_bits(position.to(torch.int32)))
+
+
+def _row_keys(seed: int, sample_ids: Tensor) -> Tensor:
     # Torch wraps on conversion, so both halves of the 64-bit id enter the hash.
     low = sample_ids.to(torch.int32)
     high = (sample_ids >> 32).to(torch.int32)
-    rows = hash_bits(hash_bits(low ^ _as_int32(seed)) ^ hash_bits(high + _as_int32(_SITE_STEP)))
-    positions = torch.arange(length, device=sample_ids.device, dtype=torch.int32)
-    return hash_bits(rows[:, None] + hash_bits(positions)[None, :])
+    return hash_bits(hash_bits(low ^ _as_int32(seed)) ^ hash_bits(high + _as_int32(_SITE_STEP)))
 
 
 class NoiseKeys:
     """Keys of one micro-batch, handed down through a model's blocks.
 
     Args:
-        padded_keys: int32 [B, S] of :func:`sample_keys`.
-        rows: int64 [T], flat indices of the packed tokens, or None where T = B·S.
+        keys: int32 [B, S] of :func:`sample_keys`, or [T] of :func:`token_keys`.
+        rows: int64 [T], flat indices of the packed tokens, or None where all of ``keys`` are.
     """
 
-    def __init__(self, padded_keys: Tensor, rows: Tensor | None) -> None:
-        flat = padded_keys.reshape(-1)
-        self.padded_keys = padded_keys
+    def __init__(self, keys: Tensor, rows: Tensor | None) -> None:
+        flat = keys.reshape(-1)
+        self.padded_keys = keys
         self.token_keys = flat if rows is None else flat.index_select(0, rows)
 
     def _bits(self, row_keys: Tensor, columns: int, site: int) -> Tensor:

@@ -1,22 +1,84 @@
-"""Padded batches without their padding.
+"""How the tokens of a batch lie: padded batches without their padding.
+
+An encoder works on packed tokens [T, …] and asks their layout for what needs to know which of them
+belong together: attention, positions, keys of noise, the way to a block's experts. The layout here
+comes from a padded batch and goes back to one, as CPUs like it; the one in `models.packed` never
+pads.
 
 Shapes: B samples, S positions, T packed tokens.
 """
 
+import math
+from typing import Protocol
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .experts import LocalDispatcher, Plan
+from .noise import NoiseKeys, sample_keys
 
 # Finite in float16 too, so that a sample of nothing but padding has no NaN in its unused rows.
 _PADDING_SCORE = -30000.0
 
 
+class Layout(Protocol):
+    """How packed tokens lie.
+
+    Attributes:
+        real: bool [T], which rows are tokens at all; None where all are.
+    """
+
+    real: Tensor | None
+
+    def pack(self, given: Tensor) -> Tensor:
+        """What the batch gave for its positions as [T, …]."""
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """The inverse: [T, …] in the shape that the batch has."""
+
+    def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
+        """Positions of tokens, integers [T].
+
+        They count from 0; with ``padding_id``, as RoBERTa does, from behind it, over tokens that
+        are not it, which is itself the position of padding.
+        """
+
+    def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
+        """Rows [T, H] of a table, for integers [T]."""
+
+    def attend(
+        self, projected: Tensor, heads: int, noise: NoiseKeys | None, dropout: float, site: int
+    ) -> Tensor:
+        """Scaled dot-product attention of each sample's tokens among themselves.
+
+        Args:
+            projected: queries, keys and values side by side, [T, 3 · heads · head size].
+            heads: of these.
+            noise: None outside training.
+            dropout: probability of an attention probability to be dropped, in training.
+            site: the dropout's number.
+
+        Returns:
+            The heads' contexts side by side, [T, heads · head size].
+        """
+
+    def noise(self, sample_ids: Tensor | None, seed: int) -> NoiseKeys:
+        """A training batch's keys; without ``sample_ids`` int64 [B], of samples drawn at random."""
+
+    def plan(self, expert: Tensor, num_experts: int) -> Plan:
+        """The way to a block's experts and back, where all experts are here."""
+
+
 class Packing:
-    """The real tokens of a padded batch, and the way there and back.
+    """The real tokens of a padded batch.
 
     Args:
         attention_mask: bool [B, S].
         keep_padding: pack every position, as if all were real.
     """
+
+    real: Tensor | None = None
 
     def __init__(self, attention_mask: Tensor, keep_padding: bool) -> None:
         self.batch, self.length = attention_mask.shape
@@ -27,9 +89,9 @@ class Packing:
         bias = bias.masked_fill(~attention_mask, _PADDING_SCORE)
         self.key_bias = bias[:, None, None, :]
 
-    def pack(self, padded: Tensor) -> Tensor:
+    def pack(self, given: Tensor) -> Tensor:
         """[B, S, …] to [T, …]."""
-        flat = padded.flatten(0, 1)
+        flat = given.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
 
     def pad(self, packed: Tensor) -> Tensor:
@@ -40,3 +102,37 @@ class Packing:
             shape = (self.batch * self.length, *packed.shape[1:])
             flat = packed.new_zeros(shape).index_copy(0, self.rows, packed)
         return flat.unflatten(0, (self.batch, self.length))
+
+    def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
+        if padding_id is None:
+            positions = torch.arange(self.length, device=input_ids.device)
+            return self.pack(positions.expand(self.batch, self.length))
+        counted = (input_ids != padding_id).long()
+        return self.pack(counted.cumsum(1) * counted + padding_id)
+
+    def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
+        rows: Tensor = table(ids)
+        return rows
+
+    def attend(
+        self, projected: Tensor, heads: int, noise: NoiseKeys | None, dropout: float, site: int
+    ) -> Tensor:
+        parts = self.pad(projected).unflatten(-1, (3, heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        bias = self.key_bias.to(query.dtype)
+        if noise is None or dropout == 0.0:
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        else:
+            scores = query @ key.transpose(-1, -2) * (1.0 / math.sqrt(query.shape[-1])) + bias
+            kept = noise.dropout_attention(scores.softmax(-1), dropout, site)
+            context = kept @ value
+        return self.pack(context.transpose(1, 2).flatten(2))
+
+    def noise(self, sample_ids: Tensor | None, seed: int) -> NoiseKeys:
+        device = self.key_bias.device
+        if sample_ids is None:
+            sample_ids = torch.randint(2**62, (self.batch,)).to(device)
+        return NoiseKeys(sample_keys(seed, sample_ids, self.length), self.rows)
+
+    def plan(self, expert: Tensor, num_experts: int) -> Plan:
+        return LocalDispatcher().plan(expert, num_experts)

@@ -7,7 +7,7 @@ one gradient of each, so memory does not grow with the number of masked position
 Shapes: N masked positions, H hidden size, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +69,68 @@ def masked_lm_loss_sum(
     return loss, int(counted.sum())
 
 
+def packed_masked_lm_loss_sum(
+    rows: Tensor, labels: Tensor, decoder_weight: Tensor, decoder_bias: Tensor
+) -> Tensor:
+    """The same as an operator that compilers take as it is, and that asks the device for nothing.
+
+    Args:
+        rows: [N, H].
+        labels: int32 [N], inside the vocabulary, or -100 at rows that do not count.
+        decoder_weight: [V, H].
+        decoder_bias: [V].
+
+    Returns:
+        The sum as a scalar, float32.
+    """
+    weight = decoder_weight.to(rows.dtype)
+    with_gradient = torch.is_grad_enabled()
+    return _masked_lm(rows, weight, decoder_bias, labels, with_gradient)[0]
+
+
+class _Made(NamedTuple):
+    """A loss with the gradients of rows, weight and bias, of which all or none are there."""
+
+    loss: Tensor
+    rows: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def _in_chunks(
+    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
+) -> _Made:
+    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    shapes = [one.shape if with_gradient else (0,) for one in (rows, weight, bias)]
+    of_rows, of_weight, of_bias = (
+        torch.zeros(shape, dtype=wide, device=rows.device) for shape in shapes
+    )
+    for start in range(0, rows.shape[0], size):
+        part, label = rows[start : start + size], labels[start : start + size].long()
+        counted = (label != IGNORED_LABEL)[:, None]
+        target = label.clamp_min(0)[:, None]
+        logits = (part @ weight.t()).to(wide).add_(bias)
+        logits.sub_(logits.amax(-1, keepdim=True))
+        wanted_scores = logits.gather(1, target)
+        sums = logits.exp_().sum(-1, keepdim=True)
+        losses = (sums.log() - wanted_scores) * counted
+        total += losses.sum(dtype=torch.float64)
+        if not with_gradient:
+            continue
+        slope = logits.div_(sums)
+        slope.scatter_add_(1, target, torch.full_like(sums, -1.0))
+        slope.mul_(counted)
+        of_bias += slope.sum(0)
+        slope = slope.to(rows.dtype)
+        of_rows[start : start + size] = slope @ weight
+        if wide == rows.dtype:
+            of_weight.addmm_(slope.t(), part)
+        else:
+            of_weight += slope.t() @ part
+    return _Made(total.to(wide), of_rows, of_weight, of_bias)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the loss over chunks of rows; gradients are made on the way forward."""
 
@@ -76,39 +138,45 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int
     ) -> Tensor:
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        wanted = any(ctx.needs_input_grad)
-        total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        row_gradient = torch.empty_like(rows, dtype=wide)
-        weight_gradient = torch.zeros_like(weight, dtype=wide) if wanted else None
-        bias_gradient = torch.zeros_like(bias, dtype=wide) if wanted else None
-        for start in range(0, rows.shape[0], size):
-            part, label = rows[start : start + size], labels[start : start + size]
-            counted = (label != IGNORED_LABEL)[:, None]
-            target = label.clamp_min(0)[:, None]
-            logits = (part @ weight.t()).to(wide).add_(bias)
-            logits.sub_(logits.amax(-1, keepdim=True))
-            wanted_scores = logits.gather(1, target)
-            sums = logits.exp_().sum(-1, keepdim=True)
-            losses = (sums.log() - wanted_scores) * counted
-            total += losses.sum(dtype=torch.float64)
-            if weight_gradient is None or bias_gradient is None:
-                continue
-            slope = logits.div_(sums)
-            slope.scatter_add_(1, target, torch.full_like(sums, -1.0))
-            slope.mul_(counted)
-            bias_gradient += slope.sum(0)
-            slope = slope.to(rows.dtype)
-            row_gradient[start : start + size] = slope @ weight
-            if wide == rows.dtype:
-                weight_gradient.addmm_(slope.t(), part)
-            else:
-                weight_gradient += slope.t() @ part
-        if wanted:
-            ctx.save_for_backward(row_gradient, weight_gradient, bias_gradient)
-        return total.to(wide)
+        made = _in_chunks(rows, weight, bias, labels, size, any(ctx.needs_input_grad))
+        ctx.save_for_backward(*made[1:])
+        return made.loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         return (*(gradient * grad_outputs[0] for gradient in ctx.saved_tensors), None, None)
+
+
+@torch.library.custom_op("minimoe_dist::masked_lm", mutates_args=())
+def _masked_lm(
+    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    elements = _GPU_CHUNK_ELEMENTS if rows.is_cuda else _CPU_CHUNK_ELEMENTS
+    size = max(1, elements // weight.shape[0])
+    return tuple(_in_chunks(rows, weight, bias, labels, size, with_gradient))  # type: ignore[return-value]
+
+
+@_masked_lm.register_fake
+def _(
+    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, with_gradient: bool
+) -> tuple[Tensor, ...]:
+    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    shapes = [(), *(one.shape if with_gradient else (0,) for one in (rows, weight, bias))]
+    return tuple(rows.new_empty(shape, dtype=wide) for shape in shapes)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.dtypes = [one.dtype for one in inputs[:3]]
+    ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 5
+    made = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    return (*((gradient * upstream).to(dtype) for gradient, dtype in made), None, None)
+
+
+_masked_lm.register_autograd(_backward, setup_context=_keep)

@@ -8,16 +8,20 @@ Shapes: T tokens at home, T' rows received, E experts of a block, L = E/N expert
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from ..models.experts import ExpertLinear, Plan, permute_rows
+from ..models.experts import ExpertLinear, Plan, grouped_linear, permute_rows
 from ..models.moebert import Layer
+from ..models.packed_experts import Groups
+from ..models.packed_experts import grouped_linear as packed_grouped_linear
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,16 @@ class AllToAllDispatcher:
         return _ExchangePlan(expert, num_experts, self._group)
 
 
-class _ExchangePlan:
+def _products_of(tokens_per_expert: Tensor) -> Any:
+    """Products of rows that lie sorted by expert."""
+    if not tokens_per_expert.is_cuda:
+        return partial(grouped_linear, tokens_per_expert=tokens_per_expert)
+    offsets = F.pad(tokens_per_expert.cumsum(0), (1, 0)).to(torch.int32)
+    groups = Groups(order=offsets, offsets=offsets)  # nothing is gathered: no order is read
+    return partial(packed_grouped_linear, groups=groups, gathers=False, scatters=False)
+
+
+class _ExchangePlan(Plan):
     """Sort by expert, exchange between ranks, sort by local expert; and the inverse."""
 
     def __init__(self, expert: Tensor, num_experts: int, group: ExpertParallelGroup) -> None:
@@ -147,6 +160,7 @@ class _ExchangePlan:
         self._by_expert = torch.argsort(arrived, stable=True)
         self._by_source = _inverse_of(self._by_expert)
         self.tokens_per_expert = received.sum(0)
+        self.products = _products_of(self.tokens_per_expert)
 
     def to_experts(self, tokens: Tensor) -> Tensor:
         rows = permute_rows(tokens, self._order, self._inverse)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimoe_dist.models.blocks import Dropout, attend
 from minimoe_dist.models.noise import NoiseKeys, sample_keys
 from minimoe_dist.models.packed_attention import packed_attention
 from minimoe_dist.models.packing import Packing
@@ -52,7 +51,7 @@ def padded(
     packing = Packing(mask, keep_padding=False)
     projected = draw(longest, 3 * heads * size, dtype, 0).double().requires_grad_()
     noise = NoiseKeys(sample_keys(SEED, SAMPLE_IDS, longest), packing.rows)
-    context = attend(projected, heads, packing, noise, Dropout(*dropout))
+    context = packing.attend(projected, heads, noise, *dropout)
     context.backward(draw(longest, heads * size, dtype, 1).double())
     return context.detach(), projected.grad
 

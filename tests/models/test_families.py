@@ -5,6 +5,7 @@ import torch
 
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig, family_of
+from minimoe_dist.models.packing import Packing
 from tests.families import CONFIGURATIONS, ENCODERS, PADDING, SIZES, padded_batch, student_options
 from tests.golden import TOLERANCE, load_golden, part
 
@@ -133,7 +134,7 @@ def test_a_pre_layernorm_router_reads_what_its_experts_read() -> None:
     seen = []
     layer.ffn_gate.register_forward_hook(lambda m, i, o: seen.append(i[0]))
     tokens = 7.0 * torch.randn(5, 24)
-    layer._feed_forward(tokens, None)
+    layer._feed_forward(tokens, Packing(torch.ones(1, 5).bool(), False), None)
     assert torch.equal(seen[0], layer.ln(tokens))
 
 

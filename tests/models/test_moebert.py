@@ -5,6 +5,7 @@ import torch
 
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import MiniMoeConfig
+from minimoe_dist.models.packing import Packing
 
 MIXTURES = [(1, 1), (1, 4), (4, 1), (4, 4)]
 VOCABULARY = 50
@@ -204,5 +205,5 @@ def test_the_chosen_experts_probability_scales_its_output() -> None:
         wanted.append(
             layer.output.LayerNorm(p * (second.weight[e] @ inner + second.bias[e]) + token)
         )
-    given, _ = layer._feed_forward(tokens, None)
+    given, _ = layer._feed_forward(tokens, Packing(torch.ones(1, len(tokens)).bool(), False), None)
     assert torch.allclose(given, torch.stack(wanted), atol=1e-5)

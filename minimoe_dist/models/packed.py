@@ -1,0 +1,103 @@
+"""Tokens that come packed and stay packed, as GPUs like it: no padding, no waiting for the device.
+
+How many rows there are, and how long a sample may be, is known on the host; all else is known only
+on the device. So rows may be more than tokens (a batch is filled up to one of a few sizes, for
+which a pass can be compiled or captured once): the rest belongs to no sample and to no expert.
+
+Shapes: B samples, T rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .experts import Plan
+from .noise import NoiseKeys, token_keys
+from .packed_attention import packed_attention
+from .packed_embedding import packed_embedding
+from .packed_experts import Groups, group_rows, grouped_linear
+
+
+@dataclass
+class PackedLayout:
+    """The :class:`.packing.Layout` of a packed batch.
+
+    Attributes:
+        sample: int32 [T], a row's sample by its place in the batch; 0 for rows of none.
+        position: int32 [T], in its sample; 0 for rows of none.
+        starts: int32 [B], each sample's first row.
+        lengths: int32 [B].
+        longest: no length is greater.
+        real: bool [T], which rows are tokens.
+    """
+
+    sample: Tensor
+    position: Tensor
+    starts: Tensor
+    lengths: Tensor
+    longest: int
+
+    def __post_init__(self) -> None:
+        rows = torch.arange(self.sample.shape[0], device=self.sample.device)
+        self.real: Tensor | None = rows < self.starts[-1] + self.lengths[-1]
+
+    def pack(self, given: Tensor) -> Tensor:
+        """It is packed."""
+        return given
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """It stays packed."""
+        return packed
+
+    def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
+        if padding_id is None:
+            return self.position
+        assert self.real is not None
+        counted = ((input_ids != padding_id) & self.real).int()
+        so_far = counted.cumsum(0, dtype=torch.int32)
+        before = (so_far - counted).index_select(0, self.starts).index_select(0, self.sample)
+        return (so_far - before) * counted + padding_id
+
+    def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
+        return packed_embedding(table, ids)
+
+    def attend(
+        self, projected: Tensor, heads: int, noise: NoiseKeys | None, dropout: float, site: int
+    ) -> Tensor:
+        keys, probability = (None, 0.0) if noise is None else (noise.token_keys, dropout)
+        return packed_attention(
+            projected, self.starts, self.lengths, heads, self.longest, keys, probability, site
+        )
+
+    def noise(self, sample_ids: Tensor | None, seed: int) -> NoiseKeys:
+        assert sample_ids is not None, "a packed batch knows its samples"
+        return NoiseKeys(token_keys(seed, sample_ids, self.sample, self.position), None)
+
+    def plan(self, expert: Tensor, num_experts: int) -> Plan:
+        return _KernelPlan(group_rows(expert, num_experts))
+
+
+class _KernelPlan(Plan):
+    """Products that read tokens where they lie, and write results where they belong."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._products = partial(grouped_linear, groups=groups)
+
+    def into(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        return self._through(maps, tokens, gathers=True, scatters=False)
+
+    def out_of(self, second: nn.Module, rows: Tensor) -> Tensor:
+        return self._through((second,), rows, gathers=False, scatters=True)
+
+    def across(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        return self._through(maps, tokens, gathers=True, scatters=True)
+
+    def _through(
+        self, maps: Sequence[nn.Module], rows: Tensor, gathers: bool, scatters: bool
+    ) -> Tensor:
+        products = partial(self._products, gathers=gathers, scatters=scatters)
+        parts = [each(rows, products) for each in maps]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
