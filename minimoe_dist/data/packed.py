@@ -6,7 +6,7 @@ more, too).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ _ROW_MULTIPLE = 128
 class PackedBatch:
     """The samples of one forward pass on one rank, packed.
 
+    All tensors are views of ``numbers``. Rows of no sample are 0 in all of them.
+
     Attributes:
         numbers: int32, all of the batch side by side.
         samples: B.
@@ -29,6 +31,15 @@ class PackedBatch:
         predictions: N, 0 without masked tokens.
         longest: no sample is longer; what passes are launched for.
         num_tokens: rows that are tokens.
+        sample_ids: int64 [B], the samples' global positions in the run.
+        starts: int32 [B], each sample's first row.
+        lengths: int32 [B].
+        input_ids: int32 [T].
+        token_type_ids: int32 [T].
+        sample: int32 [T], a row's sample by its place in the batch.
+        position: int32 [T], in its sample.
+        predicted_rows: int32 [N].
+        predicted_labels: int32 [N]; -100 beyond what is to be predicted.
     """
 
     numbers: Tensor
@@ -37,63 +48,22 @@ class PackedBatch:
     predictions: int
     longest: int
     num_tokens: int
+    sample_ids: Tensor = field(init=False)
+    starts: Tensor = field(init=False)
+    lengths: Tensor = field(init=False)
+    input_ids: Tensor = field(init=False)
+    token_type_ids: Tensor = field(init=False)
+    sample: Tensor = field(init=False)
+    position: Tensor = field(init=False)
+    predicted_rows: Tensor = field(init=False)
+    predicted_labels: Tensor = field(init=False)
 
-    @property
-    def sample_ids(self) -> Tensor:
-        """int64 [B], the samples' global positions in the run."""
-        return self.numbers[: 2 * self.samples].view(torch.int64)
-
-    @property
-    def starts(self) -> Tensor:
-        """int32 [B], each sample's first row."""
-        return self._after_ids(0)
-
-    @property
-    def lengths(self) -> Tensor:
-        """int32 [B]."""
-        return self._after_ids(1)
-
-    @property
-    def input_ids(self) -> Tensor:
-        """int32 [T]; 0 at rows of no sample, as everything."""
-        return self._rows(0)
-
-    @property
-    def token_type_ids(self) -> Tensor:
-        """int32 [T]."""
-        return self._rows(1)
-
-    @property
-    def sample(self) -> Tensor:
-        """int32 [T], a row's sample by its place in the batch."""
-        return self._rows(2)
-
-    @property
-    def position(self) -> Tensor:
-        """int32 [T], in its sample."""
-        return self._rows(3)
-
-    @property
-    def predicted_rows(self) -> Tensor:
-        """int32 [N]."""
-        return self._predictions(0)
-
-    @property
-    def predicted_labels(self) -> Tensor:
-        """int32 [N]; -100 beyond what is to be predicted."""
-        return self._predictions(1)
-
-    def _after_ids(self, index: int) -> Tensor:
-        first = (2 + index) * self.samples
-        return self.numbers[first : first + self.samples]
-
-    def _rows(self, index: int) -> Tensor:
-        first = 4 * self.samples + index * self.rows
-        return self.numbers[first : first + self.rows]
-
-    def _predictions(self, index: int) -> Tensor:
-        first = 4 * (self.samples + self.rows) + index * self.predictions
-        return self.numbers[first : first + self.predictions]
+    def __post_init__(self) -> None:
+        sizes = [2 * self.samples, *[self.samples] * 2, *[self.rows] * 4, *[self.predictions] * 2]
+        ids, *others = self.numbers.split(sizes)
+        names = [one.name for one in fields(self) if not one.init]
+        for name, value in zip(names, [ids.view(torch.int64), *others], strict=True):
+            object.__setattr__(self, name, value)  # frozen, but for this
 
     def with_numbers(self, numbers: Tensor) -> PackedBatch:
         """The same batch with its numbers somewhere else."""

@@ -130,3 +130,9 @@ class MiniMoeConfig(PreTrainedConfig):
         if self.family == "roberta":
             return self.max_position_embeddings - (self.pad_token_id or 0) - 1
         return self.max_position_embeddings
+
+
+def router_sizes(config: MiniMoeConfig) -> list[int]:
+    """The number of experts of each router, in the order in which they are asked."""
+    experts = (config.attention_experts, config.feedforward_experts)
+    return [count for count in experts if count > 1] * config.num_hidden_layers

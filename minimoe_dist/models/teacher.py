@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
 from .elastic import ElasticForRelations
+from .foreign import as_student
 from .moebert import MiniMoeForRelations
+from .packing import Layout
 from .pretrained import (
     empty_encoder,
     encoder_dtype,
@@ -59,7 +61,11 @@ class CutEncoder(nn.Module):
 
 
 class StudentSignals(nn.Module):
-    """A student as a teacher: the signals that it was trained to give."""
+    """A student as a teacher: the signals that it was trained to give.
+
+    On a GPU a Hugging Face encoder teaches as one too, of its own weights: our encoder computes no
+    padding.
+    """
 
     def __init__(self, student: MiniMoeForRelations | ElasticForRelations) -> None:
         super().__init__()
@@ -71,6 +77,15 @@ class StudentSignals(nn.Module):
         """Queries, keys and values, each [B, S, H]; zeros at padding."""
         signals: tuple[Tensor, Tensor, Tensor] = self.student(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).signals
+        return signals
+
+    def packed(
+        self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [T, H] of a batch that comes packed."""
+        signals: tuple[Tensor, Tensor, Tensor] = self.student(
+            input_ids, token_type_ids=token_type_ids, layout=layout
         ).signals
         return signals
 
@@ -126,6 +141,19 @@ class RelationTeacher(FrozenModel):
             Three tensors [B, S, H] of the teacher's type, without gradient.
         """
         return self.signals(input_ids, attention_mask.bool(), token_type_ids)
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether :meth:`packed` is there: our own encoders have it."""
+        return isinstance(self.signals, StudentSignals)
+
+    @torch.no_grad()
+    def packed(
+        self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [T, H] of a batch that comes packed, integers [T]."""
+        assert isinstance(self.signals, StudentSignals)
+        return self.signals.packed(input_ids, token_type_ids, layout)
 
 
 def signals_of(model: nn.Module) -> nn.Module:
@@ -201,6 +229,8 @@ def load_teacher(
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = layer
     model = load_encoder(path, folder, cut, encoder_dtype(dtype, device))
+    if device.type == "cuda" and isinstance(model, BertModel | RobertaModel | MegatronBertModel):
+        model = as_student(model)
     return RelationTeacher(signals_of(model), config, layer).to(device)
 
 

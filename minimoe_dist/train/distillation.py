@@ -10,7 +10,6 @@ to the host when it ends; whoever reads them waits.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,11 +17,13 @@ from torch import Tensor
 
 from ..data.batches import IGNORED_LABEL, MicroBatch
 from ..data.loader import StepBatch
-from ..models.experts import RouterStatistics
+from ..models.configuration import router_sizes
 from ..models.submodels import once_for_all_name
 from ..objectives.balance import balance_loss
 from .engine import StudentEngine
-from .objectives import Objective, measure
+from .objectives import Objective, inputs_of, measure
+from .passes import Passes, PassOutput, choose_passes
+from .placing import PlacedBatch, Placer
 from .schedule import Schedule
 from .step_metrics import PendingMetrics, StudentRow, to_device
 from .updates import StepResult
@@ -56,7 +57,18 @@ class _Sums:
 
 
 class Distiller:
-    """Students, and the objective that they are trained for."""
+    """Students, and the objective that they are trained for.
+
+    Args:
+        students: trained side by side.
+        objective: what for, with its teacher.
+        schedule: of the learning rate.
+        seed: of dropout and router noise.
+        device: of this rank.
+        balance: of experts.
+        passes: how they are run; by default the fastest way there is.
+        max_length: no sample is longer; None: than its batch is wide.
+    """
 
     def __init__(
         self,
@@ -67,6 +79,8 @@ class Distiller:
         seed: int,
         device: torch.device,
         balance: Balance | None = None,
+        passes: Passes | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.students = list(students)
         self._objective = objective
@@ -77,6 +91,8 @@ class Distiller:
         self._balance = balance or Balance()
         self._ranks = dist.get_world_size()
         self._student_names = [student.name for student in self.students]
+        self._passes = passes or choose_passes(self.students, objective, seed, device)
+        self._place = Placer(device, packed=self._passes.packed, longest=max_length)
 
     def train_step(self, batch: StepBatch, step: int, stop_requested: bool) -> PendingMetrics:
         """Trains every student on ``batch``; a collective that does not wait for the device.
@@ -86,7 +102,7 @@ class Distiller:
             step: counts from 0; sets the learning rate.
             stop_requested: whether this process was asked to stop; all ranks learn if any was.
         """
-        micro_batches = batch.micro_batches
+        micro_batches = [self._placed(micro) for micro in batch.micro_batches]
         totals = self._totals(micro_batches, stop_requested)
         counted = totals[3:].clamp(min=1.0)
         # Engines average over ranks and accumulation steps; this makes sums means over the step.
@@ -94,25 +110,29 @@ class Distiller:
         learning_rate = self._schedule(step)
         sums = [self._new_sums() for _ in self.students]
         results = []
-        for index, micro in enumerate(micro_batches):
-            on_device = micro.to(self._device, non_blocking=True)
-            given = self._objective.teach(on_device)
-            for student, student_sums in zip(self.students, sums, strict=True):
-                student.module.train()
-                student.backward(self._loss(student, on_device, given, shares, student_sums))
-                if index == len(micro_batches) - 1:
+        for student in self.students:
+            student.module.train()
+        for number, placed in enumerate(micro_batches):
+            given = self._passes.teach(placed.arrived())
+            for index, (student, its) in enumerate(zip(self.students, sums, strict=True)):
+                output = self._passes.forward(index, *given)
+                self._passes.backward(index, self._loss(student, output, shares, its))
+                if number == len(micro_batches) - 1:
                     results.append(student.step(learning_rate))
         rows = self._rows(sums, results, counted, len(micro_batches))
         return PendingMetrics(
             learning_rate, list(self._objective.parts), self._student_names, totals[:3], rows
         )
 
-    def _totals(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> Tensor:
+    def _placed(self, micro: MicroBatch | PlacedBatch) -> PlacedBatch:
+        return micro if isinstance(micro, PlacedBatch) else self._place(micro)
+
+    def _totals(self, micro_batches: Sequence[PlacedBatch], stop_requested: bool) -> Tensor:
         """Tokens, sequences, whether to stop and the parts' counts, of the step on all ranks."""
-        per_batch = [self._objective.counts(micro) for micro in micro_batches]
+        per_batch = [self._objective.counts(placed.micro) for placed in micro_batches]
         numbers = [
-            float(sum(micro.num_tokens for micro in micro_batches)),
-            float(sum(len(micro.input_ids) for micro in micro_batches)),
+            float(sum(placed.micro.num_tokens for placed in micro_batches)),
+            float(sum(len(placed.micro.input_ids) for placed in micro_batches)),
             float(stop_requested),
             *(sum(counts) for counts in zip(*per_batch, strict=True)),
         ]
@@ -138,12 +158,13 @@ class Distiller:
             micro = batch if len(batch.input_ids) else _nothing()
             counts = self._objective.counts(micro)
             sums[-1] += torch.tensor(counts, dtype=torch.float64, device=self._device)
-            micro = micro.to(self._device)
-            given = self._objective.teach(micro)
+            placed = self._placed(micro).arrived()
+            given = self._objective.teach(placed)
             for student, own in zip(self.students, sums[:-1].split(passes), strict=True):
                 student.module.eval()
+                sub_models, inputs = student.config.sub_models, inputs_of(placed)
                 with torch.no_grad():
-                    measured = measure(self._objective, student, micro.inputs(), micro, given)
+                    measured = measure(self._objective, student, sub_models, inputs, placed, given)
                 own += measured.sums
         dist.all_reduce(sums)
         means = (self._weights * sums[:-1] / sums[-1].clamp(min=1.0)).sum(1)
@@ -154,33 +175,28 @@ class Distiller:
         return losses
 
     def _loss(
-        self, student: StudentEngine, micro: MicroBatch, given: Any, shares: Tensor, sums: _Sums
+        self, student: StudentEngine, output: PassOutput, shares: Tensor, sums: _Sums
     ) -> Tensor:
-        noise = {"sample_ids": micro.sample_ids, "noise_seed": self._seed}
-        measured = measure(self._objective, student, micro.inputs() | noise, micro, given)
-        parts = measured.sums.mean(0)
-        sums.parts = sums.parts + parts.detach()
-        loss = (parts * shares).sum()
-        if measured.routers:
-            balance = self._balance_of(student, measured.routers, sums)
+        sums.parts = sums.parts + output.parts.detach()
+        loss = (output.parts * shares).sum()
+        if output.token_counts.numel():
+            balance = self._balance_of(student, output, sums)
             sums.balance = sums.balance + balance.detach()
             loss = loss + self._balance.coefficient * balance
         return loss
 
-    def _balance_of(
-        self, student: StudentEngine, routers: Sequence[RouterStatistics], sums: _Sums
-    ) -> Tensor:
+    def _balance_of(self, student: StudentEngine, output: PassOutput, sums: _Sums) -> Tensor:
         """This rank's share of the balance; token counts, not probabilities, cross ranks."""
-        sizes = [len(router.token_count) for router in routers]
-        counts = torch.cat([router.token_count for router in routers])
+        counts = output.token_counts
         if self._ranks > 1:
             dist.all_reduce(counts)
+        sizes = router_sizes(student.config)
         sums.count(counts.split(sizes))
         plain = 0
         if self._balance.compat_seed and student.config.feedforward_experts == 1:
             plain = student.config.num_hidden_layers
         return balance_loss(
-            [router.probability_sum for router in routers],
+            output.probability_sums.split(sizes),
             counts.split(sizes),
             scale=float(self._ranks),
             plain_blocks=plain,

@@ -94,8 +94,10 @@ class StudentEngine:
             apply_expert_parallelism(model, self._group)
         model.to(device)
         self._engine = _initialize(model, settings, optimizer)
+        self.zero_stage: int = self._engine.zero_optimization_stage()
+        self.expert_parallel_size = expert_parallel_size
         self._state = optimizer_state_of(self._engine)
-        self._update = _update_of(self._engine, settings, optimizer, self._group)
+        self.update = _update_of(self._engine, settings, optimizer, self._group)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -105,23 +107,23 @@ class StudentEngine:
 
     def __call__(self, **inputs: Any) -> Any:
         """The student's forward pass: what its class returns."""
-        if isinstance(self._update, FlatUpdate):
+        if isinstance(self.update, FlatUpdate):
             return self.module(**inputs)
         return self._engine(**inputs)
 
     def close(self) -> None:
         """Ends the engine: its memory, which DeepSpeed would hold on to, goes with the last use."""
-        self._update.close()
+        self.update.close()
         self._engine.destroy()
         release(self.module)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of ``loss`` / accumulation steps, averaged over ranks."""
-        self._update.backward(loss)
+        self.update.backward(loss)
 
     def step(self, learning_rate: float) -> StepResult:
         """Ends a step: clips and updates."""
-        return self._update.step(learning_rate)
+        return self.update.step(learning_rate)
 
     def state_entries(self) -> Iterator[StateEntry]:
         """Every parameter's state by logical name, in the same order on every rank."""
@@ -155,14 +157,14 @@ class StudentEngine:
     def counters(self) -> dict[str, Any]:
         """What resuming needs besides tensors: Adam's step and fp16's loss scale."""
         counters: dict[str, Any] = {"adam_steps": self._state.steps}
-        scaler = self._update.scaler_state()
+        scaler = self.update.scaler_state()
         return counters if scaler is None else {**counters, "loss_scaler": scaler}
 
     def finish_writing(self, counters: Mapping[str, Any]) -> None:
         """Ends a series of :meth:`write_state`: counters, and the weights of the forward pass."""
         self._state.steps = counters["adam_steps"]
         if "loss_scaler" in counters:
-            self._update.restore_scaler(counters["loss_scaler"])
+            self.update.restore_scaler(counters["loss_scaler"])
         self._state.commit()
 
     def whole_weights(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ local, counts are those of the whole step. A further objective is a further clas
 :class:`JointObjective` puts any of them side by side on one pass of the student.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,19 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import IGNORED_LABEL, MicroBatch
+from ..data.packed import PackedBatch
 from ..models.blocks import StudentOutput
 from ..models.experts import RouterStatistics
 from ..models.noise import RelationDropout, sample_keys
+from ..models.packed import PackedLayout
+from ..objectives.packed_relations import packed_relation_loss
 from ..objectives.relations import Signals, relation_loss_sum
 from ..objectives.tinybert import States, tinybert_counts, tinybert_loss_sums
 
+# A micro-batch on the device, with its padding or without.
+Batch = MicroBatch | PackedBatch
 
-class Student(Protocol):
-    """A student's forward pass, and its configuration."""
 
-    config: Any
-
-    def __call__(self, **inputs: Any) -> Any: ...
+def inputs_of(batch: Batch) -> dict[str, Any]:
+    """What an encoder takes of a batch, by its argument's name."""
+    if isinstance(batch, MicroBatch):
+        return dict(batch.inputs())
+    layout = PackedLayout(batch.sample, batch.position, batch.starts, batch.lengths, batch.longest)
+    return {
+        "input_ids": batch.input_ids,
+        "token_type_ids": batch.token_type_ids,
+        "layout": layout,
+    }
 
 
 class Measured(NamedTuple):
@@ -46,39 +56,51 @@ class Objective(Protocol):
 
     Attributes:
         parts: name -> weight in the loss, in the order of sums and counts.
+        takes_packed: whether batches may come without their padding.
     """
 
     parts: Mapping[str, float]
 
-    def teach(self, micro: MicroBatch) -> Any:
+    @property
+    def takes_packed(self) -> bool: ...
+
+    def teach(self, batch: Any) -> Any:
         """What the teacher gives for a micro-batch, without gradients."""
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """What each part's sum over a micro-batch is divided by, as part of a whole step."""
+        """What each part's sum over a micro-batch is divided by, as part of a whole step.
 
-    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+        The micro-batch is on the host.
+        """
+
+    def asks(self, batch: Any) -> Mapping[str, Any]:
         """Inputs of the student's pass beside the batch's own."""
 
-    def sums(self, output: StudentOutput, given: Any, micro: MicroBatch) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, given: Any, batch: Any) -> Sequence[Tensor]:
         """A scalar a part, of a student's output and of what :meth:`teach` gave."""
 
 
 def measure(
-    objective: Objective, student: Student, inputs: Mapping[str, Any], micro: MicroBatch, given: Any
+    objective: Objective,
+    student: Callable[..., Any],
+    sub_models: Sequence[str],
+    inputs: Mapping[str, Any],
+    batch: Batch,
+    given: Any,
 ) -> Measured:
     """A student's sums; of a once-for-all student, each sub-model's on the same batch.
 
     Args:
         objective: what it is trained for.
         student: one pass of it, or one for each of its sub-models.
+        sub_models: names of these; none of other students.
         inputs: of that pass.
-        micro: the batch, whose samples the inputs are.
+        batch: whose samples the inputs are.
         given: what the objective's teacher gave for it.
     """
-    asked = {**inputs, **objective.asks(micro)}
-    sub_models = student.config.sub_models
+    asked = {**inputs, **objective.asks(batch)}
     outputs = student(**asked, sparsities=sub_models) if sub_models else (student(**asked),)
-    sums = [torch.stack(list(objective.sums(output, given, micro))) for output in outputs]
+    sums = [torch.stack(list(objective.sums(output, given, batch))) for output in outputs]
     return Measured(torch.stack(sums), outputs[0].routers)
 
 
@@ -106,11 +128,20 @@ class RelationObjective:
     def __post_init__(self) -> None:
         self.parts = {"relation_loss": self.weight}
 
-    def teach(self, micro: MicroBatch) -> Signals:
-        """Query, key and value, each [B, S, H]."""
+    @property
+    def takes_packed(self) -> bool:
+        """The published loss pads, and drops relations by padded positions."""
+        return not self.compat_seed and bool(getattr(self.teacher, "takes_packed", False))
+
+    def teach(self, batch: Batch) -> Signals:
+        """Query, key and value, each [B, S, H], or [T, H] of a packed batch."""
         with torch.no_grad():
+            if isinstance(batch, PackedBatch):
+                teacher: Any = self.teacher
+                packed: Signals = teacher.packed(**inputs_of(batch))
+                return packed
             signals: Signals = self.teacher(
-                micro.input_ids, micro.attention_mask, micro.token_type_ids
+                batch.input_ids, batch.attention_mask, batch.token_type_ids
             )
         return signals
 
@@ -118,20 +149,24 @@ class RelationObjective:
         """Rows: R · tokens of each of query, key and value."""
         return [3.0 * self.num_relation_heads * micro.num_tokens]
 
-    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+    def asks(self, batch: Batch) -> Mapping[str, Any]:
         """Nothing more."""
         return {}
 
-    def sums(self, output: StudentOutput, given: Signals, micro: MicroBatch) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, given: Signals, batch: Batch) -> Sequence[Tensor]:
         """The summed KL; dropout where gradients are wanted."""
         assert output.signals is not None, "the student has none"
+        heads = self.num_relation_heads
+        if isinstance(batch, PackedBatch):
+            where = (batch.starts, batch.lengths)
+            return [packed_relation_loss(output.signals, given, *where, heads, batch.longest)]
         total, _ = relation_loss_sum(
             output.signals,
             given,
-            micro.attention_mask,
-            self.num_relation_heads,
+            batch.attention_mask,
+            heads,
             compat_seed=self.compat_seed,
-            dropout=self._dropout(micro) if torch.is_grad_enabled() else None,
+            dropout=self._dropout(batch) if torch.is_grad_enabled() else None,
         )
         return [total]
 
@@ -156,7 +191,9 @@ class MaskedLmObjective:
     def __post_init__(self) -> None:
         self.parts = {"mlm_loss": self.weight}
 
-    def teach(self, micro: MicroBatch) -> None:
+    takes_packed = True
+
+    def teach(self, batch: Batch) -> None:
         """The text itself teaches."""
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
@@ -164,11 +201,14 @@ class MaskedLmObjective:
         assert micro.labels is not None, "the data type has no masks"
         return [float((micro.labels != IGNORED_LABEL).sum())]
 
-    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+    def asks(self, batch: Batch) -> Mapping[str, Any]:
         """Predictions, and nothing that a teacher would be compared with."""
-        return {"labels": micro.labels, "compares": False}
+        if isinstance(batch, PackedBatch):
+            rows, labels = batch.predicted_rows, batch.predicted_labels
+            return {"labels": labels, "predicted_rows": rows, "compares": False}
+        return {"labels": batch.labels, "compares": False}
 
-    def sums(self, output: StudentOutput, given: None, micro: MicroBatch) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, given: None, batch: Batch) -> Sequence[Tensor]:
         """The summed cross entropy."""
         assert output.masked_lm_sum is not None, "the student has no masked-LM head"
         return [output.masked_lm_sum]
@@ -195,6 +235,8 @@ class TinyBertObjective:
 
     def __post_init__(self) -> None:
         self.parts = {"states_loss": 0.5 * self.weight, "scores_loss": 0.5 * self.weight}
+
+    takes_packed = False
 
     def teach(self, micro: MicroBatch) -> States:
         """The teacher's states."""
@@ -235,25 +277,28 @@ class JointObjective:
             name: weight for one in self._objectives for name, weight in one.parts.items()
         }
 
-    def teach(self, micro: MicroBatch) -> Sequence[Any]:
+    @property
+    def takes_packed(self) -> bool:
+        """If all do."""
+        return all(one.takes_packed for one in self._objectives)
+
+    def teach(self, batch: Batch) -> Sequence[Any]:
         """Of each objective."""
-        return [one.teach(micro) for one in self._objectives]
+        return [one.teach(batch) for one in self._objectives]
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """Of each objective's parts."""
         return [count for one in self._objectives for count in one.counts(micro)]
 
-    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+    def asks(self, batch: Batch) -> Mapping[str, Any]:
         """All that one of them asks for, and what the others compare."""
-        asked = {name: value for one in self._objectives for name, value in one.asks(micro).items()}
+        asked = {name: value for one in self._objectives for name, value in one.asks(batch).items()}
         return {**asked, "compares": True}
 
-    def sums(
-        self, output: StudentOutput, given: Sequence[Any], micro: MicroBatch
-    ) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, given: Sequence[Any], batch: Batch) -> Sequence[Tensor]:
         """Of each objective's parts."""
         return [
             total
             for one, its in zip(self._objectives, given, strict=True)
-            for total in one.sums(output, its, micro)
+            for total in one.sums(output, its, batch)
         ]

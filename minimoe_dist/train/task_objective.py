@@ -51,6 +51,8 @@ class TaskObjective:
             if teacher.relation_weight:
                 self.parts = {**self.parts, "relation_loss": teacher.relation_weight}
 
+    takes_packed = False
+
     @property
     def _with_signals(self) -> bool:
         return "relation_loss" in self.parts

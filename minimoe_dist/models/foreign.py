@@ -1,0 +1,46 @@
+"""Hugging Face's encoders as our own, of the same weights."""
+
+import torch
+from transformers import BertModel, MegatronBertModel, RobertaModel
+
+from .configuration import MiniMoeConfig, family_of
+from .moebert import MiniMoeForRelations
+
+_SAME = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
+
+def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeForRelations:
+    """A plain student that gives the signals of a Hugging Face encoder's last layer.
+
+    It takes over the encoder's weights; what stands behind the last layer's queries, keys and
+    values goes.
+    """
+    config = MiniMoeConfig(
+        family=family_of(model.config),
+        attention_experts=1,
+        feedforward_experts=1,
+        num_relation_heads=1,
+        relation_projections=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **{name: getattr(model.config, name) for name in _SAME},
+    )
+    with torch.device("meta"):
+        student = MiniMoeForRelations(config)
+    last = student.bert.encoder.layers()[-1]
+    del last.attention.output, last.intermediate, last.output
+    own = student.state_dict()
+    given = {f"bert.{name}": value for name, value in model.state_dict().items()}
+    student.load_state_dict({name: given[name] for name in own}, assign=True)
+    return student

@@ -1,0 +1,224 @@
+"""The passes of a step: the teacher's, and each student's forward and backward.
+
+Three ways to run them, each on top of the one before:
+
+* :class:`EagerPasses`: operator by operator. On CPUs, and wherever the others do not apply.
+* :class:`CompiledPasses`: ``torch.compile`` makes one graph of a student's pass with its objective,
+  and one of the teacher's; hashes of dropout are then part of what uses them.
+* :class:`.captured.CapturedPasses`: these are recorded as CUDA graphs, one for each size of
+  batches, and played back: Python then takes no part in a pass.
+
+A pass that cannot be compiled or recorded falls back, with one line in the log that says why.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..data.packed import PackedBatch
+from ..runtime import logger
+from .engine import StudentEngine
+from .objectives import Batch, Objective, inputs_of, measure
+from .updates import FlatUpdate
+
+_log = logger("train.passes")
+
+
+class PassOutput(NamedTuple):
+    """Of a student's pass over a micro-batch.
+
+    Attributes:
+        parts: [P], sums of the objective's parts, the mean over sub-models.
+        probability_sums: [K], of all routers side by side.
+        token_counts: [K], of this rank; no gradient.
+    """
+
+    parts: Tensor
+    probability_sums: Tensor
+    token_counts: Tensor
+
+
+class Passes(Protocol):
+    """How a step's passes are run.
+
+    Attributes:
+        packed: whether batches come without their padding.
+    """
+
+    packed: bool
+
+    def teach(self, batch: Batch) -> tuple[Batch, Any]:
+        """The teacher's pass.
+
+        Returns:
+            What to hand to the students' passes: a batch, and what the teacher gave.
+        """
+
+    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
+        """A student's pass in training, of what :meth:`teach` returned."""
+
+    def backward(self, index: int, loss: Tensor) -> None:
+        """Adds the gradients of a loss made of the last :meth:`forward` of that student."""
+
+
+class EagerPasses:
+    """Operator by operator.
+
+    Args:
+        students: their modules are in training mode.
+        objective: of all of them.
+        seed: of dropout and router noise.
+        packed: whether batches come without their padding.
+    """
+
+    def __init__(
+        self,
+        students: Sequence[StudentEngine],
+        objective: Objective,
+        seed: int,
+        packed: bool = False,
+    ) -> None:
+        self.students = list(students)
+        self.objective = objective
+        self._seed = seed
+        self.packed = packed
+
+    def teach(self, batch: Batch) -> tuple[Batch, Any]:
+        return batch, self.objective.teach(batch)
+
+    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
+        student = self.students[index]
+        return self._measure(student, student, batch, given)
+
+    def backward(self, index: int, loss: Tensor) -> None:
+        self.students[index].backward(loss)
+
+    def _measure(
+        self, student: StudentEngine, run: Callable[..., Any], batch: Batch, given: Any
+    ) -> PassOutput:
+        inputs = inputs_of(batch) | {"sample_ids": batch.sample_ids, "noise_seed": self._seed}
+        sub_models = student.config.sub_models
+        measured = measure(self.objective, run, sub_models, inputs, batch, given)
+        none = measured.sums.new_zeros(0)
+        return PassOutput(
+            measured.sums.mean(0),
+            torch.cat([router.probability_sum for router in measured.routers] or [none]),
+            torch.cat([router.token_count for router in measured.routers] or [none]),
+        )
+
+
+class CompiledPasses(EagerPasses):
+    """Compiled; of packed batches only. What does not compile runs eagerly from then on."""
+
+    def __init__(self, students: Sequence[StudentEngine], objective: Objective, seed: int) -> None:
+        super().__init__(students, objective, seed, packed=True)
+        self._teach = _Compiled("the teacher's pass", self.objective.teach)
+        self._runs = [
+            _Compiled(f"{student.name}'s pass", self._pass_of(student)) for student in students
+        ]
+
+    def teach(self, batch: Batch) -> tuple[Batch, Any]:
+        with torch.no_grad():
+            return batch, self._teach(batch)
+
+    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
+        return self._runs[index](batch, given)
+
+    def _pass_of(self, student: StudentEngine) -> Callable[[Batch, Any], PassOutput]:
+        def run(batch: Batch, given: Any) -> PassOutput:
+            # Not through the module's call: hooks on it are not for compilers.
+            return self._measure(student, student.module.forward, batch, given)
+
+        return run
+
+
+class _Compiled:
+    """A function of a packed batch, compiled at its first call."""
+
+    def __init__(self, what: str, function: Callable[..., Any]) -> None:
+        self._what = what
+        self._eager = function
+        self._compiled: Callable[..., Any] | None = _compile(function)
+        self._calls = 0
+
+    def __call__(self, batch: Batch, *given: Any) -> Any:
+        assert isinstance(batch, PackedBatch)
+        if self._compiled is None:
+            return self._eager(batch, *given)
+        started = time.perf_counter()
+        try:
+            result = self._compiled(batch, *given)
+        except Exception as error:
+            _log.warning("%s is not compiled: %s", self._what, first_line(error))
+            self._compiled = None
+            return self._eager(batch, *given)
+        self._calls += 1
+        if self._calls == 1:
+            _log.info("%s compiled in %.0f s", self._what, time.perf_counter() - started)
+        return result
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Its own loggers tell of every recompilation and missed fusion; a run has one line of ours.
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True)
+    return compiled
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for the log."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def choose_passes(
+    students: Sequence[StudentEngine],
+    objective: Objective,
+    seed: int,
+    device: torch.device,
+    compiles: bool = True,
+) -> Passes:
+    """The fastest way to run a step's passes here.
+
+    Args:
+        students: of the step.
+        objective: theirs.
+        seed: of dropout and router noise.
+        device: where they are.
+        compiles: whether passes may be compiled and recorded.
+    """
+    packed = device.type == "cuda" and takes_packed(students, objective)
+    if not (packed and compiles):
+        return EagerPasses(students, objective, seed, packed)
+    reason = _why_not_compiled(students)
+    if reason is not None:
+        _log.info("passes are not compiled: %s", reason)
+        return EagerPasses(students, objective, seed, packed)
+    passes = CompiledPasses(students, objective, seed)
+    if not all(isinstance(student.update, FlatUpdate) for student in students):
+        _log.info("passes are compiled, but not recorded: that is for students of plain ZeRO-1")
+        return passes
+    from .captured import CapturedPasses
+    from .recorder import CudaRecorder
+
+    return CapturedPasses(passes, CudaRecorder())
+
+
+def takes_packed(students: Sequence[StudentEngine], objective: Objective) -> bool:
+    """Whether batches may come without their padding."""
+    routes_padding = any(getattr(one.config, "route_padding", False) for one in students)
+    return objective.takes_packed and not routes_padding
+
+
+def _why_not_compiled(students: Sequence[StudentEngine]) -> str | None:
+    for student in students:
+        if student.zero_stage == 3:
+            return f"{student.name}'s weights are shared out by ZeRO-3"
+        if student.expert_parallel_size > 1:
+            return f"{student.name}'s experts are on several ranks"
+    return None

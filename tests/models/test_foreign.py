@@ -1,0 +1,48 @@
+"""Hugging Face's encoders teach as our own do, of the same weights."""
+
+import pytest
+import torch
+
+from minimoe_dist.data.batches import MicroBatch
+from minimoe_dist.data.packed import pack
+from minimoe_dist.models.foreign import as_student
+from minimoe_dist.models.packed import PackedLayout
+from minimoe_dist.models.teacher import RelationTeacher, signals_of
+from tests.families import CONFIGURATIONS, ENCODERS, PADDING, SIZES, padded_batch
+
+
+@pytest.mark.parametrize("family", PADDING)
+def test_an_encoders_signals_are_those_of_the_student_of_its_weights(family: str) -> None:
+    torch.manual_seed(1)
+    config = CONFIGURATIONS[family](**SIZES, pad_token_id=PADDING[family])
+    encoder = ENCODERS[family](config).double().eval()
+    ids, mask, segments = padded_batch(PADDING[family], 12)
+    student = as_student(encoder)
+    foreign, own = (
+        RelationTeacher(signals_of(model), config, config.num_hidden_layers)
+        for model in (encoder, student)
+    )
+    assert (foreign.layers_run, foreign.hidden_size) == (own.layers_run, own.hidden_size)
+    wanted = foreign(ids, mask, segments)
+    micro = MicroBatch(ids, mask.bool(), segments, torch.arange(len(ids)))
+    batch = pack(micro, 12)
+    layout = PackedLayout(batch.sample, batch.position, batch.starts, batch.lengths, 12)
+    padded = own(ids, mask, segments)
+    packed = own.packed(batch.input_ids, batch.token_type_ids, layout)
+    for theirs, ours, rows in zip(wanted, padded, packed, strict=True):
+        torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()])
+        torch.testing.assert_close(rows[: batch.num_tokens], theirs[mask.bool()])
+
+
+def test_nothing_is_held_behind_the_signals() -> None:
+    config = CONFIGURATIONS["bert"](**SIZES)
+    encoder = ENCODERS["bert"](config)
+    student = as_student(encoder)
+    names = {name for name, _ in student.named_parameters() if ".layer.1." in name}
+    assert names == {
+        f"bert.encoder.layer.1.attention.self.{part}.{kind}"
+        for part in ("query", "key", "value")
+        for kind in ("weight", "bias")
+    }
+    word = encoder.embeddings.word_embeddings.weight
+    assert student.bert.embeddings.word_embeddings.weight.data_ptr() == word.data_ptr()

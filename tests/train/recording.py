@@ -1,0 +1,59 @@
+"""A recorder for CPUs: what is played runs again, and writes where it wrote before.
+
+As with CUDA graphs, inputs are read from where they lay when they were recorded, results come where
+they came, and Python of the caller takes no part; so what is wrong with aliases and order shows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RerunRecorder:
+    """A :class:`minimoe_dist.train.recorder.Recorder`; counts its recordings."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def inference(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        self.recorded += 1
+        results = run()
+
+        def play() -> None:
+            for target, value in zip(results, run(), strict=True):
+                target.copy_(value)
+
+        return play, results
+
+    def training(
+        self, run: Callable[[], Sequence[Tensor]], parameters: Sequence[Tensor]
+    ) -> "_Rerun":
+        self.recorded += 1
+        return _Rerun(run, parameters)
+
+
+class _Rerun:
+    def __init__(self, run: Callable[[], Sequence[Tensor]], parameters: Sequence[Tensor]) -> None:
+        self._run, self._parameters = run, parameters
+        self._outputs: list[Tensor] = []
+        made = list(run())
+        self.made = [one.detach().clone() for one in made]
+        self.upstream = [torch.zeros_like(one) for one in made if one.requires_grad]
+
+    def forward(self) -> None:
+        made = list(self._run())
+        self._outputs = [one for one in made if one.requires_grad]
+        for target, value in zip(self.made, made, strict=True):
+            target.copy_(value.detach())
+
+    def backward(self) -> None:
+        found = torch.autograd.grad(
+            self._outputs, self._parameters, self.upstream, allow_unused=True
+        )
+        for parameter, gradient in zip(self._parameters, found, strict=True):
+            if gradient is not None:
+                parameter.grad.add_(gradient)
+        for one in self.made:
+            one.fill_(torch.nan)  # another recording may have had this memory by now
