@@ -315,3 +315,18 @@ def test_many_changes_are_told_in_a_line_that_can_be_read() -> None:
     words = in_words(changed_options(before, {"labels": ["a", "b"], "seed": 1}))
     assert words.startswith("labels.0: long long") and words.endswith("; and 1,992 more")
     assert len(words) < 1500
+
+
+def test_an_open_precision_is_what_the_json_says(tmp_path: Path) -> None:
+    path = write(tmp_path / "ds.json", {"fp16": {"enabled": True}})
+    assert load(f"--deepspeed={path}", "--precision=auto").parallel.precision == "fp16"
+
+
+@pytest.mark.parametrize("flags", [("--zero_stage=0",), ("--use_cpu=true",)])
+def test_an_open_precision_goes_with_everything(flags: tuple[str, ...]) -> None:
+    assert load("--precision=auto", *flags).parallel.precision == "auto"
+
+
+def test_use_fp16_false_closes_an_open_precision(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", "parallel: {precision: auto}\n")
+    assert load("--use_fp16=false", recipe=recipe).parallel.precision == "fp32"

@@ -53,7 +53,7 @@ def test_seed_recipe_has_the_seed_values(recipe: Path) -> None:
             continue
         assert (training.learning_rate, training.max_grad_norm) == (3e-4, 5.0)
         assert training.num_train_epochs == 5.0
-        assert config.parallel.precision == "fp16"
+        assert config.parallel.precision == "auto"
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig, deepspeed_settings
 from ..config.changes import changed_options, in_words
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
+from ..models.pretrained import encoder_dtype
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine, release
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
+from ..train.passes import choose_passes
 from ..train.schedule import make_schedule
 from .corpora import RunData, open_data
 from .finished import is_finished
@@ -88,6 +90,20 @@ def _is_finished(config: RunConfig) -> bool:
     return bool(found[0])
 
 
+def _with_precision(config: RunConfig, device: torch.device) -> RunConfig:
+    """A run whose precision is no longer open; rank 0's device decides."""
+    parallel = config.parallel
+    if parallel.precision != "auto":
+        return config
+    fast = encoder_dtype("auto", device) if parallel.zero_stage else torch.float32
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    chosen = [names[fast]]
+    dist.broadcast_object_list(chosen, src=0)
+    _log.info("precision auto: %s", chosen[0])
+    update = {"parallel": parallel.model_copy(update={"precision": chosen[0]})}
+    return config.model_copy(update=update)
+
+
 @dataclass
 class _Progress:
     """What a run carries from start to start besides tensors."""
@@ -102,7 +118,7 @@ class _Run:
     """Everything a run needs, wired together."""
 
     def __init__(self, config: RunConfig, launch: Launch, device: torch.device) -> None:
-        self.config = config
+        self.config = config = _with_precision(config, device)
         self.launch = launch
         self.device = device
         self.folder = Path(config.output_dir)
@@ -132,6 +148,8 @@ class _Run:
         )
         loader = self.data.loader(config, self.launch, self.progress.consumed_samples)
         with metrics, loader:
+            if self.distiller.warms_up:
+                metrics.phase("compiling passes, which takes a minute or two")
             if self.progress.heldout_before is None:
                 self.progress.heldout_before = self._evaluate(metrics, 0)
             done = train(
@@ -192,13 +210,17 @@ class _Run:
             self.total_steps,
             training.warmup_proportion,
         )
+        objective, device = self.lesson.objective, self.device
+        compiles = config.parallel.compile == "auto"
         return Distiller(
             students,
-            self.lesson.objective,
+            objective,
             schedule,
             seed=config.seed,
-            device=self.device,
+            device=device,
             balance=Balance(config.objective.balance_coefficient, config.compat == "seed"),
+            passes=choose_passes(students, objective, config.seed, device, compiles),
+            max_length=config.data.max_length,
         )
 
     def _flops_per_token(self) -> float:

@@ -208,7 +208,7 @@ def _parallel_problems(config: "RunConfig") -> list[Problem]:
     parallel = config.parallel
     problems: list[Problem] = []
     size, at = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
-    if parallel.zero_stage == 0 and parallel.precision != "fp32":
+    if parallel.zero_stage == 0 and parallel.precision not in ("auto", "fp32"):
         words = f"0 does not train in {parallel.precision}; use zero_stage 1, or precision fp32"
         problems.append((("parallel", "zero_stage"), words))
     if parallel.use_cpu and parallel.precision == "fp16":

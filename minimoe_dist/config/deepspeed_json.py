@@ -156,6 +156,7 @@ def deepspeed_settings(
     Raises:
         ConfigError: the JSON is wrong or contradicts the run.
     """
+    assert config.parallel.precision != "auto", "resolved where the device is known"
     settings: dict[str, Any] = {}
     if config.parallel.deepspeed is not None:
         settings = check_deepspeed_json(config.parallel.deepspeed, config)

@@ -176,8 +176,8 @@ class _Merge:
         if text in _TRUE:
             return "fp16"
         parallel = self.tree.get("parallel")
-        was_fp16 = isinstance(parallel, dict) and parallel.get("precision") == "fp16"
-        return "fp32" if was_fp16 else None
+        may_be_fp16 = isinstance(parallel, dict) and parallel.get("precision") in ("auto", "fp16")
+        return "fp32" if may_be_fp16 else None
 
     def _set(self, path: Path, value: Any, label: str) -> None:
         value = parse_text(path, value) if isinstance(value, str) else value
@@ -237,7 +237,7 @@ class _Merge:
             given = getattr(config.parallel, name)
             if value is None:
                 continue
-            if given != value and self._stands_beside_json(("parallel", name)):
+            if given not in (value, "auto") and self._stands_beside_json(("parallel", name)):
                 label = self.origins[("parallel", name)]
                 raise ConfigError(
                     f"{path}: has {name} {value}, but {label} is {given}; drop one of the two"

@@ -30,7 +30,7 @@ ModelType = Literal[
 DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Start = Literal["split", "random", "copies"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
 TeacherLayout = Literal["replicated", "zero3", "tensor"]
 
@@ -251,7 +251,14 @@ class ParallelConfig(Section):
     expert_parallel_size: int = Field(
         1, ge=1, description="ranks that share one set of experts; divides world and experts"
     )
-    precision: Precision = Field("fp32", description="of the students' passes; masters are float32")
+    precision: Precision = Field(
+        "fp32",
+        description="of the students' passes; masters are float32; auto: bf16 where the device "
+        "multiplies it, else fp16 on GPUs and fp32 on CPUs",
+    )
+    compile: Literal["auto", "off"] = Field(
+        "auto", description="auto: compile and record the passes of a step on GPUs"
+    )
     use_cpu: bool = Field(False, description="train on CPUs although there is a GPU")
     timeout_seconds: int = Field(600, ge=1, description="limit of a collective, in seconds")
 

@@ -89,7 +89,7 @@ def alternatives(
     """Every layout that trains the same global batch on the machine."""
     own = layout_of_recipe(config, machine.ranks)
     for zero_stage in (0, 1, 2, 3):
-        if zero_stage == 0 and config.parallel.precision != "fp32":
+        if zero_stage == 0 and config.parallel.precision not in ("auto", "fp32"):
             continue
         for expert in _expert_sizes(machine, students):
             if zero_stage == 3 and expert > 1:

@@ -125,13 +125,17 @@ def _teacher_pass(teacher: EncoderSizes, layout: Layout, batch: Batch, element: 
     return teacher_pass(teacher, batch, element) + tensors(whole * element)
 
 
+def _made(moment: Moment) -> Amount:
+    return moment.get("gradients", Amount())
+
+
 class _Held:
     """A student on a rank.
 
     Attributes:
         weights: bytes, between steps.
         optimizer: bytes of masters, moments and what ZeRO keeps beside them.
-        bucket: bytes of the buffer in which gradients are reduced.
+        bucket: bytes of the buffer in which other stages reduce theirs.
     """
 
     def __init__(self, sizes: EncoderSizes, layout: Layout, element: int, on_gpu: bool) -> None:
@@ -144,7 +148,9 @@ class _Held:
         self._student = Student(sizes, element, 1 / size, tile_elements(on_gpu))
         stage = layout.zero_stage
         buffered = BUCKET_ELEMENTS if on_gpu else min(own, BUCKET_ELEMENTS)
-        self.bucket = buffered * element if stage else 0.0
+        self.bucket = buffered * element if stage > 1 else 0.0
+        # Stage 1 sums gradients in flat tensors, which are there from the first step on.
+        self._flat_gradients = tensors(own * element) if stage == 1 else Amount()
         # Pages that are never written take no memory on a CPU, and the bucket is a tensor of a
         # moment; on a GPU it is there all the time.
         self._reduced = Amount() if on_gpu else tensors(self.bucket)
@@ -169,18 +175,19 @@ class _Held:
         if stage == 3:
             gathered = {"buffers": self._gathered()}
         moment: Moment = {}
-        for moment in self._student.moments(batch, keeps_gradients=stage < 2):
-            yield {**gathered, **moment}
+        for moment in self._student.moments(batch, keeps_gradients=stage == 0):
+            yield {**gathered, **moment, "gradients": self._flat_gradients + _made(moment)}
         if stage == 0:
             # All gradients are there, and reduced as one flat copy, by a rank alone too.
             flat = tensors(self._own * _MASTER)
             yield {"gradients": moment["gradients"], "buffers": flat}
         else:
-            yield {"buffers": self._update()}
+            yield {"gradients": self._flat_gradients, "buffers": self._update()}
 
     def saving(self) -> Moment:
         """Rank 0's piece of a checkpoint."""
-        return {"buffers": sum([self._whole(_MASTER)] * _STATES, start=Amount())}
+        pieces = sum([self._whole(_MASTER)] * _STATES, start=Amount())
+        return {"gradients": self._flat_gradients, "buffers": pieces}
 
     def _whole(self, element: int) -> Amount:
         """All parameters in `element` bytes each: the word embeddings are the one large tensor."""
@@ -194,6 +201,8 @@ class _Held:
 
     def _update(self) -> Amount:
         """The bucket, a flat gradient of the own part, and the norm, which sums in float64."""
+        if self._layout.zero_stage == 1:
+            return tensors(self._part * _MASTER) if self._element < _MASTER else Amount()
         norm = tensors(2 * _MASTER * self._sizes.largest_tensor())
         if self._layout.zero_stage == 3:
             return norm

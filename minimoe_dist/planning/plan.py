@@ -148,7 +148,7 @@ class Planner:
 
     def predict(self, layout: Layout, machine: Machine) -> Prediction:
         """One layout on a machine."""
-        batch, precision = self._batch(layout), self._precision(machine)
+        batch, precision = self._batch(layout), self._precision(layout, machine)
         given = (self.students, self.teacher, layout, batch, precision, machine)
         memory, traffic = memory_of(*given), traffic_of(*given)
         work = self._work(batch)
@@ -195,12 +195,15 @@ class Planner:
         filled = min(1.0, self.corpus.mean_length / length) if self.corpus else 1.0
         return Batch(layout.micro_batch, length, filled)
 
-    def _precision(self, machine: Machine) -> Precision:
-        teacher = self.config.teacher.dtype
-        if teacher == "auto":
-            narrow = [one for one in ("bfloat16", "float16") if one in machine.tflops]
-            teacher = narrow[0] if narrow else "float32"
-        return Precision(PRECISIONS[self.config.parallel.precision], teacher)
+    def _precision(self, layout: Layout, machine: Machine) -> Precision:
+        teacher, student = self.config.teacher.dtype, self.config.parallel.precision
+        narrow = [one for one in ("bfloat16", "float16") if one in machine.tflops]
+        fast: Any = narrow[0] if narrow else "float32"
+        if student == "auto":
+            students = "float32" if layout.zero_stage == 0 else fast
+        else:
+            students = PRECISIONS[student]
+        return Precision(students, fast if teacher == "auto" else teacher)
 
     def _work(self, batch: Batch) -> dict[str, float]:
         """Operations of a micro-batch on a rank; the teacher computes padding too."""

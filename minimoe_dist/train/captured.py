@@ -39,6 +39,7 @@ class CapturedPasses:
     """
 
     packed = True
+    warms_up = True
 
     def __init__(self, passes: EagerPasses, recorder: Recorder) -> None:
         self._passes = passes

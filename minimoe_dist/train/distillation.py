@@ -94,6 +94,11 @@ class Distiller:
         self._passes = passes or choose_passes(self.students, objective, seed, device)
         self._place = Placer(device, packed=self._passes.packed, longest=max_length)
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether the first steps compile the passes of all."""
+        return self._passes.warms_up
+
     def train_step(self, batch: StepBatch, step: int, stop_requested: bool) -> PendingMetrics:
         """Trains every student on ``batch``; a collective that does not wait for the device.
 

@@ -153,6 +153,7 @@ class Metrics:
             return
         meter = self._meter
         self._steps += 1
+        self._progress.phase(None)
         meter.add("sequences", metrics.sequences)
         meter.add("tokens", metrics.tokens)
         for name, student in metrics.students.items():
@@ -166,6 +167,11 @@ class Metrics:
         self._progress.advance(self._summary(metrics.students))
         if step % self._log_interval == 0 or step == self._total_steps:
             self._log(step, metrics)
+
+    def phase(self, words: str) -> None:
+        """Show what goes on until the first step's numbers come."""
+        if self._is_writer:
+            self._progress.phase(words)
 
     def evaluation(
         self, step: int, heldout_loss: Mapping[str, float], shown: Collection[str] | None = None
@@ -281,6 +287,8 @@ class Progress:
         self._first_step = first_step
         self._started = time.perf_counter()
         self._postfix_at = -math.inf
+        self._what = what
+        self._phase: str | None = None
         self._bar: tqdm[Any] | None = None
         if stream.isatty():
             self._bar = tqdm(
@@ -291,6 +299,16 @@ class Progress:
                 unit="step",
                 dynamic_ncols=True,
             )
+
+    def phase(self, words: str | None) -> None:
+        """Show what goes on instead of steps, until None."""
+        if words == self._phase:
+            return
+        self._phase = words
+        if self._bar is not None:
+            self._bar.set_description(words or self._what)
+        elif words is not None:
+            print(words, file=self._stream, flush=True)
 
     def advance(self, numbers: Mapping[str, float]) -> None:
         """One step more."""

@@ -47,9 +47,11 @@ class Passes(Protocol):
 
     Attributes:
         packed: whether batches come without their padding.
+        warms_up: whether the first passes take much longer than the others.
     """
 
     packed: bool
+    warms_up: bool
 
     def teach(self, batch: Batch) -> tuple[Batch, Any]:
         """The teacher's pass.
@@ -74,6 +76,8 @@ class EagerPasses:
         seed: of dropout and router noise.
         packed: whether batches come without their padding.
     """
+
+    warms_up = False
 
     def __init__(
         self,
@@ -113,6 +117,8 @@ class EagerPasses:
 
 class CompiledPasses(EagerPasses):
     """Compiled; of packed batches only. What does not compile runs eagerly from then on."""
+
+    warms_up = True
 
     def __init__(self, students: Sequence[StudentEngine], objective: Objective, seed: int) -> None:
         super().__init__(students, objective, seed, packed=True)

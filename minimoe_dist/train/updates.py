@@ -20,6 +20,7 @@ from .loss_scale import LossScale, LossScaleOptions
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _CLIPPING_EPSILON = 1e-6
+_NORM_PART = 1 << 18  # elements, whose float64 copy stays in cache
 
 
 @dataclass(frozen=True)
@@ -179,14 +180,20 @@ class FlatUpdate:
 
     def _norm(self) -> Tensor:
         """L2 over all parameters and ranks, each expert once, float64; parts do not overlap."""
-        norms = [
-            torch.linalg.vector_norm(group.own_gradients, dtype=torch.float64)
-            for group in self.groups
-        ]
-        total = torch.stack(norms).square().sum()
+        total = torch.stack([_square_sum(group.own_gradients) for group in self.groups]).sum()
         if self._ranks > 1:
             dist.all_reduce(total)
         return total.sqrt()
+
+
+def _square_sum(values: Tensor) -> Tensor:
+    """Float64, of flat values of any type, without a copy of them."""
+    if values.is_cuda:  # sums there are trees, exact enough in float32
+        return torch.linalg.vector_norm(values, dtype=torch.float32).double().square()
+    parts = [
+        torch.linalg.vector_norm(part, dtype=torch.float64) for part in values.split(_NORM_PART)
+    ]
+    return torch.stack(parts).square().sum()
 
 
 def _flat_group(zero: Any, index: int) -> _Group:

@@ -10,6 +10,10 @@ SHARED_BYTES = {80: 166_912, 90: 232_448}  # that a program may have on an A100,
 SAMPLES, LENGTH, HEADS = 2, 128, 12
 
 
+def rows_of(tokens: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(tokens, width, dtype=dtype)
+
+
 def launch_all(dtype: torch.dtype) -> dict[str, int]:
     """Every kernel at the sizes of BERT-base → 3L;384H 1,4E; most shared bytes by kernel."""
     from minimoe_dist.kernels.attention import Dropout, attention, attention_gradient
@@ -32,8 +36,11 @@ def launch_all(dtype: torch.dtype) -> dict[str, int]:
             projected[:, :width], teacher.to(dtype), starts, lengths, None, 32, longest,
             torch.zeros(tokens, width),
         )  # fmt: skip
+    valid = torch.ones(tokens, dtype=torch.bool)
+    signals = (rows_of(tokens, width, dtype), teacher.to(dtype))
+    relation_loss(*signals, starts, lengths, valid, 32, LENGTH, None)  # in evaluation
     order, offsets = expert_order(torch.zeros(tokens, dtype=torch.int32), experts)
-    rows = torch.zeros(tokens, width, dtype=dtype)
+    rows = rows_of(tokens, width, dtype)
     weight, bias = torch.zeros(experts, 4 * width, width, dtype=dtype), torch.zeros(experts, 1536)
     ways = {"gathers": True, "scatters": False}
     inner = grouped_product(rows, weight, bias.to(dtype), order, offsets, **ways)

@@ -65,9 +65,9 @@ def test_activations_grow_with_the_micro_batch():
 
 
 def test_a_cpu_keeps_what_torch_has_freed_and_a_gpu_counts_what_is_in_use():
-    planned, layout = planner(), Layout(ranks=8, zero_stage=1, micro_batch=8)
-    on_cpu = predict(planned, layout, machine(device="cpu")).memory
-    assert on_cpu["allocator"] > 0 == memory()["allocator"]
+    planned, layout = planner(), Layout(ranks=8, zero_stage=1, micro_batch=64)
+    on_cpu, on_gpu = (predict(planned, layout, machine(device=d)).memory for d in ("cpu", "cuda"))
+    assert on_cpu["allocator"] > 0 == on_gpu["allocator"]
 
 
 def traffic(**changes):
@@ -156,3 +156,19 @@ def test_memory_needs_no_teacher_where_none_runs():
     batch = planned._batch(layout)
     found = memory_of(planned.students, planned.teacher, layout, batch, FLOAT32, machine())
     assert found["teacher weights"] == found["teacher pass"] == 0
+
+
+def test_an_open_precision_is_what_the_machine_multiplies_fast():
+    layout = Layout(ranks=8, zero_stage=1, micro_batch=8)
+    narrow = machine(tflops={"float32": 10.0, "bfloat16": 100.0})
+    seconds = {
+        precision: predict(planner(parallel={"precision": precision}), layout, narrow).seconds
+        for precision in ("auto", "bf16", "fp32")
+    }
+    assert seconds["auto"] == seconds["bf16"] != seconds["fp32"]
+    wide = machine(tflops={"float32": 10.0})
+    opened, closed = (
+        predict(planner(parallel={"precision": precision}), layout, wide).memory
+        for precision in ("auto", "fp32")
+    )
+    assert opened == closed

@@ -224,3 +224,14 @@ def test_on_a_terminal_progress_is_a_bar_with_loss_and_speed(tmp_path):
     shown = stream.getvalue()
     assert "10/10" in shown and "loss 0.125" in shown and "sequences/s" in shown
     assert " left" not in shown  # the bar's own: no lines beside it
+
+
+def test_a_phase_before_the_first_step_is_shown_until_that_steps_numbers_come(tmp_path):
+    terminal, lines = Terminal(), io.StringIO()
+    for stream in (terminal, lines):
+        with open_metrics(tmp_path / stream.__class__.__name__, stream=stream) as metrics:
+            metrics.phase("compiling passes")
+            metrics.step(1, step_metrics())
+    assert "compiling passes:" in terminal.getvalue()
+    assert terminal.getvalue().rpartition("distilling:")[1]
+    assert lines.getvalue().startswith("compiling passes\n")
