@@ -173,7 +173,7 @@ def check_export(config: RunConfig, summary: dict[str, Any]) -> None:
         ):
             signals, wanted = student(**batch.inputs()).signals, teacher(**batch.inputs())
             loss_sum, count = relation_loss_sum(signals, wanted, batch.attention_mask, heads)
-            total, rows = total + loss_sum.item(), rows + count
+            total, rows = total + loss_sum.item(), rows + int(count)
     loss, reported = total / (3 * rows), summary["heldout_loss_after"]
     if abs(loss - reported) > _SAME_LOSS * abs(reported):
         raise RuntimeError(

@@ -44,6 +44,19 @@ class PackedLayout:
         rows = torch.arange(self.sample.shape[0], device=self.sample.device)
         self.real: Tensor | None = rows < self.starts[-1] + self.lengths[-1]
 
+    def padded(self, rows: Tensor) -> Tensor:
+        """Rows [T, …] as [B, S, …], S the longest length there may be, with zeros at padding."""
+        cells = len(self.starts) * self.longest
+        # Rows of no sample go to a cell behind all others.
+        assert self.real is not None
+        places = torch.where(self.real, self.cells(), cells)
+        flat = rows.new_zeros(cells + 1, *rows.shape[1:]).index_copy(0, places, rows)
+        return flat[:-1].unflatten(0, (-1, self.longest))
+
+    def cells(self) -> Tensor:
+        """int64 [T], where a row lies in what :meth:`padded` gives; anywhere for those of none."""
+        return self.sample.long() * self.longest + self.position
+
     def pack(self, given: Tensor) -> Tensor:
         """It is packed."""
         return given

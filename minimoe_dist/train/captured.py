@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..data.packed import PackedBatch
 from ..runtime import logger
@@ -93,10 +94,24 @@ class CapturedPasses:
             _log.warning("batches of %d rows are not recorded: %s", batch.rows, first_line(error))
             return None
 
+    def _recorded_teacher(self, batch: PackedBatch) -> tuple[Callable[[], None], Any]:
+        """What teaches a batch that stays, and where its signals then are."""
+        if self._passes.objective.teaches_packed:
+            return self._recorder.inference(lambda: self._passes.teach(batch)[1])
+        # Other ranks take part in its pass, which is no matter for a recording.
+        given = tree_map(torch.clone, self._passes.teach(batch)[1])
+
+        def teach() -> None:
+            made = tree_leaves(self._passes.teach(batch)[1])
+            for target, value in zip(tree_leaves(given), made, strict=True):
+                target.copy_(value)
+
+        return teach, given
+
     def _record(self, batch: PackedBatch) -> _Recordings:
         numbers = batch.numbers.clone()
         own = batch.with_numbers(numbers)
-        teach, given = self._recorder.inference(lambda: self._passes.teach(own)[1])
+        teach, given = self._recorded_teacher(own)
         students = []
         for index, student in enumerate(self._passes.students):
             students.append(

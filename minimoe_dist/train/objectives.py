@@ -27,6 +27,9 @@ from ..objectives.tinybert import States, tinybert_counts, tinybert_loss_sums
 Batch = MicroBatch | PackedBatch
 
 
+_IDS = ("input_ids", "token_type_ids")
+
+
 def inputs_of(batch: Batch) -> dict[str, Any]:
     """What an encoder takes of a batch, by its argument's name."""
     if isinstance(batch, MicroBatch):
@@ -57,12 +60,16 @@ class Objective(Protocol):
     Attributes:
         parts: name -> weight in the loss, in the order of sums and counts.
         takes_packed: whether batches may come without their padding.
+        teaches_packed: whether the teacher then computes no padding, and asks no other rank.
     """
 
     parts: Mapping[str, float]
 
     @property
     def takes_packed(self) -> bool: ...
+
+    @property
+    def teaches_packed(self) -> bool: ...
 
     def teach(self, batch: Any) -> Any:
         """What the teacher gives for a micro-batch, without gradients."""
@@ -131,19 +138,34 @@ class RelationObjective:
     @property
     def takes_packed(self) -> bool:
         """The published loss pads, and drops relations by padded positions."""
-        return not self.compat_seed and bool(getattr(self.teacher, "takes_packed", False))
+        return not self.compat_seed
 
+    @property
+    def teaches_packed(self) -> bool:
+        """If the teacher is one of our own encoders, whole on this rank."""
+        return bool(getattr(self.teacher, "takes_packed", False))
+
+    @torch.no_grad()
     def teach(self, batch: Batch) -> Signals:
         """Query, key and value, each [B, S, H], or [T, H] of a packed batch."""
-        with torch.no_grad():
-            if isinstance(batch, PackedBatch):
-                teacher: Any = self.teacher
-                packed: Signals = teacher.packed(**inputs_of(batch))
-                return packed
+        if isinstance(batch, MicroBatch):
             signals: Signals = self.teacher(
                 batch.input_ids, batch.attention_mask, batch.token_type_ids
             )
-        return signals
+            return signals
+        inputs = inputs_of(batch)
+        if self.teaches_packed:
+            teacher: Any = self.teacher
+            packed: Signals = teacher.packed(**inputs)
+            return packed
+        layout: PackedLayout = inputs["layout"]
+        ids, segments = (layout.padded(inputs[name].long()) for name in _IDS)
+        mask = torch.arange(batch.longest, device=ids.device) < batch.lengths[:, None]
+        query, key, value = (
+            signal.flatten(0, 1).index_select(0, layout.cells())
+            for signal in self.teacher(ids, mask, segments)
+        )
+        return query, key, value
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """Rows: R · tokens of each of query, key and value."""
@@ -192,6 +214,7 @@ class MaskedLmObjective:
         self.parts = {"mlm_loss": self.weight}
 
     takes_packed = True
+    teaches_packed = True
 
     def teach(self, batch: Batch) -> None:
         """The text itself teaches."""
@@ -237,6 +260,7 @@ class TinyBertObjective:
         self.parts = {"states_loss": 0.5 * self.weight, "scores_loss": 0.5 * self.weight}
 
     takes_packed = False
+    teaches_packed = False
 
     def teach(self, micro: MicroBatch) -> States:
         """The teacher's states."""
@@ -281,6 +305,11 @@ class JointObjective:
     def takes_packed(self) -> bool:
         """If all do."""
         return all(one.takes_packed for one in self._objectives)
+
+    @property
+    def teaches_packed(self) -> bool:
+        """If all do."""
+        return all(one.teaches_packed for one in self._objectives)
 
     def teach(self, batch: Batch) -> Sequence[Any]:
         """Of each objective."""

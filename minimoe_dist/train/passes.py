@@ -122,7 +122,9 @@ class CompiledPasses(EagerPasses):
 
     def __init__(self, students: Sequence[StudentEngine], objective: Objective, seed: int) -> None:
         super().__init__(students, objective, seed, packed=True)
-        self._teach = _Compiled("the teacher's pass", self.objective.teach)
+        self._teach: Callable[..., Any] = objective.teach
+        if objective.teaches_packed:
+            self._teach = _Compiled("the teacher's pass", objective.teach)
         self._runs = [
             _Compiled(f"{student.name}'s pass", self._pass_of(student)) for student in students
         ]

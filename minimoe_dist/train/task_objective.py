@@ -52,6 +52,7 @@ class TaskObjective:
                 self.parts = {**self.parts, "relation_loss": teacher.relation_weight}
 
     takes_packed = False
+    teaches_packed = False
 
     @property
     def _with_signals(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimoe_dist.models.noise import RelationDropout, sample_keys
+from minimoe_dist.objectives import relations
 from minimoe_dist.objectives.relations import relation_loss_sum
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -357,3 +358,14 @@ def test_compat_seed_gradients_of_the_relation_maps_are_the_golden_ones(golden):
         expected = tensors[f"grad.{name}"]
         error = (parameter.grad - expected).norm() / expected.norm().clamp_min(1e-6)
         assert error < 1e-4, (name, error)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_what_kernels_are_given_is_the_same_loss(holes: bool) -> None:
+    mask = prefix_mask([9, 4, 0, 13], 13)
+    if holes:
+        mask[0, 3] = mask[3, 0] = False
+    student, teacher = draw(4, 13, 12), draw(4, 13, 24, seed=1)
+    expected, _ = relation_loss_sum(student, teacher, mask, 4)
+    given = relations._by_kernel(student, teacher, mask, 4)
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)

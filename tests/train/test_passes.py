@@ -151,6 +151,32 @@ def test_played_passes_do_what_those_do_that_were_recorded(precision: str) -> No
         assert captured == packed
 
 
+class PaddedTeacher(torch.nn.Module):
+    """A teacher that takes padded batches only, as one that ranks share out."""
+
+    def __init__(self, teacher: RelationTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.teacher(*inputs)
+
+
+def rows_of_a_padded_teacher(kind: str) -> list[list[float]]:
+    own = make_teacher
+    globals()["make_teacher"] = lambda layers: PaddedTeacher(own(layers))
+    try:
+        return rows(kind, [(1, 4)])
+    finally:
+        globals()["make_teacher"] = own
+
+
+@pytest.mark.parametrize("kind", ["packed", "captured"])
+def test_students_are_packed_also_beside_a_teacher_that_is_not(kind: str) -> None:
+    found = run_distributed(rows_of_a_padded_teacher, 1, kind)[0]
+    assert_close(found, run_distributed(rows, 1, "packed", [(1, 4)])[0])
+
+
 def test_each_of_several_played_students_gets_what_it_would_have_got_alone() -> None:
     together = run_distributed(rows, 1, "captured", [(1, 4), (1, 1)], LAYOUT, False)[0]
     alone = run_distributed(rows, 1, "captured", [(1, 4)], LAYOUT, False)[0]
