@@ -94,6 +94,10 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
         raise ConfigError(
             "parallel.precision: 'fp16' needs a GPU and there is none usable; use bf16 or fp32"
         )
+    if config.teacher.dtype == "float8" and device_type == "cpu":
+        raise ConfigError(
+            "teacher.dtype: 'float8' needs a GPU that multiplies it and there is none; use auto"
+        )
 
 
 def _check_teacher_layout(config: RunConfig, world_size: int) -> None:

@@ -101,6 +101,13 @@ def _teacher_problems(config: "RunConfig") -> list[Problem]:
     if teacher.layout != "zero3" and teacher.offload != "none":
         words = f"{teacher.offload!r} goes with layout zero3 only; use none"
         problems.append((("teacher", "offload"), words))
+    if teacher.dtype == "float8":
+        at: Path = ("teacher", "dtype")
+        if teacher.layout != "replicated" or config.model_type == "bert_tinybert":
+            words = "'float8' is for teachers of relations that every rank holds whole; use auto"
+            problems.append((at, words))
+        elif config.parallel.use_cpu:
+            problems.append((at, "'float8' needs a GPU that multiplies it; use auto"))
     if teacher.layout == "replicated":
         if teacher.parallel_size is not None:
             words = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"

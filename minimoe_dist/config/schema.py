@@ -31,7 +31,7 @@ DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Start = Literal["split", "random", "copies"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
+TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 TeacherLayout = Literal["replicated", "zero3", "tensor"]
 
 
@@ -62,7 +62,8 @@ class TeacherConfig(Section):
     )
     dtype: TeacherDtype = Field(
         "auto",
-        description="of the teacher's pass; auto: bfloat16 where the device multiplies it",
+        description="of the teacher's pass; auto: bfloat16 where the device multiplies it; "
+        "float8: its linear maps in 8 bits, on GPUs that multiply these",
     )
     layout: TeacherLayout = Field(
         "replicated",

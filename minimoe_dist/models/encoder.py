@@ -8,6 +8,7 @@ Shapes: B samples, S positions, T packed tokens, H hidden size, E experts.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -58,6 +59,20 @@ class _Projections(nn.Module):
         self.query = _linear(experts, (size, size), 0, head_size)
         self.key = _linear(experts, (size, size), 0, head_size)
         self.value = _linear(experts, (size, size), 0, head_size)
+        self.joined: nn.Module | None = None
+
+    def join(self) -> None:
+        """Makes one map of the three plain ones, of an encoder that will not change any more."""
+        maps = [one for one in (self.query, self.key, self.value) if isinstance(one, nn.Linear)]
+        if len(maps) < 3:
+            return
+        joined = nn.Linear(
+            maps[0].in_features, sum(one.out_features for one in maps), device="meta"
+        )
+        joined.weight = nn.Parameter(torch.cat([one.weight.detach() for one in maps]))
+        joined.bias = nn.Parameter(torch.cat([one.bias.detach() for one in maps]))
+        self.joined = joined
+        del self.query, self.key, self.value
 
 
 class _Output(nn.Module):
@@ -149,6 +164,9 @@ class Layer(nn.Module):
 
     def _project(self, tokens: Tensor, plan: Plan | None) -> Tensor:
         own = self.attention.self
+        if own.joined is not None:
+            joined: Tensor = own.joined(tokens)
+            return joined
         maps = (own.query, own.key, own.value)
         if plan is not None:
             return plan.across(maps, tokens)

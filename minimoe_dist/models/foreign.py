@@ -23,8 +23,8 @@ _SAME = (
 def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeForRelations:
     """A plain student that gives the signals of a Hugging Face encoder's last layer.
 
-    It takes over the encoder's weights; what stands behind the last layer's queries, keys and
-    values goes.
+    It takes over the encoder's weights, and joins those of queries, keys and values; what stands
+    behind the last layer's goes. It is for teaching, not for training.
     """
     config = MiniMoeConfig(
         family=family_of(model.config),
@@ -43,4 +43,6 @@ def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeFo
     own = student.state_dict()
     given = {f"bert.{name}": value for name, value in model.state_dict().items()}
     student.load_state_dict({name: given[name] for name in own}, assign=True)
+    for layer in student.bert.encoder.layers():
+        layer.attention.self.join()
     return student

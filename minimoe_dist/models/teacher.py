@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
 from .elastic import ElasticForRelations
+from .float8 import multiplies_float8, quantize_maps
 from .foreign import as_student
 from .moebert import MiniMoeForRelations
 from .packing import Layout
@@ -30,6 +31,8 @@ from .pretrained import (
     refuse_class,
 )
 from .weights import SlicedWeights
+
+FLOAT8 = "float8"
 
 
 class CutEncoder(nn.Module):
@@ -213,7 +216,8 @@ def load_teacher(
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
         relation_layer: layer from 1; -1 is the last one.
         dtype: a torch type, its name, or "auto": bfloat16 (float16 where there is none) on a
-            GPU and on a CPU that multiplies bfloat16 itself, else float32.
+            GPU and on a CPU that multiplies bfloat16 itself, else float32. "float8": bfloat16
+            with linear maps of 8 bits (:mod:`.float8`).
         device: where the teacher shall live.
 
     Raises:
@@ -228,10 +232,22 @@ def load_teacher(
     layer = _layer_number(path, config, relation_layer)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = layer
-    model = load_encoder(path, folder, cut, encoder_dtype(dtype, device))
-    if device.type == "cuda" and isinstance(model, BertModel | RobertaModel | MegatronBertModel):
+    in_8_bits = dtype == FLOAT8
+    if in_8_bits and device.type == "cuda" and not multiplies_float8(device):
+        raise ValueError(
+            "teacher.dtype: float8 needs a GPU that multiplies it (Ada, Hopper or later), and "
+            f"{torch.cuda.get_device_name(device)} does not; give auto"
+        )
+    model = load_encoder(
+        path, folder, cut, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
+    )
+    is_foreign = isinstance(model, BertModel | RobertaModel | MegatronBertModel)
+    if is_foreign and (in_8_bits or device.type == "cuda"):
         model = as_student(model)
-    return RelationTeacher(signals_of(model), config, layer).to(device)
+    teacher = RelationTeacher(signals_of(model), config, layer)
+    if in_8_bits:
+        quantize_maps(teacher)
+    return teacher.to(device)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from minimoe_dist.planning.machine import Machine
 from minimoe_dist.planning.sizes import EncoderSizes
 
 TEACHER_LAYOUTS = ("replicated", "zero3", "tensor")
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 BUCKET_ELEMENTS = 50_000_000  # as DeepSpeed is given
 

@@ -14,7 +14,7 @@ from minimoe_dist.config.problems import describe, nearest
 from minimoe_dist.config.schema import Section
 
 GIB = 1 << 30
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float8")
 
 
 class Machine(Section):
@@ -62,7 +62,12 @@ class Machine(Section):
         return self.nodes * self.ranks_per_node
 
     def rate(self, dtype: str) -> float:
-        """Operations a second that a training step reaches in a type; float32's if not stated."""
+        """Operations a second that a training step reaches in a type.
+
+        Of a type that is not stated, bfloat16's for float8, else float32's.
+        """
+        if dtype == "float8" and dtype not in self.tflops:
+            dtype = "bfloat16"
         return 1e12 * self.efficiency * self.tflops.get(dtype, self.tflops["float32"])
 
     def bandwidth(self, group: int, stride: int = 1) -> float:

@@ -79,9 +79,10 @@ def memory_of(
     steady["buffers"] = sum(one.bucket for one in held) if on_gpu else 0.0
     given, moments = Amount(), [one.building() for one in held]
     if teacher is not None:
-        width = ELEMENT_BYTES[precision.teacher]
+        weight = ELEMENT_BYTES[precision.teacher]
+        width = max(weight, 2)  # 8-bit weights make signals of 16 bits
         if not (on_gpu and layout.teacher_waits_outside):
-            steady["teacher weights"] = teacher_weight_bytes(teacher, layout, width)
+            steady["teacher weights"] = teacher_weight_bytes(teacher, layout, weight)
         given = signals_of(teacher, batch, width)
         passing = _teacher_pass(teacher, layout, batch, width) + given
         moments.append({"teacher pass": passing})

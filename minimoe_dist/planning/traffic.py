@@ -45,7 +45,7 @@ def traffic_of(
     for one in students:
         _students_traffic(counted, one, layout, batch, element)
     if teacher is not None and layout.teacher_parallel_size > 1:
-        _teachers_traffic(counted, teacher, layout, batch, ELEMENT_BYTES[precision.teacher])
+        _teachers_traffic(counted, teacher, layout, batch, max(2, ELEMENT_BYTES[precision.teacher]))
     return {kind: Traffic(*numbers) for kind, numbers in counted.kinds.items() if numbers[0] > 0}
 
 

@@ -40,9 +40,7 @@ def test_nothing_is_held_behind_the_signals() -> None:
     student = as_student(encoder)
     names = {name for name, _ in student.named_parameters() if ".layer.1." in name}
     assert names == {
-        f"bert.encoder.layer.1.attention.self.{part}.{kind}"
-        for part in ("query", "key", "value")
-        for kind in ("weight", "bias")
+        f"bert.encoder.layer.1.attention.self.joined.{kind}" for kind in ("weight", "bias")
     }
     word = encoder.embeddings.word_embeddings.weight
     assert student.bert.embeddings.word_embeddings.weight.data_ptr() == word.data_ptr()
