@@ -22,6 +22,7 @@ from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine, release
+from ..train.kernels import use_layer_norms
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
 from ..train.passes import choose_passes
@@ -195,11 +196,13 @@ class _Run:
             (training.adam_beta1, training.adam_beta2),
             training.adam_epsilon,
             training.max_grad_norm,
+            config.parallel.adamw,
         )
         settings = deepspeed_settings(config, self.launch.world_size)
         students = []
         for index, options in enumerate(config.students):
             model = make_student(config, index, self.lesson)
+            use_layer_norms(config.parallel.layer_norm, model)
             size = 1 if model.config.is_dense else config.parallel.expert_parallel_size
             students.append(
                 StudentEngine(options.name, model, settings, optimizer, size, self.device)

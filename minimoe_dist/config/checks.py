@@ -218,6 +218,9 @@ def _parallel_problems(config: "RunConfig") -> list[Problem]:
     if parallel.zero_stage == 0 and parallel.precision not in ("auto", "fp32"):
         words = f"0 does not train in {parallel.precision}; use zero_stage 1, or precision fp32"
         problems.append((("parallel", "zero_stage"), words))
+    if parallel.adamw in ("deepspeed", "apex") and parallel.zero_stage != 1:
+        words = f"{parallel.adamw!r} goes with zero_stage 1; use auto"
+        problems.append((("parallel", "adamw"), words))
     if parallel.use_cpu and parallel.precision == "fp16":
         words = "'fp16' does not train on CPUs; use bf16 or fp32, or drop use_cpu"
         problems.append((("parallel", "precision"), words))

@@ -257,6 +257,12 @@ class ParallelConfig(Section):
         description="of the students' passes; masters are float32; auto: bf16 where the device "
         "multiplies it, else fp16 on GPUs and fp32 on CPUs",
     )
+    adamw: Literal["auto", "torch", "deepspeed", "apex"] = Field(
+        "auto", description="whose fused AdamW; auto: torch's, the fastest, which waits for nothing"
+    )
+    layer_norm: Literal["auto", "torch", "apex"] = Field(
+        "auto", description="whose LayerNorm; auto: torch's, which compiles into its neighbours"
+    )
     compile: Literal["auto", "off"] = Field(
         "auto", description="auto: compile and record the passes of a step on GPUs"
     )

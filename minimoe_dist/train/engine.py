@@ -23,6 +23,7 @@ from .expert_parallel import (
     expert_parameter_names,
     is_expert_parallel,
 )
+from .kernels import make_adamw
 from .loss_scale import LossScaleOptions
 from .optimizer_state import KINDS, optimizer_state_of
 from .updates import EngineUpdate, FlatUpdate, StepResult, Update, takes_flat_update
@@ -33,13 +34,14 @@ _WITHOUT_DECAY = ("bias", "LayerNorm.weight")
 
 @dataclass(frozen=True)
 class AdamW:
-    """Optimizer settings; ``max_gradient_norm`` 0 means no clipping."""
+    """Optimizer settings; ``max_gradient_norm`` 0 means no clipping, ``kernel`` is whose it is."""
 
     learning_rate: float
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-6
     max_gradient_norm: float = 1.0
+    kernel: str = "auto"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -199,19 +201,24 @@ def _initialize(model: PreTrainedModel, settings: Mapping[str, Any], optimizer: 
     flat = takes_flat_update(settings)
     # At stage 0 DeepSpeed averages the ranks' norms; where the update is our own, it clips.
     clipping = 0.0 if flat or stage == 0 else optimizer.max_gradient_norm
-    config = {**settings, "zero_optimization": zero, "gradient_clipping": clipping}
+    config = {
+        "zero_allow_untested_optimizer": True,  # apex's
+        **settings,
+        "zero_optimization": zero,
+        "gradient_clipping": clipping,
+    }
     if flat and settings.get("fp16", {}).get("enabled"):
         config["fp16"] = {"enabled": True, "loss_scale": 1.0}
     with quiet_deepspeed():
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=torch.optim.AdamW(
+            optimizer=make_adamw(
+                optimizer.kernel,
                 parameter_groups(model, optimizer.weight_decay),
-                lr=optimizer.learning_rate,
+                learning_rate=optimizer.learning_rate,
                 betas=optimizer.betas,
-                eps=optimizer.epsilon,
+                epsilon=optimizer.epsilon,
                 weight_decay=optimizer.weight_decay,
-                fused=True,  # one pass over memory instead of ten
             ),
             config=config,
             dist_init_required=False,

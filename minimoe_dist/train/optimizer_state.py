@@ -20,6 +20,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from .kernels import adam_steps, prime, set_adam_steps
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("master", *MOMENTS)
 
@@ -44,26 +46,18 @@ class OptimizerState(Protocol):
     def steps(self, value: int) -> None: ...
 
 
-def _prime(state: dict[str, Any], flat: Tensor) -> None:
-    """The state that torch's AdamW would create at its first step."""
-    if not state:
-        state["step"] = torch.tensor(0.0, device=flat.device)
-        state.update({moment: torch.zeros_like(flat) for moment in MOMENTS})
-
-
 class _TorchSteps:
-    """Adam's step, which torch keeps per tensor, as one number."""
+    """Adam's step, which is kept by tensor or by group, as one number."""
 
     _torch_optimizer: torch.optim.Optimizer
 
     @property
     def steps(self) -> int:
-        return int(next(iter(self._torch_optimizer.state.values()))["step"].item())
+        return adam_steps(self._torch_optimizer)
 
     @steps.setter
     def steps(self, value: int) -> None:
-        for state in self._torch_optimizer.state.values():
-            state["step"].fill_(float(value))
+        set_adam_steps(self._torch_optimizer, value)
 
 
 class Stage0State(_TorchSteps):
@@ -73,7 +67,7 @@ class Stage0State(_TorchSteps):
         self._torch_optimizer = torch_optimizer
         for group in torch_optimizer.param_groups:
             for parameter in group["params"]:
-                _prime(torch_optimizer.state[parameter], parameter)
+                prime(torch_optimizer, parameter)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         return self._tensor(parameter, kind).detach().float().clone()
@@ -98,7 +92,7 @@ class Stage12State(_TorchSteps):
         self._zero = zero_optimizer
         self._torch_optimizer = zero_optimizer.optimizer
         for flat in zero_optimizer.single_partition_of_fp32_groups:
-            _prime(self._torch_optimizer.state[flat], flat)
+            prime(self._torch_optimizer, flat)
         # DeepSpeed links groups to parameters after the first group's first step only.
         zero_optimizer._hp_optimizer_states_linked = False
         zero_optimizer._lazy_init_hp_params_optimizer_state()
@@ -125,7 +119,7 @@ class Stage3State(_TorchSteps):
         self._zero = zero_optimizer
         self._torch_optimizer = zero_optimizer.optimizer
         for flat in zero_optimizer.fp32_partitioned_groups_flat:
-            _prime(self._torch_optimizer.state[flat], flat)
+            prime(self._torch_optimizer, flat)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if kind == "master":

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .expert_parallel import ExpertParallelGroup, is_expert_parallel
+from .kernels import decides_on_device
 from .loss_scale import LossScale, LossScaleOptions
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -150,13 +151,10 @@ class FlatUpdate:
         factor = scale
         if self._max_norm > 0:
             factor = scale * ((norm + _CLIPPING_EPSILON) / self._max_norm).clamp(min=1.0)
-        # What float16's GradScaler hands to fused optimizers: they divide, or leave it out.
-        self._optimizer.grad_scale = factor.float()  # type: ignore[attr-defined]
-        self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         for parameters, group in zip(self._optimizer.param_groups, self.groups, strict=True):
             parameters["lr"] = learning_rate
             group.master.grad = group.own_gradients.to(group.master.dtype)
-        self._optimizer.step()
+        self._apply(factor, finite)
         for group in self.groups:
             group.master.grad = None
             group.own_weights.copy_(group.master)
@@ -167,6 +165,19 @@ class FlatUpdate:
             searches = self._scale.can_fall
             self._scale.update(~finite)
         return StepResult(finite, norm.float(), searches)
+
+    def _apply(self, factor: Tensor, finite: Tensor) -> None:
+        """One step of the optimizer with gradients / ``factor``, if they are finite."""
+        if decides_on_device(self._optimizer):
+            # What float16's GradScaler hands to fused optimizers.
+            self._optimizer.grad_scale = factor.float()  # type: ignore[attr-defined]
+            self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif bool(finite):  # waits
+            for group in self.groups:
+                assert group.master.grad is not None
+                group.master.grad.div_(factor)
+            self._optimizer.step()
 
     def scaler_state(self) -> dict[str, float] | None:
         return None if self._scale is None else self._scale.state()
