@@ -25,22 +25,28 @@ def draw(longest: int, columns: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def packed(
-    longest: int, heads: int, size: int, dropout: tuple[float, int], dtype: torch.dtype
+    longest: int,
+    heads: int,
+    size: int,
+    dropout: tuple[float, int],
+    dtype: torch.dtype,
+    device: str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Contexts and the gradient of projections, through the operator."""
     lengths = make_lengths(longest)
     starts = lengths.cumsum(0) - lengths
     rows = draw(longest, 3 * heads * size, dtype, 0)
-    projected = torch.cat([rows, rows.new_ones(OUTSIDE, rows.shape[1])]).requires_grad_()
+    projected = torch.cat([rows, rows.new_ones(OUTSIDE, rows.shape[1])]).to(device)
+    projected.requires_grad_()
     mask = torch.arange(longest) < lengths[:, None]
     keys = sample_keys(SEED, SAMPLE_IDS, longest)[mask]
-    keys = torch.cat([keys, keys.new_zeros(OUTSIDE)])
-    context = packed_attention(
-        projected, starts.int(), lengths.int(), heads, longest, keys, *dropout
-    )
+    keys = torch.cat([keys, keys.new_zeros(OUTSIDE)]).to(device)
+    where = (starts.int().to(device), lengths.int().to(device))
+    context = packed_attention(projected, *where, heads, longest, keys, *dropout)
     upstream = draw(longest, heads * size, dtype, 1)
-    context.backward(torch.cat([upstream, upstream.new_ones(OUTSIDE, upstream.shape[1])]))
-    return context.detach(), projected.grad
+    upstream = torch.cat([upstream, upstream.new_ones(OUTSIDE, upstream.shape[1])])
+    context.backward(upstream.to(device))
+    return context.detach().cpu(), projected.grad.cpu()
 
 
 def padded(

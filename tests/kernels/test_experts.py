@@ -20,8 +20,9 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def ordered(rows: int, experts: int, kind: str) -> tuple[Tensor, Tensor]:
-    return tuple(group_rows(make_experts(rows, experts, kind), experts))
+def ordered(rows: int, experts: int, kind: str, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    order, offsets = group_rows(make_experts(rows, experts, kind).to(device), experts)
+    return order.cpu(), offsets.cpu()
 
 
 @pytest.mark.parametrize("kind", ["all", "some none", "one"])
@@ -37,7 +38,13 @@ def test_rows_are_sorted_by_expert_in_their_own_order(
 
 
 def mapped(
-    rows: int, experts: int, sizes: tuple[int, int], kind: str, ways: tuple[bool, bool]
+    rows: int,
+    experts: int,
+    sizes: tuple[int, int],
+    kind: str,
+    ways: tuple[bool, bool],
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """The result, and the gradients of rows, weight and bias, through the operator."""
     inputs, outputs = sizes
@@ -46,11 +53,11 @@ def mapped(
         draw(experts, outputs, inputs, seed=2),
         draw(experts, outputs, seed=3),
     ]
-    values = [value.requires_grad_() for value in values]
-    groups = group_rows(make_experts(rows, experts, kind), experts)
+    values = [value.to(device, dtype).requires_grad_() for value in values]
+    groups = group_rows(make_experts(rows, experts, kind).to(device), experts)
     result = grouped_linear(*values, groups, gathers=ways[0], scatters=ways[1])
-    result.backward(draw(rows, outputs, seed=4))
-    return [result.detach(), *(value.grad for value in values)]
+    result.backward(draw(rows, outputs, seed=4).to(device, dtype))
+    return [one.cpu() for one in (result.detach(), *(value.grad for value in values))]
 
 
 def expected(

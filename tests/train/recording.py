@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 class RerunRecorder:
@@ -22,8 +23,9 @@ class RerunRecorder:
         results = run()
 
         def play() -> None:
-            for target, value in zip(results, run(), strict=True):
-                target.copy_(value)
+            for target, value in zip(tree_leaves(results), tree_leaves(run()), strict=True):
+                if isinstance(target, Tensor):
+                    target.copy_(value)
 
         return play, results
 

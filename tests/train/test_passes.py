@@ -141,12 +141,13 @@ def test_packed_batches_train_as_padded_ones_do_on_two_ranks() -> None:
     assert_close(packed[0], padded[0])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_played_passes_do_what_those_do_that_were_recorded(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "masked"), [("fp32", True), ("bf16", False)])
+def test_played_passes_do_what_those_do_that_were_recorded(precision: str, masked: bool) -> None:
     layout = Layout(precision=precision)
     for one in STUDENTS:
         packed, captured = (
-            run_distributed(rows, 1, kind, [one], layout)[0] for kind in ("packed", "captured")
+            run_distributed(rows, 1, kind, [one], layout, masked)[0]
+            for kind in ("packed", "captured")
         )
         assert captured == packed
 

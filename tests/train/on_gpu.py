@@ -1,0 +1,174 @@
+"""Trains small students on one GPU and prints what it saw as JSON; for test_on_gpu.py.
+
+python -m tests.train.on_gpu CHECK FOLDER
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
+from minimoe_dist.data.loader import StepBatch
+from minimoe_dist.models.build import build_student
+from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.teacher import RelationTeacher, teacher_of
+from minimoe_dist.train.captured import CapturedPasses
+from minimoe_dist.train.distillation import Distiller
+from minimoe_dist.train.engine import StudentEngine
+from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
+from minimoe_dist.train.passes import CompiledPasses, EagerPasses, choose_passes
+from minimoe_dist.train.schedule import make_schedule
+from tests.train import runs
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 64}
+LENGTH, BATCH = 64, 32
+DEVICE = torch.device("cuda", 0)
+STEPS = 6
+
+
+def make_teacher() -> RelationTeacher:
+    config = runs.student_options((1, 1), **{**SIZES, "hidden_size": 128})
+    return teacher_of(build_student(config, 3)).to(DEVICE, torch.bfloat16)
+
+
+def make_distiller(
+    kind: str, mixtures: list[tuple[int, int]], precision: str = "bf16", masked: bool = False
+) -> Distiller:
+    layout = runs.Layout(1, 1, precision, accumulation=2, global_batch=2 * BATCH)
+    settings = runs.settings_of(layout, 1)
+    if precision == "fp16":
+        settings["fp16"] = {"enabled": True, "initial_scale_power": 12}
+    classes: dict[str, Any] = {"model_class": MiniMoeForMaskedLM} if masked else {}
+    engines = [
+        StudentEngine(
+            f"s{index}",
+            build_student(
+                runs.student_options(moe, dropout=0.1, **SIZES), runs.SEED + index, **classes
+            ),
+            settings, runs.OPTIMIZER, 1, DEVICE,
+        )
+        for index, moe in enumerate(mixtures)
+    ]  # fmt: skip
+    relations = RelationObjective(make_teacher(), runs.RELATION_HEADS)
+    objective: Any = JointObjective([relations, MaskedLmObjective(0.1)]) if masked else relations
+    passes: Any = {
+        "padded": lambda: EagerPasses(engines, objective, runs.SEED),
+        "packed": lambda: EagerPasses(engines, objective, runs.SEED, packed=True),
+        "compiled": lambda: CompiledPasses(engines, objective, runs.SEED),
+        "captured": lambda: choose_passes(engines, objective, runs.SEED, DEVICE),
+    }[kind]()
+    return Distiller(
+        engines, objective, make_schedule("linear", 3e-3, 20, 0.1), seed=runs.SEED,
+        device=DEVICE, passes=passes, max_length=LENGTH,
+    )  # fmt: skip
+
+
+def make_batch(step: int, masked: bool) -> StepBatch:
+    """Two micro-batches; every other step's are half as full, another size of recordings."""
+    generator = torch.Generator().manual_seed(step)
+    most = LENGTH if step % 2 else LENGTH // 2
+    micros = []
+    for index in range(2):
+        ids = torch.randint(1, runs.VOCABULARY, (BATCH, LENGTH), generator=generator)
+        lengths = torch.randint(most // 2, most + 1, (BATCH,), generator=generator)
+        mask = torch.arange(LENGTH) < lengths[:, None]
+        labels = None
+        if masked:
+            chosen = (torch.rand(ids.shape, generator=generator) < 0.1) & mask
+            labels = torch.where(chosen, ids, IGNORED_LABEL)
+        samples = torch.arange(BATCH) + BATCH * (2 * step + index)
+        micros.append(MicroBatch(ids * mask, mask, torch.zeros_like(ids), samples, labels))
+    return StepBatch(micros, step * 2 * BATCH)
+
+
+def rows(distiller: Distiller, steps: range, masked: bool = False) -> list[list[float]]:
+    found = []
+    for step in steps:
+        metrics = distiller.train_step(make_batch(step, masked), step, False)
+        found.append([v for s in metrics.students.values() for v in (s.loss, s.gradient_norm)])
+    return found
+
+
+def ways() -> dict[str, Any]:
+    """Rows of each way to run the passes, for students with and without experts."""
+    found: dict[str, Any] = {}
+    for moe in [(1, 1), (1, 4), (2, 2)]:
+        for precision in ("bf16", "fp16", "fp32"):
+            for kind in ("padded", "packed", "captured"):
+                distiller = make_distiller(kind, [moe], precision)
+                name = f"{moe} {precision} {kind}"
+                found[name] = rows(distiller, range(STEPS))
+                passes: Any = distiller._passes
+                if kind == "captured":
+                    assert isinstance(passes, CapturedPasses)
+                    assert all(one is not None for one in passes._sizes.values()), name
+                    assert len(passes._sizes) > 1
+    return found
+
+
+def masked() -> dict[str, Any]:
+    """Masked tokens beside relations."""
+    return {
+        kind: rows(make_distiller(kind, [(1, 2)], masked=True), range(STEPS), masked=True)
+        for kind in ("padded", "captured")
+    }
+
+
+def repeats() -> dict[str, Any]:
+    """The same run twice, a student beside another one, and a run that was resumed."""
+    one, other = (make_distiller("captured", [(1, 4)]) for _ in range(2))
+    both = make_distiller("captured", [(1, 4), (1, 1)])
+    whole = rows(one, range(STEPS))
+    first = make_distiller("captured", [(1, 4)])
+    rows(first, range(3))
+    resumed = make_distiller("captured", [(1, 4)])
+    source, target = first.students[0], resumed.students[0]
+    for entry in source.state_entries():
+        for kind in entry.kinds:
+            target.write_state(entry.name, kind, source.read_state(entry.name, kind))
+    target.finish_writing(json.loads(json.dumps(source.counters())))
+    return {
+        "once": whole,
+        "again": rows(other, range(STEPS)),
+        "beside": [row[:2] for row in rows(both, range(STEPS))],
+        "resumed": [*whole[:3], *rows(resumed, range(3, STEPS))],
+    }
+
+
+def waits() -> dict[str, Any]:
+    """Trains on where waiting for the device is an error; what is read, is read behind."""
+    distiller = make_distiller("captured", [(1, 4)])
+    batches = [make_batch(step, False) for step in range(STEPS)]
+    for step in range(2):
+        distiller.train_step(batches[step], step, False)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    pending = [distiller.train_step(batches[step], step, False) for step in range(2, STEPS)]
+    torch.cuda.set_sync_debug_mode("default")
+    return {"losses": [one.students["s0"].loss for one in pending]}
+
+
+def evaluation() -> dict[str, Any]:
+    """Held-out losses of padded and packed batches."""
+    micros = [micro for step in range(2) for micro in make_batch(step, False).micro_batches]
+    kinds = ("padded", "captured")
+    return {kind: make_distiller(kind, [(1, 4)]).evaluate(micros) for kind in kinds}
+
+
+CHECKS = {one.__name__: one for one in (ways, masked, repeats, waits, evaluation)}
+
+
+def main(check: str, folder: str) -> None:
+    """Prints the result of a check."""
+    torch.cuda.set_device(DEVICE)
+    dist.init_process_group(
+        "nccl", init_method=f"file://{folder}/peers", rank=0, world_size=1, device_id=DEVICE
+    )
+    print(json.dumps(CHECKS[check]()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
