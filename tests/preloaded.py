@@ -6,6 +6,10 @@ import torch
 import torch.utils.tensorboard
 
 import minimoe_dist.commands.distill
+import minimoe_dist.data.compiled.drawing
+import minimoe_dist.data.compiled.layout
+import minimoe_dist.data.compiled.masking
+import minimoe_dist.data.compiled.order
 import minimoe_dist.train.distillation  # noqa: F401
 
 torch.set_num_threads(1)

@@ -27,7 +27,7 @@ FLOORS = {
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = ("cli", "config", "model_paths", "runtime", "slurm")
-HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"}
+HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers", "numba"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

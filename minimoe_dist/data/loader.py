@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 
 from minimoe_dist.data.batches import Collate, MicroBatch
-from minimoe_dist.data.keyed import permute
+from minimoe_dist.data.keyed import as_int64, feistel_bits
 from minimoe_dist.data.pairs import Pairs
 
 _STOP_POLL_SECONDS = 0.1
@@ -64,13 +64,13 @@ class _Plan:
         return StepBatch(micro_batches, first_position)
 
     def _read(self, start: int) -> MicroBatch:
+        from minimoe_dist.data.compiled.order import find_samples
+
         positions = np.arange(start, start + self.micro_batch_size, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.pairs.num_samples)
-        pairs = []
-        for epoch in np.unique(epochs).tolist():
-            order = permute(places[epochs == epoch], self.pairs.num_samples, self.seed, epoch)
-            pairs += [self.pairs.pair(epoch, k) for k in order.tolist()]
-        return self.collate(pairs, positions)
+        epochs, numbers = np.empty_like(positions), np.empty_like(positions)
+        size = self.pairs.num_samples
+        find_samples(start, size, feistel_bits(size), as_int64(self.seed), epochs, numbers)
+        return self.collate(self.pairs.draw(epochs, numbers), positions)
 
 
 class PairLoader:
@@ -233,7 +233,7 @@ def heldout_batches(
 
     def read(cell: int) -> MicroBatch:
         positions = np.arange(count * cell // cells, count * (cell + 1) // cells, dtype=np.int64)
-        return collate([pairs.pair(0, k) for k in positions.tolist()], positions)
+        return collate(pairs.draw(np.zeros_like(positions), positions), positions)
 
     return map(read, range(rank, cells, world_size))
 

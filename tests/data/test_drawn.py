@@ -9,7 +9,7 @@ import pytest
 
 from minimoe_dist.data.batches import build_collate
 from minimoe_dist.data.loader import PairLoader
-from minimoe_dist.data.pairs import BlendedPairs, PairSource
+from minimoe_dist.data.pairs import BlendedPairs, PairBatch, Pairs, PairSource
 from tests.data.drawn_cases import (
     ACCUMULATION_STEPS,
     BLEND,
@@ -37,11 +37,8 @@ def source_of(
     documents: str, max_length: int, seed: int, short_probability: float, marks: bool
 ) -> PairSource:
     corpus = MemoryCorpus(DOCUMENTS[documents])
-
-    def continuations(first: int, last: int) -> np.ndarray:
-        return is_marked(corpus.tokens(first, last))
-
-    return PairSource(corpus, max_length, seed, short_probability, continuations if marks else None)
+    word_marks = np.packbits(is_marked(corpus.ids), bitorder="little") if marks else None
+    return PairSource(corpus, max_length, seed, short_probability, word_marks)
 
 
 def blend_of(weights: tuple[float, ...], max_length: int, marks: bool) -> BlendedPairs:
@@ -50,15 +47,19 @@ def blend_of(weights: tuple[float, ...], max_length: int, marks: bool) -> Blende
     return BlendedPairs(sources, weights)
 
 
+def all_pairs(pairs: Pairs, epoch: int, chosen: list[int]) -> PairBatch:
+    return pairs.draw(np.full(len(chosen), epoch), np.array(chosen))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_source_draws_what_it_always_drew(case: Case) -> None:
     source = source_of(
         case.documents, case.max_length, case.seed, case.short_probability, case.marks
     )
     drawn = digest_of_pairs(
-        source.pair(epoch, k)
+        pair
         for epoch in case.epochs
-        for k in numbers(source.num_samples, case.pairs)
+        for pair in all_pairs(source, epoch, numbers(source.num_samples, case.pairs))
     )
     expected = {"num_samples": source.num_samples, "sha256": drawn}
     assert expected == GOLDEN["cases"][case.name]
@@ -68,7 +69,9 @@ def test_a_source_draws_what_it_always_drew(case: Case) -> None:
 def test_a_blend_draws_what_it_always_drew(name: str) -> None:
     blend = blend_of(BLEND_WEIGHTS[name], 128, marks=False)
     drawn = digest_of_pairs(
-        blend.pair(epoch, k) for epoch in (0, 3) for k in numbers(blend.num_samples, 300)
+        pair
+        for epoch in (0, 3)
+        for pair in all_pairs(blend, epoch, numbers(blend.num_samples, 300))
     )
     expected = {"num_samples": blend.num_samples, "sha256": drawn}
     assert expected == GOLDEN["blends"][name]

@@ -12,7 +12,7 @@ import torch
 
 from minimoe_dist.data.batches import MaskedCollate, MicroBatch, SpecialTokens
 from minimoe_dist.data.loader import PairLoader, StepBatch, heldout_batches
-from minimoe_dist.data.pairs import Pair
+from minimoe_dist.data.pairs import Pair, PairBatch
 
 SPECIAL = SpecialTokens(cls=1, sep=2, pad=0, mask=3, vocab_size=1000)
 THREAD_NAME = "pair-loader"
@@ -25,11 +25,12 @@ class NumberedPairs:
         self.num_samples = num_samples
         self.broken = broken
 
-    def pair(self, epoch: int, k: int) -> Pair:
-        assert 0 <= k < self.num_samples
-        if k == self.broken:
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        assert ((numbers >= 0) & (numbers < self.num_samples)).all()
+        if self.broken in numbers:
             raise OSError("pair cannot be read")
-        return Pair(np.array([10 + epoch]), np.array([100 + k]), False)
+        firsts, seconds = (10 + epochs)[:, None], (100 + numbers)[:, None]
+        return PairBatch.of([Pair(*both, False) for both in zip(firsts, seconds, strict=True)])
 
 
 class PlainCollate:
@@ -218,10 +219,10 @@ def test_closing_from_elsewhere_frees_a_waiting_reader() -> None:
     started, release = threading.Event(), threading.Event()
 
     class SlowPairs(NumberedPairs):
-        def pair(self, epoch: int, k: int) -> Pair:
+        def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
             started.set()
             release.wait(10)
-            return super().pair(epoch, k)
+            return super().draw(epochs, numbers)
 
     loader = new_loader(SlowPairs(100))
     results: list[StepBatch | None] = []
