@@ -8,26 +8,33 @@ calls; and of processes that start at the same time with different keys (machine
 share a folder, say) one may overwrite the code that another's index names. So every entry carries
 a fingerprint of all sources, of numba and of the processor in its name, which is its files' name
 too: what lies in a file never depends on who wrote it, or when.
+
+With NUMBA_DISABLE_JIT=1 everything runs as Python, slowly, for who wants to step through it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numba
+from filelock import FileLock
 from numba import njit, types
 
 from minimoe_dist.data import keyed
 
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _FOLDER = Path(__file__).parent
+_LONGEST_WAIT_SECONDS = 120.0
 _NOT_KEPT = (
     "the loader is compiled anew at each start, which takes some ten seconds: numba's cache can "
     "neither be kept beside the package nor in the user's cache folder, or it is broken; set "
@@ -59,15 +66,36 @@ def entry(
     """
 
     def compile_it(function: Callable[..., Any]) -> Any:
+        if numba.config.DISABLE_JIT:
+            return function
         function.__qualname__ += f"_{_fingerprint()}"
-        signature = returns(*arguments)
+        signature, options = returns(*arguments), {"nogil": not keeps_lock}
         try:
-            return njit(signature, nogil=not keeps_lock, cache=True)(function)
+            compiled = njit(cache=True, **options)(function)
+            kept = Path(compiled.stats.cache_path).glob(f"*.{function.__qualname__}-*.nbc")
+            with nullcontext() if any(kept) else _one_process_at_a_time():
+                compiled.compile(signature)
+            compiled.disable_compile()
+            return compiled
         except (OSError, RuntimeError, EOFError, pickle.PickleError):
             warnings.warn(_NOT_KEPT, RuntimeWarning, stacklevel=2)
-            return njit(signature, nogil=not keeps_lock)(function)
+            return njit(signature, **options)(function)
 
     return compile_it
+
+
+@contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Lets one process of this machine and user compile, while the others wait for its code."""
+    name = f"minimoe-dist-{os.getuid()}-{_fingerprint()}.lock"
+    lock = FileLock(Path(tempfile.gettempdir()) / name)
+    # Without a lock each process compiles for itself, which only takes longer.
+    with suppress(OSError, NotImplementedError):
+        lock.acquire(timeout=_LONGEST_WAIT_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def given(dtype: types.Type, dimensions: int = 1) -> types.Array:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,16 @@ def test_a_second_start_compiles_nothing(module: Path) -> None:
     assert [finish(start(module)) for _ in range(2)] == [("0 1", ""), ("1 0", "")]
 
 
-def test_starts_at_the_same_time_leave_a_whole_cache(module: Path) -> None:
-    for process in [start(module) for _ in range(3)]:
-        finish(process)
-    assert finish(start(module)) == ("1 0", "")
+def test_of_starts_at_the_same_time_one_compiles(module: Path, tmp_path: Path) -> None:
+    processes = [start(module, TMPDIR=str(tmp_path)) for _ in range(3)]
+    found = sorted(finish(process) for process in processes)
+    assert found == [("0 1", ""), ("1 0", ""), ("1 0", "")]
+
+
+def test_without_a_place_for_a_lock_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
+    with compiling._one_process_at_a_time():
+        pass
 
 
 def test_a_package_that_cannot_be_written_uses_the_users_cache(
