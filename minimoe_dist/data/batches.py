@@ -139,6 +139,7 @@ class UnmaskedCollate:
         special = self._special
         longest = int(batch.lengths.max(initial=self._shortest))
         assert longest <= self._max_length, "a pair is longer than max_length"
+        assert len(batch) == len(sample_ids)
         padded = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         micro_batch = _new_micro_batch(
             sample_ids, min(padded, self._max_length), with_labels=with_labels

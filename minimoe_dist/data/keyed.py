@@ -132,6 +132,7 @@ def spread_stride(size: int) -> int:
 
 def spread(numbers: np.ndarray, size: int, stride: int) -> np.ndarray:
     """Returns ``numbers`` · ``stride`` mod ``size``, all in [0, size); int64 [n]."""
+    assert numbers.min(initial=0) >= 0 and numbers.max(initial=0) < size
     if size * stride < 1 << 63:
         return numbers * stride % size
     # Python's integers do not overflow.

@@ -265,6 +265,8 @@ def _arrays_of(corpus: Corpus, word_marks: np.ndarray | None) -> CorpusArrays:
     from minimoe_dist.data.compiled.corpus import CorpusArrays
 
     ids = corpus.ids
+    assert len(corpus.sentence_lengths) == len(corpus.sentence_pointers)
+    assert word_marks is None or len(word_marks) == -(-len(ids) // 8)
     return CorpusArrays(
         lengths=corpus.sentence_lengths,
         pointers=corpus.sentence_pointers,
