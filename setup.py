@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "nanotoken>=0.1,<0.2",
     "rjieba>=0.2.2,<0.3",
     "numpy>=1.26,<3",
+    "numba>=0.68,<0.69",
     "pydantic>=2.10,<3",
     "PyYAML>=6.0",
     "scikit-learn>=1.5",

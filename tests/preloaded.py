@@ -1,17 +1,15 @@
 """Imported once by the server that test processes are forked from (see distributed.py)."""
 
-import warnings
-
 import deepspeed  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
 import minimoe_dist.commands.distill
+import minimoe_dist.data.compiled.drawing
+import minimoe_dist.data.compiled.layout
+import minimoe_dist.data.compiled.masking
+import minimoe_dist.data.compiled.order
 import minimoe_dist.train.distillation  # noqa: F401
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import megatron.core.datasets.indexed_dataset  # noqa: F401
 
 torch.set_num_threads(1)

@@ -28,7 +28,10 @@ FLOORS = {
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = ("cli", "config", "model_paths", "runtime", "slurm")
-HEAVY = {"torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers", "triton"}
+HEAVY = {
+    *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),
+    *("triton", "numba"),
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -123,7 +123,7 @@ def _pairs(
             data.max_length,
             config.seed,
             data.short_sequence_probability,
-            corpus.word_continuations if whole_words and corpus.has_word_marks else None,
+            corpus.word_marks if whole_words else None,
         )
         for corpus, _ in corpora
     ]

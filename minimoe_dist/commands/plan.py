@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minimoe_dist.commands.plan_machine import described_machines, machine_of
 from minimoe_dist.commands.plan_view import as_json, draw, show
 from minimoe_dist.config import ConfigError, RunConfig, load_stages
@@ -77,8 +79,8 @@ def corpus_of(config: RunConfig, tokens: int | None) -> Corpus | None:
 
 def _mean_length(pairs: PairSource) -> float:
     step = max(1, pairs.num_samples // _SAMPLED_PAIRS)
-    drawn = [pairs.pair(0, k) for k in range(0, pairs.num_samples, step)]
-    return sum(len(pair.first) + len(pair.second) + 3 for pair in drawn) / len(drawn)
+    numbers = np.arange(0, pairs.num_samples, step)
+    return float(pairs.draw(np.zeros_like(numbers), numbers).lengths.mean())
 
 
 def _write(path: Path, plans: Sequence[tuple[RunConfig, Plan]]) -> None:

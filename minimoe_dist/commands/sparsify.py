@@ -184,7 +184,8 @@ class _Sparsification:
         Raises:
             RuntimeError: the model computes something else than before.
         """
-        probe = self.data.collate([self.data.pairs.pair(0, 0)], torch.zeros(1).long().numpy())
+        first = torch.zeros(1, dtype=torch.int64).numpy()
+        probe = self.data.collate(self.data.pairs.draw(first, first), first)
         inputs, real = probe.inputs(), probe.attention_mask
         with torch.no_grad():
             before = model.bert(**inputs).last_hidden_state[real]

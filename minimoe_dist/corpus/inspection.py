@@ -79,7 +79,8 @@ class Statistics:
 def statistics(corpus: IndexedCorpus, max_length: int, seed: int) -> Statistics:
     """Counts all sentences and documents and a sample of pairs, in memory that does not grow."""
     source = PairSource(corpus, max_length, seed)
-    pairs = [source.pair(0, k) for k in range(min(_SAMPLED_PAIRS, source.num_samples))]
+    numbers = np.arange(min(_SAMPLED_PAIRS, source.num_samples))
+    pairs = source.draw(np.zeros_like(numbers), numbers)
     continuations = None
     if corpus.has_word_marks:
         end = corpus.sentence_of_token(min(_CHUNK, corpus.num_tokens - 1)) + 1
@@ -87,9 +88,9 @@ def statistics(corpus: IndexedCorpus, max_length: int, seed: int) -> Statistics:
     return Statistics(
         _count(_sentence_lengths(corpus)),
         _count(_document_lengths(corpus)),
-        Lengths.of(Counter(len(pair.first) + len(pair.second) + 3 for pair in pairs)),
+        Lengths.of(Counter(pairs.lengths.tolist())),
         source.num_samples,
-        sum(pair.is_random_next for pair in pairs) / len(pairs),
+        float(pairs.is_random_next.mean()),
         continuations,
     )
 

@@ -19,16 +19,11 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import torch
 
-from minimoe_dist.data.keyed import keyed_bits
-from minimoe_dist.data.pairs import Pair
+from minimoe_dist.data.keyed import as_int64
+from minimoe_dist.data.pairs import NO_MARKS, Pair, PairBatch
 
 IGNORED_LABEL = -100
 _LENGTH_MULTIPLE = 8
-_MASKED_SHARE = 0.15
-_MOST_MASKED = 20
-_REPLACED_BY_MASK = 0.8
-_REPLACED_BY_ANY = 0.1
-_ORDER_STREAM, _FATE_STREAM, _REPLACEMENT_STREAM = range(3)
 
 
 def most_predicted(length: int) -> int:
@@ -105,7 +100,7 @@ class MicroBatch:
 class Collate(Protocol):
     """Makes a micro-batch of pairs."""
 
-    def __call__(self, pairs: Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
+    def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out ``pairs``, which are the samples ``sample_ids`` (int64 [b])."""
 
 
@@ -134,7 +129,7 @@ class UnmaskedCollate:
         self._second_segment = int(segments)
         self._shortest = max_length if full_length else 1
 
-    def __call__(self, pairs: Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
+    def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out pairs.
 
         Args:
@@ -144,34 +139,42 @@ class UnmaskedCollate:
         Raises:
             ValueError: a token id that the vocabulary does not have.
         """
-        input_ids, token_type_ids, lengths = self._lay_out(pairs)
-        return _to_micro_batch(input_ids, token_type_ids, lengths, sample_ids, None)
+        return self._lay_out(PairBatch.of(pairs), sample_ids, with_labels=False)
 
-    def _lay_out(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns input ids and token types, both int64 [b, S], and lengths, int64 [b]."""
+    def _lay_out(
+        self, batch: PairBatch, sample_ids: np.ndarray, *, with_labels: bool
+    ) -> MicroBatch:
+        from minimoe_dist.data.compiled.layout import lay_out
+
         special = self._special
-        lengths = np.array([len(p.first) + len(p.second) + 3 for p in pairs], dtype=np.int64)
-        longest = int(lengths.max(initial=self._shortest))
+        longest = int(batch.lengths.max(initial=self._shortest))
         assert longest <= self._max_length, "a pair is longer than max_length"
+        assert len(batch) == len(sample_ids)
         padded = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-        shape = (len(pairs), min(padded, self._max_length))
-        input_ids = np.full(shape, special.pad, dtype=np.int64)
-        token_type_ids = np.zeros(shape, dtype=np.int64)
-        for row, types, pair in zip(input_ids, token_type_ids, pairs, strict=True):
-            first_end = len(pair.first) + 1
-            second_end = first_end + 1 + len(pair.second)
-            row[0] = special.cls
-            row[1:first_end] = pair.first
-            row[first_end] = special.sep
-            row[first_end + 1 : second_end] = pair.second
-            row[second_end] = special.sep
-            types[first_end + 1 : second_end + 1] = self._second_segment
-        if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < special.vocab_size:
+        micro_batch = _new_micro_batch(
+            sample_ids, min(padded, self._max_length), with_labels=with_labels
+        )
+        row = lay_out(
+            batch.tokens,
+            batch.first_lengths,
+            batch.second_lengths,
+            special.cls,
+            special.sep,
+            special.pad,
+            special.vocab_size,
+            self._second_segment,
+            micro_batch.input_ids.numpy(),
+            micro_batch.attention_mask.numpy(),
+            micro_batch.token_type_ids.numpy(),
+        )
+        if row < len(batch):
+            ids = np.concatenate(batch[row][:2])
+            wrong = ids[(ids < 0) | (ids >= special.vocab_size)][0]
             raise ValueError(
-                f"data.record_path_or_regex: token id {input_ids.max()} in a vocabulary of "
+                f"data.record_path_or_regex: token id {wrong} in a vocabulary of "
                 f"{special.vocab_size}; build the corpus with the teacher's tokenizer"
             )
-        return input_ids, token_type_ids, lengths
+        return micro_batch
 
 
 class MaskedCollate(UnmaskedCollate):
@@ -212,91 +215,32 @@ class MaskedCollate(UnmaskedCollate):
                 f"data.whole_word_mask: {continuation.shape} word pieces are marked in a "
                 f"vocabulary of {special.vocab_size}; give one mark for each token"
             )
-        self._seed = seed
-        self._continuation = continuation
+        self._seed = as_int64(seed)
+        self._continuation = np.empty(0, dtype=np.bool_) if continuation is None else continuation
 
-    def __call__(self, pairs: Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
+    def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out and masks pairs; arguments and errors are those of ``UnmaskedCollate``."""
-        input_ids, token_type_ids, lengths = self._lay_out(pairs)
-        continues = self._continues(input_ids, pairs)
-        chosen = self._choose(input_ids, lengths, sample_ids, continues)
-        labels = np.where(chosen, input_ids, IGNORED_LABEL)
-        rows, columns = np.nonzero(chosen)
-        fate = keyed_bits(self._seed, _FATE_STREAM, sample_ids[rows], columns) / 2.0**64
-        replacement = keyed_bits(self._seed, _REPLACEMENT_STREAM, sample_ids[rows], columns)
-        replacement = (replacement % np.uint64(self._special.vocab_size)).astype(np.int64)
-        replaced = np.where(fate < _REPLACED_BY_ANY, replacement, input_ids[rows, columns])
-        is_hidden = fate >= 1.0 - _REPLACED_BY_MASK
-        input_ids[rows, columns] = np.where(is_hidden, self._special.mask, replaced)
-        return _to_micro_batch(input_ids, token_type_ids, lengths, sample_ids, labels)
+        from minimoe_dist.data.compiled.masking import mask_tokens
 
-    def _continues(self, input_ids: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray | None:
-        """Which positions go on with the word before them, bool [b, S]; None if all are words."""
-        if self._continuation is None:
-            return None
-        continues = self._continuation[input_ids]
-        for row, pair in zip(continues, pairs, strict=True):
-            second = len(pair.first) + 2
-            if pair.first_continues is not None:
-                row[1 : second - 1] |= pair.first_continues
-            if pair.second_continues is not None:
-                row[second : second + len(pair.second)] |= pair.second_continues
-        return continues
-
-    def _choose(
-        self,
-        input_ids: np.ndarray,
-        lengths: np.ndarray,
-        sample_ids: np.ndarray,
-        continues: np.ndarray | None,
-    ) -> np.ndarray:
-        """Picks the positions to predict; returns bool [b, S]."""
-        columns = np.arange(input_ids.shape[1])
-        order = keyed_bits(self._seed, _ORDER_STREAM, sample_ids[:, None], columns[None])
-        is_candidate = (columns < lengths[:, None]) & (input_ids != self._special.cls)
-        is_candidate &= input_ids != self._special.sep
-        budgets = np.clip(np.rint(lengths * _MASKED_SHARE).astype(np.int64), 1, _MOST_MASKED)
-        if continues is not None:
-            chosen = np.zeros(input_ids.shape, dtype=bool)
-            continues &= is_candidate
-            # A piece continues a word only where the word's start is in the same segment.
-            continues[:, 1:] &= is_candidate[:, :-1]
-            for row, positions in enumerate(is_candidate):
-                taken = _choose_words(positions, continues[row], order[row], int(budgets[row]))
-                chosen[row, taken] = True
-            return chosen
-        order = np.where(is_candidate, order >> np.uint64(1), np.uint64(2**64 - 1))
-        ranks = np.argsort(order, axis=1)[:, :_MOST_MASKED]
-        within = np.arange(ranks.shape[1]) < budgets[:, None]
-        chosen = np.zeros(input_ids.shape, dtype=bool)
-        np.put_along_axis(chosen, ranks, within, axis=1)
-        return chosen & is_candidate
-
-
-def _choose_words(
-    is_candidate: np.ndarray, continues: np.ndarray, order: np.ndarray, budget: int
-) -> list[int]:
-    """Fills one sample's budget with whole words, in the order of the words' first positions.
-
-    Args:
-        is_candidate: bool [S], positions that may be taken.
-        continues: bool [S], positions that go on with the word before them.
-        order: uint64 [S], the rank of a word that starts there.
-        budget: the most positions to take.
-    """
-    positions = np.flatnonzero(is_candidate)
-    starts = np.flatnonzero(~continues[positions])
-    ends = np.append(starts[1:], len(positions))
-    taken: list[int] = []
-    shuffled = np.argsort(order[positions[starts]])
-    for begin, end in zip(starts[shuffled].tolist(), ends[shuffled].tolist(), strict=True):
-        if len(taken) + end - begin <= budget:
-            taken += positions[begin:end].tolist()
-            if len(taken) == budget:
-                break
-    if not taken and len(positions):
-        taken = [int(positions[starts[shuffled[0]]])]
-    return taken
+        batch, special = PairBatch.of(pairs), self._special
+        micro_batch = self._lay_out(batch, sample_ids, with_labels=True)
+        assert micro_batch.labels is not None
+        mask_tokens(
+            batch.first_lengths,
+            batch.second_lengths,
+            sample_ids,
+            batch.continues if batch.continues is not None else NO_MARKS,
+            self._continuation,
+            self._seed,
+            special.cls,
+            special.sep,
+            special.mask,
+            special.vocab_size,
+            IGNORED_LABEL,
+            micro_batch.input_ids.numpy(),
+            micro_batch.labels.numpy(),
+        )
+        return micro_batch
 
 
 DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
@@ -337,18 +281,18 @@ def build_collate(
     )
 
 
-def _to_micro_batch(
-    input_ids: np.ndarray,
-    token_type_ids: np.ndarray,
-    lengths: np.ndarray,
-    sample_ids: np.ndarray,
-    labels: np.ndarray | None,
-) -> MicroBatch:
-    attention_mask = np.arange(input_ids.shape[1]) < lengths[:, None]
+def _new_micro_batch(sample_ids: np.ndarray, columns: int, *, with_labels: bool) -> MicroBatch:
+    """A micro-batch of samples whose other tensors are to be filled."""
+    shape = (len(sample_ids), columns)
+
+    # Not with torch.empty: that gives the interpreter's lock up, and may wait for it.
+    def new(dtype: type[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.empty(shape, dtype=dtype))
+
     return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
-        token_type_ids=torch.from_numpy(token_type_ids),
+        input_ids=new(np.int64),
+        attention_mask=new(np.bool_),
+        token_type_ids=new(np.int64),
         sample_ids=torch.from_numpy(np.array(sample_ids, dtype=np.int64)),
-        labels=None if labels is None else torch.from_numpy(labels),
+        labels=new(np.int64) if with_labels else None,
     )

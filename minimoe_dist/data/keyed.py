@@ -3,21 +3,27 @@
 Everything that is random in this room is drawn from here, so a sample is the same on any number
 of ranks, after any resume, and whatever was drawn before it. The hash is the finaliser of
 SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+
+``begin``, ``absorb`` and ``feistel`` take arrays of words here; the compiled code of this room
+takes the same functions, for one word at a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+_Words = TypeVar("_Words", np.ndarray, np.uint64)
 
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_MULTIPLIER = np.uint64(0x94D049BB133111EB)
 _WORD = (1 << 64) - 1
 _COUNTER_MULTIPLIER = np.uint64(0xD1342543DE82EF95)
-_FEISTEL_ROUNDS = 6
+FEISTEL_ROUNDS = 6
 _FEISTEL_MINIMUM_BITS = 6
 
 
@@ -31,38 +37,37 @@ def keyed_bits(seed: int, *counters: int | np.ndarray) -> np.ndarray:
     Returns:
         uint64 array of the counters' broadcast shape (at least one dimension).
     """
-    bits = _mix(np.array([seed & _WORD], dtype=np.uint64) + _INCREMENT)
+    bits = begin(np.array([seed & _WORD], dtype=np.uint64))
     for counter in counters:
         if isinstance(counter, np.ndarray):
             word = counter.astype(np.uint64)
         else:
             word = np.array([counter & _WORD], dtype=np.uint64)
-        bits = _absorb(bits, word)
+        bits = absorb(bits, word)
     return bits
 
 
-def _absorb(bits: np.ndarray, word: np.ndarray) -> np.ndarray:
+def begin(seed: _Words) -> _Words:
+    """What a key's bits are before any counter; seed and bits are uint64."""
+    return mix(seed + _INCREMENT)
+
+
+def absorb(bits: _Words, word: _Words) -> _Words:
+    """Hashes one more counter into the bits of a key, both uint64."""
     # The odd factor keeps equal seeds and counters from cancelling each other.
-    return _mix(bits + word * _COUNTER_MULTIPLIER + _INCREMENT)
+    return mix(bits + word * _COUNTER_MULTIPLIER + _INCREMENT)
 
 
-def _mix(words: np.ndarray) -> np.ndarray:
+def mix(words: _Words) -> _Words:
+    """SplitMix64's finaliser, uint64 to uint64."""
     words = (words ^ (words >> np.uint64(30))) * _FIRST_MULTIPLIER
     words = (words ^ (words >> np.uint64(27))) * _SECOND_MULTIPLIER
     return words ^ (words >> np.uint64(31))
 
 
-def stream_key(seed: int, *counters: int) -> int:
-    """Packs a seed and counters into one integer that seeds ``random.Random``; no two collide.
-
-    Args:
-        seed: any integer; its low 64 bits count.
-        *counters: integers of at most 64 bits.
-    """
-    key = seed & _WORD
-    for counter in counters:
-        key = (key << 64) | (counter & _WORD)
-    return key
+def as_int64(word: int) -> int:
+    """The low 64 bits of an integer, read as a signed number: how compiled code takes them."""
+    return ((word & _WORD) ^ (1 << 63)) - (1 << 63)
 
 
 def permute(indices: Sequence[int] | np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
@@ -82,17 +87,22 @@ def permute(indices: Sequence[int] | np.ndarray, size: int, seed: int, epoch: in
     """
     words = np.array(indices, dtype=np.uint64)
     assert size > 0 and (words.size == 0 or int(words.max()) < size)
-    bits = max((size - 1).bit_length(), _FEISTEL_MINIMUM_BITS)
-    round_keys = keyed_bits(seed, epoch, np.arange(_FEISTEL_ROUNDS))
-    result = _feistel(words, bits, round_keys)
+    bits = feistel_bits(size)
+    round_keys = keyed_bits(seed, epoch, np.arange(FEISTEL_ROUNDS))
+    result = feistel(words, bits, round_keys)
     outside = np.flatnonzero(result >= np.uint64(size))
     while outside.size:
-        result[outside] = _feistel(result[outside], bits, round_keys)
+        result[outside] = feistel(result[outside], bits, round_keys)
         outside = outside[result[outside] >= np.uint64(size)]
     return result.astype(np.int64)
 
 
-def _feistel(words: np.ndarray, bits: int, round_keys: np.ndarray) -> np.ndarray:
+def feistel_bits(size: int) -> int:
+    """Bits of the network that permutes [0, size)."""
+    return max((size - 1).bit_length(), _FEISTEL_MINIMUM_BITS)
+
+
+def feistel(words: _Words, bits: int, round_keys: np.ndarray) -> _Words:
     """One pass of the network over words of ``bits`` bits (uint64, not changed in place)."""
     right_bits = np.uint64(bits // 2)
     right_mask = np.uint64((1 << (bits // 2)) - 1)
@@ -100,9 +110,9 @@ def _feistel(words: np.ndarray, bits: int, round_keys: np.ndarray) -> np.ndarray
     left, right = words >> right_bits, words & right_mask
     for round_number, key in enumerate(round_keys):
         if round_number % 2:
-            right = right ^ (_absorb(key, left) & right_mask)
+            right = right ^ (absorb(key, left) & right_mask)
         else:
-            left = left ^ (_absorb(key, right) & left_mask)
+            left = left ^ (absorb(key, right) & left_mask)
     return (left << right_bits) | right
 
 
@@ -118,3 +128,12 @@ def spread_stride(size: int) -> int:
             if stride > 0 and math.gcd(stride, size) == 1:
                 return stride
     return 1
+
+
+def spread(numbers: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Returns ``numbers`` · ``stride`` mod ``size``, all in [0, size); int64 [n]."""
+    assert numbers.min(initial=0) >= 0 and numbers.max(initial=0) < size
+    if size * stride < 1 << 63:
+        return numbers * stride % size
+    # Python's integers do not overflow.
+    return np.array([k * stride % size for k in numbers.tolist()], dtype=np.int64)

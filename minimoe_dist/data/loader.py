@@ -20,10 +20,13 @@ from typing import Self
 import numpy as np
 
 from minimoe_dist.data.batches import Collate, MicroBatch
-from minimoe_dist.data.keyed import permute
+from minimoe_dist.data.keyed import as_int64, feistel_bits
 from minimoe_dist.data.pairs import Pairs
 
 _STOP_POLL_SECONDS = 0.1
+# A reader computes without the interpreter's lock, but may wait for it after each computation, up
+# to five milliseconds beside Python that never pauses; meanwhile the other one computes.
+_MOST_READERS = 2
 
 
 @dataclass
@@ -64,20 +67,79 @@ class _Plan:
         return StepBatch(micro_batches, first_position)
 
     def _read(self, start: int) -> MicroBatch:
+        from minimoe_dist.data.compiled.order import find_samples
+
         positions = np.arange(start, start + self.micro_batch_size, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.pairs.num_samples)
-        pairs = []
-        for epoch in np.unique(epochs).tolist():
-            order = permute(places[epochs == epoch], self.pairs.num_samples, self.seed, epoch)
-            pairs += [self.pairs.pair(epoch, k) for k in order.tolist()]
-        return self.collate(pairs, positions)
+        epochs, numbers = np.empty_like(positions), np.empty_like(positions)
+        size = self.pairs.num_samples
+        find_samples(start, size, feistel_bits(size), as_int64(self.seed), epochs, numbers)
+        return self.collate(self.pairs.draw(epochs, numbers), positions)
+
+
+class _Reader:
+    """A thread that reads every ``turns``-th step ahead, until it is told to stop."""
+
+    def __init__(
+        self, plan: _Plan, position: int, turns: int, depth: int, stop: threading.Event
+    ) -> None:
+        self._plan = plan
+        self._position = position
+        self._turns = turns
+        self._stop = stop
+        self._ready: queue.Queue[StepBatch | BaseException] = queue.Queue(depth)
+        self._thread = threading.Thread(target=self._run, name="pair-loader", daemon=True)
+        self._thread.start()
+
+    def take(self) -> StepBatch | BaseException:
+        """Waits for its next step, or what kept it from reading that.
+
+        Raises:
+            StopIteration: it was told to stop.
+        """
+        while True:
+            try:
+                return self._ready.get(timeout=_STOP_POLL_SECONDS)
+            except queue.Empty:
+                # `close` may come from a signal handler while this waits.
+                if self._stop.is_set():
+                    raise StopIteration from None
+
+    def discard(self) -> None:
+        """Forgets what was read ahead."""
+        # Room in the queue wakes a thread that waits for it at once.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+
+    def join(self) -> None:
+        """Waits for the thread's end, after it was told to stop."""
+        self._thread.join()
+        self.discard()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            item: StepBatch | BaseException
+            try:
+                item = self._plan.read_step(self._position)
+            except BaseException as error:
+                item = error
+            self._put(item)
+            if isinstance(item, BaseException):
+                return
+            self._position += self._turns * self._plan.samples_per_step
+
+    def _put(self, item: StepBatch | BaseException) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put(item, timeout=_STOP_POLL_SECONDS)
+                return
 
 
 class PairLoader:
-    """Endless iterator over a rank's steps, read ahead by a thread.
+    """Endless iterator over a rank's steps, read ahead by threads that take turns.
 
-    The thread starts at the first ``next`` and ends with ``close`` (or the ``with`` block). An
-    error in it is raised by the ``next`` that would have returned the step.
+    The threads start at the first ``next`` and end with ``close`` (or the ``with`` block). An
+    error in one is raised by the ``next`` that would have returned the step.
 
     Args:
         pairs: where samples come from.
@@ -116,10 +178,10 @@ class PairLoader:
             pairs, collate, micro_batch_size, accumulation_steps, rank, world_size, seed
         )
         self._consumed_samples = consumed_samples
-        self._ready: queue.Queue[StepBatch | BaseException] = queue.Queue(max(prefetch_steps, 1))
+        self._prefetch_steps = prefetch_steps
         self._stop = threading.Event()
-        self._prefetches = prefetch_steps > 0
-        self._thread: threading.Thread | None = None
+        self._readers: list[_Reader] = []
+        self._turn = 0
 
     @property
     def consumed_samples(self) -> int:
@@ -137,7 +199,7 @@ class PairLoader:
     def __next__(self) -> StepBatch:
         if self._stop.is_set():
             raise StopIteration
-        if not self._prefetches:
+        if self._prefetch_steps == 0:
             step = self._plan.read_step(self._consumed_samples)
         else:
             step = self._next_read_ahead()
@@ -146,41 +208,30 @@ class PairLoader:
         return step
 
     def _next_read_ahead(self) -> StepBatch:
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=_read_ahead,
-                args=(self._plan, self._consumed_samples, self._ready, self._stop),
-                name="pair-loader",
-                daemon=True,
-            )
-            self._thread.start()
-        item = None
-        while item is None:
-            try:
-                item = self._ready.get(timeout=_STOP_POLL_SECONDS)
-            except queue.Empty:
-                # `close` may come from a signal handler while this waits.
-                if self._stop.is_set():
-                    raise StopIteration from None
+        if not self._readers:
+            self._start_readers()
+        item = self._readers[self._turn].take()
+        self._turn = (self._turn + 1) % len(self._readers)
         if isinstance(item, BaseException):
             self.close()
             raise item
         return item
 
-    def close(self) -> None:
-        """Ends the thread and waits for it; the loader gives nothing more. May be called again."""
-        self._stop.set()
-        self._discard_read_ahead()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._discard_read_ahead()
+    def _start_readers(self) -> None:
+        count = min(_MOST_READERS, self._prefetch_steps)
+        for turn in range(count):
+            # Together they hold prefetch_steps.
+            depth = (self._prefetch_steps + count - 1 - turn) // count
+            position = self._consumed_samples + turn * self.samples_per_step
+            self._readers.append(_Reader(self._plan, position, count, depth, self._stop))
 
-    def _discard_read_ahead(self) -> None:
-        # Room in the queue wakes a thread that waits for it at once.
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._ready.get_nowait()
+    def close(self) -> None:
+        """Ends the threads and waits for them; gives nothing more. May be called again."""
+        self._stop.set()
+        for reader in self._readers:
+            reader.discard()
+        for reader in self._readers:
+            reader.join()
 
     def __enter__(self) -> Self:
         return self
@@ -194,7 +245,7 @@ class PairLoader:
         self.close()
 
     def __del__(self) -> None:
-        # A loader that was dropped without `close` must not leave its thread polling for ever.
+        # A loader that was dropped without `close` must not leave its threads polling for ever.
         if hasattr(self, "_stop"):
             self._stop.set()
 
@@ -233,33 +284,9 @@ def heldout_batches(
 
     def read(cell: int) -> MicroBatch:
         positions = np.arange(count * cell // cells, count * (cell + 1) // cells, dtype=np.int64)
-        return collate([pairs.pair(0, k) for k in positions.tolist()], positions)
+        return collate(pairs.draw(np.zeros_like(positions), positions), positions)
 
     return map(read, range(rank, cells, world_size))
-
-
-def _read_ahead(
-    plan: _Plan,
-    position: int,
-    ready: queue.Queue[StepBatch | BaseException],
-    stop: threading.Event,
-) -> None:
-    """Body of the loader's thread: puts steps, at last an error, until it is told to stop."""
-    while not stop.is_set():
-        item: StepBatch | BaseException
-        try:
-            item = plan.read_step(position)
-        except BaseException as error:
-            item = error
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=_STOP_POLL_SECONDS)
-                break
-            except queue.Full:
-                continue
-        if isinstance(item, BaseException):
-            return
-        position += plan.samples_per_step
 
 
 def _require(value: int, least: int, option: str) -> None:

@@ -2,28 +2,50 @@
 
 The corpus stores sentences and documents. A pair is a chunk of a document's sentences cut into A
 and B, or A with a B from a random place of a random other document, as BERT's sequential rule
-makes them; ``chunks`` says how a chunk is drawn without walking the corpus. Nothing is kept per
-epoch and nothing is built at the start, so one corpus serves every length, seed and epoch.
+makes them; ``compiled.windows`` says how a chunk is drawn without walking the corpus. Nothing is
+kept per epoch and nothing is built at the start, so one corpus serves every length, seed and epoch.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from itertools import accumulate
-from random import Random
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from minimoe_dist.data.chunks import Chunk, ChunkSampler, Corpus
-from minimoe_dist.data.keyed import spread_stride, stream_key
+from minimoe_dist.data.chunks import calibrate, check_status
+from minimoe_dist.data.keyed import as_int64, spread, spread_stride
 
-_SPECIAL_TOKENS_OF_A_PAIR = 3
-_OTHER_DOCUMENT_TRIES = 10
-_NON_EMPTY_TRIES = 1000
-# Above every id: ids are int32 at most.
-_MARK = np.int64(1) << np.int64(32)
+if TYPE_CHECKING:
+    from minimoe_dist.data.compiled.corpus import CorpusArrays
+
+SPECIAL_TOKENS_OF_A_PAIR = 3
+NO_MARKS = np.empty((0, 0), dtype=np.bool_)
+
+
+class Corpus(Protocol):
+    """What is asked of a corpus of tokenised sentences grouped into documents."""
+
+    @property
+    def prefix(self) -> str:
+        """Path prefix, for messages."""
+
+    @property
+    def sentence_lengths(self) -> np.ndarray:
+        """Tokens of each sentence, int32 [sentences]."""
+
+    @property
+    def sentence_pointers(self) -> np.ndarray:
+        """Bytes of ids before each sentence, int64 [sentences]."""
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        """First sentence of each document and the end, rising, int64 [documents + 1]."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All ids, of an integer type that an index may have [tokens]."""
 
 
 class Pair(NamedTuple):
@@ -42,6 +64,99 @@ class Pair(NamedTuple):
     second_continues: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs that were drawn together, in the rows of arrays; a sequence of ``Pair``.
+
+    Attributes:
+        tokens: int64 [b, T], A's tokens and behind them B's; what follows has no meaning.
+        first_lengths: int64 [b], tokens of A.
+        second_lengths: int64 [b], tokens of B.
+        is_random_next: bool [b].
+        continues: bool [b, T], which tokens go on with a word; None where no corpus is asked.
+    """
+
+    tokens: np.ndarray
+    first_lengths: np.ndarray
+    second_lengths: np.ndarray
+    is_random_next: np.ndarray
+    continues: np.ndarray | None
+
+    @classmethod
+    def empty(cls, count: int, room: int, with_marks: bool) -> PairBatch:
+        """Room for pairs of at most ``room`` tokens, to be filled."""
+        return cls(
+            tokens=np.empty((count, room), dtype=np.int64),
+            first_lengths=np.empty(count, dtype=np.int64),
+            second_lengths=np.empty(count, dtype=np.int64),
+            is_random_next=np.empty(count, dtype=np.bool_),
+            continues=np.zeros((count, room), dtype=np.bool_) if with_marks else None,
+        )
+
+    @classmethod
+    def of(cls, pairs: PairBatch | Sequence[Pair]) -> PairBatch:
+        """The pairs as a batch: themselves, or copies of single ones."""
+        if isinstance(pairs, PairBatch):
+            return pairs
+        room = max((len(pair.first) + len(pair.second) for pair in pairs), default=0)
+        with_marks = any(pair.first_continues is not None for pair in pairs)
+        batch = cls.empty(len(pairs), room, with_marks)
+        for row, pair in enumerate(pairs):
+            batch._put(row, pair)
+        return batch
+
+    def _put(self, row: int, pair: Pair) -> None:
+        first, both = len(pair.first), len(pair.first) + len(pair.second)
+        self.first_lengths[row], self.second_lengths[row] = first, both - first
+        self.is_random_next[row] = pair.is_random_next
+        self.tokens[row, :first], self.tokens[row, first:both] = pair.first, pair.second
+        if self.continues is not None:
+            if pair.first_continues is not None:
+                self.continues[row, :first] = pair.first_continues
+            if pair.second_continues is not None:
+                self.continues[row, first:both] = pair.second_continues
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of ``[CLS] A [SEP] B [SEP]``, int64 [b]."""
+        return self.first_lengths + self.second_lengths + SPECIAL_TOKENS_OF_A_PAIR
+
+    def __len__(self) -> int:
+        return len(self.first_lengths)
+
+    def __getitem__(self, row: int) -> Pair:
+        first = int(self.first_lengths[row])
+        both = first + int(self.second_lengths[row])
+        pair = Pair(
+            self.tokens[row, :first], self.tokens[row, first:both], bool(self.is_random_next[row])
+        )
+        if self.continues is None:
+            return pair
+        marks = self.continues[row]
+        return pair._replace(first_continues=marks[:first], second_continues=marks[first:both])
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[row] for row in range(len(self)))
+
+    @classmethod
+    def merge(cls, parts: Sequence[tuple[np.ndarray, PairBatch]], count: int) -> PairBatch:
+        """Puts ``count`` pairs together from batches and the rows that each of them gets."""
+        if len(parts) == 1:
+            return parts[0][1]
+        room = max((part.tokens.shape[1] for _, part in parts), default=0)
+        with_marks = any(part.continues is not None for _, part in parts)
+        merged = cls.empty(count, room, with_marks)
+        for rows, part in parts:
+            width = part.tokens.shape[1]
+            merged.tokens[rows, :width] = part.tokens
+            merged.first_lengths[rows] = part.first_lengths
+            merged.second_lengths[rows] = part.second_lengths
+            merged.is_random_next[rows] = part.is_random_next
+            if merged.continues is not None and part.continues is not None:
+                merged.continues[rows, :width] = part.continues
+        return merged
+
+
 class Pairs(Protocol):
     """Anything that has numbered pairs in every epoch."""
 
@@ -49,8 +164,8 @@ class Pairs(Protocol):
     def num_samples(self) -> int:
         """Pairs of an epoch."""
 
-    def pair(self, epoch: int, k: int) -> Pair:
-        """Returns pair ``k`` in [0, num_samples) of an epoch."""
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        """Returns the pairs of these numbers, in [0, num_samples), of these epochs; int64 [b]."""
 
 
 class PairSource:
@@ -66,11 +181,11 @@ class PairSource:
         seed: the run's seed; ``num_samples`` does not depend on it.
         short_sequence_probability: share of documents whose chunks aim at a length that is drawn
             uniformly from [2, max_length - 3] instead of max_length - 3.
-        word_continuations: which tokens of the sentences [first, last) go on with a word, bool
-            [tokens]; pairs carry that if it is given.
+        word_marks: which tokens go on with the word of the token before them, a bit each, the
+            first in the lowest, uint8 [tokens / 8, rounded up]; pairs carry that if it is given.
 
     Raises:
-        ValueError: an option out of range, or a corpus without tokens.
+        ValueError: an option out of range, or a corpus without tokens or with a damaged index.
     """
 
     def __init__(
@@ -79,24 +194,28 @@ class PairSource:
         max_length: int,
         seed: int,
         short_sequence_probability: float = 0.1,
-        word_continuations: Callable[[int, int], np.ndarray] | None = None,
+        word_marks: np.ndarray | None = None,
     ) -> None:
-        if max_length < _SPECIAL_TOKENS_OF_A_PAIR + 2:
+        if max_length < SPECIAL_TOKENS_OF_A_PAIR + 2:
             raise ValueError(
                 f"data.max_length is {max_length}; a pair needs at least "
-                f"{_SPECIAL_TOKENS_OF_A_PAIR + 2}: two tokens and three special ones"
+                f"{SPECIAL_TOKENS_OF_A_PAIR + 2}: two tokens and three special ones"
             )
         if not 0.0 <= short_sequence_probability <= 1.0:
             raise ValueError(
                 f"data.short_sequence_probability is {short_sequence_probability}; "
                 "give a probability between 0 and 1"
             )
-        self._corpus = corpus
-        self._word_continuations = word_continuations
-        self._room = max_length - _SPECIAL_TOKENS_OF_A_PAIR
-        self._seed = seed
-        self._sampler = ChunkSampler(corpus, self._room, short_sequence_probability)
-        self._num_samples = max(1, round(self._sampler.chunks_per_pass))
+        self._prefix = corpus.prefix
+        arrays = _arrays_of(corpus, word_marks)
+        self._arrays = tuple(arrays)
+        self._has_marks = word_marks is not None
+        self._room = max_length - SPECIAL_TOKENS_OF_A_PAIR
+        self._seed = as_int64(seed)
+        self._groups, chunks = calibrate(
+            corpus.prefix, arrays, self._room, short_sequence_probability
+        )
+        self._num_samples = max(1, round(chunks))
         self._stride = spread_stride(self._num_samples)
 
     @property
@@ -105,57 +224,59 @@ class PairSource:
         return self._num_samples
 
     def pair(self, epoch: int, k: int) -> Pair:
-        """Draws pair ``k`` of an epoch.
+        """Draws pair ``k`` of an epoch alone."""
+        return self.draw(np.array([epoch]), np.array([k]))[0]
+
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        """Draws pairs; A and B have together at most max_length - 3 tokens.
 
         Args:
-            epoch: any integer ≥ 0.
-            k: in [0, num_samples).
+            epochs: int64 [b], at least 0.
+            numbers: int64 [b], in [0, num_samples).
 
-        Returns:
-            A and B, together at most max_length - 3 tokens.
+        Raises:
+            ValueError: the index of the corpus turns out to be damaged.
         """
-        assert 0 <= k < self._num_samples
-        rng = Random(stream_key(self._seed, epoch, k))
-        stratum = k * self._stride % self._num_samples
-        chunk = self._sampler.draw((stratum + rng.random()) / self._num_samples, rng)
-        if chunk.is_random_next:
-            first = self._tokens(chunk.start, chunk.middle)
-            second = self._random_next(chunk, len(first), rng)
-        else:
-            both = self._tokens(chunk.start, chunk.end)
-            cut = self._corpus.token_start(chunk.middle) - self._corpus.token_start(chunk.start)
-            first, second = both[:cut], both[cut:]
-        first, second = truncate_pair(first, second, self._room, rng)
-        if self._word_continuations is None:
-            return Pair(first, second, chunk.is_random_next)
-        marks = first >= _MARK, second >= _MARK
-        return Pair(first % _MARK, second % _MARK, chunk.is_random_next, *marks)
+        from minimoe_dist.data.compiled.drawing import draw_pairs
 
-    def _tokens(self, first: int, last: int) -> np.ndarray:
-        """Ids of sentences; with the mark added, so that both are cut alike, where one is due."""
-        tokens = self._corpus.tokens(first, last)
-        if self._word_continuations is not None:
-            tokens += self._word_continuations(first, last) * _MARK
-        return tokens
+        batch = PairBatch.empty(len(numbers), self._room, self._has_marks)
+        continues = NO_MARKS if batch.continues is None else batch.continues
+        status = draw_pairs(
+            self._arrays,
+            self._groups,
+            self._seed,
+            self._num_samples,
+            epochs,
+            numbers,
+            spread(numbers, self._num_samples, self._stride),
+            (
+                batch.tokens,
+                continues,
+                batch.first_lengths,
+                batch.second_lengths,
+                batch.is_random_next,
+            ),
+        )
+        check_status(self._prefix, status)
+        return batch
 
-    def _random_next(self, chunk: Chunk, first_length: int, rng: Random) -> np.ndarray:
-        """Takes a B from a random sentence on, long enough to reach the chunk's target."""
-        corpus, tokens_before = self._corpus, self._corpus.token_start
-        starts = corpus.document_starts
-        wanted = max(chunk.target - first_length, 1)
-        for attempt in range(_NON_EMPTY_TRIES):
-            document = int(rng.random() * corpus.num_documents)
-            begin, end = int(starts[document]), int(starts[document + 1])
-            is_own = begin <= chunk.start < end
-            if begin == end or (is_own and attempt < _OTHER_DOCUMENT_TRIES):
-                continue
-            start = begin + int(rng.random() * (end - begin))
-            reached = tokens_before(start) + wanted
-            stop = bisect_left(range(start + 1, end), reached, key=tokens_before) + start + 1
-            if tokens_before(stop) > tokens_before(start):
-                return self._tokens(start, stop)
-        # Hardly any document has tokens: A's own sentences are the only ones surely there.
-        return self._tokens(chunk.start, chunk.middle)
+
+def _arrays_of(corpus: Corpus, word_marks: np.ndarray | None) -> CorpusArrays:
+    from minimoe_dist.data.compiled.corpus import CorpusArrays
+
+    ids = corpus.ids
+    assert len(corpus.sentence_lengths) == len(corpus.sentence_pointers)
+    assert word_marks is None or len(word_marks) == -(-len(ids) // 8)
+    return CorpusArrays(
+        lengths=corpus.sentence_lengths,
+        pointers=corpus.sentence_pointers,
+        document_starts=corpus.document_starts,
+        ids=ids.view(np.uint8),
+        id_shift=ids.itemsize.bit_length() - 1,
+        id_sign=np.iinfo(ids.dtype).min,
+        num_tokens=len(ids),
+        word_marks=np.empty(0, dtype=np.uint8) if word_marks is None else word_marks,
+    )
 
 
 class BlendedPairs:
@@ -186,52 +307,37 @@ class BlendedPairs:
                     f"data.record_path_or_regex: weight {weight}; give a positive number"
                 )
         self._sources = list(sources)
-        self._quotas = [
+        self._sizes = np.array([source.num_samples for source in sources], dtype=np.int64)
+        quotas = [
             max(1, round(weight * source.num_samples))
             for source, weight in zip(sources, weights, strict=True)
         ]
-        self._ends = list(accumulate(self._quotas))
+        self._quotas = np.array(quotas, dtype=np.int64)
+        self._ends = np.cumsum(self._quotas)
         self._stride = spread_stride(self.num_samples)
 
     @property
     def num_samples(self) -> int:
         """Pairs of an epoch, all sources together."""
-        return self._ends[-1]
+        return int(self._ends[-1])
 
     def pair(self, epoch: int, k: int) -> Pair:
-        """Draws pair ``k`` in [0, num_samples) of an epoch from the source whose turn it is."""
-        assert 0 <= k < self.num_samples
-        slot = k * self._stride % self.num_samples
-        index = bisect_right(self._ends, slot)
-        source, quota = self._sources[index], self._quotas[index]
-        drawn_before = epoch * quota + slot - (self._ends[index] - quota)
-        return source.pair(*divmod(drawn_before, source.num_samples))
+        """Draws pair ``k`` of an epoch alone."""
+        return self.draw(np.array([epoch]), np.array([k]))[0]
 
-
-def truncate_pair(
-    first: np.ndarray, second: np.ndarray, room: int, rng: Random
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a pair down to ``room`` tokens, the way the token-by-token rule would.
-
-    That rule takes a token off the longer segment (off ``second`` at a tie) until both fit, each
-    time off its front or its back with equal chance. The lengths it ends at follow from the
-    lengths alone; how many of a segment's lost tokens came off its front is binomial.
-
-    Args:
-        first: tokens [a], a ≥ 1.
-        second: tokens [b], b ≥ 1.
-        room: tokens that may stay, at least 2.
-        rng: source of randomness.
-
-    Returns:
-        Views of the two arrays.
-    """
-    kept_first = min(len(first), max((room + 1) // 2, room - len(second)))
-    kept_second = min(len(second), max(room // 2, room - len(first)))
-    return _cut(first, kept_first, rng), _cut(second, kept_second, rng)
-
-
-def _cut(tokens: np.ndarray, kept: int, rng: Random) -> np.ndarray:
-    lost = len(tokens) - kept
-    from_front = rng.getrandbits(lost).bit_count() if lost else 0
-    return tokens[from_front : from_front + kept]
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        """Draws each pair from the source whose turn it is; arguments as of ``PairSource``."""
+        slots = spread(numbers, self.num_samples, self._stride)
+        turns = np.searchsorted(self._ends, slots, side="right")
+        quotas = self._quotas[turns]
+        # What was drawn from the source before says the epoch and the number of its own.
+        drawn_before = epochs * quotas + slots - (self._ends[turns] - quotas)
+        epochs, numbers = np.divmod(drawn_before, self._sizes[turns])
+        order = np.argsort(turns, kind="stable")
+        bounds = np.searchsorted(turns[order], np.arange(len(self._sources) + 1)).tolist()
+        parts = []
+        for source, begin, end in zip(self._sources, bounds[:-1], bounds[1:], strict=True):
+            if begin < end:
+                rows = order[begin:end]
+                parts.append((rows, source.draw(epochs[rows], numbers[rows])))
+        return PairBatch.merge(parts, len(slots))

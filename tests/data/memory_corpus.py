@@ -12,15 +12,12 @@ class MemoryCorpus:
         self.sentence_lengths = np.array([n for d in documents for n in d], dtype=np.int32)
         self.document_starts = np.cumsum([0] + [len(d) for d in documents], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.sentence_lengths, dtype=np.int64)])
-        self.num_sentences = len(self.sentence_lengths)
-        self.num_documents = len(documents)
         self.num_tokens = int(self._starts[-1])
-
-    def token_start(self, i: int) -> int:
-        return int(self._starts[i])
+        self.ids = np.arange(self.num_tokens, dtype=np.int64)
+        self.sentence_pointers = self._starts[:-1] * self.ids.itemsize
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        return np.arange(self._starts[first], self._starts[last], dtype=np.int64)
+        return self.ids[self._starts[first] : self._starts[last]]
 
     def document_of_token(self, token: int) -> int:
         sentence = int(np.searchsorted(self._starts, token, side="right")) - 1

@@ -1,6 +1,9 @@
 """Chunks against the sequential rule, and what they cost on a corpus that is large."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,9 +77,9 @@ def walk_sequentially(documents: list[list[int]], passes: int, rng: random.Rando
 
 def draw_pairs(documents: list[list[int]], count: int) -> Lengths:
     source = PairSource(MemoryCorpus(documents), MAX_LENGTH, seed=3)
-    pairs = [source.pair(*divmod(i, source.num_samples)) for i in range(count)]
-    columns = np.array([(len(p.first), len(p.second), p.is_random_next) for p in pairs])
-    return Lengths(columns[:, 0], columns[:, 1], columns[:, 2], source.num_samples)
+    pairs = source.draw(*np.divmod(np.arange(count), source.num_samples))
+    lengths = pairs.first_lengths, pairs.second_lengths
+    return Lengths(*lengths, pairs.is_random_next, source.num_samples)
 
 
 def sentence_length(rng: random.Random) -> int:
@@ -147,40 +150,51 @@ def test_distribution_of_pair_lengths_matches_the_sequential_rule(
     assert largest_cdf_difference(drawn, walked) < 0.02
 
 
-class EndlessSequence:
-    """An array by formula, for a corpus that would not fit."""
+# Run without numba's compiler, the core reads anything that looks like an array.
+READS_OF_AN_OPENING = """
+import sys
+import numpy as np
+from minimoe_dist.data import chunks
+from minimoe_dist.data.compiled.corpus import CorpusArrays
 
-    def __init__(self, formula: Callable[[int], int]) -> None:
-        self.formula = formula
-
-    def __getitem__(self, index: int | slice) -> int | np.ndarray:
-        if isinstance(index, slice):
-            return np.array([self.formula(i) for i in range(index.start, index.stop)])
-        return self.formula(index)
-
-
-class HugeCorpus:
-    """10⁹ sentences of 21 tokens in documents of 50, none of them stored."""
-
-    prefix = "huge"
-    num_sentences = 10**9
-    num_documents = num_sentences // 50
-    num_tokens = 21 * num_sentences
-    sentence_lengths = EndlessSequence(lambda i: 21)
-    document_starts = EndlessSequence(lambda i: 50 * i)
+class Formula:
     reads = 0
 
-    def token_start(self, i: int) -> int:
-        self.reads += 1
-        return 21 * i
+    def __init__(self, size, formula):
+        self.size, self.formula = size, formula
 
-    def tokens(self, first: int, last: int) -> np.ndarray:
-        return np.arange(21 * first, 21 * last, dtype=np.int64)
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        Formula.reads += 1
+        return self.formula(index)
+
+sentences = int(sys.argv[1])
+corpus = CorpusArrays(
+    lengths=Formula(sentences, lambda i: 21),
+    pointers=Formula(sentences, lambda i: 42 * i),
+    document_starts=Formula(sentences // 50 + 1, lambda i: 50 * i),
+    ids=Formula(42 * sentences, lambda i: 0),
+    id_shift=1,
+    id_sign=0,
+    num_tokens=21 * sentences,
+    word_marks=np.empty(0, np.uint8),
+)
+chunks._PILOT_WINDOWS = 600  # without the compiler, each takes a millisecond
+found = chunks.calibrate("formulas", corpus, 125, 0.0)
+print(Formula.reads, found.chunks_per_pass / sentences)
+"""
 
 
 def test_opening_reads_as_little_of_a_huge_corpus_as_of_a_small_one() -> None:
-    corpus = HugeCorpus()
-    source = PairSource(corpus, MAX_LENGTH, seed=1)  # type: ignore[arg-type]
+    found = []
+    for sentences in (10**4, 10**9):
+        command = [sys.executable, "-c", READS_OF_AN_OPENING, str(sentences)]
+        environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+        out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        found.append([float(word) for word in out.split()])
+    (small, small_share), (huge, huge_share) = found
+    assert huge_share == pytest.approx(small_share, rel=0.02)
     # The windows that are looked at are as many for any corpus; only binary searches grow.
-    assert corpus.reads < 2_000_000
-    assert source.num_samples > 10**8
+    assert huge < 1.5 * small

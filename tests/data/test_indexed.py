@@ -235,6 +235,54 @@ def test_pairs_are_drawn_beyond_32_bits(tmp_path):
         assert len(pair.first) + len(pair.second) == 125
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64])
+def test_pairs_have_the_ids_of_every_type(tmp_path, dtype):
+    limits = np.iinfo(dtype)
+    ids = np.array([limits.max, limits.max - 1, 0, 1, limits.min, limits.min // 2], dtype)
+    layout = IndexLayout(np.dtype(dtype), 3, 2)
+    lengths = np.array([1, 2, 3], np.int32)
+    pointers = np.array([0, 1, 3]) * ids.itemsize
+    (tmp_path / "c.idx").write_bytes(
+        layout.header() + lengths.tobytes() + pointers.tobytes() + np.array([0, 3]).tobytes()
+    )
+    (tmp_path / "c.bin").write_bytes(ids.tobytes())
+    source = PairSource(IndexedCorpus.open(str(tmp_path / "c")), 128, seed=1)
+    runs = [ids[first:last].tolist() for first in (0, 1, 3) for last in (1, 3, 6) if first < last]
+    epochs = np.arange(40)
+    segments = [
+        segment.tolist()
+        for pair in source.draw(epochs, epochs % source.num_samples)
+        for segment in pair[:2]
+    ]
+    assert all(segment in runs for segment in segments)
+    assert {token for segment in segments for token in segment} == set(ids.tolist())
+
+
+def test_marks_of_a_corpus_reach_its_pairs(tmp_path):
+    documents = random_documents(4, 60, 100)
+    with IndexedCorpusWriter(str(tmp_path / "c"), 100, segmenter="s 1") as writer:
+        for document in documents:
+            ids = np.concatenate(document)
+            lengths = np.array([len(sentence) for sentence in document])
+            writer.add_documents(ids, lengths, np.array([len(document)]), word_marks=ids % 3 == 1)
+    corpus = IndexedCorpus.open(str(tmp_path / "c"))
+    source = PairSource(corpus, 64, seed=1, word_marks=corpus.word_marks)
+    for k in range(source.num_samples):
+        pair = source.pair(0, k)
+        assert np.array_equal(pair.first_continues, pair.first % 3 == 1)
+        assert np.array_equal(pair.second_continues, pair.second % 3 == 1)
+
+
+def test_reading_a_corpus_imports_neither_megatron_nor_torch(prefix):
+    code = (
+        "import sys; from minimoe_dist.data.indexed import IndexedCorpus\n"
+        f"IndexedCorpus.open({prefix!r}).tokens(0, 6)\n"
+        "print({'megatron', 'torch', 'numba'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
 def resize(path, size):
     with open(path, "r+b") as stream:
         stream.truncate(size)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minimoe_dist.data.keyed import keyed_bits, permute, spread_stride, stream_key
+from minimoe_dist.data.keyed import as_int64, keyed_bits, permute, spread, spread_stride
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 63, 64, 65, 1000, 4097])
@@ -72,6 +72,15 @@ def test_keyed_bits_are_uniform_in_every_bit() -> None:
     assert shares == pytest.approx([0.5] * 64, abs=0.018)
 
 
-def test_stream_keys_of_neighbouring_counters_are_distinct() -> None:
-    keys = {stream_key(s, e, k) for s in range(3) for e in range(3) for k in range(3)}
-    assert len(keys) == 27
+@pytest.mark.parametrize("size", [10, 4 * 10**9])
+def test_spread_numbers_are_exact_where_products_exceed_64_bits(size: int) -> None:
+    stride = spread_stride(size)
+    numbers = np.array([0, 1, size // 2, size - 1])
+    expected = [int(k) * stride % size for k in numbers]
+    assert spread(numbers, size, stride).tolist() == expected
+
+
+@pytest.mark.parametrize("word", [0, 5, -3, 2**63 - 1, 2**63, 2**64 - 1, 2**70 + 1])
+def test_words_keep_their_low_64_bits(word: int) -> None:
+    assert -(2**63) <= as_int64(word) < 2**63
+    assert (as_int64(word) - word) % 2**64 == 0

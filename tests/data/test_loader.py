@@ -1,4 +1,4 @@
-"""Order of samples, resume, the reading thread, held-out batches."""
+"""Order of samples, resume, the reading threads, held-out batches."""
 
 import gc
 import threading
@@ -12,7 +12,7 @@ import torch
 
 from minimoe_dist.data.batches import MaskedCollate, MicroBatch, SpecialTokens
 from minimoe_dist.data.loader import PairLoader, StepBatch, heldout_batches
-from minimoe_dist.data.pairs import Pair
+from minimoe_dist.data.pairs import Pair, PairBatch
 
 SPECIAL = SpecialTokens(cls=1, sep=2, pad=0, mask=3, vocab_size=1000)
 THREAD_NAME = "pair-loader"
@@ -25,11 +25,12 @@ class NumberedPairs:
         self.num_samples = num_samples
         self.broken = broken
 
-    def pair(self, epoch: int, k: int) -> Pair:
-        assert 0 <= k < self.num_samples
-        if k == self.broken:
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        assert ((numbers >= 0) & (numbers < self.num_samples)).all()
+        if self.broken in numbers:
             raise OSError("pair cannot be read")
-        return Pair(np.array([10 + epoch]), np.array([100 + k]), False)
+        firsts, seconds = (10 + epochs)[:, None], (100 + numbers)[:, None]
+        return PairBatch.of([Pair(*both, False) for both in zip(firsts, seconds, strict=True)])
 
 
 class PlainCollate:
@@ -82,16 +83,23 @@ def reader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
 
-def new_loader(pairs: NumberedPairs | None = None, consumed_samples: int = 0) -> PairLoader:
+def new_loader(
+    pairs: NumberedPairs | None = None,
+    consumed_samples: int = 0,
+    *,
+    prefetch_steps: int = 2,
+    world_size: int = 2,
+) -> PairLoader:
     return PairLoader(
         pairs or NumberedPairs(100),
         PlainCollate(),
         micro_batch_size=4,
         accumulation_steps=2,
         rank=0,
-        world_size=2,
+        world_size=world_size,
         seed=5,
         consumed_samples=consumed_samples,
+        prefetch_steps=prefetch_steps,
     )
 
 
@@ -183,7 +191,7 @@ def test_masks_are_the_same_after_a_resume() -> None:
         assert torch.equal(one.labels, other.labels)
 
 
-def test_closing_ends_the_thread() -> None:
+def test_closing_ends_the_threads() -> None:
     before = len(reader_threads())
     loader = new_loader()
     next(loader)
@@ -204,24 +212,26 @@ def test_a_closed_loader_gives_nothing_more() -> None:
     assert next(loader, None) is None
 
 
-def test_a_forgotten_loader_ends_its_thread() -> None:
+def test_a_forgotten_loader_ends_its_threads() -> None:
+    others = set(reader_threads())
     loader = new_loader()
     next(loader)
-    thread = reader_threads()[-1]
+    threads = set(reader_threads()) - others
     del loader
     gc.collect()
-    thread.join(timeout=5)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(timeout=5)
+    assert len(threads) == 2 and not any(thread.is_alive() for thread in threads)
 
 
 def test_closing_from_elsewhere_frees_a_waiting_reader() -> None:
     started, release = threading.Event(), threading.Event()
 
     class SlowPairs(NumberedPairs):
-        def pair(self, epoch: int, k: int) -> Pair:
+        def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
             started.set()
             release.wait(10)
-            return super().pair(epoch, k)
+            return super().draw(epochs, numbers)
 
     loader = new_loader(SlowPairs(100))
     results: list[StepBatch | None] = []
@@ -244,7 +254,19 @@ def test_an_error_of_the_thread_is_raised_by_the_step_it_spoils() -> None:
     assert loader.consumed_samples % 16 == 0 and loader.consumed_samples < 100
 
 
-def test_an_error_ends_the_thread() -> None:
+@pytest.mark.parametrize("prefetch_steps", [0, 1, 2, 5])
+@pytest.mark.parametrize("broken", range(0, 100, 7))
+def test_an_error_comes_at_its_own_step_however_far_is_read_ahead(
+    prefetch_steps: int, broken: int
+) -> None:
+    place = [k for _, _, k in samples_of(load_steps(7))].index(broken)
+    loader = new_loader(NumberedPairs(100, broken), prefetch_steps=prefetch_steps, world_size=1)
+    with pytest.raises(OSError, match="pair cannot be read"):
+        list(loader)
+    assert loader.consumed_samples == place // 8 * 8
+
+
+def test_an_error_ends_the_threads() -> None:
     before = len(reader_threads())
     with pytest.raises(OSError, match="pair cannot be read"):
         list(new_loader(NumberedPairs(100, broken=37)))

@@ -1,6 +1,5 @@
 """Which pairs a corpus and a blend of corpora give."""
 
-import random
 from itertools import islice
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter
-from minimoe_dist.data.pairs import BlendedPairs, Pair, PairSource, truncate_pair
+from minimoe_dist.data.pairs import BlendedPairs, Pair, PairBatch, PairSource
 from tests.data.memory_corpus import MemoryCorpus
 
 ROOM = 125
@@ -28,7 +27,8 @@ def same_pair(one: Pair, other: Pair) -> bool:
 
 
 def all_pairs(source: PairSource | BlendedPairs, epoch: int = 0) -> list[Pair]:
-    return [source.pair(epoch, k) for k in range(source.num_samples)]
+    numbers = np.arange(source.num_samples)
+    return list(source.draw(np.full_like(numbers, epoch), numbers))
 
 
 def test_a_pair_does_not_depend_on_what_was_drawn_before() -> None:
@@ -154,34 +154,6 @@ def test_the_first_pairs_of_an_epoch_lie_all_over_the_corpus() -> None:
     assert np.bincount(tenths, minlength=10).min() >= 4
 
 
-def lose_tokens_one_by_one(
-    first: list[int], second: list[int], room: int, rng: random.Random
-) -> tuple[list[int], list[int]]:
-    while len(first) + len(second) > room:
-        longer = first if len(first) > len(second) else second
-        longer.pop(0 if rng.random() < 0.5 else -1)
-    return first, second
-
-
-def test_truncated_lengths_are_those_of_the_token_by_token_rule() -> None:
-    rng = random.Random(1)
-    for first in range(1, 16):
-        for second in range(1, 16):
-            for room in range(2, 14):
-                expected = lose_tokens_one_by_one([0] * first, [0] * second, room, rng)
-                cut = truncate_pair(np.zeros(first), np.zeros(second), room, rng)
-                assert [*map(len, cut)] == [*map(len, expected)]
-
-
-def test_truncation_cuts_the_front_as_often_as_the_token_by_token_rule() -> None:
-    rng = random.Random(1)
-    first, second = np.arange(14), np.arange(4)
-    cut = [int(truncate_pair(first, second, 10, rng)[0][0]) for _ in range(8000)]
-    walked = [lose_tokens_one_by_one([*range(14)], [*range(4)], 10, rng)[0][0] for _ in range(8000)]
-    shares = [np.bincount(x, minlength=9) / 8000 for x in (cut, walked)]
-    assert shares[0] == pytest.approx(shares[1], abs=0.03)
-
-
 class NumberedPairs:
     """Pairs that say which they are."""
 
@@ -189,9 +161,10 @@ class NumberedPairs:
         self.name = name
         self.num_samples = num_samples
 
-    def pair(self, epoch: int, k: int) -> Pair:
-        assert 0 <= k < self.num_samples
-        return Pair(np.array([self.name]), np.array([epoch, k]), False)
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        assert ((numbers >= 0) & (numbers < self.num_samples)).all()
+        both = np.stack([epochs, numbers], axis=1)
+        return PairBatch.of([Pair(np.array([self.name]), row, False) for row in both])
 
 
 def names_and_numbers(blend: BlendedPairs, epoch: int) -> list[tuple[int, ...]]:
@@ -249,11 +222,9 @@ def test_pairs_of_an_indexed_corpus_equal_those_of_the_same_corpus_in_memory(
 def test_marks_stay_with_their_tokens() -> None:
     corpus = MemoryCorpus([[7, 9, 30], [12, 5], [40, 3, 3, 8]])
 
-    def continues(first: int, last: int) -> np.ndarray:
-        return corpus.tokens(first, last) % 3 == 0
-
+    word_marks = np.packbits(corpus.ids % 3 == 0, bitorder="little")
     plain = PairSource(corpus, 20, seed=1)
-    marked = PairSource(corpus, 20, seed=1, word_continuations=continues)
+    marked = PairSource(corpus, 20, seed=1, word_marks=word_marks)
     for k in range(plain.num_samples):
         one, other = plain.pair(0, k), marked.pair(0, k)
         assert one.first_continues is None

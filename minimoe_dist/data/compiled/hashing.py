@@ -1,0 +1,24 @@
+"""The keyed hash and permutation of ``minimoe_dist.data.keyed`` in compiled code."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.extending import register_jitable
+
+from minimoe_dist.data import keyed
+from minimoe_dist.data.compiled.compiling import inner
+
+for _function in (keyed.mix, keyed.begin, keyed.absorb, keyed.feistel):
+    register_jitable(_function)
+
+
+@inner
+def key_of(seed: int, counter: int) -> np.uint64:
+    """``keyed_bits(seed, counter)``, of which ``absorb`` makes those of more counters."""
+    return keyed.absorb(keyed.begin(np.uint64(seed)), np.uint64(counter))
+
+
+@inner
+def absorb(key: np.uint64, counter: int) -> np.uint64:
+    """The bits of a key and one more counter."""
+    return keyed.absorb(key, np.uint64(counter))
