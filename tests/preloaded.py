@@ -1,7 +1,5 @@
 """Imported once by the server that test processes are forked from (see distributed.py)."""
 
-import warnings
-
 import deepspeed  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import torch
@@ -9,9 +7,5 @@ import torch.utils.tensorboard
 
 import minimoe_dist.commands.distill
 import minimoe_dist.train.distillation  # noqa: F401
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import megatron.core.datasets.indexed_dataset  # noqa: F401
 
 torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Indexed corpora: one Megatron `.bin/.idx` sequence a sentence, document ends in the index.
 
-Reading goes through megatron-core's `IndexedDataset`, after checks that it does not make.
-Opening costs the same for a thousand and for a hundred million sentences.
+The files are mapped, after checks that megatron-core's own reader does not make, and never read
+whole: opening costs the same for a thousand and for a hundred million sentences.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-import warnings
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +20,13 @@ from minimoe_dist.data.indexed_layout import (
     Manifest,
     TokenizerRecord,
     check_arrays,
+    map_ids,
     read_layout,
     read_manifest,
     sha256_of_file,
 )
 from minimoe_dist.data.indexed_words import WordMarks, words_path
 from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
-
-if TYPE_CHECKING:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 __all__ = ["IndexedCorpus", "IndexedCorpusWriter", "Manifest", "TokenizerRecord", "find_corpora"]
 
@@ -50,10 +47,13 @@ class IndexedCorpus:
         num_tokens: ids in `.bin`.
         dtype: type of the ids on disk.
         sentence_lengths: int32 [num_sentences], tokens of each sentence, a read-only view.
+        sentence_pointers: int64 [num_sentences], bytes of ids before each sentence, a read-only
+            view.
         document_starts: int64 [num_documents + 1], the first sentence of each document and the
             end of the last one, a read-only view.
+        ids: dtype [num_tokens], all ids, a read-only view.
 
-    The views are not aligned: search them with `document_of` and `sentence_of_token`
+    The views of the index are not aligned: search them with `document_of` and `sentence_of_token`
     (`np.searchsorted` would copy them whole at each call).
     """
 
@@ -66,7 +66,6 @@ class IndexedCorpus:
         self._use(layout, arrays)
         self._words = _open_words(prefix, self.manifest, self.num_tokens)
         self.has_word_marks = self._words is not None
-        self._dataset = _open_dataset(prefix)
 
     @classmethod
     def open(cls, prefix: str) -> IndexedCorpus:
@@ -81,10 +80,11 @@ class IndexedCorpus:
         self.dtype = layout.dtype
         self.num_sentences = layout.num_sentences
         self.num_documents = layout.num_document_ends - 1
-        self.num_tokens = os.path.getsize(self.prefix + ".bin") // layout.dtype.itemsize
         self.sentence_lengths = arrays.lengths
+        self.sentence_pointers = arrays.pointers
         self.document_starts = arrays.document_ends
-        self._pointers = arrays.pointers
+        self.ids = map_ids(self.prefix + ".bin", layout.dtype)
+        self.num_tokens = len(self.ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (IndexedCorpus, (self.prefix,))
@@ -102,7 +102,7 @@ class IndexedCorpus:
         """Tokens before a sentence; for `num_sentences`, all tokens."""
         if sentence == self.num_sentences:
             return self.num_tokens
-        return int(self._pointers[sentence]) // self.dtype.itemsize
+        return int(self.sentence_pointers[sentence]) // self.dtype.itemsize
 
     def tokens(self, first: int, last: int) -> np.ndarray:
         """A copy of the ids of the sentences [first, last), int64 [tokens], read at once.
@@ -116,9 +116,7 @@ class IndexedCorpus:
         start, stop = self.token_start(first), self.token_start(last)
         if not 0 <= start <= stop <= self.num_tokens:
             raise ValueError(f"{self.prefix}.idx: wrong pointers at [{first}, {last}); build again")
-        if start == stop:
-            return np.empty(0, np.int64)
-        return self._read(start, stop - start)
+        return self.ids[start:stop].astype(np.int64)
 
     def word_continuations(self, first: int, last: int) -> np.ndarray:
         """Which tokens of the sentences [first, last) go on with the word of the one before.
@@ -133,6 +131,11 @@ class IndexedCorpus:
             raise ValueError(f"{self.prefix}: no word marks; build it with --whole_words")
         return self._words.read(self.token_start(first), self.token_start(last))
 
+    @property
+    def word_marks(self) -> np.ndarray | None:
+        """The marks of all tokens as they are stored: a bit each, uint8; None without marks."""
+        return None if self._words is None else self._words.bits
+
     def sentence(self, index: int) -> np.ndarray:
         """A copy of the ids of one sentence, int64 [tokens]."""
         return self.tokens(index, index + 1)
@@ -143,7 +146,7 @@ class IndexedCorpus:
 
     def sentence_of_token(self, token: int) -> int:
         """The sentence that the token at a position in the corpus belongs to."""
-        return bisect_right(self._pointers, token * self.dtype.itemsize) - 1
+        return bisect_right(self.sentence_pointers, token * self.dtype.itemsize) - 1
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses ids that a model of `vocab_size` has no embedding for.
@@ -159,7 +162,7 @@ class IndexedCorpus:
             step = max(1, self.num_tokens // 64)
             count = min(_SAMPLED_TOKENS, step)
             starts = range(0, self.num_tokens - count + 1, step)
-            pieces = [self._read(start, count) for start in starts]
+            pieces = [self.ids[start : start + count] for start in starts]
             smallest = min(int(piece.min()) for piece in pieces)
             largest = max(int(piece.max()) for piece in pieces)
         if smallest < 0 or largest >= vocab_size:
@@ -199,21 +202,6 @@ class IndexedCorpus:
                     f"{self.prefix}{suffix}: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
                 )
-
-    def _read(self, start: int, count: int) -> np.ndarray:
-        # A view of megatron's map must not outlive the data set: astype always copies.
-        view = self._dataset.bin_reader.read(
-            dtype=self.dtype.type, count=count, offset=start * self.dtype.itemsize
-        )
-        return view.astype(np.int64)
-
-
-def _open_dataset(prefix: str) -> IndexedDataset:
-    with warnings.catch_warnings():
-        # megatron-core warns about optional accelerators that reading a file does not need.
-        warnings.simplefilter("ignore")
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
-    return IndexedDataset(prefix)
 
 
 def _open_words(prefix: str, manifest: Manifest | None, num_tokens: int) -> WordMarks | None:

@@ -193,6 +193,15 @@ class IndexArrays:
         )
 
 
+def map_ids(path: str, dtype: np.dtype) -> np.ndarray:
+    """A read-only view of the ids of a `.bin` file; it keeps the memory map alive."""
+    if os.path.getsize(path) == 0:
+        return np.empty(0, dtype)  # an empty file cannot be mapped
+    with open(path, "rb") as stream:
+        buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(buffer, dtype, len(buffer) // dtype.itemsize)
+
+
 def read_layout(prefix: str, may_be_empty: bool = False) -> IndexLayout:
     """Reads the header of `<prefix>.idx` and holds it against the size of the file.
 

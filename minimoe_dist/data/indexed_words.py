@@ -36,6 +36,9 @@ def words_bytes(num_tokens: int) -> int:
 class WordMarks:
     """The marks of one corpus, read from disk when asked.
 
+    Attributes:
+        bits: uint8 [num_tokens / 8, rounded up], all of them, a read-only view.
+
     Args:
         prefix: of the corpus.
         num_tokens: of the corpus.
@@ -60,12 +63,11 @@ class WordMarks:
                     f"{num_tokens}, which take {words_bytes(num_tokens)}; {_REBUILD}"
                 )
             self._buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bits = np.frombuffer(self._buffer, np.uint8, offset=HEADER.size)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Whether each token of [start, stop) goes on with a word, bool [stop - start], a copy."""
-        first, last = HEADER.size + start // 8, HEADER.size + -(-stop // 8)
-        packed = np.frombuffer(self._buffer, np.uint8, last - first, first)
-        bits = np.unpackbits(packed, bitorder="little")
+        bits = np.unpackbits(self.bits[start // 8 : -(-stop // 8)], bitorder="little")
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
     def pieces(self) -> Iterator[np.ndarray]:

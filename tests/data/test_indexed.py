@@ -235,6 +235,16 @@ def test_pairs_are_drawn_beyond_32_bits(tmp_path):
         assert len(pair.first) + len(pair.second) == 125
 
 
+def test_reading_a_corpus_imports_neither_megatron_nor_torch(prefix):
+    code = (
+        "import sys; from minimoe_dist.data.indexed import IndexedCorpus\n"
+        f"IndexedCorpus.open({prefix!r}).tokens(0, 6)\n"
+        "print({'megatron', 'torch', 'numba'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
 def resize(path, size):
     with open(path, "r+b") as stream:
         stream.truncate(size)
