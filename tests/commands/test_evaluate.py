@@ -34,7 +34,7 @@ def test_relation_loss_is_the_one_that_training_reported(evaluation, unbroken: P
 
 
 def test_relations_are_told_by_head(evaluation) -> None:
-    by_head = torch.tensor(list(evaluation["relations"]["by_head"].values()))
+    by_head = torch.tensor(list(evaluation["relations"]["by_head"].values()), dtype=torch.float64)
     assert by_head.shape == (3, 4)
     assert float(by_head.mean()) == pytest.approx(evaluation["relations"]["loss"])
 
