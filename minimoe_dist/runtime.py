@@ -218,7 +218,8 @@ def start_process_group(
         timeout_seconds: limit for the rendezvous and for every later collective.
 
     Raises:
-        LaunchError: the rendezvous cannot be reached, its port is taken, or ranks are missing.
+        LaunchError: the rendezvous cannot be reached, its port is taken, ranks are missing, or NCCL
+            does not connect.
     """
     where = f"{launch.master_addr}:{launch.master_port}"
     # torchrun has its own server at that port already; alone there is none.
@@ -229,12 +230,14 @@ def start_process_group(
     import torch.distributed as dist
 
     device = torch.device("cpu")
+    group: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
     if device_type == "cuda":
         device = torch.device("cuda", _device_index(launch, torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        # Or NCCL guesses the device from the rank, and warns of that at each barrier.
+        group["device_id"] = device
     _announce(launch, device.index or 0 if device_type == "cuda" else launch.local_rank)
     timeout = timedelta(seconds=timeout_seconds)
-    group: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
     try:
         if launch.world_size == 1:
             group["store"] = dist.HashStore()
@@ -243,6 +246,12 @@ def start_process_group(
             group["store"] = dist.TCPStore(*address, launch.world_size, launch.rank == 0, timeout)
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout, **group)
+    except dist.DistBackendError as error:
+        raise LaunchError(
+            f"rank {launch.rank} of {launch.world_size}: NCCL cannot connect {device} to the other "
+            f"ranks ({str(error).splitlines()[0]}); compare NCCL's version and interface "
+            "(NCCL_SOCKET_IFNAME) on the nodes"
+        ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LaunchError(

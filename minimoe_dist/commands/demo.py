@@ -24,7 +24,7 @@ from ..config.commands import DemoOptions
 from ..corpus.build import build_indexed, format_files
 from ..corpus.reading import ReadingOptions
 from ..corpus.sources import python_documentation, write_wiki
-from ..corpus.tokenizing import load_tokenizer
+from ..corpus.tokenizing import open_tokenizer
 from ..data.loader import heldout_batches
 from ..models.teacher import load_teacher
 from ..objectives.relations import relation_loss_sum
@@ -114,7 +114,7 @@ def _build_corpus(folder: Path, config: RunConfig) -> None:
     result = build_indexed(
         formatted,
         str(prefix),
-        load_tokenizer(name),
+        open_tokenizer(name),
         options,
         heldout_fraction=_HELDOUT_FRACTION,
         overwrite=True,

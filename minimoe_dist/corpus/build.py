@@ -36,7 +36,7 @@ from minimoe_dist.data.indexed import (
 from minimoe_dist.data.indexed_merge import merge_corpora
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from minimoe_dist.corpus.tokenizing import CorpusTokenizer
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class _FormatFile:
 def build_indexed(
     inputs: Sequence[str],
     output_prefix: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: CorpusTokenizer,
     options: ReadingOptions | None = None,
     *,
     heldout_fraction: float = 0.0,
@@ -214,7 +214,7 @@ def build_indexed(
 
 
 def _block_encoder(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: CorpusTokenizer,
     files: Inputs,
     record: TokenizerRecord,
     heldout_fraction: float,

@@ -14,7 +14,7 @@ from minimoe_dist.data.indexed import IndexedCorpus
 from minimoe_dist.data.pairs import PairSource
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from minimoe_dist.corpus.tokenizing import CorpusTokenizer
 
 _CHUNK = 1 << 20
 _SAMPLED_PAIRS = 5000
@@ -146,9 +146,7 @@ def report(corpus: IndexedCorpus, found: Statistics) -> str:
     return "\n".join(lines)
 
 
-def show_documents(
-    corpus: IndexedCorpus, tokenizer: PreTrainedTokenizerBase, count: int
-) -> Iterator[str]:
+def show_documents(corpus: IndexedCorpus, tokenizer: CorpusTokenizer, count: int) -> Iterator[str]:
     """Text of documents that lie evenly in the corpus, one sentence a line."""
     count = min(count, corpus.num_documents)
     for number in (corpus.num_documents * i // count for i in range(count)):
@@ -166,7 +164,7 @@ def show_documents(
 
 def show_pairs(
     corpus: IndexedCorpus,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: CorpusTokenizer,
     count: int,
     max_length: int,
     seed: int,
@@ -181,7 +179,7 @@ def show_pairs(
             yield f"  {name}: {tokenizer.decode(tokens.tolist())}"
 
 
-def _words(tokens: np.ndarray, continues: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+def _words(tokens: np.ndarray, continues: np.ndarray, tokenizer: CorpusTokenizer) -> str:
     """Tokens with spaces between words only."""
     pieces = tokenizer.convert_ids_to_tokens(tokens.tolist())
     return "".join(

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,6 +25,10 @@ from minimoe_dist.runtime import logger
 if TYPE_CHECKING:
     import nanotoken
     from transformers import PreTrainedTokenizerBase
+
+    from minimoe_dist.corpus.known_tokenizers import KnownTokenizer
+
+    CorpusTokenizer: TypeAlias = PreTrainedTokenizerBase | KnownTokenizer
 
 _log = logger("corpus")
 _ROLES = ("cls", "sep", "pad", "mask", "unk")
@@ -55,9 +59,9 @@ class Encoder(Protocol):
 
 
 class TokenizerEncoder:
-    """The encoder that any Hugging Face tokenizer gives."""
+    """The encoder that any tokenizer gives."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: CorpusTokenizer) -> None:
         self._tokenizer = tokenizer
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -126,7 +130,7 @@ def _ragged(batch: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.empty(0, np.int32), *batch]), lengths
 
 
-def build_encoder(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()) -> Encoder:
+def build_encoder(tokenizer: CorpusTokenizer, sample: Sequence[str] = ()) -> Encoder:
     """The fastest encoder whose ids are those of `tokenizer`.
 
     Args:
@@ -150,7 +154,7 @@ def build_encoder(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()
     return fast
 
 
-def _wordpiece_encoder(tokenizer: PreTrainedTokenizerBase) -> WordPieceEncoder | None:
+def _wordpiece_encoder(tokenizer: CorpusTokenizer) -> WordPieceEncoder | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(backend.model).__name__ != "WordPiece":
         return None
@@ -161,6 +165,34 @@ def _wordpiece_encoder(tokenizer: PreTrainedTokenizerBase) -> WordPieceEncoder |
     except (ImportError, ValueError) as error:
         _log.warning("nanotoken does not serve this tokenizer (%s); the slow path is used", error)
         return None
+
+
+def open_tokenizer(name_or_path: str, do_lower_case: bool | None = None) -> CorpusTokenizer:
+    """A tokenizer to build and show corpora with: `load_tokenizer`'s ids, without its imports.
+
+    Folders of the common kinds are read directly, in milliseconds; all others as `load_tokenizer`
+    does, whose arguments and errors these are.
+    """
+    from minimoe_dist.corpus.known_tokenizers import read_known_tokenizer
+
+    folder = _local_folder(name_or_path)
+    known = None if folder is None else read_known_tokenizer(folder, do_lower_case)
+    return load_tokenizer(name_or_path, do_lower_case) if known is None else known
+
+
+def _local_folder(name_or_path: str) -> str | None:
+    """Where the files of a name are; None where that has yet to be found out."""
+    if os.path.isdir(name_or_path):
+        return name_or_path
+    if os.path.isfile(name_or_path):
+        return None
+    path = resolve_model_path(name_or_path)
+    if os.path.isdir(path):
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(path, "config.json")
+    return os.path.dirname(cached) if isinstance(cached, str) else None
 
 
 def load_tokenizer(
@@ -330,13 +362,13 @@ def vocabulary_fingerprint(tokenizer: HasVocabulary) -> str:
     return digest.hexdigest()
 
 
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def special_token_ids(tokenizer: CorpusTokenizer) -> dict[str, int]:
     """The ids of cls, sep, pad, mask and unk, as far as the tokenizer has them."""
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
     return {role: int(index) for role, index in ids.items() if index is not None}
 
 
-def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenizerRecord:
+def describe_tokenizer(tokenizer: CorpusTokenizer, name: str) -> TokenizerRecord:
     """What a corpus made with this tokenizer remembers of it."""
     lower_case = getattr(tokenizer, "do_lower_case", None)
     return TokenizerRecord(

@@ -15,7 +15,7 @@ import numpy as np
 from minimoe_dist.runtime import logger
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from minimoe_dist.corpus.tokenizing import CorpusTokenizer
 
 _log = logger("corpus")
 # The ideographs that BERT's tokenizers put spaces around, [first, last].
@@ -95,7 +95,7 @@ class OffsetMarks:
         ValueError: a slow tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ideographs_only: bool) -> None:
+    def __init__(self, tokenizer: CorpusTokenizer, ideographs_only: bool) -> None:
         if not tokenizer.is_fast:
             raise ValueError(
                 f"--whole_words: the tokenizer {tokenizer.name_or_path} does not tell where its "
@@ -147,7 +147,7 @@ class IdeographMarks:
         exact: marks any sentence.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, exact: WordMarker) -> None:
+    def __init__(self, tokenizer: CorpusTokenizer, exact: WordMarker) -> None:
         vocabulary = tokenizer.get_vocab()
         self._kinds = np.zeros(max(vocabulary.values()) + 1, np.uint8)
         for token, index in vocabulary.items():
@@ -198,7 +198,7 @@ def _per_sentence(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return np.diff(sums, prepend=0)
 
 
-def build_word_marker(tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()) -> WordMarker:
+def build_word_marker(tokenizer: CorpusTokenizer, sample: Sequence[str] = ()) -> WordMarker:
     """The fastest marker that is right for a tokenizer.
 
     Args:

@@ -38,7 +38,7 @@ from tests.distributed import _context
 
 VOCABULARY = 200
 POISON = VOCABULARY - 1  # a token whose embedding is infinite in a poisoned teacher
-DEADLINE = 60.0
+DEADLINE = 120.0  # of what takes a second on a quiet machine
 
 
 # By family: transformers' classes, and what differs from BERT's configuration.

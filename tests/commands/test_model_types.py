@@ -62,7 +62,8 @@ def sparsified(workshop: Workshop) -> Path:
     """The teacher as a whole sliceable BERT with a map."""
     bert = BertModel.from_pretrained(workshop.teacher)
     sizes = Sizes(2, 4, 8, 64)
-    importances = torch.rand(2, 4), torch.rand(2, 64)
+    generator = torch.Generator().manual_seed(7)
+    importances = (torch.rand(2, each, generator=generator) for each in (4, 64))
     sparsity_map = build_sparsity_map(*importances, sizes, [0, 50, 90])
     config = elastic_config(bert.config, sparsity_map=sparsity_map, relation_projections=False)
     model = ElasticForRelations(config)

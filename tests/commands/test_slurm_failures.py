@@ -12,6 +12,7 @@ import pytest
 
 from tests.commands import support
 from tests.commands.support import Workshop
+from tests.forked_python import forked_python
 from tests.slurm_cluster import SlurmCluster, slurm_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +24,8 @@ SECONDS = 400.0  # of a job, on a machine that does much else
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINIMOE_PYTHON", sys.executable)
+    with pytest.MonkeyPatch.context() as patch, forked_python() as python:
+        patch.setenv("MINIMOE_PYTHON", python)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         with slurm_cluster(NODES, cpus=4, slurmd_timeout=5) as started:

@@ -79,9 +79,9 @@ def test_one_process_finds_the_same_importances(
 def test_a_stopped_run_goes_on_to_the_same_importances(
     workshop: Workshop, masked_lm: Path, tmp_path: Path
 ) -> None:
-    whole = recipe(workshop, tmp_path / "whole", masked_lm, max_steps=300)
+    whole = recipe(workshop, tmp_path / "whole", masked_lm, max_steps=100)
     support.finish(whole, command="sparsify")
-    path = recipe(workshop, tmp_path / "stopped", masked_lm, max_steps=300)
+    path = recipe(workshop, tmp_path / "stopped", masked_lm, max_steps=100)
     state = tmp_path / "stopped" / "importances.safetensors"
     with support.start(path, command="sparsify") as ranks:
         support.wait_for(state.exists, ranks.said)
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_importances(
         assert ranks.wait() == [75, 75], ranks.said()
     assert "resumed from" in support.finish(path, command="sparsify")
     first, second = load_file(state), load_file(tmp_path / "whole" / "importances.safetensors")
-    assert first["batches"] == second["batches"] == 300
+    assert first["batches"] == second["batches"] == 100
     assert torch.equal(first["sums"], second["sums"])
 
 

@@ -148,7 +148,7 @@ def test_signals_feed_the_relation_loss(bert_folder):
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_a_fully_padded_sample_leaves_the_others_as_they_are(tmp_path, model_type):
-    teacher = load_teacher(save_tiny(tmp_path, model_type))
+    teacher = load_teacher(save_tiny(tmp_path, model_type)).double()
     ids, mask, segments = inputs(SIZES["vocab_size"])
     expected = teacher(ids, mask, segments)
     padded = torch.cat([mask[:3], torch.zeros_like(mask[:1])])

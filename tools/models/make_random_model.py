@@ -11,10 +11,6 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig
-
-from minimoe_dist.checkpoints.random_model import write_random_model
 from minimoe_dist.corpus.tokenizing import load_tokenizer
 
 
@@ -35,6 +31,12 @@ def main() -> None:
         values |= {
             key: json.loads(text) for key, _, text in (c.partition("=") for c in given.changes)
         }
+        # Importing these takes seconds, and what is wrong with the arguments is found before.
+        import torch
+        from transformers import AutoConfig
+
+        from minimoe_dist.checkpoints.random_model import write_random_model
+
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         write_random_model(config, given.output_dir, getattr(torch, given.dtype), given.seed)
         if given.tokenizer_name_or_path:

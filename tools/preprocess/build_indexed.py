@@ -15,7 +15,7 @@ from minimoe_dist.corpus.arguments import add_reading_arguments, reading_options
 from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.portions import Portion
 from minimoe_dist.corpus.sources import find_inputs
-from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.corpus.tokenizing import open_tokenizer
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         result = build_indexed(
             inputs,
             os.path.join(given.output_dir, given.output_prefix),
-            load_tokenizer(given.tokenizer_name_or_path, given.do_lower_case),
+            open_tokenizer(given.tokenizer_name_or_path, given.do_lower_case),
             options,
             heldout_fraction=given.heldout_fraction,
             whole_words=given.whole_words,

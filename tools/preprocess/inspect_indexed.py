@@ -14,7 +14,7 @@ from minimoe_dist.corpus.inspection import (
     show_pairs,
     statistics,
 )
-from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.corpus.tokenizing import open_tokenizer
 from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
 
 
@@ -44,7 +44,7 @@ def main() -> None:
                 corpus.verify_hashes()
                 print("  hashes: as the manifest says")
             if given.show_documents or given.show_pairs:
-                tokenizer = load_tokenizer(given.tokenizer_name_or_path or corpus.tokenizer_name())
+                tokenizer = open_tokenizer(given.tokenizer_name_or_path or corpus.tokenizer_name())
                 print(*show_documents(corpus, tokenizer, given.show_documents), sep="\n")
                 options = given.show_pairs, given.max_length, given.seed
                 print(*show_pairs(corpus, tokenizer, *options), sep="\n")

@@ -15,7 +15,7 @@ from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.portions import Portion
 from minimoe_dist.corpus.reading import ReadingOptions
 from minimoe_dist.corpus.sources import find_inputs
-from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.corpus.tokenizing import open_tokenizer
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         result = build_indexed(
             find_inputs(given.input_dir, given.input_regex),
             os.path.join(given.output_dir, given.output_prefix),
-            load_tokenizer(given.tokenizer_name_or_path),
+            open_tokenizer(given.tokenizer_name_or_path),
             options,
             heldout_fraction=given.heldout_fraction,
             portion=Portion.parse(given.shard),
