@@ -26,11 +26,6 @@ IGNORED_LABEL = -100
 _LENGTH_MULTIPLE = 8
 
 
-def most_predicted(length: int) -> int:
-    """The most positions that a sample of at most ``length`` has to predict."""
-    return max(1, min(_MOST_MASKED, round(_MASKED_SHARE * length)))
-
-
 @dataclass(frozen=True)
 class SpecialTokens:
     """Ids that the layout needs, and the vocabulary they belong to.

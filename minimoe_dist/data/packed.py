@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch, most_predicted
-
-_SIZES = 16  # numbers of rows that a batch is filled up to, evenly spaced
-_ROW_MULTIPLE = 128
+from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
+from minimoe_dist.data.row_counts import most_predicted, rows_for
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,6 @@ class PackedBatch:
     def with_numbers(self, numbers: Tensor) -> PackedBatch:
         """The same batch with its numbers somewhere else."""
         return replace(self, numbers=numbers)
-
-
-def rows_for(num_tokens: int, most: int) -> int:
-    """The number of rows that a batch of tokens is filled up to: one of 16 up to ``most``.
-
-    A pass is compiled and captured for each, and computes at most a sixteenth more than it must.
-    """
-    step = -(-most // (_SIZES * _ROW_MULTIPLE)) * _ROW_MULTIPLE
-    return max(step, -(-num_tokens // step) * step)
 
 
 def pack(micro: MicroBatch, longest: int) -> PackedBatch:

@@ -6,6 +6,7 @@ from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
 from minimoe_dist.config.paths import read_model_json
+from minimoe_dist.data.row_counts import MASKED_SHARE
 from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.models.compute import RelationPath
 from minimoe_dist.models.submodels import (
@@ -18,7 +19,6 @@ from minimoe_dist.models.submodels import (
     whole_shape,
 )
 
-MASKED_SHARE = 0.15
 # What recipes name, for machines that have not got it: (layers, hidden, heads, vocabulary).
 _PUBLISHED: dict[str, dict[str, Any]] = {
     name: {

@@ -167,7 +167,7 @@ def test_packing_keeps_every_number_of_the_tokens() -> None:
 
 @pytest.mark.parametrize("tokens", [0, 1, 1024, 1025, 16384])
 def test_rows_are_few_sizes_and_at_most_a_sixteenth_too_many(tokens: int) -> None:
-    from minimoe_dist.data.packed import rows_for
+    from minimoe_dist.data.row_counts import rows_for
 
     rows = rows_for(tokens, 16384)
     assert rows % 1024 == 0 and tokens <= rows <= max(1024, tokens + 1023)

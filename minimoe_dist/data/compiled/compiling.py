@@ -30,7 +30,7 @@ import numba
 from filelock import FileLock
 from numba import njit, types
 
-from minimoe_dist.data import keyed
+from minimoe_dist.data import keyed, row_counts
 
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _FOLDER = Path(__file__).parent
@@ -45,7 +45,8 @@ _NOT_KEPT = (
 @cache
 def _fingerprint() -> str:
     digest = hashlib.sha256()
-    for path in (*sorted(_FOLDER.glob("*.py")), Path(keyed.__file__)):
+    others = [Path(str(module.__file__)) for module in (keyed, row_counts)]
+    for path in (*sorted(_FOLDER.glob("*.py")), *others):
         digest.update(path.read_bytes())
     digest.update(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
     digest.update(llvmlite.binding.get_host_cpu_features().flatten().encode())

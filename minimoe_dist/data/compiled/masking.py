@@ -9,9 +9,8 @@ from numba import types
 
 from minimoe_dist.data.compiled.compiling import entry, filled, given, inner
 from minimoe_dist.data.compiled.hashing import absorb, key_of
+from minimoe_dist.data.row_counts import MASKED_SHARE, MOST_MASKED
 
-_MASKED_SHARE = 0.15
-_MOST_MASKED = 20
 _REPLACED_BY_MASK = 0.8
 _REPLACED_BY_ANY = 0.1
 _ORDER_STREAM, _FATE_STREAM, _REPLACEMENT_STREAM = range(3)
@@ -174,5 +173,5 @@ def mask_tokens(
             places += 1
             words.ends[count - 1] = places
         labels[row] = ignored_label
-        budget = min(max(int(np.rint(length * _MASKED_SHARE)), 1), _MOST_MASKED)
+        budget = min(max(int(np.rint(length * MASKED_SHARE)), 1), MOST_MASKED)
         _mask_words(words, count, budget, seed, sample, mask, vocab_size, ids, labels[row])
