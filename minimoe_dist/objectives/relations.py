@@ -62,7 +62,9 @@ def relation_loss_sum(
 
     The mean loss of the seed is ``sum / (3 * rows)``. Computation is in float32 (float64 if the
     student is float64) whatever the inputs' types, also under autocast. Padding positions of the
-    inputs are never read into a sum: they may hold anything, and their gradient is zero.
+    inputs are never read into a sum: they may hold anything, and their gradient is zero. On GPUs
+    a kernel (:mod:`.packed_relations`) takes the place of tiles, which are many times as slow
+    there, but for float64 and `compat_seed`.
 
     Args:
         student: Query, key and value projections, each [B, S, student width].
@@ -74,9 +76,6 @@ def relation_loss_sum(
         dropout: Dropout of the student's relations, a habit of the published implementation and
             hence only with `compat_seed`; none in evaluation.
         tile_elements: Size of a tile in elements; by default what suits the device.
-
-    On a GPU a Triton kernel does it (:mod:`.packed_relations`): there, tiles are eighteen times
-    as slow. Tiles are for CPUs, for float64 and for `compat_seed`.
 
     Returns:
         The sum as a scalar, and the rows of each of the three: R x positions not padding; on a
@@ -92,14 +91,12 @@ def relation_loss_sum(
             "relation_dropout: needs compat seed, since a dropped relation has an infinite "
             "divergence; set relation_dropout to 0"
         )
-    device = attention_mask.device
+    device, valid = attention_mask.device, attention_mask.bool()
     takes_kernel = student[0].is_cuda and student[0].dtype != torch.float64
     if takes_kernel and not compat_seed and tile_elements is None:
-        valid = attention_mask.bool()
         loss = _by_kernel(student, teacher, valid, num_relation_heads)
         return loss, num_relation_heads * valid.sum()
     default_elements = _CPU_TILE_ELEMENTS if device.type == "cpu" else _GPU_TILE_ELEMENTS
-    valid = attention_mask.bool()
     valid_on_host = valid.cpu()
     plan = _Plan(
         tiles=_tiles(valid_on_host, num_relation_heads, tile_elements or default_elements),
