@@ -23,6 +23,7 @@ import minimoe_dist.data.compiled.drawing
 import minimoe_dist.data.compiled.layout
 import minimoe_dist.data.compiled.masking
 import minimoe_dist.data.compiled.order
+import minimoe_dist.data.compiled.packing
 import minimoe_dist.train.distillation  # noqa: F401
 
 torch.set_num_threads(1)

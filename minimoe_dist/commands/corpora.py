@@ -17,6 +17,7 @@ from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
 from ..data.indexed import IndexedCorpus, find_corpora
 from ..data.loader import PairLoader, heldout_batches
 from ..data.pairs import BlendedPairs, Pairs, PairSource
+from ..data.placing import Placer
 from ..model_paths import resolve_model_path
 from ..runtime import Launch, logger
 
@@ -43,7 +44,13 @@ class RunData:
     collate: Collate
     identities: list[str]
 
-    def loader(self, config: RunConfig, launch: Launch, consumed_samples: int) -> PairLoader:
+    def loader(
+        self,
+        config: RunConfig,
+        launch: Launch,
+        consumed_samples: int,
+        place: Placer | None = None,
+    ) -> PairLoader:
         """This rank's steps from a number of consumed samples on."""
         return PairLoader(
             self.pairs,
@@ -55,6 +62,7 @@ class RunData:
             seed=config.seed,
             consumed_samples=consumed_samples,
             prefetch_steps=config.data.prefetch_steps,
+            place=place,
         )
 
     def heldout_batches(self, config: RunConfig, launch: Launch) -> Iterator[MicroBatch]:

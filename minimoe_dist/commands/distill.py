@@ -147,7 +147,8 @@ class _Run:
             training.max_bad_steps,
             reads_behind=self.device.type == "cuda",
         )
-        loader = self.data.loader(config, self.launch, self.progress.consumed_samples)
+        consumed = self.progress.consumed_samples
+        loader = self.data.loader(config, self.launch, consumed, self.distiller.place)
         with metrics, loader:
             if self.distiller.warms_up:
                 metrics.phase("compiling passes, which takes a minute or two")

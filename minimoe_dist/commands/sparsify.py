@@ -19,7 +19,9 @@ from ..checkpoints.export import export_elastic
 from ..checkpoints.files import PARTIAL, beside, save_tensors, write_json
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
+from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
+from ..data.placing import PlacedBatch, Placer
 from ..models.elastic import ElementValues
 from ..models.elastic_build import load_masked_lm
 from ..models.elastic_mlm import ElasticForMaskedLM
@@ -74,7 +76,8 @@ class _Sparsification:
     def to_the_end(self, stop: StopRequest) -> int:
         """Measures what is left, reorders, exports."""
         training = self.config.training
-        with self.data.loader(self.config, self.launch, self.consumed_samples) as loader:
+        place = Placer(self.device, packed=False)
+        with self.data.loader(self.config, self.launch, self.consumed_samples, place) as loader:
             steps = range(self.step, self.total_steps)
             for step, batch in zip(steps, loader, strict=False):
                 stops = self._measure(batch, stop.requested)
@@ -94,8 +97,9 @@ class _Sparsification:
         """Counts a batch of all ranks; whether any rank was asked to stop."""
         gradients = []
         for micro in batch.micro_batches:
-            on_device = micro.to(self.device)
-            assert on_device.labels is not None
+            assert isinstance(micro, PlacedBatch)
+            on_device = micro.arrived()
+            assert isinstance(on_device, MicroBatch) and on_device.labels is not None
             gradients.append(mask_gradient(self.model, on_device.labels, **on_device.inputs()))
         stops = torch.tensor([float(stop_requested)], device=self.device)
         total = torch.cat([torch.stack(gradients).sum(0), stops])

@@ -12,7 +12,7 @@ leave less room for the same corpus.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, get_args
 
@@ -82,14 +82,18 @@ class MicroBatch:
             "token_type_ids": self.token_type_ids,
         }
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
-        """Returns the batch with every tensor on a device."""
-        moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
-        return MicroBatch(**moved)
+    def tensors(self) -> list[torch.Tensor]:
+        """All that there are."""
+        found = [getattr(self, field.name) for field in fields(self)]
+        return [tensor for tensor in found if tensor is not None]
+
+    def on_each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        """The batch with every tensor moved."""
+        return MicroBatch(*map(move, self.tensors()))
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The batch with every tensor on a device."""
+        return self.on_each(lambda tensor: tensor.to(device))
 
 
 class Collate(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ import numpy as np
 from minimoe_dist.data.batches import Collate, MicroBatch
 from minimoe_dist.data.keyed import as_int64, feistel_bits
 from minimoe_dist.data.pairs import Pairs
+from minimoe_dist.data.placing import PlacedBatch, Placer
 
 _STOP_POLL_SECONDS = 0.1
 # A reader computes without the interpreter's lock, but may wait for it after each computation, up
@@ -34,11 +35,11 @@ class StepBatch:
     """What one rank reads in one step.
 
     Attributes:
-        micro_batches: one for each accumulation step.
+        micro_batches: one for each accumulation step; on their way if the loader places them.
         first_position: the step's first global position (of all ranks').
     """
 
-    micro_batches: list[MicroBatch]
+    micro_batches: Sequence[MicroBatch | PlacedBatch]
     first_position: int
 
 
@@ -53,6 +54,7 @@ class _Plan:
     rank: int
     world_size: int
     seed: int
+    place: Placer | None
 
     @property
     def samples_per_step(self) -> int:
@@ -60,10 +62,11 @@ class _Plan:
 
     def read_step(self, first_position: int) -> StepBatch:
         global_micro_batch = self.micro_batch_size * self.world_size
-        micro_batches = []
+        micro_batches: list[MicroBatch | PlacedBatch] = []
         for step in range(self.accumulation_steps):
             start = first_position + step * global_micro_batch + self.rank * self.micro_batch_size
-            micro_batches.append(self._read(start))
+            micro = self._read(start)
+            micro_batches.append(micro if self.place is None else self.place(micro))
         return StepBatch(micro_batches, first_position)
 
     def _read(self, start: int) -> MicroBatch:
@@ -151,6 +154,7 @@ class PairLoader:
         seed: picks the order of each epoch.
         consumed_samples: global position to go on from; any integer ≥ 0.
         prefetch_steps: steps that are read ahead; 0 reads in the caller's thread.
+        place: starts every micro-batch's way to the device, in the threads that read.
 
     Raises:
         ValueError: a size that is not positive or a number that is negative.
@@ -168,6 +172,7 @@ class PairLoader:
         seed: int,
         consumed_samples: int = 0,
         prefetch_steps: int = 2,
+        place: Placer | None = None,
     ) -> None:
         _require(micro_batch_size, 1, "training.per_device_train_batch_size")
         _require(accumulation_steps, 1, "training.num_grad_accum_steps")
@@ -175,7 +180,7 @@ class PairLoader:
         _require(prefetch_steps, 0, "data.prefetch_steps")
         assert 0 <= rank < world_size
         self._plan = _Plan(
-            pairs, collate, micro_batch_size, accumulation_steps, rank, world_size, seed
+            pairs, collate, micro_batch_size, accumulation_steps, rank, world_size, seed, place
         )
         self._consumed_samples = consumed_samples
         self._prefetch_steps = prefetch_steps

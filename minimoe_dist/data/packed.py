@@ -6,6 +6,7 @@ more, too).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -63,6 +64,14 @@ class PackedBatch:
         for name, value in zip(names, [ids.view(torch.int64), *others], strict=True):
             object.__setattr__(self, name, value)  # frozen, but for this
 
+    def tensors(self) -> list[Tensor]:
+        """What lies in memory."""
+        return [self.numbers]
+
+    def on_each(self, move: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """The same batch, moved."""
+        return self.with_numbers(move(self.numbers))
+
     def with_numbers(self, numbers: Tensor) -> PackedBatch:
         """The same batch with its numbers somewhere else."""
         return replace(self, numbers=numbers)
@@ -75,28 +84,30 @@ def pack(micro: MicroBatch, longest: int) -> PackedBatch:
         micro: padded behind its samples.
         longest: length of the longest sample of any batch.
     """
-    mask = micro.attention_mask.numpy()
-    lengths = mask.sum(1)
-    assert (mask == (np.arange(mask.shape[1]) < lengths[:, None])).all(), "padding inside a sample"
+    from minimoe_dist.data.compiled.packing import fill_predictions, fill_rows
+
+    lengths = micro.attention_mask.numpy().sum(1)
     assert lengths.max(initial=0) <= longest
     samples, tokens = len(lengths), int(lengths.sum())
     rows = rows_for(tokens, samples * longest)
-    wanted = None if micro.labels is None else micro.labels.numpy()[mask]
-    predictions = 0 if wanted is None else samples * most_predicted(longest)
+    predictions = 0 if micro.labels is None else samples * most_predicted(longest)
     numbers = np.zeros(4 * (samples + rows) + 2 * predictions, dtype=np.int32)
     batch = PackedBatch(torch.from_numpy(numbers), samples, rows, predictions, longest, tokens)
-    batch.sample_ids.copy_(micro.sample_ids)
-    starts = np.cumsum(lengths) - lengths
-    batch.starts.numpy()[:] = starts
+    batch.sample_ids.numpy()[:] = micro.sample_ids.numpy()
     batch.lengths.numpy()[:] = lengths
-    batch.input_ids.numpy()[:tokens] = micro.input_ids.numpy()[mask]
-    batch.token_type_ids.numpy()[:tokens] = micro.token_type_ids.numpy()[mask]
-    batch.sample.numpy()[:tokens] = np.repeat(np.arange(samples), lengths)
-    batch.position.numpy()[:tokens] = np.arange(tokens) - np.repeat(starts, lengths)
-    if wanted is not None:
-        places = np.flatnonzero(wanted != IGNORED_LABEL)
-        assert len(places) <= predictions
-        batch.predicted_labels.fill_(IGNORED_LABEL)
-        batch.predicted_rows.numpy()[: len(places)] = places
-        batch.predicted_labels.numpy()[: len(places)] = wanted[places]
+    filled = (batch.starts, batch.input_ids, batch.token_type_ids, batch.sample, batch.position)
+    given = (micro.input_ids, micro.attention_mask, micro.token_type_ids)
+    whole = fill_rows(
+        *(one.contiguous().numpy() for one in given), lengths, *(one.numpy() for one in filled)
+    )
+    assert whole == samples, "padding inside a sample"
+    if micro.labels is not None:
+        found = fill_predictions(
+            micro.labels.contiguous().numpy(),
+            lengths,
+            IGNORED_LABEL,
+            batch.predicted_rows.numpy(),
+            batch.predicted_labels.numpy(),
+        )
+        assert found >= 0, "more to predict than most_predicted"
     return batch

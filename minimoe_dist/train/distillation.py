@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..data.batches import IGNORED_LABEL, MicroBatch
 from ..data.loader import StepBatch
+from ..data.placing import PlacedBatch, Placer
 from ..models.configuration import router_sizes
 from ..models.submodels import once_for_all_name
 from ..objectives.balance import balance_loss
 from .engine import StudentEngine
 from .objectives import Objective, inputs_of, measure
 from .passes import Passes, PassOutput, choose_passes
-from .placing import PlacedBatch, Placer
 from .schedule import Schedule
 from .step_metrics import PendingMetrics, StudentRow, to_device
 from .updates import StepResult
@@ -59,6 +59,8 @@ class _Sums:
 class Distiller:
     """Students, and the objective that they are trained for.
 
+    Its ``place`` brings micro-batches to where passes want them; a loader may call it ahead.
+
     Args:
         students: trained side by side.
         objective: what for, with its teacher.
@@ -92,7 +94,7 @@ class Distiller:
         self._ranks = dist.get_world_size()
         self._student_names = [student.name for student in self.students]
         self._passes = passes or choose_passes(self.students, objective, seed, device)
-        self._place = Placer(device, packed=self._passes.packed, longest=max_length)
+        self.place = Placer(device, packed=self._passes.packed, longest=max_length)
 
     @property
     def warms_up(self) -> bool:
@@ -130,7 +132,7 @@ class Distiller:
         )
 
     def _placed(self, micro: MicroBatch | PlacedBatch) -> PlacedBatch:
-        return micro if isinstance(micro, PlacedBatch) else self._place(micro)
+        return micro if isinstance(micro, PlacedBatch) else self.place(micro)
 
     def _totals(self, micro_batches: Sequence[PlacedBatch], stop_requested: bool) -> Tensor:
         """Tokens, sequences, whether to stop and the parts' counts, of the step on all ranks."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,34 +141,3 @@ def test_masked_tokens_cost_what_they_cost_padded(compares: bool) -> None:
         for output in (padded, packed)
     ]
     assert_close([packed.masked_lm_sum, *gradients[1]], [padded.masked_lm_sum, *gradients[0]])
-
-
-def test_packing_keeps_every_number_of_the_tokens() -> None:
-    micro = make_batch("bert", masked=True)
-    batch = pack(micro, LONGEST)
-    mask, tokens = micro.attention_mask, sum(LENGTHS)
-    assert (batch.num_tokens, batch.rows, batch.samples) == (tokens, 128, 4)
-    assert torch.equal(batch.sample_ids, micro.sample_ids)
-    assert torch.equal(batch.lengths, torch.tensor(LENGTHS).int())
-    assert torch.equal(batch.starts, torch.tensor([0, 12, 13, 20]).int())
-    assert torch.equal(batch.input_ids[:tokens].long(), micro.input_ids[mask])
-    assert torch.equal(batch.token_type_ids[:tokens].long(), micro.token_type_ids[mask])
-    assert torch.equal(
-        micro.input_ids[batch.sample, batch.position][:tokens], micro.input_ids[mask]
-    )
-    wanted = micro.labels[mask]
-    kept = batch.predicted_labels != IGNORED_LABEL
-    assert torch.equal(
-        wanted[batch.predicted_rows[kept].long()], batch.predicted_labels[kept].long()
-    )
-    assert int(kept.sum()) == int((wanted != IGNORED_LABEL).sum()) > 0
-
-
-@pytest.mark.parametrize("tokens", [0, 1, 1024, 1025, 16384])
-def test_rows_are_few_sizes_and_at_most_a_sixteenth_too_many(tokens: int) -> None:
-    from minimoe_dist.data.row_counts import rows_for
-
-    rows = rows_for(tokens, 16384)
-    assert rows % 1024 == 0 and tokens <= rows <= max(1024, tokens + 1023)
-    assert len({rows_for(n, 16384) for n in range(0, 16385, 64)}) == 16
-    assert np.isclose(rows_for(tokens, 100), 128 * max(1, -(-tokens // 128)))

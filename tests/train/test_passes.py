@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.data.packed import pack
+from minimoe_dist.data.placing import Placer
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
 from minimoe_dist.models.teacher import RelationTeacher, teacher_of
@@ -20,7 +21,6 @@ from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import StudentEngine
 from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
 from minimoe_dist.train.passes import CompiledPasses, EagerPasses, choose_passes
-from minimoe_dist.train.placing import Placer
 from minimoe_dist.train.schedule import make_schedule
 from tests.distributed import run_distributed
 from tests.train import runs

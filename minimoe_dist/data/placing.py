@@ -1,11 +1,14 @@
 """Micro-batches on their way from the loader to the device."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from ..data.batches import MicroBatch
-from ..data.packed import PackedBatch, pack
+from minimoe_dist.data.batches import MicroBatch
+from minimoe_dist.data.packed import PackedBatch, pack
 
 
 @dataclass(frozen=True)
@@ -27,47 +30,41 @@ class PlacedBatch:
         if self.ready is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.ready)
-            assert isinstance(self.batch, PackedBatch)
-            self.batch.numbers.record_stream(stream)
+            for tensor in self.batch.tensors():
+                tensor.record_stream(stream)
         return self.batch
 
 
 class Placer:
-    """Brings micro-batches to a device; may run in a thread of its own.
+    """Brings micro-batches to a device; may run in threads of its own.
+
+    Copies to a GPU go by a stream of their own, beside its work.
 
     Args:
         device: where passes run.
         packed: leave padding out.
         longest: no sample of any batch is longer; None: than the batch's own longest one, which
             is right if batches are always padded to it.
-        own_stream: copy beside the current stream's work, which then waits for it.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        packed: bool,
-        longest: int | None = None,
-        own_stream: bool = False,
-    ) -> None:
+    def __init__(self, device: torch.device, *, packed: bool, longest: int | None = None) -> None:
         self._device = device
         self._packed = packed
         self._longest = longest
-        self._stream = torch.cuda.Stream(device) if own_stream else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, micro: MicroBatch) -> PlacedBatch:
-        if not self._packed:
-            return PlacedBatch(micro, micro.to(self._device))
-        batch = pack(micro, self._longest or micro.input_ids.shape[1])
-        if self._device.type != "cuda":
-            return PlacedBatch(micro, batch)
-        pinned = batch.numbers.pin_memory()
+        batch: MicroBatch | PackedBatch = micro
+        if self._packed:
+            batch = pack(micro, self._longest or micro.input_ids.shape[1])
         if self._stream is None:
-            moved = pinned.to(self._device, non_blocking=True)
-            return PlacedBatch(micro, batch.with_numbers(moved))
+            return PlacedBatch(micro, batch if self._packed else micro.to(self._device))
+        # It also sets the thread's device, on which memory is pinned.
         with torch.cuda.stream(self._stream):
-            moved = pinned.to(self._device, non_blocking=True)
+            moved = batch.on_each(self._copied)
             ready = torch.cuda.Event()
             ready.record()
-        return PlacedBatch(micro, batch.with_numbers(moved), ready)
+        return PlacedBatch(micro, moved, ready)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self._device, non_blocking=True)
