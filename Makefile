@@ -1,6 +1,7 @@
 # make demo    the main job, end to end, on an embedded default
 # make study   the runs of docs/results.md: hours on two cores
 # make test    all tests (and what they need)
+# make gpu     all checks and measurements that need a GPU: eight minutes, into runs/benchmarks/gpu
 # make lint    ruff and mypy
 # make clean   removes the environment, caches and build outputs (runs/ stays)
 #
@@ -20,7 +21,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := slurm-wlm munge chromium
 
-.PHONY: demo study test lint clean install debian-packages
+.PHONY: demo study test gpu lint clean install debian-packages
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -61,6 +62,9 @@ debian-packages:
 
 test: $(STAMP) debian-packages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist loadfile $(TEST_OPTIONS)
+
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu_report.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
