@@ -114,6 +114,9 @@ class Embeddings(nn.Module):
 
 def projected(values: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
     """``values`` through several maps at once, results side by side: one product, not several."""
+    if any(each.weight.dim() != 2 for each in maps):
+        # Shared out by ZeRO-3: a map's call brings its weights.
+        return torch.cat([each(values) for each in maps], dim=-1)
     weight = torch.cat([each.weight for each in maps])
     return F.linear(values, weight, torch.cat([each.bias for each in maps]))
 
