@@ -72,7 +72,7 @@ class MicroBatch:
     @property
     def num_tokens(self) -> int:
         """Positions that are not padding; of a batch on the host."""
-        return int(self.attention_mask.sum())
+        return int(np.count_nonzero(self.attention_mask.numpy()))
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """What an encoder takes, by its argument's name."""

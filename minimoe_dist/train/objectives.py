@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -222,7 +223,7 @@ class MaskedLmObjective:
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """Positions to be predicted."""
         assert micro.labels is not None, "the data type has no masks"
-        return [float((micro.labels != IGNORED_LABEL).sum())]
+        return [float(np.count_nonzero(micro.labels.numpy() != IGNORED_LABEL))]
 
     def asks(self, batch: Batch) -> Mapping[str, Any]:
         """Predictions, and nothing that a teacher would be compared with."""
