@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from minimoe_dist.models.pretrained import encoder_dtype
 from tests.commands import support
 from tests.commands.support import Workshop
 
@@ -188,3 +189,19 @@ def test_a_tilde_is_the_home_folder(workshop: Workshop, tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path)}
     support.run(recipe, "output_dir=~/elsewhere", "--max_steps=1", environment=environment)
     assert (tmp_path / "elsewhere" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_an_open_precision_is_what_the_device_multiplies(
+    workshop: Workshop, tmp_path: Path, zero_stage: int
+) -> None:
+    wanted = torch.float32
+    if zero_stage:
+        wanted = encoder_dtype("auto", torch.device("cpu"))
+    parallel = {"zero_stage": zero_stage, "precision": "auto"}
+    recipe = workshop.recipe(tmp_path / "run", parallel=parallel, training={"max_steps": 2})
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[wanted]
+    assert f"precision auto: {name}" in support.finish(recipe)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["options"]["parallel"]["precision"] == name
+    assert "resumed from" in support.finish(recipe, "--max_steps=2")
