@@ -57,7 +57,7 @@ class Command:
             what can be refused before anything heavy is imported.
         on_ranks: whether it may be started on several processes.
         uses_torch: whether torch is told its device; what starts jobs elsewhere leaves the
-            environment alone.
+            environment alone, and a recipe's check tells it what the recipe says.
     """
 
     summary: str
@@ -104,6 +104,14 @@ COMMANDS = {
         "memory, time, traffic and cost of a recipe on a machine, before it runs",
         commands.PlanOptions,
         "plan",
+        uses_torch=False,
+    ),
+    "bench": Command(
+        "how fast this machine is, and a recipe's step on it by part; alone or on all ranks",
+        commands.BenchOptions,
+        "bench",
+        check="preflight_bench",
+        on_ranks=True,
         uses_torch=False,
     ),
     "doctor": Command(

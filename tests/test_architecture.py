@@ -13,6 +13,7 @@ FLOORS = {
     "cli": 6,
     "commands": 5,
     "train": 4,
+    "bench": 4,
     "checkpoints": 3,
     "planning": 3,
     "reporting": 3,

@@ -14,22 +14,18 @@ import torch.distributed as dist
 from .. import __version__
 from ..checkpoints import run as checkpoints
 from ..checkpoints.files import PARTIAL, beside, flush_file
-from ..config import RunConfig, deepspeed_settings
+from ..config import RunConfig
 from ..config.changes import changed_options, in_words
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
-from ..models.pretrained import encoder_dtype
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
-from ..train.distillation import Balance, Distiller
-from ..train.engine import AdamW, StudentEngine, release
-from ..train.kernels import use_layer_norms
+from ..train.engine import release
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
-from ..train.passes import choose_passes
-from ..train.schedule import make_schedule
+from .building import make_distiller, with_precision
 from .corpora import RunData, open_data
 from .finished import is_finished
-from .model_types import Lesson, make_student, open_lesson
+from .model_types import Lesson, open_lesson
 from .results import Heldout, export_all, keep_best, relation_paths
 from .scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
 
@@ -91,20 +87,6 @@ def _is_finished(config: RunConfig) -> bool:
     return bool(found[0])
 
 
-def _with_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """A run whose precision is no longer open; rank 0's device decides."""
-    parallel = config.parallel
-    if parallel.precision != "auto":
-        return config
-    fast = encoder_dtype("auto", device) if parallel.zero_stage else torch.float32
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    chosen = [names[fast]]
-    dist.broadcast_object_list(chosen, src=0)
-    _log.info("precision auto: %s", chosen[0])
-    update = {"parallel": parallel.model_copy(update={"precision": chosen[0]})}
-    return config.model_copy(update=update)
-
-
 @dataclass
 class _Progress:
     """What a run carries from start to start besides tensors."""
@@ -119,14 +101,14 @@ class _Run:
     """Everything a run needs, wired together."""
 
     def __init__(self, config: RunConfig, launch: Launch, device: torch.device) -> None:
-        self.config = config = _with_precision(config, device)
+        self.config = config = with_precision(config, device)
         self.launch = launch
         self.device = device
         self.folder = Path(config.output_dir)
         self.data: RunData = open_data(config)
         self.lesson: Lesson = open_lesson(config, device)
         self.total_steps = self._total_steps()
-        self.distiller = self._distiller()
+        self.distiller = make_distiller(config, self.lesson, launch, device, self.total_steps)
         self.progress = self._resume()
 
     def to_the_end(self, stop: StopRequest) -> int:
@@ -188,44 +170,6 @@ class _Run:
     @property
     def _global_batch(self) -> int:
         return self.config.global_batch_size(self.launch.world_size)
-
-    def _distiller(self) -> Distiller:
-        config, training = self.config, self.config.training
-        optimizer = AdamW(
-            training.learning_rate,
-            training.weight_decay,
-            (training.adam_beta1, training.adam_beta2),
-            training.adam_epsilon,
-            training.max_grad_norm,
-            config.parallel.adamw,
-        )
-        settings = deepspeed_settings(config, self.launch.world_size)
-        students = []
-        for index, options in enumerate(config.students):
-            model = make_student(config, index, self.lesson)
-            use_layer_norms(config.parallel.layer_norm, model)
-            size = 1 if model.config.is_dense else config.parallel.expert_parallel_size
-            students.append(
-                StudentEngine(options.name, model, settings, optimizer, size, self.device)
-            )
-        schedule = make_schedule(
-            training.lr_scheduler_type,
-            training.learning_rate,
-            self.total_steps,
-            training.warmup_proportion,
-        )
-        objective, device = self.lesson.objective, self.device
-        compiles = config.parallel.compile == "auto"
-        return Distiller(
-            students,
-            objective,
-            schedule,
-            seed=config.seed,
-            device=device,
-            balance=Balance(config.objective.balance_coefficient, config.compat == "seed"),
-            passes=choose_passes(students, objective, config.seed, device, compiles),
-            max_length=config.data.max_length,
-        )
 
     def _flops_per_token(self) -> float:
         students = [

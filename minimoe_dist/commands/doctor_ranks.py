@@ -12,6 +12,7 @@ import torch.distributed as dist
 _ROUND_TRIPS = 8
 _REPEATS = 3
 _MEBIBYTE = 1 << 20
+_COLLECTIVES = 20  # between two looks at the clock
 _SIZES = (1, 16)  # MiB
 _SEEN_SECONDS, _POLL_SECONDS = 10.0, 0.1  # network file systems show new files late
 
@@ -103,6 +104,17 @@ def bandwidths(device: torch.device) -> dict[str, dict[str, float]]:
         found["all-reduce"][f"{size} MiB"] = 2 * share * values.nbytes / reduced / 1e9
         found["all-to-all"][f"{size} MiB"] = share * values.nbytes / sent / 1e9
     return found
+
+
+def latency(device: torch.device) -> float:
+    """Seconds of an all-reduce of next to nothing; a collective."""
+    value = torch.ones(1, device=device)
+
+    def several() -> None:
+        for _ in range(_COLLECTIVES):
+            dist.all_reduce(value)
+
+    return _seconds(several, device) / _COLLECTIVES
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ _CHANGES = (
     "price_per_device_hour",
 )
 # A product of a step's sizes: 16 sequences of 128 tokens through BERT-base's feed-forward map.
-_ROWS, _WIDTH = 2048, 768
+_SHAPE = (2048, 768, 3072)
+_SECONDS = 0.0  # of a measurement: three runs
 _CPU_FRAMEWORK_GIB, _GPU_FRAMEWORK_GIB = 0.47, 1.0
 
 
@@ -55,28 +55,41 @@ def machine_of(options: PlanOptions) -> Machine:
 def _at_hand(changes: dict[str, Any]) -> Machine:
     import torch
 
-    has_gpu = torch.cuda.is_available()
-    ranks = changes.get("ranks_per_node", torch.cuda.device_count() if has_gpu else 1)
-    if has_gpu:
+    from minimoe_dist.bench.device import measure_copies
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    values = at_hand(kind, changes.get("ranks_per_node", count))
+    values["tflops"] = measure_rates(kind, _threads(values["ranks_per_node"]))
+    values["memory_gb_per_second"] = measure_copies(torch.device(kind), _SECONDS) / 1e9
+    return Machine.model_validate(values | changes)
+
+
+def at_hand(kind: str, ranks: int) -> dict[str, Any]:
+    """What is known of this machine without measuring, or has to be assumed.
+
+    Args:
+        kind: ``cuda`` or ``cpu``: what ranks compute on.
+        ranks: of this node.
+    """
+    import torch
+
+    if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        memory, framework = properties.total_memory / GIB, _GPU_FRAMEWORK_GIB
+        name, memory = properties.name, properties.total_memory / GIB
     else:
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory, framework = pages / GIB / ranks, _CPU_FRAMEWORK_GIB
-    kind = "cuda" if has_gpu else "cpu"
-    values: dict[str, Any] = {
-        "name": properties.name if has_gpu else f"{os.cpu_count()} CPU cores",
+        name, memory = f"{os.cpu_count()} CPU cores", pages / GIB / ranks
+    return {
+        "name": name,
         "device": kind,
         "ranks_per_node": ranks,
         "memory_gib": round(memory, 1),
-        "framework_gib": framework,
-        "tflops": measure_rates(kind, _threads(ranks)),
-        "memory_gb_per_second": _measure_copies(kind),
-        "link_gb_per_second": 16.0 if has_gpu else 1.0,
-        "network_gb_per_second": 3.0 if has_gpu else 1.0,
+        "framework_gib": _GPU_FRAMEWORK_GIB if kind == "cuda" else _CPU_FRAMEWORK_GIB,
+        "link_gb_per_second": 16.0 if kind == "cuda" else 1.0,
+        "network_gb_per_second": 3.0 if kind == "cuda" else 1.0,
         "efficiency": 0.5,
     }
-    return Machine.model_validate(values | changes)
 
 
 def _threads(ranks: int) -> int:
@@ -92,41 +105,15 @@ def measure_rates(device: str, threads: int) -> dict[str, float]:
     """
     import torch
 
+    from minimoe_dist.bench.device import dtypes_of, measure_product
+
     former = torch.get_num_threads()
     torch.set_num_threads(threads)
-    rates = {}
+    kind = torch.device(device)
     try:
-        for name in ("float32", "bfloat16", *(["float16"] if device == "cuda" else [])):
-            dtype = getattr(torch, name)
-            rows = torch.randn(_ROWS, _WIDTH).to(device, dtype)
-            weight = torch.randn(4 * _WIDTH, _WIDTH).to(device, dtype)
-            seconds = _fastest(lambda a=rows, b=weight: torch.nn.functional.linear(a, b), device)
-            rates[name] = 8 * _ROWS * _WIDTH**2 / seconds / 1e12
+        found = {name: measure_product(kind, name, _SHAPE, _SECONDS) for name in dtypes_of(kind)}
     finally:
         torch.set_num_threads(former)
-    if device == "cpu" and rates["bfloat16"] < rates["float32"]:
-        del rates["bfloat16"]  # nothing there multiplies it itself
-    return rates
-
-
-def _measure_copies(device: str) -> float:
-    """10^9 bytes a second that are read and written."""
-    import torch
-
-    source = torch.zeros(1 << 26 if device == "cuda" else 1 << 24, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device) / 1e9
-
-
-def _fastest(action: Any, device: str) -> float:
-    """Seconds of the fastest of some runs after one that warms up."""
-    import torch
-
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
-        action()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+    rates = {name: one.rate / 1e12 for name, one in found.items()}
+    # What nothing there multiplies itself is converted, and slower.
+    return {name: rate for name, rate in rates.items() if rate >= rates["float32"]}

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.loading import read_recipe
 from minimoe_dist.config.problems import Path as OptionPath
 from minimoe_dist.config.problems import describe, nearest
 from minimoe_dist.config.schema import Section
+from minimoe_dist.planning.rates import PARTS, ProductRate
 
 GIB = 1 << 30
 DTYPES = ("float32", "bfloat16", "float16", "float8")
@@ -45,6 +46,16 @@ class Machine(Section):
     )
     latency_microseconds: float = Field(20.0, ge=0, description="of one collective")
     price_per_device_hour: float = Field(0.0, ge=0, description="of a rank, in any currency")
+    products: dict[str, ProductRate] = Field(
+        {}, description="matrix products' rates by type and size, as measured; without efficiency"
+    )
+    launch_microseconds: float = Field(0.0, ge=0, description="of an operator on next to nothing")
+    recorded_launch_microseconds: float = Field(
+        0.0, ge=0, description="of a kernel on next to nothing that is played in a CUDA graph"
+    )
+    parts: dict[str, float] = Field(
+        {}, description="how many times longer than counted a step's parts take, as measured"
+    )
 
     @field_validator("tflops")
     @classmethod
@@ -54,6 +65,14 @@ class Machine(Section):
             raise ValueError(f"must name float32 and may name {', '.join(DTYPES[1:])}, no others")
         if min(value.values()) <= 0:
             raise ValueError("must be rates above 0")
+        return value
+
+    @field_validator("products", "parts")
+    @classmethod
+    def _known_names(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        known = DTYPES if info.field_name == "products" else PARTS
+        if set(value) - set(known):
+            raise ValueError(f"may name {', '.join(known)}, no others")
         return value
 
     @property
@@ -69,6 +88,18 @@ class Machine(Section):
         if dtype == "float8" and dtype not in self.tflops:
             dtype = "bfloat16"
         return 1e12 * self.efficiency * self.tflops.get(dtype, self.tflops["float32"])
+
+    def product_rate(self, dtype: str, size: float) -> float:
+        """Operations a second of matrix products of a size, alone.
+
+        Where that was not measured, what :meth:`rate` says of the type; of a type of 16 bits, or
+        of float8, that was not measured beside others, bfloat16's or float16's.
+        """
+        narrow = () if dtype == "float32" else ("bfloat16", "float16")
+        for name in (dtype, *narrow):
+            if name in self.products:
+                return self.products[name].of(size)
+        return self.rate(dtype)
 
     def bandwidth(self, group: int, stride: int = 1) -> float:
         """Bytes a second and rank between the ranks of a group of every `stride`-th rank."""

@@ -2,20 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.models.compute import relation_macs_per_token
 from minimoe_dist.planning.activations import Batch
 from minimoe_dist.planning.layout import PRECISIONS, Layout, alternatives, layout_of_recipe
 from minimoe_dist.planning.machine import GIB, Machine
 from minimoe_dist.planning.memory import Precision, memory_of, teacher_parameters
-from minimoe_dist.planning.sizes import Exports, student_sizes, teacher_sizes
+from minimoe_dist.planning.rates import BACKWARD, FORWARD, TEACHER, UPDATE
+from minimoe_dist.planning.sizes import EncoderSizes, Exports, student_sizes, teacher_sizes
+from minimoe_dist.planning.timing import part_seconds
 from minimoe_dist.planning.traffic import Traffic, traffic_of
+from minimoe_dist.planning.work import (
+    Work,
+    relation_work,
+    student_work,
+    teacher_work,
+    update_work,
+)
 
 _CHECKPOINT_BYTES = 12  # float32 masters and two moments of a parameter
-_UPDATE_BYTES = 40  # that an update reads and writes of a parameter
 _SECONDS_A_DAY = 86_400
 
 
@@ -151,14 +158,10 @@ class Planner:
         batch, precision = self._batch(layout), self._precision(layout, machine)
         given = (self.students, self.teacher, layout, batch, precision, machine)
         memory, traffic = memory_of(*given), traffic_of(*given)
-        work = self._work(batch)
-        seconds = {
-            "teacher": work["teacher"] / machine.rate(precision.teacher),
-            "students": work["students"] / machine.rate(precision.student),
-            "relation loss": work["relation loss"] / machine.rate("float32"),
-        }
-        seconds = {part: layout.accumulation * value for part, value in seconds.items()}
-        seconds["optimizer"] = self._update_seconds(layout, machine)
+        works = self.work(layout, machine)
+        seconds: dict[str, float] = {}
+        for part, work in works:
+            seconds[part] = seconds.get(part, 0.0) + part_seconds(machine, part, work)
         for kind, exchanged in traffic.items():
             seconds[f"exchange of {kind}"] = exchanged.seconds
         return Prediction(
@@ -167,8 +170,32 @@ class Planner:
             fits=sum(memory.values()) <= machine.memory_gib * GIB,
             seconds=seconds,
             traffic=traffic,
-            tflops=layout.accumulation * sum(work.values()) / 1e12,
+            tflops=sum(work.operations for _, work in works) / 1e12,
         )
+
+    def work(self, layout: Layout, machine: Machine) -> list[tuple[str, Work]]:
+        """What a rank computes in a step: its parts' names, and the work of each student's."""
+        batch, precision = self._batch(layout), self._precision(layout, machine)
+        packed = machine.device == "cuda" and takes_packed(self.config)
+        recorded = packed and layout.zero_stage == 1 and self.config.parallel.compile == "auto"
+        times, size = layout.accumulation, layout.expert_parallel_size
+        found: list[tuple[str, Work]] = []
+        if self.teacher is not None:
+            whole = layout.teacher_layout == "replicated"
+            taught = teacher_work(self.teacher, batch, precision.teacher, packed and whole)
+            found.append((TEACHER, replace(taught, recorded=recorded and whole)))
+        for one in self.students:
+            parallel = size if one.has_experts else 1
+            passes = student_work(one, batch, precision.student, packed, parallel)
+            for part, work in zip((FORWARD, BACKWARD), passes, strict=True):
+                found.append((part, replace(work, recorded=recorded and parallel == 1)))
+            heads = self.config.objective.num_relation_heads
+            dtype = precision.student if packed else "float32"
+            compared = relation_work(one, self.teacher, heads, batch, packed, dtype)
+            found.append((FORWARD, compared))
+        found = [(part, work.times(times)) for part, work in found]
+        updates = [update_work(self._updated(one, layout)) for one in self.students]
+        return found + [(UPDATE, work) for work in updates]
 
     def smallest_memory(self, machine: Machine) -> float:
         """GiB of a rank with which the machine would be large enough."""
@@ -205,29 +232,12 @@ class Planner:
             students = PRECISIONS[student]
         return Precision(students, fast if teacher == "auto" else teacher)
 
-    def _work(self, batch: Batch) -> dict[str, float]:
-        """Operations of a micro-batch on a rank; the teacher computes padding too."""
-        length, width = batch.length, self.teacher.width if self.teacher else 0
-        students = relations = 0.0
-        for one in self.students:
-            for path in one.paths():
-                students += 6 * path.macs_per_token(length) * batch.tokens
-                if path.signal_width:
-                    macs = relation_macs_per_token(path.signal_width, width, length)
-                    relations += 2 * macs * batch.tokens
-        teacher = 0.0
-        if self.teacher is not None:
-            teacher = 2 * self.teacher.paths()[0].macs_per_token(length) * batch.positions
-        return {"teacher": teacher, "students": students, "relation loss": relations}
-
-    def _update_seconds(self, layout: Layout, machine: Machine) -> float:
-        updated = 0.0
-        for one in self.students:
-            shared, experts = one.parameters()
-            parts = layout.ranks if layout.zero_stage else 1
-            own = experts / (layout.expert_parallel_size if one.has_experts else 1)
-            updated += (shared + own) / parts
-        return updated * _UPDATE_BYTES / (1e9 * machine.memory_gb_per_second)
+    def _updated(self, student: EncoderSizes, layout: Layout) -> float:
+        """Parameters that a rank updates."""
+        shared, experts = student.parameters()
+        parts = layout.ranks if layout.zero_stage else 1
+        own = experts / (layout.expert_parallel_size if student.has_experts else 1)
+        return (shared + own) / parts
 
     def _steps(self, global_batch: int) -> int | None:
         training = self.config.training
@@ -237,6 +247,11 @@ class Planner:
             return None
         samples = training.num_train_epochs * self.corpus.samples
         return max(1, math.ceil(samples / global_batch))
+
+
+def takes_packed(config: RunConfig) -> bool:
+    """Whether a run's batches may come without their padding, on devices that like that."""
+    return config.compat != "seed" and config.model_type != "bert_tinybert"
 
 
 def _rank(prediction: Prediction) -> tuple[float, ...]:

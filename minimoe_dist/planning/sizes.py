@@ -174,7 +174,7 @@ def teacher_sizes(config: RunConfig, to_come: Exports) -> EncoderSizes | None:
     """
     if not config.objective.relation_weight and config.model_type != "bert_tinybert":
         return None
-    values = _model_json(config.teacher.model_name_or_path, "teacher.model_name_or_path", to_come)
+    values = model_json(config.teacher.model_name_or_path, "teacher.model_name_or_path", to_come)
     layer = config.teacher.relation_layer
     layers = values["num_hidden_layers"] if layer == -1 else layer
     whole = _of_json({**values, "num_hidden_layers": layers})
@@ -204,7 +204,7 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
     if options.model_name_or_path is None:
         at = "teacher.model_name_or_path"
     name = options.model_name_or_path or config.teacher.model_name_or_path
-    base = _model_json(name, at, to_come)
+    base = model_json(name, at, to_come)
     values = {
         **base,
         "model_type": "minimoe",
@@ -245,7 +245,7 @@ def _fitted(config: RunConfig, sizes: EncoderSizes, to_come: Exports) -> Encoder
     layers = len(sizes.shape.layers)
     if config.model_type == "bert_tinybert":
         name = config.teacher.model_name_or_path
-        wide = _model_json(name, "teacher.model_name_or_path", to_come)["hidden_size"]
+        wide = model_json(name, "teacher.model_name_or_path", to_come)["hidden_size"]
         return replace(
             sizes, relation_maps=False, whole_layers=layers, mapped_to=wide, gives_signals=False
         )
@@ -258,7 +258,7 @@ def _fitted(config: RunConfig, sizes: EncoderSizes, to_come: Exports) -> Encoder
     return sizes
 
 
-def _model_json(name: str, option: str, to_come: Exports) -> Mapping[str, Any]:
+def model_json(name: str, option: str, to_come: Exports) -> Mapping[str, Any]:
     """A model's configuration: a folder's, a downloaded one's, or that of a well-known name.
 
     Raises:

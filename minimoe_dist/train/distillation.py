@@ -8,8 +8,9 @@ Nothing here waits for the device. What a step found out is a row of numbers tha
 to the host when it ends; whoever reads them waits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,16 @@ from .passes import Passes, PassOutput, choose_passes
 from .schedule import Schedule
 from .step_metrics import PendingMetrics, StudentRow, to_device
 from .updates import StepResult
+
+
+class Part(StrEnum):
+    """The parts of a step in their order, some several times; the loss is in the forward one."""
+
+    PLACING = "placing"
+    TEACHER = "teacher"
+    FORWARD = "student forward"
+    BACKWARD = "student backward"
+    UPDATE = "update"
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class Distiller:
         balance: of experts.
         passes: how they are run; by default the fastest way there is.
         max_length: no sample is longer; None: than its batch is wide.
+        mark: called behind each part of a step with its name, one of :class:`Part`; for clocks.
     """
 
     def __init__(
@@ -83,6 +95,7 @@ class Distiller:
         balance: Balance | None = None,
         passes: Passes | None = None,
         max_length: int | None = None,
+        mark: Callable[[Part], None] | None = None,
     ) -> None:
         self.students = list(students)
         self._objective = objective
@@ -95,6 +108,7 @@ class Distiller:
         self._student_names = [student.name for student in self.students]
         self._passes = passes or choose_passes(self.students, objective, seed, device)
         self.place = Placer(device, packed=self._passes.packed, longest=max_length)
+        self._mark = mark or (lambda part: None)
 
     @property
     def warms_up(self) -> bool:
@@ -119,13 +133,19 @@ class Distiller:
         results = []
         for student in self.students:
             student.module.train()
+        self._mark(Part.PLACING)
         for number, placed in enumerate(micro_batches):
             given = self._passes.teach(placed.arrived())
+            self._mark(Part.TEACHER)
             for index, (student, its) in enumerate(zip(self.students, sums, strict=True)):
                 output = self._passes.forward(index, *given)
-                self._passes.backward(index, self._loss(student, output, shares, its))
+                loss = self._loss(student, output, shares, its)
+                self._mark(Part.FORWARD)
+                self._passes.backward(index, loss)
+                self._mark(Part.BACKWARD)
                 if number == len(micro_batches) - 1:
                     results.append(student.step(learning_rate))
+                    self._mark(Part.UPDATE)
         rows = self._rows(sums, results, counted, len(micro_batches))
         return PendingMetrics(
             learning_rate, list(self._objective.parts), self._student_names, totals[:3], rows

@@ -6,6 +6,7 @@ import pytest
 
 from minimoe_dist.config import ConfigError
 from minimoe_dist.planning.machine import load_machine, machine_yaml
+from minimoe_dist.planning.rates import ProductRate
 from tests.planning.recipes import machine
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "machines"
@@ -51,3 +52,18 @@ def test_a_group_within_a_node_uses_its_links_and_a_wider_one_the_network():
     assert two_nodes.bandwidth(8) == 400e9
     assert two_nodes.bandwidth(16) == 50e9
     assert two_nodes.bandwidth(4, stride=4) == 50e9
+
+
+def test_a_part_that_no_step_has_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(machine_yaml(machine(parts={"teacher": 2.0})).replace("teacher: 2", "learn: 2"))
+    with pytest.raises(ConfigError, match=r"parts.*may name teacher, student forward"):
+        load_machine(str(path), [])
+
+
+def test_narrow_types_that_were_not_measured_are_as_fast_as_the_one_that_was():
+    slow = ProductRate(tflops=0.1, half_size=100.0)
+    fast = ProductRate(tflops=0.5, half_size=0.0)
+    on = machine(products={"float32": slow, "bfloat16": fast})
+    assert on.product_rate("float8", 100.0) == on.product_rate("float16", 100.0) == 0.5e12
+    assert on.product_rate("float32", 100.0) == pytest.approx(0.05e12)

@@ -5,6 +5,7 @@ Flags, help pages and checks follow from the fields (see `command_line`). ``dist
 """
 
 from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions, is_positional
+from minimoe_dist.config.commands.bench import BenchOptions
 from minimoe_dist.config.commands.convert import ConvertOptions
 from minimoe_dist.config.commands.demo import DemoOptions
 from minimoe_dist.config.commands.doctor import DoctorOptions
@@ -16,6 +17,7 @@ from minimoe_dist.config.commands.plan import PlanOptions
 
 __all__ = [
     "POSITIONAL",
+    "BenchOptions",
     "CommandOptions",
     "ConvertOptions",
     "DemoOptions",

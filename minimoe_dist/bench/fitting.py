@@ -1,0 +1,70 @@
+"""From what was measured to a machine that plans can be made for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..planning.layout import Layout
+from ..planning.machine import Machine
+from ..planning.plan import Planner
+from ..planning.rates import BACKWARD, FORWARD, TEACHER, UPDATE, fit_rate, rounded
+from ..planning.timing import part_seconds
+from .device import DeviceRates
+
+# What is left of a part's time at least when exchanges inside of it are taken away.
+_LEAST_LEFT = 0.1
+_EXCHANGED_IN = {
+    "teacher": (TEACHER,),
+    "experts": (FORWARD, BACKWARD),
+    "ZeRO-3 weights": (FORWARD, BACKWARD),
+}
+
+
+def machine_of_rates(values: Mapping[str, Any], rates: DeviceRates) -> Machine:
+    """A machine of what was measured of its device; a step's parts are not yet known.
+
+    Args:
+        values: its other fields.
+        rates: of the device.
+    """
+    by_type: dict[str, list[tuple[float, float]]] = {}
+    for product in rates.products:
+        by_type.setdefault(product.dtype, []).append((product.size, product.rate))
+    best = {dtype: max(rate for _, rate in points) for dtype, points in by_type.items()}
+    # What a CPU only converts is no type to choose for its speed.
+    fast = {dtype: rate for dtype, rate in best.items() if rate >= best["float32"]}
+    measured = {
+        "tflops": {dtype: rounded(rate / 1e12) for dtype, rate in fast.items()},
+        "products": {dtype: fit_rate(points) for dtype, points in by_type.items()},
+        "memory_gb_per_second": rounded(rates.memory / 1e9),
+        "launch_microseconds": rounded(1e6 * rates.launch),
+        "recorded_launch_microseconds": rounded(1e6 * (rates.recorded_launch or 0.0)),
+    }
+    return Machine.model_validate({**values, **measured})
+
+
+def fit_machine(
+    machine: Machine, planner: Planner, layout: Layout, step: Mapping[str, float]
+) -> Machine:
+    """The machine on which a plan takes as long as a measured step, part by part.
+
+    Args:
+        machine: of measured rates.
+        planner: of the recipe, and of batches as they were.
+        layout: as it was measured.
+        step: seconds by part; those that are none of a plan's go with the update.
+    """
+    counted: dict[str, float] = {}
+    for part, work in planner.work(layout, machine):
+        counted[part] = counted.get(part, 0.0) + part_seconds(machine, part, work)
+    seconds = dict.fromkeys(counted, 0.0)
+    for part, spent in step.items():
+        seconds[part if part in counted else UPDATE] += spent
+    # Plans count exchanges between ranks apart from the parts that they are in.
+    for kind, exchanged in planner.predict(layout, machine).traffic.items():
+        early = kind == "gradients" and layout.zero_stage >= 2
+        inside = (BACKWARD,) if early else _EXCHANGED_IN.get(kind, (UPDATE,))
+        for part in inside:
+            left = seconds[part] - exchanged.seconds / len(inside)
+            seconds[part] = max(left, _LEAST_LEFT * seconds[part])
+    parts = {part: rounded(seconds[part] / one) for part, one in counted.items()}
+    return machine.model_copy(update={"parts": parts})

@@ -1,0 +1,80 @@
+"""What ``minimoe-dist bench`` measures of a recipe: models of its sizes, batches of its shapes."""
+
+from pathlib import Path
+
+import torch.distributed as dist
+from transformers import AutoConfig
+
+from ..bench.steps import make_micro_batches
+from ..checkpoints.random_model import write_random_model
+from ..config import RunConfig
+from ..data.batches import MicroBatch
+from ..planning.sizes import model_json
+from .plan import corpus_of
+from .preflight_bench import has_weights
+
+Words = list[tuple[str, str]]
+
+
+def with_models(config: RunConfig, folder: Path) -> tuple[RunConfig, Words]:
+    """The recipe with models that are there; a collective.
+
+    A teacher that is not there is written with random weights of its sizes, which changes no
+    step's time.
+
+    Args:
+        config: the recipe.
+        folder: for random weights; all nodes must see it.
+
+    Returns:
+        The recipe, and what stands for what, in words.
+    """
+    name, words = config.teacher.model_name_or_path, "its own weights"
+    if not has_weights(name):
+        words = "random weights of its sizes"
+        if dist.get_rank() == 0:
+            values = dict(model_json(name, "teacher.model_name_or_path", {}))
+            write_random_model(AutoConfig.for_model(values.pop("model_type"), **values), folder)
+        dist.barrier()
+        teacher = config.teacher.model_copy(update={"model_name_or_path": str(folder)})
+        config = config.model_copy(update={"teacher": teacher})
+    said = [("teacher", f"{name}, {words}")]
+    for student in config.students:
+        start = student.initial_weights or "a random start"
+        sizes = f"{student.layer}L;{student.hidden}H {student.moe}"
+        said.append((f"student {student.name}", f"{sizes}, from {start}"))
+    return config, said
+
+
+def make_batches(
+    config: RunConfig, filled: float | None, vocabulary: int
+) -> tuple[list[MicroBatch], float, Words]:
+    """A step of random ids, the share of positions that are no padding, and both in words.
+
+    Args:
+        config: the recipe.
+        filled: share of positions that are no padding; None: as in the corpus, where it is there.
+        vocabulary: ids are below.
+    """
+    training, data = config.training, config.data
+    source = "as given"
+    if filled is None:
+        corpus = corpus_of(config, None)
+        source = "no corpus is there" if corpus is None else "as in the corpus"
+        filled = 1.0 if corpus is None else min(1.0, corpus.mean_length / data.max_length)
+    samples, times = training.per_device_train_batch_size, training.num_grad_accum_steps
+    batches = make_micro_batches(
+        samples=samples,
+        length=data.max_length,
+        filled=filled,
+        accumulation=times,
+        vocabulary=vocabulary,
+        masked=data.data_type.endswith("mlm"),
+    )
+    share = sum(float(one.attention_mask.double().mean()) for one in batches) / times
+    words = [
+        ("batch of a rank", f"{samples} × {data.max_length} random ids, {times} times a step"),
+        ("no padding", f"{share:.0%} of positions ({source})"),
+        ("precision", config.parallel.precision),
+    ]
+    return batches, share, words

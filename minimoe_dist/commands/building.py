@@ -1,0 +1,90 @@
+"""From a run's options to what trains: engines of its students, and the step over all of them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from ..config import RunConfig, deepspeed_settings
+from ..models.pretrained import encoder_dtype
+from ..runtime import Launch, logger
+from ..train.distillation import Balance, Distiller, Part
+from ..train.engine import AdamW, StudentEngine
+from ..train.kernels import use_layer_norms
+from ..train.passes import choose_passes
+from ..train.schedule import make_schedule
+from .model_types import Lesson, make_student
+
+_log = logger("building")
+
+
+def with_precision(config: RunConfig, device: torch.device) -> RunConfig:
+    """A run whose precision is no longer open; rank 0's device decides; a collective."""
+    parallel = config.parallel
+    if parallel.precision != "auto":
+        return config
+    fast = encoder_dtype("auto", device) if parallel.zero_stage else torch.float32
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    chosen = [names[fast]]
+    dist.broadcast_object_list(chosen, src=0)
+    _log.info("precision auto: %s", chosen[0])
+    update = {"parallel": parallel.model_copy(update={"precision": chosen[0]})}
+    return config.model_copy(update=update)
+
+
+def make_distiller(
+    config: RunConfig,
+    lesson: Lesson,
+    launch: Launch,
+    device: torch.device,
+    total_steps: int,
+    mark: Callable[[Part], None] | None = None,
+) -> Distiller:
+    """The students of a run under DeepSpeed, and their step.
+
+    Args:
+        config: the run; its precision is not open.
+        lesson: what is taught.
+        launch: the processes.
+        device: of this rank.
+        total_steps: of the learning rate's schedule.
+        mark: see :class:`Distiller`.
+
+    Raises:
+        ValueError: a student's options do not fit.
+    """
+    training = config.training
+    optimizer = AdamW(
+        training.learning_rate,
+        training.weight_decay,
+        (training.adam_beta1, training.adam_beta2),
+        training.adam_epsilon,
+        training.max_grad_norm,
+        config.parallel.adamw,
+    )
+    settings = deepspeed_settings(config, launch.world_size)
+    students = []
+    for index, options in enumerate(config.students):
+        model = make_student(config, index, lesson)
+        use_layer_norms(config.parallel.layer_norm, model)
+        size = 1 if model.config.is_dense else config.parallel.expert_parallel_size
+        students.append(StudentEngine(options.name, model, settings, optimizer, size, device))
+    schedule = make_schedule(
+        training.lr_scheduler_type,
+        training.learning_rate,
+        total_steps,
+        training.warmup_proportion,
+    )
+    objective = lesson.objective
+    compiles = config.parallel.compile == "auto"
+    return Distiller(
+        students,
+        objective,
+        schedule,
+        seed=config.seed,
+        device=device,
+        balance=Balance(config.objective.balance_coefficient, config.compat == "seed"),
+        passes=choose_passes(students, objective, config.seed, device, compiles),
+        max_length=config.data.max_length,
+        mark=mark,
+    )

@@ -1,0 +1,68 @@
+"""What would make ``minimoe-dist bench`` fail, found before anything heavy is imported."""
+
+from pathlib import Path
+
+from ..config import ConfigError, RunConfig, StudentConfig, load_stages
+from ..config.checks import SPARSE_MODEL_TYPES, check_command
+from ..config.commands import BenchOptions
+from ..config.paths import check_output_dir
+from ..model_paths import resolve_model_path
+from ..planning.layout import layout_of_recipe
+from ..planning.plan import Planner
+from ..runtime import Launch, prepare_environment
+
+
+def check(options: BenchOptions, launch: Launch) -> None:
+    """Refuses recipes whose models' sizes are not known here, and ranks that do not fit.
+
+    Raises:
+        ConfigError: one line that names what is wrong and the remedy.
+    """
+    config = recipe_of(options)
+    check_output_dir(options.output)
+    try:
+        Planner(config, None)
+        layout_of_recipe(config, launch.world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    prepare_environment(config.parallel.use_cpu)
+
+
+def recipe_of(options: BenchOptions) -> RunConfig:
+    """The run whose step is measured: of a recipe with stages the first.
+
+    Students whose first weights are not there start at random: that changes no step's time.
+
+    Raises:
+        ConfigError: a wrong option, or a sparse student whose first weights are not there.
+    """
+    config = load_stages(options.recipe, options.overrides)[0]
+    check_command(config, "distill")
+    students = [_with_start(config, student) for student in config.students]
+    return config.model_copy(update={"students": students})
+
+
+def _with_start(config: RunConfig, student: StudentConfig) -> StudentConfig:
+    changes: dict[str, str | None] = {}
+    for option in ("initial_weights", "model_name_or_path"):
+        path = getattr(student, option)
+        if path is None or has_weights(path):
+            continue
+        if config.model_type in SPARSE_MODEL_TYPES:
+            raise ConfigError(
+                f"students.{student.name}.{option}: {path} is not there, and what a sparse student "
+                "keeps is only known from it; run minimoe-dist sparsify first"
+            )
+        changes[option] = None
+    if "initial_weights" in changes and student.start == "copies":
+        changes["start"] = "split"
+    return student.model_copy(update=changes)
+
+
+def has_weights(path: str) -> bool:
+    """Whether a model is a folder with weights, not a name alone."""
+    try:
+        folder = Path(resolve_model_path(path))
+    except ValueError:
+        return False
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))

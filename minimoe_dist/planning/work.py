@@ -1,0 +1,254 @@
+"""What the parts of a step compute of a micro-batch: matrix products, elements, launches.
+
+Counts follow what the trainer does. On CPUs batches are padded: teachers and attention compute
+padding, students' other layers do not. On GPUs batches come packed, and nothing computes padding.
+
+Shapes: B samples, S positions, T tokens, N = B · S, H, A, I as in `models.compute`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from minimoe_dist.data.row_counts import rows_for
+from minimoe_dist.models.submodels import LayerShape, SubModelShape
+from minimoe_dist.planning.activations import Batch
+from minimoe_dist.planning.layout import ELEMENT_BYTES
+from minimoe_dist.planning.sizes import MASKED_SHARE, EncoderSizes
+
+
+class Product(NamedTuple):
+    """Matrix products of one size.
+
+    Attributes:
+        operations: two a multiply-accumulate, of all of them.
+        size: harmonic mean of the three extents of one.
+    """
+
+    operations: float
+    size: float
+
+
+def product(rows: float, inner: float, outer: float, count: float = 1.0) -> Product:
+    """``count`` products [rows, inner] · [inner, outer]."""
+    if not rows * inner * outer:
+        return Product(0.0, 1.0)
+    size = 3.0 / (1.0 / rows + 1.0 / inner + 1.0 / outer)
+    return Product(2.0 * rows * inner * outer * count, size)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one part of a step.
+
+    Attributes:
+        dtype: of its products.
+        products: all of them.
+        moved_bytes: that are read and written, as few as compilers leave.
+        launches: of operators, or of kernels.
+        recorded: whether they are played as one graph.
+    """
+
+    dtype: str
+    products: tuple[Product, ...] = ()
+    moved_bytes: float = 0.0
+    launches: float = 0.0
+    recorded: bool = False
+
+    @property
+    def operations(self) -> float:
+        """Of all products."""
+        return sum(one.operations for one in self.products)
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both, of one type."""
+        return replace(
+            self,
+            products=self.products + other.products,
+            moved_bytes=self.moved_bytes + other.moved_bytes,
+            launches=self.launches + other.launches,
+        )
+
+    def times(self, count: float) -> "Work":
+        """Of so many micro-batches."""
+        return replace(
+            self,
+            products=tuple(Product(count * one.operations, one.size) for one in self.products),
+            moved_bytes=count * self.moved_bytes,
+            launches=count * self.launches,
+        )
+
+
+class Rows(NamedTuple):
+    """What a pass makes of a micro-batch.
+
+    Attributes:
+        rows: of products.
+        pairs: of positions of one head that are held against each other.
+        length: of samples.
+    """
+
+    rows: float
+    pairs: float
+    length: float
+
+    def attention(self, head_size: float, heads: float, count: float) -> Product:
+        """``count`` products of all heads with scores on one side."""
+        size = 3.0 / (2.0 / self.length + 1.0 / head_size) if heads else 1.0
+        return Product(2.0 * self.pairs * head_size * heads * count, size)
+
+
+def rows_of(batch: Batch, packed: bool, drops_padding: bool) -> Rows:
+    """Of a pass that may leave padding out; where batches come padded, its attention does not."""
+    if not packed:
+        rows = batch.tokens if drops_padding else batch.positions
+        return Rows(rows, batch.positions * batch.length, batch.length)
+    mean = batch.tokens / batch.samples
+    return Rows(rows_for(round(batch.tokens), batch.positions), batch.tokens * mean, mean)
+
+
+class _Pass(NamedTuple):
+    """What a pass does beside its products.
+
+    Attributes:
+        ends, layer, experts: launches at its ends, of a plain layer, and of a block of experts
+            besides: half of its operators that are no views, as compilers fuse the others away.
+        numbers, scores, routed: how often it reads or writes a number of a layer's rows, a score of
+            attention, and a number on its way to experts and back, where compilers leave few.
+    """
+
+    ends: int
+    layer: int
+    experts: int
+    numbers: int
+    scores: int
+    routed: int
+
+
+_TAUGHT, _FORWARD = _Pass(6, 5, 0, 18, 1, 0), _Pass(44, 7, 33, 18, 2, 4)
+_BACKWARD = _Pass(14, 17, 13, 42, 4, 10)
+_UPDATE_LAUNCHES = 38
+# How often a parameter's gradient is touched backward, and the parameter in an update; how often a
+# score of the objective is.
+_GRADIENT, _UPDATED, _COMPARED = 3, 10, 3
+
+
+def teacher_work(sizes: EncoderSizes, batch: Batch, dtype: str, packed: bool) -> Work:
+    """A teacher's forward pass up to its signals."""
+    width = max(2, ELEMENT_BYTES[dtype])  # 8-bit products leave 16 bits
+    rows = rows_of(batch, packed, drops_padding=False)
+    return _pass(sizes, sizes.shape, rows, dtype, _TAUGHT, width)
+
+
+def student_work(
+    sizes: EncoderSizes, batch: Batch, dtype: str, packed: bool, expert_parallel_size: int = 1
+) -> tuple[Work, Work]:
+    """A student's forward pass, its objective left out, and its backward pass."""
+    rows, width = rows_of(batch, packed, drops_padding=True), ELEMENT_BYTES[dtype]
+    forward, backward = Work(dtype), Work(dtype)
+    for shape in sizes.passes or (sizes.shape,):
+        given = (sizes, shape, rows, dtype)
+        forward += _pass(*given, _FORWARD, width, expert_parallel_size)
+        again = _pass(*given, _BACKWARD, width, expert_parallel_size)
+        backward += replace(again, products=again.times(2).products)
+    shared, experts = sizes.parameters()
+    gradients = _GRADIENT * width * (shared + experts / expert_parallel_size)
+    return forward, backward + Work(dtype, moved_bytes=gradients)
+
+
+def relation_work(
+    student: EncoderSizes,
+    teacher: EncoderSizes | None,
+    heads: int,
+    batch: Batch,
+    packed: bool,
+    dtype: str = "float32",
+) -> Work:
+    """What the student is compared by, with its gradient.
+
+    Args:
+        student: whose signals or states are compared.
+        teacher: None where none runs.
+        heads: relation heads.
+        batch: of samples.
+        packed: whether it comes without its padding.
+        dtype: of the products.
+    """
+    if teacher is None:
+        return Work(dtype)
+    length = batch.tokens / batch.samples if packed else batch.length
+    rows = Rows(batch.tokens, batch.tokens * length, length)
+    passes, width = max(1, len(student.passes)), _COMPARED * ELEMENT_BYTES[dtype]
+    if not student.gives_signals:  # TinyBERT's: states of the teacher's width, and all scores
+        states = batch.tokens * teacher.width * (student.whole_layers + 1)
+        scores = rows.pairs * sum(layer.heads for layer in student.shape.layers)
+        return Work(dtype, moved_bytes=width * (states + scores))
+    products = (
+        rows.attention(teacher.width / heads, heads, 3 * passes),
+        rows.attention(student.width / heads, heads, 9 * passes),
+    )
+    return Work(dtype, products, width * 3.0 * heads * rows.pairs * passes)
+
+
+def update_work(parameters: float) -> Work:
+    """The optimizer's update of a rank's share of parameters, in float32."""
+    return Work("float32", (), 4 * _UPDATED * parameters, _UPDATE_LAUNCHES)
+
+
+def _pass(
+    sizes: EncoderSizes,
+    shape: SubModelShape,
+    rows: Rows,
+    dtype: str,
+    own: _Pass,
+    width: int,
+    parallel: int = 1,
+) -> Work:
+    """One pass, with the products of a forward one."""
+    there = [layer for layer in shape.layers if not layer.missing]
+    whole = there[: sizes.whole_layers]
+    products = [one for layer in whole for one in _layer(sizes, shape, layer, rows, parallel)]
+    mixtures = sum(count > 1 for count in sizes.experts)
+    numbers = rows.rows * shape.hidden
+    moved = own.numbers * numbers * (len(whole) + 1)
+    moved += own.scores * rows.pairs * sum(layer.heads for layer in whole)
+    moved += own.routed * numbers * len(whole) * mixtures
+    if sizes.masked_lm:
+        moved += own.numbers * MASKED_SHARE * rows.rows * sizes.vocabulary
+    launches = own.ends + len(whole) * (own.layer + mixtures * own.experts)
+    return Work(dtype, (*products, *_top(sizes, rows)), width * moved, launches)
+
+
+def _layer(
+    sizes: EncoderSizes, shape: SubModelShape, layer: LayerShape, rows: Rows, parallel: int
+) -> list[Product]:
+    hidden, width = shape.hidden, layer.heads * sizes.head_size
+    attention, feed_forward = sizes.experts
+    routers = [product(rows.rows, hidden, count) for count in sizes.experts if count > 1]
+    return [
+        _of_experts(rows.rows, hidden, 3 * width, attention, parallel),
+        rows.attention(sizes.head_size, layer.heads, 2),
+        _of_experts(rows.rows, width, hidden, attention, parallel),
+        _of_experts(rows.rows, hidden, layer.neurons, feed_forward, parallel),
+        _of_experts(rows.rows, layer.neurons, hidden, feed_forward, parallel),
+        *routers,
+    ]
+
+
+def _of_experts(rows: float, inner: float, outer: float, count: int, parallel: int) -> Product:
+    """Rows shared out evenly among experts; those that a rank holds get its peers' too."""
+    if count == 1:
+        return product(rows, inner, outer)
+    return product(rows * parallel / count, inner, outer, count / parallel)
+
+
+def _top(sizes: EncoderSizes, rows: Rows) -> list[Product]:
+    """The maps of signals, and what else stands on the encoder."""
+    width, made = sizes.width, []
+    if sizes.gives_signals:
+        made.append(product(rows.rows, width, 3 * width))
+    if sizes.mapped_to:
+        made.append(product(rows.rows, width, sizes.mapped_to, 2))
+    if sizes.masked_lm:
+        masked = MASKED_SHARE * rows.rows
+        made += [product(masked, width, width), product(masked, width, sizes.vocabulary)]
+    return made
