@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gpu_step import Case
+from gpu_shapes import SHAPES, Case
 
 VOCABULARY = 30522
 WARM_UP = 6
@@ -21,7 +20,7 @@ GB = 1 << 30
 class Bench:
     """A case on a device."""
 
-    def __init__(self, case: "Case", options: argparse.Namespace, device: Any) -> None:
+    def __init__(self, case: Case, options: argparse.Namespace, device: Any) -> None:
         self.case = case
         self.options = options
         self.device = device
@@ -44,7 +43,6 @@ class Bench:
     def teacher(self) -> str:
         """The folder of a teacher with random weights, and words to read with."""
         import torch
-        from gpu_step import SHAPES
         from transformers import BertConfig, BertModel, BertTokenizer
 
         folder = Path(self.options.folder) / self.case.teacher

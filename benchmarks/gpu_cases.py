@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,15 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpu_bench import VOCABULARY, WATCHED, Bench, TimedPasses
-
-if TYPE_CHECKING:
-    from gpu_step import Case
+from gpu_shapes import SHAPES, Case
 
 
-def run_case(case: "Case", options: argparse.Namespace) -> dict[str, Any]:
+def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """The result of a case; numbers by name."""
     from minimoe_dist.runtime import detect_launch, prepare_environment, start_process_group
 
@@ -28,7 +27,7 @@ def run_case(case: "Case", options: argparse.Namespace) -> dict[str, Any]:
     return {"way": case.way, "device": bench.name(), **ways[case.way](bench)}
 
 
-def engine_settings(case: "Case") -> dict[str, Any]:
+def engine_settings(case: Case) -> dict[str, Any]:
     """DeepSpeed's, as recipes have them."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": case.batch,
@@ -44,16 +43,14 @@ def engine_settings(case: "Case") -> dict[str, Any]:
 
 def make_distiller(bench: Bench) -> tuple[Any, TimedPasses, dict[str, float]]:
     """The trainer's own step, its clocks, and floating-point operations a token by type."""
-    from gpu_step import SHAPES
-
     from minimoe_dist.commands.results import relation_paths
     from minimoe_dist.models.build import build_student, student_config
     from minimoe_dist.models.compute import RelationPath, distillation_flops_per_token
     from minimoe_dist.models.teacher import load_teacher
     from minimoe_dist.train.distillation import Distiller
     from minimoe_dist.train.engine import AdamW, StudentEngine
+    from minimoe_dist.train.fastest_passes import choose_passes
     from minimoe_dist.train.objectives import RelationObjective
-    from minimoe_dist.train.passes import choose_passes
     from minimoe_dist.train.schedule import make_schedule
 
     case, device = bench.case, bench.device
@@ -245,3 +242,24 @@ def bare_rate(bench: Bench, recipe: str) -> float:
     for _ in batches if bench.on_gpu else batches[:2]:
         step()
     return bench.case.batch / bench.seconds(step)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", required=True, help="a Case as JSON")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--folder", required=True, help="where models are kept")
+    parser.add_argument("--steps", type=int, default=20, help="in a block")
+    parser.add_argument("--blocks", type=int, default=5)
+    options = parser.parse_args()
+    values = json.loads(options.case)
+    values["student"] = tuple(values["student"])
+    values["experts"] = [tuple(pair) for pair in values["experts"]]
+    # What libraries print goes elsewhere: the last line is the result.
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)
+        print(json.dumps(run_case(Case(**values), options)), file=out)
+
+
+if __name__ == "__main__":
+    main()

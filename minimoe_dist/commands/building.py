@@ -10,8 +10,8 @@ from ..models.pretrained import encoder_dtype
 from ..runtime import Launch, logger
 from ..train.distillation import Balance, Distiller, Part
 from ..train.engine import AdamW, StudentEngine
+from ..train.fastest_passes import choose_passes
 from ..train.kernels import use_layer_norms
-from ..train.passes import choose_passes
 from ..train.schedule import make_schedule
 from .model_types import Lesson, make_student
 

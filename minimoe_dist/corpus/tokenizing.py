@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from minimoe_dist.corpus.sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
+from minimoe_dist.corpus.tokenizer_folders import read_words
 from minimoe_dist.data.indexed import TokenizerRecord
 from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.runtime import logger
@@ -304,15 +305,6 @@ class _Words:
 
     def get_vocab(self) -> dict[str, int]:
         return self._words
-
-
-def read_words(folder: str) -> dict[str, int] | None:
-    """The tokens of a ``vocab.txt``, one a line, and their ids; None where there is none."""
-    path = os.path.join(folder, "vocab.txt")
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as stream:
-        return {line.rstrip("\n").rstrip("\r"): index for index, line in enumerate(stream)}
 
 
 def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:

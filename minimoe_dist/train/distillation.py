@@ -23,8 +23,9 @@ from ..models.configuration import router_sizes
 from ..models.submodels import once_for_all_name
 from ..objectives.balance import balance_loss
 from .engine import StudentEngine
+from .fastest_passes import choose_passes
 from .objectives import Objective, inputs_of, measure
-from .passes import Passes, PassOutput, choose_passes
+from .passes import Passes, PassOutput
 from .schedule import Schedule
 from .step_metrics import PendingMetrics, StudentRow, to_device
 from .updates import StepResult

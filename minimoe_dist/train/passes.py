@@ -23,7 +23,6 @@ from ..data.packed import PackedBatch
 from ..runtime import logger
 from .engine import StudentEngine
 from .objectives import Batch, Objective, inputs_of, measure
-from .updates import FlatUpdate
 
 _log = logger("train.passes")
 
@@ -182,51 +181,3 @@ def first_line(error: BaseException) -> str:
     """An error in one line, for the log."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def choose_passes(
-    students: Sequence[StudentEngine],
-    objective: Objective,
-    seed: int,
-    device: torch.device,
-    compiles: bool = True,
-) -> Passes:
-    """The fastest way to run a step's passes here.
-
-    Args:
-        students: of the step.
-        objective: theirs.
-        seed: of dropout and router noise.
-        device: where they are.
-        compiles: whether passes may be compiled and recorded.
-    """
-    packed = device.type == "cuda" and takes_packed(students, objective)
-    if not (packed and compiles):
-        return EagerPasses(students, objective, seed, packed)
-    reason = _why_not_compiled(students)
-    if reason is not None:
-        _log.info("passes are not compiled: %s", reason)
-        return EagerPasses(students, objective, seed, packed)
-    passes = CompiledPasses(students, objective, seed)
-    if not all(isinstance(student.update, FlatUpdate) for student in students):
-        _log.info("passes are compiled, but not recorded: that is for students of plain ZeRO-1")
-        return passes
-    from .captured import CapturedPasses
-    from .recorder import CudaRecorder
-
-    return CapturedPasses(passes, CudaRecorder())
-
-
-def takes_packed(students: Sequence[StudentEngine], objective: Objective) -> bool:
-    """Whether batches may come without their padding."""
-    routes_padding = any(getattr(one.config, "route_padding", False) for one in students)
-    return objective.takes_packed and not routes_padding
-
-
-def _why_not_compiled(students: Sequence[StudentEngine]) -> str | None:
-    for student in students:
-        if student.zero_stage == 3:
-            return f"{student.name}'s weights are shared out by ZeRO-3"
-        if student.expert_parallel_size > 1:
-            return f"{student.name}'s experts are on several ranks"
-    return None

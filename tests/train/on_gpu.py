@@ -18,8 +18,9 @@ from minimoe_dist.models.teacher import RelationTeacher, teacher_of
 from minimoe_dist.train.captured import CapturedPasses
 from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import StudentEngine
+from minimoe_dist.train.fastest_passes import choose_passes
 from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
-from minimoe_dist.train.passes import CompiledPasses, EagerPasses, choose_passes
+from minimoe_dist.train.passes import CompiledPasses, EagerPasses
 from minimoe_dist.train.schedule import make_schedule
 from tests.train import runs
 

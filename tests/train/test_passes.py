@@ -19,8 +19,9 @@ from minimoe_dist.train import passes as passes_module
 from minimoe_dist.train.captured import CapturedPasses
 from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import StudentEngine
+from minimoe_dist.train.fastest_passes import choose_passes
 from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
-from minimoe_dist.train.passes import CompiledPasses, EagerPasses, choose_passes
+from minimoe_dist.train.passes import CompiledPasses, EagerPasses
 from minimoe_dist.train.schedule import make_schedule
 from tests.distributed import run_distributed
 from tests.train import runs
