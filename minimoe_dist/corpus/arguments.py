@@ -9,6 +9,7 @@ from minimoe_dist.corpus.build import format_files
 from minimoe_dist.corpus.reading import ReadingOptions
 from minimoe_dist.corpus.sentences import SentenceRules
 from minimoe_dist.corpus.sources import INPUT_FORMATS, find_inputs
+from minimoe_dist.errors import UserError
 
 
 def add_reading_arguments(
@@ -89,7 +90,7 @@ def format_command(description: str, input_regex: str | None, input_format: str 
         options = reading_options(given)
         inputs = find_inputs(given.input_dir, given.input_regex)
         result = format_files(inputs, given.output_dir, options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         parser.exit(2, f"error: {error}\n")
     print(
         f"{len(result.paths)} files, {result.num_documents:,} documents, "

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from minimoe_dist.corpus.sentences import SentenceRules, last_safe_cut
 from minimoe_dist.corpus.streams import InputStream
+from minimoe_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -114,7 +115,7 @@ class Problems:
         """Notes one problem at a line of a file."""
         message = f"{path}:{line}: {what}"
         if self.strict:
-            raise ValueError(f"{message}; repair the file or leave strict mode")
+            raise UserError(f"{message}; repair the file or leave strict mode")
         self.counts[kind] += 1
         if len(self.messages) < _MESSAGES:
             self.messages.append(message)

@@ -34,6 +34,7 @@ from minimoe_dist.data.indexed import (
     part_prefix,
 )
 from minimoe_dist.data.indexed_merge import merge_corpora
+from minimoe_dist.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe_dist.corpus.tokenizing import CorpusTokenizer
@@ -75,7 +76,7 @@ def format_files(
     gets its name when it is whole. Inputs without sentences give no file.
 
     Raises:
-        ValueError: there is no input, or nothing in it, or (strict) a damaged line.
+        UserError: there is no input, or nothing in it, or (strict) a damaged line.
     """
     options = options or ReadingOptions()
     files = Inputs(inputs, options)
@@ -98,7 +99,7 @@ def format_files(
     written = [output for output in outputs if output.num_sentences]
     files.counts["files_without_sentences"] = len(outputs) - len(written)
     if not written:
-        raise ValueError(
+        raise UserError(
             f"{inputs[0]}: no sentence in it or the other {len(inputs) - 1} inputs "
             f"(left out: {files.skipped()}); give other inputs"
         )
@@ -187,13 +188,13 @@ def build_indexed(
         checkpoint_bytes: bytes of input after which the work is made safe.
 
     Raises:
-        ValueError: there is no input, nothing in it, another corpus at `output_prefix` already,
+        UserError: there is no input, nothing in it, another corpus at `output_prefix` already,
             or (strict) a damaged line.
         OSError: a file cannot be read or written, as on a full disk; a next call goes on.
         RuntimeError: a worker process died; a next call goes on.
     """
     if not 0 <= heldout_fraction < 1:
-        raise ValueError(f"--heldout_fraction {heldout_fraction}: give a number from 0 to below 1")
+        raise UserError(f"--heldout_fraction {heldout_fraction}: give a number from 0 to below 1")
     options = options or ReadingOptions()
     files = Inputs(inputs, options)
     record = describe_tokenizer(tokenizer, tokenizer_name or str(tokenizer.name_or_path))
@@ -244,7 +245,7 @@ def merge_parts(
         overwrite: whether a corpus that stands there may be replaced.
 
     Raises:
-        ValueError: a corpus is damaged or missing, or they do not belong together.
+        UserError: a corpus is damaged or missing, or they do not belong together.
     """
     heldout = [prefix + HELDOUT_SUFFIX for prefix in prefixes if is_part_with_heldout(prefix)]
     outputs = [output_prefix] + ([output_prefix + HELDOUT_SUFFIX] if heldout else [])

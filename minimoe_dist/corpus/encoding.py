@@ -15,6 +15,7 @@ from minimoe_dist.corpus.tokenizing import Encoder
 from minimoe_dist.corpus.words import WordMarker
 from minimoe_dist.data.indexed_layout import dtype_for_vocabulary
 from minimoe_dist.data.indexed_writer import check_ids
+from minimoe_dist.errors import UserError
 
 
 @dataclass
@@ -89,7 +90,7 @@ class BlockEncoder:
         """Encodes one block.
 
         Raises:
-            ValueError: an id is outside the vocabulary, or (strict) a line is damaged.
+            UserError: an id is outside the vocabulary, or (strict) a line is damaged.
         """
         if isinstance(work.source, TFRecordSource):
             return self._take_pairs(work, work.source)
@@ -131,7 +132,7 @@ class BlockEncoder:
         """What `__call__` does where the input holds ids already."""
         problems = Problems(strict=self.reader.strict)
         if self.marker is not None:
-            raise ValueError(f"{work.block.path}: --whole_words needs text, and TFRecords hold ids")
+            raise UserError(f"{work.block.path}: --whole_words needs text, and TFRecords hold ids")
         pairs = Pairs.empty()
         if not problems.note_damage(work.block):
             pairs = source.pairs(work.block, self.special_ids, problems)

@@ -26,6 +26,7 @@ from minimoe_dist.data.indexed_layout import (
     sha256_of_file,
 )
 from minimoe_dist.data.indexed_writer import IndexedCorpusWriter, UnfitPartsError, WriterState
+from minimoe_dist.errors import UserError
 from minimoe_dist.runtime import logger
 
 _log = logger("corpus")
@@ -71,7 +72,7 @@ def finished_corpora(
         overwrite: whether whole corpora count only if this job was about to replace them.
 
     Raises:
-        ValueError: an input has changed since.
+        UserError: an input has changed since.
     """
     if overwrite and not journal.is_resumed:
         return None
@@ -87,7 +88,7 @@ def finished_corpora(
         known = hashes.get(files.names[path])
         changed = os.stat(path).st_mtime_ns > built
         if known is not None and changed and sha256_of_file(path) != known:
-            raise ValueError(
+            raise UserError(
                 f"{path}: was changed since {prefixes[0]} was built from it; "
                 f"--overwrite builds the corpus anew"
             )
@@ -145,7 +146,7 @@ class Indexing:
         """Holds the partial files; leaving by an error keeps them if there is a checkpoint.
 
         Raises:
-            ValueError: a corpus stands at a prefix and may not be replaced.
+            UserError: a corpus stands at a prefix and may not be replaced.
         """
         try:
             self._open(overwrite or self._journal.is_resumed)
@@ -204,7 +205,7 @@ class Indexing:
             checkpoint_bytes: bytes of input between checkpoints.
 
         Raises:
-            ValueError: a corpus would be empty, or (strict) a line is damaged.
+            UserError: a corpus would be empty, or (strict) a line is damaged.
         """
         files, progress = self._files, self._progress
         files.counts["empty_files"] = sum(files.sizes[path] == 0 for path in self._reader.own)
@@ -295,7 +296,7 @@ class Indexing:
         for writer in writers:
             if total and not writer.num_sentences:
                 self._is_safe = False
-                raise ValueError(
+                raise UserError(
                     f"--heldout_fraction leaves no document for {writer.prefix}; "
                     f"choose another fraction or give more inputs"
                 )

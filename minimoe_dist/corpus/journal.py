@@ -15,6 +15,7 @@ from typing import Any
 from minimoe_dist.corpus.portions import Position
 from minimoe_dist.data.durable import PARTIAL, close_quietly, open_locked, remove, write_whole
 from minimoe_dist.data.indexed_writer import WriterState
+from minimoe_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Journal:
         is_resumed: whether the same job was begun here before.
 
     Raises:
-        ValueError: another process writes the corpus, or another job was begun here.
+        UserError: another process writes the corpus, or another job was begun here.
     """
 
     def __init__(self, prefix: str, job: Job, start_anew: bool) -> None:
@@ -112,7 +113,7 @@ class Journal:
         difference = None if known is None else job.difference(known)
         if difference is not None and not start_anew:
             self.close()
-            raise ValueError(
+            raise UserError(
                 f"{prefix}: a build was begun there with other inputs or options ({difference}); "
                 f"give the same ones to go on, or --overwrite to begin anew"
             )

@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 
 from minimoe_dist.corpus.blocks import Block
 from minimoe_dist.corpus.reading import BlockOfSource, Inputs
+from minimoe_dist.errors import UserError
 
 _HASH_BYTES = 1 << 22
 
@@ -25,7 +26,7 @@ class Portion:
     """The i-th of n shares of the inputs' bytes, i from 0.
 
     Raises:
-        ValueError: i is not below n.
+        UserError: i is not below n.
     """
 
     index: int = 0
@@ -33,20 +34,20 @@ class Portion:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise ValueError(f"--shard {self.index}/{self.count}: give i/n with i from 0 to n - 1")
+            raise UserError(f"--shard {self.index}/{self.count}: give i/n with i from 0 to n - 1")
 
     @classmethod
     def parse(cls, text: str | None) -> Portion | None:
         """Reads `i/n`; None stays None.
 
         Raises:
-            ValueError: the text is no such pair.
+            UserError: the text is no such pair.
         """
         if text is None:
             return None
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
-            raise ValueError(f"--shard {text!r}: give i/n with i from 0 to n - 1, for example 0/8")
+            raise UserError(f"--shard {text!r}: give i/n with i from 0 to n - 1, for example 0/8")
         return cls(int(index), int(count))
 
     def bounds(self, total: int) -> tuple[int, int]:

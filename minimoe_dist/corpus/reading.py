@@ -14,6 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from minimoe_dist.corpus.blocks import Block, Document, Problems
 from minimoe_dist.corpus.sentences import SentenceRules, split_lines, split_sentences
 from minimoe_dist.corpus.sources import Source, SourceOptions, TFRecordSource, choose_source
+from minimoe_dist.errors import UserError
 from minimoe_dist.runtime import logger
 
 _log = logger("corpus")
@@ -49,9 +50,9 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         if self.num_processors < 1:
-            raise ValueError(f"--num_processors {self.num_processors}: give 1 or more")
+            raise UserError(f"--num_processors {self.num_processors}: give 1 or more")
         if self.title not in ("drop", "keep"):
-            raise ValueError(f"--title {self.title}: give drop or keep")
+            raise UserError(f"--title {self.title}: give drop or keep")
 
     def source_options(self) -> SourceOptions:
         """What readers want to know of them."""
@@ -106,7 +107,7 @@ class SentenceReader:
     keeps_titles: bool = False
 
     def __call__(self, work: BlockOfSource) -> BlockSentences:
-        """Reads one block; its problems come with the result, or (strict) raise ValueError."""
+        """Reads one block; its problems come with the result, or (strict) raise UserError."""
         block, problems = work.block, Problems(strict=self.strict)
         found = BlockSentences(block.without_data(), problems=problems)
         if problems.note_damage(block):
@@ -126,7 +127,7 @@ class Inputs:
 
     def __init__(self, paths: Sequence[str], options: ReadingOptions) -> None:
         if not paths:
-            raise ValueError("no input files; check --input_dir and --input_regex")
+            raise UserError("no input files; check --input_dir and --input_regex")
         self.paths = sorted(paths)
         self.options = options
         self.counts: Counter[str] = Counter()

@@ -7,6 +7,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+from minimoe_dist.errors import UserError
+
 if TYPE_CHECKING:
     import sentencepiece
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +38,7 @@ def load_sentencepiece(path: str, do_lower_case: bool | None = None) -> PreTrain
             normalisation is in the file.
 
     Raises:
-        ValueError: it is no such file, or lower-casing was asked for where there is none.
+        UserError: it is no such file, or lower-casing was asked for where there is none.
     """
     import sentencepiece
 
@@ -45,12 +47,12 @@ def load_sentencepiece(path: str, do_lower_case: bool | None = None) -> PreTrain
     except Exception as error:
         # Errors of its C++ side come as several kinds.
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(
+        raise UserError(
             f"{path}: is no sentencepiece model ({reason}); give the file that spm_train wrote"
         ) from None
     is_albert = all(_has_piece(model, piece) for piece in ("[CLS]", "[SEP]"))
     if do_lower_case is not None and not is_albert:
-        raise ValueError(
+        raise UserError(
             f"{path}: --do_lower_case does not apply, as the file has its own normalisation; "
             f"leave it out"
         )

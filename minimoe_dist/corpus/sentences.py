@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from minimoe_dist.errors import UserError
+
 _CLOSERS = "\"'”’»)\\]}」』）】》〉"
 # Scripts that put no spaces between words: here characters are counted, not words.
 _UNSPACED = (
@@ -88,7 +90,7 @@ class SentenceRules:
     def __post_init__(self) -> None:
         for name in ("minimum_words", "minimum_characters", "longest"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
+                raise UserError(f"--{name} {getattr(self, name)}: give 1 or more")
 
     def is_long_enough(self, sentence: str) -> bool:
         """Whether a sentence has enough words, or characters where words are not spaced."""

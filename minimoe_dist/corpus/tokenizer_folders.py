@@ -15,6 +15,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from minimoe_dist.corpus.word_lists import read_words
+
 BERT, ROBERTA, GENERIC = "BertTokenizer", "RobertaTokenizer", "TokenizersBackend"
 _CLASSES = {
     "BertTokenizer": BERT,
@@ -240,12 +242,3 @@ def _token(value: Any, *, typed: bool) -> str | AddedToken | None:
     elif options.pop("__type") != "AddedToken":
         raise UnknownKindError(f"{value!r} is no token")
     return AddedToken(**options)
-
-
-def read_words(folder: str) -> dict[str, int] | None:
-    """The tokens of a ``vocab.txt``, one a line, and their ids; None where there is none."""
-    path = os.path.join(folder, "vocab.txt")
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as stream:
-        return {line.rstrip("\n").rstrip("\r"): index for index, line in enumerate(stream)}

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from minimoe_dist.corpus.sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
-from minimoe_dist.corpus.tokenizer_folders import read_words
+from minimoe_dist.corpus.word_lists import read_words
 from minimoe_dist.data.indexed import TokenizerRecord
+from minimoe_dist.errors import UserError
 from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.runtime import logger
 
@@ -208,7 +209,7 @@ def load_tokenizer(
         use_slow: takes the tokenizer that is written in Python where there is one.
 
     Raises:
-        ValueError: there is no tokenizer of that name, or its files are broken.
+        UserError: there is no tokenizer of that name, or its files are broken.
     """
     if name_or_path.endswith(SENTENCEPIECE_SUFFIX) and os.path.isfile(name_or_path):
         return load_sentencepiece(name_or_path, do_lower_case)
@@ -236,7 +237,7 @@ def load_tokenizer(
 def _with_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Refuses what transformers makes where it finds no vocabulary: special tokens alone."""
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError("there is no vocabulary but special tokens")
+        raise UserError("there is no vocabulary but special tokens")
     return tokenizer
 
 
@@ -334,10 +335,10 @@ def check_fingerprint(
     """Refuses a corpus that was built with another vocabulary.
 
     Raises:
-        ValueError: what the corpus remembers of its tokenizer has another fingerprint.
+        UserError: what the corpus remembers of its tokenizer has another fingerprint.
     """
     if record is not None and record.fingerprint != fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{prefix}: was built with the vocabulary of {record.name}, which is not that of "
             f"{tokenizer_name}: build it with that tokenizer"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from minimoe_dist.errors import UserError
 from minimoe_dist.runtime import logger
 
 if TYPE_CHECKING:
@@ -92,12 +93,12 @@ class OffsetMarks:
             the vocabulary itself tells of the others.
 
     Raises:
-        ValueError: a slow tokenizer.
+        UserError: a slow tokenizer.
     """
 
     def __init__(self, tokenizer: CorpusTokenizer, ideographs_only: bool) -> None:
         if not tokenizer.is_fast:
-            raise ValueError(
+            raise UserError(
                 f"--whole_words: the tokenizer {tokenizer.name_or_path} does not tell where its "
                 "tokens lie in the text; give one with tokenizer.json"
             )
@@ -206,7 +207,7 @@ def build_word_marker(tokenizer: CorpusTokenizer, sample: Sequence[str] = ()) ->
         sample: texts of the corpus to try the fast marker on, besides built-in ones.
 
     Raises:
-        ValueError: the tokenizer does not tell where its tokens lie.
+        UserError: the tokenizer does not tell where its tokens lie.
     """
     pieces_tell = any(token.startswith("##") for token in tokenizer.get_vocab())
     exact = OffsetMarks(tokenizer, ideographs_only=pieces_tell)

@@ -21,6 +21,7 @@ from minimoe_dist.corpus.sources.text import FormatSource, TextFileSource, TextS
 from minimoe_dist.corpus.sources.tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
 from minimoe_dist.corpus.sources.wiki import WikiSource
 from minimoe_dist.corpus.streams import InputStream, unreadable_kind
+from minimoe_dist.errors import UserError
 
 _PEEKED_BYTES = 1 << 15
 _MARK = b"\xef\xbb\xbf"
@@ -73,20 +74,20 @@ def choose_source(
     line (format); all else is text.
 
     Raises:
-        ValueError: the format is unknown, the file is no text, or its first JSON records have
+        UserError: the format is unknown, the file is no text, or its first JSON records have
             no text at the key.
     """
     if input_format not in INPUT_FORMATS:
-        raise ValueError(f"--input_format {input_format!r}: give one of {', '.join(INPUT_FORMATS)}")
+        raise UserError(f"--input_format {input_format!r}: give one of {', '.join(INPUT_FORMATS)}")
     options = options or SourceOptions()
     with InputStream(path) as stream:
         beginning = stream.read(_PEEKED_BYTES)
     if input_format in ("auto", "tfrecord") and is_tfrecord(beginning):
         return TFRecordSource()
     if (kind := unreadable_kind(beginning)) is not None:
-        raise ValueError(f"{path}: looks like {kind}")
+        raise UserError(f"{path}: looks like {kind}")
     if input_format == "tfrecord" and beginning:
-        raise ValueError(f"{path}: does not begin as a TFRecord; give another --input_format")
+        raise UserError(f"{path}: does not begin as a TFRecord; give another --input_format")
     beginning = beginning.removeprefix(_MARK).lstrip()
     if input_format == "auto":
         input_format = _recognise(path, beginning)
@@ -158,7 +159,7 @@ def _check_keys(path: str, beginning: bytes, reader: RecordReader) -> None:
             return
         missing = missing or reader.no_text(parsed)
     if missing:
-        raise ValueError(f"{path}: {missing}; give --text_key")
+        raise UserError(f"{path}: {missing}; give --text_key")
 
 
 def find_inputs(input_dir: str, input_regex: str) -> list[str]:
@@ -168,15 +169,15 @@ def find_inputs(input_dir: str, input_regex: str) -> list[str]:
     is no text.
 
     Raises:
-        ValueError: there is no such folder or no such file.
+        UserError: there is no such folder or no such file.
     """
     folder = Path(input_dir)
     if not folder.is_dir():
-        raise ValueError(f"--input_dir {input_dir!r}: no such folder")
+        raise UserError(f"--input_dir {input_dir!r}: no such folder")
     try:
         found = {str(path) for path in folder.rglob(input_regex) if path.is_file()}
     except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"--input_regex {input_regex!r}: {error}; give a glob") from None
+        raise UserError(f"--input_regex {input_regex!r}: {error}; give a glob") from None
     kept = [
         path
         for path in sorted(found)
@@ -187,5 +188,5 @@ def find_inputs(input_dir: str, input_regex: str) -> list[str]:
         )
     ]
     if not kept:
-        raise ValueError(f"--input_regex {input_regex!r}: matches no file in {input_dir!r}")
+        raise UserError(f"--input_regex {input_regex!r}: matches no file in {input_dir!r}")
     return kept

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from minimoe_dist.corpus.blocks import Document
+from minimoe_dist.errors import UserError
 
 _LITERAL_START = (">>>", "...", "|", "+-", "==", "--", "::", "#", "$", "@", "Usage")
 _MARKUP = re.compile(r"``|`|(?<!\w)\*{1,2}(?=\w)|(?<=\w)\*{1,2}(?!\w)|:[a-z]+:(?=`)")
@@ -48,11 +49,11 @@ def documentation_folder(folder: str | os.PathLike[str]) -> Iterator[Document]:
     ``translations`` are left out.
 
     Raises:
-        ValueError: there is no such folder, or no such file below it.
+        UserError: there is no such folder, or no such file below it.
     """
     found = [path for path in sorted(Path(folder).rglob("*")) if path.name.endswith(_SUFFIXES)]
     if not found:
-        raise ValueError(f"{folder}: no {_SUFFIXES[0]} file below it; give another folder")
+        raise UserError(f"{folder}: no {_SUFFIXES[0]} file below it; give another folder")
     for path in found:
         if "translations" not in path.relative_to(folder).parts:
             content = path.read_bytes()

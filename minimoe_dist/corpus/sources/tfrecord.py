@@ -22,6 +22,7 @@ import google_crc32c
 import numpy as np
 
 from minimoe_dist.corpus.blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems
+from minimoe_dist.errors import UserError
 
 INDEX_SUFFIX = ".index"
 _HEAD, _FOOT = 12, 4
@@ -115,9 +116,9 @@ class TFRecordSource:
         """There is no text.
 
         Raises:
-            ValueError: always.
+            UserError: always.
         """
-        raise ValueError(
+        raise UserError(
             f"{block.path}: TFRecords hold ids, not text; give them to tfrecord_to_indexed.py"
         )
 
@@ -130,10 +131,10 @@ class TFRecordSource:
             problems: takes what is wrong.
 
         Raises:
-            ValueError: the special ids fit none of the pairs, or (strict) a record is damaged.
+            UserError: the special ids fit none of the pairs, or (strict) a record is damaged.
         """
         if not {"cls", "sep"} <= special_ids.keys():
-            raise ValueError(
+            raise UserError(
                 f"{block.path}: its pairs have [CLS] and [SEP], and the tokenizer has not both; "
                 f"give the tokenizer it was written with"
             )
@@ -156,7 +157,7 @@ class TFRecordSource:
                 problems.found("bad_tfrecords", block.path, block.first_line + number, place)
         pairs = _split_pairs(found, block, special_ids, problems)
         if found and not pairs.document_lengths.size:
-            raise ValueError(
+            raise UserError(
                 f"{block.path}: no pair is [CLS] A [SEP] B [SEP] with {special_ids['cls']} for "
                 f"[CLS] and {special_ids['sep']} for [SEP]; give the tokenizer it was written with"
             )
@@ -170,7 +171,7 @@ def _read_index(path: str) -> np.ndarray | None:
     """The offsets of the records, int64 [records]; None without an index.
 
     Raises:
-        ValueError: it is no index.
+        UserError: it is no index.
     """
     if not os.path.exists(path + INDEX_SUFFIX):
         return None
@@ -178,7 +179,7 @@ def _read_index(path: str) -> np.ndarray | None:
         try:
             return np.array(stream.read().split(), np.int64).reshape(-1, 2)[:, 0].copy()
         except ValueError:
-            raise ValueError(
+            raise UserError(
                 f"{path + INDEX_SUFFIX}: does not have 'offset length' on each line; remove it, "
                 f"as it is not needed"
             ) from None
@@ -239,9 +240,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
         elif key & 7 == 0:
             _, end = _varint(data, position)
         else:
-            raise ValueError("a field of another kind")
+            raise UserError("a field of another kind")
         if end > len(data):
-            raise ValueError("a field ends outside of its message")
+            raise UserError("a field ends outside of its message")
         yield key >> 3, data[position:end]
         position = end
 
@@ -256,7 +257,7 @@ def _integer_lists(example: bytes) -> dict[str, bytes]:
                 if kind == 3:
                     lists[pair[1].decode()] = b"".join(part for _, part in _fields(numbers))
     if any(numbers[-1:] >= b"\x80" for numbers in lists.values()):
-        raise ValueError("a number without its end")
+        raise UserError("a number without its end")
     return lists
 
 
@@ -270,7 +271,7 @@ def _numbers(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     sizes = ends - starts
     shifts = 7 * (np.arange(raw.size) - np.repeat(starts, sizes))
     if sizes.max() > 9:
-        raise ValueError("a number of more than 63 bits")
+        raise UserError("a number of more than 63 bits")
     parts = (raw & 0x7F).astype(np.int64) << shifts
     return np.add.reduceat(parts, starts), ends
 
