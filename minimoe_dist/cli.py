@@ -6,11 +6,10 @@ The same command runs alone, under torchrun, under deepspeed and under srun.
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
-from types import TracebackType
 
 from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, commands, load_stages
@@ -18,12 +17,15 @@ from minimoe_dist.config.checks import SPARSIFICATION, check_command
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
 from minimoe_dist.config.flags import known_flags, unknown_flag
 from minimoe_dist.config.problems import nearest
+from minimoe_dist.errors import UserError
+from minimoe_dist.exit_status import ExitStatus
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
 
-USER_ERROR = 2
-FAILED_START = 1
-INTERRUPTED = 130
-
+# Of a path that the user names; whatever else a system call says may pass, or is our fault.
+_WRONG_PATH = (
+    *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    PermissionError,
+)
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 _RECIPES = {
     "distill": "train students of a teacher, from a recipe",
@@ -143,22 +145,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(tokens)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
     except LaunchError as error:
-        return _refuse(str(error), FAILED_START)
-    except ConfigError as error:
-        return _refuse(str(error), USER_ERROR)
-    except (ValueError, OSError) as error:
-        # Ours are worded for users; a library's are bugs here and keep their traceback.
-        if not _raised_by_us(error.__traceback__):
-            raise
-        return _refuse(str(error), USER_ERROR)
+        return _refuse(str(error), ExitStatus.FAILED)
+    except (UserError, *_WRONG_PATH) as error:
+        return _refuse(str(error), ExitStatus.REFUSED)
+    except BrokenPipeError:
+        # The interpreter would try to write what is left, and tell of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.PIPE_CLOSED
+    except OSError as error:
+        traceback.print_exc()
+        return _refuse(f"{error}: start again to go on", ExitStatus.IO_ERROR)
+    except Exception:
+        traceback.print_exc()
+        print("minimoe-dist: this is a fault of the program, not yours", file=sys.stderr)
+        return ExitStatus.BROKEN
 
 
 def _dispatch(tokens: list[str]) -> int:
     if not tokens or tokens[0] in ("-h", "--help", "help"):
         print(_usage(), end="")
-        return 0 if tokens else USER_ERROR
+        return 0 if tokens else ExitStatus.REFUSED
     name, rest = tokens[0], tokens[1:]
     if name == "--version":
         print(f"minimoe-dist {__version__}")
@@ -206,14 +214,6 @@ def _refuse(message: str, status: int) -> int:
     if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         print(f"minimoe-dist: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-
-def _raised_by_us(traceback: TracebackType | None) -> bool:
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None:
-        return False
-    return Path(__file__).parent in Path(traceback.tb_frame.f_code.co_filename).parents
 
 
 def _without_launcher_flags(tokens: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from minimoe_dist.errors import UserError
+
 
 def resolve_model_path(path: str) -> str:
     """The folder or hub name of a model that a user names.
@@ -15,18 +17,18 @@ def resolve_model_path(path: str) -> str:
     comes back unchanged.
 
     Raises:
-        ValueError: no such package or folder, or no configuration in it.
+        UserError: no such package or folder, or no configuration in it.
     """
     if path.startswith("package:"):
         return _packaged_model(path)
     local = Path(path).expanduser()
     if local.exists():
         if not (local / "config.json").is_file():
-            raise ValueError(f"{path}: no config.json in it; give a Hugging Face model folder")
+            raise UserError(f"{path}: no config.json in it; give a Hugging Face model folder")
         return str(local)
     owner, _, _ = path.partition("/")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or ("/" in path and os.path.isdir(owner)):
-        raise ValueError(f"{path}: no such model folder; give an existing one or package:NAME")
+        raise UserError(f"{path}: no such model folder; give an existing one or package:NAME")
     return path
 
 
@@ -34,7 +36,7 @@ def _packaged_model(path: str) -> str:
     name = path.removeprefix("package:")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None:
-        raise ValueError(
+        raise UserError(
             f"{path}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
             "or give a model folder"
         )
@@ -42,4 +44,4 @@ def _packaged_model(path: str) -> str:
         for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
             if "model_type" in json.loads(config.read_text("utf-8")):
                 return str(config.parent)
-    raise ValueError(f"{path}: that package holds no Hugging Face config.json; give a model folder")
+    raise UserError(f"{path}: that package holds no Hugging Face config.json; give a model folder")

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from minimoe_dist.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -65,7 +67,7 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
     Slurm's count only inside a step (``SLURM_STEP_ID``): the batch shell has ``SLURM_NTASKS`` too.
 
     Raises:
-        ValueError: a variable is missing, not a number, or contradicts another.
+        UserError: a variable is missing, not a number, or contradicts another.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         launch = _torch_launch(environ)
@@ -74,7 +76,7 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
     else:
         launch = Launch(0, 1, 0, 1, "127.0.0.1", _ALONE_PORT, "alone")
     if not 0 <= launch.rank < launch.world_size or launch.local_rank < 0:
-        raise ValueError(
+        raise UserError(
             f"environment: rank {launch.rank} (local {launch.local_rank}) does not fit a world of "
             f"{launch.world_size}; start the processes with torchrun, deepspeed or srun"
         )
@@ -84,14 +86,14 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
 def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environ.get(name, default)
     if text is None:
-        raise ValueError(
+        raise UserError(
             f"environment: {name} is not set beside RANK or WORLD_SIZE; start with torchrun, "
             "deepspeed or srun, or unset them all to run alone"
         )
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"environment: {name}={text!r} is not a whole number") from None
+        raise UserError(f"environment: {name}={text!r} is not a whole number") from None
 
 
 def _torch_launch(environ: Mapping[str, str]) -> Launch:

@@ -26,9 +26,11 @@ FLOORS = {
     "model_paths": 1,
     "runtime": 1,
     "kernels": 0,
+    "errors": 0,
+    "exit_status": 0,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
-LIGHT = ("cli", "config", "model_paths", "runtime", "slurm")
+LIGHT = ("cli", "config", "errors", "exit_status", "model_paths", "runtime", "slurm")
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),
     *("triton", "numba"),

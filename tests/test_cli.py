@@ -1,5 +1,6 @@
 """The command line: its grammar, its refusals, what it leaves unloaded."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 from minimoe_dist import __version__, cli
+from minimoe_dist.commands import report
 from minimoe_dist.config import load_run_config
 from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
+from minimoe_dist.errors import UserError
 
 BERT = {
     "model_type": "bert",
@@ -206,3 +209,58 @@ def test_console_script_is_installed() -> None:
     script = Path(sys.executable).parent / "minimoe-dist"
     found = subprocess.run([script, "--version"], capture_output=True, text=True)
     assert found.stdout.startswith("minimoe-dist ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ValueError("zip() argument 2 is longer than argument 1"), 70, "fault of the program"),
+        (KeyError("loss"), 70, "fault of the program"),
+        (AssertionError(), 70, "fault of the program"),
+        (OSError(errno.EIO, "Input/output error", "metrics.jsonl"), 74, "start again to go on"),
+        (OSError(errno.ENOSPC, "No space left on device"), 74, "start again to go on"),
+        (TimeoutError("store"), 74, "start again to go on"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_the_users_keeps_its_traceback_and_a_status_of_its_own(
+    error: Exception,
+    status: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def in_the_middle(*given: object) -> int:
+        raise error
+
+    monkeypatch.setattr(report, "run", in_the_middle)
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == status
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "in_the_middle" in said
+    assert words in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("--output: x: give y"), FileNotFoundError(errno.ENOENT, "No such file", "x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_the_users_is_one_line(
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def in_the_middle(*given: object) -> int:
+        raise error
+
+    monkeypatch.setattr(report, "run", in_the_middle)
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"minimoe-dist: {error}"]
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m minimoe_dist distill --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("usage:") and done.stderr == ""

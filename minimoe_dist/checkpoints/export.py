@@ -30,6 +30,7 @@ from transformers import (
     RobertaModel,
 )
 
+from .. import errors  # what models.errors finds beside exported code
 from ..models import (
     blocks,
     configuration,
@@ -53,12 +54,13 @@ from .files import replaced
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
-STUDENT_CODE = (blocks, configuration, encoder, experts, moebert, noise, packing)
+STUDENT_CODE = (blocks, configuration, encoder, errors, experts, moebert, noise, packing)
 ELASTIC_CODE = (
     blocks,
     configuration,
     elastic,
     elastic_configuration,
+    errors,
     experts,
     noise,
     packing,

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from ..errors import UserError
 from ..models.pretrained import quiet_transformers
 from .files import write_json
 from .published import read_config
@@ -31,11 +32,11 @@ def copy_model(source: Path, target: Path) -> None:
     """Copies a model's files (configuration, safetensors, tokenizer, code) into a folder.
 
     Raises:
-        ValueError: there are no safetensors; pickles are not handed on.
+        UserError: there are no safetensors; pickles are not handed on.
     """
     files = [one for one in sorted(source.iterdir()) if one.suffix in _COPIED and one.is_file()]
     if not any(one.suffix == ".safetensors" for one in files):
-        raise ValueError(f"{source}: has no model.safetensors; save the model as safetensors first")
+        raise UserError(f"{source}: has no model.safetensors; save the model as safetensors first")
     for file in files:
         if file.name not in _OURS:
             shutil.copy(file, target)
@@ -58,7 +59,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """The model of a folder in evaluation mode, float32: with its classification head, if any.
 
     Raises:
-        ValueError: its configuration cannot be read.
+        UserError: its configuration cannot be read.
     """
     names = read_config(folder).get("architectures") or [""]
     loader: Any = AutoModel

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models.elastic import SlicedLayerNorm, SlicedLinear
 from ..models.encoder import Layer
 from ..models.experts import ExpertLinear, Plan
@@ -63,7 +64,7 @@ def write_onnx(model: nn.Module, target: Path) -> OnnxExport:
         target: the file.
 
     Raises:
-        ValueError: the outputs differ by more than `TOLERANCE`; the file is then removed.
+        UserError: the outputs differ by more than `TOLERANCE`; the file is then removed.
     """
     whole = _FirstOutput(model).eval()
     config: Any = model.config
@@ -92,7 +93,7 @@ def write_onnx(model: nn.Module, target: Path) -> OnnxExport:
         difference = _largest_difference(whole, names, target, generator)
     if not difference <= TOLERANCE:
         target.unlink()
-        raise ValueError(
+        raise UserError(
             f"{target}: onnxruntime's {whole.output} is {difference:.2e} from PyTorch's, more than "
             f"{TOLERANCE:g}, and was not kept; export without --onnx"
         )

@@ -26,6 +26,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..errors import UserError
 from .files import (
     PARTIAL,
     REPLACED,
@@ -86,7 +87,7 @@ class Ranks:
     barrier: Callable[[], None]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that can't be used: the line says which file and why."""
 
 

@@ -29,6 +29,7 @@ from transformers import (
 
 from ..config.paths import read_model_json
 from ..data.tasks import Task
+from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..models import task_heads
 from ..models.configuration import MiniMoeConfig
@@ -100,7 +101,7 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
         with_relations: keep a student's relation projections, for distillation.
 
     Raises:
-        ValueError: no such model, of no supported type, or with weights missing.
+        UserError: no such model, of no supported type, or with weights missing.
     """
     folder = resolve_model_path(path)
     config, state, plain = _read(path, folder, task)
@@ -119,7 +120,7 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
     missing = sorted(own.keys() - kept.keys())
     wrong = [name for name in missing if not name.startswith(_HEADS)]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path}: {len(wrong)} weights of its encoder are missing or of another shape, "
             f"{wrong[0]} for one; give the checkpoint and the configuration of one model"
         )
@@ -180,7 +181,7 @@ def _weights(
     """What a folder holds of a class's parameters in float32, and what it does not hold.
 
     Raises:
-        ValueError: it holds none that can be read.
+        UserError: it holds none that can be read.
     """
     try:
         # What the folder lacks is drawn; a run's generator is not for that.
@@ -194,13 +195,13 @@ def _weights(
                 output_loading_info=True,
             )
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} has weights in a pickle of more than tensors, which could run any code; "
             "give a model.safetensors"
         ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{path} has no weights that can be loaded ({reason}); give a complete model folder"
         ) from error
     missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}

@@ -19,6 +19,7 @@ from ..bench.view import Findings, draw, show
 from ..config import RunConfig
 from ..config.commands import BenchOptions
 from ..data.loader import StepBatch
+from ..exit_status import ExitStatus
 from ..models.measuring import describe_machine
 from ..planning.layout import layout_of_recipe
 from ..planning.machine import machine_yaml
@@ -34,7 +35,7 @@ from .doctor_ranks import bandwidths, latency
 from .model_types import open_lesson
 from .plan_machine import at_hand
 from .preflight_bench import recipe_of
-from .scope import FINISHED, Scope, started
+from .scope import Scope, started
 
 _RANDOM_MODEL = "random_model"
 _WARM_UP, _COMPILING_WARM_UP = 2, 4
@@ -70,7 +71,7 @@ def run(options: BenchOptions, launch: Launch) -> int:
         (folder / "bench.json").write_text(content + "\n", "utf-8")
         draw(found, folder / "bench.png")
         print(f"{folder}/machine.yaml is for plan --machine; bench.json and bench.png beside it")
-    return FINISHED
+    return ExitStatus.DONE
 
 
 class _Bench:

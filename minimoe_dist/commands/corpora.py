@@ -18,6 +18,7 @@ from ..data.indexed import IndexedCorpus, find_corpora
 from ..data.loader import PairLoader, heldout_batches
 from ..data.pairs import BlendedPairs, Pairs, PairSource
 from ..data.placing import Placer
+from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runtime import Launch, logger
 
@@ -82,7 +83,7 @@ def open_data(config: RunConfig) -> RunData:
     """Opens everything that ``config.data`` names.
 
     Raises:
-        ValueError: a corpus is damaged, or was tokenised with another vocabulary.
+        UserError: a corpus is damaged, or was tokenised with another vocabulary.
     """
     teacher, data = config.teacher, config.data
     name = teacher.tokenizer_name_or_path or teacher.model_name_or_path
@@ -144,7 +145,7 @@ def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
     ids = special_token_ids(tokenizer)
     missing = [role for role in ("cls", "sep", "pad", "mask") if role not in ids]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{name}: its tokenizer has no {' or '.join(missing)} token: give the tokenizer of a "
             "BERT-like model"
         )
@@ -158,7 +159,7 @@ def _check_rows(config: RunConfig, tokens: int, tokenizer_name: str) -> None:
     if rows is None or rows == tokens:
         return
     if rows < tokens:
-        raise ValueError(
+        raise UserError(
             f"teacher.tokenizer_name_or_path: {tokenizer_name} has {tokens} tokens, but {teacher} "
             f"embeds {rows}: give the teacher's own tokenizer"
         )
@@ -197,7 +198,7 @@ def _check_word_marks(corpora: Sequence[IndexedCorpus], tokenizer: Any) -> None:
     for corpus in without:
         end = corpus.sentence_of_token(min(_SAMPLED_TOKENS, corpus.num_tokens - 1)) + 1
         if np.isin(corpus.tokens(0, end), ideographs).mean() > _UNSPACED_SHARE:
-            raise ValueError(
+            raise UserError(
                 f"data.whole_word_mask: {corpus.prefix} is Chinese and does not know its words; "
                 "build it with --whole_words, or mask single tokens"
             )

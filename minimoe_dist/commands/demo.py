@@ -26,6 +26,7 @@ from ..corpus.reading import ReadingOptions
 from ..corpus.sources import python_documentation, write_wiki
 from ..corpus.tokenizing import open_tokenizer
 from ..data.loader import heldout_batches
+from ..errors import UserError
 from ..models.teacher import load_teacher
 from ..objectives.relations import relation_loss_sum
 from ..runtime import Launch, logger, prepare_environment
@@ -67,13 +68,13 @@ def find_recipe(name: str) -> Path:
     """A recipe of the project: beside the package in a clone, else where pip installed it.
 
     Raises:
-        ValueError: it is in neither place.
+        UserError: it is in neither place.
     """
     roots = [Path(__file__).parents[2] / "configs", Path(sys.prefix) / "share" / "minimoe_dist"]
     for root in roots:
         if (root / "recipes" / name).is_file():
             return root / "recipes" / name
-    raise ValueError(f"configs/recipes/{name}: not in {' nor '.join(map(str, roots))}: reinstall")
+    raise UserError(f"configs/recipes/{name}: not in {' nor '.join(map(str, roots))}: reinstall")
 
 
 def _default_processes() -> int:

@@ -16,6 +16,8 @@ from ..checkpoints import run as checkpoints
 from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
+from ..errors import UserError
+from ..exit_status import ExitStatus
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
@@ -27,7 +29,7 @@ from .corpora import RunData, open_data
 from .finished import is_finished
 from .model_types import Lesson, open_lesson
 from .results import Heldout, export_all, keep_best, relation_paths
-from .scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
+from .scope import Scope, only_run_in, started
 
 _log = logger("distill")
 
@@ -51,14 +53,14 @@ def run(stages: Sequence[RunConfig], launch: Launch) -> int:
                 with only_run_in(Path(stage.output_dir)):
                     status = _train(stage, launch, scope)
                 gc.collect()  # what was closed is held in cycles
-                if status == STOPPED:
+                if status == ExitStatus.STOPPED:
                     scope.stop.ignore_from_now_on()
                     return status
-            return FINISHED
+            return ExitStatus.DONE
     except TrainingDivergedError as error:
         if launch.rank == 0:
             _log.error("%s", error)
-        return FAILED
+        return ExitStatus.FAILED
 
 
 def _train(stage: RunConfig, launch: Launch, scope: Scope) -> int:
@@ -73,17 +75,17 @@ def _is_finished(config: RunConfig) -> bool:
     """Whether a run has left all of its exports; asks rank 0.
 
     Raises:
-        ValueError: it has, but its options are not the ones that are given now.
+        UserError: it has, but its options are not the ones that are given now.
     """
     found: list[Any] = [False, None]
     if dist.get_rank() == 0:
         try:
             found[0] = is_finished(config)
-        except ValueError as error:
+        except UserError as error:
             found[1] = str(error)
     dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
-        raise ValueError(found[1])
+        raise UserError(found[1])
     return bool(found[0])
 
 
@@ -148,10 +150,10 @@ class _Run:
             )
             if done < self.total_steps:
                 _log.info("stopped at step %d of %d and saved", done, self.total_steps)
-                return STOPPED
+                return ExitStatus.STOPPED
             after = self._evaluate(metrics, done)
         self._finish(metrics, after)
-        return FINISHED
+        return ExitStatus.DONE
 
     def close(self) -> None:
         """Gives back the memory of students and teacher."""
@@ -241,7 +243,7 @@ class _Run:
         dist.broadcast_object_list(found, src=0)
         checkpoint, problem = found
         if problem is not None:
-            raise ValueError(problem)
+            raise UserError(problem)
         if checkpoint is None:
             return _Progress()
         saved = checkpoints.read_progress(checkpoint)
@@ -255,7 +257,7 @@ class _Run:
     def _refuse_changes(self, checkpoint: Path, saved: Mapping[str, Any]) -> None:
         changes = changed_options(saved, self._facts())
         if changes and not self.config.allow_changed_options:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint}: the run's options changed since ({in_words(changes)}): give "
                 "--allow_changed_options to go on with the new ones, --resume never or another "
                 "output_dir to start anew"

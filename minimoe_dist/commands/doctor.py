@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config.commands import DoctorOptions
+from ..exit_status import ExitStatus
 from ..runtime import Launch, LaunchError
 from .doctor_findings import Finding, clock_findings, findings_of, shared_findings
 from .doctor_node import facts as facts_of_node
 from .doctor_node import port_is_free
 from .doctor_ranks import bandwidths, clock_offsets, sees_file
-from .scope import FAILED, FINISHED, Scope, started
+from .scope import Scope, started
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
@@ -105,4 +106,4 @@ def _report(
         path = Path(options.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
-    return FAILED if problems else FINISHED
+    return ExitStatus.FAILED if problems else ExitStatus.DONE

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..checkpoints.folders import exported_parameters, load_model
 from ..config import RunConfig, load_run_config
 from ..config.commands import EvaluateOptions
+from ..errors import UserError
 from ..models.compute import sequence_gmac
 from ..models.experts import Route, Router
 from ..models.measuring import describe_machine, measure_latency
@@ -168,7 +169,7 @@ def _against_teacher(
 def _check_heads(heads: int, student: RelationTeacher, teacher: RelationTeacher) -> None:
     for name, model in (("model", student), ("teacher", teacher)):
         if model.hidden_size % heads:
-            raise ValueError(
+            raise UserError(
                 f"--num_relation_heads: {heads} does not divide the {name}'s hidden size "
                 f"{model.hidden_size}; choose a divisor of both"
             )

@@ -30,6 +30,8 @@ from ..corpus.tokenizing import load_tokenizer
 from ..data.tasks import Table, TaskData
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
+from ..errors import UserError
+from ..exit_status import ExitStatus
 from ..runtime import Launch, logger
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
@@ -39,7 +41,7 @@ from ..train.metrics import Progress
 from ..train.schedule import make_schedule
 from ..train.task_objective import TaskObjective, TaskTeacher
 from .finetune_results import Cell, Grid, cell_result, data_facts
-from .scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
+from .scope import Scope, only_run_in, started
 from .task_files import folder_of, open_both, sources
 
 _log = logger("finetune")
@@ -59,9 +61,9 @@ def run(options: FinetuneOptions, launch: Launch) -> int:
         for source in sources(options):
             with only_run_in(folder_of(options, source)):
                 status = _TaskRun(options, source, launch, scope).to_the_end()
-            if status == STOPPED:
+            if status == ExitStatus.STOPPED:
                 scope.stop.ignore_from_now_on()
-                return STOPPED
+                return ExitStatus.STOPPED
             statuses.append(status)
     return max(statuses)
 
@@ -105,10 +107,10 @@ class _TaskRun:
                 gc.collect()  # what was closed is held in cycles
                 if not done:
                     _log.info("stopped in %s and saved", cell.words)
-                    return STOPPED
+                    return ExitStatus.STOPPED
         else:
             _log.info("%s: finished before", task.name)
-        return FINISHED if self.grid.finish(self.launch.world_size) else FAILED
+        return ExitStatus.DONE if self.grid.finish(self.launch.world_size) else ExitStatus.FAILED
 
     def _material(self) -> _Material:
         options = self.options
@@ -125,12 +127,12 @@ class _TaskRun:
         )
         vocabulary = source.model.config.vocab_size
         if len(tokenizer) > vocabulary:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer_name_or_path: {name} has {len(tokenizer)} tokens, the model "
                 f"{vocabulary}; give the model's own tokenizer"
             )
         if options.relation_weight and not gives_signals(source.model):
-            raise ValueError(_no_signals("model_name_or_path", options.model_name_or_path))
+            raise UserError(_no_signals("model_name_or_path", options.model_name_or_path))
         if source.fresh:
             _log.info(
                 "%s has no trained %s: these start at random",
@@ -147,12 +149,12 @@ class _TaskRun:
         loaded = load_task_model(options.teacher, self.train.task, with_relations=with_relations)
         head = sorted(name for name in loaded.fresh if not name.startswith("relation."))
         if head:
-            raise ValueError(
+            raise UserError(
                 f"teacher: {options.teacher} has no trained {head[0]}; fine-tune it on "
                 f"{self.train.task.name} first"
             )
         if loaded.fresh or (with_relations and not gives_signals(loaded.model)):
-            raise ValueError(_no_signals("teacher", options.teacher))
+            raise UserError(_no_signals("teacher", options.teacher))
         model: nn.Module = loaded.model.to(self.scope.device).requires_grad_(False)
         return TaskTeacher(
             model,

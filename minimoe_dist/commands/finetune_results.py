@@ -26,6 +26,7 @@ from ..checkpoints.files import PARTIAL, beside, hash_file, replace_folder, writ
 from ..config.changes import changed_options, in_words
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData
+from ..errors import UserError
 from ..runtime import logger
 from ..train.curves import draw_task_curves
 from ..train.finetuning import TuningState
@@ -130,7 +131,7 @@ class Grid:
         """Reads finished cells, and gives those that are left; a collective.
 
         Raises:
-            ValueError: a finished cell was trained with other options.
+            UserError: a finished cell was trained with other options.
         """
         found: list[Any] = [None, None]
         if dist.get_rank() == 0:
@@ -138,11 +139,11 @@ class Grid:
                 if self._options.resume == "never":
                     self._set_aside()
                 found[0] = self._finished()
-            except ValueError as error:
+            except UserError as error:
                 found[1] = str(error)
         dist.broadcast_object_list(found, src=0)
         if found[1] is not None:
-            raise ValueError(found[1])
+            raise UserError(found[1])
         self._results = found[0]
         return [cell for cell in self.cells() if cell not in self._results]
 
@@ -179,7 +180,7 @@ class Grid:
             return None
         changes = changed_options(saved["facts"], self.facts_of(cell))
         if changes:
-            raise ValueError(
+            raise UserError(
                 f"{path}: was trained with other options ({in_words(changes)}): give the former "
                 "ones, --resume never, or another output_dir"
             )

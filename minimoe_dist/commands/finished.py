@@ -6,13 +6,14 @@ from pathlib import Path
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
 from ..config.checks import BEST_CANDIDATE
+from ..errors import UserError
 
 
 def is_finished(config: RunConfig) -> bool:
     """Whether a run has left its summary and all exports, and goes on where it was.
 
     Raises:
-        ValueError: it has, but its options are not the ones that are given now.
+        UserError: it has, but its options are not the ones that are given now.
     """
     path = Path(config.output_dir) / "summary.json"
     names = [student.name for student in config.students]
@@ -24,7 +25,7 @@ def is_finished(config: RunConfig) -> bool:
     saved = json.loads(path.read_text("utf-8"))["options"]
     changes = changed_options(saved, config.model_dump(mode="json"))
     if changes and not config.allow_changed_options:
-        raise ValueError(
+        raise UserError(
             f"{path.parent}: was finished with other options ({in_words(changes)}): give "
             "--allow_changed_options to take it as it is, or another output_dir"
         )

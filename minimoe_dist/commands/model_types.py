@@ -13,6 +13,7 @@ from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
 from ..config.checks import check_tinybert_heads
 from ..config.paths import read_model_json
+from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..models.build import build_student, continued, student_config
 from ..models.compute import RelationPath
@@ -83,7 +84,7 @@ def open_lesson(config: RunConfig, device: torch.device) -> Lesson:
     """Loads the teacher of a run: it teaches, text does (masked LM), or both, as their weights say.
 
     Raises:
-        ValueError: there is no such teacher, or it does not fit the run.
+        UserError: there is no such teacher, or it does not fit the run.
     """
     masked_lm = MaskedLmObjective(config.objective.mlm_weight)
     if not config.objective.relation_weight:
@@ -99,7 +100,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     """A run's student by number: whole, on CPU, the same on every rank.
 
     Raises:
-        ValueError: its options do not fit each other, the teacher or the weights that they name.
+        UserError: its options do not fit each other, the teacher or the weights that they name.
     """
     options = config.students[index]
     base: Any = lesson.teacher
@@ -111,7 +112,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     student = kind.make(config, options, base, student_class)
     theirs, ours = lesson.teacher.vocab_size, student.config.vocab_size
     if theirs != ours:
-        raise ValueError(
+        raise UserError(
             f"students.{options.name}: has a vocabulary of {ours}, its teacher "
             f"{config.teacher.model_name_or_path} of {theirs}: give two of one tokenizer"
         )
@@ -134,7 +135,7 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
         )
     if is_published_student(read_model_json(folder)):
         if options.relation_layer != -1:
-            raise ValueError(
+            raise UserError(
                 f"teacher.relation_layer: {options.relation_layer} is no layer with signals of "
                 f"{path}, a student with relation projections behind its last layer; give -1"
             )
@@ -220,7 +221,7 @@ def _load(path: str, kind: type[Loaded]) -> Loaded:
     """A student to start from; checked here too, since only its weights tell the published ones."""
     student = load_student(resolve_model_path(path))
     if not isinstance(student, kind):
-        raise ValueError(
+        raise UserError(
             f"initial_weights: {path} holds a {type(student).__name__}, which is no "
             f"{kind.__name__}: give a student of this model type"
         )

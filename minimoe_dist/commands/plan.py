@@ -13,6 +13,7 @@ from minimoe_dist.config import ConfigError, RunConfig, load_stages
 from minimoe_dist.config.commands import PlanOptions
 from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
 from minimoe_dist.data.pairs import PairSource
+from minimoe_dist.errors import UserError
 from minimoe_dist.planning.plan import Corpus, Plan, Planner, nothing_fits
 from minimoe_dist.planning.sizes import student_json
 from minimoe_dist.runtime import Launch
@@ -63,7 +64,7 @@ def corpus_of(config: RunConfig, tokens: int | None) -> Corpus | None:
     for entry in data.record_path_or_regex:
         try:
             prefixes = find_corpora(entry.path)
-        except (ValueError, OSError):
+        except (UserError, OSError):
             return None
         for prefix in prefixes:
             pairs = PairSource(

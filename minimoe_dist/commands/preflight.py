@@ -27,6 +27,7 @@ from minimoe_dist.data.indexed_layout import (
     read_layout,
     read_manifest,
 )
+from minimoe_dist.errors import UserError
 from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.runtime import DeviceType, Launch
 
@@ -82,7 +83,7 @@ def problems_before_start(
     for check in checks:
         try:
             check()
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             line = " ".join(str(error).split())
             if line not in said:
                 said.add(line)

@@ -6,6 +6,7 @@ from ..config import ConfigError, RunConfig, StudentConfig, load_stages
 from ..config.checks import SPARSE_MODEL_TYPES, check_command
 from ..config.commands import BenchOptions
 from ..config.paths import check_output_dir
+from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..planning.layout import layout_of_recipe
 from ..planning.plan import Planner
@@ -23,7 +24,7 @@ def check(options: BenchOptions, launch: Launch) -> None:
     try:
         Planner(config, None)
         layout_of_recipe(config, launch.world_size)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from None
     prepare_environment(config.parallel.use_cpu)
 
@@ -63,6 +64,6 @@ def has_weights(path: str) -> bool:
     """Whether a model is a folder with weights, not a name alone."""
     try:
         folder = Path(resolve_model_path(path))
-    except ValueError:
+    except UserError:
         return False
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))

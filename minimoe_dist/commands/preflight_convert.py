@@ -7,6 +7,7 @@ from minimoe_dist.checkpoints.megatron.finding import find_rank_files, is_megatr
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.commands import ConvertOptions
 from minimoe_dist.config.paths import check_writable, read_model_json
+from minimoe_dist.errors import UserError
 from minimoe_dist.runtime import Launch
 
 
@@ -21,7 +22,7 @@ def check(options: ConvertOptions, launch: Launch) -> None:
     if direction == "huggingface":
         try:
             find_rank_files(source)
-        except ValueError as error:
+        except UserError as error:
             raise ConfigError(f"input: {error}") from None
     else:
         _check_split(options, source, read_model_json(str(source)))

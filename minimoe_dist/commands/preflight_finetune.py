@@ -6,6 +6,7 @@ from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_length, check_output_dir, read_model_json
 from ..data.tasks import Task
+from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runtime import Launch
 from .task_files import open_both, sources
@@ -34,7 +35,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
             task = open_both(source, options)[0].task
             if options.teacher is not None:
                 check_same_labels(options.teacher, read["teacher"], task)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise ConfigError(str(error)) from None
     if options.teacher is not None:
         _check_teacher(options, read)

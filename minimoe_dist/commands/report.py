@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config.commands import ReportOptions
 from ..config.paths import check_output_dir
+from ..errors import UserError
 from ..reporting.facts import collect
 from ..reporting.page import render
 from ..reporting.runs import read_runs
@@ -20,11 +21,11 @@ def run(options: ReportOptions, launch: Launch) -> int:
         0.
 
     Raises:
-        ValueError: a path holds no run, or a file of one is not readable.
+        UserError: a path holds no run, or a file of one is not readable.
     """
     page = Path(options.output)
     if page.suffix != ".html":
-        raise ValueError(f"--output: {page} is no .html file; give a name that ends in .html")
+        raise UserError(f"--output: {page} is no .html file; give a name that ends in .html")
     check_output_dir(str(page.parent))
     runs = read_runs(options.runs)
     facts = collect(runs)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
+from ..errors import UserError
 from ..runtime import (
     Launch,
     StopRequest,
@@ -17,9 +18,6 @@ from ..runtime import (
     stop_process_group,
 )
 from ..train.peers import PeerWatch
-
-FINISHED, FAILED = 0, 1
-STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     """Holds the folder's lock on rank 0; the kernel frees it when a process dies.
 
     Raises:
-        ValueError: another run holds it.
+        UserError: another run holds it.
     """
     lock = FileLock(folder / "run.lock")
     problem: list[str | None] = [None]
@@ -71,7 +69,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
                        "or choose another folder"]  # fmt: skip
     dist.broadcast_object_list(problem, src=0)
     if problem[0] is not None:
-        raise ValueError(problem[0])
+        raise UserError(problem[0])
     try:
         yield
     finally:

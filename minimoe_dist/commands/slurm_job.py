@@ -21,6 +21,8 @@ from ..config import ConfigError, RunConfig, load_stages
 from ..config.checks import SPARSIFICATION
 from ..config.command_line import parse_command
 from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
+from ..errors import UserError
+from ..exit_status import ExitStatus
 from ..runtime import Launch, prepare_environment
 from ..slurm import starts
 from ..slurm.facts import code_version
@@ -29,7 +31,6 @@ from ..slurm.task import processes_per_task
 from . import preflight_finetune
 from .preflight import problems_of_stages
 
-FINISHED, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 _LOCK_SECONDS = 60.0
 _BY_SIGNAL = 128
 
@@ -118,7 +119,7 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
     job, restart = _start_of(environ)
     records, progress = starts.read_records(folder), starts.progress_of(folder)
     if restart and _is_stuck(folder, job, restart):
-        return FAILED
+        return ExitStatus.FAILED
     if restart:
         _wait_for_former_start(folder)
     nodes = environ.get("SLURM_JOB_NODELIST", "")
@@ -128,7 +129,7 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
               "code": code_version()}  # fmt: skip
     starts.add_record(folder, record)
     _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {starts.shown(progress)}")
-    return FINISHED
+    return ExitStatus.DONE
 
 
 def _plans(stages: Sequence[RunConfig], folder: Path, ranks: int) -> dict[str, Any]:
@@ -154,16 +155,16 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
     progress = starts.progress_of(folder)
     record = {"event": "end", "job": job, "restart": restart, "status": status,
               "progress": progress}  # fmt: skip
-    if status == FINISHED:
+    if status == ExitStatus.DONE:
         starts.add_record(folder, record)
         _say(f"job {job}: done; see minimoe-dist status {folder}")
         return status
     starts.add_record(folder, record)
-    how = "stopped and saved" if status == STOPPED else f"ended with status {status}"
+    how = "stopped and saved" if status == ExitStatus.STOPPED else f"ended with status {status}"
     if status - _BY_SIGNAL in signal.valid_signals():
         how += f" ({signal.strsignal(status - _BY_SIGNAL)})"
     where = f"job {job}: {how} at {starts.shown(progress)}"
-    if status == USER_ERROR:
+    if status == ExitStatus.REFUSED:
         _say(f"{where}: mend what the line above names and submit again")
         return status
     refusal = _why_not_requeue(job, restart)
@@ -171,7 +172,7 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
         _say(f"{where}: {refusal}")
         return status
     if _is_stuck(folder, job, restart):
-        return FAILED
+        return ExitStatus.FAILED
     _say(f"{where}: requeued")
     try:
         execute(["scontrol", "requeue", job])
@@ -236,9 +237,9 @@ def main(arguments: Sequence[str]) -> int:
         if action == "begin":
             return begin(run, os.environ)
         return end(int(rest[0]), run.folder, os.environ)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"minimoe-dist: {error}", file=sys.stderr)
-        return USER_ERROR
+        return ExitStatus.REFUSED
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from ..config.changes import changed_options, in_words
 from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
 from ..data.placing import PlacedBatch, Placer
+from ..errors import UserError
+from ..exit_status import ExitStatus
 from ..models.elastic import ElementValues
 from ..models.elastic_build import load_masked_lm
 from ..models.elastic_mlm import ElasticForMaskedLM
@@ -31,7 +33,7 @@ from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
 from ..runtime import Launch, StopRequest, logger
 from .corpora import RunData, open_data
-from .scope import FINISHED, STOPPED, only_run_in, started
+from .scope import only_run_in, started
 
 _SAME_FUNCTION = 1e-5
 _log = logger("sparsify")
@@ -51,7 +53,7 @@ def run(config: RunConfig, launch: Launch) -> int:
         only_run_in(Path(config.output_dir)),
     ):
         status = _Sparsification(config, launch, scope.device).to_the_end(scope.stop)
-        if status == STOPPED:
+        if status == ExitStatus.STOPPED:
             scope.stop.ignore_from_now_on()
         return status
 
@@ -88,10 +90,10 @@ class _Sparsification:
                     self._save()
                 if stops:
                     _log.info("stopped at batch %d of %d", self.step, self.total_steps)
-                    return STOPPED
+                    return ExitStatus.STOPPED
         self._save()
         self._finish(self.meter.importances())
-        return FINISHED
+        return ExitStatus.DONE
 
     def _measure(self, batch: StepBatch, stop_requested: bool) -> bool:
         """Counts a batch of all ranks; whether any rank was asked to stop."""
@@ -147,7 +149,7 @@ class _Sparsification:
         progress = json.loads(bytes(state.pop("progress").tolist()))
         changes = changed_options(progress["facts"], self._facts())
         if changes and not self.config.allow_changed_options:
-            raise ValueError(
+            raise UserError(
                 f"{self._state_path}: options changed since ({in_words(changes)}): give "
                 "--allow_changed_options to go on with the new ones, or --resume never"
             )

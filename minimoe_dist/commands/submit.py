@@ -16,6 +16,7 @@ from typing import Any
 from ..config import ConfigError, RunConfig
 from ..config.checks import SPARSIFICATION
 from ..config.commands import SubmitOptions
+from ..errors import UserError
 from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
 from ..slurm.queue import SlurmError, execute, find_job
@@ -75,7 +76,7 @@ def find_slurm_folder() -> Path:
 def _check_signal(options: SubmitOptions) -> None:
     try:
         limit = time_limit_seconds(options.time)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from None
     needed = options.signal_seconds + _SHORTEST_TRAINING_SECONDS
     if limit is not None and limit < needed:
@@ -151,7 +152,7 @@ def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dic
         found |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     try:
         return found | parse_free_options(options.sbatch)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from None
 
 

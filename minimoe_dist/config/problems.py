@@ -6,12 +6,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from minimoe_dist.errors import UserError
+
 Path = tuple[str | int, ...]
 
 _SHOWN = 5  # problems on one line; more would bury the first
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """What a user gave cannot be run; the text is one line."""
 
 

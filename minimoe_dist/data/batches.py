@@ -21,6 +21,7 @@ import torch
 
 from minimoe_dist.data.keyed import as_int64
 from minimoe_dist.data.pairs import NO_MARKS, Pair, PairBatch
+from minimoe_dist.errors import UserError
 
 IGNORED_LABEL = -100
 _LENGTH_MULTIPLE = 8
@@ -31,7 +32,7 @@ class SpecialTokens:
     """Ids that the layout needs, and the vocabulary they belong to.
 
     Raises:
-        ValueError: an id outside the vocabulary.
+        UserError: an id outside the vocabulary.
     """
 
     cls: int
@@ -43,7 +44,7 @@ class SpecialTokens:
     def __post_init__(self) -> None:
         for name in ("cls", "sep", "pad", "mask"):
             if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"special token {name}: id {getattr(self, name)} is outside the vocabulary of "
                     f"{self.vocab_size}; give a tokenizer that has the token"
                 )
@@ -136,7 +137,7 @@ class UnmaskedCollate:
             sample_ids: int64 [b].
 
         Raises:
-            ValueError: a token id that the vocabulary does not have.
+            UserError: a token id that the vocabulary does not have.
         """
         return self._lay_out(PairBatch.of(pairs), sample_ids, with_labels=False)
 
@@ -169,7 +170,7 @@ class UnmaskedCollate:
         if row < len(batch):
             ids = np.concatenate(batch[row][:2])
             wrong = ids[(ids < 0) | (ids >= special.vocab_size)][0]
-            raise ValueError(
+            raise UserError(
                 f"data.record_path_or_regex: token id {wrong} in a vocabulary of "
                 f"{special.vocab_size}; build the corpus with the teacher's tokenizer"
             )
@@ -195,7 +196,7 @@ class MaskedCollate(UnmaskedCollate):
         full_length: S is always ``max_length``, as published.
 
     Raises:
-        ValueError: ``continuation`` of another length than the vocabulary.
+        UserError: ``continuation`` of another length than the vocabulary.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class MaskedCollate(UnmaskedCollate):
     ) -> None:
         super().__init__(special, max_length, segments=segments, full_length=full_length)
         if continuation is not None and continuation.shape != (special.vocab_size,):
-            raise ValueError(
+            raise UserError(
                 f"data.whole_word_mask: {continuation.shape} word pieces are marked in a "
                 f"vocabulary of {special.vocab_size}; give one mark for each token"
             )
@@ -266,10 +267,10 @@ def build_collate(
         full_length: pad every batch to ``max_length``, as published.
 
     Raises:
-        ValueError: another ``data_type``.
+        UserError: another ``data_type``.
     """
     if data_type not in get_args(DataType):
-        raise ValueError(
+        raise UserError(
             f"data.data_type is {data_type!r}; give one of {', '.join(get_args(DataType))}"
         )
     segments = data_type.startswith("bert")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from minimoe_dist.errors import UserError
+
 if TYPE_CHECKING:
     from minimoe_dist.data.compiled.corpus import CorpusArrays
 
@@ -48,13 +50,13 @@ def calibrate(
         short_sequence_probability: chance that a document's target is uniform in [2, room].
 
     Raises:
-        ValueError: a corpus (nearly) without tokens, or with a damaged index.
+        UserError: a corpus (nearly) without tokens, or with a damaged index.
     """
     from minimoe_dist.data.compiled.windows import TARGET_GROUP
 
     assert room >= 2 and 0.0 <= short_sequence_probability <= 1.0
     if corpus.num_tokens == 0 or len(corpus.document_starts) < 2:
-        raise ValueError(f"{prefix}: the corpus has no tokens; build it from text first")
+        raise UserError(f"{prefix}: the corpus has no tokens; build it from text first")
     ranges = _target_ranges(room, short_sequence_probability)
     groups = np.recarray(len(ranges), dtype=TARGET_GROUP)
     expected = [
@@ -70,14 +72,14 @@ def check_status(prefix: str, status: tuple[int, int, int]) -> None:
     """Raises what a reading function of the compiled code found.
 
     Raises:
-        ValueError: the index points outside the data (a damaged ``.idx``).
+        UserError: the index points outside the data (a damaged ``.idx``).
     """
     from minimoe_dist.data.compiled.corpus import DAMAGED, NOT_FOUND
     from minimoe_dist.data.compiled.windows import MOST_TRIES
 
     kind, first, last = status
     if kind == DAMAGED:
-        raise ValueError(f"{prefix}.idx: wrong pointers at [{first}, {last}); build again")
+        raise UserError(f"{prefix}.idx: wrong pointers at [{first}, {last}); build again")
     if kind == NOT_FOUND:
         raise RuntimeError(f"{prefix}: no chunk found in {MOST_TRIES} tries")
 
@@ -110,7 +112,7 @@ def _fit_group(
     status = sample_windows(tuple(corpus), group, low * 1_000_003 + high, features, counts)
     check_status(prefix, status)
     if not counts.any():
-        raise ValueError(f"{prefix}: hardly a sentence has tokens; build it from text")
+        raise UserError(f"{prefix}: hardly a sentence has tokens; build it from text")
     weights = (1.0 - _PILOT_SHARE) * _nonnegative_fit(features, counts) + _PILOT_SHARE * pilot
     group.bound = _shorten(_smallest_bound(counts, features @ weights))
     _set_weights(corpus, group, np.array([_shorten(weight) for weight in weights]))

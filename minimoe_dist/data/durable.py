@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any
 
+from minimoe_dist.errors import UserError
+
 PARTIAL = ".partial"
 _CHUNK = 1 << 20
 
@@ -22,7 +24,7 @@ def open_locked(path: str, keep: bool = False) -> IO[bytes]:
         keep: whether its contents stay.
 
     Raises:
-        ValueError: another process writes it.
+        UserError: another process writes it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -30,7 +32,7 @@ def open_locked(path: str, keep: bool = False) -> IO[bytes]:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         os.close(descriptor)
-        raise ValueError(f"{path}: another process is writing it; choose another prefix") from None
+        raise UserError(f"{path}: another process is writing it; choose another prefix") from None
     except OSError:
         # Some network file systems have no locks; the writer works there without.
         pass

@@ -27,6 +27,7 @@ from minimoe_dist.data.indexed_layout import (
 )
 from minimoe_dist.data.indexed_words import WordMarks, words_path
 from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
+from minimoe_dist.errors import UserError
 
 __all__ = ["IndexedCorpus", "IndexedCorpusWriter", "Manifest", "TokenizerRecord", "find_corpora"]
 
@@ -72,7 +73,7 @@ class IndexedCorpus:
         """Opens the corpus at `prefix` after checking its files.
 
         Raises:
-            ValueError: a file is missing, truncated, over-long or inconsistent.
+            UserError: a file is missing, truncated, over-long or inconsistent.
         """
         return cls(prefix)
 
@@ -109,13 +110,13 @@ class IndexedCorpus:
 
         Raises:
             IndexError: the range does not lie in the corpus.
-            ValueError: the index points outside the data (a damaged `.idx`).
+            UserError: the index points outside the data (a damaged `.idx`).
         """
         if not 0 <= first <= last <= self.num_sentences:
             raise IndexError(f"sentences [{first}, {last}) of {self.num_sentences}")
         start, stop = self.token_start(first), self.token_start(last)
         if not 0 <= start <= stop <= self.num_tokens:
-            raise ValueError(f"{self.prefix}.idx: wrong pointers at [{first}, {last}); build again")
+            raise UserError(f"{self.prefix}.idx: wrong pointers at [{first}, {last}); build again")
         return self.ids[start:stop].astype(np.int64)
 
     def word_continuations(self, first: int, last: int) -> np.ndarray:
@@ -125,10 +126,10 @@ class IndexedCorpus:
             A copy, bool [tokens].
 
         Raises:
-            ValueError: the corpus was built without word marks.
+            UserError: the corpus was built without word marks.
         """
         if self._words is None:
-            raise ValueError(f"{self.prefix}: no word marks; build it with --whole_words")
+            raise UserError(f"{self.prefix}: no word marks; build it with --whole_words")
         return self._words.read(self.token_start(first), self.token_start(last))
 
     @property
@@ -154,7 +155,7 @@ class IndexedCorpus:
         The manifest knows the largest id; without one, spread samples are read.
 
         Raises:
-            ValueError: an id is negative or not below `vocab_size`.
+            UserError: an id is negative or not below `vocab_size`.
         """
         if self.manifest is not None:
             smallest, largest = 0, self.manifest.largest_id
@@ -167,7 +168,7 @@ class IndexedCorpus:
             largest = max(int(piece.max()) for piece in pieces)
         if smallest < 0 or largest >= vocab_size:
             wrong = smallest if smallest < 0 else largest
-            raise ValueError(
+            raise UserError(
                 f"{self.prefix}.bin: token id {wrong} is outside the vocabulary of {vocab_size}; "
                 f"build the corpus with the teacher's tokenizer"
             )
@@ -176,10 +177,10 @@ class IndexedCorpus:
         """What the manifest calls the tokenizer.
 
         Raises:
-            ValueError: it does not say.
+            UserError: it does not say.
         """
         if self.manifest is None or self.manifest.tokenizer is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.prefix}: nobody wrote down its tokenizer; give --tokenizer_name_or_path"
             )
         return self.manifest.tokenizer.name
@@ -188,17 +189,17 @@ class IndexedCorpus:
         """Reads its files whole and holds them against the manifest's SHA-256.
 
         Raises:
-            ValueError: a hash differs, or there is no manifest.
+            UserError: a hash differs, or there is no manifest.
         """
         if self.manifest is None:
-            raise ValueError(f"{self.prefix}.manifest.json: no such file; nothing to verify with")
+            raise UserError(f"{self.prefix}.manifest.json: no such file; nothing to verify with")
         for suffix, expected in (
             (".bin", self.manifest.bin_sha256),
             (".idx", self.manifest.idx_sha256),
             (".words", self.manifest.words_sha256),
         ):
             if expected is not None and sha256_of_file(self.prefix + suffix) != expected:
-                raise ValueError(
+                raise UserError(
                     f"{self.prefix}{suffix}: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
                 )
@@ -209,7 +210,7 @@ def _open_words(prefix: str, manifest: Manifest | None, num_tokens: int) -> Word
     if os.path.isfile(path):
         return WordMarks(prefix, num_tokens)
     if manifest is not None and manifest.segmenter is not None:
-        raise ValueError(f"{path}: no such file, but the manifest knows it; build or copy it again")
+        raise UserError(f"{path}: no such file, but the manifest knows it; build or copy it again")
     return None
 
 
@@ -231,7 +232,7 @@ def find_corpora(pattern_or_prefix: str) -> list[str]:
     merged from them is found too.
 
     Raises:
-        ValueError: nothing is found.
+        UserError: nothing is found.
     """
     base = pattern_or_prefix
     for suffix in (".idx", ".bin"):
@@ -244,7 +245,7 @@ def find_corpora(pattern_or_prefix: str) -> list[str]:
         found = [prefix for prefix in found if not prefix.endswith(HELDOUT_SUFFIX)]
     found = [p for p in found if _PART.sub("", p) == p or _PART.sub("", p) not in found]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{pattern_or_prefix!r}: no indexed corpus there (no {pattern}.idx); "
             f"give a prefix or a glob, or build one with tools/preprocess/build_indexed.py"
         )

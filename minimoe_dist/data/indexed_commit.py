@@ -7,6 +7,7 @@ import os
 from minimoe_dist.data.durable import PARTIAL, give_names, remove, write_whole
 from minimoe_dist.data.indexed_layout import Manifest, manifest_path
 from minimoe_dist.data.indexed_words import words_path
+from minimoe_dist.errors import UserError
 
 _SUFFIXES = (
     ".bin",
@@ -23,12 +24,12 @@ def prepare_prefix(prefix: str, overwrite: bool) -> None:
     """Makes the folder of a new corpus.
 
     Raises:
-        ValueError: a whole corpus stands at `prefix` and may not be replaced.
+        UserError: a whole corpus stands at `prefix` and may not be replaced.
     """
     # A manifest still under its temporary name tells that a commit was cut short.
     is_cut_short = os.path.exists(manifest_path(prefix) + PARTIAL)
     if os.path.exists(prefix + ".idx") and not is_cut_short and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{prefix}.idx: a corpus stands there already; choose another prefix, remove it "
             f"or ask to overwrite"
         )

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from minimoe_dist.errors import UserError
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
@@ -119,14 +121,14 @@ class Manifest:
         """Reads a manifest.
 
         Raises:
-            ValueError: the file is no manifest of a version that is known here.
+            UserError: the file is no manifest of a version that is known here.
         """
         try:
             with open(path, encoding="utf-8") as stream:
                 values = json.load(stream)
             found = values.pop("format")
             if found != _MANIFEST_FORMAT:
-                raise ValueError(f"format {found!r}, expected {_MANIFEST_FORMAT!r}")
+                raise UserError(f"format {found!r}, expected {_MANIFEST_FORMAT!r}")
             if values["tokenizer"] is not None:
                 values["tokenizer"] = TokenizerRecord(**values["tokenizer"])
             if values.get("part") is not None:
@@ -134,7 +136,7 @@ class Manifest:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a corpus manifest ({reason}); {_REBUILD}") from None
+            raise UserError(f"{path}: not a corpus manifest ({reason}); {_REBUILD}") from None
 
 
 @dataclass(frozen=True)
@@ -208,31 +210,31 @@ def read_layout(prefix: str, may_be_empty: bool = False) -> IndexLayout:
     A part of a job may be empty, a corpus may not.
 
     Raises:
-        ValueError: a file is missing, or the header is wrong, or the size does not fit it.
+        UserError: a file is missing, or the header is wrong, or the size does not fit it.
     """
     path = prefix + ".idx"
     for needed in (path, prefix + ".bin"):
         if not os.path.isfile(needed):
-            raise ValueError(f"{needed}: no such file; {prefix!r} is not an indexed corpus")
+            raise UserError(f"{needed}: no such file; {prefix!r} is not an indexed corpus")
     size = os.path.getsize(path)
     if size < HEADER.size:
-        raise ValueError(f"{path}: truncated index of {size} bytes; {_REBUILD}")
+        raise UserError(f"{path}: truncated index of {size} bytes; {_REBUILD}")
     with open(path, "rb") as stream:
         magic, version, code, count, ends = HEADER.unpack(stream.read(HEADER.size))
     if magic != MAGIC:
-        raise ValueError(f"{path}: wrong magic {magic!r}, not a Megatron index; {_REBUILD}")
+        raise UserError(f"{path}: wrong magic {magic!r}, not a Megatron index; {_REBUILD}")
     if version != VERSION:
-        raise ValueError(f"{path}: index version {version}, only {VERSION} is known; {_REBUILD}")
+        raise UserError(f"{path}: index version {version}, only {VERSION} is known; {_REBUILD}")
     if code not in DTYPES:
-        raise ValueError(f"{path}: dtype code {code} is no integer type; {_REBUILD}")
+        raise UserError(f"{path}: dtype code {code} is no integer type; {_REBUILD}")
     layout = IndexLayout(DTYPES[code], count, ends)
     if size != layout.size:
         what = "truncated" if size < layout.size else "over-long"
-        raise ValueError(
+        raise UserError(
             f"{path}: {what} index: {size} bytes, its header announces {layout.size}; {_REBUILD}"
         )
     if ends == 0 or ((count == 0 or ends == 1) and not may_be_empty):
-        raise ValueError(f"{path}: the corpus is empty; {_REBUILD} from other inputs")
+        raise UserError(f"{path}: the corpus is empty; {_REBUILD} from other inputs")
     return layout
 
 
@@ -243,7 +245,7 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     no time that grows with the number of sentences.
 
     Raises:
-        ValueError: one of them is wrong.
+        UserError: one of them is wrong.
     """
     itemsize, pointers, lengths = layout.dtype.itemsize, arrays.pointers, arrays.lengths
     count = layout.num_sentences
@@ -251,7 +253,7 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     size = os.path.getsize(prefix + ".bin")
     if size != expected:
         what = "truncated" if size < expected else "over-long"
-        raise ValueError(
+        raise UserError(
             f"{prefix}.bin: {what} data: {size} bytes, the index announces {expected}; {_REBUILD}"
         )
     if count == 0:
@@ -260,29 +262,29 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     before = sample[:-1] if sample[-1] == count - 1 else sample
     steps = pointers[before + 1] - pointers[before]
     if int(pointers[0]) != 0 or np.any(steps != lengths[before].astype(np.int64) * itemsize):
-        raise ValueError(f"{prefix}.idx: pointers and lengths disagree; {_REBUILD}")
+        raise UserError(f"{prefix}.idx: pointers and lengths disagree; {_REBUILD}")
     if np.any(lengths[sample] < 0):
-        raise ValueError(f"{prefix}.idx: a sentence has a negative length; {_REBUILD}")
+        raise UserError(f"{prefix}.idx: a sentence has a negative length; {_REBUILD}")
     _check_document_ends(prefix, count, arrays.document_ends)
 
 
 def _check_document_ends(prefix: str, num_sentences: int, ends: np.ndarray) -> None:
     if int(ends[0]) != 0 or int(ends[-1]) != num_sentences:
-        raise ValueError(
+        raise UserError(
             f"{prefix}.idx: documents cover sentences {int(ends[0])} to {int(ends[-1])}, "
             f"there are {num_sentences}; {_REBUILD}"
         )
     for start in range(0, len(ends) - 1, _CHUNK):
         piece = ends[start : start + _CHUNK + 1]
         if np.any(piece[1:] < piece[:-1]):
-            raise ValueError(f"{prefix}.idx: document ends are not sorted; {_REBUILD}")
+            raise UserError(f"{prefix}.idx: document ends are not sorted; {_REBUILD}")
 
 
 def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
     """The manifest of a corpus, held against its files' sizes; None where there is none.
 
     Raises:
-        ValueError: the manifest is broken or belongs to other files.
+        UserError: the manifest is broken or belongs to other files.
     """
     path = manifest_path(prefix)
     if not os.path.exists(path):
@@ -297,7 +299,7 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
     }
     for name, value in found.items():
         if getattr(manifest, name) != value:
-            raise ValueError(
+            raise UserError(
                 f"{path}: says {name} = {getattr(manifest, name)}, the files have {value}; "
                 f"{_REBUILD}"
             )

@@ -27,6 +27,7 @@ from minimoe_dist.data.indexed_layout import (
     sha256_of_file,
 )
 from minimoe_dist.data.indexed_words import WordMarks, WordMarksWriter, words_path
+from minimoe_dist.errors import UserError
 
 _CHUNK = 1 << 20
 
@@ -65,15 +66,15 @@ def merge_corpora(
         The manifest of the new corpus.
 
     Raises:
-        ValueError: a corpus is damaged, they do not belong together, parts are missing, or a
+        UserError: a corpus is damaged, they do not belong together, parts are missing, or a
             corpus stands at `output_prefix`.
     """
     if not prefixes:
-        raise ValueError(f"nothing to merge into {output_prefix}; give at least one corpus")
+        raise UserError(f"nothing to merge into {output_prefix}; give at least one corpus")
     inputs = _in_order([_Input.open(prefix) for prefix in prefixes])
     _check_kind(inputs)
     if output_prefix in prefixes:
-        raise ValueError(f"{output_prefix}: is one of the inputs; choose another prefix")
+        raise UserError(f"{output_prefix}: is one of the inputs; choose another prefix")
     prepare_prefix(output_prefix, overwrite)
     lock = open_locked(output_prefix + ".bin" + PARTIAL)
     try:
@@ -94,7 +95,7 @@ def _in_order(inputs: list[_Input]) -> list[_Input]:
         return inputs
     strangers = [item for item in inputs if item not in parts]
     if strangers:
-        raise ValueError(
+        raise UserError(
             f"{strangers[0].prefix}: is whole, {parts[0].prefix} is a part; merge the parts first"
         )
     numbers: dict[int, _Input] = {}
@@ -104,17 +105,17 @@ def _in_order(inputs: list[_Input]) -> list[_Input]:
     for item in parts:
         assert item.manifest is not None and item.manifest.part is not None
         if item.manifest.job != first.manifest.job or item.manifest.part[1] != count:
-            raise ValueError(
+            raise UserError(
                 f"{item.prefix}: was not built from the same inputs and options as "
                 f"{first.prefix}; build all parts alike"
             )
         number = item.manifest.part[0]
         if number in numbers:
-            raise ValueError(f"{item.prefix}: is the same part as {numbers[number].prefix}")
+            raise UserError(f"{item.prefix}: is the same part as {numbers[number].prefix}")
         numbers[number] = item
     missing = sorted(set(range(count)) - set(numbers))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{first.prefix}: part {missing[0]} of {count} is missing ({len(missing)} in all); "
             f"build it with --shard {missing[0]}/{count}"
         )
@@ -125,17 +126,17 @@ def _check_kind(inputs: Sequence[_Input]) -> None:
     first = inputs[0]
     for item in inputs[1:]:
         if item.layout.dtype != first.layout.dtype:
-            raise ValueError(
+            raise UserError(
                 f"{item.prefix}: has {item.layout.dtype} ids, {first.prefix} has "
                 f"{first.layout.dtype}; build them with the same vocabulary"
             )
         if _tokenizer(item) != _tokenizer(first):
-            raise ValueError(
+            raise UserError(
                 f"{item.prefix}: was built with {_tokenizer_name(item)}, {first.prefix} with "
                 f"{_tokenizer_name(first)}; build them with the same tokenizer"
             )
         if _segmenter(item) != _segmenter(first):
-            raise ValueError(
+            raise UserError(
                 f"{item.prefix}: has word marks of {_segmenter(item)}, {first.prefix} of "
                 f"{_segmenter(first)}; build them with the same --whole_words"
             )
@@ -166,7 +167,7 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
         sum(item.layout.num_document_ends - 1 for item in inputs) + 1,
     )
     if not layout.num_sentences:
-        raise ValueError(f"{prefix}: all parts are empty; give other inputs")
+        raise UserError(f"{prefix}: all parts are empty; give other inputs")
     with naming(prefix + ".idx"), open(prefix + ".idx" + PARTIAL, "wb") as stream:
         digest = hashlib.sha256()
         for piece in _index_pieces(layout, inputs):
@@ -215,9 +216,9 @@ def _write_data(inputs: Sequence[_Input], out: IO[bytes]) -> tuple[str, int]:
                     ids = np.frombuffer(piece, item.layout.dtype)
                     largest = max(largest, int(ids.max()))
                     if int(ids.min()) < 0:
-                        raise ValueError(f"{item.prefix}.bin: holds negative ids; build it again")
+                        raise UserError(f"{item.prefix}.bin: holds negative ids; build it again")
             if item.manifest and own.hexdigest() != item.manifest.bin_sha256:
-                raise ValueError(
+                raise UserError(
                     f"{item.prefix}.bin: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
                 )

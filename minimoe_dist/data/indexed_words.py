@@ -16,6 +16,8 @@ from typing import IO
 
 import numpy as np
 
+from minimoe_dist.errors import UserError
+
 MAGIC = b"MMWORDS\x00"
 VERSION = 1
 HEADER = struct.Struct("<8sIIQ")
@@ -44,7 +46,7 @@ class WordMarks:
         num_tokens: of the corpus.
 
     Raises:
-        ValueError: the file does not fit the corpus.
+        UserError: the file does not fit the corpus.
     """
 
     def __init__(self, prefix: str, num_tokens: int) -> None:
@@ -53,12 +55,12 @@ class WordMarks:
         with open(self.path, "rb") as stream:
             header = stream.read(HEADER.size)
             if len(header) < HEADER.size:
-                raise ValueError(f"{self.path}: truncated file of {size} bytes; {_REBUILD}")
+                raise UserError(f"{self.path}: truncated file of {size} bytes; {_REBUILD}")
             magic, version, _, count = HEADER.unpack(header)
             if magic != MAGIC or version != VERSION:
-                raise ValueError(f"{self.path}: wrong magic or version, no word marks; {_REBUILD}")
+                raise UserError(f"{self.path}: wrong magic or version, no word marks; {_REBUILD}")
             if count != num_tokens or size != words_bytes(num_tokens):
-                raise ValueError(
+                raise UserError(
                     f"{self.path}: marks {count} tokens in {size} bytes, the corpus has "
                     f"{num_tokens}, which take {words_bytes(num_tokens)}; {_REBUILD}"
                 )

@@ -33,11 +33,12 @@ from minimoe_dist.data.indexed_layout import (
     sha256_of_file,
 )
 from minimoe_dist.data.indexed_words import WordMarksWriter, words_path
+from minimoe_dist.errors import UserError
 
 _LONGEST_SENTENCE = 2**31 - 1
 
 
-class UnfitPartsError(ValueError):
+class UnfitPartsError(UserError):
     """What a killed writer left does not fit the state that it was to be continued from."""
 
 
@@ -78,7 +79,7 @@ class IndexedCorpusWriter:
 
     Raises:
         UnfitPartsError: partial files do not fit `state`.
-        ValueError: a corpus stands at `prefix` already, or somebody is writing it.
+        UserError: a corpus stands at `prefix` already, or somebody is writing it.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class IndexedCorpusWriter:
         """Adds one document, given as the ids of its sentences.
 
         Raises:
-            ValueError: an id is outside the vocabulary.
+            UserError: an id is outside the vocabulary.
         """
         assert len(sentences) > 0, "a document has at least one sentence"
         arrays = [np.asarray(sentence) for sentence in sentences]
@@ -183,7 +184,7 @@ class IndexedCorpusWriter:
             word_marks: which tokens go on with a word, bool [tokens]; with a segmenter only.
 
         Raises:
-            ValueError: an id is outside the vocabulary.
+            UserError: an id is outside the vocabulary.
         """
         assert tokens.size == int(sentence_lengths.sum()), "lengths must cover the tokens"
         assert sentence_lengths.size == int(document_lengths.sum()), "documents, the sentences"
@@ -259,12 +260,12 @@ class IndexedCorpusWriter:
         """Completes the files, puts them on disk and gives them their final names.
 
         Raises:
-            ValueError: nothing was added.
+            UserError: nothing was added.
         """
         assert self.manifest is None, "finished already"
         self._close_documents(np.array([self.num_sentences], np.int64))
         if self.num_sentences == 0 and self._part is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.prefix}: the corpus would be empty (left out: "
                 f"{dict(sorted(self.skipped.items())) or 'nothing'}); give other inputs"
             )
@@ -337,7 +338,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> int:
     """The largest of some ids (0 if there is none).
 
     Raises:
-        ValueError: an id is outside the vocabulary.
+        UserError: an id is outside the vocabulary.
     """
     assert tokens.dtype.kind in "iu", f"ids are integers, not {tokens.dtype}"
     if not tokens.size:
@@ -345,7 +346,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> int:
     smallest, largest = int(tokens.min()), int(tokens.max())
     if smallest < 0 or largest >= vocab_size:
         wrong = smallest if smallest < 0 else largest
-        raise ValueError(
+        raise UserError(
             f"{where}: token id {wrong} is outside the vocabulary of {vocab_size}; "
             f"use the tokenizer that belongs to it"
         )

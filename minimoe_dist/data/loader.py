@@ -23,6 +23,7 @@ from minimoe_dist.data.batches import Collate, MicroBatch
 from minimoe_dist.data.keyed import as_int64, feistel_bits
 from minimoe_dist.data.pairs import Pairs
 from minimoe_dist.data.placing import PlacedBatch, Placer
+from minimoe_dist.errors import UserError
 
 _STOP_POLL_SECONDS = 0.1
 # A reader computes without the interpreter's lock, but may wait for it after each computation, up
@@ -157,7 +158,7 @@ class PairLoader:
         place: starts every micro-batch's way to the device, in the threads that read.
 
     Raises:
-        ValueError: a size that is not positive or a number that is negative.
+        UserError: a size that is not positive or a number that is negative.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ def heldout_batches(
         world_size: number of ranks that share the samples.
 
     Raises:
-        ValueError: ``count`` or ``batch_size`` not positive.
+        UserError: ``count`` or ``batch_size`` not positive.
     """
     _require(count, 1, "training.eval_sequences")
     _require(batch_size, 1, "training.per_device_eval_batch_size")
@@ -296,4 +297,4 @@ def heldout_batches(
 
 def _require(value: int, least: int, option: str) -> None:
     if value < least:
-        raise ValueError(f"{option} is {value}; give an integer of at least {least}")
+        raise UserError(f"{option} is {value}; give an integer of at least {least}")

@@ -16,6 +16,7 @@ import numpy as np
 
 from minimoe_dist.data.chunks import calibrate, check_status
 from minimoe_dist.data.keyed import as_int64, spread, spread_stride
+from minimoe_dist.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe_dist.data.compiled.corpus import CorpusArrays
@@ -185,7 +186,7 @@ class PairSource:
             first in the lowest, uint8 [tokens / 8, rounded up]; pairs carry that if it is given.
 
     Raises:
-        ValueError: an option out of range, or a corpus without tokens or with a damaged index.
+        UserError: an option out of range, or a corpus without tokens or with a damaged index.
     """
 
     def __init__(
@@ -197,12 +198,12 @@ class PairSource:
         word_marks: np.ndarray | None = None,
     ) -> None:
         if max_length < SPECIAL_TOKENS_OF_A_PAIR + 2:
-            raise ValueError(
+            raise UserError(
                 f"data.max_length is {max_length}; a pair needs at least "
                 f"{SPECIAL_TOKENS_OF_A_PAIR + 2}: two tokens and three special ones"
             )
         if not 0.0 <= short_sequence_probability <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"data.short_sequence_probability is {short_sequence_probability}; "
                 "give a probability between 0 and 1"
             )
@@ -235,7 +236,7 @@ class PairSource:
             numbers: int64 [b], in [0, num_samples).
 
         Raises:
-            ValueError: the index of the corpus turns out to be damaged.
+            UserError: the index of the corpus turns out to be damaged.
         """
         from minimoe_dist.data.compiled.drawing import draw_pairs
 
@@ -292,18 +293,18 @@ class BlendedPairs:
         weights: one positive number for each source.
 
     Raises:
-        ValueError: no source, or a weight that is missing or not positive.
+        UserError: no source, or a weight that is missing or not positive.
     """
 
     def __init__(self, sources: Sequence[Pairs], weights: Sequence[float]) -> None:
         if not sources or len(sources) != len(weights):
-            raise ValueError(
+            raise UserError(
                 f"data.record_path_or_regex: {len(sources)} corpora and {len(weights)} weights; "
                 "give at least one corpus and one weight for each"
             )
         for weight in weights:
             if not 0.0 < weight < float("inf"):
-                raise ValueError(
+                raise UserError(
                     f"data.record_path_or_regex: weight {weight}; give a positive number"
                 )
         self._sources = list(sources)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import MiniMoeConfig, family_of
+from .errors import UserError
 from .experts import ExpertLinear
 from .moebert import MiniMoeForRelations
 
@@ -52,10 +53,10 @@ def student_config(
         compat_seed: route and count padding, as the published implementation does.
 
     Raises:
-        ValueError: the sizes do not fit each other, or ``base`` is of no family of students.
+        UserError: the sizes do not fit each other, or ``base`` is of no family of students.
     """
     if hidden % num_relation_heads:
-        raise ValueError(
+        raise UserError(
             f"num_relation_heads {num_relation_heads} does not divide the student's hidden size "
             f"{hidden}: change one of them"
         )
@@ -122,10 +123,10 @@ def build_student(
         model_class: the student with what its objective needs on top.
 
     Raises:
-        ValueError: ``dense`` is missing, not wanted, or of another shape than ``config``.
+        UserError: ``dense`` is missing, not wanted, or of another shape than ``config``.
     """
     if (start == "copies") != (dense is not None):
-        raise ValueError(
+        raise UserError(
             f"start: {start} needs a plain student to copy: name a trained one"
             if dense is None
             else f"start: {start} takes no plain student to copy: leave it out, or choose copies"
@@ -187,7 +188,7 @@ def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> 
         noise: relative to each weight's standard deviation.
 
     Raises:
-        ValueError: ``dense`` has experts itself or another shape.
+        UserError: ``dense`` has experts itself or another shape.
     """
     _check_same_shape(dense.config, student.config)  # type: ignore[arg-type]
     source = {**dense.state_dict(), **_projected_signals(dense)}
@@ -264,11 +265,11 @@ _COPIED_SHAPE = (
 
 def _check_same_shape(dense: MiniMoeConfig, student: MiniMoeConfig) -> None:
     if not dense.is_dense:
-        raise ValueError("start: copies wants a plain student, not one with experts: name one")
+        raise UserError("start: copies wants a plain student, not one with experts: name one")
     for name in _COPIED_SHAPE:
         ours, theirs = getattr(student, name), getattr(dense, name)
         if ours != theirs:
-            raise ValueError(
+            raise UserError(
                 f"start: the plain student to copy has {name} {theirs}, the new one {ours}: make "
                 "them equal"
             )

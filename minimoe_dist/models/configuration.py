@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .errors import UserError
+
 # The encoders a student may be built like, by transformers' names of them.
 FAMILIES = ("bert", "roberta", "megatron-bert")
 
@@ -12,12 +14,12 @@ def family_of(config: Any) -> str:
     """The family of a Hugging Face configuration: its own type, or the family of a student's.
 
     Raises:
-        ValueError: another kind of model.
+        UserError: another kind of model.
     """
     model_type = getattr(config, "model_type", "")
     family = getattr(config, "family", model_type)
     if family not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"model_type: {family or 'none'} is no family of students; give a configuration of "
             f"one of {', '.join(FAMILIES)}"
         )
@@ -72,11 +74,11 @@ class MiniMoeConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if family not in FAMILIES:
-            raise ValueError(f"family: {family} is none of {', '.join(FAMILIES)}: choose one")
+            raise UserError(f"family: {family} is none of {', '.join(FAMILIES)}: choose one")
         if family == "roberta" and pad_token_id is None:
-            raise ValueError("pad_token_id: none; RoBERTa counts its positions from it: give one")
+            raise UserError("pad_token_id: none; RoBERTa counts its positions from it: give one")
         if hidden_size % num_attention_heads:
-            raise ValueError(
+            raise UserError(
                 f"hidden_size {hidden_size} is not a multiple of num_attention_heads "
                 f"{num_attention_heads}: change one of them"
             )

@@ -33,6 +33,7 @@ from .blocks import (
     StudentOutput,
 )
 from .elastic_configuration import ElasticConfig
+from .errors import UserError
 from .noise import NoiseKeys
 from .packing import Layout, Packing
 from .submodels import LayerShape, SubModelShape
@@ -298,7 +299,7 @@ class ElasticModel(ElasticPreTrainedModel):
             the sub-model does not have.
 
         Raises:
-            ValueError: no such sub-model, or one of more than the weights that there are.
+            UserError: no such sub-model, or one of more than the weights that there are.
         """
         shape = self.shape_of(sparsity)
         came_packed = layout is not None
@@ -319,14 +320,14 @@ class ElasticModel(ElasticPreTrainedModel):
         """The sizes of a sub-model of the weights that there are; by default of all of them.
 
         Raises:
-            ValueError: no such sub-model, or one of more than the weights that there are.
+            UserError: no such sub-model, or one of more than the weights that there are.
         """
         own: SubModelShape = self.config.shape()
         if sparsity is None or sparsity == self.config.sparsity:
             return own
         shape: SubModelShape = self.config.shape(sparsity)
         if not shape.fits_in(own):
-            raise ValueError(
+            raise UserError(
                 f"sparsity: {sparsity} has elements that {self.config.sparsity}, whose weights "
                 "these are, has not; give the whole model"
             )

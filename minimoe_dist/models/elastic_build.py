@@ -13,6 +13,7 @@ from .elastic import ElasticForRelations, ElasticPreTrainedModel
 from .elastic_configuration import ElasticConfig
 from .elastic_mlm import ElasticForMaskedLM
 from .elastic_surgery import cut
+from .errors import UserError
 from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
@@ -47,7 +48,7 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
             such a checkpoint is refused.
 
     Raises:
-        ValueError: the checkpoint has no such model.
+        UserError: the checkpoint has no such model.
     """
     folder = resolve_model_path(path)
     config = _read_config(folder, path)
@@ -56,7 +57,7 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
     model, missing = _load(ElasticForMaskedLM, folder, path, config, fresh_head_seed or 0)
     fresh = [name for name in missing if name.startswith("cls.")]
     if fresh and fresh_head_seed is None:
-        raise ValueError(
+        raise UserError(
             f"{path}: {fresh[0]} is missing, so it has no masked-LM head: give a checkpoint that "
             "was saved with its head, or train one with model_type bert_mlm"
         )
@@ -85,11 +86,11 @@ def sparse_student(
         model_class: with a masked-LM head or without.
 
     Raises:
-        ValueError: there is no such sub-model, or R does not divide the width.
+        UserError: there is no such sub-model, or R does not divide the width.
     """
     config = copy.deepcopy(whole.config)
     if config.hidden_size % num_relation_heads:
-        raise ValueError(
+        raise UserError(
             f"num_relation_heads {num_relation_heads} does not divide the hidden size "
             f"{config.hidden_size} of the sparsified model: change one of them"
         )
@@ -126,7 +127,7 @@ def once_for_all_config(
         compat_seed: keep the LayerNorms of layers that a sub-model does not have.
 
     Raises:
-        ValueError: the sizes do not fit each other.
+        UserError: the sizes do not fit each other.
     """
     plain = student_config(
         base,
@@ -145,9 +146,9 @@ def _read_config(folder: str, path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} has no configuration ({_first_line(error)})") from error
+        raise UserError(f"{path} has no configuration ({_first_line(error)})") from error
     if config.model_type not in ("bert", ElasticConfig.model_type):
-        raise ValueError(f"{path}: model_type {config.model_type} cannot be sliced; give a bert")
+        raise UserError(f"{path}: model_type {config.model_type} cannot be sliced; give a bert")
     return config
 
 
@@ -168,11 +169,11 @@ def _load(
                 )
         except (OSError, RuntimeError, ValueError) as error:
             reason = _first_line(error)
-            raise ValueError(f"{path} has no weights that can be loaded ({reason})") from error
+            raise UserError(f"{path} has no weights that can be loaded ({reason})") from error
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
     if encoder:
-        raise ValueError(f"{path}: {len(encoder)} weights are missing, {encoder[0]} for one")
+        raise UserError(f"{path}: {len(encoder)} weights are missing, {encoder[0]} for one")
     return model.eval(), missing
 
 

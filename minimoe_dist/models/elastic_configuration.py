@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .configuration import MiniMoeConfig
+from .errors import UserError
 from .submodels import WHOLE, Sizes, SparsityMap, SubModelShape, sub_model_shape
 
 
@@ -32,14 +33,14 @@ class ElasticConfig(MiniMoeConfig):
         fixed = {"attention_experts": 1, "feedforward_experts": 1}
         super().__init__(**(kwargs | fixed))
         if self.family != "bert":
-            raise ValueError(f"family: {self.family} cannot be sliced; give a bert")
+            raise UserError(f"family: {self.family} cannot be sliced; give a bert")
         self.sparsity = sparsity
         self.sparsity_map: SparsityMap = dict(sparsity_map or {})
         self.recover_indices = None if recover_indices is None else list(recover_indices)
         self.keep_missing_layers = keep_missing_layers
         places = self.recover_indices
         if places is not None and sorted(places) != list(range(self.hidden_size)):
-            raise ValueError(
+            raise UserError(
                 f"recover_indices: not an order of the {self.hidden_size} hidden dimensions; "
                 "the weights are damaged or belong to another configuration"
             )
@@ -63,7 +64,7 @@ class ElasticConfig(MiniMoeConfig):
         """Sizes of a sub-model; of the one whose weights there are by default.
 
         Raises:
-            ValueError: the map has no such sub-model.
+            UserError: the map has no such sub-model.
         """
         return sub_model_shape(
             self.sizes,

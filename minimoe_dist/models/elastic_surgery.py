@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel
 
 from .elastic import ElasticModel, ElasticPreTrainedModel, ElementValues
 from .elastic_configuration import ElasticConfig
+from .errors import UserError
 from .submodels import WHOLE, SubModelShape
 
 Model = TypeVar("Model", bound=ElasticPreTrainedModel)
@@ -118,7 +119,7 @@ def cut(model: Model, sparsity: str) -> Model:
     """A sub-model with weights of its own, of the same class, in evaluation mode.
 
     Raises:
-        ValueError: no such sub-model, or one of more than the weights that there are.
+        UserError: no such sub-model, or one of more than the weights that there are.
     """
     shape = _encoder_of(model).shape_of(sparsity)
     config = copy.deepcopy(model.config)
@@ -143,14 +144,14 @@ def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> Be
     (:func:`kept_places`); so is its pooler's output, where there is a pooler.
 
     Raises:
-        ValueError: the sub-model is no plain BERT: its layers differ, or a block is empty, or its
+        UserError: the sub-model is no plain BERT: its layers differ, or a block is empty, or its
             heads do not fill its hidden size.
     """
     encoder, config = _encoder_of(model), model.config
     shape = encoder.shape_of(sparsity)
     sizes = shape.plain(config.sizes.head_size)
     if sizes is None:
-        raise ValueError(
+        raise UserError(
             f"sparsity: {sparsity or config.sparsity} is no plain BERT, since its layers differ, "
             "have an empty block, or have heads that do not fill its hidden size; "
             f"export it as a {config.model_type} folder"

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .errors import UserError
 from .noise import NoiseKeys
 
 
@@ -175,7 +176,7 @@ def expert_elements(num_elements: int, num_experts: int) -> Tensor:
         int64 [num_experts, n].
     """
     if num_elements % num_experts:
-        raise ValueError(
+        raise UserError(
             f"cannot split {num_elements} elements into {num_experts} experts: "
             f"use a block whose size is a multiple of {num_experts}"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .elastic import ElementValues
 from .elastic_mlm import ElasticForMaskedLM
+from .errors import UserError
 from .submodels import Sizes
 
 
@@ -69,10 +70,10 @@ class ImportanceMeter:
         """float32 importances; those of a layer that has no influence at all are zeros.
 
         Raises:
-            ValueError: no batch has been counted.
+            UserError: no batch has been counted.
         """
         if not self.batches:
-            raise ValueError("importances: no batch had a masked token; give a longer corpus")
+            raise UserError("importances: no batch had a masked token; give a longer corpus")
         sizes = self._sizes
         counts = [sizes.layers * sizes.heads, sizes.layers * sizes.neurons, sizes.hidden]
         heads, neurons, hidden = (self._sums / self.batches).split(counts)
@@ -87,10 +88,10 @@ class ImportanceMeter:
         """Goes on from what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: it is of a model of other sizes.
+            UserError: it is of a model of other sizes.
         """
         if state["sums"].shape != self._sums.shape:
-            raise ValueError(
+            raise UserError(
                 f"importances: saved of {len(state['sums'])} elements, but the model has "
                 f"{len(self._sums)}; start anew or give the same model"
             )

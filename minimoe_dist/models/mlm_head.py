@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from ..objectives.mlm import masked_lm_loss_sum, masked_rows, packed_masked_lm_loss_sum
 from .blocks import StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
+from .errors import UserError
 from .moebert import MiniMoeForRelations
 
 # A head's keys behind `cls.predictions.` here, and behind `lm_head.` in RoBERTa's checkpoints.
@@ -95,7 +96,7 @@ def load_masked_lm_head(path: str) -> MaskedLmHead:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
 
     Raises:
-        ValueError: the checkpoint has no such head.
+        UserError: the checkpoint has no such head.
     """
     from ..model_paths import resolve_model_path
 
@@ -105,10 +106,10 @@ def load_masked_lm_head(path: str) -> MaskedLmHead:
         )
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} has no masked-LM model that can be loaded ({reason})") from error
+        raise UserError(f"{path} has no masked-LM model that can be loaded ({reason})") from error
     missing = [key for key in report["missing_keys"] if key.startswith(("cls.", "lm_head."))]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: {sorted(missing)[0]} is missing, so it has no masked-LM head: give a "
             "checkpoint that was saved with its head"
         )

@@ -10,6 +10,8 @@ Shapes: B samples, S positions, T packed tokens, H columns.
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 _SITE_STEP = 0x9E3779B1  # 2**32 / golden ratio: consecutive sites land far apart
 _RELATION_SITE = 2**20  # beyond any layer's
 _HIGH_BITS = 24  # a float32 holds 24 bits exactly, so uniforms have no rounding bias
@@ -134,12 +136,12 @@ class RelationDropout:
         probability: of a relation to be dropped, in [0, 1).
 
     Raises:
-        ValueError: a probability out of range.
+        UserError: a probability out of range.
     """
 
     def __init__(self, keys: Tensor, probability: float) -> None:
         if not 0.0 <= probability < 1.0:
-            raise ValueError(f"relation_dropout: {probability} is not in [0, 1); choose 0 to 0.5")
+            raise UserError(f"relation_dropout: {probability} is not in [0, 1); choose 0 to 0.5")
         self._keys = keys
         self._probability = probability
 

@@ -24,6 +24,7 @@ from transformers import (
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
+from .errors import UserError
 from .moebert import MiniMoeForRelations
 from .weights import refuse_incomplete
 
@@ -65,23 +66,23 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
         folder: where that is, or its name on the hub.
 
     Raises:
-        ValueError: no model there, or none that can teach as it stands.
+        UserError: no model there, or none that can teach as it stands.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"teacher.model_name_or_path: {path} has no readable config.json "
             f"({_first_line(error)}); give a Hugging Face folder with one of: {supported()}"
         ) from error
     if config.model_type not in ENCODERS:
-        raise ValueError(
+        raise UserError(
             f"teacher.model_name_or_path: {path} is of type {config.model_type}; "
             f"supported: {supported()}"
         )
     moe = str(getattr(config, "moe", "1,1"))
     if not isinstance(config, MiniMoeConfig) and moe != "1,1":
-        raise ValueError(
+        raise UserError(
             f"teacher.model_name_or_path: {path} is a published student with experts (moe {moe}), "
             f"which is no plain {config.model_type}; convert it to an export and give that"
         )
@@ -92,13 +93,13 @@ def encoder_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
     """The type of a teacher's weights on a device; "auto" is what that multiplies fast.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: an unknown name.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
         if dtype not in _DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"teacher.dtype: {dtype} is not one of auto, {', '.join(_DTYPES)}; choose one"
             )
         return _DTYPES[dtype]
@@ -128,7 +129,7 @@ def load_encoder(
         dtype: of the weights.
 
     Raises:
-        ValueError: weights are missing, of another shape or unreadable, or the file is an unsafe
+        UserError: weights are missing, of another shape or unreadable, or the file is an unsafe
             pickle.
     """
     options = _class_options(config)
@@ -146,12 +147,12 @@ def load_encoder(
             )
     except pickle.UnpicklingError as error:
         # PyTorch's own message advises to load without restriction.
-        raise ValueError(
+        raise UserError(
             f"{where} has weights in a pickle of more than tensors, which could run any code; "
             "give a model.safetensors"
         ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where} has no weights that can be loaded ({_first_line(error)}); "
             "give a complete model.safetensors"
         ) from error

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .errors import UserError
+
 MapEntry = Mapping[str, Mapping[str, int]]
 SparsityMap = Mapping[str, MapEntry]
 
@@ -123,19 +125,19 @@ def sub_model_shape(
             LayerNorms, as the published implementation does.
 
     Raises:
-        ValueError: the map has no such entry, or the entry does not fit the model.
+        UserError: the map has no such entry, or the entry does not fit the model.
     """
     if sparsity not in sparsity_map:
         if sparsity == WHOLE:
             return whole_shape(sizes)
         choices = " ".join(sparsity_map) or "none, the model was not sparsified"
-        raise ValueError(f"sparsity: {sparsity} is not in the model's map; it has: {choices}")
+        raise UserError(f"sparsity: {sparsity} is not in the model's map; it has: {choices}")
     entry = sparsity_map[sparsity]
     _check_entry(sizes, sparsity, entry)
     lost = entry.get("hidden", {}).get(_EMBEDDINGS, 0)
     hidden = sizes.hidden - _removed(lost, sizes.hidden)
     if hidden == 0:
-        raise ValueError(
+        raise UserError(
             f"sparsity: {sparsity} leaves none of {sizes.hidden} hidden dimensions; choose less"
         )
     once_for_all = re.fullmatch(r"\d+,\d+", sparsity) is not None
@@ -160,7 +162,7 @@ def _removed(count: int, total: int) -> int:
 def _removed_heads(count: int, sizes: Sizes, sparsity: str) -> int:
     features = _removed(count * sizes.head_size, sizes.hidden)
     if features % sizes.head_size:
-        raise ValueError(
+        raise UserError(
             f"sparsity: {sparsity} removes {features} attention features, which is no number of "
             f"heads of size {sizes.head_size}; use heads whose size divides 8 or is a multiple"
         )
@@ -171,19 +173,19 @@ def _check_entry(sizes: Sizes, sparsity: str, entry: MapEntry) -> None:
     where = f"sparsity_map: entry {sparsity}"
     totals = dict(zip(_KINDS, (sizes.heads, sizes.neurons, sizes.hidden), strict=True))
     if unknown := set(entry) - set(_KINDS):
-        raise ValueError(f"{where} has {unknown.pop()}; choose among {', '.join(_KINDS)}")
+        raise UserError(f"{where} has {unknown.pop()}; choose among {', '.join(_KINDS)}")
     layers = {str(index) for index in range(sizes.layers)}
     for kind, total in totals.items():
         for layer, count in entry.get(kind, {}).items():
             if layer not in layers | ({_EMBEDDINGS} if kind == "hidden" else set()):
-                raise ValueError(f"{where} names layer {layer} of a model of {sizes.layers}")
+                raise UserError(f"{where} names layer {layer} of a model of {sizes.layers}")
             if not 0 <= count <= total:
-                raise ValueError(
+                raise UserError(
                     f"{where} takes {count} of {total} ({kind}, layer {layer}); "
                     f"the map belongs to another model"
                 )
     if len(set(entry.get("hidden", {}).values())) > 1:
-        raise ValueError(f"{where} gives layers different hidden sizes; they share one")
+        raise UserError(f"{where} gives layers different hidden sizes; they share one")
 
 
 def build_sparsity_map(
@@ -202,7 +204,7 @@ def build_sparsity_map(
         sparsities: in per cent, each in [0, 100).
 
     Raises:
-        ValueError: a sparsity out of range, or one that leaves nothing.
+        UserError: a sparsity out of range, or one that leaves nothing.
     """
     heads, neurons = np.asarray(head_importance), np.asarray(neuron_importance)
     assert heads.shape == (sizes.layers, sizes.heads), heads.shape
@@ -211,7 +213,7 @@ def build_sparsity_map(
     entries = {}
     for sparsity in sparsities:
         if not 0 <= sparsity < 100:
-            raise ValueError(f"sparsities: {sparsity} is not in [0, 100); give per cent to remove")
+            raise UserError(f"sparsities: {sparsity} is not in [0, 100); give per cent to remove")
         share = 100 - round(100 * math.sqrt(1 - sparsity / 100))
         extra = max(0, share - _MOST_HEADS) * heads.size * sizes.head_size * 2
         lost_heads = round(min(share, _MOST_HEADS) * heads.size / 100)
@@ -247,13 +249,13 @@ def once_for_all_map(
         hidden: hidden sizes, for instance 768, 512, 384.
 
     Raises:
-        ValueError: the student has no such sub-model.
+        UserError: the student has no such sub-model.
     """
     if not layers or not hidden:
-        raise ValueError("ofa_layer, ofa_hidden: empty; give at least one number for each")
+        raise UserError("ofa_layer, ofa_hidden: empty; give at least one number for each")
     for count in layers:
         if not 1 <= count <= sizes.layers:
-            raise ValueError(f"ofa_layer: {count} of a student of {sizes.layers}; choose 1 to it")
+            raise UserError(f"ofa_layer: {count} of a student of {sizes.layers}; choose 1 to it")
     for size in hidden:
         _check_hidden(size, sizes)
     return {
@@ -270,19 +272,19 @@ def once_for_all_name(student: str, sub_model: str) -> str:
 def _check_hidden(size: int, sizes: Sizes) -> None:
     whole = sizes.hidden
     if not 1 <= size <= whole:
-        raise ValueError(f"ofa_hidden: {size} of a student of hidden size {whole}; choose 1 to it")
+        raise UserError(f"ofa_hidden: {size} of a student of hidden size {whole}; choose 1 to it")
     uneven = [
         kind
         for kind, total in (("heads", sizes.heads), ("neurons", sizes.neurons))
         if total * size % whole
     ]
     if uneven:
-        raise ValueError(
+        raise UserError(
             f"ofa_hidden: {size} of {whole} is no whole number of {' and '.join(uneven)}; "
             f"choose a multiple of the head size {sizes.head_size}"
         )
     if (whole - size) % _ROUNDING or sizes.neurons * (whole - size) // whole % _ROUNDING:
-        raise ValueError(
+        raise UserError(
             f"ofa_hidden: {size} removes {whole - size} of {whole} dimensions; "
             f"choose sizes that remove a multiple of {_ROUNDING}"
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
 from .elastic import ElasticForRelations
+from .errors import UserError
 from .float8 import multiplies_float8, quantize_maps
 from .foreign import as_student
 from .moebert import MiniMoeForRelations
@@ -168,7 +169,7 @@ def signals_of(model: nn.Module) -> nn.Module:
     its signals behind that.
 
     Raises:
-        ValueError: If the class is none that can teach.
+        UserError: If the class is none that can teach.
     """
     if isinstance(model, MiniMoeForRelations | ElasticForRelations):
         return StudentSignals(model)
@@ -190,7 +191,7 @@ def teacher_of(model: nn.Module) -> RelationTeacher:
     For what has a layout of its own on disk, such as a published student with experts.
 
     Raises:
-        ValueError: If the class is none that can teach.
+        UserError: If the class is none that can teach.
     """
     config = model.config
     assert isinstance(config, PreTrainedConfig)
@@ -221,7 +222,7 @@ def load_teacher(
         device: where the teacher shall live.
 
     Raises:
-        ValueError: If there is no such model, its type is not supported, `relation_layer` is out
+        UserError: If there is no such model, its type is not supported, `relation_layer` is out
             of range, weights are missing or of another shape, or the file is an unsafe pickle.
     """
     from ..model_paths import resolve_model_path
@@ -234,7 +235,7 @@ def load_teacher(
     cut.num_hidden_layers = layer
     in_8_bits = dtype == FLOAT8
     if in_8_bits and device.type == "cuda" and not multiplies_float8(device):
-        raise ValueError(
+        raise UserError(
             "teacher.dtype: float8 needs a GPU that multiplies it (Ada, Hopper or later), and "
             f"{torch.cuda.get_device_name(device)} does not; give auto"
         )
@@ -296,13 +297,13 @@ def unfilled_teacher(
 def _layer_number(path: str, config: PreTrainedConfig, relation_layer: int) -> int:
     layers: int = config.num_hidden_layers
     if getattr(config, "relation_projections", False) and relation_layer not in (-1, layers):
-        raise ValueError(
+        raise UserError(
             f"teacher.relation_layer: {relation_layer} is no layer with signals of {path}, a "
             "student with relation projections behind its last layer; give -1"
         )
     layer = layers if relation_layer == -1 else relation_layer
     if not 1 <= layer <= layers:
-        raise ValueError(
+        raise UserError(
             f"teacher.relation_layer: {relation_layer} is not a layer of {path}; "
             f"choose 1 to {layers}, or -1 for the last"
         )

@@ -15,6 +15,7 @@ from transformers import BertModel, MegatronBertModel, PreTrainedConfig, Roberta
 from ..objectives.tinybert import States
 from .blocks import EncoderOutput, StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
+from .errors import UserError
 from .mlm_head import MaskedLmPass
 from .moebert import MiniMoeForRelations, MiniMoeModel, MiniMoePreTrainedModel
 from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
@@ -25,13 +26,13 @@ class MiniMoeForStates(StudentPass, MiniMoePreTrainedModel):
     """The encoder with a linear map of its states to the teacher's width.
 
     Raises:
-        ValueError: the configuration does not say the teacher's width.
+        UserError: the configuration does not say the teacher's width.
     """
 
     def __init__(self, config: MiniMoeConfig) -> None:
         super().__init__(config)
         if config.teacher_hidden_size is None:
-            raise ValueError("teacher_hidden_size: none; TinyBERT maps states to it: give one")
+            raise UserError("teacher_hidden_size: none; TinyBERT maps states to it: give one")
         self.bert = MiniMoeModel(config)
         self.hidden_transform = nn.Linear(config.hidden_size, config.teacher_hidden_size)
         self.post_init()
@@ -142,7 +143,7 @@ def state_teacher_of(model: nn.Module) -> StateTeacher:
     """A TinyBERT teacher of a loaded encoder, which it takes over.
 
     Raises:
-        ValueError: if the class is none that can teach.
+        UserError: if the class is none that can teach.
     """
     if isinstance(model, MiniMoeForRelations):
         model = model.bert

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from .errors import UserError
+
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -31,7 +33,7 @@ def refuse_incomplete(
         mismatched: names of those of another shape.
 
     Raises:
-        ValueError: one of the lists is not empty.
+        UserError: one of the lists is not empty.
     """
     # transformers fills both with random numbers and only prints a warning.
     for what, names in (
@@ -39,7 +41,7 @@ def refuse_incomplete(
         ("have another shape than config.json says", sorted(mismatched)),
     ):
         if names:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {len(names)} weights of a {model_type} encoder {what}, the first is "
                 f"{names[0]}; give the checkpoint and the configuration of one model"
             )
@@ -54,7 +56,7 @@ class FolderWeights:
         pickles: take a pickle, of tensors alone, where there are no safetensors.
 
     Raises:
-        ValueError: there are no weights, or their index or pickle cannot be read.
+        UserError: there are no weights, or their index or pickle cannot be read.
     """
 
     def __init__(self, where: str, folder: str, *, pickles: bool = False) -> None:
@@ -73,7 +75,7 @@ class FolderWeights:
         """Of some tensors; reads the header of each of their files once.
 
         Raises:
-            ValueError: a file is missing or damaged.
+            UserError: a file is missing or damaged.
         """
         found: dict[str, tuple[int, ...]] = {}
         part_of = self._part_of.__getitem__
@@ -92,10 +94,10 @@ class FolderWeights:
         """One tensor, or a part of it.
 
         Raises:
-            ValueError: there is none of that name, or its file is missing or damaged.
+            UserError: there is none of that name, or its file is missing or damaged.
         """
         if name not in self._part_of:
-            raise ValueError(f"{self._where}: has no weight {name}; give the model's whole folder")
+            raise UserError(f"{self._where}: has no weight {name}; give the model's whole folder")
         if name in self._pickled:
             return self._pickled[name][slices]
         part = self._part_of[name]
@@ -117,7 +119,7 @@ class FolderWeights:
         if self._find(_INDEX) is not None:
             return self._index(_INDEX)
         if not pickles:
-            raise ValueError(
+            raise UserError(
                 f"{self._where} has no model.safetensors, and only safetensors can be read in "
                 "shards; convert it with transformers' save_pretrained, or give teacher.layout "
                 "replicated"
@@ -127,7 +129,7 @@ class FolderWeights:
         elif self._find(_PICKLE_INDEX) is not None:
             files = sorted(set(self._index(_PICKLE_INDEX).values()))
         else:
-            raise ValueError(f"{self._where}: no {_WHOLE}; give a Hugging Face model's folder")
+            raise UserError(f"{self._where}: no {_WHOLE}; give a Hugging Face model's folder")
         for part in files:
             self._pickled |= self._unpickled(part)
         return dict.fromkeys(self._pickled, "")
@@ -192,7 +194,7 @@ class SlicedWeights:
         prefix: of the encoder's names where a head stands beside it (``bert``).
 
     Raises:
-        ValueError: there are no safetensors, or none that can be read.
+        UserError: there are no safetensors, or none that can be read.
     """
 
     def __init__(self, path: str, folder: str, prefix: str) -> None:
@@ -208,7 +210,7 @@ class SlicedWeights:
             shapes: of the parameters, by name.
 
         Raises:
-            ValueError: one is missing or has another shape.
+            UserError: one is missing or has another shape.
         """
         keys = {name: self._key(name) for name in shapes}
         missing = [name for name, key in keys.items() if key is None]
@@ -227,7 +229,7 @@ class SlicedWeights:
             start: of the slice.
 
         Raises:
-            ValueError: the file is damaged.
+            UserError: the file is damaged.
         """
         key = self._key(name)
         assert key is not None, f"{name} was not checked"

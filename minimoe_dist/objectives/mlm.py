@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minimoe_dist.errors import UserError
+
 IGNORED_LABEL = -100
 
 # Logits of a chunk: enough rows to keep the products dense, small beside the model.
@@ -48,13 +50,13 @@ def masked_lm_loss_sum(
         The sum as a scalar, and how many positions it is over.
 
     Raises:
-        ValueError: a label outside the vocabulary.
+        UserError: a label outside the vocabulary.
     """
     vocabulary = decoder_weight.shape[0]
     counted = labels != IGNORED_LABEL
     outside = labels[counted & ((labels < 0) | (labels >= vocabulary))]
     if outside.numel():
-        raise ValueError(
+        raise UserError(
             f"labels: {int(outside[0])} is outside the vocabulary of {vocabulary}: build the "
             "corpus with the model's tokenizer"
         )

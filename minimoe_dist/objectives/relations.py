@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .packed_relations import packed_relation_loss
 
 Signals = tuple[Tensor, Tensor, Tensor]
@@ -82,12 +83,12 @@ def relation_loss_sum(
         GPU a scalar tensor, for which nobody has to wait.
 
     Raises:
-        ValueError: If a width is no multiple of `num_relation_heads`, or there is dropout without
+        UserError: If a width is no multiple of `num_relation_heads`, or there is dropout without
             `compat_seed`.
     """
     _check(student, teacher, attention_mask, num_relation_heads)
     if dropout is not None and not compat_seed:
-        raise ValueError(
+        raise UserError(
             "relation_dropout: needs compat seed, since a dropped relation has an infinite "
             "divergence; set relation_dropout to 0"
         )
@@ -126,7 +127,7 @@ def _check(student: Signals, teacher: Signals, mask: Tensor, num_relation_heads:
     for side, signals in (("student", student), ("teacher", teacher)):
         for signal in signals:
             if num_relation_heads < 1 or signal.shape[-1] % num_relation_heads:
-                raise ValueError(
+                raise UserError(
                     f"num_relation_heads: {num_relation_heads} does not divide the {side}'s width "
                     f"{signal.shape[-1]}; choose a divisor of both widths"
                 )

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minimoe_dist.errors import UserError
+
 # As for relations: what stays in a CPU's cache, and what fills a GPU.
 _CPU_TILE_ELEMENTS = 2**19
 _GPU_TILE_ELEMENTS = 2**24
@@ -101,7 +103,7 @@ def tinybert_loss_sums(
         tile_elements: scores made at a time; by default what suits the device.
 
     Raises:
-        ValueError: the sides' widths differ, or ``num_heads`` does not divide an attention width.
+        UserError: the sides' widths differ, or ``num_heads`` does not divide an attention width.
     """
     width = teacher.hidden.shape[-1]
     _check(student, teacher, num_heads)
@@ -133,13 +135,13 @@ def _check(student: States, teacher: States, num_heads: int) -> None:
         (student.hidden, teacher.hidden),
     ):
         if ours.shape != theirs.shape:
-            raise ValueError(
+            raise UserError(
                 f"student states {tuple(ours.shape)} and teacher states {tuple(theirs.shape)} "
                 "differ: map the student's to the teacher's width"
             )
     for side, states in (("student", student), ("teacher", teacher)):
         if num_heads < 1 or states.queries.shape[-1] % num_heads:
-            raise ValueError(
+            raise UserError(
                 f"heads: {num_heads} does not divide the {side}'s attention width "
                 f"{states.queries.shape[-1]}: TinyBERT needs as many heads on both sides"
             )

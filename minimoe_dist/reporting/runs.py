@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..model_paths import resolve_model_path
 
 SUMMARY, METRICS, RESULTS, EVALUATION = (
@@ -68,18 +69,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: the file is no JSON object; names file and line.
+        UserError: the file is no JSON object; names file and line.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}:{error.lineno}: not JSON ({error.msg}): run the command that wrote it again"
         ) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason}): give another file") from None
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}): give another file") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}:1: not a JSON object: give a file that a command wrote")
+        raise UserError(f"{path}:1: not a JSON object: give a file that a command wrote")
     return value
 
 
@@ -87,7 +88,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``; one that is still being written is left out.
 
     Raises:
-        ValueError: a line is no JSON object with a step; names file and line.
+        UserError: a line is no JSON object with a step; names file and line.
     """
     records = []
     lines = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
@@ -98,7 +99,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             float(record["step"])
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number}: not a record of a run: take the line out, or the run again"
             ) from None
         records.append(record)
@@ -109,7 +110,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """The runs that paths name: folders of runs, folders of such folders, or evaluations' files.
 
     Raises:
-        ValueError: a path holds no run, or a file of one is not readable.
+        UserError: a path holds no run, or a file of one is not readable.
     """
     folders: list[Path] = []
     for path in paths:
@@ -122,12 +123,12 @@ def _run_folders(path: Path) -> list[Path]:
     if path.is_file() and path.suffix == ".json":
         return [path]
     if not path.is_dir():
-        raise ValueError(f"{path}: no such folder: give the output_dir of a run")
+        raise UserError(f"{path}: no such folder: give the output_dir of a run")
     if _is_run(path):
         return [path]
     found = [one for one in _below(path, _MOST_FOLDERS_DOWN) if _is_run(one)]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{path}: not the folder of a run (none of {SUMMARY}, {METRICS}, {RESULTS}, "
             f"{EVALUATION} in it): give the output_dir of distill, finetune or evaluate"
         )
@@ -152,7 +153,7 @@ def _read(path: Path, name: str) -> Run:
     if path.is_file():
         evaluation = read_json(path)
         if evaluation.get("kind") != "evaluation":
-            raise ValueError(f"{path}:1: not an evaluation: give a file that evaluate wrote")
+            raise UserError(f"{path}:1: not an evaluation: give a file that evaluate wrote")
         return Run(path.parent, name, evaluations={str(evaluation["student"]): evaluation})
     there = {one: (path / one).is_file() for one in (SUMMARY, METRICS, RESULTS)}
     evaluations = [read_json(one) for one in sorted(path.glob("evaluation*.json"))]
@@ -194,31 +195,31 @@ def find_export(source: str, student: str | None = None) -> Export:
         student: which one of a run with several.
 
     Raises:
-        ValueError: neither, or the run has several students and none is chosen.
+        UserError: neither, or the run has several students and none is chosen.
     """
     if source.startswith("package:"):
         return Export(Path(resolve_model_path(source)), source.removeprefix("package:"), None)
     folder = Path(source)
     if (folder / "config.json").is_file():
         if student is not None:
-            raise ValueError(f"--student: {source} is one model already; leave --student out")
+            raise UserError(f"--student: {source} is one model already; leave --student out")
         return _exported(folder)
     if not folder.is_dir():
-        raise ValueError(f"{source}: no such folder: give a model's folder or a run's")
+        raise UserError(f"{source}: no such folder: give a model's folder or a run's")
     if (folder / "export" / "config.json").is_file():
         return Export(folder / "export", folder.absolute().name, _read(folder, folder.name))
     runs = [one for one in _run_folders(folder) if (one / "export").is_dir()]
     if len(runs) != 1:
-        raise ValueError(
+        raise UserError(
             f"{source}: holds {len(runs)} runs with exports: give one run's folder"
             if runs
             else f"{source}: no export in it: finish the run, or give a model's folder"
         )
     exports = {one.parent.name: one.parent for one in runs[0].glob("export/*/config.json")}
     if student is None and len(exports) > 1:
-        raise ValueError(f"{source}: has {', '.join(sorted(exports))}: choose one with --student")
+        raise UserError(f"{source}: has {', '.join(sorted(exports))}: choose one with --student")
     if not exports or (student is not None and student not in exports):
         there = ", ".join(sorted(exports)) or "none yet"
-        raise ValueError(f"--student: {student or 'none'} is not among {source}'s exports: {there}")
+        raise UserError(f"--student: {student or 'none'} is not among {source}'s exports: {there}")
     name = student or next(iter(exports))
     return Export(exports[name], name, _read(runs[0], runs[0].name))

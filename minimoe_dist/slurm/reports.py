@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minimoe_dist.exit_status import ExitStatus
 from minimoe_dist.slurm import starts
 from minimoe_dist.slurm.queue import Job, find_job
 from minimoe_dist.slurm.submissions import last_submission
@@ -86,7 +87,7 @@ def _state(folder: Path, records: list[dict[str, Any]], job: Job | None) -> tupl
         return "stopped", f"{last['reason']}: look at the log, then submit again"
     if job is not None and job.state not in ("COMPLETED", "FAILED"):
         return job.state.lower(), "submit again to go on"
-    if last.get("event") == "end" and last["status"] == 75:
+    if last.get("event") == "end" and last["status"] == ExitStatus.STOPPED:
         return "saved", "submit again to go on"
     if last.get("event") == "end":
         return "failed", f"status {last['status']}: look at the log, then submit again"

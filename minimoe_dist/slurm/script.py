@@ -4,6 +4,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from minimoe_dist.errors import UserError
+
 _DIRECTIVE = re.compile(r"#SBATCH\s+--(?P<name>[a-z][\w-]*)(?:=(?P<value>.*?))?(?:\s+#.*)?$")
 
 
@@ -50,13 +52,13 @@ def parse_free_options(words: Sequence[str]) -> dict[str, str]:
     """Options of sbatch as a user gives them, with or without dashes: ``constraint=a100``.
 
     Raises:
-        ValueError: a word that is no long option.
+        UserError: a word that is no long option.
     """
     found = {}
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            raise ValueError(f"--sbatch: {word!r} is no long option of sbatch; give NAME=VALUE")
+            raise UserError(f"--sbatch: {word!r} is no long option of sbatch; give NAME=VALUE")
         found[name] = value
     return found
 
@@ -67,13 +69,13 @@ def time_limit_seconds(text: str) -> int | None:
     The forms are M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
 
     Raises:
-        ValueError: it is none of them.
+        UserError: it is none of them.
     """
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
-        raise ValueError(f"--time: {text!r} is no time limit; give H:M:S or D-H:M:S")
+        raise UserError(f"--time: {text!r} is no time limit; give H:M:S or D-H:M:S")
     days, *parts = match.groups()
     given = [int(part) for part in parts if part is not None]
     units: tuple[int, ...] = (3600, 60, 1)

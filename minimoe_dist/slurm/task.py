@@ -14,9 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+from minimoe_dist.errors import UserError
+from minimoe_dist.exit_status import ExitStatus
 from minimoe_dist.runtime import Launch, detect_launch
 
-STOPPED, USER_ERROR = 75, 2
 PROCESSES = "MINIMOE_PROCESSES_PER_TASK"
 _POLL_SECONDS = 0.05
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -26,14 +27,14 @@ def processes_per_task(environ: Mapping[str, str]) -> int:
     """Ranks that one task stands for: as told, else one for each GPU of a task alone on its node.
 
     Raises:
-        ValueError: the variable is no number, or several tasks of a node want several ranks each.
+        UserError: the variable is no number, or several tasks of a node want several ranks each.
     """
     alone = environ.get("SLURM_NTASKS_PER_NODE") == "1" or _tasks_here(environ) == 1
     told = environ.get(PROCESSES) or (_gpus_per_node(environ) if alone else "1")
     if not told.isdigit() or int(told) < 1:
-        raise ValueError(f"environment: {PROCESSES}={told!r} is no number of at least 1")
+        raise UserError(f"environment: {PROCESSES}={told!r} is no number of at least 1")
     if int(told) > 1 and not alone:
-        raise ValueError(
+        raise UserError(
             f"environment: {PROCESSES}={told} with several tasks a node; give --ntasks-per-node=1, "
             f"or one task per device and {PROCESSES}=1"
         )
@@ -73,10 +74,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         count = processes_per_task(os.environ)
         task = detect_launch(os.environ)
-    except ValueError as error:
+    except UserError as error:
         if os.environ.get("SLURM_PROCID", "0") == "0":
             print(f"minimoe-dist: {error}", file=sys.stderr)
-        return USER_ERROR
+        return ExitStatus.REFUSED
     if count == 1:
         sys.argv = ["minimoe-dist", *arguments]
         runpy.run_module("minimoe_dist", run_name="__main__", alter_sys=True)
@@ -112,7 +113,7 @@ def _run_children(arguments: Sequence[str], variables: Sequence[Mapping[str, str
                 status: int = child.returncode
                 first_failure = status if status > 0 else 128 - status
                 # One that has saved ends by itself, and the others with it.
-                for other in running if first_failure != STOPPED else ():
+                for other in running if first_failure != ExitStatus.STOPPED else ():
                     other.terminate()
     return first_failure
 

@@ -18,6 +18,7 @@ from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models.experts import ExpertLinear, Plan, grouped_linear, permute_rows
 from ..models.moebert import Layer
 from ..models.packed_experts import Groups
@@ -48,10 +49,10 @@ def create_expert_parallel_group(size: int) -> ExpertParallelGroup:
     gradients.
 
     Raises:
-        ValueError: the ranks cannot be grouped evenly.
+        UserError: the ranks cannot be grouped evenly.
     """
     if dist.get_world_size() % size:
-        raise ValueError(
+        raise UserError(
             f"expert_parallel_size {size} does not divide the {dist.get_world_size()} ranks: use a "
             "divisor"
         )
@@ -80,13 +81,13 @@ def apply_expert_parallelism(model: nn.Module, group: ExpertParallelGroup) -> No
     """Cuts the stacked weights of ``model`` to this rank's experts, in place.
 
     Raises:
-        ValueError: a block's experts cannot be shared evenly.
+        UserError: a block's experts cannot be shared evenly.
     """
     num_experts = 0
     for name, module in model.named_modules():
         if isinstance(module, ExpertLinear):
             if module.num_experts % group.size:
-                raise ValueError(
+                raise UserError(
                     f"expert_parallel_size {group.size} does not divide the {module.num_experts} "
                     f"experts of {name}: use a divisor"
                 )

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minimoe_dist.errors import UserError
+
 _APEX = (
     "there is no NVIDIA apex here (the package of that name on PyPI is another one); install it "
     "from its sources, or give auto"
@@ -39,7 +41,7 @@ def make_adamw(
         weight_decay: of groups that have none.
 
     Raises:
-        ValueError: there is no such kernel here.
+        UserError: there is no such kernel here.
     """
     given: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": epsilon}
     given["weight_decay"] = weight_decay
@@ -52,7 +54,7 @@ def make_adamw(
             made: torch.optim.Optimizer = FusedAdam(groups, **given, adam_w_mode=True)
         except Exception as error:  # it compiles itself at its first use
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"parallel.adamw: deepspeed's cannot be built here ({reason}); give auto"
             ) from error
         return made
@@ -69,7 +71,7 @@ def use_layer_norms(kind: str, model: nn.Module) -> None:
         model: whose.
 
     Raises:
-        ValueError: there is no apex here.
+        UserError: there is no apex here.
     """
     if kind in ("auto", "torch"):
         return
@@ -122,4 +124,4 @@ def _apex_module(name: str, option: str) -> Any:
     try:
         return import_module(f"apex.{name}")
     except ImportError:
-        raise ValueError(f"{option}: apex: {_APEX}") from None
+        raise UserError(f"{option}: apex: {_APEX}") from None

@@ -19,13 +19,13 @@ from typing import Self
 
 import torch.distributed as dist
 
+from ..exit_status import ExitStatus
 from ..runtime import Launch, logger
 
 _LONGEST_TICK = 1.0
 _CONNECT_SECONDS, _ACCEPT_SECONDS = 2.0, 8.0
 # For the main thread to end by itself, and for it to learn whether a peer is behind its error.
 _GRACE_SECONDS, _NOTICE_SECONDS = 0.75, 4.0
-_FAILED = 1
 _BEAT, _BYE, _LOST = "beat", "bye", "lost"
 _GO_ON = ": stopping; started again, the run goes on from its last checkpoint"
 _log = logger("train.peers")
@@ -224,7 +224,7 @@ class PeerWatch:
         if self._speaks:
             _log.error("%s", self._reason)
         sys.stdout.flush()
-        os._exit(_FAILED)
+        os._exit(ExitStatus.FAILED)
 
 
 def _listening_socket(backlog: int) -> socket.socket:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from minimoe_dist.errors import UserError
+
 Schedule = Callable[[int], float]
 
 
@@ -17,7 +19,7 @@ def make_schedule(kind: str, peak: float, total_steps: int, warmup_proportion: f
         warmup_proportion: share of the steps over which the rate rises from zero.
 
     Raises:
-        ValueError: an unknown ``kind``.
+        UserError: an unknown ``kind``.
     """
     warmup = 0 if kind == "constant" else math.ceil(warmup_proportion * total_steps)
     decays: dict[str, Callable[[float], float]] = {
@@ -27,7 +29,7 @@ def make_schedule(kind: str, peak: float, total_steps: int, warmup_proportion: f
         "constant_with_warmup": lambda progress: 1.0,
     }
     if kind not in decays:
-        raise ValueError(f"lr_scheduler_type: {kind!r} is unknown: use one of {sorted(decays)}")
+        raise UserError(f"lr_scheduler_type: {kind!r} is unknown: use one of {sorted(decays)}")
     decay = decays[kind]
 
     def rate(step: int) -> float:

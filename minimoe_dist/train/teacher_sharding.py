@@ -32,6 +32,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from ..errors import UserError
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import CutEncoder, RelationTeacher, UnfilledTeacher, unfilled_teacher
 from ..runtime import logger
@@ -73,13 +74,13 @@ def load_sharded_teacher(
         teacher but for the order of sums.
 
     Raises:
-        ValueError: as ``load_teacher``; or n does not divide the ranks or the model; or ``tensor``
+        UserError: as ``load_teacher``; or n does not divide the ranks or the model; or ``tensor``
             for one of our own students.
     """
     device = torch.device(device)
     size = dist.get_world_size() if parallel_size is None else parallel_size
     if dist.get_world_size() % size:
-        raise ValueError(
+        raise UserError(
             f"teacher.parallel_size: {size} does not divide the {dist.get_world_size()} ranks; use "
             "a divisor"
         )
@@ -178,7 +179,7 @@ def _return_freed_memory() -> None:
 def _check_divisible(path: str, unfilled: UnfilledTeacher, size: int) -> None:
     config = unfilled.teacher.config
     if not isinstance(unfilled.teacher.signals, CutEncoder):
-        raise ValueError(
+        raise UserError(
             f"teacher.layout: tensor is not for {path}, a student of type {config.model_type}; use "
             "zero3 or replicated"
         )
@@ -187,7 +188,7 @@ def _check_divisible(path: str, unfilled: UnfilledTeacher, size: int) -> None:
         ("feed-forward neurons", config.intermediate_size),
     ):
         if count % size:
-            raise ValueError(
+            raise UserError(
                 f"teacher.parallel_size: {size} does not divide the {count} {what} of {path}; use "
                 "a divisor, or teacher.layout zero3"
             )

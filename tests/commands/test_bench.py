@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from minimoe_dist import cli
+from minimoe_dist.exit_status import ExitStatus
 from tests.commands.support import Workshop, execute, run
 from tests.planning.recipes import write_teacher
 
@@ -123,7 +124,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(given, words, workshop, 
         parallel={"expert_parallel_size": 1},
     )
     filled = [word.format(file=recipe) for word in given]
-    assert cli.main(["bench", str(recipe), *filled]) == cli.USER_ERROR
+    assert cli.main(["bench", str(recipe), *filled]) == ExitStatus.REFUSED
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist import cli
+from minimoe_dist.exit_status import ExitStatus
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "configs" / "recipes"
@@ -60,7 +61,7 @@ def test_a_picture_of_memory_is_drawn(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(given, words, capsys):
-    assert cli.main(["plan", RECIPE, *given]) == cli.USER_ERROR
+    assert cli.main(["plan", RECIPE, *given]) == ExitStatus.REFUSED
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
 

@@ -79,6 +79,8 @@ def test_begin_stops_a_job_that_slurm_requeues_in_vain(
     [
         (0, "job 7: done"),
         (2, "ended with status 2 at step 0: mend what the line above names"),
+        (70, "ended with status 70 at step 0: not requeued (scontrol: not found"),
+        (74, "ended with status 74 at step 0: not requeued (scontrol: not found"),
         (75, "stopped and saved at step 0: not requeued (scontrol: not found"),
         (137, "ended with status 137 (Killed) at step 0: not requeued"),
     ],

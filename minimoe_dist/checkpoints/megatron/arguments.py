@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import MegatronBertConfig
 
+from ...errors import UserError
 from .layout import Layout
 
 # Megatron's own default, where a checkpoint carries no arguments.
@@ -49,7 +50,7 @@ class Sizes:
         """Refuses numbers of ranks that this model cannot be shared among.
 
         Raises:
-            ValueError: heads, feed-forward, vocabulary or layers are not divisible.
+            UserError: heads, feed-forward, vocabulary or layers are not divisible.
         """
         for option, ranks, what, count in (
             ("num_attention_heads", 1, "hidden size", self.hidden_size),
@@ -60,7 +61,7 @@ class Sizes:
         ):
             divisor = self.num_attention_heads if option == "num_attention_heads" else ranks
             if divisor < 1 or count % divisor:
-                raise ValueError(
+                raise UserError(
                     f"{option}: {divisor} does not divide the {what} of {count}; choose a divisor"
                 )
 
@@ -94,12 +95,12 @@ def check_same_model(arguments: Mapping[str, Any]) -> None:
     """Refuses a model that Hugging Face's class does not describe.
 
     Raises:
-        ValueError: an argument asks for another architecture.
+        UserError: an argument asks for another architecture.
     """
     for name, fitting in _SAME_MODEL.items():
         value = arguments.get(name)
         if value is not None and value not in fitting:
-            raise ValueError(
+            raise UserError(
                 f"was trained with {name}={value}, which Hugging Face's megatron-bert has not; "
                 f"only {name}={fitting[0]} can be converted"
             )
@@ -141,11 +142,11 @@ def true_vocab_size(sizes: Sizes, given: GivenFacts, arguments: Mapping[str, Any
     """Rows that a token has; all of them where nobody says how many tokens there are.
 
     Raises:
-        ValueError: more than the embeddings have.
+        UserError: more than the embeddings have.
     """
     size = given.vocab_size or arguments.get("vocab_size") or sizes.vocab_size
     if size > sizes.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"vocab_size: {size} tokens, but the checkpoint has {sizes.vocab_size} rows of word "
             "embeddings; give its own tokenizer's"
         )

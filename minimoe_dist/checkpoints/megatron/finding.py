@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minimoe_dist.errors import UserError
+
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 WEIGHTS = "model_optim_rng.pt"
@@ -65,15 +67,15 @@ def find_rank_files(path: Path) -> RankFiles:
         path: a folder with the tracker, an iteration's folder in it, or the file of the only rank.
 
     Raises:
-        ValueError: there is no such checkpoint, it is not clear which, or ranks are missing.
+        UserError: there is no such checkpoint, it is not clear which, or ranks are missing.
     """
     if path.is_file():
         return RankFiles(path, ((path,),))
     if not path.is_dir():
-        raise ValueError(f"{path}: does not exist; give a Megatron checkpoint's folder")
+        raise UserError(f"{path}: does not exist; give a Megatron checkpoint's folder")
     folder = path if any(_rank_folders(path)) else _iteration_folder(path)
     if _is_distributed(folder):
-        raise ValueError(
+        raise UserError(
             f"{folder}: is a distributed checkpoint, whose index is a pickle that could run any "
             "code; load it in Megatron-LM and save it with --ckpt-format torch"
         )
@@ -81,13 +83,13 @@ def find_rank_files(path: Path) -> RankFiles:
     for one in _rank_folders(folder):
         ranks = _RANK.fullmatch(one.name)
         if ranks is None:
-            raise ValueError(f"{one}: is of expert-parallel ranks, which BERT has not; give a BERT")
+            raise UserError(f"{one}: is of expert-parallel ranks, which BERT has not; give a BERT")
         tensor_rank, pipeline_rank = (int(text or 0) for text in ranks.groups())
         if (pipeline_rank, tensor_rank) in found:
-            raise ValueError(f"{one}: is there with and without a pipeline rank; give one of both")
+            raise UserError(f"{one}: is there with and without a pipeline rank; give one of both")
         found[pipeline_rank, tensor_rank] = _weights_file(one)
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{folder}: has no folder mp_rank_00 with {WEIGHTS}; give a Megatron checkpoint"
         )
     pipeline, tensor = (1 + max(ranks) for ranks in zip(*found, strict=True))
@@ -124,17 +126,17 @@ def _iteration_folder(path: Path) -> Path:
     if tracker.is_file():
         text = tracker.read_text("utf-8", errors="replace").strip()
         if text != RELEASE and not text.isdecimal():
-            raise ValueError(f"{tracker}: says {text[:40]!r}; it must be a number or {RELEASE}")
+            raise UserError(f"{tracker}: says {text[:40]!r}; it must be a number or {RELEASE}")
         folder = path / iteration_name(None if text == RELEASE else int(text))
         if not folder.is_dir():
-            raise ValueError(f"{tracker}: names {folder.name}, which is missing; give another one")
+            raise UserError(f"{tracker}: names {folder.name}, which is missing; give another one")
         return folder
     inside = _iterations(path)
     if len(inside) > 1:
         names = ", ".join(one.name for one in inside)
-        raise ValueError(f"{path}: has {names} and no {TRACKER}; give the folder of one")
+        raise UserError(f"{path}: has {names} and no {TRACKER}; give the folder of one")
     if not inside:
-        raise ValueError(f"{path}: has no {TRACKER} and no mp_rank_00; give a Megatron checkpoint")
+        raise UserError(f"{path}: has no {TRACKER} and no mp_rank_00; give a Megatron checkpoint")
     return inside[0]
 
 
@@ -150,4 +152,4 @@ def _weights_file(folder: Path) -> Path:
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder}: has no {WEIGHTS}; copy the folder again")
+    raise UserError(f"{folder}: has no {WEIGHTS}; copy the folder again")

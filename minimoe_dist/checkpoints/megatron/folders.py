@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, MegatronBertConfig
 
+from ...errors import UserError
 from ...models.weights import FolderWeights
 from ..files import save_tensors
 from ..sharded import write_pieces
@@ -32,7 +33,7 @@ class MegatronBertFolder:
         padding: rows behind its vocabulary, by common names, of an earlier conversion.
 
     Raises:
-        ValueError: it holds no such model, or one that Megatron-LM cannot be.
+        UserError: it holds no such model, or one that Megatron-LM cannot be.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +53,7 @@ class MegatronBertFolder:
         """A tensor by Hugging Face's name with ``bert.`` before it.
 
         Raises:
-            ValueError: there is none.
+            UserError: there is none.
         """
         if name == _BIAS and name not in self._weights and _TIED_BIAS in self._weights:
             name = _TIED_BIAS
@@ -78,20 +79,20 @@ def read_config(folder: Path) -> MegatronBertConfig:
     """The configuration of a ``megatron-bert`` folder.
 
     Raises:
-        ValueError: there is none, it is of another type, or of an activation that Megatron has not.
+        UserError: there is none, it is of another type, or of an activation that Megatron has not.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder}: no readable config.json ({reason}); give a model") from error
+        raise UserError(f"{folder}: no readable config.json ({reason}); give a model") from error
     if not isinstance(config, MegatronBertConfig):
-        raise ValueError(
+        raise UserError(
             f"{folder}: is of type {config.model_type}; Megatron's BERT has its LayerNorms before "
             "each block, as only megatron-bert has them: give such a model"
         )
     if config.hidden_act not in _ACTIVATIONS:
-        raise ValueError(
+        raise UserError(
             f"{folder}: hidden_act {config.hidden_act} is none of Megatron's BERT; there are "
             f"{', '.join(_ACTIVATIONS)}"
         )

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from minimoe_dist.errors import UserError
+
 Layout = Literal["legacy", "core", "transformer_engine"]
 Weights = dict[str, Tensor]
 
@@ -89,7 +91,7 @@ def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
     """A rank's weights by their common names, and whether they are spelt as megatron-core's.
 
     Raises:
-        ValueError: a name is none of a BERT's.
+        UserError: a name is none of a BERT's.
     """
     weights: Weights = {}
     is_core = "language_model" not in model and not any(
@@ -102,9 +104,9 @@ def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
         for pattern, common in _SPELLINGS:
             name = pattern.sub(common, name)
         if not isinstance(value, Tensor) or not _is_known(name):
-            raise ValueError(f"{spelt} is no weight of Megatron's BERT")
+            raise UserError(f"{spelt} is no weight of Megatron's BERT")
         if name in weights:
-            raise ValueError(f"{spelt} is there in two spellings")
+            raise UserError(f"{spelt} is there in two spellings")
         weights[name] = value
     return weights, is_core
 

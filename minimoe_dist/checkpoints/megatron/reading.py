@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ...runtime import logger
 from .arguments import GivenFacts, Sizes, check_same_model, simple_arguments
 from .finding import RankFiles, missing_ranks, rank_name
@@ -72,7 +73,7 @@ class MegatronCheckpoint:
         names: common names of all weights, layers numbered through.
 
     Raises:
-        ValueError: files are damaged, do not belong together, or are no BERT's.
+        UserError: files are damaged, do not belong together, or are no BERT's.
     """
 
     def __init__(self, files: RankFiles, given: GivenFacts) -> None:
@@ -86,7 +87,7 @@ class MegatronCheckpoint:
         check_version(self.version)
         heads = given.num_attention_heads or self.arguments.get("num_attention_heads")
         if not heads:
-            raise ValueError(
+            raise UserError(
                 f"{files.root}: does not say how many heads it has; give --num_attention_heads or "
                 "--model_config_path"
             )
@@ -105,7 +106,7 @@ class MegatronCheckpoint:
         """The stages from first to last; each rank's file is mapped while its stage is used.
 
         Raises:
-            ValueError: a file is damaged or of another checkpoint.
+            UserError: a file is damaged or of another checkpoint.
         """
         first_layer = 0
         for chunk in range(self._num_chunks):
@@ -115,9 +116,7 @@ class MegatronCheckpoint:
                 numbers = {int(found[1]) for name in ranks[0] if (found := LAYER.fullmatch(name))}
                 count = len(numbers)
                 if numbers != set(range(count)):
-                    raise ValueError(
-                        f"{row[0]}: its layers are {sorted(numbers)}; some are missing"
-                    )
+                    raise UserError(f"{row[0]}: its layers are {sorted(numbers)}; some are missing")
                 yield Stage(first_layer, count, ranks)
                 first_layer += count
 
@@ -128,7 +127,7 @@ class MegatronCheckpoint:
             vocab_size: rows to keep.
 
         Raises:
-            ValueError: ranks that hold the same weight disagree about its shape.
+            UserError: ranks that hold the same weight disagree about its shape.
         """
         local_heads = self.sizes.num_attention_heads // self.files.tensor_parallel_size
         differing = 0
@@ -180,7 +179,7 @@ class MegatronCheckpoint:
             self.is_core,
             self._num_chunks,
         ):
-            raise ValueError(
+            raise UserError(
                 f"{path}: is of checkpoint version {rank.version:g}, the first rank of "
                 f"{self.version:g}, or of another layout; give the ranks of one checkpoint"
             )
@@ -189,8 +188,8 @@ class MegatronCheckpoint:
     def _check_arguments(self) -> None:
         try:
             check_same_model(self.arguments)
-        except ValueError as error:
-            raise ValueError(f"{self.files.root}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{self.files.root}: {error}") from None
         said = self.arguments.get("tensor_model_parallel_size") or self.arguments.get(
             "model_parallel_size"
         )
@@ -208,7 +207,7 @@ class MegatronCheckpoint:
         missing = [name for name in wanted if name not in there]
         if missing:
             raise missing_ranks(self.files.root, missing)
-        raise ValueError(
+        raise UserError(
             f"{self.files.root}: has {self.files.tensor_parallel_size} tensor and "
             f"{self.files.pipeline_parallel_size} pipeline ranks, but was saved by {tensor} and "
             f"{pipeline}; give the folder as it was saved"
@@ -217,7 +216,7 @@ class MegatronCheckpoint:
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]], layers: int, heads: int) -> Sizes:
         for name in self._wanted(shapes, layers):
             if name not in shapes:
-                raise ValueError(
+                raise UserError(
                     f"{self.files.root}: has no {name}; give a whole checkpoint of Megatron's BERT"
                 )
         sizes = Sizes(
@@ -238,7 +237,7 @@ class MegatronCheckpoint:
         ):
             said = self.arguments.get(name)
             if said and said != found:
-                raise ValueError(
+                raise UserError(
                     f"{self.files.root}: its arguments say {name} {said}, its tensors {found}; "
                     "ranks are missing or of another checkpoint: copy it again"
                 )
@@ -259,7 +258,7 @@ class MegatronCheckpoint:
         for name, found in shapes.items():
             wanted = expected_shape(name, self.sizes)
             if found != wanted:
-                raise ValueError(
+                raise UserError(
                     f"{self.files.root}: {name} of all ranks is {list(found)}, but must be "
                     f"{list(wanted)}; ranks are missing or of another checkpoint: copy it again"
                 )
@@ -268,7 +267,7 @@ class MegatronCheckpoint:
         """The last stage has the word embeddings again, which must be the first one's."""
         first = next(self.stages()).ranks
         if not all(torch.equal(rank[WORDS], part) for rank, part in zip(first, parts, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"{self.files.root}: its output weights are not its word embeddings, which Hugging "
                 "Face's megatron-bert ties; it cannot be converted"
             )
@@ -311,20 +310,20 @@ def _read(path: Path) -> _Rank:
     chunks, is_core = [], False
     for key in keys:
         if not isinstance(state[key], Mapping):
-            raise ValueError(f"{path}: its {key} is no dictionary; give a file of Megatron-LM's")
+            raise UserError(f"{path}: its {key} is no dictionary; give a file of Megatron-LM's")
         try:
             weights, is_core = common_names(state[key])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; give a checkpoint of Megatron's BERT") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}; give a checkpoint of Megatron's BERT") from None
         chunks.append(weights)
     if not chunks:
-        raise ValueError(f"{path}: holds no 'model'; give a file that Megatron-LM saved")
+        raise UserError(f"{path}: holds no 'model'; give a file that Megatron-LM saved")
     # megatron-core came after version 3.
     version = state.get("checkpoint_version", 3.0 if is_core else 0)
     if not isinstance(version, int | float):
-        raise ValueError(f"{path}: its checkpoint_version is no number; copy the file again")
+        raise UserError(f"{path}: its checkpoint_version is no number; copy the file again")
     if is_core and version < 2:
-        raise ValueError(
+        raise UserError(
             f"{path}: has megatron-core's names, but checkpoint_version {version:g}; they came "
             "with 3.0: copy the file again"
         )
@@ -336,7 +335,7 @@ def _check_same_names(row: tuple[Path, ...], ranks: list[Weights]) -> None:
     for path, rank in zip(row, ranks, strict=True):
         other = rank.keys() ^ ranks[0].keys()
         if other:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {min(other)} is not in every tensor rank; give those of one checkpoint"
             )
 
@@ -355,11 +354,11 @@ def _whole_shape(name: str, parts: list[Tensor]) -> tuple[int, ...]:
     fixed = {shape[:dimension] + shape[dimension + 1 :] if dimension is not None else shape
              for shape in shapes}  # fmt: skip
     if len(fixed) > 1 or len(set(shapes)) > 1:
-        raise ValueError(f"{name} is {shapes} on the tensor ranks, which do not belong together")
+        raise UserError(f"{name} is {shapes} on the tensor ranks, which do not belong together")
     if dimension is None:
         return shapes[0]
     shape = list(shapes[0])
     if dimension >= len(shape):
-        raise ValueError(f"{name} has {len(shape)} dimensions; the checkpoint is damaged")
+        raise UserError(f"{name} has {len(shape)} dimensions; the checkpoint is damaged")
     shape[dimension] *= len(parts)
     return tuple(shape)

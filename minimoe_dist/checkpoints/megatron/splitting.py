@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from .layout import LAYER, OUTPUT_BIAS, QKV, WORDS, WORDS_AGAIN
 
 Kind = Literal["whole", "by_output", "by_input", "by_heads"]
@@ -36,10 +37,10 @@ def check_version(version: float) -> None:
     """Refuses versions whose order is not known.
 
     Raises:
-        ValueError: it is neither 0 nor 1.0 nor at least 2.0.
+        UserError: it is neither 0 nor 1.0 nor at least 2.0.
     """
     if version not in (0, 1) and version < 2:
-        raise ValueError(
+        raise UserError(
             f"checkpoint_version: {version:g} is not known; there are 0, 1.0 and 2.0 up"
         )
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from minimoe_dist.errors import UserError
+
 _SET_ASIDE = (
     "megatron.core.enums.ModelType",
     "megatron.core.optimizer.OptimizerConfig",
@@ -67,7 +69,7 @@ def load_rank(path: Path) -> dict[str, Any]:
     """What a rank saved; its tensors are read from the disk when they are used.
 
     Raises:
-        ValueError: the file is damaged, or a pickle of more than the above.
+        UserError: the file is damaged, or a pickle of more than the above.
     """
     allowed: list[Any] = [argparse.Namespace, *((StandIn, name) for name in _SET_ASIDE)]
     try:
@@ -77,17 +79,17 @@ def load_rank(path: Path) -> dict[str, Any]:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: holds more than tensors and plain values ({_reason(error)}), which could run "
             "any code and is not read; on a machine that may run it, load it in the program that "
             "wrote it and save only its 'model', 'checkpoint_version' and 'args'"
         ) from error
     except Exception as error:  # damaged archives come as many kinds
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read ({_reason(error)}); copy the file again"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path}: holds no dictionary; give a file that Megatron-LM saved")
+        raise UserError(f"{path}: holds no dictionary; give a file that Megatron-LM saved")
     return state
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ..files import flush_file, flush_folder
 from .arguments import Sizes, megatron_arguments, padded_vocab_size
 from .finding import TRACKER, WEIGHTS, iteration_name, rank_name
@@ -60,7 +61,7 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
         target: the form.
 
     Raises:
-        ValueError: the model cannot have that form.
+        UserError: the model cannot have that form.
         OSError: the disk is full or broken.
     """
     sizes = check_target(source, target)
@@ -109,18 +110,18 @@ def check_target(source: MegatronBertFolder, target: Target) -> Sizes:
     """The sizes that the checkpoint will have.
 
     Raises:
-        ValueError: the version is not known or not the layout's, or the split does not work out.
+        UserError: the version is not known or not the layout's, or the split does not work out.
     """
     check_version(target.version)
     if target.layout != "legacy" and target.version < 2:
-        raise ValueError(
+        raise UserError(
             f"checkpoint_version: {target.version:g} is older than layout {target.layout}; give "
             "at least 2.0, or layout legacy"
         )
     config = source.config
     tokens = target.vocab_size or config.vocab_size
     if tokens > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"vocab_size: {tokens} tokens, but {source.folder} has {config.vocab_size} rows of "
             "word embeddings; give its own tokenizer's"
         )

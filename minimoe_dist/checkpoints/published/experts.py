@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ...models.configuration import MiniMoeConfig
 from .layout import (
     DECODER,
@@ -31,11 +32,11 @@ def parse_moe(text: str) -> tuple[int, int]:
     """``"x,y"`` to (attention experts, feed-forward experts).
 
     Raises:
-        ValueError: anything else.
+        UserError: anything else.
     """
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise ValueError(f'moe: {text!r} is not two counts of experts: write "1,4"')
+        raise UserError(f'moe: {text!r} is not two counts of experts: write "1,4"')
     return int(parts[0]), int(parts[1])
 
 
@@ -46,7 +47,7 @@ def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
     their router noise was their dropout.
 
     Raises:
-        ValueError: a field is missing, or the fields do not fit each other.
+        UserError: a field is missing, or the fields do not fit each other.
     """
     check_fields(published)
     attention, feedforward = parse_moe(str(published.get("moe", "1,1")))
@@ -67,7 +68,7 @@ def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
 def _of_one_expert(published: Mapping[str, Any], name: str, experts: int) -> int:
     total: int = published[name]
     if total < 1 or total % experts:
-        raise ValueError(f"{name}: {total} is no multiple of the {experts} experts of moe")
+        raise UserError(f"{name}: {total} is no multiple of the {experts} experts of moe")
     return total // experts
 
 

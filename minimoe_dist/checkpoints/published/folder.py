@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...errors import UserError
 from ...models.configuration import MiniMoeConfig
 from ...models.elastic import ElasticForRelations
 from ...models.elastic_configuration import ElasticConfig
@@ -55,7 +56,7 @@ def load_published(folder: str | Path) -> Student:
         or TinyBERT's map where there is one.
 
     Raises:
-        ValueError: a file is missing or unreadable, or keys and configuration do not belong
+        UserError: a file is missing or unreadable, or keys and configuration do not belong
             together.
     """
     folder = Path(folder)
@@ -63,8 +64,8 @@ def load_published(folder: str | Path) -> Student:
     state = read_state(folder)
     try:
         model_class, config, ours, extras = _from_published(published, state)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
     config.with_pooler = POOLER_WEIGHT in ours
     model = student_of(model_class, config, ours, folder)
     dtypes = {key: tensor.dtype for key, tensor in state.items()}
@@ -100,14 +101,14 @@ def student_of(
     """A student with all of its weights from ``state``, in evaluation mode.
 
     Raises:
-        ValueError: ``state``, which was read from ``folder``, is not this student's.
+        UserError: ``state``, which was read from ``folder``, is not this student's.
     """
     model = model_class(config)
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
         reason = textwrap.shorten(str(error), 300)
-        raise ValueError(f"{folder}: weights do not fit config.json: {reason}") from error
+        raise UserError(f"{folder}: weights do not fit config.json: {reason}") from error
     return model.eval()
 
 
@@ -115,17 +116,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """``config.json`` of a Hugging Face folder.
 
     Raises:
-        ValueError: it is missing or not a JSON object.
+        UserError: it is missing or not a JSON object.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{path}: missing: name a student's folder")
+        raise UserError(f"{path}: missing: name a student's folder")
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}): copy the folder again") from error
+        raise UserError(f"{path}: not JSON ({error}): copy the folder again") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: not a JSON object: copy the folder again")
+        raise UserError(f"{path}: not a JSON object: copy the folder again")
     return config
 
 
@@ -133,14 +134,14 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face folder, an encoder's keys beginning with ``bert.``.
 
     Raises:
-        ValueError: there is no file of weights, or not one of tensors alone.
+        UserError: there is no file of weights, or not one of tensors alone.
     """
     folder = Path(folder)
     path = folder / "model.safetensors"
     if not path.is_file():
         path = folder / "pytorch_model.bin"
     if not path.is_file():
-        raise ValueError(f"{folder}: no model.safetensors or pytorch_model.bin: check the path")
+        raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin: check the path")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -148,12 +149,12 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own; torch's runs over many lines
         reason = textwrap.shorten(str(error), 150) or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{path}: unreadable, or holds more than tensors, which is never run ({reason}): get a "
             "safetensors file from its author"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: is not a dictionary of tensors: save a model's state_dict")
+        raise UserError(f"{path}: is not a dictionary of tensors: save a model's state_dict")
     if not any(key.startswith(_ENCODERS) for key in state):
         state = {f"bert.{key}": tensor for key, tensor in state.items()}
     return state

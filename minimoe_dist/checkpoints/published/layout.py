@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ...models.mlm_head import ROBERTA_KEYS
 
 POSITION_IDS = "bert.embeddings.position_ids"
@@ -40,11 +41,11 @@ def check_fields(published: Mapping[str, Any]) -> None:
     """Refuses a ``config.json`` without the sizes of a BERT.
 
     Raises:
-        ValueError: a field is missing or no number.
+        UserError: a field is missing or no number.
     """
     missing = [name for name in _REQUIRED_FIELDS if not isinstance(published.get(name), int)]
     if missing:
-        raise ValueError(f"{missing[0]}: missing or not a number: give a BERT student's config")
+        raise UserError(f"{missing[0]}: missing or not a number: give a BERT student's config")
 
 
 def fresh_pooler(config: Any) -> dict[str, Tensor]:

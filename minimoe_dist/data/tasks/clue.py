@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from .rows import BadRows, read_json_records
 from .task import Reader, Row, Task, TaskData, collect, find_file
 
@@ -36,7 +37,7 @@ def _marked_spans(record: dict[str, Any]) -> tuple[str, ...]:
     for start, span, opening, closing in sorted(spans, reverse=True):
         end = start + len(span)
         if not 0 <= start < end <= len(text):
-            raise ValueError(f"the span {span!r} at {start} is not in the text")
+            raise UserError(f"the span {span!r} at {start} is not in the text")
         text = text[:start] + opening + text[start:end] + closing + text[end:]
     return (text,)
 
@@ -80,7 +81,7 @@ def find(name: str, data_dir: str | Path, split: str) -> Path:
     """The file of a split.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     files = _TASKS[name]
     names = files.train if split == "train" else (f"{split}.json",)
@@ -106,7 +107,7 @@ def open_clue(
         strict: raise at the first row that cannot be used.
 
     Raises:
-        ValueError: a file is missing; in strict mode, a bad row.
+        UserError: a file is missing; in strict mode, a bad row.
     """
     files = _TASKS[name]
     path = find(name, data_dir, split)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...errors import UserError
 from .rows import BadRows, Lines, columns_in_words
 from .task import Reader, Row, Task, TaskData, collect
 
@@ -35,11 +36,11 @@ def find(name: str, data_dir: str | Path, split: str) -> Path:
     """The file of a split, such as ``train.txt``, ``eng.testa`` or ``dev.char.bmes``.
 
     Raises:
-        ValueError: there is none, or more than one.
+        UserError: there is none, or more than one.
     """
     root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise ValueError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
+        raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
     words = _SPLIT_WORDS[split]
     found = [
         path
@@ -51,12 +52,12 @@ def find(name: str, data_dir: str | Path, split: str) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"data_dir: {data_dir}: no {split} file of {name} in it; give a folder with "
             "train.txt and dev.txt in columns"
         )
     names = ", ".join(path.name for path in found)
-    raise ValueError(f"data_dir: {data_dir}: {names} all look like its {split} file; leave one")
+    raise UserError(f"data_dir: {data_dir}: {names} all look like its {split} file; leave one")
 
 
 def open_conll(
@@ -77,7 +78,7 @@ def open_conll(
         strict: raise at the first sentence that cannot be used.
 
     Raises:
-        ValueError: a file is missing, or not in columns; in strict mode, a bad row.
+        UserError: a file is missing, or not in columns; in strict mode, a bad row.
     """
     if not labels and split != "train":
         labels = open_conll(name, data_dir, "train").task.labels

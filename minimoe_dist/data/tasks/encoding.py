@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
 from .task import Task, TaskData
 
 IGNORED = -100
@@ -50,13 +51,13 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
         max_length: tokens of a sample with its special tokens.
 
     Raises:
-        ValueError: tags are wanted of a tokenizer that cannot say which word a piece is of.
+        UserError: tags are wanted of a tokenizer that cannot say which word a piece is of.
     """
     encoded = EncodedTask(data.task, [], [], [], [])
     cut = 0
     is_tagging = data.task.kind == "tagging"
     if is_tagging and not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
+        raise UserError(
             "tokenizer: this one does not say which word a piece is of, which tags of words need; "
             "give a folder with tokenizer.json"
         )

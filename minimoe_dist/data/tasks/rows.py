@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minimoe_dist.errors import UserError
+
 _BYTE_ORDER_MARK = "\ufeff"
 NO_TEXT = "is not UTF-8"
 SAVE_AS_TEXT = "save the file as UTF-8, as with iconv -f GB18030 -t UTF-8"
@@ -35,11 +37,11 @@ class BadRows:
         """Takes note of a row.
 
         Raises:
-            ValueError: in strict mode.
+            UserError: in strict mode.
         """
         words = f"{path}:{line}: {reason}"
         if self.strict:
-            raise ValueError(f"{words}; correct the row, or leave --strict out")
+            raise UserError(f"{words}; correct the row, or leave --strict out")
         self.count += 1
         self.first = self.first or words
 
@@ -139,7 +141,7 @@ def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str,
     """(line, record) of JSON lines, or of one array, whose records are counted as lines.
 
     Raises:
-        ValueError: an array that is no JSON.
+        UserError: an array that is no JSON.
     """
     with path.open("rb") as file:
         is_array = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
@@ -148,7 +150,7 @@ def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str,
         try:
             records = enumerate(json.loads(path.read_text("utf-8-sig")), start=1)
         except ValueError as error:
-            raise ValueError(f"{path}: is no JSON ({error}); give an array or JSON lines") from None
+            raise UserError(f"{path}: is no JSON ({error}); give an array or JSON lines") from None
     else:
         records = _json_lines(path, bad)
     for number, record in records:
@@ -178,33 +180,33 @@ def check_columns(path: Path, there: Sequence[str], wanted: Mapping[str, str]) -
         wanted: column -> the option, or the task, that names it.
 
     Raises:
-        ValueError: one is missing.
+        UserError: one is missing.
     """
     for column, origin in wanted.items():
         if column not in there:
             found = difflib.get_close_matches(column, there, 1)
             names = ", ".join(there) or "none"
             hint = f"did you mean {found[0]}?" if found else f"its columns are {names[:200]}"
-            raise ValueError(f"{path}:1: has no column {column!r}, which {origin} wants; {hint}")
+            raise UserError(f"{path}:1: has no column {column!r}, which {origin} wants; {hint}")
 
 
 def header_of(path: Path) -> list[str]:
     """The columns of a TSV or CSV file, by its name; of JSON, the first record's keys.
 
     Raises:
-        ValueError: there is no first record, or the first line is no text.
+        UserError: there is no first record, or the first line is no text.
     """
     bad = BadRows()
     if path.suffix in (".json", ".jsonl"):
         first = next(read_json_records(path, bad), None)
         if first is None:
-            raise ValueError(f"{path}: {bad.first or 'holds no record'}; give JSON objects")
+            raise UserError(f"{path}: {bad.first or 'holds no record'}; give JSON objects")
         return list(first[1])
     line = next(Lines(path, bad), "")
     if bad.first is not None:
-        raise ValueError(f"{bad.first}; {SAVE_AS_TEXT}")
+        raise UserError(f"{bad.first}; {SAVE_AS_TEXT}")
     if not line.strip():
-        raise ValueError(f"{path}:1: is empty; give a file whose first line names its columns")
+        raise UserError(f"{path}:1: is empty; give a file whose first line names its columns")
     if path.suffix == ".csv":
         return next(csv.reader([line]), [])
     return line.split("\t")

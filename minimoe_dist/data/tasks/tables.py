@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from .rows import (
     BadRows,
     check_columns,
@@ -59,7 +60,7 @@ def find(table: Table, split: str) -> Path:
     """The file of a split.
 
     Raises:
-        ValueError: there is none, or of no known kind.
+        UserError: there is none, or of no known kind.
     """
     root = Path(table.path).expanduser()
     if root.is_dir():
@@ -69,18 +70,18 @@ def find(table: Table, split: str) -> Path:
                 if (root / f"{name}{suffix}").is_file():
                     return root / f"{name}{suffix}"
         kinds = "|".join(suffix[1:] for suffix in _READERS)
-        raise ValueError(f"dataset: {table.path}: no {split}.({kinds}) in that folder; give one")
+        raise UserError(f"dataset: {table.path}: no {split}.({kinds}) in that folder; give one")
     path = root if split == "train" else Path(table.dev or "").expanduser()
     option = "dataset" if split == "train" else "dev"
     if split == "test" or (split == "dev" and table.dev is None):
-        raise ValueError(
+        raise UserError(
             f"dataset: {table.path} is one file, and a {split} file is wanted too; give --dev FILE,"
             " or a folder of files"
         )
     if not path.is_file():
-        raise ValueError(f"{option}: {path}: no such file or folder; give one")
+        raise UserError(f"{option}: {path}: no such file or folder; give one")
     if path.suffix not in _READERS:
-        raise ValueError(
+        raise UserError(
             f"{option}: {path}: not a {', '.join(_READERS)} file; give the table in one of these"
         )
     return path
@@ -90,7 +91,7 @@ def check_table(table: Table, split: str) -> Path:
     """The file of a split, which has the table's columns.
 
     Raises:
-        ValueError: there is no such file, or a column is missing.
+        UserError: there is no such file, or a column is missing.
     """
     path = find(table, split)
     wanted = dict.fromkeys(table.text_columns, "text_columns")
@@ -110,7 +111,7 @@ def open_table(
         strict: raise at the first row that cannot be used.
 
     Raises:
-        ValueError: a file or a column is missing; in strict mode, a bad row.
+        UserError: a file or a column is missing; in strict mode, a bad row.
     """
     path = check_table(table, split)
     known = tuple(labels)

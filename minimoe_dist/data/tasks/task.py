@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...errors import UserError
 from .rows import NO_TEXT, SAVE_AS_TEXT, BadRows
 
 Kind = Literal["classification", "regression", "tagging"]
@@ -66,7 +67,7 @@ def collect(task: Task, path: Path, reader: Reader, *, strict: bool = False) -> 
         strict: raise at the first row that cannot be used.
 
     Raises:
-        ValueError: no row can be used, or a bad one in strict mode.
+        UserError: no row can be used, or a bad one in strict mode.
     """
     bad = BadRows(strict)
     rows = list(reader(path, bad))
@@ -92,7 +93,7 @@ def _check_most_fit(task: Task, path: Path, used: int, bad: BadRows) -> None:
     """Refuses a file of which so much is left out that it is not what it was taken for.
 
     Raises:
-        ValueError: no row can be used, or more are left out than are used.
+        UserError: no row can be used, or more are left out than are used.
     """
     if used > bad.count:
         return
@@ -100,12 +101,12 @@ def _check_most_fit(task: Task, path: Path, used: int, bad: BadRows) -> None:
     if bad.first is not None and bad.first.endswith(NO_TEXT):
         remedy = SAVE_AS_TEXT
     if not used:
-        raise ValueError(
+        raise UserError(
             f"{bad.first or f'{path}: has no rows'}; none of the rows can be used for {task.name}: "
             f"{remedy}"
         )
     if bad.count >= _MANY:
-        raise ValueError(
+        raise UserError(
             f"{bad.first}; {bad.count:,} of {used + bad.count:,} rows cannot be used for "
             f"{task.name}: {remedy}"
         )
@@ -152,11 +153,11 @@ def find_file(
     """The first of some files in a folder, or in one of its folders of a task's usual names.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise ValueError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
+        raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
     usual = {folder.lower() for folder in folders}
     places = [root, *sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in usual)]
     for place in places:
@@ -164,7 +165,7 @@ def find_file(
             if (place / name).is_file():
                 return place / name
     looked = f", nor in a folder {' or '.join(folders)}" if folders else ""
-    raise ValueError(
+    raise UserError(
         f"data_dir: {data_dir}: no {' or '.join(names)} ({task}) in it{looked}; give the folder "
         "of the task's usual files"
     )
