@@ -19,6 +19,7 @@ from ..bench.view import Findings, draw, show
 from ..config import RunConfig
 from ..config.commands import BenchOptions
 from ..data.loader import StepBatch
+from ..doctor.ranks import bandwidths, latency
 from ..models.measuring import describe_machine
 from ..planning.layout import layout_of_recipe
 from ..planning.machine import machine_yaml
@@ -30,7 +31,6 @@ from ..train.engine import release
 from ..train.metrics import Progress
 from .bench_recipe import Words, make_batches, with_models
 from .building import make_distiller, with_precision
-from .doctor_ranks import bandwidths, latency
 from .model_types import open_lesson
 from .plan_machine import at_hand
 from .preflight_bench import recipe_of
