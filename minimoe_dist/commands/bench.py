@@ -29,12 +29,12 @@ from ..planning.timing import product_seconds
 from ..runtime import Launch
 from ..train.engine import release
 from ..train.metrics import Progress
+from ..train.scope import FINISHED, Scope, started
 from .bench_recipe import Words, make_batches, with_models
 from .building import make_distiller, with_precision
 from .model_types import open_lesson
 from .plan_machine import at_hand
 from .preflight_bench import recipe_of
-from .scope import FINISHED, Scope, started
 
 _RANDOM_MODEL = "random_model"
 _WARM_UP, _COMPILING_WARM_UP = 2, 4

@@ -22,12 +22,12 @@ from ..train.curves import draw_curves
 from ..train.engine import release
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
+from ..train.scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
 from .building import make_distiller, with_precision
 from .corpora import RunData, open_data
 from .finished import is_finished
 from .model_types import Lesson, open_lesson
 from .results import Heldout, export_all, keep_best, relation_paths
-from .scope import FAILED, FINISHED, STOPPED, Scope, only_run_in, started
 
 _log = logger("distill")
 

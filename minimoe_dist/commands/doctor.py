@@ -17,7 +17,7 @@ from ..doctor.node import facts as facts_of_node
 from ..doctor.node import port_is_free
 from ..doctor.ranks import bandwidths, clock_offsets, sees_file
 from ..runtime import Launch, LaunchError
-from .scope import FAILED, FINISHED, Scope, started
+from ..train.scope import FAILED, FINISHED, Scope, started
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 

@@ -21,8 +21,8 @@ from ..objectives.relations_by_head import relation_loss_by_head
 from ..reporting.facts import best_setting
 from ..reporting.runs import EVALUATION, Export, find_export
 from ..runtime import Launch, logger, prepare_environment
+from ..train.task_scores import score_on_task
 from .corpora import open_data
-from .task_scores import score_on_task
 
 _RELATIONS = ("query", "key", "value")
 _DEFAULT_HEADS = 32

@@ -27,8 +27,8 @@ from ..config.changes import changed_options, in_words
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData
 from ..runtime import logger
-from ..train.curves import draw_task_curves
-from ..train.finetuning import TuningState
+from .curves import draw_task_curves
+from .finetuning import TuningState
 
 FORMAT = 1
 _log = logger("finetune")

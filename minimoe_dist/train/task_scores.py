@@ -13,8 +13,8 @@ from ..corpus.tokenizing import load_tokenizer
 from ..data.tasks import TaskData, open_table, open_task, score
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import encode
-from ..train.finetuning import predict
-from .task_files import scored_table, table_split
+from ..data.tasks.sources import scored_table, table_split
+from .finetuning import predict
 
 _LENGTH, _BATCH = 128, 64
 

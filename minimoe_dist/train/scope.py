@@ -16,7 +16,7 @@ from ..runtime import (
     start_process_group,
     stop_process_group,
 )
-from ..train.peers import PeerWatch
+from .peers import PeerWatch
 
 FINISHED, FAILED = 0, 1
 STOPPED = 75  # EX_TEMPFAIL: the same command, started again, goes on where this one saved
