@@ -16,6 +16,7 @@ FLOORS = {
     "doctor": 5,
     "slurm": 5,
     "train": 4,
+    "preflight": 4,
     "checkpoints": 3,
     "planning": 3,
     "reporting": 3,
@@ -29,7 +30,7 @@ FLOORS = {
     "kernels": 0,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
-LIGHT = ("cli", "config", "model_paths", "runtime", "slurm")
+LIGHT = ("cli", "config", "model_paths", "preflight", "runtime", "slurm")
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),
     *("triton", "numba"),
@@ -136,14 +137,16 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
     [
         "minimoe_dist",
         "minimoe_dist.cli",
-        "minimoe_dist.commands.preflight",
-        "minimoe_dist.commands.preflight_evaluate",
-        "minimoe_dist.commands.preflight_export",
-        "minimoe_dist.commands.preflight_finetune",
         "minimoe_dist.commands.report",
         "minimoe_dist.commands.slurm_job",
         "minimoe_dist.commands.status",
         "minimoe_dist.commands.submit",
+        "minimoe_dist.preflight.bench",
+        "minimoe_dist.preflight.convert",
+        "minimoe_dist.preflight.evaluate",
+        "minimoe_dist.preflight.export",
+        "minimoe_dist.preflight.finetune",
+        "minimoe_dist.preflight.recipes",
     ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:

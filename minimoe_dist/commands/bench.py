@@ -26,6 +26,7 @@ from ..planning.machine import machine_yaml
 from ..planning.plan import Corpus, Planner
 from ..planning.rates import rounded
 from ..planning.timing import product_seconds
+from ..preflight.bench import recipe_of
 from ..runtime import Launch
 from ..train.engine import release
 from ..train.metrics import Progress
@@ -34,7 +35,6 @@ from .bench_recipe import Words, make_batches, with_models
 from .building import make_distiller, with_precision
 from .model_types import open_lesson
 from .plan_machine import at_hand
-from .preflight_bench import recipe_of
 
 _RANDOM_MODEL = "random_model"
 _WARM_UP, _COMPILING_WARM_UP = 2, 4

@@ -10,8 +10,8 @@ from ..checkpoints.random_model import write_random_model
 from ..config import RunConfig
 from ..data.batches import MicroBatch
 from ..planning.sizes import model_json
+from ..preflight.bench import has_weights
 from .plan import corpus_of
-from .preflight_bench import has_weights
 
 Words = list[tuple[str, str]]
 

@@ -14,8 +14,8 @@ from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
 from ..config.commands import ConvertOptions
 from ..corpus.tokenizing import load_tokenizer
+from ..preflight.convert import config_json, direction_of
 from ..runtime import Launch, logger
-from .preflight_convert import config_json, direction_of
 
 _log = logger("convert")
 

@@ -21,13 +21,13 @@ from ..config import ConfigError, RunConfig, load_stages
 from ..config.checks import SPARSIFICATION
 from ..config.command_line import parse_command
 from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
+from ..preflight import finetune as preflight_finetune
+from ..preflight.recipes import problems_of_stages
 from ..runtime import Launch, prepare_environment
 from ..slurm import starts
 from ..slurm.facts import code_version
 from ..slurm.queue import SlurmError, execute, show_job
 from ..slurm.task import processes_per_task
-from . import preflight_finetune
-from .preflight import problems_of_stages
 
 FINISHED, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 _LOCK_SECONDS = 60.0

@@ -147,8 +147,8 @@ def test_a_tokenizer_larger_than_the_teacher_is_refused(chinese: Path, tmp_path:
 
 
 def test_a_megatron_checkpoint_as_a_teacher_names_the_remedy(chinese: Path, tmp_path: Path) -> None:
-    from minimoe_dist.commands.preflight import problems_before_start
     from minimoe_dist.config import load_run_config
+    from minimoe_dist.preflight.recipes import problems_before_start
     from minimoe_dist.runtime import detect_launch
 
     (tmp_path / "m" / "release" / "mp_rank_00").mkdir(parents=True)
