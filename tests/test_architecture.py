@@ -138,7 +138,6 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
         "minimoe_dist",
         "minimoe_dist.cli",
         "minimoe_dist.commands.report",
-        "minimoe_dist.commands.slurm_job",
         "minimoe_dist.commands.status",
         "minimoe_dist.commands.submit",
         "minimoe_dist.preflight.bench",
@@ -147,6 +146,7 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
         "minimoe_dist.preflight.export",
         "minimoe_dist.preflight.finetune",
         "minimoe_dist.preflight.recipes",
+        "minimoe_dist.slurm.job",
     ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:

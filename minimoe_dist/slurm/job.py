@@ -1,4 +1,4 @@
-"""What a job does around its srun: ``python -m minimoe_dist.commands.slurm_job begin|end …``.
+"""What a job does around its srun: ``python -m minimoe_dist.slurm.job begin|end …``.
 
 ``slurm/job.sh`` calls it on the job's first node. ``begin`` notes the start in the run's folder and
 refuses a run that does not get on; ``end`` reads srun's exit status and requeues the job where
@@ -24,10 +24,10 @@ from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
 from ..preflight import finetune as preflight_finetune
 from ..preflight.recipes import problems_of_stages
 from ..runtime import Launch, prepare_environment
-from ..slurm import starts
-from ..slurm.facts import code_version
-from ..slurm.queue import SlurmError, execute, show_job
-from ..slurm.task import processes_per_task
+from . import starts
+from .facts import code_version
+from .queue import SlurmError, execute, show_job
+from .task import processes_per_task
 
 FINISHED, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 _LOCK_SECONDS = 60.0
