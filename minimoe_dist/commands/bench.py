@@ -14,6 +14,7 @@ from rich.console import Console
 from ..bench.clocks import StepClock, stamps_of
 from ..bench.device import DeviceRates, count_measurements, measure_device
 from ..bench.fitting import fit_machine, machine_of_rates
+from ..bench.machines import at_hand
 from ..bench.steps import StepTimes, measure_steps
 from ..bench.view import Findings, draw, show
 from ..config import RunConfig
@@ -34,7 +35,6 @@ from ..train.scope import FINISHED, Scope, started
 from .bench_recipe import Words, make_batches, with_models
 from .building import make_distiller, with_precision
 from .model_types import open_lesson
-from .plan_machine import at_hand
 
 _RANDOM_MODEL = "random_model"
 _WARM_UP, _COMPILING_WARM_UP = 2, 4

@@ -9,9 +9,9 @@ from ..bench.steps import make_micro_batches
 from ..checkpoints.random_model import write_random_model
 from ..config import RunConfig
 from ..data.batches import MicroBatch
+from ..planning.corpora import corpus_of
 from ..planning.sizes import model_json
 from ..preflight.bench import has_weights
-from .plan import corpus_of
 
 Words = list[tuple[str, str]]
 
