@@ -13,6 +13,7 @@ FLOORS = {
     "cli": 8,
     "commands": 7,
     "bench": 6,
+    "recipes": 5,
     "doctor": 5,
     "slurm": 5,
     "train": 4,

@@ -28,13 +28,13 @@ from ..planning.plan import Corpus, Planner
 from ..planning.rates import rounded
 from ..planning.timing import product_seconds
 from ..preflight.bench import recipe_of
+from ..recipes.building import make_distiller, with_precision
+from ..recipes.model_types import open_lesson
 from ..runtime import Launch
 from ..train.engine import release
 from ..train.metrics import Progress
 from ..train.scope import FINISHED, Scope, started
 from .bench_recipe import Words, make_batches, with_models
-from .building import make_distiller, with_precision
-from .model_types import open_lesson
 
 _RANDOM_MODEL = "random_model"
 _WARM_UP, _COMPILING_WARM_UP = 2, 4

@@ -132,8 +132,8 @@ def test_a_corpus_of_another_vocabulary_is_refused(chinese: Path) -> None:
 def test_a_tokenizer_larger_than_the_teacher_is_refused(chinese: Path, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join([*TOKENS, *map(str, range(100))]) + "\n")
     (tmp_path / "config.json").write_text((chinese / "teacher" / "config.json").read_text())
-    from minimoe_dist.commands.corpora import open_data
     from minimoe_dist.config import load_run_config
+    from minimoe_dist.recipes.corpora import open_data
 
     recipe = scaled_down(
         "bert_xlarge_chinese_minimoe", chinese, tmp_path / "run",
