@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from minimoe_dist import cli
 
 PACKAGE = Path(__file__).parent.parent / "minimoe_dist"
 FLOORS = {
@@ -44,6 +47,18 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+def module_name(path: Path) -> str:
+    """As it is imported; of a package's ``__init__`` the package's."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    """Whether that is one of this package's files or folders."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 def imported(path: Path, at_import_time: bool = False) -> Iterator[str]:
     """Absolute names of the modules that a file imports (relative ones resolved)."""
     tree = ast.parse(path.read_text("utf-8"))
@@ -59,8 +74,10 @@ def imported(path: Path, at_import_time: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             name = ".".join(filter(None, (base, node.module)))
-            yield name
-            yield from (f"{name}.{alias.name}" for alias in node.names)
+            members = [f"{name}.{alias.name}" for alias in node.names]
+            yield from members
+            if not all(map(is_module, members)):
+                yield name
 
 
 def is_for_types(node: ast.AST) -> bool:
@@ -87,6 +104,25 @@ def test_room_imports_only_from_below(room: str) -> None:
         if FLOORS[other] >= FLOORS[room]
     }
     assert wrong == set()
+
+
+def test_no_circle_between_files() -> None:
+    """Imports of functions and for types count too: a file is read with all that it names."""
+    files = {module_name(path): path for path in MODULES}
+    graph = {name: (files.keys() & set(imported(path))) - {name} for name, path in files.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_every_subcommand_is_one_module_of_commands_and_every_module_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
+    modules = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
+    assert modules == {line.split()[0] for line in listed.splitlines()}
 
 
 def test_only_train_imports_deepspeed() -> None:
