@@ -43,10 +43,10 @@ def engine_settings(case: Case) -> dict[str, Any]:
 
 def make_distiller(bench: Bench) -> tuple[Any, TimedPasses, dict[str, float]]:
     """The trainer's own step, its clocks, and floating-point operations a token by type."""
-    from minimoe_dist.commands.results import relation_paths
     from minimoe_dist.models.build import build_student, student_config
     from minimoe_dist.models.compute import RelationPath, distillation_flops_per_token
     from minimoe_dist.models.teacher import load_teacher
+    from minimoe_dist.recipes.results import relation_paths
     from minimoe_dist.train.distillation import Distiller
     from minimoe_dist.train.engine import AdamW, StudentEngine
     from minimoe_dist.train.fastest_passes import choose_passes
@@ -230,8 +230,8 @@ def bare_rate(bench: Bench, recipe: str) -> float:
     """Sequences a second of steps whose batches lie in memory."""
     from itertools import islice
 
-    from minimoe_dist.commands.corpora import open_data
     from minimoe_dist.config import load_run_config
+    from minimoe_dist.recipes.corpora import open_data
     from minimoe_dist.runtime import detect_launch
 
     config, launch = load_run_config(recipe, []), detect_launch({})

@@ -171,9 +171,9 @@ def measure(recipe: Path, ranks: int) -> float:
 
 def predict(recipe: Path, ranks: int) -> float:
     """The plan's bytes of a rank."""
-    from minimoe_dist.commands.plan import corpus_of
-    from minimoe_dist.commands.plan_machine import machine_folders
+    from minimoe_dist.bench.machines import machine_folders
     from minimoe_dist.config import load_run_config
+    from minimoe_dist.planning.corpora import corpus_of
     from minimoe_dist.planning.machine import load_machine
     from minimoe_dist.planning.plan import Planner
 

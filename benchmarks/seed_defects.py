@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimoe_dist.commands.corpora import RunData, open_data
 from minimoe_dist.commands.demo import find_recipe
 from minimoe_dist.config import RunConfig, load_run_config
 from minimoe_dist.corpus.sentences import SentenceRules, split_lines
@@ -35,6 +34,7 @@ from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import once_for_all_config
 from minimoe_dist.models.teacher import RelationTeacher, load_teacher
 from minimoe_dist.objectives.tinybert import tinybert_counts
+from minimoe_dist.recipes.corpora import RunData, open_data
 from minimoe_dist.runtime import Launch, detect_launch, prepare_environment, start_process_group
 from minimoe_dist.train.distillation import Balance, Distiller
 from minimoe_dist.train.engine import AdamW, StudentEngine

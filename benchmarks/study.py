@@ -211,10 +211,10 @@ def heldout_losses(exports: Sequence[str], config: Any) -> list[float]:
     """Relation losses of exported students, all in float32 and on the same pairs."""
     import torch
 
-    from minimoe_dist.commands.corpora import open_data
     from minimoe_dist.data.loader import heldout_batches
     from minimoe_dist.models.teacher import load_teacher
     from minimoe_dist.objectives.relations import relation_loss_sum
+    from minimoe_dist.recipes.corpora import open_data
 
     data = open_data(config)
     assert data.heldout is not None
@@ -244,8 +244,8 @@ def load_for_relations(export: str) -> Any:
 
 def costs(stages: Sequence[Any]) -> list[dict[str, Any]]:
     """Processor seconds of one thread: a step without the teacher's part, and the student alone."""
-    from minimoe_dist.commands.corpora import open_data
-    from minimoe_dist.commands.model_types import open_lesson
+    from minimoe_dist.recipes.corpora import open_data
+    from minimoe_dist.recipes.model_types import open_lesson
     from minimoe_dist.runtime import detect_launch, prepare_environment, start_process_group
 
     launch, config = detect_launch({}), stages[0]

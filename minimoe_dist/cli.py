@@ -55,7 +55,7 @@ class Command:
         options: class of its options.
         module: of ``commands``, whose ``run(options, launch)`` returns the exit status; imported
             when the options have been read.
-        check: module of ``commands`` whose ``check(options, launch)`` raises `ConfigError` for
+        check: module of ``preflight`` whose ``check(options, launch)`` raises `ConfigError` for
             what can be refused before anything heavy is imported.
         on_ranks: whether it may be started on several processes.
         uses_torch: whether torch is told its device; what starts jobs elsewhere leaves the
@@ -75,14 +75,14 @@ COMMANDS = {
         "train a teacher or a student on tasks, over a grid of seeds and learning rates",
         commands.FinetuneOptions,
         "finetune",
-        check="preflight_finetune",
+        check="finetune",
         on_ranks=True,
     ),
     "evaluate": Command(
         "a model's relation loss, size, speed and load of experts, as JSON",
         commands.EvaluateOptions,
         "evaluate",
-        check="preflight_evaluate",
+        check="evaluate",
     ),
     "report": Command(
         "one page about one run or several: scores, costs, curves, experts",
@@ -94,13 +94,13 @@ COMMANDS = {
         "a model as a folder for others: model card, ONNX, sentence-transformers",
         commands.ExportOptions,
         "export",
-        check="preflight_export",
+        check="export",
     ),
     "convert": Command(
         "a BERT of Megatron-LM's to a Hugging Face folder, or the other way round",
         commands.ConvertOptions,
         "convert",
-        check="preflight_convert",
+        check="convert",
     ),
     "plan": Command(
         "memory, time, traffic and cost of a recipe on a machine, before it runs",
@@ -112,7 +112,7 @@ COMMANDS = {
         "how fast this machine is, and a recipe's step on it by part; alone or on all ranks",
         commands.BenchOptions,
         "bench",
-        check="preflight_bench",
+        check="bench",
         on_ranks=True,
         uses_torch=False,
     ),
@@ -203,7 +203,7 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
     if command.uses_torch:
         prepare_environment(getattr(options, "use_cpu", False))
     if command.check is not None:
-        import_module(f"minimoe_dist.commands.{command.check}").check(options, launch)
+        import_module(f"minimoe_dist.preflight.{command.check}").check(options, launch)
     start_logging(launch)
     status: int = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)
     return status
@@ -279,7 +279,7 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
     for config in stages:
         check_command(config, command)
     device_type = prepare_environment(stages[0].parallel.use_cpu)
-    from minimoe_dist.commands.preflight import problems_of_stages
+    from minimoe_dist.preflight.recipes import problems_of_stages
 
     problems = problems_of_stages(stages, launch, device_type)
     if arguments.dry_run:

@@ -7,7 +7,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 # launch COMMAND ARGUMENTS…; of a run the first may be its recipe
 launch() {
     local command=$1 status=0
-    local around=("$MINIMOE_PYTHON" -m minimoe_dist.commands.slurm_job)
+    local around=("$MINIMOE_PYTHON" -m minimoe_dist.slurm.job)
     shift
     case $command:${1:-} in finetune:* | *:-* | *=* | *:) ;; *) set -- --config "$@" ;; esac
     # What was to start anew at first must not do so at every restart.

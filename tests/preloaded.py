@@ -17,13 +17,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 import minimoe_dist.cli
 import minimoe_dist.commands.distill
 import minimoe_dist.commands.finetune
-import minimoe_dist.commands.preflight
 import minimoe_dist.commands.sparsify
 import minimoe_dist.data.compiled.drawing
 import minimoe_dist.data.compiled.layout
 import minimoe_dist.data.compiled.masking
 import minimoe_dist.data.compiled.order
 import minimoe_dist.data.compiled.packing
+import minimoe_dist.preflight.recipes
 import minimoe_dist.train.distillation  # noqa: F401
 
 torch.set_num_threads(1)

@@ -4,24 +4,30 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from minimoe_dist import cli
+
 PACKAGE = Path(__file__).parent.parent / "minimoe_dist"
 FLOORS = {
-    "cli": 6,
-    "commands": 5,
-    "train": 4,
-    "bench": 4,
-    "checkpoints": 3,
-    "planning": 3,
-    "reporting": 3,
-    "models": 2,
-    "corpus": 2,
-    "slurm": 2,
-    "data": 1,
-    "objectives": 1,
+    "cli": 9,
+    "commands": 8,
+    "bench": 7,
+    "recipes": 6,
+    "doctor": 6,
+    "slurm": 6,
+    "train": 5,
+    "preflight": 5,
+    "checkpoints": 4,
+    "planning": 4,
+    "reporting": 4,
+    "models": 3,
+    "corpus": 3,
+    "data": 2,
+    "objectives": 2,
     "config": 1,
     "model_paths": 1,
     "runtime": 1,
@@ -30,7 +36,10 @@ FLOORS = {
     "exit_status": 0,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
-LIGHT = ("cli", "config", "errors", "exit_status", "model_paths", "runtime", "slurm")
+LIGHT = (
+    *("cli", "config", "errors", "exit_status", "model_paths", "preflight", "runtime"),
+    "slurm",
+)
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),
     *("triton", "numba"),
@@ -41,6 +50,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 def room_of(path: Path) -> str:
     """The room of a file: its folder under the package, or its own name."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def module_name(path: Path) -> str:
+    """As it is imported; of a package's ``__init__`` the package's."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    """Whether that is one of this package's files or folders."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def imported(path: Path, at_import_time: bool = False) -> Iterator[str]:
@@ -58,8 +79,10 @@ def imported(path: Path, at_import_time: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             name = ".".join(filter(None, (base, node.module)))
-            yield name
-            yield from (f"{name}.{alias.name}" for alias in node.names)
+            members = [f"{name}.{alias.name}" for alias in node.names]
+            yield from members
+            if not all(map(is_module, members)):
+                yield name
 
 
 def is_for_types(node: ast.AST) -> bool:
@@ -86,6 +109,25 @@ def test_room_imports_only_from_below(room: str) -> None:
         if FLOORS[other] >= FLOORS[room]
     }
     assert wrong == set()
+
+
+def test_no_circle_between_files() -> None:
+    """Imports of functions and for types count too: a file is read with all that it names."""
+    files = {module_name(path): path for path in MODULES}
+    graph = {name: (files.keys() & set(imported(path))) - {name} for name, path in files.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_every_subcommand_is_one_module_of_commands_and_every_module_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
+    modules = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
+    assert modules == {line.split()[0] for line in listed.splitlines()}
 
 
 def test_only_train_imports_deepspeed() -> None:
@@ -137,14 +179,16 @@ def test_light_room_imports_nothing_heavy_at_import_time(room: str) -> None:
     [
         "minimoe_dist",
         "minimoe_dist.cli",
-        "minimoe_dist.commands.preflight",
-        "minimoe_dist.commands.preflight_evaluate",
-        "minimoe_dist.commands.preflight_export",
-        "minimoe_dist.commands.preflight_finetune",
         "minimoe_dist.commands.report",
-        "minimoe_dist.commands.slurm_job",
         "minimoe_dist.commands.status",
         "minimoe_dist.commands.submit",
+        "minimoe_dist.preflight.bench",
+        "minimoe_dist.preflight.convert",
+        "minimoe_dist.preflight.evaluate",
+        "minimoe_dist.preflight.export",
+        "minimoe_dist.preflight.finetune",
+        "minimoe_dist.preflight.recipes",
+        "minimoe_dist.slurm.job",
     ],
 )
 def test_import_loads_nothing_heavy(module: str) -> None:

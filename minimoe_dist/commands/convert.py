@@ -14,8 +14,8 @@ from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
 from ..config.commands import ConvertOptions
 from ..corpus.tokenizing import load_tokenizer
+from ..preflight.convert import config_json, direction_of
 from ..runtime import Launch, logger
-from .preflight_convert import config_json, direction_of
 
 _log = logger("convert")
 
@@ -27,7 +27,7 @@ def run(options: ConvertOptions, launch: Launch) -> int:
         0; 1 if the two sides do not compute the same or the disk fails: nothing is left then.
 
     Raises:
-        ValueError: the input cannot be converted as asked.
+        UserError: the input cannot be converted as asked.
     """
     source, output = Path(options.input).expanduser(), Path(options.output).expanduser()
     dtype = None if options.dtype is None else getattr(torch, options.dtype)

@@ -29,8 +29,8 @@ from ..data.loader import heldout_batches
 from ..errors import UserError
 from ..models.teacher import load_teacher
 from ..objectives.relations import relation_loss_sum
+from ..recipes.corpora import open_data
 from ..runtime import Launch, logger, prepare_environment
-from .corpora import open_data
 
 _HELDOUT_FRACTION = 0.05
 _CPU_PROCESSES = 2

@@ -19,17 +19,17 @@ from ..config.changes import changed_options, in_words
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
+from ..recipes.building import make_distiller, with_precision
+from ..recipes.corpora import RunData, open_data
+from ..recipes.finished import is_finished
+from ..recipes.model_types import Lesson, open_lesson
+from ..recipes.results import Heldout, export_all, keep_best, relation_paths
 from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.engine import release
 from ..train.loop import LoopOptions, TrainingDivergedError, train
 from ..train.metrics import Metrics
-from .building import make_distiller, with_precision
-from .corpora import RunData, open_data
-from .finished import is_finished
-from .model_types import Lesson, open_lesson
-from .results import Heldout, export_all, keep_best, relation_paths
-from .scope import Scope, only_run_in, started
+from ..train.scope import Scope, only_run_in, started
 
 _log = logger("distill")
 

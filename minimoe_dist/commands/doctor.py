@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config.commands import DoctorOptions
+from ..doctor.findings import Finding, clock_findings, findings_of, shared_findings
+from ..doctor.node import facts as facts_of_node
+from ..doctor.node import port_is_free
+from ..doctor.ranks import bandwidths, clock_offsets, sees_file
 from ..exit_status import ExitStatus
 from ..runtime import Launch, LaunchError
-from .doctor_findings import Finding, clock_findings, findings_of, shared_findings
-from .doctor_node import facts as facts_of_node
-from .doctor_node import port_is_free
-from .doctor_ranks import bandwidths, clock_offsets, sees_file
-from .scope import Scope, started
+from ..train.scope import Scope, started
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 

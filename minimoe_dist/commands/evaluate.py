@@ -19,11 +19,11 @@ from ..models.experts import Route, Router
 from ..models.measuring import describe_machine, measure_latency
 from ..models.teacher import RelationTeacher, load_teacher
 from ..objectives.relations_by_head import relation_loss_by_head
+from ..recipes.corpora import open_data
 from ..reporting.facts import best_setting
 from ..reporting.runs import EVALUATION, Export, find_export
 from ..runtime import Launch, logger, prepare_environment
-from .corpora import open_data
-from .task_scores import score_on_task
+from ..train.task_scores import score_on_task
 
 _RELATIONS = ("query", "key", "value")
 _DEFAULT_HEADS = 32

@@ -30,19 +30,19 @@ from ..corpus.tokenizing import load_tokenizer
 from ..data.tasks import Table, TaskData
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
+from ..data.tasks.sources import folder_of, open_both, sources
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..runtime import Launch, logger
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuner, TuningOptions, TuningState
+from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
 from ..train.loop import TrainingDivergedError
 from ..train.metrics import Progress
 from ..train.schedule import make_schedule
+from ..train.scope import Scope, only_run_in, started
 from ..train.task_objective import TaskObjective, TaskTeacher
-from .finetune_results import Cell, Grid, cell_result, data_facts
-from .scope import Scope, only_run_in, started
-from .task_files import folder_of, open_both, sources
 
 _log = logger("finetune")
 _TAG_EPOCHS, _EPOCHS = 3, 10

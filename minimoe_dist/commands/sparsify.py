@@ -31,9 +31,9 @@ from ..models.elastic_surgery import element_orders, reorder
 from ..models.importance import ImportanceMeter, mask_gradient
 from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
+from ..recipes.corpora import RunData, open_data
 from ..runtime import Launch, StopRequest, logger
-from .corpora import RunData, open_data
-from .scope import only_run_in, started
+from ..train.scope import only_run_in, started
 
 _SAME_FUNCTION = 1e-5
 _log = logger("sparsify")

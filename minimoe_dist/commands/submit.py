@@ -17,15 +17,15 @@ from ..config import ConfigError, RunConfig
 from ..config.checks import SPARSIFICATION
 from ..config.commands import SubmitOptions
 from ..errors import UserError
+from ..preflight.recipes import problems_of_stages
+from ..recipes.finished import is_finished
 from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
+from ..slurm.job import resolve
 from ..slurm.queue import SlurmError, execute, find_job
 from ..slurm.reports import newest_job
 from ..slurm.script import parse_free_options, render, time_limit_seconds
 from ..slurm.submissions import next_folder, write_record
-from .finished import is_finished
-from .preflight import problems_of_stages
-from .slurm_job import resolve
 
 # Slurm may send the signal up to a minute early, and a start takes some time.
 _SHORTEST_TRAINING_SECONDS = 120

@@ -1,20 +1,20 @@
 """Typed options of a run: one home for every one of them, refused by name when they are wrong.
 
 Defaults < recipe (YAML) < flags and ``key.path=value`` in the order given. `schema` declares the
-options, `flags` derives the command line from them, `loading` merges, `stages` reads chains,
-`problems` words the errors, `deepspeed_json` holds ZeRO and precision. Nothing here imports torch
-or deepspeed.
+options, `checks` holds them against each other, which `run` puts together, `flags` derives the
+command line from them, `loading` merges, `stages` reads chains, `problems` words the errors,
+`deepspeed_json` holds ZeRO and precision. Nothing here imports torch or deepspeed.
 """
 
 from minimoe_dist.config.deepspeed_json import check_deepspeed_json, deepspeed_settings
 from minimoe_dist.config.loading import load_run_config
 from minimoe_dist.config.problems import ConfigError
+from minimoe_dist.config.run import RunConfig
 from minimoe_dist.config.schema import (
     CorpusPath,
     DataConfig,
     ObjectiveConfig,
     ParallelConfig,
-    RunConfig,
     StudentConfig,
     TeacherConfig,
     TrainingConfig,

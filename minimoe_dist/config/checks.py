@@ -4,12 +4,10 @@ Each check returns problems as (path of the option, what is wrong with its value
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minimoe_dist.config.problems import ConfigError, Path
-
-if TYPE_CHECKING:
-    from minimoe_dist.config.schema import RunConfig, StudentConfig
+from minimoe_dist.config.schema import RunOptions, StudentConfig
 
 # What `minimoe-dist sparsify` does; with a sparsity, `distill` trains that sub-model so.
 SPARSIFICATION = "sparsebert_mlm"
@@ -58,7 +56,7 @@ def defaults_of(model_type: object) -> dict[str, dict[str, Any]]:
     return {"students": {"moe": "1,1"}, **_DEFAULTS.get(model_type, {})}
 
 
-def run_problems(config: "RunConfig") -> list[Problem]:
+def run_problems(config: RunOptions) -> list[Problem]:
     """What does not fit together in one run's options."""
     problems: list[Problem] = []
     if config.model_type not in BUILT_MODEL_TYPES:
@@ -74,7 +72,7 @@ def run_problems(config: "RunConfig") -> list[Problem]:
     )
 
 
-def _objective_problems(config: "RunConfig") -> list[Problem]:
+def _objective_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     objective, data_type = config.objective, config.data.data_type
     if config.model_type == "bert_tinybert" and not objective.relation_weight:
@@ -95,7 +93,7 @@ def _objective_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
-def _teacher_problems(config: "RunConfig") -> list[Problem]:
+def _teacher_problems(config: RunOptions) -> list[Problem]:
     teacher = config.teacher
     problems: list[Problem] = []
     if teacher.layout != "zero3" and teacher.offload != "none":
@@ -123,7 +121,7 @@ def _teacher_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
-def _student_problems(config: "RunConfig") -> list[Problem]:
+def _student_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     for index, student in enumerate(config.students):
         at: Path = ("students", index)
@@ -135,7 +133,7 @@ def _student_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
-def _tradeoff_problems(config: "RunConfig") -> list[Problem]:
+def _tradeoff_problems(config: RunOptions) -> list[Problem]:
     if config.tradeoff_lambda is None:
         return []
     problems: list[Problem] = []
@@ -152,7 +150,7 @@ def _tradeoff_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
-def _size_problems(config: "RunConfig", student: "StudentConfig") -> list[tuple[str, str]]:
+def _size_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
     relation_heads, model_type = config.objective.num_relation_heads, config.model_type
     if student.hidden % student.heads:
@@ -179,7 +177,7 @@ def _size_problems(config: "RunConfig", student: "StudentConfig") -> list[tuple[
     return problems
 
 
-def _start_problems(model_type: str, student: "StudentConfig") -> list[tuple[str, str]]:
+def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
     if student.start == "copies" and student.initial_weights is None:
         words = "'copies' needs a plain student; give its folder as initial_weights"
@@ -211,7 +209,7 @@ def _start_problems(model_type: str, student: "StudentConfig") -> list[tuple[str
     return problems
 
 
-def _parallel_problems(config: "RunConfig") -> list[Problem]:
+def _parallel_problems(config: RunOptions) -> list[Problem]:
     parallel = config.parallel
     problems: list[Problem] = []
     size, at = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
@@ -244,13 +242,13 @@ def _parallel_problems(config: "RunConfig") -> list[Problem]:
     return problems
 
 
-def is_sparsification(config: "RunConfig") -> bool:
+def is_sparsification(config: RunOptions) -> bool:
     """Whether a run is ``minimoe-dist sparsify``'s and has no students."""
     own = config.model_type == SPARSIFICATION
     return own and all(student.sparsity is None for student in config.students)
 
 
-def check_command(config: "RunConfig", command: str) -> None:
+def check_command(config: RunOptions, command: str) -> None:
     """Refuses a run that another command is for.
 
     Raises:
@@ -270,7 +268,7 @@ def check_command(config: "RunConfig", command: str) -> None:
                 )
 
 
-def check_tinybert_heads(student: "StudentConfig", path: str, heads: int | None) -> None:
+def check_tinybert_heads(student: StudentConfig, path: str, heads: int | None) -> None:
     """Refuses a TinyBERT student whose attention heads are not its teacher's.
 
     Args:
@@ -288,7 +286,7 @@ def check_tinybert_heads(student: "StudentConfig", path: str, heads: int | None)
         )
 
 
-def check_world_size(config: "RunConfig", world_size: int) -> None:
+def check_world_size(config: RunOptions, world_size: int) -> None:
     """Refuses a number of processes that the run cannot be spread over.
 
     Raises:

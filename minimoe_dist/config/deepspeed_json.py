@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minimoe_dist.config.problems import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
-    from minimoe_dist.config.schema import RunConfig
+    from minimoe_dist.config.run import RunConfig
 
 AUTO = "auto"
 _NUMBER = (int, float)

@@ -12,7 +12,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from minimoe_dist.config.problems import ConfigError, Path, dotted, nearest
-from minimoe_dist.config.schema import RunConfig, Section, StudentConfig
+from minimoe_dist.config.run import RunConfig
+from minimoe_dist.config.schema import Section, StudentConfig
 
 # Options whose own name would not say whose they are.
 _FLAG_NAMES: dict[Path, str | None] = {

@@ -24,7 +24,7 @@ from minimoe_dist.config.flags import (
     unknown_option,
 )
 from minimoe_dist.config.problems import ConfigError, Path, describe, dotted, shown
-from minimoe_dist.config.schema import RunConfig
+from minimoe_dist.config.run import RunConfig
 
 _SECTIONS = ("teacher", "objective", "data", "training", "parallel", "sparsify")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

@@ -9,7 +9,7 @@ from minimoe_dist.config.checks import FAMILIES
 from minimoe_dist.config.problems import ConfigError
 
 if TYPE_CHECKING:
-    from minimoe_dist.config.schema import RunConfig
+    from minimoe_dist.config.run import RunConfig
 
 # RoBERTa's positions start after its padding id, so its tables have two rows that no token uses.
 _UNUSED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}

@@ -1,4 +1,4 @@
-"""The options of a run, as a pydantic tree: names, defaults, units, bounds and cross-checks.
+"""The options of a run, as a pydantic tree: names, defaults, units and bounds.
 
 Names are those of the command line wherever that has one (SEED arguments keep theirs). Every class
 is frozen and refuses unknown keys.
@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-
-from minimoe_dist.config.checks import defaults_of, run_problems
 
 ModelType = Literal[
     "bert_minilm",
@@ -293,8 +290,8 @@ class SparsifyConfig(Section):
         return value
 
 
-class RunConfig(Section):
-    """All options of one run."""
+class RunOptions(Section):
+    """All options of one run; `RunConfig` holds them against each other."""
 
     model_type: ModelType = Field("moebert_minilm", description="kind of student and objective")
     output_dir: str = Field(min_length=1, description="folder for checkpoints, logs and exports")
@@ -330,33 +327,6 @@ class RunConfig(Section):
 
     # The shell expands "~" neither in a recipe nor behind an equals sign.
     _at_home = field_validator("output_dir")(os.path.expanduser)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_by_model_type(cls, values: Any) -> Any:
-        """What a model type means for options that were left open."""
-        if not isinstance(values, Mapping):
-            return values
-        filled = dict(values)
-        for section, defaults in defaults_of(values.get("model_type")).items():
-            given = values.get(section, [{}] if section == "students" else {})
-            if isinstance(given, Mapping):
-                filled[section] = {**defaults, **given}
-            elif isinstance(given, list):
-                filled[section] = [
-                    {**defaults, **one} if isinstance(one, Mapping) else one for one in given
-                ]
-        return filled
-
-    @model_validator(mode="after")
-    def _check_across_sections(self) -> "RunConfig":
-        problems = run_problems(self)
-        if problems:
-            text = "; ".join(f"{'.'.join(map(str, path))}: {words}" for path, words in problems)
-            raise PydanticCustomError(
-                "run_problems", "{text}", {"text": text, "problems": tuple(problems)}
-            )
-        return self
 
     def global_batch_size(self, world_size: int) -> int:
         """Pairs of one optimizer step on `world_size` ranks."""

@@ -19,7 +19,7 @@ from typing import Any
 from minimoe_dist.config.checks import BEST_CANDIDATE
 from minimoe_dist.config.loading import read_recipe, resolve_run
 from minimoe_dist.config.problems import ConfigError, shown
-from minimoe_dist.config.schema import RunConfig
+from minimoe_dist.config.run import RunConfig
 
 _OWN_KEYS = ("name", "teaches")
 _REFERENCE = "stage:"

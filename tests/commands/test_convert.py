@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from minimoe_dist.commands import convert
-from minimoe_dist.commands.preflight_convert import check
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.command_line import parse_command
 from minimoe_dist.config.commands import ConvertOptions
 from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.preflight.convert import check
 from minimoe_dist.runtime import detect_launch
 from tests.checkpoints.megatron.maker import make_checkpoint, make_model, weights_of
 

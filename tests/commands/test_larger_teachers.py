@@ -132,8 +132,8 @@ def test_a_corpus_of_another_vocabulary_is_refused(chinese: Path) -> None:
 def test_a_tokenizer_larger_than_the_teacher_is_refused(chinese: Path, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join([*TOKENS, *map(str, range(100))]) + "\n")
     (tmp_path / "config.json").write_text((chinese / "teacher" / "config.json").read_text())
-    from minimoe_dist.commands.corpora import open_data
     from minimoe_dist.config import load_run_config
+    from minimoe_dist.recipes.corpora import open_data
 
     recipe = scaled_down(
         "bert_xlarge_chinese_minimoe", chinese, tmp_path / "run",
@@ -147,8 +147,8 @@ def test_a_tokenizer_larger_than_the_teacher_is_refused(chinese: Path, tmp_path:
 
 
 def test_a_megatron_checkpoint_as_a_teacher_names_the_remedy(chinese: Path, tmp_path: Path) -> None:
-    from minimoe_dist.commands.preflight import problems_before_start
     from minimoe_dist.config import load_run_config
+    from minimoe_dist.preflight.recipes import problems_before_start
     from minimoe_dist.runtime import detect_launch
 
     (tmp_path / "m" / "release" / "mp_rank_00").mkdir(parents=True)

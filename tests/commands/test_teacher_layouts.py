@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe_dist.commands.preflight import problems_before_start
 from minimoe_dist.config import load_run_config
+from minimoe_dist.preflight.recipes import problems_before_start
 from minimoe_dist.runtime import Launch
 from tests.commands import support
 from tests.commands.support import Workshop

@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, MegatronBertConfig, MegatronBertModel
 
-from minimoe_dist.commands.results import relation_paths
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.compute import (
     RelationPath,
@@ -20,6 +19,7 @@ from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import once_for_all_config
 from minimoe_dist.models.teacher import signals_of
 from minimoe_dist.objectives.relations import relation_loss_sum
+from minimoe_dist.recipes.results import relation_paths
 
 
 @pytest.mark.parametrize(

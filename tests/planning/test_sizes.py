@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from minimoe_dist.commands.model_types import Lesson, make_student
 from minimoe_dist.config import ConfigError
 from minimoe_dist.models.compute import count_parameters
 from minimoe_dist.models.teacher import teacher_of
 from minimoe_dist.planning.memory import teacher_parameters
 from minimoe_dist.planning.sizes import student_sizes, teacher_sizes
+from minimoe_dist.recipes.model_types import Lesson, make_student
 from tests.planning.recipes import run_config, write_teacher
 
 SLICED = {"layer": 3, "hidden": 48, "heads": 6, "ofa_layer": "3,2", "ofa_hidden": "48,24"}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, load_run_config
+from minimoe_dist.preflight.students import check_students
 
 PLAIN = {
     "model_type": "bert",

@@ -13,8 +13,8 @@ from ..corpus.tokenizing import load_tokenizer
 from ..data.tasks import TaskData, open_table, open_task, score
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import encode
-from ..train.finetuning import predict
-from .task_files import scored_table, table_split
+from ..data.tasks.sources import scored_table, table_split
+from .finetuning import predict
 
 _LENGTH, _BATCH = 128, 64
 
@@ -38,7 +38,7 @@ def score_on_task(
         device: of the model.
 
     Raises:
-        ValueError: a file is missing or has another layout, or labels that the model does not know.
+        UserError: a file is missing or has another layout, or labels that the model does not know.
     """
     tuning: Mapping[str, Any] = tuned.get("options") or {}
     data = _open(model, options, tuning)

@@ -18,7 +18,7 @@ def check(options: ExportOptions, launch: Launch) -> None:
 
     Raises:
         ConfigError: one line that names option, value and remedy.
-        ValueError: the same, of the source.
+        UserError: the same, of the source.
     """
     source = find_export(options.source, options.student).folder
     check_output_dir(options.output_dir)

@@ -2,8 +2,8 @@
 
 import json
 
-from minimoe_dist.commands.finetune_results import Cell, cell_result
 from minimoe_dist.train.finetuning import TuningState
+from minimoe_dist.train.finetuning_results import Cell, cell_result
 
 
 def test_a_resumed_cells_score_is_the_one_that_decides() -> None:

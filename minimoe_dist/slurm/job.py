@@ -1,4 +1,4 @@
-"""What a job does around its srun: ``python -m minimoe_dist.commands.slurm_job begin|end …``.
+"""What a job does around its srun: ``python -m minimoe_dist.slurm.job begin|end …``.
 
 ``slurm/job.sh`` calls it on the job's first node. ``begin`` notes the start in the run's folder and
 refuses a run that does not get on; ``end`` reads srun's exit status and requeues the job where
@@ -23,13 +23,13 @@ from ..config.command_line import parse_command
 from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
 from ..errors import UserError
 from ..exit_status import ExitStatus
+from ..preflight import finetune as preflight_finetune
+from ..preflight.recipes import problems_of_stages
 from ..runtime import Launch, prepare_environment
-from ..slurm import starts
-from ..slurm.facts import code_version
-from ..slurm.queue import SlurmError, execute, show_job
-from ..slurm.task import processes_per_task
-from . import preflight_finetune
-from .preflight import problems_of_stages
+from . import starts
+from .facts import code_version
+from .queue import SlurmError, execute, show_job
+from .task import processes_per_task
 
 _LOCK_SECONDS = 60.0
 _BY_SIGNAL = 128

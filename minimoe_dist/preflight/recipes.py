@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
-from minimoe_dist.commands.preflight_students import check_students
 from minimoe_dist.config import ConfigError, RunConfig
 from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
 from minimoe_dist.config.paths import (
@@ -29,6 +28,7 @@ from minimoe_dist.data.indexed_layout import (
 )
 from minimoe_dist.errors import UserError
 from minimoe_dist.model_paths import resolve_model_path
+from minimoe_dist.preflight.students import check_students
 from minimoe_dist.runtime import DeviceType, Launch
 
 

@@ -50,7 +50,7 @@ def _gives_weights(config: RunConfig, student: StudentConfig, option: str) -> bo
 
 
 def _check_sub_models(student: StudentConfig) -> None:
-    """Raises ValueError for sizes that a once-for-all student cannot have."""
+    """Raises UserError for sizes that a once-for-all student cannot have."""
     if student.ofa_layer and student.ofa_hidden:
         sizes = Sizes(
             student.layer, student.heads, student.hidden // student.heads, 4 * student.hidden

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import AutoConfig
 
-from ..bench.steps import make_micro_batches
 from ..checkpoints.random_model import write_random_model
 from ..config import RunConfig
 from ..data.batches import MicroBatch
+from ..planning.corpora import corpus_of
 from ..planning.sizes import model_json
-from .plan import corpus_of
-from .preflight_bench import has_weights
+from ..preflight.bench import has_weights
+from .steps import make_micro_batches
 
 Words = list[tuple[str, str]]
 

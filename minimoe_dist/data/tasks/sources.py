@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError
-from ..config.commands import EvaluateOptions, FinetuneOptions
-from ..config.problems import nearest
-from ..data.tasks import TASKS, Table, Task, TaskData, open_table, open_task, task_of
+from ...config import ConfigError
+from ...config.commands import EvaluateOptions, FinetuneOptions
+from ...config.problems import nearest
+from . import TASKS, Table, Task, TaskData, open_table, open_task, task_of
 
 _MANY_CLASSES = 50
 
@@ -80,7 +80,7 @@ def scored_table(options: EvaluateOptions, tuning: Mapping[str, Any], *, values:
 
 
 def table_split(table: Table, split: str) -> str:
-    """What to call :func:`..data.tasks.open_table` with: a file has no splits, it is read whole."""
+    """What to call :func:`.open_table` with: a file has no splits, it is read whole."""
     return "train" if Path(table.path).expanduser().is_file() else split
 
 

@@ -1,4 +1,4 @@
-"""What every command on several ranks holds while it runs, and the statuses that it ends with."""
+"""What every command on several ranks holds while it runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from ..runtime import (
     start_process_group,
     stop_process_group,
 )
-from ..train.peers import PeerWatch
+from .peers import PeerWatch
 
 
 @dataclass(frozen=True)

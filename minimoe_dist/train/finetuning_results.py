@@ -28,8 +28,8 @@ from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData
 from ..errors import UserError
 from ..runtime import logger
-from ..train.curves import draw_task_curves
-from ..train.finetuning import TuningState
+from .curves import draw_task_curves
+from .finetuning import TuningState
 
 FORMAT = 1
 _log = logger("finetune")

@@ -51,7 +51,7 @@ def make_distiller(
         mark: see :class:`Distiller`.
 
     Raises:
-        ValueError: a student's options do not fit.
+        UserError: a student's options do not fit.
     """
     training = config.training
     optimizer = AdamW(

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from minimoe_dist.commands import slurm_job
-from minimoe_dist.slurm import starts
+from minimoe_dist.slurm import job, starts
 from tests.commands.support import Workshop
 
 
@@ -30,7 +29,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 def test_begin_notes_where_the_run_starts(workshop: Workshop, tmp_path: Path) -> None:
     recipe = workshop.recipe(tmp_path / "run")
-    assert slurm_job.main(["begin", "distill", "--config", str(recipe), "--max_steps=3"]) == 0
+    assert job.main(["begin", "distill", "--config", str(recipe), "--max_steps=3"]) == 0
     (record,) = records(tmp_path / "run")
     assert (record["job"], record["restart"], record["nodes"]) == ("7", 0, "n[1-2]")
     assert record["plans"] == {".": {"global_batch_size": 8, "total_steps": 3}}
@@ -53,7 +52,7 @@ def test_begin_refuses_what_every_rank_would_refuse(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = workshop.recipe(tmp_path / "run")
-    assert slurm_job.main(["begin", "distill", "--config", str(recipe), *words]) == 2
+    assert job.main(["begin", "distill", "--config", str(recipe), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -68,7 +67,7 @@ def test_begin_stops_a_job_that_slurm_requeues_in_vain(
     words = ["begin", "distill", "--config", str(workshop.recipe(tmp_path / "run"))]
     for restart, status in enumerate([0, 0, 0, 0, 1]):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        assert slurm_job.main(words) == status
+        assert job.main(words) == status
     assert records(tmp_path / "run")[-1]["event"] == "stop"
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("minimoe-dist: job 7: stopped after 3 restarts without progress")
@@ -97,7 +96,7 @@ def test_end_says_what_becomes_of_the_job_and_keeps_its_status(
     recipe = workshop.recipe(tmp_path / "run")
     (tmp_path / "run").mkdir()
     given = ["end", str(status), "distill", "--config", str(recipe)]
-    assert slurm_job.main(given) == status
+    assert job.main(given) == status
     assert words in capsys.readouterr().out
     assert records(tmp_path / "run")[-1]["status"] == status
     assert starts.read_records(tmp_path / "run")[-1]["event"] == "end"
@@ -109,6 +108,6 @@ def test_end_says_what_becomes_of_the_job_and_keeps_its_status(
 def test_a_command_that_is_none_for_jobs_is_refused(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert slurm_job.main(["begin", *words]) == 2
+    assert job.main(["begin", *words]) == 2
     said = capsys.readouterr().err
     assert "not a command for jobs; there are distill, sparsify, finetune" in said

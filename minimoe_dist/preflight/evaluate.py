@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.commands.task_files import scored_table, table_split
 from minimoe_dist.config import ConfigError
 from minimoe_dist.config.commands import EvaluateOptions
 from minimoe_dist.config.paths import check_output_dir, read_model_json
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.data.indexed import find_corpora
 from minimoe_dist.data.tasks import TASKS, check_table, find_task_file, task_of
+from minimoe_dist.data.tasks.sources import scored_table, table_split
 from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.reporting.runs import find_export
 from minimoe_dist.runtime import Launch
@@ -21,7 +21,7 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
 
     Raises:
         ConfigError: one line that names option, value and remedy.
-        ValueError: the same, of the source, the teacher or a corpus.
+        UserError: the same, of the source, the teacher or a corpus.
     """
     export = find_export(options.source, options.student)
     model = read_model_json(str(export.folder))

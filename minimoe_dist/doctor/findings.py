@@ -33,7 +33,7 @@ def findings_of(facts: Sequence[Facts]) -> list[Finding]:
     """What the ranks said of themselves, compared.
 
     Args:
-        facts: of every rank, from ``doctor_node.facts``.
+        facts: of every rank, from ``doctor.node.facts``.
     """
     return [
         *_failures(facts),
@@ -185,7 +185,7 @@ def _operators(facts: Sequence[Facts]) -> Iterator[Finding]:
 def clock_findings(
     offsets: Mapping[int, tuple[float, float]], facts: Sequence[Facts]
 ) -> Iterator[Finding]:
-    """Of ``doctor_ranks.clock_offsets``."""
+    """Of ``doctor.ranks.clock_offsets``."""
     names = {one["rank"]: one["node"] for one in facts}
     for rank, (ahead, error) in offsets.items():
         words = f"{names[rank]} is {ahead:+.3f} s from rank 0's node (± {error:.3f})"
@@ -197,7 +197,7 @@ def clock_findings(
 
 
 def shared_findings(seen: Sequence[bool], facts: Sequence[Facts], folder: str) -> Finding:
-    """Of ``doctor_ranks.sees_file`` on every rank."""
+    """Of ``doctor.ranks.sees_file`` on every rank."""
     blind = sorted({one["node"] for one, sees in zip(facts, seen, strict=True) if not sees})
     if not blind:
         return Finding("shared output_dir", "ok", f"{folder} is seen by all nodes")

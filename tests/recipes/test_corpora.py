@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from minimoe_dist.commands.corpora import open_data
 from minimoe_dist.config import load_run_config
 from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.reading import ReadingOptions
 from minimoe_dist.data.batches import IGNORED_LABEL
+from minimoe_dist.recipes.corpora import open_data
 
 QUIET = ReadingOptions(show_progress=False, input_format="format")
 TEXT = "清华大学位于北京市海淀区\n我们去公园散步\n\n北京市海淀区有清华大学\n散步去公园\n"

@@ -6,10 +6,10 @@ from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_length, check_output_dir, read_model_json
 from ..data.tasks import Task
+from ..data.tasks.sources import open_both, sources
 from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runtime import Launch
-from .task_files import open_both, sources
 
 
 def check(options: FinetuneOptions, launch: Launch) -> None:

@@ -1,0 +1,45 @@
+"""How much text a recipe's corpora hold, as far as a plan needs it."""
+
+import numpy as np
+
+from minimoe_dist.config import RunConfig
+from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
+from minimoe_dist.data.pairs import PairSource
+from minimoe_dist.planning.plan import Corpus
+
+_SAMPLED_PAIRS = 512
+
+
+def corpus_of(config: RunConfig, tokens: int | None) -> Corpus | None:
+    """Samples and their length: of the recipe's corpora, or of so many tokens of text.
+
+    Raises:
+        ConfigError: a corpus that is there is damaged.
+    """
+    data = config.data
+    if tokens is not None:
+        # A chunk of a document that is cut short by its end, or aims at less, is on average this.
+        length = data.max_length * (1 - data.short_sequence_probability / 2)
+        return Corpus(max(1, round(tokens / length)), length, known=False)
+    samples, total = 0, 0.0
+    for entry in data.record_path_or_regex:
+        try:
+            prefixes = find_corpora(entry.path)
+        except (ValueError, OSError):
+            return None
+        for prefix in prefixes:
+            pairs = PairSource(
+                IndexedCorpus.open(prefix),
+                data.max_length,
+                config.seed,
+                data.short_sequence_probability,
+            )
+            samples += pairs.num_samples
+            total += pairs.num_samples * _mean_length(pairs)
+    return Corpus(samples, total / samples)
+
+
+def _mean_length(pairs: PairSource) -> float:
+    step = max(1, pairs.num_samples // _SAMPLED_PAIRS)
+    numbers = np.arange(0, pairs.num_samples, step)
+    return float(pairs.draw(np.zeros_like(numbers), numbers).lengths.mean())

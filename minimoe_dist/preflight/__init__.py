@@ -1,0 +1,1 @@
+"""What would make a subcommand fail, found before it starts and before torch is imported."""
