@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from ..model_paths import resolve_model_path
 from .build import continued, student_config
-from .elastic import ElasticForRelations, ElasticPreTrainedModel
+from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .elastic_mlm import ElasticForMaskedLM
 from .elastic_surgery import cut
@@ -17,7 +17,6 @@ from .errors import UserError
 from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
-Model = TypeVar("Model", bound=ElasticPreTrainedModel)
 Student = TypeVar("Student", bound=ElasticForRelations)
 
 _FIELDS = (
@@ -38,14 +37,12 @@ def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
     return ElasticConfig(**(own | fields))
 
 
-def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticForMaskedLM:
+def load_masked_lm(path: str) -> ElasticForMaskedLM:
     """A whole model to be sparsified: a BERT with its masked-LM head.
 
     Args:
         path: folder (a BERT's, or one of a sliceable BERT), ``package:NAME``, or name on the
             Hugging Face hub.
-        fresh_head_seed: draw the head from this seed where the checkpoint has none; by default
-            such a checkpoint is refused.
 
     Raises:
         UserError: the checkpoint has no such model.
@@ -54,9 +51,9 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
     config = _read_config(folder, path)
     if config.model_type == "bert":
         config = elastic_config(config, relation_projections=False, with_pooler=True)
-    model, missing = _load(ElasticForMaskedLM, folder, path, config, fresh_head_seed or 0)
+    model, missing = _load(folder, path, config)
     fresh = [name for name in missing if name.startswith("cls.")]
-    if fresh and fresh_head_seed is None:
+    if fresh:
         raise UserError(
             f"{path}: {fresh[0]} is missing, so it has no masked-LM head: give a checkpoint that "
             "was saved with its head, or train one with model_type bert_mlm"
@@ -152,15 +149,12 @@ def _read_config(folder: str, path: str) -> Any:
     return config
 
 
-def _load(
-    model_class: type[Model], folder: str, path: str, config: ElasticConfig, seed: int
-) -> tuple[Model, list[str]]:
+def _load(folder: str, path: str, config: ElasticConfig) -> tuple[ElasticForMaskedLM, list[str]]:
     """The model in float32, and the names of what was drawn on top of the encoder's layers."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
             with quiet_transformers():
-                model, report = model_class.from_pretrained(
+                model, report = ElasticForMaskedLM.from_pretrained(
                     folder,
                     config=config,
                     dtype=torch.float32,

@@ -140,8 +140,8 @@ def is_plain_bert(config: ElasticConfig, sparsity: str | None = None) -> bool:
 def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> BertModel:
     """A sub-model as transformers' own class, hidden dimensions in their original order.
 
-    Its hidden states are those of the sub-model at the dimensions that this has
-    (:func:`kept_places`); so is its pooler's output, where there is a pooler.
+    Its hidden states are those of the sub-model at the dimensions that this has, the first of
+    ``recover_indices`` in ascending order; so is its pooler's output, where there is a pooler.
 
     Raises:
         UserError: the sub-model is no plain BERT: its layers differ, or a block is empty, or its
@@ -174,12 +174,6 @@ def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> Be
         state["pooler.dense.bias"] = dense.bias[places]
     bert.load_state_dict({name: state[name] for name in bert.state_dict()})
     return bert.to(dtype=model.dtype).eval()
-
-
-def kept_places(config: ElasticConfig, sparsity: str | None = None) -> Tensor:
-    """int64 [n], ascending: the places among the H original dimensions that a sub-model has."""
-    whole = config.recover_indices or list(range(config.hidden_size))
-    return torch.tensor(sorted(whole[: config.shape(sparsity).hidden]))
 
 
 def _encoder_of(model: ElasticPreTrainedModel) -> ElasticModel:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...models.mlm_head import ROBERTA_KEYS
 
 POSITION_IDS = "bert.embeddings.position_ids"
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -24,8 +23,9 @@ _REQUIRED_FIELDS = (
 _PREFIXES = {"self.": "relation."}
 _ROBERTA_PREFIXES = {
     "roberta.": "bert.",
-    **{f"lm_head.{name}": f"cls.predictions.{key}" for key, name in ROBERTA_KEYS.items()},
-    "lm_head.decoder.": "cls.predictions.decoder.",
+    "lm_head.dense.": "cls.predictions.transform.dense.",
+    "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
+    "lm_head.": "cls.predictions.",
 }
 _HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
 
