@@ -4,7 +4,7 @@ A plain student becomes a folder of its family's class (``BertModel``, ``Roberta
 ``MegatronBertModel``; ``…ForMaskedLM`` if it has that head), which transformers loads alone, and so
 does a sub-model that is plain. A student with experts becomes a ``minimoe`` folder, a sliceable
 one a ``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it after
-``import minimoe_dist``, or anywhere with ``trust_remote_code=True``.
+``import minimoe_dist.models.auto``, or anywhere with ``trust_remote_code=True``.
 """
 
 import copy

@@ -265,7 +265,7 @@ def export_task_model(
     """Writes a fine-tuned model as a Hugging Face folder, whole or not at all.
 
     ``AutoModelForSequenceClassification`` or ``AutoModelForTokenClassification`` loads it: a plain
-    one alone, others after ``import minimoe_dist`` or with ``trust_remote_code=True``.
+    one alone, others after ``import minimoe_dist.models.auto`` or with ``trust_remote_code=True``.
 
     Args:
         source: what was trained.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
 
 from ..model_paths import resolve_model_path
+from .auto import AutoConfig
 from .build import continued, student_config
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig

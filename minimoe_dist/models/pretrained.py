@@ -13,7 +13,6 @@ import transformers.utils.logging as transformers_logging
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     BertModel,
     MegatronBertModel,
     PreTrainedConfig,
@@ -21,6 +20,7 @@ from transformers import (
     RobertaModel,
 )
 
+from .auto import AutoConfig
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from minimoe_dist.config.schema import SparsifyConfig
+from minimoe_dist.models.auto import AutoModel
 from minimoe_dist.models.elastic import ElasticForRelations, ElasticModel
 from minimoe_dist.models.elastic_build import elastic_config
 from minimoe_dist.models.elastic_configuration import ElasticConfig
