@@ -6,24 +6,18 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import UserError, first_line
 from ..model_paths import resolve_model_path
 from .auto import AutoConfig
-from .build import continued, student_config
+from .build import PLAIN_FIELDS, continued, student_config
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .elastic_mlm import ElasticForMaskedLM
 from .elastic_surgery import cut
-from .errors import UserError
 from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
 Student = TypeVar("Student", bound=ElasticForRelations)
-
-_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
-    "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
-)  # fmt: skip
 
 
 def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
@@ -33,7 +27,7 @@ def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
         base: a Hugging Face configuration of BERT's kind.
         fields: of :class:`ElasticConfig`, in addition or instead.
     """
-    own = {name: getattr(base, name) for name in _FIELDS if hasattr(base, name)}
+    own = {name: getattr(base, name) for name in PLAIN_FIELDS if hasattr(base, name)}
     return ElasticConfig(**(own | fields))
 
 
@@ -143,7 +137,7 @@ def _read_config(folder: str, path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no configuration ({_first_line(error)})") from error
+        raise UserError(f"{path} has no configuration ({first_line(error)})") from error
     if config.model_type not in ("bert", ElasticConfig.model_type):
         raise UserError(f"{path}: model_type {config.model_type} cannot be sliced; give a bert")
     return config
@@ -162,14 +156,10 @@ def _load(folder: str, path: str, config: ElasticConfig) -> tuple[ElasticForMask
                     output_loading_info=True,
                 )
         except (OSError, RuntimeError, ValueError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise UserError(f"{path} has no weights that can be loaded ({reason})") from error
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
     if encoder:
         raise UserError(f"{path}: {len(encoder)} weights are missing, {encoder[0]} for one")
     return model.eval(), missing
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from .build import COMMON_FIELDS
 from .elastic import ElasticModel, ElasticPreTrainedModel, ElementValues
 from .elastic_configuration import ElasticConfig
 from .errors import UserError
@@ -42,11 +43,6 @@ _LAYER_AXES: dict[str, tuple[str, ...]] = {
     "output.LayerNorm.weight": ("hidden",),
     "output.LayerNorm.bias": ("hidden",),
 }
-_BERT_FIELDS = (
-    "vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
-    "max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps",
-    "pad_token_id",
-)  # fmt: skip
 
 
 class _Selection(NamedTuple):
@@ -157,7 +153,7 @@ def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> Be
             f"export it as a {config.model_type} folder"
         )
     bert_config = BertConfig(
-        **{name: getattr(config, name) for name in _BERT_FIELDS},
+        **{name: getattr(config, name) for name in COMMON_FIELDS},
         hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,

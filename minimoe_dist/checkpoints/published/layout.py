@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...models.build import COMMON_FIELDS
 
 POSITION_IDS = "bert.embeddings.position_ids"
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
-SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-    "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
-)  # fmt: skip
+SHARED_FIELDS = (*COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_relation_heads")
 POOLER_WEIGHT = "bert.pooler.dense.weight"
 _REQUIRED_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
