@@ -7,3 +7,8 @@ class UserError(ValueError):
     Commands end with it as their only words, and with status 2. Every other exception is a fault
     of this program or of the machine, and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -85,8 +85,8 @@ def test_flags_and_keys_keep_their_order() -> None:
 
 def test_pattern_spread_by_the_shell_is_a_list(tmp_path: Path) -> None:
     parsed = cli.parse_distill(["--record_path_or_regex", "a.idx", "b.idx", "--layer", "4"])
-    needed = {"teacher_model_name_or_path": "t", "output_dir": "o"}
-    config = load_run_config(None, parsed.overrides, needed)
+    needed = ["--teacher_model_name_or_path=t", "--output_dir=o"]
+    config = load_run_config(None, needed + parsed.overrides)
     assert [one.path for one in config.data.record_path_or_regex] == ["a.idx", "b.idx"]
 
 

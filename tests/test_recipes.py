@@ -24,13 +24,13 @@ def test_recipe_resolves(recipe: Path) -> None:
 
 @pytest.mark.parametrize("path", DEEPSPEED, ids=lambda path: path.stem)
 def test_deepspeed_json_resolves(path: Path) -> None:
-    flags = {
-        "teacher_model_name_or_path": "teacher",
-        "record_path_or_regex": "corpus",
-        "output_dir": "out",
-        "deepspeed": str(path),
-    }
-    config = load_run_config(None, [], flags)
+    overrides = [
+        "--teacher_model_name_or_path=teacher",
+        "--record_path_or_regex=corpus",
+        "--output_dir=out",
+        f"--deepspeed={path}",
+    ]
+    config = load_run_config(None, overrides)
     settings = deepspeed_settings(config, world_size=2)
     assert settings["zero_optimization"]["stage"] == int(path.stem[4])
     expected = path.stem.rpartition("_")[2] if path.stem.endswith(("bf16", "fp16")) else "fp32"

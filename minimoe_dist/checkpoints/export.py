@@ -4,7 +4,7 @@ A plain student becomes a folder of its family's class (``BertModel``, ``Roberta
 ``MegatronBertModel``; ``…ForMaskedLM`` if it has that head), which transformers loads alone, and so
 does a sub-model that is plain. A student with experts becomes a ``minimoe`` folder, a sliceable
 one a ``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it after
-``import minimoe_dist``, or anywhere with ``trust_remote_code=True``.
+``import minimoe_dist.models.auto``, or anywhere with ``trust_remote_code=True``.
 """
 
 import copy
@@ -44,6 +44,7 @@ from ..models import (
     packing,
     submodels,
 )
+from ..models.build import PLAIN_FIELDS
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
@@ -72,12 +73,6 @@ _PLAIN_CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "roberta": (RobertaConfig, RobertaModel, RobertaForMaskedLM),
     "megatron-bert": (MegatronBertConfig, MegatronBertModel, MegatronBertForMaskedLM),
 }
-_PLAIN_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
-    "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id",
-    "num_relation_heads",
-)  # fmt: skip
 
 
 def export_student(
@@ -172,7 +167,7 @@ def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
 def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """A dense student as transformers' own class of its family, with its masked-LM head if any."""
     config_class, encoder_class, masked_lm_class = _PLAIN_CLASSES[config.family]
-    fields = {name: getattr(config, name) for name in _PLAIN_FIELDS}
+    fields = {name: getattr(config, name) for name in PLAIN_FIELDS}
     for name in ("bos_token_id", "eos_token_id"):
         if getattr(config, name, None) is not None:
             fields[name] = getattr(config, name)

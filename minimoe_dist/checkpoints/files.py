@@ -17,7 +17,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-PARTIAL, REPLACED = ".partial", ".replaced"
+from ..data.durable import PARTIAL as PARTIAL
+
+REPLACED = ".replaced"
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -7,13 +7,13 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
-from transformers import (
+
+from ..errors import UserError
+from ..models.auto import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-
-from ..errors import UserError
 from ..models.pretrained import quiet_transformers
 from .files import write_json
 from .published import read_config

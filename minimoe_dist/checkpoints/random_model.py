@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from ..models.auto import AutoModel
 from .files import replaced
 from .sharded import MAX_PIECE_BYTES, write_pieces
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..config.paths import WEIGHTS, WEIGHTS_INDEX
 from .files import PARTIAL, beside, save_tensors, write_json
 
 MAX_PIECE_BYTES = 10**9
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write_pieces(
@@ -49,10 +49,10 @@ def write_pieces(
     weight_map: dict[str, str] = {}
     for number, held in enumerate(names):
         last = len(names)
-        final = _WHOLE if last == 1 else f"model-{number + 1:05d}-of-{last:05d}.safetensors"
+        final = WEIGHTS if last == 1 else f"model-{number + 1:05d}-of-{last:05d}.safetensors"
         (folder / f"piece-{number:05d}{PARTIAL}").rename(folder / final)
         weight_map |= dict.fromkeys(held, final)
     if len(names) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(beside(folder / _INDEX, PARTIAL), index)
-        beside(folder / _INDEX, PARTIAL).rename(folder / _INDEX)
+        write_json(beside(folder / WEIGHTS_INDEX, PARTIAL), index)
+        beside(folder / WEIGHTS_INDEX, PARTIAL).rename(folder / WEIGHTS_INDEX)

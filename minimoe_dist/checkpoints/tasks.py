@@ -29,7 +29,7 @@ from transformers import (
 
 from ..config.paths import read_model_json
 from ..data.tasks import Task
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..model_paths import resolve_model_path
 from ..models import task_heads
 from ..models.configuration import MiniMoeConfig
@@ -200,7 +200,7 @@ def _weights(
             "give a model.safetensors"
         ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{path} has no weights that can be loaded ({reason}); give a complete model folder"
         ) from error
@@ -265,7 +265,7 @@ def export_task_model(
     """Writes a fine-tuned model as a Hugging Face folder, whole or not at all.
 
     ``AutoModelForSequenceClassification`` or ``AutoModelForTokenClassification`` loads it: a plain
-    one alone, others after ``import minimoe_dist`` or with ``trust_remote_code=True``.
+    one alone, others after ``import minimoe_dist.models.auto`` or with ``trust_remote_code=True``.
 
     Args:
         source: what was trained.

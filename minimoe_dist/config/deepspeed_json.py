@@ -143,15 +143,12 @@ def chosen_precision(settings: Mapping[str, Any]) -> str | None:
     return "fp32" if set(enabled.values()) == {False} else None
 
 
-def deepspeed_settings(
-    config: "RunConfig", world_size: int, gradient_clipping: float = 0.0
-) -> dict[str, Any]:
+def deepspeed_settings(config: "RunConfig", world_size: int) -> dict[str, Any]:
     """The dictionary for ``deepspeed.initialize``, nothing in it left to "auto".
 
     Args:
         config: the run; its ``parallel.deepspeed``, if any, is read again.
         world_size: number of ranks, for the global batch size.
-        gradient_clipping: norm at which DeepSpeed itself clips; 0 where the engine does.
 
     Raises:
         ConfigError: the JSON is wrong or contradicts the run.
@@ -183,7 +180,7 @@ def deepspeed_settings(
         "train_batch_size": total,
         "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.num_grad_accum_steps,
-        "gradient_clipping": gradient_clipping,
+        "gradient_clipping": 0.0,  # the engine decides who clips
         "zero_optimization": zero,
     }
     for name in ("bf16", "fp16"):

@@ -1,6 +1,6 @@
 """Merging: defaults < recipe YAML < flags and ``key.path=value`` in the order given."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
@@ -30,17 +30,12 @@ _SECTIONS = ("teacher", "objective", "data", "training", "parallel", "sparsify")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
-def load_run_config(
-    config_path: str | None,
-    overrides: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> RunConfig:
+def load_run_config(config_path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Builds a run's options and checks them all.
 
     Args:
         config_path: recipe in YAML, or None for defaults only.
         overrides: ``key.path=value`` and ``--flag=value``, applied in this order.
-        flags: flag name (without dashes) -> value, applied before `overrides`.
 
     Raises:
         ConfigError: one line that names the file or option, the value and the remedy.
@@ -48,21 +43,16 @@ def load_run_config(
     tree = read_recipe(config_path) if config_path is not None else {}
     if "stages" in tree:
         raise ConfigError(f"{config_path}: has stages, and one run is wanted here; give another")
-    return resolve_run(tree, config_path, overrides, flags)
+    return resolve_run(tree, config_path, overrides)
 
 
 def resolve_run(
-    tree: dict[str, Any],
-    config_path: str | None,
-    overrides: Sequence[str],
-    flags: Mapping[str, Any] | None,
+    tree: dict[str, Any], config_path: str | None, overrides: Sequence[str]
 ) -> RunConfig:
     """The same of a recipe that was read already, from ``config_path``."""
     merge = _Merge()
     if config_path is not None:
         merge.add_recipe(tree, config_path)
-    for name, value in (flags or {}).items():
-        merge.set_flag(name, value)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -146,16 +136,17 @@ class _Merge:
             if option_field(path) is None:
                 self._note_origins(value, path, config_path)
 
-    def set_flag(self, name: str, value: Any) -> None:
+    def set_flag(self, name: str, text: str) -> None:
         """Sets the option of one flag."""
         flag = known_flags().get(name)
         if flag is None:
             raise unknown_flag(name)
         if name == "use_fp16":
-            value = self._precision(value)
-            if value is None:
+            precision = self._precision(text)
+            if precision is None:
                 return
-        self._set(flag.path, value, f"--{name}")
+            text = precision
+        self._set(flag.path, text, f"--{name}")
 
     def set_key(self, key: str, text: str) -> None:
         """Sets one option by its path in the recipe."""
@@ -168,9 +159,9 @@ class _Merge:
             raise ConfigError(f"{key}: is a section; set one of its options, {key}.NAME=value")
         self._set(path, text, key)
 
-    def _precision(self, value: Any) -> str | None:
+    def _precision(self, value: str) -> str | None:
         """The precision that ``--use_fp16 value`` asks for; None where nothing changes."""
-        text = str(value).lower()
+        text = value.lower()
         if text not in _TRUE + _FALSE:
             raise ConfigError(f"--use_fp16: must be true or false, not {shown(value)}")
         if text in _TRUE:
@@ -179,8 +170,8 @@ class _Merge:
         may_be_fp16 = isinstance(parallel, dict) and parallel.get("precision") in ("auto", "fp16")
         return "fp32" if may_be_fp16 else None
 
-    def _set(self, path: Path, value: Any, label: str) -> None:
-        value = parse_text(path, value) if isinstance(value, str) else value
+    def _set(self, path: Path, text: str, label: str) -> None:
+        value = parse_text(path, text)
         for concrete in self._concrete(path):
             node: Any = self.tree
             for key in concrete[:-1]:

@@ -11,6 +11,8 @@ from minimoe_dist.config.problems import ConfigError
 if TYPE_CHECKING:
     from minimoe_dist.config.run import RunConfig
 
+# Of a Hugging Face folder: all weights in one file, or the list of the files that they are in.
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # RoBERTa's positions start after its padding id, so its tables have two rows that no token uses.
 _UNUSED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
 
@@ -182,8 +184,8 @@ def check_teacher_layout(
         )
     if layout == "tensor":
         _check_divisible(name, model, ranks)
-    files = ("model.safetensors", "model.safetensors.index.json")
-    if Path(folder).is_dir() and not any(Path(folder, file).is_file() for file in files):
+    files = (Path(folder, WEIGHTS), Path(folder, WEIGHTS_INDEX))
+    if Path(folder).is_dir() and not any(file.is_file() for file in files):
         raise ConfigError(
             f"teacher.layout: {layout} reads weights in pieces, and {name} has no "
             "model.safetensors; convert it with transformers' save_pretrained, or use replicated"

@@ -25,11 +25,7 @@ _OWN_KEYS = ("name", "teaches")
 _REFERENCE = "stage:"
 
 
-def load_stages(
-    config_path: str | None,
-    overrides: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> list[RunConfig]:
+def load_stages(config_path: str | None, overrides: Sequence[str] = ()) -> list[RunConfig]:
     """A recipe's stages in order; one where it names none.
 
     Arguments and errors are those of ``load_run_config``; options beside the recipe are for every
@@ -37,7 +33,7 @@ def load_stages(
     """
     tree = read_recipe(config_path) if config_path is not None else {}
     if "stages" not in tree:
-        return [resolve_run(tree, config_path, overrides, flags)]
+        return [resolve_run(tree, config_path, overrides)]
     entries = tree.pop("stages")
     where = f"{config_path}: stages"
     if not isinstance(entries, list) or not entries:
@@ -56,7 +52,7 @@ def load_stages(
                 f"{where}.{index}.output_dir: {shown(entry['output_dir'])}, but a stage writes to "
                 f"output_dir/{name}; leave it out"
             )
-        stage = _resolve(tree, entry, config_path, overrides, flags)
+        stage = _resolve(tree, entry, config_path, overrides)
         stage = stage.model_copy(update={"output_dir": str(FilePath(stage.output_dir) / name)})
         if index and not _own_teacher(entry):
             assert teacher is not None
@@ -131,14 +127,13 @@ def _resolve(
     entry: Mapping[str, Any],
     config_path: str | None,
     overrides: Sequence[str],
-    flags: Mapping[str, Any] | None,
 ) -> RunConfig:
     own = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
     merged = deepcopy(dict(tree))
     for key, value in own.items():
         is_section = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = {**merged[key], **value} if is_section else value
-    return resolve_run(merged, config_path, overrides, flags)
+    return resolve_run(merged, config_path, overrides)
 
 
 def _taught_by(stage: RunConfig, teacher: str, entry: Mapping[str, Any]) -> RunConfig:

@@ -18,7 +18,7 @@ from minimoe_dist.corpus.streams import InputStream
 from minimoe_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MESSAGES = 20
 
 
@@ -125,7 +125,7 @@ def decode_lines(block: Block, problems: Problems) -> list[str]:
     """The lines of a block; invalid UTF-8 becomes U+FFFD, NUL bytes vanish, both are noted."""
     data = block.read()
     if block.offset == 0:
-        data = data.removeprefix(_BYTE_ORDER_MARK)
+        data = data.removeprefix(BYTE_ORDER_MARK)
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     data = data.removesuffix(b"\n")

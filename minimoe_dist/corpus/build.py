@@ -26,6 +26,7 @@ from minimoe_dist.corpus.reading import BlockSentences, Inputs, ReadingOptions
 from minimoe_dist.corpus.sources import FORMAT_SUFFIX
 from minimoe_dist.corpus.tokenizing import build_encoder, describe_tokenizer
 from minimoe_dist.corpus.words import build_word_marker, segmenter_name
+from minimoe_dist.data.durable import PARTIAL
 from minimoe_dist.data.indexed import (
     HELDOUT_SUFFIX,
     Manifest,
@@ -120,7 +121,7 @@ class _FormatFile:
         self._in_document = 0
         self._documents_seen = 0
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        self._stream = open(path + ".partial", "w", encoding="utf-8")  # noqa: SIM115
+        self._stream = open(path + PARTIAL, "w", encoding="utf-8")  # noqa: SIM115
 
     def add(self, found: BlockSentences) -> None:
         for index, sentences in enumerate(found.documents):
@@ -146,14 +147,14 @@ class _FormatFile:
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
-            os.replace(self.path + ".partial", self.path)
+            os.replace(self.path + PARTIAL, self.path)
         else:
             self.abandon()
 
     def abandon(self) -> None:
         self._stream.close()
-        if os.path.exists(self.path + ".partial"):
-            os.unlink(self.path + ".partial")
+        if os.path.exists(self.path + PARTIAL):
+            os.unlink(self.path + PARTIAL)
 
 
 def build_indexed(

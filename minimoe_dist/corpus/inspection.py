@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minimoe_dist.data.durable import PARTIAL
 from minimoe_dist.data.indexed import IndexedCorpus
 from minimoe_dist.data.pairs import PairSource
 
@@ -210,6 +211,6 @@ def draw_lengths(found: Statistics, path: str, title: str) -> None:
         axes.set(title=name, xlabel="tokens", ylabel="count")
         axes.legend()
     figure.suptitle(title)
-    temporary = path + ".partial"
+    temporary = path + PARTIAL
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)

@@ -54,8 +54,8 @@ class IndexedCorpus:
             end of the last one, a read-only view.
         ids: dtype [num_tokens], all ids, a read-only view.
 
-    The views of the index are not aligned: search them with `document_of` and `sentence_of_token`
-    (`np.searchsorted` would copy them whole at each call).
+    The views of the index are not aligned: search them with `bisect`, as `sentence_of_token`
+    does (`np.searchsorted` would copy them whole at each call).
     """
 
     def __init__(self, prefix: str) -> None:
@@ -140,10 +140,6 @@ class IndexedCorpus:
     def sentence(self, index: int) -> np.ndarray:
         """A copy of the ids of one sentence, int64 [tokens]."""
         return self.tokens(index, index + 1)
-
-    def document_of(self, sentence: int) -> int:
-        """The document that a sentence belongs to."""
-        return bisect_right(self.document_starts, sentence) - 1
 
     def sentence_of_token(self, token: int) -> int:
         """The sentence that the token at a position in the corpus belongs to."""

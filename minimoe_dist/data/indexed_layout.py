@@ -34,7 +34,7 @@ DTYPES: dict[int, np.dtype] = {
 _MANIFEST_FORMAT = "minimoe-dist corpus 1"
 _CHECKED_POINTERS = 1024
 _CHUNK = 1 << 20
-_REBUILD = "build or copy the corpus again"
+REBUILD = "build or copy the corpus again"
 
 
 def dtype_for_vocabulary(vocab_size: int) -> np.dtype:
@@ -136,7 +136,7 @@ class Manifest:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path}: not a corpus manifest ({reason}); {_REBUILD}") from None
+            raise UserError(f"{path}: not a corpus manifest ({reason}); {REBUILD}") from None
 
 
 @dataclass(frozen=True)
@@ -218,23 +218,23 @@ def read_layout(prefix: str, may_be_empty: bool = False) -> IndexLayout:
             raise UserError(f"{needed}: no such file; {prefix!r} is not an indexed corpus")
     size = os.path.getsize(path)
     if size < HEADER.size:
-        raise UserError(f"{path}: truncated index of {size} bytes; {_REBUILD}")
+        raise UserError(f"{path}: truncated index of {size} bytes; {REBUILD}")
     with open(path, "rb") as stream:
         magic, version, code, count, ends = HEADER.unpack(stream.read(HEADER.size))
     if magic != MAGIC:
-        raise UserError(f"{path}: wrong magic {magic!r}, not a Megatron index; {_REBUILD}")
+        raise UserError(f"{path}: wrong magic {magic!r}, not a Megatron index; {REBUILD}")
     if version != VERSION:
-        raise UserError(f"{path}: index version {version}, only {VERSION} is known; {_REBUILD}")
+        raise UserError(f"{path}: index version {version}, only {VERSION} is known; {REBUILD}")
     if code not in DTYPES:
-        raise UserError(f"{path}: dtype code {code} is no integer type; {_REBUILD}")
+        raise UserError(f"{path}: dtype code {code} is no integer type; {REBUILD}")
     layout = IndexLayout(DTYPES[code], count, ends)
     if size != layout.size:
         what = "truncated" if size < layout.size else "over-long"
         raise UserError(
-            f"{path}: {what} index: {size} bytes, its header announces {layout.size}; {_REBUILD}"
+            f"{path}: {what} index: {size} bytes, its header announces {layout.size}; {REBUILD}"
         )
     if ends == 0 or ((count == 0 or ends == 1) and not may_be_empty):
-        raise UserError(f"{path}: the corpus is empty; {_REBUILD} from other inputs")
+        raise UserError(f"{path}: the corpus is empty; {REBUILD} from other inputs")
     return layout
 
 
@@ -254,7 +254,7 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     if size != expected:
         what = "truncated" if size < expected else "over-long"
         raise UserError(
-            f"{prefix}.bin: {what} data: {size} bytes, the index announces {expected}; {_REBUILD}"
+            f"{prefix}.bin: {what} data: {size} bytes, the index announces {expected}; {REBUILD}"
         )
     if count == 0:
         return
@@ -262,9 +262,9 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     before = sample[:-1] if sample[-1] == count - 1 else sample
     steps = pointers[before + 1] - pointers[before]
     if int(pointers[0]) != 0 or np.any(steps != lengths[before].astype(np.int64) * itemsize):
-        raise UserError(f"{prefix}.idx: pointers and lengths disagree; {_REBUILD}")
+        raise UserError(f"{prefix}.idx: pointers and lengths disagree; {REBUILD}")
     if np.any(lengths[sample] < 0):
-        raise UserError(f"{prefix}.idx: a sentence has a negative length; {_REBUILD}")
+        raise UserError(f"{prefix}.idx: a sentence has a negative length; {REBUILD}")
     _check_document_ends(prefix, count, arrays.document_ends)
 
 
@@ -272,12 +272,12 @@ def _check_document_ends(prefix: str, num_sentences: int, ends: np.ndarray) -> N
     if int(ends[0]) != 0 or int(ends[-1]) != num_sentences:
         raise UserError(
             f"{prefix}.idx: documents cover sentences {int(ends[0])} to {int(ends[-1])}, "
-            f"there are {num_sentences}; {_REBUILD}"
+            f"there are {num_sentences}; {REBUILD}"
         )
     for start in range(0, len(ends) - 1, _CHUNK):
         piece = ends[start : start + _CHUNK + 1]
         if np.any(piece[1:] < piece[:-1]):
-            raise UserError(f"{prefix}.idx: document ends are not sorted; {_REBUILD}")
+            raise UserError(f"{prefix}.idx: document ends are not sorted; {REBUILD}")
 
 
 def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
@@ -301,6 +301,6 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
         if getattr(manifest, name) != value:
             raise UserError(
                 f"{path}: says {name} = {getattr(manifest, name)}, the files have {value}; "
-                f"{_REBUILD}"
+                f"{REBUILD}"
             )
     return manifest

@@ -16,13 +16,13 @@ from typing import IO
 
 import numpy as np
 
+from minimoe_dist.data.indexed_layout import REBUILD
 from minimoe_dist.errors import UserError
 
 MAGIC = b"MMWORDS\x00"
 VERSION = 1
 HEADER = struct.Struct("<8sIIQ")
 _CHUNK_BYTES = 1 << 20
-_REBUILD = "build or copy the corpus again"
 
 
 def words_path(prefix: str) -> str:
@@ -55,14 +55,14 @@ class WordMarks:
         with open(self.path, "rb") as stream:
             header = stream.read(HEADER.size)
             if len(header) < HEADER.size:
-                raise UserError(f"{self.path}: truncated file of {size} bytes; {_REBUILD}")
+                raise UserError(f"{self.path}: truncated file of {size} bytes; {REBUILD}")
             magic, version, _, count = HEADER.unpack(header)
             if magic != MAGIC or version != VERSION:
-                raise UserError(f"{self.path}: wrong magic or version, no word marks; {_REBUILD}")
+                raise UserError(f"{self.path}: wrong magic or version, no word marks; {REBUILD}")
             if count != num_tokens or size != words_bytes(num_tokens):
                 raise UserError(
                     f"{self.path}: marks {count} tokens in {size} bytes, the corpus has "
-                    f"{num_tokens}, which take {words_bytes(num_tokens)}; {_REBUILD}"
+                    f"{num_tokens}, which take {words_bytes(num_tokens)}; {REBUILD}"
                 )
             self._buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.bits = np.frombuffer(self._buffer, np.uint8, offset=HEADER.size)

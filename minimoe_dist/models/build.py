@@ -1,32 +1,30 @@
 """From a recipe's words to a fresh student, and how its experts start."""
 
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
+from ..config.schema import Start
 from .configuration import MiniMoeConfig, family_of
 from .errors import UserError
 from .experts import ExpertLinear
 from .moebert import MiniMoeForRelations
 
-Start = Literal["split", "random", "copies"]
 Student = TypeVar("Student", bound=nn.Module)
 
-# What a student takes over from the configuration it is derived from, usually the teacher's.
-_INHERITED = (
-    "vocab_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
+# Of a BERT's configuration, what is the same in models of any size; and all that makes one.
+COMMON_FIELDS = (
+    "vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps",
     "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
+)  # fmt: skip
+PLAIN_FIELDS = (
+    *COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "num_relation_heads",
+)  # fmt: skip
+# What a student takes over from the configuration it is derived from, usually the teacher's.
+_INHERITED = (*COMMON_FIELDS, "bos_token_id", "eos_token_id")
 
 
 def student_config(

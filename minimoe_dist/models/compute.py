@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
@@ -47,17 +47,6 @@ def sequence_gmac(config: Any, length: int = 128) -> float:
     hidden = config.hidden_size
     token = 4 * hidden**2 + 2 * hidden * config.intermediate_size
     return config.num_hidden_layers * token * length / 1e9
-
-
-def count_parameters(model: "nn.Module", *, trainable_only: bool = False) -> int:
-    """Number of parameters that this process's `model` has, shared ones once.
-
-    Counts whole tensors where ZeRO-3 has split them over ranks. With expert parallelism a rank
-    holds its own experts only, and only those are counted.
-    """
-    parameters = (p for p in model.parameters() if p.requires_grad or not trainable_only)
-    # DeepSpeed's ZeRO-3 leaves an empty tensor behind and notes the whole's size on it.
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)
 
 
 @dataclass(frozen=True)

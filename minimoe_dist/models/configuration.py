@@ -126,13 +126,6 @@ class MiniMoeConfig(PreTrainedConfig):
         """Whether segment ids have a meaning; RoBERTa has one segment, whatever it is given."""
         return self.family != "roberta"
 
-    @property
-    def max_sequence_length(self) -> int:
-        """The longest sequence; RoBERTa leaves the positions up to its padding id unused."""
-        if self.family == "roberta":
-            return self.max_position_embeddings - (self.pad_token_id or 0) - 1
-        return self.max_position_embeddings
-
 
 def router_sizes(config: MiniMoeConfig) -> list[int]:
     """The number of experts of each router, in the order in which they are asked."""

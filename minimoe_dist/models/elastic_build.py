@@ -5,26 +5,19 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
 
+from ..errors import UserError, first_line
 from ..model_paths import resolve_model_path
-from .build import continued, student_config
-from .elastic import ElasticForRelations, ElasticPreTrainedModel
+from .auto import AutoConfig
+from .build import PLAIN_FIELDS, continued, student_config
+from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .elastic_mlm import ElasticForMaskedLM
 from .elastic_surgery import cut
-from .errors import UserError
 from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
-Model = TypeVar("Model", bound=ElasticPreTrainedModel)
 Student = TypeVar("Student", bound=ElasticForRelations)
-
-_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings",
-    "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
-)  # fmt: skip
 
 
 def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
@@ -34,18 +27,16 @@ def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
         base: a Hugging Face configuration of BERT's kind.
         fields: of :class:`ElasticConfig`, in addition or instead.
     """
-    own = {name: getattr(base, name) for name in _FIELDS if hasattr(base, name)}
+    own = {name: getattr(base, name) for name in PLAIN_FIELDS if hasattr(base, name)}
     return ElasticConfig(**(own | fields))
 
 
-def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticForMaskedLM:
+def load_masked_lm(path: str) -> ElasticForMaskedLM:
     """A whole model to be sparsified: a BERT with its masked-LM head.
 
     Args:
         path: folder (a BERT's, or one of a sliceable BERT), ``package:NAME``, or name on the
             Hugging Face hub.
-        fresh_head_seed: draw the head from this seed where the checkpoint has none; by default
-            such a checkpoint is refused.
 
     Raises:
         UserError: the checkpoint has no such model.
@@ -54,9 +45,9 @@ def load_masked_lm(path: str, *, fresh_head_seed: int | None = None) -> ElasticF
     config = _read_config(folder, path)
     if config.model_type == "bert":
         config = elastic_config(config, relation_projections=False, with_pooler=True)
-    model, missing = _load(ElasticForMaskedLM, folder, path, config, fresh_head_seed or 0)
+    model, missing = _load(folder, path, config)
     fresh = [name for name in missing if name.startswith("cls.")]
-    if fresh and fresh_head_seed is None:
+    if fresh:
         raise UserError(
             f"{path}: {fresh[0]} is missing, so it has no masked-LM head: give a checkpoint that "
             "was saved with its head, or train one with model_type bert_mlm"
@@ -146,21 +137,18 @@ def _read_config(folder: str, path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no configuration ({_first_line(error)})") from error
+        raise UserError(f"{path} has no configuration ({first_line(error)})") from error
     if config.model_type not in ("bert", ElasticConfig.model_type):
         raise UserError(f"{path}: model_type {config.model_type} cannot be sliced; give a bert")
     return config
 
 
-def _load(
-    model_class: type[Model], folder: str, path: str, config: ElasticConfig, seed: int
-) -> tuple[Model, list[str]]:
+def _load(folder: str, path: str, config: ElasticConfig) -> tuple[ElasticForMaskedLM, list[str]]:
     """The model in float32, and the names of what was drawn on top of the encoder's layers."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
             with quiet_transformers():
-                model, report = model_class.from_pretrained(
+                model, report = ElasticForMaskedLM.from_pretrained(
                     folder,
                     config=config,
                     dtype=torch.float32,
@@ -168,14 +156,10 @@ def _load(
                     output_loading_info=True,
                 )
         except (OSError, RuntimeError, ValueError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise UserError(f"{path} has no weights that can be loaded ({reason})") from error
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
     if encoder:
         raise UserError(f"{path}: {len(encoder)} weights are missing, {encoder[0]} for one")
     return model.eval(), missing
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from .build import COMMON_FIELDS
 from .elastic import ElasticModel, ElasticPreTrainedModel, ElementValues
 from .elastic_configuration import ElasticConfig
 from .errors import UserError
@@ -42,11 +43,6 @@ _LAYER_AXES: dict[str, tuple[str, ...]] = {
     "output.LayerNorm.weight": ("hidden",),
     "output.LayerNorm.bias": ("hidden",),
 }
-_BERT_FIELDS = (
-    "vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
-    "max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps",
-    "pad_token_id",
-)  # fmt: skip
 
 
 class _Selection(NamedTuple):
@@ -140,8 +136,8 @@ def is_plain_bert(config: ElasticConfig, sparsity: str | None = None) -> bool:
 def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> BertModel:
     """A sub-model as transformers' own class, hidden dimensions in their original order.
 
-    Its hidden states are those of the sub-model at the dimensions that this has
-    (:func:`kept_places`); so is its pooler's output, where there is a pooler.
+    Its hidden states are those of the sub-model at the dimensions that this has, the first of
+    ``recover_indices`` in ascending order; so is its pooler's output, where there is a pooler.
 
     Raises:
         UserError: the sub-model is no plain BERT: its layers differ, or a block is empty, or its
@@ -157,7 +153,7 @@ def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> Be
             f"export it as a {config.model_type} folder"
         )
     bert_config = BertConfig(
-        **{name: getattr(config, name) for name in _BERT_FIELDS},
+        **{name: getattr(config, name) for name in COMMON_FIELDS},
         hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
@@ -174,12 +170,6 @@ def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> Be
         state["pooler.dense.bias"] = dense.bias[places]
     bert.load_state_dict({name: state[name] for name in bert.state_dict()})
     return bert.to(dtype=model.dtype).eval()
-
-
-def kept_places(config: ElasticConfig, sparsity: str | None = None) -> Tensor:
-    """int64 [n], ascending: the places among the H original dimensions that a sub-model has."""
-    whole = config.recover_indices or list(range(config.hidden_size))
-    return torch.tensor(sorted(whole[: config.shape(sparsity).hidden]))
 
 
 def _encoder_of(model: ElasticPreTrainedModel) -> ElasticModel:

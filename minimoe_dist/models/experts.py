@@ -243,12 +243,6 @@ class ExpertLinear(nn.Module):
             dense_weight, self.num_experts, axis=self.split_axis, element_size=self.element_size
         )
 
-    def split_bias(self, dense_bias: Tensor) -> Tensor:
-        """Biases [E, out]: split with the outputs, or copied where only the inputs are split."""
-        if self.split_axis == 0:
-            return split_dense(dense_bias, self.num_experts, axis=0, element_size=self.element_size)
-        return dense_bias.expand(self.num_experts, -1).clone()
-
     def forward(self, rows: Tensor, products: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Maps rows [T', in] to [T', out] by a plan's products."""
         return products(rows, self.weight, self.bias)

@@ -11,24 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from ..objectives.mlm import masked_lm_loss_sum, masked_rows, packed_masked_lm_loss_sum
 from .blocks import StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
-from .errors import UserError
 from .moebert import MiniMoeForRelations
-
-# A head's keys behind `cls.predictions.` here, and behind `lm_head.` in RoBERTa's checkpoints.
-ROBERTA_KEYS = {
-    "transform.dense.weight": "dense.weight",
-    "transform.dense.bias": "dense.bias",
-    "transform.LayerNorm.weight": "layer_norm.weight",
-    "transform.LayerNorm.bias": "layer_norm.bias",
-    "bias": "bias",
-}
 
 
 class _Transform(nn.Module):
@@ -87,42 +76,6 @@ class MaskedLmHead(nn.Module):
     def logits(self, rows: Tensor, decoder_weight: Tensor) -> Tensor:
         """[N, H] to [N, V], for a few rows."""
         return F.linear(self.transform(rows), decoder_weight, self.bias)
-
-
-def load_masked_lm_head(path: str) -> MaskedLmHead:
-    """The head of a ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``MegatronBertForMaskedLM``.
-
-    Args:
-        path: folder, ``package:NAME``, or name on the Hugging Face hub.
-
-    Raises:
-        UserError: the checkpoint has no such head.
-    """
-    from ..model_paths import resolve_model_path
-
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            resolve_model_path(path), weights_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} has no masked-LM model that can be loaded ({reason})") from error
-    missing = [key for key in report["missing_keys"] if key.startswith(("cls.", "lm_head."))]
-    if missing:
-        raise UserError(
-            f"{path}: {sorted(missing)[0]} is missing, so it has no masked-LM head: give a "
-            "checkpoint that was saved with its head"
-        )
-    config = model.config
-    # RoBERTa's own head always has gelu.
-    activation = "gelu" if config.model_type == "roberta" else config.hidden_act
-    head = MaskedLmHead(config.hidden_size, config.vocab_size, activation, config.layer_norm_eps)
-    state = model.state_dict()
-    if config.model_type == "roberta":
-        head.load_state_dict({key: state[f"lm_head.{name}"] for key, name in ROBERTA_KEYS.items()})
-    else:
-        head.load_state_dict({key: state[f"cls.predictions.{key}"] for key in ROBERTA_KEYS})
-    return head
 
 
 class MaskedLmPass(StudentPass):

@@ -13,7 +13,6 @@ import transformers.utils.logging as transformers_logging
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     BertModel,
     MegatronBertModel,
     PreTrainedConfig,
@@ -21,10 +20,11 @@ from transformers import (
     RobertaModel,
 )
 
+from ..errors import UserError, first_line
+from .auto import AutoConfig
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
-from .errors import UserError
 from .moebert import MiniMoeForRelations
 from .weights import refuse_incomplete
 
@@ -73,7 +73,7 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(
             f"teacher.model_name_or_path: {path} has no readable config.json "
-            f"({_first_line(error)}); give a Hugging Face folder with one of: {supported()}"
+            f"({first_line(error)}); give a Hugging Face folder with one of: {supported()}"
         ) from error
     if config.model_type not in ENCODERS:
         raise UserError(
@@ -153,7 +153,7 @@ def load_encoder(
         ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"{where} has no weights that can be loaded ({_first_line(error)}); "
+            f"{where} has no weights that can be loaded ({first_line(error)}); "
             "give a complete model.safetensors"
         ) from error
     refuse_incomplete(
@@ -183,10 +183,6 @@ def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMod
 
 def _class_options(config: PreTrainedConfig) -> dict[str, bool]:
     return {} if isinstance(config, MiniMoeConfig) else {"add_pooling_layer": False}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ MapEntry = Mapping[str, Mapping[str, int]]
 SparsityMap = Mapping[str, MapEntry]
 
 WHOLE = "0"
-SPARSITIES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 99)
 _EMBEDDINGS = "-1"
 _KINDS = ("head", "neuron", "hidden")
 _ROUNDING = 8  # removed numbers are multiples of it, so that products stay aligned

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
-from .errors import UserError
+from ..config.paths import WEIGHTS, WEIGHTS_INDEX
+from ..errors import UserError, first_line
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -113,11 +113,11 @@ class FolderWeights:
 
     def _parts(self, pickles: bool) -> dict[str, str]:
         """Key -> name of the file that holds it."""
-        if self._find(_WHOLE) is not None:
-            with self._open(_WHOLE) as opened:
-                return dict.fromkeys(opened.keys(), _WHOLE)
-        if self._find(_INDEX) is not None:
-            return self._index(_INDEX)
+        if self._find(WEIGHTS) is not None:
+            with self._open(WEIGHTS) as opened:
+                return dict.fromkeys(opened.keys(), WEIGHTS)
+        if self._find(WEIGHTS_INDEX) is not None:
+            return self._index(WEIGHTS_INDEX)
         if not pickles:
             raise UserError(
                 f"{self._where} has no model.safetensors, and only safetensors can be read in "
@@ -129,7 +129,7 @@ class FolderWeights:
         elif self._find(_PICKLE_INDEX) is not None:
             files = sorted(set(self._index(_PICKLE_INDEX).values()))
         else:
-            raise UserError(f"{self._where}: no {_WHOLE}; give a Hugging Face model's folder")
+            raise UserError(f"{self._where}: no {WEIGHTS}; give a Hugging Face model's folder")
         for part in files:
             self._pickled |= self._unpickled(part)
         return dict.fromkeys(self._pickled, "")
@@ -178,7 +178,7 @@ class FolderWeights:
             raise self._unreadable(part, error) from error
 
     def _unreadable(self, part: str, error: Exception) -> ValueError:
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        words = first_line(error)
         return ValueError(
             f"{self._where} has no weights that can be loaded ({part}: {words}); give a complete "
             "model.safetensors"

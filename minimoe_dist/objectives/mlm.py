@@ -60,14 +60,9 @@ def masked_lm_loss_sum(
             f"labels: {int(outside[0])} is outside the vocabulary of {vocabulary}: build the "
             "corpus with the model's tokenizer"
         )
-    if chunk_elements is None:
-        on_cpu = rows.device.type == "cpu"
-        chunk_elements = _CPU_CHUNK_ELEMENTS if on_cpu else _GPU_CHUNK_ELEMENTS
-    size = max(1, chunk_elements // vocabulary)
+    # Autocast would turn products of float32 into half precision.
     with torch.autocast(rows.device.type, enabled=False):
-        loss = _ChunkedCrossEntropy.apply(
-            rows, decoder_weight.to(rows.dtype), decoder_bias, labels, size
-        )
+        loss = _loss_sum(rows, labels, decoder_weight, decoder_bias, chunk_elements)
     return loss, int(counted.sum())
 
 
@@ -85,13 +80,21 @@ def packed_masked_lm_loss_sum(
     Returns:
         The sum as a scalar, float32.
     """
-    weight = decoder_weight.to(rows.dtype)
-    with_gradient = torch.is_grad_enabled()
-    return _masked_lm(rows, weight, decoder_bias, labels, with_gradient)[0]
+    return _loss_sum(rows, labels, decoder_weight, decoder_bias, None)
 
 
-class _Made(NamedTuple):
-    """A loss with the gradients of rows, weight and bias, of which all or none are there."""
+def _loss_sum(
+    rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, chunk_elements: int | None
+) -> Tensor:
+    if chunk_elements is None:
+        chunk_elements = _GPU_CHUNK_ELEMENTS if rows.is_cuda else _CPU_CHUNK_ELEMENTS
+    size = max(1, chunk_elements // weight.shape[0])
+    with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (rows, weight, bias))
+    return _masked_lm(rows, weight.to(rows.dtype), bias, labels, size, with_gradient)[0]
+
+
+class MaskedLmSums(NamedTuple):
+    """A summed loss with its gradients of rows, weight and bias, of which all or none are there."""
 
     loss: Tensor
     rows: Tensor
@@ -99,9 +102,10 @@ class _Made(NamedTuple):
     bias: Tensor
 
 
-def _in_chunks(
+def in_chunks(
     rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
-) -> _Made:
+) -> MaskedLmSums:
+    """The loss, and the gradients on the way where they are wanted, `size` rows at a time."""
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     shapes = [one.shape if with_gradient else (0,) for one in (rows, weight, bias)]
@@ -130,38 +134,19 @@ def _in_chunks(
             of_weight.addmm_(slope.t(), part)
         else:
             of_weight += slope.t() @ part
-    return _Made(total.to(wide), of_rows, of_weight, of_bias)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of the loss over chunks of rows; gradients are made on the way forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int
-    ) -> Tensor:
-        made = _in_chunks(rows, weight, bias, labels, size, any(ctx.needs_input_grad))
-        ctx.save_for_backward(*made[1:])
-        return made.loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(gradient * grad_outputs[0] for gradient in ctx.saved_tensors), None, None)
+    return MaskedLmSums(total.to(wide), of_rows, of_weight, of_bias)
 
 
 @torch.library.custom_op("minimoe_dist::masked_lm", mutates_args=())
 def _masked_lm(
-    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, with_gradient: bool
+    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    elements = _GPU_CHUNK_ELEMENTS if rows.is_cuda else _CPU_CHUNK_ELEMENTS
-    size = max(1, elements // weight.shape[0])
-    return tuple(_in_chunks(rows, weight, bias, labels, size, with_gradient))  # type: ignore[return-value]
+    return tuple(in_chunks(rows, weight, bias, labels, size, with_gradient))  # type: ignore[return-value]
 
 
 @_masked_lm.register_fake
 def _(
-    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, with_gradient: bool
+    rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
 ) -> tuple[Tensor, ...]:
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     shapes = [(), *(one.shape if with_gradient else (0,) for one in (rows, weight, bias))]
@@ -176,9 +161,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 5
+        return (None,) * 6
     made = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-    return (*((gradient * upstream).to(dtype) for gradient, dtype in made), None, None)
+    return (*((gradient * upstream).to(dtype) for gradient, dtype in made), *[None] * 3)
 
 
 _masked_lm.register_autograd(_backward, setup_context=_keep)

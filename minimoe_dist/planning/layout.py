@@ -7,7 +7,6 @@ from minimoe_dist.config import ConfigError, RunConfig
 from minimoe_dist.planning.machine import Machine
 from minimoe_dist.planning.sizes import EncoderSizes
 
-TEACHER_LAYOUTS = ("replicated", "zero3", "tensor")
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 BUCKET_ELEMENTS = 50_000_000  # as DeepSpeed is given
@@ -21,7 +20,7 @@ class Layout:
         ranks: in all.
         zero_stage: of the students.
         expert_parallel_size: ranks that share one set of experts.
-        teacher_layout: one of TEACHER_LAYOUTS.
+        teacher_layout: as `teacher.layout`.
         teacher_parallel_size: ranks that share one teacher.
         teacher_waits_outside: whether its parts lie in the host's memory between layers.
         micro_batch: sequences of a rank in one pass.
@@ -123,7 +122,7 @@ def _teacher_layouts(machine: Machine, has_teacher: bool) -> list[tuple[str, int
         return [("replicated", 1)]
     # Sharing stays inside a node: between nodes the teacher's traffic would be the step.
     sizes = [n for n in (2, 4, 8) if machine.ranks_per_node % n == 0]
-    return [("replicated", 1), *((kind, n) for kind in TEACHER_LAYOUTS[1:] for n in sizes)]
+    return [("replicated", 1), *((kind, n) for kind in ("zero3", "tensor") for n in sizes)]
 
 
 def _splits(micro_batch: int) -> list[int]:

@@ -106,11 +106,6 @@ class Machine(Section):
         inside = self.nodes == 1 or group * stride <= self.ranks_per_node
         return 1e9 * (self.link_gb_per_second if inside else self.network_gb_per_second)
 
-    @property
-    def usable_bytes(self) -> float:
-        """Of a rank, for tensors."""
-        return (self.memory_gib - self.framework_gib) * GIB
-
 
 def load_machine(
     name: str, folders: Sequence[Path], changes: Mapping[str, Any] | None = None

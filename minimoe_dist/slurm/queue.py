@@ -41,16 +41,14 @@ class Job:
         return self.state in ALIVE
 
 
-def execute(command: Sequence[str], stdin: str | None = None) -> str:
+def execute(command: Sequence[str]) -> str:
     """Runs one of Slurm's commands and returns what it prints.
 
     Raises:
         SlurmError: it is not there, does not answer, or refuses.
     """
     try:
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=_ANSWER_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
     except FileNotFoundError:
         raise SlurmError(f"{command[0]}: not found; log in to a node that has Slurm") from None
     except subprocess.TimeoutExpired:

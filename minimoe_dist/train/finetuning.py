@@ -16,13 +16,11 @@ from ..data.loader import StepBatch
 from ..data.tasks import Task, score
 from ..data.tasks.batches import evaluation_batches, steps_per_epoch, training_step
 from ..data.tasks.encoding import EncodedTask, tags_of_words
-from ..runtime import StopRequest, logger
+from ..runtime import StopRequest
 from .distillation import Distiller
 from .engine import StudentEngine
 from .loop import TrainingDivergedError
 from .metrics import Progress
-
-_log = logger("train.finetuning")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minimoe_dist.errors import UserError
+from minimoe_dist.errors import UserError, first_line
 
 _APEX = (
     "there is no NVIDIA apex here (the package of that name on PyPI is another one); install it "
@@ -53,7 +53,7 @@ def make_adamw(
         try:
             made: torch.optim.Optimizer = FusedAdam(groups, **given, adam_w_mode=True)
         except Exception as error:  # it compiles itself at its first use
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"parallel.adamw: deepspeed's cannot be built here ({reason}); give auto"
             ) from error

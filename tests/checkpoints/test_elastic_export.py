@@ -3,13 +3,14 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModel, BertModel
+from transformers import BertModel
 
 from minimoe_dist.checkpoints.export import export_elastic, export_student, load_student
+from minimoe_dist.models.auto import AutoModel
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
-from minimoe_dist.models.elastic_surgery import cut, kept_places, reorder
-from tests.models.elastic_models import SPARSE_MAP, batch, elastic, random_orders
+from minimoe_dist.models.elastic_surgery import cut, reorder
+from tests.models.elastic_models import SPARSE_MAP, batch, elastic, kept_places, random_orders
 from tests.models.test_elastic import once_for_all
 
 REAL = batch()["attention_mask"]

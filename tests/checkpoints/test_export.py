@@ -92,8 +92,8 @@ def test_a_dense_export_loads_without_this_package(exports, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "imports",
-    ["import minimoe_dist\nfrom transformers import AutoModel",
-     "from transformers import AutoModel\nimport minimoe_dist"],
+    ["import minimoe_dist.models.auto\nfrom transformers import AutoModel",
+     "from transformers import AutoModel\nimport minimoe_dist.models.auto"],
     ids=["package first", "transformers first"],
 )  # fmt: skip
 def test_an_export_with_experts_loads_after_importing_the_package(
@@ -114,7 +114,7 @@ def test_an_export_with_experts_loads_by_its_own_code(exports, tmp_path) -> None
 
 
 def test_the_configuration_alone_loads_after_importing_the_package(exports) -> None:
-    from transformers import AutoConfig
+    from minimoe_dist.models.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(exports / "moe")
     assert (config.attention_experts, config.feedforward_experts) == (2, 4)

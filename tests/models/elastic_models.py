@@ -51,6 +51,12 @@ def batch(length: int = 13) -> dict[str, Tensor]:
     }
 
 
+def kept_places(config: ElasticConfig, sparsity: str) -> Tensor:
+    """int64 [n], ascending: the places among the H original dimensions that a sub-model has."""
+    whole = config.recover_indices or list(range(config.hidden_size))
+    return torch.tensor(sorted(whole[: config.shape(sparsity).hidden]))
+
+
 def random_orders() -> ElementValues:
     """A permutation of each kind of element."""
     torch.manual_seed(2)

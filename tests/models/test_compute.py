@@ -10,7 +10,6 @@ from transformers import BertConfig, BertModel, MegatronBertConfig, MegatronBert
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.compute import (
     RelationPath,
-    count_parameters,
     distillation_flops_per_token,
     encoder_gmac,
     relation_macs_per_token,
@@ -132,22 +131,3 @@ def test_distillation_counts_each_student_thrice_the_teacher_once_and_the_relati
     relations = 3 * 128 * (768 + 3 * 384)
     expected = teacher.macs_per_token(128) + 2 * (3 * student.macs_per_token(128) + relations)
     assert distillation_flops_per_token([student, student], teacher, 128) == 2 * expected
-
-
-def test_shared_parameters_count_once():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, bias=False))
-    model[1].weight = model[0].weight
-    assert count_parameters(model) == 20
-
-
-def test_frozen_parameters_are_left_out_of_trainable_ones():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    model[0].requires_grad_(False)
-    assert count_parameters(model, trainable_only=True) == 20
-
-
-def test_parameters_split_by_zero3_count_whole():
-    model = torch.nn.Linear(4, 4, bias=False)
-    model.weight = torch.nn.Parameter(torch.empty(0))
-    model.weight.ds_numel = 16
-    assert count_parameters(model) == 16

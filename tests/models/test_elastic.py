@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
+from minimoe_dist.config.schema import SparsifyConfig
+from minimoe_dist.models.auto import AutoModel
 from minimoe_dist.models.elastic import ElasticForRelations, ElasticModel
 from minimoe_dist.models.elastic_build import elastic_config
 from minimoe_dist.models.elastic_configuration import ElasticConfig
@@ -10,14 +12,20 @@ from minimoe_dist.models.elastic_surgery import (
     cut,
     element_orders,
     is_plain_bert,
-    kept_places,
     plain_bert,
     reorder,
 )
-from minimoe_dist.models.submodels import SPARSITIES, once_for_all_map
+from minimoe_dist.models.submodels import once_for_all_map
 from minimoe_dist.objectives.relations import relation_loss_sum
 from tests.golden import TOLERANCE, load_golden, part
-from tests.models.elastic_models import SIZES, SPARSE_MAP, batch, elastic, random_orders
+from tests.models.elastic_models import (
+    SIZES,
+    SPARSE_MAP,
+    batch,
+    elastic,
+    kept_places,
+    random_orders,
+)
 
 # The decoder is the word embeddings.
 UNUSED = (
@@ -81,7 +89,7 @@ def test_sparse_sub_models_give_the_published_hidden_states(sparsity):
         assert_close(hidden[real], tensors[f"out.hidden.{sparsity}"][real], **TOLERANCE)
 
 
-@pytest.mark.parametrize("sparsity", [str(sparsity) for sparsity in SPARSITIES])
+@pytest.mark.parametrize("sparsity", [str(sparsity) for sparsity in SparsifyConfig().sparsities])
 def test_every_sparsity_of_the_published_map_can_be_cut_out(sparsity):
     model, _, inputs = reordered_golden_model()
     in_place = model.bert(**inputs, sparsity=sparsity).last_hidden_state

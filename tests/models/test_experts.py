@@ -199,18 +199,15 @@ def test_heads_are_split_whole() -> None:
     assert second[:, 0].tolist() == [0, 1, 2, 3, 6, 7]
 
 
-def test_output_maps_are_split_by_input_and_copy_their_bias() -> None:
+def test_output_maps_are_split_by_input() -> None:
     layer = ExpertLinear(2, 3, 5, split_axis=1, element_size=1)
     weight = torch.arange(6.0).expand(5, 6)
     assert layer.split(weight)[:, 0].tolist() == [[0, 1, 2], [0, 1, 3]]
-    bias = torch.randn(5)
-    assert torch.equal(layer.split_bias(bias), torch.stack([bias, bias]))
 
 
-def test_first_maps_are_split_by_output_with_their_bias() -> None:
+def test_first_maps_are_split_by_output() -> None:
     layer = ExpertLinear(2, 5, 3, split_axis=0, element_size=1)
     assert layer.split(torch.arange(6.0)[:, None].expand(6, 5))[:, :, 0].tolist() == [
         [0, 1, 2],
         [0, 1, 3],
     ]
-    assert layer.split_bias(torch.arange(6.0)).tolist() == [[0, 1, 2], [0, 1, 3]]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
+from minimoe_dist.checkpoints.published.layout import our_name
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM, load_masked_lm_head
+from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
 from tests.families import CONFIGURATIONS, MASKED_LMS, SIZES, padded_batch, student_options
 
 WITHOUT_DROPOUT = {**SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -22,8 +22,8 @@ def plain_model(family="bert"):
     return model
 
 
-def student_like(plain, folder):
-    """A dense student with a transformers model's weights, its head read from a folder."""
+def student_like(plain):
+    """A dense student with a transformers model's weights, its head too."""
     options = plain.config.to_dict()
     sizes = {
         k: options[k]
@@ -36,10 +36,8 @@ def student_like(plain, folder):
         relation_projections=False,
     )
     student = MiniMoeForMaskedLM(config)
-    encoder = getattr(plain, plain.base_model_prefix)
-    student.bert.load_state_dict(encoder.state_dict())
-    plain.save_pretrained(folder)
-    student.cls["predictions"] = load_masked_lm_head(str(folder))
+    state = {our_name(name): value for name, value in plain.state_dict().items()}
+    student.load_state_dict({name: state[name] for name in student.state_dict()})
     return student
 
 
@@ -51,9 +49,9 @@ def masked(padding):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_are_transformers_own(tmp_path, family) -> None:
+def test_loss_and_gradients_are_transformers_own(family) -> None:
     plain = plain_model(family)
-    student = student_like(plain, tmp_path)
+    student = student_like(plain)
     ids, mask, labels = masked(plain.config.pad_token_id)
     ours = student(ids, labels=labels, attention_mask=mask)
     theirs = plain(ids, attention_mask=mask, labels=labels).loss
@@ -71,9 +69,9 @@ def test_loss_and_gradients_are_transformers_own(tmp_path, family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_few_rows_logits_are_transformers_own(tmp_path, family) -> None:
+def test_a_few_rows_logits_are_transformers_own(family) -> None:
     plain = plain_model(family).eval()
-    student = student_like(plain, tmp_path).eval()
+    student = student_like(plain).eval()
     ids, mask, _ = masked(plain.config.pad_token_id)
     with torch.no_grad():
         hidden = student.bert(ids, mask).last_hidden_state[mask]
@@ -115,16 +113,3 @@ def test_a_batch_without_labels_has_no_loss_and_zero_gradients(experts) -> None:
     for name, parameter in student.named_parameters():
         if not name.startswith("relation."):
             assert torch.count_nonzero(parameter.grad) == 0, name
-
-
-def test_a_checkpoint_without_a_head_is_refused(tmp_path) -> None:
-    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"cls\.predictions\.\S+ is missing, so it has no masked-LM"
-    ):
-        load_masked_lm_head(str(tmp_path))
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="no masked-LM model that can be loaded"):
-        load_masked_lm_head(str(tmp_path))

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from minimoe_dist.config.schema import SparsifyConfig
 from minimoe_dist.models.submodel_picture import draw_sub_models
 from minimoe_dist.models.submodels import (
-    SPARSITIES,
     LayerShape,
     PlainSizes,
     Sizes,
@@ -14,6 +14,7 @@ from minimoe_dist.models.submodels import (
 )
 from tests.golden import load_golden
 
+SPARSITIES = SparsifyConfig().sparsities
 TINY = Sizes(layers=3, heads=12, head_size=4, neurons=192)
 BASE = Sizes(layers=12, heads=12, head_size=64, neurons=3072)
 

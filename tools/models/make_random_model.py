@@ -33,9 +33,9 @@ def main() -> None:
         }
         # Importing these takes seconds, and what is wrong with the arguments is found before.
         import torch
-        from transformers import AutoConfig
 
         from minimoe_dist.checkpoints.random_model import write_random_model
+        from minimoe_dist.models.auto import AutoConfig
 
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         write_random_model(config, given.output_dir, getattr(torch, given.dtype), given.seed)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, MegatronBertConfig
 
-from ...errors import UserError
+from ...config.commands.convert import Activation
+from ...errors import UserError, first_line
 from ...models.weights import FolderWeights
 from ..files import save_tensors
 from ..sharded import write_pieces
@@ -18,7 +20,7 @@ from .reading import MegatronCheckpoint
 # Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
 PADDING_FILE = "megatron_padding.safetensors"
 ENCODER_CLASS = "MegatronBertModel"
-_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+_ACTIVATIONS = get_args(Activation)
 _BIAS, _TIED_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _ENCODER = "bert."
 
@@ -84,7 +86,7 @@ def read_config(folder: Path) -> MegatronBertConfig:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder}: no readable config.json ({reason}); give a model") from error
     if not isinstance(config, MegatronBertConfig):
         raise UserError(

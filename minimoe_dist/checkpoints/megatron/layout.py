@@ -7,13 +7,14 @@ megatron-core's names without Transformer Engine serve as the common ones: ``emb
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from minimoe_dist.errors import UserError
 
-Layout = Literal["legacy", "core", "transformer_engine"]
+from ...config.commands.convert import Layout as Layout
+
 Weights = dict[str, Tensor]
 
 WORDS, POSITIONS = "embedding.word_embeddings.weight", "embedding.position_embeddings.weight"

@@ -99,18 +99,14 @@ def state_from_published(
     return ours, extras
 
 
-def state_to_published(
-    state: Mapping[str, Tensor], config: MiniMoeConfig, extras: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """A published state dict of our parameters; ``extras`` as :func:`state_from_published` gave."""
+def state_to_published(state: Mapping[str, Tensor], config: MiniMoeConfig) -> dict[str, Tensor]:
+    """A published state dict of our parameters."""
     head = tied_decoder(state, state[EMBEDDINGS])
     whole = {**state, **head}
     if not config.with_pooler and not head:
         whole |= fresh_pooler(config)
     whole.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
-    published = published_tensors(whole, config)
-    published.update(extras or {})
-    return published
+    return published_tensors(whole, config)
 
 
 def _idle_keys(config: MiniMoeConfig) -> dict[str, tuple[int, ...]]:

@@ -7,15 +7,11 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...models.mlm_head import ROBERTA_KEYS
+from ...models.build import COMMON_FIELDS
 
 POSITION_IDS = "bert.embeddings.position_ids"
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
-SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-    "initializer_range", "layer_norm_eps", "pad_token_id", "num_relation_heads",
-)  # fmt: skip
+SHARED_FIELDS = (*COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_relation_heads")
 POOLER_WEIGHT = "bert.pooler.dense.weight"
 _REQUIRED_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -24,8 +20,9 @@ _REQUIRED_FIELDS = (
 _PREFIXES = {"self.": "relation."}
 _ROBERTA_PREFIXES = {
     "roberta.": "bert.",
-    **{f"lm_head.{name}": f"cls.predictions.{key}" for key, name in ROBERTA_KEYS.items()},
-    "lm_head.decoder.": "cls.predictions.decoder.",
+    "lm_head.dense.": "cls.predictions.transform.dense.",
+    "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
+    "lm_head.": "cls.predictions.",
 }
 _HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
 

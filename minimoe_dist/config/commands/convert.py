@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from minimoe_dist.config.commands.base import CommandOptions
 
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh"]
+Layout = Literal["legacy", "core", "transformer_engine"]
+
 
 class ConvertOptions(CommandOptions):
     """A BERT of Megatron-LM's and where it goes as Hugging Face's, or the other way round."""
@@ -40,10 +43,10 @@ class ConvertOptions(CommandOptions):
     layer_norm_eps: float | None = Field(
         None, gt=0, description="of a checkpoint that does not say it; default 1e-5, as Megatron's"
     )
-    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh"] | None = Field(
+    hidden_act: Activation | None = Field(
         None, description="activation of the Hugging Face model; default what Megatron's was"
     )
-    layout: Literal["legacy", "core", "transformer_engine"] = Field(
+    layout: Layout = Field(
         "legacy",
         description="names in a Megatron checkpoint: of its old models, or megatron-core's",
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
+from minimoe_dist.config.schema import Schedule
 
 
 class FinetuneOptions(CommandOptions):
@@ -48,9 +49,7 @@ class FinetuneOptions(CommandOptions):
     patience: int = Field(5, ge=0, description="epochs to wait for a better score; 0: all epochs")
     weight_decay: float = Field(0.01, ge=0, description="not on biases and LayerNorm")
     warmup_proportion: float = Field(0.1, ge=0, lt=1, description="share of steps to warm up")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="schedule after the warm-up"
-    )
+    lr_scheduler_type: Schedule = Field("linear", description="schedule after the warm-up")
     max_grad_norm: float = Field(5.0, ge=0, description="clip the gradient's norm; 0: do not")
     balance_coefficient: float = Field(0.01, ge=0, description="weight of the experts' balance")
     eval_batch_size: int = Field(128, ge=1, description="samples a rank in evaluation")

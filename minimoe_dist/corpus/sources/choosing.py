@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minimoe_dist.corpus.blocks import BYTE_ORDER_MARK
 from minimoe_dist.corpus.sentences import SentenceRules, split_sentences
 from minimoe_dist.corpus.sources.json_documents import RecordReader
 from minimoe_dist.corpus.sources.json_records import (
@@ -16,15 +17,15 @@ from minimoe_dist.corpus.sources.json_records import (
     array_header,
 )
 from minimoe_dist.corpus.sources.json_scanning import scan_records
-from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, PARTIAL_SUFFIX, Source
+from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, Source
 from minimoe_dist.corpus.sources.text import FormatSource, TextFileSource, TextSource
 from minimoe_dist.corpus.sources.tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
 from minimoe_dist.corpus.sources.wiki import WikiSource
 from minimoe_dist.corpus.streams import InputStream, unreadable_kind
+from minimoe_dist.data.durable import PARTIAL
 from minimoe_dist.errors import UserError
 
 _PEEKED_BYTES = 1 << 15
-_MARK = b"\xef\xbb\xbf"
 _FEWEST_LINES, _WHOLE_SHARE = 3, 0.9
 _WHOLE = re.compile(r"[.!?;。！？；…][\"'”’」』）)\]]*$")
 _COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
@@ -88,7 +89,7 @@ def choose_source(
         raise UserError(f"{path}: looks like {kind}")
     if input_format == "tfrecord" and beginning:
         raise UserError(f"{path}: does not begin as a TFRecord; give another --input_format")
-    beginning = beginning.removeprefix(_MARK).lstrip()
+    beginning = beginning.removeprefix(BYTE_ORDER_MARK).lstrip()
     if input_format == "auto":
         input_format = _recognise(path, beginning)
     source = _KINDS[input_format](options)
@@ -119,7 +120,7 @@ def _has_a_sentence_a_line(beginning: bytes) -> bool:
     short sentences out is not ours to decide.
     """
     lines = beginning.decode("utf-8", "replace").splitlines()
-    if len(beginning) >= _PEEKED_BYTES - len(_MARK):
+    if len(beginning) >= _PEEKED_BYTES - len(BYTE_ORDER_MARK):
         lines = lines[:-1]  # cut off
     lines = [line.strip() for line in lines if line.strip()]
     whole = sum(
@@ -181,7 +182,7 @@ def find_inputs(input_dir: str, input_regex: str) -> list[str]:
     kept = [
         path
         for path in sorted(found)
-        if not path.endswith(PARTIAL_SUFFIX)
+        if not path.endswith(PARTIAL)
         and not any(
             path.endswith(suffix) and path.removesuffix(suffix) in found
             for suffix in (FORMAT_SUFFIX, INDEX_SUFFIX)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from minimoe_dist.corpus.blocks import (
     BLOCK_BYTES,
+    BYTE_ORDER_MARK,
     Block,
     BlockCutter,
     Document,
@@ -23,7 +24,6 @@ from minimoe_dist.corpus.sentences import SentenceRules
 from minimoe_dist.corpus.sources.json_documents import Place, RecordReader
 from minimoe_dist.corpus.sources.json_scanning import Scan, cut_inside_string, scan_records
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MEMBER = rb'\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+\-]+)\s*,'
 _ARRAY_START = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:\[|\{(?:" + _MEMBER + rb')*?\s*"(?i:RECORDS)"\s*:\s*\[)'
@@ -144,7 +144,7 @@ class JsonSource(_JsonSource):
     def _cut_file(self, cutter: BlockCutter) -> Iterator[Block]:
         rest, carried, size = cutter.read(self.block_bytes), b"", self.block_bytes
         array = array_header(rest)
-        header = rest[: 3 * rest.startswith(_BYTE_ORDER_MARK)] if array is None else array
+        header = rest[: 3 * rest.startswith(BYTE_ORDER_MARK)] if array is None else array
         cutter.skip(header)
         rest = rest[len(header) :]
         next_record = _next_record_pattern(rest)

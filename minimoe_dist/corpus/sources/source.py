@@ -8,7 +8,6 @@ from typing import ClassVar, Protocol
 from minimoe_dist.corpus.blocks import Block, Document, Problems
 
 FORMAT_SUFFIX = ".format"
-PARTIAL_SUFFIX = ".partial"
 
 
 class Source(Protocol):

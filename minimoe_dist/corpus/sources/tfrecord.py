@@ -78,7 +78,6 @@ class TFRecordSource:
 
     block_bytes: int = BLOCK_BYTES
     lines_are_sentences: ClassVar[bool] = True
-    holds_ids: ClassVar[bool] = True
 
     def blocks(self, path: str) -> Iterator[Block]:
         """Cuts after records. A wrong length is noted, and what follows lost without an index."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from minimoe_dist.corpus.blocks import Block, Document, Problems, decode_lines
-from minimoe_dist.corpus.sources.source import PARTIAL_SUFFIX
 from minimoe_dist.corpus.sources.text import LineSource
+from minimoe_dist.data.durable import PARTIAL
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def write_wiki(documents: Iterable[Document], path: str) -> int:
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     count = 0
-    with open(path + PARTIAL_SUFFIX, "w", encoding="utf-8") as stream:
+    with open(path + PARTIAL, "w", encoding="utf-8") as stream:
         for count, document in enumerate(documents, 1):
             title = html.escape(document.title or "")
             paragraphs = "\n".join(html.escape(line, quote=False) for line in document.lines)
             stream.write(f'<doc id="{count}" url="" title="{title}">\n')
             stream.write(f"{title}\n\n{paragraphs}\n</doc>\n")
-    os.replace(path + PARTIAL_SUFFIX, path)
+    os.replace(path + PARTIAL, path)
     return count

@@ -10,12 +10,11 @@ from . import clue, conll, glue
 from .metrics import score
 from .rows import BadRows
 from .tables import Table, check_table, open_table
-from .task import SPLITS, Kind, Task, TaskData
+from .task import Kind, Task, TaskData
 
 TASKS: tuple[str, ...] = (*glue.NAMES, *clue.NAMES, *conll.NAMES)
 
 __all__ = [
-    "SPLITS",
     "TASKS",
     "BadRows",
     "Kind",

@@ -9,7 +9,6 @@ from ...errors import UserError
 from .rows import NO_TEXT, SAVE_AS_TEXT, BadRows
 
 Kind = Literal["classification", "regression", "tagging"]
-SPLITS = ("train", "dev", "test")
 _MANY = 10  # a file with fewer bad rows may be a trial
 
 
