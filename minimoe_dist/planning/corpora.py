@@ -5,6 +5,7 @@ import numpy as np
 from minimoe_dist.config import RunConfig
 from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
 from minimoe_dist.data.pairs import PairSource
+from minimoe_dist.errors import UserError
 from minimoe_dist.planning.plan import Corpus
 
 _SAMPLED_PAIRS = 512
@@ -25,7 +26,7 @@ def corpus_of(config: RunConfig, tokens: int | None) -> Corpus | None:
     for entry in data.record_path_or_regex:
         try:
             prefixes = find_corpora(entry.path)
-        except (ValueError, OSError):
+        except (UserError, OSError):
             return None
         for prefix in prefixes:
             pairs = PairSource(
