@@ -46,11 +46,11 @@ from ..models import (
 )
 from ..models.build import PLAIN_FIELDS
 from ..models.configuration import MiniMoeConfig
-from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
+from ..models.elastic import ElasticForRelations, ElasticModel, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
 from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.mlm_head import MiniMoeForMaskedLM
-from ..models.moebert import MiniMoeForRelations
+from ..models.moebert import MiniMoeForRelations, MiniMoeModel
 from .files import replaced
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
@@ -137,10 +137,7 @@ def export_elastic(
             elastic_surgery.plain_bert(model, sparsity).save_pretrained(aside)
         else:
             own = model if sparsity is None else elastic_surgery.cut(model, sparsity)
-            own.config.auto_map = {
-                "AutoConfig": "elastic_configuration.ElasticConfig",
-                "AutoModel": "elastic.ElasticModel",
-            }
+            own.config.auto_map = code_map(AutoConfig=ElasticConfig, AutoModel=ElasticModel)
             own.save_pretrained(aside)
             copy_code(ELASTIC_CODE, aside)
     return Path(folder)
@@ -155,6 +152,14 @@ def exported(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
             yield aside
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
+
+
+def code_map(**classes: type) -> dict[str, str]:
+    """Where :func:`copy_code` puts the class for each of transformers' automatic classes."""
+    return {
+        automatic: f"{one.__module__.rpartition('.')[2]}.{one.__name__}"
+        for automatic, one in classes.items()
+    }
 
 
 def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
@@ -190,10 +195,7 @@ def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder
     with_head = any(name.startswith("cls.") for name in kept)
     model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(copy.deepcopy(config))
     model.load_state_dict(kept)
-    model.config.auto_map = {
-        "AutoConfig": "configuration.MiniMoeConfig",
-        "AutoModel": "moebert.MiniMoeModel",
-    }
+    model.config.auto_map = code_map(AutoConfig=MiniMoeConfig, AutoModel=MiniMoeModel)
     model.save_pretrained(folder)
     copy_code(STUDENT_CODE, folder)
 

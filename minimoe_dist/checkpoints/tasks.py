@@ -41,7 +41,7 @@ from ..models.task_heads import (
     MiniMoeForSequenceClassification,
     MiniMoeForTokenClassification,
 )
-from .export import ELASTIC_CODE, STUDENT_CODE, copy_code, exported
+from .export import ELASTIC_CODE, STUDENT_CODE, code_map, copy_code, exported
 from .published import config_from_published, is_published_student, load_published
 from .published.layout import our_name, published_name
 
@@ -278,9 +278,7 @@ def export_task_model(
     """
     kept = {name: value for name, value in weights.items() if not name.startswith("relation.")}
     config = source.model.config
-    is_tagging = isinstance(
-        source.model, MiniMoeForTokenClassification | ElasticForTokenClassification
-    )
+    is_tagging = source.model.tags_tokens
     with exported(Path(folder), tokenizer) as aside:
         if source.plain is not None:
             model = _PLAIN[config.family][is_tagging](copy.deepcopy(source.plain))
@@ -305,20 +303,12 @@ def _save_with_code(
     config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path, is_tagging: bool
 ) -> None:
     own = copy.deepcopy(config)
-    model_class = _OURS[own.model_type][is_tagging]
+    model_class: Any = _OURS[own.model_type][is_tagging]
     model = model_class(own)
     model.load_state_dict(dict(weights))
-    is_elastic = isinstance(own, ElasticConfig)
-    heads = (
-        "AutoModelForTokenClassification" if is_tagging else "AutoModelForSequenceClassification"
+    head = "AutoModelForTokenClassification" if is_tagging else "AutoModelForSequenceClassification"
+    model.config.auto_map = code_map(
+        AutoConfig=type(own), AutoModel=model_class.encoder_class, **{head: model_class}
     )
-    room = "elastic" if is_elastic else "moebert"
-    model.config.auto_map = {
-        "AutoConfig": "elastic_configuration.ElasticConfig"
-        if is_elastic
-        else "configuration.MiniMoeConfig",
-        "AutoModel": f"{room}.{'ElasticModel' if is_elastic else 'MiniMoeModel'}",
-        heads: f"task_heads.{model_class.__name__}",
-    }
     model.save_pretrained(folder)
     copy_code(dict.fromkeys([*STUDENT_CODE, *ELASTIC_CODE, task_heads]), folder)

@@ -9,16 +9,16 @@ Shapes: B samples, S positions, H hidden size, C classes.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .blocks import Dropout, RelationProjections
 from .configuration import MiniMoeConfig
 from .elastic import ElasticModel, ElasticPreTrainedModel
-from .elastic_configuration import ElasticConfig
 from .encoder import Layer
 from .experts import RouterStatistics
 from .moebert import MiniMoeModel, MiniMoePreTrainedModel
@@ -45,22 +45,29 @@ class TaskOutput(ModelOutput):
 
 
 class _TaskModel:
-    """What the four classes share; stands before a ``PreTrainedModel`` among their bases."""
+    """What the four classes share; stands before a ``PreTrainedModel`` among their bases.
 
+    Attributes:
+        encoder_class: what the head stands on.
+        tags_tokens: whether there is a prediction for each token, or one for the sample.
+    """
+
+    encoder_class: ClassVar[type[PreTrainedModel]]
+    tags_tokens: ClassVar[bool]
     config: MiniMoeConfig
-    bert: Any
-    classifier: nn.Linear
-    relation: RelationProjections | None
     training: bool
 
-    def _add_head(self, config: MiniMoeConfig) -> None:
+    def __init__(self, config: MiniMoeConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        config.with_pooler = not self.tags_tokens
+        self.bert = self.encoder_class(config)
         given = getattr(config, "classifier_dropout", None)
         # Behind the sites of all layers.
         site = 1 + Layer.sites * config.num_hidden_layers
-        probability = config.hidden_dropout_prob if given is None else given
-        self.head_dropout = Dropout(probability, site)
+        self.head_dropout = Dropout(config.hidden_dropout_prob if given is None else given, site)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.relation = None
+        self.relation: RelationProjections | None = None
+        self.post_init()  # type: ignore[attr-defined]
 
     def add_relations(self) -> None:
         """Puts fresh relation projections on top, where the student has such, for distillation."""
@@ -90,10 +97,6 @@ class _TaskModel:
                 values = self.head_dropout(rows, noise).view_as(values)
         return self.classifier(values).float()
 
-
-class _SequenceClassification(_TaskModel):
-    """One prediction a sample."""
-
     def forward(
         self,
         input_ids: Tensor,
@@ -103,11 +106,12 @@ class _SequenceClassification(_TaskModel):
         with_signals: bool = False,
         **inputs: Any,
     ) -> TaskOutput:
-        """Classifies texts.
+        """Classifies texts, or tags tokens.
 
         Args:
             input_ids: int64 [B, S].
-            labels: int64 [B], or float [B] where there is one class, which means regression.
+            labels: int64 [B], or float [B] where there is one class, which means regression; of
+                tokens int64 [B, S], -100 where none counts.
             sample_ids: int64 [B]; dropout is a function of (noise_seed, sample).
             noise_seed: the run's seed.
             with_signals: also return what the relation loss compares.
@@ -115,76 +119,39 @@ class _SequenceClassification(_TaskModel):
         """
         noise = {"sample_ids": sample_ids, "noise_seed": noise_seed}
         encoded, signals = self._encode(input_ids, with_signals, inputs | noise)
-        logits = self._classify(encoded.pooler_output, sample_ids, noise_seed)
-        loss = None
-        if labels is not None and self.config.num_labels == 1:
-            loss = F.mse_loss(logits.squeeze(-1), labels.float())
-        elif labels is not None:
-            loss = F.cross_entropy(logits, labels)
+        values = encoded.last_hidden_state if self.tags_tokens else encoded.pooler_output
+        logits = self._classify(values, sample_ids, noise_seed)
+        loss = None if labels is None else self._loss(logits, labels)
         return TaskOutput(loss, logits, signals, encoded.routers)
 
-
-class _TokenClassification(_TaskModel):
-    """One prediction a token."""
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        labels: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-        noise_seed: int = 0,
-        with_signals: bool = False,
-        **inputs: Any,
-    ) -> TaskOutput:
-        """Tags tokens; ``labels`` int64 [B, S], -100 where none counts, and the rest as above."""
-        noise = {"sample_ids": sample_ids, "noise_seed": noise_seed}
-        encoded, signals = self._encode(input_ids, with_signals, inputs | noise)
-        logits = self._classify(encoded.last_hidden_state, sample_ids, noise_seed)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
-        return TaskOutput(loss, logits, signals, encoded.routers)
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over samples, or over the tokens that count."""
+        if self.tags_tokens:
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
+        if self.config.num_labels == 1:
+            return F.mse_loss(logits.squeeze(-1), labels.float())
+        return F.cross_entropy(logits, labels)
 
 
-class MiniMoeForSequenceClassification(_SequenceClassification, MiniMoePreTrainedModel):
+class MiniMoeForSequenceClassification(_TaskModel, MiniMoePreTrainedModel):
     """MiniMoE and plain students with a head for texts."""
 
-    def __init__(self, config: MiniMoeConfig) -> None:
-        super().__init__(config)
-        config.with_pooler = True
-        self.bert = MiniMoeModel(config)
-        self._add_head(config)
-        self.post_init()
+    encoder_class, tags_tokens = MiniMoeModel, False
 
 
-class MiniMoeForTokenClassification(_TokenClassification, MiniMoePreTrainedModel):
+class MiniMoeForTokenClassification(_TaskModel, MiniMoePreTrainedModel):
     """MiniMoE and plain students with a head for tokens."""
 
-    def __init__(self, config: MiniMoeConfig) -> None:
-        super().__init__(config)
-        config.with_pooler = False
-        self.bert = MiniMoeModel(config)
-        self._add_head(config)
-        self.post_init()
+    encoder_class, tags_tokens = MiniMoeModel, True
 
 
-class ElasticForSequenceClassification(_SequenceClassification, ElasticPreTrainedModel):
+class ElasticForSequenceClassification(_TaskModel, ElasticPreTrainedModel):
     """Sliceable students with a head for texts, as wide as the whole model."""
 
-    def __init__(self, config: ElasticConfig) -> None:
-        super().__init__(config)
-        config.with_pooler = True
-        self.bert = ElasticModel(config)
-        self._add_head(config)
-        self.post_init()
+    encoder_class, tags_tokens = ElasticModel, False
 
 
-class ElasticForTokenClassification(_TokenClassification, ElasticPreTrainedModel):
+class ElasticForTokenClassification(_TaskModel, ElasticPreTrainedModel):
     """Sliceable students with a head for tokens, as wide as the whole model."""
 
-    def __init__(self, config: ElasticConfig) -> None:
-        super().__init__(config)
-        config.with_pooler = False
-        self.bert = ElasticModel(config)
-        self._add_head(config)
-        self.post_init()
+    encoder_class, tags_tokens = ElasticModel, True
