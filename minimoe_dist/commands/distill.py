@@ -25,6 +25,7 @@ from ..recipes.finished import is_finished
 from ..recipes.model_types import Lesson, open_lesson
 from ..recipes.results import Heldout, export_all, keep_best, relation_paths
 from ..runtime import Launch, StopRequest, logger
+from ..train.agreement import decided_by_rank_0
 from ..train.curves import draw_curves
 from ..train.engine import release
 from ..train.loop import LoopOptions, TrainingDivergedError, train
@@ -77,16 +78,7 @@ def _is_finished(config: RunConfig) -> bool:
     Raises:
         UserError: it has, but its options are not the ones that are given now.
     """
-    found: list[Any] = [False, None]
-    if dist.get_rank() == 0:
-        try:
-            found[0] = is_finished(config)
-        except UserError as error:
-            found[1] = str(error)
-    dist.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise UserError(found[1])
-    return bool(found[0])
+    return decided_by_rank_0(lambda: is_finished(config))
 
 
 @dataclass
@@ -229,21 +221,7 @@ class _Run:
 
     def _resume(self) -> _Progress:
         """Restores the newest whole checkpoint, the same one on every rank."""
-        folder = self.folder / "checkpoints"
-        found: list[Any] = [None, None]
-        if self.launch.rank == 0 and self.config.resume == "never":
-            aside = checkpoints.set_aside_checkpoints(folder)
-            if aside is not None:
-                _log.warning("resume never: earlier checkpoints are now in %s", aside)
-        elif self.launch.rank == 0:
-            try:
-                found[0] = checkpoints.newest_whole_checkpoint(folder)
-            except checkpoints.CheckpointError as error:
-                found[1] = str(error)
-        dist.broadcast_object_list(found, src=0)
-        checkpoint, problem = found
-        if problem is not None:
-            raise UserError(problem)
+        checkpoint = decided_by_rank_0(self._checkpoint)
         if checkpoint is None:
             return _Progress()
         saved = checkpoints.read_progress(checkpoint)
@@ -253,6 +231,16 @@ class _Run:
         return _Progress(
             saved["step"], saved["consumed_samples"], saved["restarts"] + 1, saved["heldout_before"]
         )
+
+    def _checkpoint(self) -> Path | None:
+        """What there is to go on from; on rank 0."""
+        folder = self.folder / "checkpoints"
+        if self.config.resume != "never":
+            return checkpoints.newest_whole_checkpoint(folder)
+        aside = checkpoints.set_aside_checkpoints(folder)
+        if aside is not None:
+            _log.warning("resume never: earlier checkpoints are now in %s", aside)
+        return None
 
     def _refuse_changes(self, checkpoint: Path, saved: Mapping[str, Any]) -> None:
         changes = changed_options(saved, self._facts())

@@ -34,6 +34,7 @@ from ..data.tasks.sources import folder_of, open_both, sources
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..runtime import Launch, logger
+from ..train.agreement import decided_by_rank_0
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuner, TuningOptions, TuningState
@@ -256,53 +257,57 @@ class _CellRun:
             OSError: the disk is full or broken; earlier checkpoints are untouched.
         """
         tuner = self._tuner
-        failed: list[str | None] = [self._write_best() if self._launch.rank == 0 else None]
-        dist.broadcast_object_list(failed, src=0)
-        if failed[0] is not None:
-            raise OSError(failed[0])
+        decided_by_rank_0(self._write_best)
         state = {"step": tuner.state.step, "state": tuner.state.as_json(), "facts": self._facts}
         ranks = checkpoints.Ranks(self._launch.rank, self._launch.world_size, dist.barrier)
         checkpoints.save_checkpoint(self._folder / "checkpoints", [tuner.engine], state, ranks)
 
-    def _write_best(self) -> str | None:
-        """Writes the best weights if they are new; returns why it could not."""
+    def _write_best(self) -> None:
+        """Writes the best weights if they are new.
+
+        Raises:
+            OSError: it could not.
+        """
         best = self._best(self._tuner.state.best_epoch)
         if not self._tuner.best_weights or best == self._written:
-            return None
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # An earlier checkpoint may name this file too.
             save_tensors(self._tuner.best_weights, beside(best, PARTIAL))
             self._written = beside(best, PARTIAL).rename(best)
         except (OSError, SafetensorError) as error:
-            return f"{best}: {error}"
-        return None
+            raise OSError(f"{best}: {error}") from error
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint of the cell, if there is one; a collective."""
-        found: list[Any] = [None, None]
         best_weights: dict[str, Tensor] = {}
-        if self._launch.rank == 0:
+
+        def newest() -> tuple[Path, dict[str, Any]] | None:
+            nonlocal best_weights
             try:
                 found, best_weights = self._newest()
             except checkpoints.CheckpointError as error:
                 _log.warning("%s; %s begins anew", error, self._words)
-        dist.broadcast_object_list(found, src=0)
-        checkpoint, state = found
-        if checkpoint is not None:
+                return None
+            return found
+
+        found = decided_by_rank_0(newest)
+        if found is not None:
+            checkpoint, state = found
             checkpoints.load_checkpoint(checkpoint, [self._tuner.engine])
             self._tuner.resume(TuningState(**state), best_weights)
             _log.info("%s: resumed behind step %d", self._words, state["step"])
 
-    def _newest(self) -> tuple[list[Any], dict[str, Tensor]]:
-        """A checkpoint and its state, two times None without one; and the best weights.
+    def _newest(self) -> tuple[tuple[Path, dict[str, Any]] | None, dict[str, Tensor]]:
+        """A checkpoint and its state, if there is one; and the best weights.
 
         Raises:
             CheckpointError: there are some, but none that can be used.
         """
         checkpoint = checkpoints.newest_whole_checkpoint(self._folder / "checkpoints")
         if checkpoint is None:
-            return [None, None], {}
+            return None, {}
         saved = checkpoints.read_progress(checkpoint)
         if saved["facts"] != self._facts:
             raise checkpoints.CheckpointError(f"{checkpoint}: saved with other options")
@@ -311,7 +316,7 @@ class _CellRun:
             best_weights = load_file(self._best(epoch)) if epoch else {}
         except (OSError, SafetensorError) as error:
             raise checkpoints.CheckpointError(f"{self._best(epoch)}: unreadable") from error
-        return [checkpoint, saved["state"]], best_weights
+        return (checkpoint, saved["state"]), best_weights
 
     def say(self) -> None:
         """One line an epoch."""

@@ -33,6 +33,7 @@ from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
 from ..recipes.corpora import RunData, open_data
 from ..runtime import Launch, StopRequest, logger
+from ..train.agreement import decided_by_rank_0
 from ..train.scope import only_run_in, started
 
 _SAME_FUNCTION = 1e-5
@@ -134,16 +135,19 @@ class _Sparsification:
             save_tensors({**self.meter.state_dict(), "progress": text}, partial)
             partial.rename(self._state_path)
 
+    def _saved(self) -> dict[str, Tensor] | None:
+        """What an earlier start left; on rank 0."""
+        if not self._state_path.is_file() or self.config.resume != "auto":
+            return None
+        try:
+            return load_file(self._state_path)
+        except Exception as error:  # safetensors has errors of its own
+            _log.warning("%s: unreadable (%s); starting anew", self._state_path, error)
+            return None
+
     def _resume(self) -> tuple[int, int]:
         """Batches and samples counted before, the same on every rank."""
-        found: list[Any] = [None]
-        if self.launch.rank == 0 and self._state_path.is_file() and self.config.resume == "auto":
-            try:
-                found = [load_file(self._state_path)]
-            except Exception as error:  # safetensors has errors of its own
-                _log.warning("%s: unreadable (%s); starting anew", self._state_path, error)
-        dist.broadcast_object_list(found, src=0)
-        state: dict[str, Tensor] | None = found[0]
+        state = decided_by_rank_0(self._saved)
         if state is None:
             return 0, 0
         progress = json.loads(bytes(state.pop("progress").tolist()))

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 
 from ..config import RunConfig, deepspeed_settings
 from ..models.pretrained import encoder_dtype
 from ..runtime import Launch, logger
+from ..train.agreement import decided_by_rank_0
 from ..train.distillation import Balance, Distiller, Part
 from ..train.engine import AdamW, StudentEngine
 from ..train.fastest_passes import choose_passes
@@ -25,10 +25,9 @@ def with_precision(config: RunConfig, device: torch.device) -> RunConfig:
         return config
     fast = encoder_dtype("auto", device) if parallel.zero_stage else torch.float32
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    chosen = [names[fast]]
-    dist.broadcast_object_list(chosen, src=0)
-    _log.info("precision auto: %s", chosen[0])
-    update = {"parallel": parallel.model_copy(update={"precision": chosen[0]})}
+    chosen = decided_by_rank_0(lambda: names[fast])
+    _log.info("precision auto: %s", chosen)
+    update = {"parallel": parallel.model_copy(update={"precision": chosen})}
     return config.model_copy(update=update)
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -28,6 +27,7 @@ from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData
 from ..errors import UserError
 from ..runtime import logger
+from .agreement import decided_by_rank_0
 from .curves import draw_task_curves
 from .finetuning import TuningState
 
@@ -133,18 +133,13 @@ class Grid:
         Raises:
             UserError: a finished cell was trained with other options.
         """
-        found: list[Any] = [None, None]
-        if dist.get_rank() == 0:
-            try:
-                if self._options.resume == "never":
-                    self._set_aside()
-                found[0] = self._finished()
-            except UserError as error:
-                found[1] = str(error)
-        dist.broadcast_object_list(found, src=0)
-        if found[1] is not None:
-            raise UserError(found[1])
-        self._results = found[0]
+
+        def finished() -> dict[Cell, dict[str, Any]]:
+            if self._options.resume == "never":
+                self._set_aside()
+            return self._finished()
+
+        self._results = decided_by_rank_0(finished)
         return [cell for cell in self.cells() if cell not in self._results]
 
     def _finished(self) -> dict[Cell, dict[str, Any]]:
@@ -232,24 +227,23 @@ class Grid:
         Returns:
             Whether there is a model at all.
         """
-        found = [True]
-        if dist.get_rank() == 0:
-            # Read again, so that every start's order of cells is the grid's.
-            self._results = self._read_all()
-            best = self._best()
-            found = [best is not None]
-            path = self.folder / "results.json"
-            if best is not None and self.model_folder(best).is_dir():
-                path.unlink(missing_ok=True)
-                replace_folder(self.model_folder(best), self.folder / "export")
-            results = self.results(world_size)
-            write_json(beside(path, PARTIAL), results)
-            beside(path, PARTIAL).rename(path)
-            draw_task_curves(results, self.folder / "curves.png")
-            show(results)
-            _log.info("results in %s, best model in %s", path, self.folder / "export")
-        dist.broadcast_object_list(found, src=0)
-        return found[0]
+        return decided_by_rank_0(lambda: self._sum_up(world_size))
+
+    def _sum_up(self, world_size: int) -> bool:
+        # Read again, so that every start's order of cells is the grid's.
+        self._results = self._read_all()
+        best = self._best()
+        path = self.folder / "results.json"
+        if best is not None and self.model_folder(best).is_dir():
+            path.unlink(missing_ok=True)
+            replace_folder(self.model_folder(best), self.folder / "export")
+        results = self.results(world_size)
+        write_json(beside(path, PARTIAL), results)
+        beside(path, PARTIAL).rename(path)
+        draw_task_curves(results, self.folder / "curves.png")
+        show(results)
+        _log.info("results in %s, best model in %s", path, self.folder / "export")
+        return best is not None
 
     def results(self, world_size: int) -> dict[str, Any]:
         """``results.json``.

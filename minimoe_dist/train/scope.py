@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
@@ -17,6 +16,7 @@ from ..runtime import (
     start_process_group,
     stop_process_group,
 )
+from .agreement import decided_by_rank_0
 from .peers import PeerWatch
 
 
@@ -59,17 +59,18 @@ def only_run_in(folder: Path) -> Iterator[None]:
         UserError: another run holds it.
     """
     lock = FileLock(folder / "run.lock")
-    problem: list[str | None] = [None]
-    if dist.get_rank() == 0:
+
+    def acquire() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            problem = [f"output_dir: {folder} is used by another run that is alive: stop that one "
-                       "or choose another folder"]  # fmt: skip
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise UserError(problem[0])
+            raise UserError(
+                f"output_dir: {folder} is used by another run that is alive: stop that one or "
+                "choose another folder"
+            ) from None
+
+    decided_by_rank_0(acquire)
     try:
         yield
     finally:

@@ -36,6 +36,7 @@ from ..errors import UserError
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import CutEncoder, RelationTeacher, UnfilledTeacher, unfilled_teacher
 from ..runtime import logger
+from .agreement import decided_by_rank_0
 from .engine import initialize_communication, quiet_deepspeed
 
 _log = logger("teacher")
@@ -85,9 +86,8 @@ def load_sharded_teacher(
             "a divisor"
         )
     # "auto" depends on the processor, and what ranks exchange must be of one type.
-    chosen = [encoder_dtype(dtype, device)]
-    dist.broadcast_object_list(chosen, src=0)
-    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen[0])
+    chosen = decided_by_rank_0(lambda: encoder_dtype(dtype, device))
+    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen)
     if layout == "tensor":
         _check_divisible(path, unfilled, size)
     group, _ = dist.new_subgroups(size)

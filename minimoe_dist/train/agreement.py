@@ -1,0 +1,38 @@
+"""What one rank decides for all."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from ..errors import UserError
+
+Decision = TypeVar("Decision")
+
+
+def decided_by_rank_0(
+    decide: Callable[[], Decision], group: dist.ProcessGroup | None = None
+) -> Decision:
+    """What ``decide`` returns on rank 0, on every rank; a collective.
+
+    Files, clocks and processors may differ from rank to rank, or change between two looks at them:
+    what they say is asked for once.
+
+    Args:
+        decide: called on rank 0 alone; its result can be pickled.
+        group: that takes part, rank 0 among them; None: all ranks.
+
+    Raises:
+        UserError, OSError: ``decide`` raised it; all ranks then do.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except (UserError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    decision, problem = outcome
+    if problem is not None:
+        raise problem
+    return decision
