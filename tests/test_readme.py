@@ -1,4 +1,4 @@
-"""The README's commands parse, its paths exist, its tree is the tree."""
+"""The README's commands parse, its tree is the tree; paths and links of all pages exist."""
 
 import re
 import shlex
@@ -12,6 +12,7 @@ from minimoe_dist.cli import parse_distill
 from minimoe_dist.config import load_run_config
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -61,6 +62,14 @@ def test_the_tree_names_what_is_there() -> None:
         assert path.exists(), name
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)]+)\)", README))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(((?!http)[^)#]+)", page.read_text("utf-8"))
+    assert [one for one in targets if not (page.parent / one).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_of_code_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/])((?:\w+/)+[\w*]+\.py)\b", page.read_text("utf-8")))
+    folders = (ROOT, ROOT / "minimoe_dist")
+    assert {one for one in named if not any(any(at.glob(one)) for at in folders)} == set()

@@ -1,1 +1,1 @@
-"""Checkpoints: of runs, and of foreign layouts."""
+"""Checkpoints of runs, exports for others, foreign layouts: the published one, Megatron-LM's."""

@@ -1,1 +1,1 @@
-"""Indexed corpora, segment pairs, batches and the loader."""
+"""Indexed corpora, segment pairs, batches and the loader; tasks for fine-tuning."""

@@ -1,1 +1,1 @@
-"""Objectives: pure functions of the student's and the teacher's signals."""
+"""Losses: pure functions of what students and teachers give, and of labels."""

@@ -1,4 +1,4 @@
-"""Slurm: job scripts, the queue, a run's starts, the local ranks of a task.
+"""Slurm: job scripts, what a job does around its srun, the queue, a run's starts.
 
 Pure parts and small files only; ``job`` alone knows recipes and runs. Nothing here imports torch.
 """

@@ -1,1 +1,1 @@
-"""Training under DeepSpeed: the only room that knows about engines and ranks."""
+"""Training under DeepSpeed, which no other room imports: engines, updates, the loop."""
