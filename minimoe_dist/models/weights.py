@@ -177,9 +177,9 @@ class FolderWeights:
         except (OSError, SafetensorError) as error:
             raise self._unreadable(part, error) from error
 
-    def _unreadable(self, part: str, error: Exception) -> ValueError:
+    def _unreadable(self, part: str, error: Exception) -> UserError:
         words = first_line(error)
-        return ValueError(
+        return UserError(
             f"{self._where} has no weights that can be loaded ({part}: {words}); give a complete "
             "model.safetensors"
         )
