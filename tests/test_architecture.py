@@ -195,24 +195,3 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (found.stdout.strip(), found.stderr) == ("[]", "")
-
-
-def test_no_file_is_longer_than_400_lines() -> None:
-    long = {
-        str(path.relative_to(PACKAGE)): count
-        for path in MODULES
-        if (count := len(path.read_text("utf-8").splitlines())) > 400
-    }
-    assert long == {}
-
-
-def test_no_function_is_longer_than_60_lines() -> None:
-    long = {
-        f"{path.relative_to(PACKAGE)}:{node.name}": node.end_lineno - node.lineno + 1
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno + 1 > 60
-    }
-    assert long == {}

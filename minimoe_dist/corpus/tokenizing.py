@@ -265,9 +265,9 @@ def _by_vocabulary_file(
     raise _no_tokenizer(name_or_path, error) from None
 
 
-def _no_tokenizer(name_or_path: str, error: Exception) -> ValueError:
+def _no_tokenizer(name_or_path: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160]
-    return ValueError(
+    return UserError(
         f"{name_or_path}: no tokenizer can be loaded from it ({type(error).__name__}: {reason}); "
         f"give a folder with tokenizer.json or vocab.txt, a sentencepiece .model file, "
         f"package:NAME or a hub name"

@@ -53,9 +53,9 @@ def supported() -> str:
     return ", ".join(sorted(ENCODERS))
 
 
-def refuse_class(model: nn.Module) -> ValueError:
+def refuse_class(model: nn.Module) -> UserError:
     """The error for a model of a class that cannot teach."""
-    return ValueError(f"{type(model).__name__} cannot teach; supported: {supported()}")
+    return UserError(f"{type(model).__name__} cannot teach; supported: {supported()}")
 
 
 def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:

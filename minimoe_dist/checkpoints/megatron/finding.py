@@ -106,9 +106,9 @@ def find_rank_files(path: Path) -> RankFiles:
     )
 
 
-def missing_ranks(folder: Path, names: Iterable[str]) -> ValueError:
+def missing_ranks(folder: Path, names: Iterable[str]) -> UserError:
     """The error for a checkpoint of which some ranks are not there."""
-    return ValueError(f"{folder}: {', '.join(names)} is missing; copy the folders of all ranks")
+    return UserError(f"{folder}: {', '.join(names)} is missing; copy the folders of all ranks")
 
 
 def _iterations(path: Path) -> list[Path]:
