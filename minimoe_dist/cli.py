@@ -13,9 +13,10 @@ from importlib import import_module
 
 from minimoe_dist import __version__
 from minimoe_dist.config import ConfigError, RunConfig, commands, load_stages
-from minimoe_dist.config.checks import SPARSIFICATION, check_command
+from minimoe_dist.config.checks import check_command
 from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
 from minimoe_dist.config.flags import known_flags, unknown_flag
+from minimoe_dist.config.model_types import SPARSIFICATION
 from minimoe_dist.config.problems import nearest
 from minimoe_dist.errors import UserError
 from minimoe_dist.exit_status import ExitStatus

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist.config import deepspeed_settings, load_run_config, load_stages
-from minimoe_dist.config.checks import BUILT_MODEL_TYPES
 from minimoe_dist.config.command_line import parse_command
 from minimoe_dist.config.commands import FinetuneOptions
+from minimoe_dist.config.model_types import MODEL_TYPES
 from minimoe_dist.data.tasks import TASKS
 from minimoe_dist.models.submodels import Sizes, once_for_all_map
 
@@ -69,7 +69,7 @@ def test_recipe_is_of_the_size_in_its_name(recipe: Path) -> None:
 
 def test_every_model_type_has_a_recipe() -> None:
     used = {stage.model_type for recipe in RECIPES for stage in load_stages(str(recipe))}
-    assert used == set(BUILT_MODEL_TYPES)
+    assert used == set(MODEL_TYPES)
 
 
 def test_the_once_for_all_recipes_sub_models_are_there() -> None:

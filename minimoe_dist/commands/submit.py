@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, RunConfig
-from ..config.checks import SPARSIFICATION
 from ..config.commands import SubmitOptions
+from ..config.model_types import SPARSIFICATION
 from ..errors import UserError
 from ..preflight.recipes import problems_of_stages
 from ..recipes.finished import is_finished

@@ -4,67 +4,25 @@ Each check returns problems as (path of the option, what is wrong with its value
 """
 
 from collections import Counter
-from typing import Any
 
+from minimoe_dist.config.model_types import (
+    MODEL_TYPES,
+    SPARSIFICATION,
+    Learns,
+    Students,
+    types_that,
+)
 from minimoe_dist.config.problems import ConfigError, Path
 from minimoe_dist.config.schema import RunOptions, StudentConfig
 
-# What `minimoe-dist sparsify` does; with a sparsity, `distill` trains that sub-model so.
-SPARSIFICATION = "sparsebert_mlm"
-SPARSE_MODEL_TYPES = ("sparsebert_minilm", SPARSIFICATION)
 BEST_CANDIDATE = "best"  # the export of the student with the best λ-tradeoff
-BUILT_MODEL_TYPES = (
-    "bert_minilm",
-    "moebert_minilm",
-    "roberta_minilm",
-    "megatronbert_minilm",
-    "sparsebert_minilm",
-    "ofabert_minilm",
-    "bert_tinybert",
-    "bert_mlm",
-    SPARSIFICATION,
-)
-# The family that a model type's students are of; any family where there is none.
-FAMILIES = {
-    "bert_minilm": "bert",
-    "roberta_minilm": "roberta",
-    "megatronbert_minilm": "megatron-bert",
-    "sparsebert_minilm": "bert",
-    "ofabert_minilm": "bert",
-    "bert_tinybert": "bert",
-    SPARSIFICATION: "bert",
-}
-_WITH_EXPERTS = "moebert_minilm"
-# What a model type means for options that were left open.
-_MASKED_LM: dict[str, dict[str, Any]] = {
-    "data": {"data_type": "bert_mlm"},
-    "objective": {"relation_weight": 0.0, "mlm_weight": 1.0},
-}
-_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    "roberta_minilm": {"data": {"data_type": "roberta_nil"}},
-    "bert_mlm": _MASKED_LM,
-    SPARSIFICATION: _MASKED_LM,
-}
-
 Problem = tuple[Path, str]
-
-
-def defaults_of(model_type: object) -> dict[str, dict[str, Any]]:
-    """Section -> options that stand where a run of a model type leaves them open."""
-    if not isinstance(model_type, str) or model_type == _WITH_EXPERTS:
-        return {}
-    return {"students": {"moe": "1,1"}, **_DEFAULTS.get(model_type, {})}
 
 
 def run_problems(config: RunOptions) -> list[Problem]:
     """What does not fit together in one run's options."""
-    problems: list[Problem] = []
-    if config.model_type not in BUILT_MODEL_TYPES:
-        built = ", ".join(BUILT_MODEL_TYPES)
-        problems.append((("model_type",), f"{config.model_type!r} is not built yet; use {built}"))
     return (
-        problems
-        + _objective_problems(config)
+        _objective_problems(config)
         + _teacher_problems(config)
         + _student_problems(config)
         + _tradeoff_problems(config)
@@ -75,7 +33,7 @@ def run_problems(config: RunOptions) -> list[Problem]:
 def _objective_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     objective, data_type = config.objective, config.data.data_type
-    if config.model_type == "bert_tinybert" and not objective.relation_weight:
+    if config.kind.learns is Learns.STATES and not objective.relation_weight:
         words = "0 leaves nothing of TinyBERT; use 1, or model_type bert_mlm"
         problems.append((("objective", "relation_weight"), words))
     if objective.mlm_weight and not data_type.endswith("mlm"):
@@ -84,7 +42,7 @@ def _objective_problems(config: RunOptions) -> list[Problem]:
     if not objective.mlm_weight and not objective.relation_weight:
         words = "0, and so is mlm_weight: nothing is learnt; use 1"
         problems.append((("objective", "relation_weight"), words))
-    if config.model_type == "roberta_minilm" and not data_type.startswith("roberta"):
+    if config.kind.family == "roberta" and not data_type.startswith("roberta"):
         words = f"{data_type!r} gives segments, which RoBERTa has not; use roberta_nil"
         problems.append((("data", "data_type"), words))
     if config.data.whole_word_mask and data_type.startswith("roberta"):
@@ -101,7 +59,7 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
         problems.append((("teacher", "offload"), words))
     if teacher.dtype == "float8":
         at: Path = ("teacher", "dtype")
-        if teacher.layout != "replicated" or config.model_type == "bert_tinybert":
+        if teacher.layout != "replicated" or config.kind.learns is Learns.STATES:
             words = "'float8' is for teachers of relations that every rank holds whole; use auto"
             problems.append((at, words))
         elif config.parallel.use_cpu:
@@ -112,8 +70,8 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
             problems.append((("teacher", "parallel_size"), words))
         return problems
     at = ("teacher", "layout")
-    if config.model_type == "bert_tinybert":
-        words = f"{teacher.layout!r} has no place in bert_tinybert; use replicated"
+    if config.kind.learns is Learns.STATES:
+        words = f"{teacher.layout!r} has no place in {config.model_type}; use replicated"
         problems.append((at, words))
     elif not config.objective.relation_weight:
         words = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
@@ -137,7 +95,7 @@ def _tradeoff_problems(config: RunOptions) -> list[Problem]:
     if config.tradeoff_lambda is None:
         return []
     problems: list[Problem] = []
-    if config.model_type != "sparsebert_minilm":
+    if config.kind.students is not Students.SUB_MODEL or config.model_type == SPARSIFICATION:
         words = f"chooses among sparse students, not those of {config.model_type}; leave it out"
         problems.append((("tradeoff_lambda",), words))
     if config.data.heldout_path_or_regex is None:
@@ -159,11 +117,10 @@ def _size_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str
             "choose a multiple or other heads"
         )
         problems.append(("hidden", words))
-    learns_relations = config.objective.relation_weight and model_type != "bert_tinybert"
     # A sparse student has the sizes of the model that it is cut out of.
     if (
-        learns_relations
-        and model_type not in SPARSE_MODEL_TYPES
+        config.learns_relations
+        and config.kind.students is not Students.SUB_MODEL
         and student.hidden % relation_heads
     ):
         words = (
@@ -171,8 +128,8 @@ def _size_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str
             f"{relation_heads}; choose a multiple or other relation heads"
         )
         problems.append(("hidden", words))
-    if model_type != _WITH_EXPERTS and student.moe != "1,1":
-        remedy = f"use '1,1', or model_type {_WITH_EXPERTS}"
+    if not config.kind.has_experts and student.moe != "1,1":
+        remedy = f"use '1,1', or model_type {types_that(has_experts=True)[0]}"
         problems.append(("moe", f"{student.moe!r} has no place in {model_type}; {remedy}"))
     return problems
 
@@ -185,7 +142,8 @@ def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, 
     if student.start == "copies" and student.moe == "1,1":
         words = "'copies' is for students with experts; use split, or moe such as 1,4"
         problems.append(("start", words))
-    is_sparse, is_sliced = model_type in SPARSE_MODEL_TYPES, model_type == "ofabert_minilm"
+    kind = MODEL_TYPES[model_type].students
+    is_sparse, is_sliced = kind is Students.SUB_MODEL, kind is Students.ONCE_FOR_ALL
     if is_sparse and student.sparsity is None and model_type != SPARSIFICATION:
         problems.append(("sparsity", "is missing; give one of the sparsified model's map, as 90"))
     starts_from = (student.initial_weights, student.model_name_or_path)
@@ -193,14 +151,16 @@ def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, 
         words = "is missing; give the folder that minimoe-dist sparsify wrote"
         problems.append(("initial_weights", words))
     if not is_sparse and student.sparsity is not None:
-        words = f"{student.sparsity!r} belongs to {' and '.join(SPARSE_MODEL_TYPES)}; leave it out"
+        owners = " and ".join(types_that(students=Students.SUB_MODEL))
+        words = f"{student.sparsity!r} belongs to {owners}; leave it out"
         problems.append(("sparsity", words))
     for name, total in (("ofa_layer", student.layer), ("ofa_hidden", student.hidden)):
         sizes = getattr(student, name)
         if is_sliced and not sizes:
             problems.append((name, "is missing; give the sub-models' sizes, as 6,4,3"))
         elif not is_sliced and sizes is not None:
-            problems.append((name, "belongs to ofabert_minilm; leave it out"))
+            owner = types_that(students=Students.ONCE_FOR_ALL)[0]
+            problems.append((name, f"belongs to {owner}; leave it out"))
         for size in sizes or ():
             if is_sliced and not 1 <= size <= total:
                 whole = name.removeprefix("ofa_")

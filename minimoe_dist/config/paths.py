@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimoe_dist.config.checks import FAMILIES
+from minimoe_dist.config.model_types import types_that
 from minimoe_dist.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def check_teacher_fits(config: "RunConfig", model: dict[str, Any]) -> None:
     name = config.teacher.model_name_or_path
     hidden, layers = model.get("hidden_size"), model.get("num_hidden_layers")
     relation_heads, layer = config.objective.num_relation_heads, config.teacher.relation_layer
-    learns_relations = config.objective.relation_weight and config.model_type != "bert_tinybert"
-    if learns_relations and hidden is not None and hidden % relation_heads:
+    if config.learns_relations and hidden is not None and hidden % relation_heads:
         raise ConfigError(
             f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
             f"{hidden} of teacher {name}; choose a divisor"
@@ -214,11 +213,11 @@ def _check_divisible(name: str, model: dict[str, Any], ranks: int) -> None:
 def _check_kind(config: "RunConfig", model: dict[str, Any]) -> None:
     """Refuses a teacher of another family, or one that the iteration does not name."""
     name, kind = config.teacher.model_name_or_path, model.get("model_type")
-    family, wanted = model.get("family", kind), FAMILIES.get(config.model_type)
+    family, wanted = model.get("family", kind), config.kind.family
     # A student of another family comes from a configuration of its own.
     own = all(student.model_name_or_path is None for student in config.students)
     if kind is not None and wanted is not None and own and family != wanted:
-        fitting = [one for one, needed in FAMILIES.items() if needed == family]
+        fitting = types_that(family=family)
         remedy = f"model_type {fitting[0]}" if fitting else f"a teacher of family {wanted}"
         raise ConfigError(
             f"model_type: {config.model_type} makes students of family {wanted}, but teacher "

@@ -7,23 +7,18 @@ is frozen and refuses unknown keys.
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-ModelType = Literal[
-    "bert_minilm",
-    "moebert_minilm",
-    "sparsebert_minilm",
-    "ofabert_minilm",
-    "bert_tinybert",
-    "roberta_minilm",
-    "megatronbert_minilm",
-    "bert_mlm",
-    "sparsebert_mlm",
-]
+from minimoe_dist.config.model_types import MODEL_TYPES, Learns, ModelType
+
+if TYPE_CHECKING:
+    ModelTypeName = str
+else:
+    ModelTypeName = Literal[tuple(MODEL_TYPES)]
 DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Start = Literal["split", "random", "copies"]
@@ -293,7 +288,7 @@ class SparsifyConfig(Section):
 class RunOptions(Section):
     """All options of one run; `RunConfig` holds them against each other."""
 
-    model_type: ModelType = Field("moebert_minilm", description="kind of student and objective")
+    model_type: ModelTypeName = Field("moebert_minilm", description="kind of student and objective")
     output_dir: str = Field(min_length=1, description="folder for checkpoints, logs and exports")
     model_suffix: str = Field("", description="added to the export's name")
     iteration: int | None = Field(
@@ -327,6 +322,16 @@ class RunOptions(Section):
 
     # The shell expands "~" neither in a recipe nor behind an equals sign.
     _at_home = field_validator("output_dir")(os.path.expanduser)
+
+    @property
+    def kind(self) -> ModelType:
+        """What its model type means."""
+        return MODEL_TYPES[self.model_type]
+
+    @property
+    def learns_relations(self) -> bool:
+        """Whether students learn a teacher's relations, alone or beside masked tokens."""
+        return bool(self.objective.relation_weight) and self.kind.learns is Learns.RELATIONS
 
     def global_batch_size(self, world_size: int) -> int:
         """Pairs of one optimizer step on `world_size` ranks."""

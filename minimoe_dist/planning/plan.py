@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig
+from minimoe_dist.config.model_types import Learns
 from minimoe_dist.planning.activations import Batch
 from minimoe_dist.planning.layout import PRECISIONS, Layout, alternatives, layout_of_recipe
 from minimoe_dist.planning.machine import GIB, Machine
@@ -251,7 +252,7 @@ class Planner:
 
 def takes_packed(config: RunConfig) -> bool:
     """Whether a run's batches may come without their padding, on devices that like that."""
-    return config.compat != "seed" and config.model_type != "bert_tinybert"
+    return config.compat != "seed" and config.kind.learns is not Learns.STATES
 
 
 def _rank(prediction: Prediction) -> tuple[float, ...]:

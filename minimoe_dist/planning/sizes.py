@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
+from minimoe_dist.config.model_types import Learns, Students
 from minimoe_dist.config.paths import read_model_json
 from minimoe_dist.data.row_counts import MASKED_SHARE
 from minimoe_dist.model_paths import resolve_model_path
@@ -172,13 +173,13 @@ def teacher_sizes(config: RunConfig, to_come: Exports) -> EncoderSizes | None:
     Raises:
         ConfigError: its sizes are not known here.
     """
-    if not config.objective.relation_weight and config.model_type != "bert_tinybert":
+    if not config.objective.relation_weight:
         return None
     values = model_json(config.teacher.model_name_or_path, "teacher.model_name_or_path", to_come)
     layer = config.teacher.relation_layer
     layers = values["num_hidden_layers"] if layer == -1 else layer
     whole = _of_json({**values, "num_hidden_layers": layers})
-    if config.model_type == "bert_tinybert":
+    if config.kind.learns is Learns.STATES:
         return replace(whole, gives_signals=False)
     if whole.relation_maps:
         return whole
@@ -192,7 +193,7 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
         ConfigError: the model that it starts from is not known here.
     """
     start = options.initial_weights if options.start != "copies" else None
-    if config.model_type == "sparsebert_minilm":
+    if config.kind.students is Students.SUB_MODEL:
         start = start or options.model_name_or_path
     # A student of an earlier stage is of the size that the options give (checked before a run).
     if start is not None and start not in to_come:
@@ -215,7 +216,8 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
         "intermediate_size": 4 * options.hidden,
         "attention_experts": options.attention_experts,
         "feedforward_experts": options.feedforward_experts,
-        "relation_projections": options.moe != "1,1" or config.model_type == "ofabert_minilm",
+        "relation_projections": options.moe != "1,1"
+        or config.kind.students is Students.ONCE_FOR_ALL,
     }
     values.pop("sparsity_map", None)
     if options.ofa_layer and options.ofa_hidden:
@@ -230,7 +232,7 @@ def student_sizes(config: RunConfig, options: StudentConfig, to_come: Exports) -
     """A student of a run; arguments and errors are those of :func:`student_json`."""
     values = student_json(config, options, to_come)
     sizes = _of_json(values)
-    if config.model_type == "ofabert_minilm":
+    if config.kind.students is Students.ONCE_FOR_ALL:
         whole = Sizes(
             len(sizes.shape.layers), options.heads, sizes.head_size, 4 * sizes.shape.hidden
         )
@@ -243,7 +245,7 @@ def student_sizes(config: RunConfig, options: StudentConfig, to_come: Exports) -
 def _fitted(config: RunConfig, sizes: EncoderSizes, to_come: Exports) -> EncoderSizes:
     """The student with what its objective puts on top, and as far as that runs it."""
     layers = len(sizes.shape.layers)
-    if config.model_type == "bert_tinybert":
+    if config.kind.learns is Learns.STATES:
         name = config.teacher.model_name_or_path
         wide = model_json(name, "teacher.model_name_or_path", to_come)["hidden_size"]
         return replace(

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ..config import ConfigError, RunConfig, StudentConfig, load_stages
-from ..config.checks import SPARSE_MODEL_TYPES, check_command
+from ..config.checks import check_command
 from ..config.commands import BenchOptions
+from ..config.model_types import Students
 from ..config.paths import check_output_dir
 from ..errors import UserError
 from ..model_paths import resolve_model_path
@@ -49,7 +50,7 @@ def _with_start(config: RunConfig, student: StudentConfig) -> StudentConfig:
         path = getattr(student, option)
         if path is None or has_weights(path):
             continue
-        if config.model_type in SPARSE_MODEL_TYPES:
+        if config.kind.students is Students.SUB_MODEL:
             raise ConfigError(
                 f"students.{student.name}.{option}: {path} is not there, and what a sparse student "
                 "keeps is only known from it; run minimoe-dist sparsify first"

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
-from minimoe_dist.config.checks import FAMILIES, SPARSE_MODEL_TYPES, check_tinybert_heads
+from minimoe_dist.config.checks import check_tinybert_heads
+from minimoe_dist.config.model_types import Learns, Students, types_that
 from minimoe_dist.config.paths import check_same_vocabulary, read_model_json
 from minimoe_dist.model_paths import resolve_model_path
 from minimoe_dist.models.submodels import Sizes, once_for_all_map
 
-_ONCE_FOR_ALL = "ofabert_minilm"
 _SLICEABLE = "minimoe-elastic"
 
 
@@ -37,7 +37,7 @@ def check_students(
             check_same_vocabulary(dict(teacher), model, f"{at}.{option}", path)
             if _gives_weights(config, student, option):
                 _check_origin(config, student, f"{at}.{option}", path, model)
-        if config.model_type == "bert_tinybert":
+        if config.kind.learns is Learns.STATES:
             name, heads = config.teacher.model_name_or_path, teacher.get("num_attention_heads")
             check_tinybert_heads(student, name, heads)
         _check_sub_models(student)
@@ -46,7 +46,7 @@ def check_students(
 def _gives_weights(config: RunConfig, student: StudentConfig, option: str) -> bool:
     if option == "initial_weights":
         return True
-    return config.model_type in SPARSE_MODEL_TYPES and student.initial_weights is None
+    return config.kind.students is Students.SUB_MODEL and student.initial_weights is None
 
 
 def _check_sub_models(student: StudentConfig) -> None:
@@ -65,8 +65,8 @@ def _check_origin(
     if not model:
         raise ConfigError(f"{option}: {path} is no local folder; download it and give its folder")
     written, at = _written_sizes(model), f"students.{student.name}"
-    is_sparse = config.model_type in SPARSE_MODEL_TYPES
-    if is_sparse or config.model_type == _ONCE_FOR_ALL:
+    is_sparse = config.kind.students is Students.SUB_MODEL
+    if is_sparse or config.kind.students is Students.ONCE_FOR_ALL:
         there = model.get("sparsity_map")
         if there is None:
             raise ConfigError(
@@ -87,7 +87,7 @@ def _check_origin(
     elif model.get("model_type") == _SLICEABLE:
         raise ConfigError(
             f"{option}: {path} is a sliceable student, no start of {config.model_type}; use "
-            f"model_type sparsebert_minilm or {_ONCE_FOR_ALL}"
+            f"model_type sparsebert_minilm or {types_that(students=Students.ONCE_FOR_ALL)[0]}"
         )
     _check_family(config, option, path, model)
     if student.start == "copies" and written["moe"] != "1,1":
@@ -118,7 +118,7 @@ def _check_sparse(
 
 
 def _check_family(config: RunConfig, option: str, path: str, model: Mapping[str, Any]) -> None:
-    family, wanted = model.get("family", model.get("model_type")), FAMILIES.get(config.model_type)
+    family, wanted = model.get("family", model.get("model_type")), config.kind.family
     if wanted is not None and family not in (None, wanted, _SLICEABLE):
         raise ConfigError(
             f"{option}: {path} is of family {family}, but {config.model_type} makes students of "

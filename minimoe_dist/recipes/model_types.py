@@ -12,6 +12,7 @@ from ..checkpoints.export import load_student
 from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
 from ..config.checks import check_tinybert_heads
+from ..config.model_types import Learns, Students
 from ..config.paths import read_model_json
 from ..errors import UserError
 from ..model_paths import resolve_model_path
@@ -64,17 +65,15 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class ModelType:
-    """How runs of a model type teach, and how their students are made.
+class _Making:
+    """How students of a kind are made.
 
     Attributes:
-        teach: what students learn from a teacher.
         make: a student of a class, of the options, from the configuration that it is derived from.
         student_class: of students that learn from a teacher alone.
         masked_lm_class: of those that predict masked tokens too, or alone.
     """
 
-    teach: Callable[[RunConfig, torch.device], Lesson]
     make: Callable[[RunConfig, StudentConfig, Any, type[Any]], PreTrainedModel]
     student_class: type[PreTrainedModel]
     masked_lm_class: type[PreTrainedModel]
@@ -90,7 +89,7 @@ def open_lesson(config: RunConfig, device: torch.device) -> Lesson:
     if not config.objective.relation_weight:
         path = config.teacher.model_name_or_path
         return Lesson(masked_lm, read_encoder_config(path, resolve_model_path(path)), None)
-    lesson = _MODEL_TYPES[config.model_type].teach(config, device)
+    lesson = _TEACHING[config.kind.learns](config, device)
     if not config.objective.mlm_weight:
         return lesson
     return replace(lesson, objective=JointObjective([lesson.objective, masked_lm]))
@@ -106,10 +105,10 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     base: Any = lesson.teacher
     if options.model_name_or_path is not None:
         base = AutoConfig.from_pretrained(resolve_model_path(options.model_name_or_path))
-    kind = _MODEL_TYPES[config.model_type]
+    making = _MAKING[config.kind.learns, config.kind.students]
     masked = bool(config.objective.mlm_weight)
-    student_class = kind.masked_lm_class if masked else kind.student_class
-    student = kind.make(config, options, base, student_class)
+    student_class = making.masked_lm_class if masked else making.student_class
+    student = making.make(config, options, base, student_class)
     theirs, ours = lesson.teacher.vocab_size, student.config.vocab_size
     if theirs != ours:
         raise UserError(
@@ -173,13 +172,9 @@ def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
     return Lesson(objective, whole, path, teacher)
 
 
-def _learns_relations(config: RunConfig) -> bool:
-    return bool(config.objective.relation_weight) and config.model_type != "bert_tinybert"
-
-
 def _relation_heads(config: RunConfig) -> int:
     # One divides any width.
-    return config.objective.num_relation_heads if _learns_relations(config) else 1
+    return config.objective.num_relation_heads if config.learns_relations else 1
 
 
 def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> MiniMoeConfig:
@@ -193,7 +188,7 @@ def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> Min
         router_noise=options.router_noise,
         compat_seed=config.compat == "seed",
     )
-    own.relation_projections = not own.is_dense and _learns_relations(config)
+    own.relation_projections = not own.is_dense and config.learns_relations
     return own
 
 
@@ -213,7 +208,7 @@ def _make_encoder(
         )
         return made
     student = _load(given, MiniMoePreTrainedModel)
-    student.config.relation_projections = not student.config.is_dense and _learns_relations(config)
+    student.config.relation_projections = not student.config.is_dense and config.learns_relations
     return continued(student, student.config, student_class, config.seed)
 
 
@@ -238,7 +233,7 @@ def _make_sparse(
         options.sparsity,
         num_relation_heads=_relation_heads(config),
         seed=config.seed,
-        relation_projections=_learns_relations(config),
+        relation_projections=config.learns_relations,
         model_class=student_class,
     )
 
@@ -248,7 +243,7 @@ def _make_once_for_all(
 ) -> PreTrainedModel:
     if options.initial_weights is not None:
         student = _load(options.initial_weights, ElasticForRelations)
-        student.config.relation_projections = _learns_relations(config)
+        student.config.relation_projections = config.learns_relations
         return continued(student, student.config, student_class, config.seed)
     assert options.ofa_layer and options.ofa_hidden, "checked with the options"
     sliceable = once_for_all_config(
@@ -261,7 +256,7 @@ def _make_once_for_all(
         num_relation_heads=_relation_heads(config),
         compat_seed=config.compat == "seed",
     )
-    sliceable.relation_projections = _learns_relations(config)
+    sliceable.relation_projections = config.learns_relations
     made: PreTrainedModel = build_student(sliceable, config.seed, model_class=student_class)
     return made
 
@@ -282,18 +277,15 @@ def _make_tinybert(
     return made
 
 
-_ENCODERS = ModelType(_teach_relations, _make_encoder, MiniMoeForRelations, MiniMoeForMaskedLM)
-_SPARSE = ModelType(_teach_relations, _make_sparse, ElasticForRelations, ElasticForMaskedLM)
-_MODEL_TYPES = {
-    "bert_minilm": _ENCODERS,
-    "moebert_minilm": _ENCODERS,
-    "roberta_minilm": _ENCODERS,
-    "megatronbert_minilm": _ENCODERS,
-    "bert_mlm": _ENCODERS,
-    "sparsebert_minilm": _SPARSE,
-    "sparsebert_mlm": _SPARSE,
-    "ofabert_minilm": replace(_SPARSE, make=_make_once_for_all),
-    "bert_tinybert": ModelType(
-        _teach_states, _make_tinybert, MiniMoeForStates, MiniMoeForStatesAndMaskedLM
+_SLICED = _Making(_make_sparse, ElasticForRelations, ElasticForMaskedLM)
+_TEACHING = {Learns.RELATIONS: _teach_relations, Learns.STATES: _teach_states}
+_MAKING = {
+    (Learns.RELATIONS, Students.ENCODER): _Making(
+        _make_encoder, MiniMoeForRelations, MiniMoeForMaskedLM
+    ),
+    (Learns.RELATIONS, Students.SUB_MODEL): _SLICED,
+    (Learns.RELATIONS, Students.ONCE_FOR_ALL): replace(_SLICED, make=_make_once_for_all),
+    (Learns.STATES, Students.ENCODER): _Making(
+        _make_tinybert, MiniMoeForStates, MiniMoeForStatesAndMaskedLM
     ),
 }

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from ..config import ConfigError, RunConfig, load_stages
-from ..config.checks import SPARSIFICATION
 from ..config.command_line import parse_command
 from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
+from ..config.model_types import SPARSIFICATION
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..preflight import finetune as preflight_finetune
