@@ -40,6 +40,11 @@ def main() -> None:
     parser.add_argument("--output_dir", default="runs/benchmarks/gpu")
     parser.add_argument("--minutes", type=float, default=8)
     options = parser.parse_args()
+    asks = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", asks]).returncode != 0:
+        sys.exit(
+            "torch sees no NVIDIA GPU here; gpu_step.py --device cpu --size tiny tries the rest"
+        )
     folder = Path(options.output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
