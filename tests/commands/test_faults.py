@@ -327,5 +327,5 @@ def test_what_one_rank_alone_finds_ends_all_with_its_words(
     with support.start(recipe, own={1: option}) as ranks:
         assert ranks.wait() == [1, 2]
         assert ranks.said().count("\n") == 1
-        assert "rank 1 failed: ValueError: " in ranks.said()
+        assert "rank 1 failed: UserError: " in ranks.said()
         assert "foreign: was built with the vocabulary of other" in ranks.said()
