@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -161,14 +162,20 @@ def limit(bench: Bench) -> dict[str, Any]:
         dtype = torch.bfloat16 if kind == "float8" else getattr(torch, kind)
         a = torch.randn(rows, width, device=bench.device).to(dtype)
         b = torch.randn(4 * width, width, device=bench.device).to(dtype)
-        run: Callable[[], object] = lambda a=a, b=b: F.linear(a, b)  # noqa: E731
+        run: Callable[[], object] = partial(F.linear, a, b)
         if kind == "float8":
             if not bench.on_gpu or torch.cuda.get_device_capability() < (8, 9):
                 continue
             one = torch.ones((), device=bench.device)
             a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
-            run = lambda a=a8, b=b8, one=one: torch._scaled_mm(  # noqa: E731
-                a, b.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True
+            run = partial(
+                torch._scaled_mm,
+                a8,
+                b8.t(),
+                one,
+                one,
+                out_dtype=torch.bfloat16,
+                use_fast_accum=True,
             )
         rates[kind] = 2 * rows * width * 4 * width / bench.seconds(run)[0] / 1e12
     number = (1 << 28) if bench.on_gpu else (1 << 22)

@@ -65,7 +65,7 @@ def make_loader(prefix: str, length: int, kind: str, batch: int, prefetch_steps:
     pieces = np.arange(VOCABULARY) % 4 == 0 if whole_words else None
     return PairLoader(
         PairSource(IndexedCorpus.open(prefix), length, 1),
-        build_collate(data_type, special, length, 1, pieces),  # type: ignore[arg-type]
+        build_collate(data_type, special, length, 1, pieces),
         micro_batch_size=batch,
         accumulation_steps=1,
         rank=0,

@@ -14,6 +14,8 @@ from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
 from ..config.commands import ConvertOptions
 from ..corpus.tokenizing import load_tokenizer
+from ..errors import first_line
+from ..exit_status import ExitStatus
 from ..preflight.convert import config_json, direction_of
 from ..runtime import Launch, logger
 
@@ -56,8 +58,8 @@ def run(options: ConvertOptions, launch: Launch) -> int:
             report = to_megatron(source, output, target, compare=options.compare)
     except (RuntimeError, OSError, SafetensorError) as error:
         # The comparison's, or a full disk's, which torch and safetensors word in many lines.
-        _log.error("%s: %s", output, (str(error).strip() or type(error).__name__).splitlines()[0])
-        return 1
+        _log.error("%s: %s", output, first_line(error))
+        return ExitStatus.FAILED
     _show(direction, output, report)
     return 0
 

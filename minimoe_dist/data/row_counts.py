@@ -12,7 +12,8 @@ _ROW_MULTIPLE = 128
 def rows_for(num_tokens: int, most: int) -> int:
     """The number of rows that a batch of tokens is filled up to: one of 16 up to ``most``.
 
-    A pass is compiled and captured for each, and computes at most a sixteenth more than it must.
+    A pass is compiled and captured for each, and computes at most a sixteenth of ``most``
+    more than it must.
     """
     step = -(-most // (_SIZES * _ROW_MULTIPLE)) * _ROW_MULTIPLE
     return max(step, -(-num_tokens // step) * step)
