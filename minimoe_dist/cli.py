@@ -7,7 +7,8 @@ The same command runs alone, under torchrun, under deepspeed and under srun.
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -22,11 +23,6 @@ from minimoe_dist.errors import UserError
 from minimoe_dist.exit_status import ExitStatus
 from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
 
-# Of a path that the user names; whatever else a system call says may pass, or is our fault.
-_WRONG_PATH = (
-    *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
-    PermissionError,
-)
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 _RECIPES = {
     "distill": "train students of a teacher, from a recipe",
@@ -149,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitStatus.INTERRUPTED
     except LaunchError as error:
         return _refuse(str(error), ExitStatus.FAILED)
-    except (UserError, *_WRONG_PATH) as error:
+    except UserError as error:
         return _refuse(str(error), ExitStatus.REFUSED)
     except BrokenPipeError:
         # The interpreter would try to write what is left, and tell of it.
@@ -195,19 +191,29 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
     if {"-h", "--help"} & set(tokens):
         print(command_help(name, command.summary, command.options), end="")
         return 0
-    options = parse_command(name, command.options, tokens)
-    launch = detect_launch(os.environ)
-    if launch.world_size > 1 and not command.on_ranks:
-        raise ConfigError(
-            f"{name}: runs on one process, not on {launch.world_size}; start it alone"
-        )
-    if command.uses_torch:
-        prepare_environment(getattr(options, "use_cpu", False))
-    if command.check is not None:
-        import_module(f"minimoe_dist.preflight.{command.check}").check(options, launch)
+    with _paths_are_the_users():
+        options = parse_command(name, command.options, tokens)
+        launch = detect_launch(os.environ)
+        if launch.world_size > 1 and not command.on_ranks:
+            raise ConfigError(
+                f"{name}: runs on one process, not on {launch.world_size}; start it alone"
+            )
+        if command.uses_torch:
+            prepare_environment(getattr(options, "use_cpu", False))
+        if command.check is not None:
+            import_module(f"minimoe_dist.preflight.{command.check}").check(options, launch)
     start_logging(launch)
     status: int = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)
     return status
+
+
+@contextmanager
+def _paths_are_the_users() -> Iterator[None]:
+    """Before a start, what a system call says is about a path that the user named."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(str(error)) from error
 
 
 def _refuse(message: str, status: int) -> int:
@@ -276,13 +282,14 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
     launch = detect_launch(os.environ)
     sparsifies = command == "sparsify"
     given = [f"--model_type={SPARSIFICATION}"] if sparsifies else []
-    stages = load_stages(arguments.config_path, [*given, *arguments.overrides])
-    for config in stages:
-        check_command(config, command)
-    device_type = prepare_environment(stages[0].parallel.use_cpu)
-    from minimoe_dist.preflight.recipes import problems_of_stages
+    with _paths_are_the_users():
+        stages = load_stages(arguments.config_path, [*given, *arguments.overrides])
+        for config in stages:
+            check_command(config, command)
+        device_type = prepare_environment(stages[0].parallel.use_cpu)
+        from minimoe_dist.preflight.recipes import problems_of_stages
 
-    problems = problems_of_stages(stages, launch, device_type)
+        problems = problems_of_stages(stages, launch, device_type)
     if arguments.dry_run:
         if launch.rank == 0:
             for config, found in zip(stages, problems, strict=True):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,7 @@ def test_console_script_is_installed() -> None:
         (OSError(errno.EIO, "Input/output error", "metrics.jsonl"), 74, "start again to go on"),
         (OSError(errno.ENOSPC, "No space left on device"), 74, "start again to go on"),
         (TimeoutError("store"), 74, "start again to go on"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 74, "start again to go on"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -242,20 +244,25 @@ def test_what_is_not_the_users_keeps_its_traceback_and_a_status_of_its_own(
 
 
 @pytest.mark.parametrize(
-    "error",
-    [UserError("--output: x: give y"), FileNotFoundError(errno.ENOENT, "No such file", "x")],
-    ids=lambda error: type(error).__name__,
+    ("part", "error"),
+    [
+        (report, UserError("--output: x: give y")),
+        (cli, UserError("--output: x: give y")),
+        (cli, FileNotFoundError(errno.ENOENT, "No such file", "x")),
+    ],
+    ids=["run", "check", "path"],
 )
 def test_what_is_the_users_is_one_line(
+    part: ModuleType,
     error: Exception,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    def in_the_middle(*given: object) -> int:
+    def refuse(*given: object) -> int:
         raise error
 
-    monkeypatch.setattr(report, "run", in_the_middle)
+    monkeypatch.setattr(part, "run" if part is report else "parse_command", refuse)
     assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 2
     assert capsys.readouterr().err.splitlines() == [f"minimoe-dist: {error}"]
 
