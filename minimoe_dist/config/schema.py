@@ -250,7 +250,7 @@ class ParallelConfig(Section):
         "multiplies it, else fp16 on GPUs and fp32 on CPUs",
     )
     adamw: Literal["auto", "torch", "deepspeed", "apex"] = Field(
-        "auto", description="whose fused AdamW; auto: torch's, the fastest, which waits for nothing"
+        "auto", description="whose fused AdamW; auto: torch's, which waits for nothing"
     )
     layer_norm: Literal["auto", "torch", "apex"] = Field(
         "auto", description="whose LayerNorm; auto: torch's, which compiles into its neighbours"
