@@ -6,6 +6,7 @@ silent. Rank 0 tells the others which rank is gone and why. The main thread then
 of its collective; where that hangs, as NCCL's do, the watching thread ends the process.
 """
 
+import contextlib
 import os
 import secrets
 import selectors
@@ -26,6 +27,7 @@ _LONGEST_TICK = 1.0
 _CONNECT_SECONDS, _ACCEPT_SECONDS = 2.0, 8.0
 # For the main thread to end by itself, and for it to learn whether a peer is behind its error.
 _GRACE_SECONDS, _NOTICE_SECONDS = 0.75, 4.0
+_PARTING_SECONDS = 1.0
 _BEAT, _BYE, _LOST = "beat", "bye", "lost"
 _GO_ON = ": stopping; started again, the run goes on from its last checkpoint"
 _log = logger("train.peers")
@@ -60,6 +62,17 @@ class _Peer:
         self.silent_ticks = 0
         *lines, self.received = (self.received + data).split(b"\n")
         return [line.decode("utf-8", "replace") for line in lines]
+
+    def part(self, deadline: float) -> None:
+        """Closes the connection once the other end has closed it, or at ``deadline``.
+
+        Closed with a message unread, it would be reset, and the last word be lost on its way.
+        """
+        with self.connection, contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(max(0.01, deadline - time.monotonic()))
+            while self.connection.recv(4096) and time.monotonic() < deadline:
+                pass
 
 
 class PeerWatch:
@@ -116,7 +129,9 @@ class PeerWatch:
                 peer.say(_BYE)
             else:
                 peer.say(_LOST, str(self._launch.rank), f"failed: {_one_line(error)}")
-            peer.connection.close()
+        deadline = time.monotonic() + _PARTING_SECONDS
+        for peer in self._peers.values():
+            peer.part(deadline)
         self._selector.close()
 
     def _connect(self) -> None:
@@ -203,6 +218,7 @@ class PeerWatch:
         for message in messages:
             if message == _BYE:
                 self._selector.unregister(peer.connection)
+                peer.connection.close()
                 return
             kind, _, rest = message.partition(" ")
             if kind == _LOST:

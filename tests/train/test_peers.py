@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from minimoe_dist.runtime import Launch, start_logging
-from minimoe_dist.train.peers import PeerWatch
+from minimoe_dist.train.peers import PeerWatch, _Peer
 from tests.distributed import _context
 
 TIMEOUT_SECONDS = 2.0
@@ -108,3 +109,25 @@ def test_ranks_that_fail_alike_leave_by_their_own_error(tmp_path: Path) -> None:
     statuses, said, _ = _run("_all_fail", tmp_path)
     assert statuses == [1, 1, 1]
     assert "train.peers" not in said
+
+
+def test_the_last_word_arrives_though_messages_stand_unread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        leaving = _Peer(0, socket.create_connection(server.getsockname()))
+        staying = _Peer(1, server.accept()[0])
+    for _ in range(20):  # until the kernel waits for an answer before it acknowledges
+        staying.say("beat")
+        leaving.hear()
+        leaving.say("beat")
+        staying.hear()
+    staying.say("beat")
+    leaving.say("beat")  # is on its way, and holds the next one back
+    leaving.say("bye")
+    parting = threading.Thread(target=leaving.part, args=(time.monotonic() + 10,))
+    parting.start()
+    heard = []
+    while (messages := staying.hear()) is not None:
+        heard += messages
+    staying.connection.close()
+    parting.join()
+    assert heard[-1] == "bye"
