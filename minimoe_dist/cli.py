@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 
-from minimoe_dist import __version__
-from minimoe_dist.config import ConfigError, RunConfig, commands, load_stages
-from minimoe_dist.config.checks import check_command
-from minimoe_dist.config.command_line import command_help, entry, flag_value, parse_command, take
-from minimoe_dist.config.flags import known_flags, unknown_flag
-from minimoe_dist.config.model_types import SPARSIFICATION
-from minimoe_dist.config.problems import nearest
-from minimoe_dist.errors import UserError
-from minimoe_dist.exit_status import ExitStatus
-from minimoe_dist.runtime import LaunchError, detect_launch, prepare_environment, start_logging
+from . import __version__
+from .config import ConfigError, RunConfig, commands, load_stages
+from .config.checks import check_command
+from .config.command_line import command_help, entry, flag_value, parse_command, take
+from .config.flags import known_flags, unknown_flag
+from .config.model_types import SPARSIFICATION
+from .config.problems import nearest
+from .errors import UserError
+from .exit_status import ExitStatus
+from .runtime import LaunchError, detect_launch, prepare_environment, start_logging
 
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 _RECIPES = {
@@ -287,7 +287,7 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
         for config in stages:
             check_command(config, command)
         device_type = prepare_environment(stages[0].parallel.use_cpu)
-        from minimoe_dist.preflight.recipes import problems_of_stages
+        from .preflight.recipes import problems_of_stages
 
         problems = problems_of_stages(stages, launch, device_type)
     if arguments.dry_run:
@@ -299,10 +299,10 @@ def _run_recipe(command: str, tokens: list[str]) -> int:
         raise ConfigError("; ".join(line for found in problems for line in found))
     start_logging(launch)
     if sparsifies:
-        from minimoe_dist.commands import sparsify
+        from .commands import sparsify
 
         return sparsify.run(stages[0], launch)
-    from minimoe_dist.commands import distill
+    from .commands import distill
 
     return distill.run(stages, launch)
 

@@ -6,7 +6,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from minimoe_dist.errors import UserError
+from .errors import UserError
 
 
 def resolve_model_path(path: str) -> str:

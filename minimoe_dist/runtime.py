@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from minimoe_dist.errors import UserError
+from .errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -121,6 +121,18 @@ def test_no_circle_between_files() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
+def test_the_package_imports_itself_relatively() -> None:
+    """One style; code that travels with an export needs this one."""
+    wrong = {
+        f"{path.relative_to(PACKAGE)} imports {node.module}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level == 0
+        if str(node.module).split(".")[0] == "minimoe_dist"
+    }
+    assert wrong == set()
+
+
 def test_every_subcommand_is_one_module_of_commands_and_every_module_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

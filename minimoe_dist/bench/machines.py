@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.config.commands import PlanOptions
-from minimoe_dist.planning.machine import GIB, Machine, load_machine
+from ..config.commands import PlanOptions
+from ..planning.machine import GIB, Machine, load_machine
 
 _CHANGES = (
     "nodes",
@@ -55,7 +55,7 @@ def machine_of(options: PlanOptions) -> Machine:
 def _at_hand(changes: dict[str, Any]) -> Machine:
     import torch
 
-    from minimoe_dist.bench.device import measure_copies
+    from .device import measure_copies
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     count = torch.cuda.device_count() if kind == "cuda" else 1
@@ -105,7 +105,7 @@ def measure_rates(device: str, threads: int) -> dict[str, float]:
     """
     import torch
 
-    from minimoe_dist.bench.device import dtypes_of, measure_product
+    from .device import dtypes_of, measure_product
 
     former = torch.get_num_threads()
     torch.set_num_threads(threads)

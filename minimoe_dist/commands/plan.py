@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.bench.machines import described_machines, machine_of
-from minimoe_dist.config import ConfigError, RunConfig, load_stages
-from minimoe_dist.config.commands import PlanOptions
-from minimoe_dist.planning.corpora import corpus_of
-from minimoe_dist.planning.plan import Plan, Planner, nothing_fits
-from minimoe_dist.planning.sizes import student_json
-from minimoe_dist.planning.view import as_json, draw, show
-from minimoe_dist.runtime import Launch
+from ..bench.machines import described_machines, machine_of
+from ..config import ConfigError, RunConfig, load_stages
+from ..config.commands import PlanOptions
+from ..planning.corpora import corpus_of
+from ..planning.plan import Plan, Planner, nothing_fits
+from ..planning.sizes import student_json
+from ..planning.view import as_json, draw, show
+from ..runtime import Launch
 
 
 def run(options: PlanOptions, launch: Launch) -> int:

@@ -6,11 +6,11 @@ command line from them, `loading` merges, `stages` reads chains, `problems` word
 `deepspeed_json` holds ZeRO and precision. Nothing here imports torch or deepspeed.
 """
 
-from minimoe_dist.config.deepspeed_json import check_deepspeed_json, deepspeed_settings
-from minimoe_dist.config.loading import load_run_config
-from minimoe_dist.config.problems import ConfigError
-from minimoe_dist.config.run import RunConfig
-from minimoe_dist.config.schema import (
+from .deepspeed_json import check_deepspeed_json, deepspeed_settings
+from .loading import load_run_config
+from .problems import ConfigError
+from .run import RunConfig
+from .schema import (
     CorpusPath,
     DataConfig,
     ObjectiveConfig,
@@ -19,7 +19,7 @@ from minimoe_dist.config.schema import (
     TeacherConfig,
     TrainingConfig,
 )
-from minimoe_dist.config.stages import load_stages
+from .stages import load_stages
 
 __all__ = [
     "ConfigError",

@@ -5,15 +5,15 @@ Each check returns problems as (path of the option, what is wrong with its value
 
 from collections import Counter
 
-from minimoe_dist.config.model_types import (
+from .model_types import (
     MODEL_TYPES,
     SPARSIFICATION,
     Learns,
     Students,
     types_that,
 )
-from minimoe_dist.config.problems import ConfigError, Path
-from minimoe_dist.config.schema import RunOptions, StudentConfig
+from .problems import ConfigError, Path
+from .schema import RunOptions, StudentConfig
 
 BEST_CANDIDATE = "best"  # the export of the student with the best λ-tradeoff
 Problem = tuple[Path, str]

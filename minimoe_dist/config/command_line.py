@@ -7,10 +7,10 @@ from typing import Any, TypeVar, get_origin
 
 from pydantic import ValidationError
 
-from minimoe_dist.config.commands import CommandOptions, is_positional
-from minimoe_dist.config.flags import WORDS, Flag, kind_of, known_flags
-from minimoe_dist.config.loading import read_recipe
-from minimoe_dist.config.problems import ConfigError, Path, describe, nearest
+from .commands import CommandOptions, is_positional
+from .flags import WORDS, Flag, kind_of, known_flags
+from .loading import read_recipe
+from .problems import ConfigError, Path, describe, nearest
 
 Options = TypeVar("Options", bound=CommandOptions)
 

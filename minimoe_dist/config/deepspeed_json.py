@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimoe_dist.config.problems import ConfigError, nearest, shown
+from .problems import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
-    from minimoe_dist.config.run import RunConfig
+    from .run import RunConfig
 
 AUTO = "auto"
 _NUMBER = (int, float)

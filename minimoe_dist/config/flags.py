@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from minimoe_dist.config.problems import ConfigError, Path, dotted, nearest
-from minimoe_dist.config.run import RunConfig
-from minimoe_dist.config.schema import Section, StudentConfig
+from .problems import ConfigError, Path, dotted, nearest
+from .run import RunConfig
+from .schema import Section, StudentConfig
 
 # Options whose own name would not say whose they are.
 _FLAG_NAMES: dict[Path, str | None] = {

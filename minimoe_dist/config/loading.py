@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from minimoe_dist.config.deepspeed_json import (
+from .deepspeed_json import (
     check_deepspeed_json,
     chosen_precision,
     chosen_stage,
     find_deepspeed_json,
 )
-from minimoe_dist.config.flags import (
+from .flags import (
     flag_of,
     is_known,
     known_flags,
@@ -23,8 +23,8 @@ from minimoe_dist.config.flags import (
     unknown_flag,
     unknown_option,
 )
-from minimoe_dist.config.problems import ConfigError, Path, describe, dotted, shown
-from minimoe_dist.config.run import RunConfig
+from .problems import ConfigError, Path, describe, dotted, shown
+from .run import RunConfig
 
 _SECTIONS = ("teacher", "objective", "data", "training", "parallel", "sparsify")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimoe_dist.config.model_types import types_that
-from minimoe_dist.config.problems import ConfigError
+from .model_types import types_that
+from .problems import ConfigError
 
 if TYPE_CHECKING:
-    from minimoe_dist.config.run import RunConfig
+    from .run import RunConfig
 
 # Of a Hugging Face folder: all weights in one file, or the list of the files that they are in.
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"

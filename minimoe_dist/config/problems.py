@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 Path = tuple[str | int, ...]
 

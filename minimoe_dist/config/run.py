@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from minimoe_dist.config.checks import run_problems
-from minimoe_dist.config.model_types import defaults_of
-from minimoe_dist.config.schema import RunOptions
+from .checks import run_problems
+from .model_types import defaults_of
+from .schema import RunOptions
 
 
 class RunConfig(RunOptions):

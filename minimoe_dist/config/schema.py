@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from minimoe_dist.config.model_types import MODEL_TYPES, Learns, ModelType
+from .model_types import MODEL_TYPES, Learns, ModelType
 
 if TYPE_CHECKING:
     ModelTypeName = str

@@ -16,10 +16,10 @@ from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
-from minimoe_dist.config.checks import BEST_CANDIDATE
-from minimoe_dist.config.loading import read_recipe, resolve_run
-from minimoe_dist.config.problems import ConfigError, shown
-from minimoe_dist.config.run import RunConfig
+from .checks import BEST_CANDIDATE
+from .loading import read_recipe, resolve_run
+from .problems import ConfigError, shown
+from .run import RunConfig
 
 _OWN_KEYS = ("name", "teaches")
 _REFERENCE = "stage:"

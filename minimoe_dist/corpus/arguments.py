@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 
-from minimoe_dist.corpus.build import format_files
-from minimoe_dist.corpus.reading import ReadingOptions
-from minimoe_dist.corpus.sentences import SentenceRules
-from minimoe_dist.corpus.sources import INPUT_FORMATS, find_inputs
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .build import format_files
+from .reading import ReadingOptions
+from .sentences import SentenceRules
+from .sources import INPUT_FORMATS, find_inputs
 
 
 def add_reading_arguments(

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from minimoe_dist.corpus.sentences import SentenceRules, last_safe_cut
-from minimoe_dist.corpus.streams import InputStream
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .sentences import SentenceRules, last_safe_cut
+from .streams import InputStream
 
 BLOCK_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

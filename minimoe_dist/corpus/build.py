@@ -12,33 +12,33 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minimoe_dist.corpus.encoding import BlockEncoder
-from minimoe_dist.corpus.indexing import (
-    CHECKPOINT_BYTES,
-    Indexing,
-    describe_job,
-    finished_corpora,
-)
-from minimoe_dist.corpus.journal import Journal
-from minimoe_dist.corpus.pipeline import ordered_map
-from minimoe_dist.corpus.portions import Portion
-from minimoe_dist.corpus.reading import BlockSentences, Inputs, ReadingOptions
-from minimoe_dist.corpus.sources import FORMAT_SUFFIX
-from minimoe_dist.corpus.tokenizing import build_encoder, describe_tokenizer
-from minimoe_dist.corpus.words import build_word_marker, segmenter_name
-from minimoe_dist.data.durable import PARTIAL
-from minimoe_dist.data.indexed import (
+from ..data.durable import PARTIAL
+from ..data.indexed import (
     HELDOUT_SUFFIX,
     Manifest,
     TokenizerRecord,
     is_part_with_heldout,
     part_prefix,
 )
-from minimoe_dist.data.indexed_merge import merge_corpora
-from minimoe_dist.errors import UserError
+from ..data.indexed_merge import merge_corpora
+from ..errors import UserError
+from .encoding import BlockEncoder
+from .indexing import (
+    CHECKPOINT_BYTES,
+    Indexing,
+    describe_job,
+    finished_corpora,
+)
+from .journal import Journal
+from .pipeline import ordered_map
+from .portions import Portion
+from .reading import BlockSentences, Inputs, ReadingOptions
+from .sources import FORMAT_SUFFIX
+from .tokenizing import build_encoder, describe_tokenizer
+from .words import build_word_marker, segmenter_name
 
 if TYPE_CHECKING:
-    from minimoe_dist.corpus.tokenizing import CorpusTokenizer
+    from .tokenizing import CorpusTokenizer
 
 
 @dataclass(frozen=True)

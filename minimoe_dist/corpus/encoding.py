@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from minimoe_dist.corpus.blocks import Problems
-from minimoe_dist.corpus.reading import BlockOfSource, SentenceReader
-from minimoe_dist.corpus.sources.tfrecord import Pairs, TFRecordSource
-from minimoe_dist.corpus.tokenizing import Encoder
-from minimoe_dist.corpus.words import WordMarker
-from minimoe_dist.data.indexed_layout import dtype_for_vocabulary
-from minimoe_dist.data.indexed_writer import check_ids
-from minimoe_dist.errors import UserError
+from ..data.indexed_layout import dtype_for_vocabulary
+from ..data.indexed_writer import check_ids
+from ..errors import UserError
+from .blocks import Problems
+from .reading import BlockOfSource, SentenceReader
+from .sources.tfrecord import Pairs, TFRecordSource
+from .tokenizing import Encoder
+from .words import WordMarker
 
 
 @dataclass

@@ -11,23 +11,23 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minimoe_dist import __version__
-from minimoe_dist.corpus.encoding import BlockEncoder, EncodedBlock
-from minimoe_dist.corpus.journal import Job, Journal, Progress
-from minimoe_dist.corpus.pipeline import ordered_map
-from minimoe_dist.corpus.portions import InputHashes, Portion, PortionReader, Position
-from minimoe_dist.corpus.reading import Inputs
-from minimoe_dist.data.durable import PARTIAL
-from minimoe_dist.data.indexed_commit import complete_commit, discard_partial
-from minimoe_dist.data.indexed_layout import (
+from .. import __version__
+from ..data.durable import PARTIAL
+from ..data.indexed_commit import complete_commit, discard_partial
+from ..data.indexed_layout import (
     Manifest,
     TokenizerRecord,
     manifest_path,
     sha256_of_file,
 )
-from minimoe_dist.data.indexed_writer import IndexedCorpusWriter, UnfitPartsError, WriterState
-from minimoe_dist.errors import UserError
-from minimoe_dist.runtime import logger
+from ..data.indexed_writer import IndexedCorpusWriter, UnfitPartsError, WriterState
+from ..errors import UserError
+from ..runtime import logger
+from .encoding import BlockEncoder, EncodedBlock
+from .journal import Job, Journal, Progress
+from .pipeline import ordered_map
+from .portions import InputHashes, Portion, PortionReader, Position
+from .reading import Inputs
 
 _log = logger("corpus")
 CHECKPOINT_BYTES = 1 << 28

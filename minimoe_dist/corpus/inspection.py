@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minimoe_dist.data.durable import PARTIAL
-from minimoe_dist.data.indexed import IndexedCorpus
-from minimoe_dist.data.pairs import PairSource
+from ..data.durable import PARTIAL
+from ..data.indexed import IndexedCorpus
+from ..data.pairs import PairSource
 
 if TYPE_CHECKING:
-    from minimoe_dist.corpus.tokenizing import CorpusTokenizer
+    from .tokenizing import CorpusTokenizer
 
 _CHUNK = 1 << 20
 _SAMPLED_PAIRS = 5000

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from minimoe_dist.corpus.portions import Position
-from minimoe_dist.data.durable import PARTIAL, close_quietly, open_locked, remove, write_whole
-from minimoe_dist.data.indexed_writer import WriterState
-from minimoe_dist.errors import UserError
+from ..data.durable import PARTIAL, close_quietly, open_locked, remove, write_whole
+from ..data.indexed_writer import WriterState
+from ..errors import UserError
+from .portions import Position
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
-from minimoe_dist.corpus.tokenizer_folders import (
+from .tokenizer_folders import (
     BERT,
     ROBERTA,
     TokenizerFolder,

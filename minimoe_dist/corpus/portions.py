@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from minimoe_dist.corpus.blocks import Block
-from minimoe_dist.corpus.reading import BlockOfSource, Inputs
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .blocks import Block
+from .reading import BlockOfSource, Inputs
 
 _HASH_BYTES = 1 << 22
 

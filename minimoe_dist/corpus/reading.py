@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minimoe_dist.corpus.blocks import Block, Document, Problems
-from minimoe_dist.corpus.sentences import SentenceRules, split_lines, split_sentences
-from minimoe_dist.corpus.sources import Source, SourceOptions, TFRecordSource, choose_source
-from minimoe_dist.errors import UserError
-from minimoe_dist.runtime import logger
+from ..errors import UserError
+from ..runtime import logger
+from .blocks import Block, Document, Problems
+from .sentences import SentenceRules, split_lines, split_sentences
+from .sources import Source, SourceOptions, TFRecordSource, choose_source
 
 _log = logger("corpus")
 _SHOWN_PROBLEMS = 20

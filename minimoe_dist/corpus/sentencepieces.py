@@ -7,7 +7,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     import sentencepiece

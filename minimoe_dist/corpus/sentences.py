@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 _CLOSERS = "\"'”’»)\\]}」』）】》〉"
 # Scripts that put no spaces between words: here characters are counted, not words.

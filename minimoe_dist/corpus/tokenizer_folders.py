@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from minimoe_dist.corpus.word_lists import read_words
+from .word_lists import read_words
 
 BERT, ROBERTA, GENERIC = "BertTokenizer", "RobertaTokenizer", "TokenizersBackend"
 _CLASSES = {

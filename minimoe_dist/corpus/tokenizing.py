@@ -17,18 +17,18 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from minimoe_dist.corpus.sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
-from minimoe_dist.corpus.word_lists import read_words
-from minimoe_dist.data.indexed import TokenizerRecord
-from minimoe_dist.errors import UserError
-from minimoe_dist.model_paths import resolve_model_path
-from minimoe_dist.runtime import logger
+from ..data.indexed import TokenizerRecord
+from ..errors import UserError
+from ..model_paths import resolve_model_path
+from ..runtime import logger
+from .sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
+from .word_lists import read_words
 
 if TYPE_CHECKING:
     import nanotoken
     from transformers import PreTrainedTokenizerBase
 
-    from minimoe_dist.corpus.known_tokenizers import KnownTokenizer
+    from .known_tokenizers import KnownTokenizer
 
     CorpusTokenizer: TypeAlias = PreTrainedTokenizerBase | KnownTokenizer
 
@@ -175,7 +175,7 @@ def open_tokenizer(name_or_path: str, do_lower_case: bool | None = None) -> Corp
     Folders of the common kinds are read directly, in milliseconds; all others as `load_tokenizer`
     does, whose arguments and errors these are.
     """
-    from minimoe_dist.corpus.known_tokenizers import read_known_tokenizer
+    from .known_tokenizers import read_known_tokenizer
 
     folder = _local_folder(name_or_path)
     known = None if folder is None else read_known_tokenizer(folder, do_lower_case)

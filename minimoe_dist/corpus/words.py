@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from minimoe_dist.errors import UserError
-from minimoe_dist.runtime import logger
+from ..errors import UserError
+from ..runtime import logger
 
 if TYPE_CHECKING:
-    from minimoe_dist.corpus.tokenizing import CorpusTokenizer
+    from .tokenizing import CorpusTokenizer
 
 _log = logger("corpus")
 # The ideographs that BERT's tokenizers put spaces around, [first, last].

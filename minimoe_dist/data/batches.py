@@ -19,9 +19,9 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import torch
 
-from minimoe_dist.data.keyed import as_int64
-from minimoe_dist.data.pairs import NO_MARKS, Pair, PairBatch
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .keyed import as_int64
+from .pairs import NO_MARKS, Pair, PairBatch
 
 IGNORED_LABEL = -100
 _LENGTH_MULTIPLE = 8
@@ -144,7 +144,7 @@ class UnmaskedCollate:
     def _lay_out(
         self, batch: PairBatch, sample_ids: np.ndarray, *, with_labels: bool
     ) -> MicroBatch:
-        from minimoe_dist.data.compiled.layout import lay_out
+        from .compiled.layout import lay_out
 
         special = self._special
         longest = int(batch.lengths.max(initial=self._shortest))
@@ -220,7 +220,7 @@ class MaskedCollate(UnmaskedCollate):
 
     def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
         """Lays out and masks pairs; arguments and errors are those of ``UnmaskedCollate``."""
-        from minimoe_dist.data.compiled.masking import mask_tokens
+        from .compiled.masking import mask_tokens
 
         batch, special = PairBatch.of(pairs), self._special
         micro_batch = self._lay_out(batch, sample_ids, with_labels=True)

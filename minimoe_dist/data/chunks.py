@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
-    from minimoe_dist.data.compiled.corpus import CorpusArrays
+    from .compiled.corpus import CorpusArrays
 
 _WINDOW_CHUNKS = 6
 _PILOT_WINDOWS = 6000
@@ -52,7 +52,7 @@ def calibrate(
     Raises:
         UserError: a corpus (nearly) without tokens, or with a damaged index.
     """
-    from minimoe_dist.data.compiled.windows import TARGET_GROUP
+    from .compiled.windows import TARGET_GROUP
 
     assert room >= 2 and 0.0 <= short_sequence_probability <= 1.0
     if corpus.num_tokens == 0 or len(corpus.document_starts) < 2:
@@ -74,8 +74,8 @@ def check_status(prefix: str, status: tuple[int, int, int]) -> None:
     Raises:
         UserError: the index points outside the data (a damaged ``.idx``).
     """
-    from minimoe_dist.data.compiled.corpus import DAMAGED, NOT_FOUND
-    from minimoe_dist.data.compiled.windows import MOST_TRIES
+    from .compiled.corpus import DAMAGED, NOT_FOUND
+    from .compiled.windows import MOST_TRIES
 
     kind, first, last = status
     if kind == DAMAGED:
@@ -100,7 +100,7 @@ def _fit_group(
     Returns:
         Chunks of one pass over the corpus, were all targets of this group.
     """
-    from minimoe_dist.data.compiled.windows import sample_windows
+    from .compiled.windows import sample_windows
 
     mean_length = corpus.num_tokens / len(corpus.lengths)
     group.low, group.high = low, high

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 PARTIAL = ".partial"
 _CHUNK = 1 << 20

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from minimoe_dist.data.indexed_layout import (
+from ..errors import UserError
+from .indexed_layout import (
     IndexArrays,
     IndexLayout,
     Manifest,
@@ -25,9 +26,8 @@ from minimoe_dist.data.indexed_layout import (
     read_manifest,
     sha256_of_file,
 )
-from minimoe_dist.data.indexed_words import WordMarks, words_path
-from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
-from minimoe_dist.errors import UserError
+from .indexed_words import WordMarks, words_path
+from .indexed_writer import IndexedCorpusWriter
 
 __all__ = ["IndexedCorpus", "IndexedCorpusWriter", "Manifest", "TokenizerRecord", "find_corpora"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from minimoe_dist.data.durable import PARTIAL, give_names, remove, write_whole
-from minimoe_dist.data.indexed_layout import Manifest, manifest_path
-from minimoe_dist.data.indexed_words import words_path
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .durable import PARTIAL, give_names, remove, write_whole
+from .indexed_layout import Manifest, manifest_path
+from .indexed_words import words_path
 
 _SUFFIXES = (
     ".bin",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

@@ -15,9 +15,10 @@ from typing import IO
 
 import numpy as np
 
-from minimoe_dist.data.durable import PARTIAL, RunningHash, naming, open_locked, pieces, to_disk
-from minimoe_dist.data.indexed_commit import commit_corpus, discard_partial, prepare_prefix
-from minimoe_dist.data.indexed_layout import (
+from ..errors import UserError
+from .durable import PARTIAL, RunningHash, naming, open_locked, pieces, to_disk
+from .indexed_commit import commit_corpus, discard_partial, prepare_prefix
+from .indexed_layout import (
     IndexArrays,
     IndexLayout,
     Manifest,
@@ -26,8 +27,7 @@ from minimoe_dist.data.indexed_layout import (
     read_manifest,
     sha256_of_file,
 )
-from minimoe_dist.data.indexed_words import WordMarks, WordMarksWriter, words_path
-from minimoe_dist.errors import UserError
+from .indexed_words import WordMarks, WordMarksWriter, words_path
 
 _CHUNK = 1 << 20
 

@@ -16,8 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from minimoe_dist.data.indexed_layout import REBUILD
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .indexed_layout import REBUILD
 
 MAGIC = b"MMWORDS\x00"
 VERSION = 1

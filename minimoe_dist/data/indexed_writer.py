@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from minimoe_dist.data.durable import (
+from ..errors import UserError
+from .durable import (
     PARTIAL,
     RunningHash,
     close_quietly,
@@ -24,16 +25,15 @@ from minimoe_dist.data.durable import (
     pieces,
     to_disk,
 )
-from minimoe_dist.data.indexed_commit import commit_corpus, discard_partial, prepare_prefix
-from minimoe_dist.data.indexed_layout import (
+from .indexed_commit import commit_corpus, discard_partial, prepare_prefix
+from .indexed_layout import (
     IndexLayout,
     Manifest,
     TokenizerRecord,
     dtype_for_vocabulary,
     sha256_of_file,
 )
-from minimoe_dist.data.indexed_words import WordMarksWriter, words_path
-from minimoe_dist.errors import UserError
+from .indexed_words import WordMarksWriter, words_path
 
 _LONGEST_SENTENCE = 2**31 - 1
 

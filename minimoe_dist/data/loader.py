@@ -19,11 +19,11 @@ from typing import Self
 
 import numpy as np
 
-from minimoe_dist.data.batches import Collate, MicroBatch
-from minimoe_dist.data.keyed import as_int64, feistel_bits
-from minimoe_dist.data.pairs import Pairs
-from minimoe_dist.data.placing import PlacedBatch, Placer
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .batches import Collate, MicroBatch
+from .keyed import as_int64, feistel_bits
+from .pairs import Pairs
+from .placing import PlacedBatch, Placer
 
 _STOP_POLL_SECONDS = 0.1
 # A reader computes without the interpreter's lock, but may wait for it after each computation, up
@@ -71,7 +71,7 @@ class _Plan:
         return StepBatch(micro_batches, first_position)
 
     def _read(self, start: int) -> MicroBatch:
-        from minimoe_dist.data.compiled.order import find_samples
+        from .compiled.order import find_samples
 
         positions = np.arange(start, start + self.micro_batch_size, dtype=np.int64)
         epochs, numbers = np.empty_like(positions), np.empty_like(positions)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
-from minimoe_dist.data.row_counts import most_predicted, rows_for
+from .batches import IGNORED_LABEL, MicroBatch
+from .row_counts import most_predicted, rows_for
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def pack(micro: MicroBatch, longest: int) -> PackedBatch:
         micro: padded behind its samples.
         longest: length of the longest sample of any batch.
     """
-    from minimoe_dist.data.compiled.packing import fill_predictions, fill_rows
+    from .compiled.packing import fill_predictions, fill_rows
 
     lengths = micro.attention_mask.numpy().sum(1)
     assert lengths.max(initial=0) <= longest

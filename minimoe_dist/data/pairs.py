@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from minimoe_dist.data.chunks import calibrate, check_status
-from minimoe_dist.data.keyed import as_int64, spread, spread_stride
-from minimoe_dist.errors import UserError
+from ..errors import UserError
+from .chunks import calibrate, check_status
+from .keyed import as_int64, spread, spread_stride
 
 if TYPE_CHECKING:
-    from minimoe_dist.data.compiled.corpus import CorpusArrays
+    from .compiled.corpus import CorpusArrays
 
 SPECIAL_TOKENS_OF_A_PAIR = 3
 NO_MARKS = np.empty((0, 0), dtype=np.bool_)
@@ -238,7 +238,7 @@ class PairSource:
         Raises:
             UserError: the index of the corpus turns out to be damaged.
         """
-        from minimoe_dist.data.compiled.drawing import draw_pairs
+        from .compiled.drawing import draw_pairs
 
         batch = PairBatch.empty(len(numbers), self._room, self._has_marks)
         continues = NO_MARKS if batch.continues is None else batch.continues
@@ -263,7 +263,7 @@ class PairSource:
 
 
 def _arrays_of(corpus: Corpus, word_marks: np.ndarray | None) -> CorpusArrays:
-    from minimoe_dist.data.compiled.corpus import CorpusArrays
+    from .compiled.corpus import CorpusArrays
 
     ids = corpus.ids
     assert len(corpus.sentence_lengths) == len(corpus.sentence_pointers)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimoe_dist.data.batches import MicroBatch
-from minimoe_dist.data.packed import PackedBatch, pack
+from .batches import MicroBatch
+from .packed import PackedBatch, pack
 
 
 @dataclass(frozen=True)

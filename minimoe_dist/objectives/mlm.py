@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 IGNORED_LABEL = -100
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 # As for relations: what stays in a CPU's cache, and what fills a GPU.
 _CPU_TILE_ELEMENTS = 2**19

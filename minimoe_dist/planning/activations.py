@@ -11,10 +11,10 @@ Shapes: B samples, S positions, T tokens of the batch without padding, N = B · 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from minimoe_dist.data.row_counts import MASKED_SHARE
-from minimoe_dist.models.submodels import LayerShape, SubModelShape
-from minimoe_dist.planning.amounts import Amount, Moment, tensors
-from minimoe_dist.planning.sizes import EncoderSizes
+from ..data.row_counts import MASKED_SHARE
+from ..models.submodels import LayerShape, SubModelShape
+from .amounts import Amount, Moment, tensors
+from .sizes import EncoderSizes
 
 _CPU_TILE, _GPU_TILE = 2**19, 2**24  # elements, as objectives.relations has them
 _HASH = 4  # an element's hash; there are three while one is made

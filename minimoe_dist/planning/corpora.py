@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from minimoe_dist.config import RunConfig
-from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
-from minimoe_dist.data.pairs import PairSource
-from minimoe_dist.errors import UserError
-from minimoe_dist.planning.plan import Corpus
+from ..config import RunConfig
+from ..data.indexed import IndexedCorpus, find_corpora
+from ..data.pairs import PairSource
+from ..errors import UserError
+from .plan import Corpus
 
 _SAMPLED_PAIRS = 512
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.planning.machine import Machine
-from minimoe_dist.planning.sizes import EncoderSizes
+from ..config import ConfigError, RunConfig
+from .machine import Machine
+from .sizes import EncoderSizes
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

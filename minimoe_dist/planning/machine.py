@@ -7,12 +7,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from minimoe_dist.config import ConfigError
-from minimoe_dist.config.loading import read_recipe
-from minimoe_dist.config.problems import Path as OptionPath
-from minimoe_dist.config.problems import describe, nearest
-from minimoe_dist.config.schema import Section
-from minimoe_dist.planning.rates import PARTS, ProductRate
+from ..config import ConfigError
+from ..config.loading import read_recipe
+from ..config.problems import Path as OptionPath
+from ..config.problems import describe, nearest
+from ..config.schema import Section
+from .rates import PARTS, ProductRate
 
 GIB = 1 << 30
 DTYPES = ("float32", "bfloat16", "float16", "float8")

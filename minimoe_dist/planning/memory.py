@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minimoe_dist.planning.activations import (
+from .activations import (
     Batch,
     Student,
     signals_of,
     teacher_pass,
     tile_elements,
 )
-from minimoe_dist.planning.amounts import (
+from .amounts import (
     HOLES,
     MORE_HOLES,
     Amount,
@@ -18,9 +18,9 @@ from minimoe_dist.planning.amounts import (
     peak,
     tensors,
 )
-from minimoe_dist.planning.layout import BUCKET_ELEMENTS, ELEMENT_BYTES, Layout
-from minimoe_dist.planning.machine import GIB, Machine
-from minimoe_dist.planning.sizes import EncoderSizes
+from .layout import BUCKET_ELEMENTS, ELEMENT_BYTES, Layout
+from .machine import GIB, Machine
+from .sizes import EncoderSizes
 
 _MASTER, _MOMENTS = 4, 8  # bytes of a parameter in float32
 _STATES = 3  # tensors of a parameter in a checkpoint: the master and two moments

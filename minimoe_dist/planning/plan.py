@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.model_types import Learns
-from minimoe_dist.planning.activations import Batch
-from minimoe_dist.planning.layout import PRECISIONS, Layout, alternatives, layout_of_recipe
-from minimoe_dist.planning.machine import GIB, Machine
-from minimoe_dist.planning.memory import Precision, memory_of, teacher_parameters
-from minimoe_dist.planning.rates import BACKWARD, FORWARD, TEACHER, UPDATE
-from minimoe_dist.planning.sizes import EncoderSizes, Exports, student_sizes, teacher_sizes
-from minimoe_dist.planning.timing import part_seconds
-from minimoe_dist.planning.traffic import Traffic, traffic_of
-from minimoe_dist.planning.work import (
+from ..config import ConfigError, RunConfig
+from ..config.model_types import Learns
+from .activations import Batch
+from .layout import PRECISIONS, Layout, alternatives, layout_of_recipe
+from .machine import GIB, Machine
+from .memory import Precision, memory_of, teacher_parameters
+from .rates import BACKWARD, FORWARD, TEACHER, UPDATE
+from .sizes import EncoderSizes, Exports, student_sizes, teacher_sizes
+from .timing import part_seconds
+from .traffic import Traffic, traffic_of
+from .work import (
     Work,
     relation_work,
     student_work,

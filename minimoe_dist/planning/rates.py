@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from minimoe_dist.config.schema import Section
+from ..config.schema import Section
 
 # As a step's clock names them; the objective with its gradients is part of the forward pass, and
 # what belongs to no pass part of the update.

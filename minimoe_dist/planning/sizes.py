@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
-from minimoe_dist.config.model_types import Learns, Students
-from minimoe_dist.config.paths import read_model_json
-from minimoe_dist.data.row_counts import MASKED_SHARE
-from minimoe_dist.model_paths import resolve_model_path
-from minimoe_dist.models.compute import RelationPath
-from minimoe_dist.models.submodels import (
+from ..config import ConfigError, RunConfig, StudentConfig
+from ..config.model_types import Learns, Students
+from ..config.paths import read_model_json
+from ..data.row_counts import MASKED_SHARE
+from ..model_paths import resolve_model_path
+from ..models.compute import RelationPath
+from ..models.submodels import (
     WHOLE,
     LayerShape,
     Sizes,

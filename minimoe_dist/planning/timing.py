@@ -1,8 +1,8 @@
 """How long the parts of a step take on a machine."""
 
-from minimoe_dist.planning.machine import Machine
-from minimoe_dist.planning.rates import UPDATE
-from minimoe_dist.planning.work import Work
+from .machine import Machine
+from .rates import UPDATE
+from .work import Work
 
 
 def product_seconds(machine: Machine, work: Work) -> float:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minimoe_dist.planning.activations import Batch
-from minimoe_dist.planning.layout import ELEMENT_BYTES, Layout
-from minimoe_dist.planning.machine import Machine
-from minimoe_dist.planning.memory import Precision, teacher_parameters
-from minimoe_dist.planning.sizes import EncoderSizes
+from .activations import Batch
+from .layout import ELEMENT_BYTES, Layout
+from .machine import Machine
+from .memory import Precision, teacher_parameters
+from .sizes import EncoderSizes
 
 # Rows that cross for a block of experts, in widths of a token: there and back, forward and
 # backward. Attention sends a token, gets q, k, v; sends the context, gets the output.

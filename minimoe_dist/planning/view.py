@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from minimoe_dist.config import RunConfig
-from minimoe_dist.planning.machine import GIB
-from minimoe_dist.planning.plan import Corpus, Plan, Prediction
+from ..config import RunConfig
+from .machine import GIB
+from .plan import Corpus, Plan, Prediction
 
 _SHOWN_LAYOUTS = 8
 

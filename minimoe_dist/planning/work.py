@@ -9,11 +9,11 @@ Shapes: B samples, S positions, T tokens, N = B · S, H, A, I as in `models.comp
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from minimoe_dist.data.row_counts import rows_for
-from minimoe_dist.models.submodels import LayerShape, SubModelShape
-from minimoe_dist.planning.activations import Batch
-from minimoe_dist.planning.layout import ELEMENT_BYTES
-from minimoe_dist.planning.sizes import MASKED_SHARE, EncoderSizes
+from ..data.row_counts import rows_for
+from ..models.submodels import LayerShape, SubModelShape
+from .activations import Batch
+from .layout import ELEMENT_BYTES
+from .sizes import MASKED_SHARE, EncoderSizes
 
 
 class Product(NamedTuple):

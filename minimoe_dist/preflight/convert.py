@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from minimoe_dist.checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
-from minimoe_dist.config import ConfigError
-from minimoe_dist.config.commands import ConvertOptions
-from minimoe_dist.config.paths import check_writable, read_model_json
-from minimoe_dist.errors import UserError
-from minimoe_dist.runtime import Launch
+from ..checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
+from ..config import ConfigError
+from ..config.commands import ConvertOptions
+from ..config.paths import check_writable, read_model_json
+from ..errors import UserError
+from ..runtime import Launch
 
 
 def check(options: ConvertOptions, launch: Launch) -> None:

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.config import ConfigError
-from minimoe_dist.config.commands import EvaluateOptions
-from minimoe_dist.config.paths import check_output_dir, read_model_json
-from minimoe_dist.config.problems import nearest
-from minimoe_dist.data.indexed import find_corpora
-from minimoe_dist.data.tasks import TASKS, check_table, find_task_file, task_of
-from minimoe_dist.data.tasks.sources import scored_table, table_split
-from minimoe_dist.model_paths import resolve_model_path
-from minimoe_dist.reporting.runs import find_export
-from minimoe_dist.runtime import Launch
+from ..config import ConfigError
+from ..config.commands import EvaluateOptions
+from ..config.paths import check_output_dir, read_model_json
+from ..config.problems import nearest
+from ..data.indexed import find_corpora
+from ..data.tasks import TASKS, check_table, find_task_file, task_of
+from ..data.tasks.sources import scored_table, table_split
+from ..model_paths import resolve_model_path
+from ..reporting.runs import find_export
+from ..runtime import Launch
 
 
 def check(options: EvaluateOptions, launch: Launch) -> None:

@@ -4,11 +4,11 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from minimoe_dist.config import ConfigError
-from minimoe_dist.config.commands import ExportOptions
-from minimoe_dist.config.paths import check_output_dir
-from minimoe_dist.reporting.runs import find_export
-from minimoe_dist.runtime import Launch
+from ..config import ConfigError
+from ..config.commands import ExportOptions
+from ..config.paths import check_output_dir
+from ..reporting.runs import find_export
+from ..runtime import Launch
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
 

@@ -3,33 +3,33 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from minimoe_dist.checkpoints.megatron.finding import is_megatron_checkpoint
-from minimoe_dist.config import ConfigError, RunConfig
-from minimoe_dist.config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
-from minimoe_dist.config.paths import (
+from ..checkpoints.megatron.finding import is_megatron_checkpoint
+from ..config import ConfigError, RunConfig
+from ..config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
+from ..config.paths import (
     check_masked_lm_head,
     check_output_dir,
     check_teacher_fits,
     check_teacher_layout,
     read_model_json,
 )
-from minimoe_dist.corpus.tokenizing import (
+from ..corpus.tokenizing import (
     check_fingerprint,
     read_tokenizer_file,
     vocabulary_fingerprint,
 )
-from minimoe_dist.data.indexed import find_corpora
-from minimoe_dist.data.indexed_layout import (
+from ..data.indexed import find_corpora
+from ..data.indexed_layout import (
     IndexArrays,
     Manifest,
     check_arrays,
     read_layout,
     read_manifest,
 )
-from minimoe_dist.errors import UserError
-from minimoe_dist.model_paths import resolve_model_path
-from minimoe_dist.preflight.students import check_students
-from minimoe_dist.runtime import DeviceType, Launch
+from ..errors import UserError
+from ..model_paths import resolve_model_path
+from ..runtime import DeviceType, Launch
+from .students import check_students
 
 
 def problems_of_stages(

@@ -4,12 +4,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.config import ConfigError, RunConfig, StudentConfig
-from minimoe_dist.config.checks import check_tinybert_heads
-from minimoe_dist.config.model_types import Learns, Students, types_that
-from minimoe_dist.config.paths import check_same_vocabulary, read_model_json
-from minimoe_dist.model_paths import resolve_model_path
-from minimoe_dist.models.submodels import Sizes, once_for_all_map
+from ..config import ConfigError, RunConfig, StudentConfig
+from ..config.checks import check_tinybert_heads
+from ..config.model_types import Learns, Students, types_that
+from ..config.paths import check_same_vocabulary, read_model_json
+from ..model_paths import resolve_model_path
+from ..models.submodels import Sizes, once_for_all_map
 
 _SLICEABLE = "minimoe-elastic"
 

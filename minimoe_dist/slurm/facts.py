@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist import __version__
+from .. import __version__
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "megatron-core", "numpy", "safetensors")
 # What a variable of these names says may be a secret or a whole certificate.

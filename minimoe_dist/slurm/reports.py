@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.exit_status import ExitStatus
-from minimoe_dist.slurm import starts
-from minimoe_dist.slurm.queue import Job, find_job
-from minimoe_dist.slurm.submissions import last_submission
+from ..exit_status import ExitStatus
+from . import starts
+from .queue import Job, find_job
+from .submissions import last_submission
 
 _TAIL_BYTES = 1 << 20
 _SIGNS = ("metrics.jsonl", "checkpoints", "submissions", "starts.jsonl", "importances.safetensors")

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 _DIRECTIVE = re.compile(r"#SBATCH\s+--(?P<name>[a-z][\w-]*)(?:=(?P<value>.*?))?(?:\s+#.*)?$")
 

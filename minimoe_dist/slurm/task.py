@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from minimoe_dist.errors import UserError
-from minimoe_dist.exit_status import ExitStatus
-from minimoe_dist.runtime import Launch, detect_launch
+from ..errors import UserError
+from ..exit_status import ExitStatus
+from ..runtime import Launch, detect_launch
 
 PROCESSES = "MINIMOE_PROCESSES_PER_TASK"
 _POLL_SECONDS = 0.05

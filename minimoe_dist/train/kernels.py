@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minimoe_dist.errors import UserError, first_line
+from ..errors import UserError, first_line
 
 _APEX = (
     "there is no NVIDIA apex here (the package of that name on PyPI is another one); install it "

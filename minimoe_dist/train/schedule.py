@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from minimoe_dist.errors import UserError
+from ..errors import UserError
 
 Schedule = Callable[[int], float]
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from minimoe_dist.errors import UserError
-
 from ...config.commands.convert import Layout as Layout
+from ...errors import UserError
 
 Weights = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from minimoe_dist.errors import UserError
+from ...errors import UserError
 
 _SET_ASIDE = (
     "megatron.core.enums.ModelType",

@@ -4,16 +4,16 @@ Flags, help pages and checks follow from the fields (see `command_line`). ``dist
 ``sparsify`` take a whole run instead, which `schema` declares.
 """
 
-from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions, is_positional
-from minimoe_dist.config.commands.bench import BenchOptions
-from minimoe_dist.config.commands.convert import ConvertOptions
-from minimoe_dist.config.commands.demo import DemoOptions
-from minimoe_dist.config.commands.doctor import DoctorOptions
-from minimoe_dist.config.commands.export import ExportOptions
-from minimoe_dist.config.commands.finetune import FinetuneOptions
-from minimoe_dist.config.commands.jobs import StatusOptions, SubmitOptions
-from minimoe_dist.config.commands.measuring import EvaluateOptions, ReportOptions
-from minimoe_dist.config.commands.plan import PlanOptions
+from .base import POSITIONAL, CommandOptions, is_positional
+from .bench import BenchOptions
+from .convert import ConvertOptions
+from .demo import DemoOptions
+from .doctor import DoctorOptions
+from .export import ExportOptions
+from .finetune import FinetuneOptions
+from .jobs import StatusOptions, SubmitOptions
+from .measuring import EvaluateOptions, ReportOptions
+from .plan import PlanOptions
 
 __all__ = [
     "POSITIONAL",

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin
 from pydantic import field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from minimoe_dist.config.schema import Section
+from ..schema import Section
 
 POSITIONAL: dict[str, Any] = {"positional": True}
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
+from .base import POSITIONAL, CommandOptions
 
 
 class BenchOptions(CommandOptions):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from minimoe_dist.config.commands.base import CommandOptions
+from .base import CommandOptions
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh"]
 Layout = Literal["legacy", "core", "transformer_engine"]

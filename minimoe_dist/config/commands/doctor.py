@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from minimoe_dist.config.commands.base import CommandOptions
+from .base import CommandOptions
 
 
 class DoctorOptions(CommandOptions):

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
-from minimoe_dist.config.schema import Schedule
+from ..schema import Schedule
+from .base import POSITIONAL, CommandOptions
 
 
 class FinetuneOptions(CommandOptions):

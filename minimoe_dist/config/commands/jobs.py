@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
+from .base import POSITIONAL, CommandOptions
 
 
 class SubmitOptions(CommandOptions):

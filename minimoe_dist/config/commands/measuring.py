@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from minimoe_dist.config.commands.base import POSITIONAL, CommandOptions
+from .base import POSITIONAL, CommandOptions
 
 
 class EvaluateOptions(CommandOptions):

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimoe_dist.corpus.blocks import BYTE_ORDER_MARK
-from minimoe_dist.corpus.sentences import SentenceRules, split_sentences
-from minimoe_dist.corpus.sources.json_documents import RecordReader
-from minimoe_dist.corpus.sources.json_records import (
+from ...data.durable import PARTIAL
+from ...errors import UserError
+from ..blocks import BYTE_ORDER_MARK
+from ..sentences import SentenceRules, split_sentences
+from ..streams import InputStream, unreadable_kind
+from .json_documents import RecordReader
+from .json_records import (
     JsonLinesSource,
     JsonSource,
     array_header,
 )
-from minimoe_dist.corpus.sources.json_scanning import scan_records
-from minimoe_dist.corpus.sources.source import FORMAT_SUFFIX, Source
-from minimoe_dist.corpus.sources.text import FormatSource, TextFileSource, TextSource
-from minimoe_dist.corpus.sources.tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
-from minimoe_dist.corpus.sources.wiki import WikiSource
-from minimoe_dist.corpus.streams import InputStream, unreadable_kind
-from minimoe_dist.data.durable import PARTIAL
-from minimoe_dist.errors import UserError
+from .json_scanning import scan_records
+from .source import FORMAT_SUFFIX, Source
+from .text import FormatSource, TextFileSource, TextSource
+from .tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
+from .wiki import WikiSource
 
 _PEEKED_BYTES = 1 << 15
 _FEWEST_LINES, _WHOLE_SHARE = 3, 0.9

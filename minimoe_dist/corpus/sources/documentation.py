@@ -11,8 +11,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from minimoe_dist.corpus.blocks import Document
-from minimoe_dist.errors import UserError
+from ...errors import UserError
+from ..blocks import Document
 
 _LITERAL_START = (">>>", "...", "|", "+-", "==", "--", "::", "#", "$", "@", "Usage")
 _MARKUP = re.compile(r"``|`|(?<!\w)\*{1,2}(?=\w)|(?<=\w)\*{1,2}(?!\w)|:[a-z]+:(?=`)")

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minimoe_dist.corpus.blocks import Document, Problems
+from ..blocks import Document, Problems
 
 TEXT_KEYS = ("text", "content")
 TITLE_KEYS = ("title",)

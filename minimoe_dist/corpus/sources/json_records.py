@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from minimoe_dist.corpus.blocks import (
+from ..blocks import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
     Block,
@@ -20,9 +20,9 @@ from minimoe_dist.corpus.blocks import (
     Problems,
     decode_lines,
 )
-from minimoe_dist.corpus.sentences import SentenceRules
-from minimoe_dist.corpus.sources.json_documents import Place, RecordReader
-from minimoe_dist.corpus.sources.json_scanning import Scan, cut_inside_string, scan_records
+from ..sentences import SentenceRules
+from .json_documents import Place, RecordReader
+from .json_scanning import Scan, cut_inside_string, scan_records
 
 _MEMBER = rb'\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+\-]+)\s*,'
 _ARRAY_START = re.compile(

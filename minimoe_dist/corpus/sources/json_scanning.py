@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from minimoe_dist.corpus.sentences import last_safe_cut
+from ..sentences import last_safe_cut
 
 _SCALAR = rb"(?:true|false|null|NaN|-?Infinity|-?[0-9][0-9.eE+\-]*+)"
 _BETWEEN = rb"(?:[\s:,]++|" + _SCALAR + rb"(?![\w\x80-\xff]))"

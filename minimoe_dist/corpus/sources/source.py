@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
-from minimoe_dist.corpus.blocks import Block, Document, Problems
+from ..blocks import Block, Document, Problems
 
 FORMAT_SUFFIX = ".format"
 

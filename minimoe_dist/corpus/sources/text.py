@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minimoe_dist.corpus.blocks import (
+from ..blocks import (
     BLOCK_BYTES,
     Block,
     Document,
@@ -15,7 +15,7 @@ from minimoe_dist.corpus.blocks import (
     cut_blocks,
     decode_lines,
 )
-from minimoe_dist.corpus.sentences import SentenceRules
+from ..sentences import SentenceRules
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import ClassVar
 import google_crc32c
 import numpy as np
 
-from minimoe_dist.corpus.blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems
-from minimoe_dist.errors import UserError
+from ...errors import UserError
+from ..blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems
 
 INDEX_SUFFIX = ".index"
 _HEAD, _FOOT = 12, 4

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from minimoe_dist.corpus.blocks import Block, Document, Problems, decode_lines
-from minimoe_dist.corpus.sources.text import LineSource
-from minimoe_dist.data.durable import PARTIAL
+from ...data.durable import PARTIAL
+from ..blocks import Block, Document, Problems, decode_lines
+from .text import LineSource
 
 
 @dataclass(frozen=True)

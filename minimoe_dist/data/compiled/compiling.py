@@ -30,7 +30,7 @@ import numba
 from filelock import FileLock
 from numba import njit, types
 
-from minimoe_dist.data import keyed, row_counts
+from .. import keyed, row_counts
 
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _FOLDER = Path(__file__).parent

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from minimoe_dist.data.compiled.compiling import given, inner
+from .compiling import given, inner
 
 
 class CorpusArrays(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from minimoe_dist.data.compiled.compiling import entry, filled, given, inner
-from minimoe_dist.data.compiled.corpus import (
+from .compiling import entry, filled, given, inner
+from .corpus import (
     CORPUS,
     DAMAGED,
     FOUND,
@@ -19,14 +19,14 @@ from minimoe_dist.data.compiled.corpus import (
     is_sound,
     token_start,
 )
-from minimoe_dist.data.compiled.mersenne import (
+from .mersenne import (
     below,
     count_heads,
     new_generator,
     seed_generator,
     uniform,
 )
-from minimoe_dist.data.compiled.windows import TARGET_GROUPS, Chunk, draw_chunk
+from .windows import TARGET_GROUPS, Chunk, draw_chunk
 
 _OTHER_DOCUMENT_TRIES = 10
 _NON_EMPTY_TRIES = 1000

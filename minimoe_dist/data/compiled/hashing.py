@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from minimoe_dist.data import keyed
-from minimoe_dist.data.compiled.compiling import inner
+from .. import keyed
+from .compiling import inner
 
 for _function in (keyed.mix, keyed.begin, keyed.absorb, keyed.feistel):
     register_jitable(_function)

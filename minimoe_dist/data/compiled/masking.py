@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from minimoe_dist.data.compiled.compiling import entry, filled, given, inner
-from minimoe_dist.data.compiled.hashing import absorb, key_of
-from minimoe_dist.data.row_counts import MASKED_SHARE, MOST_MASKED
+from ..row_counts import MASKED_SHARE, MOST_MASKED
+from .compiling import entry, filled, given, inner
+from .hashing import absorb, key_of
 
 _REPLACED_BY_MASK = 0.8
 _REPLACED_BY_ANY = 0.1

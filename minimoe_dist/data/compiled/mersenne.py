@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe_dist.data.compiled.compiling import inner
+from .compiling import inner
 
 _WORDS = 624
 _MIDDLE = 397

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from minimoe_dist.data import keyed
-from minimoe_dist.data.compiled.compiling import entry, filled
-from minimoe_dist.data.compiled.hashing import absorb, key_of
+from .. import keyed
+from .compiling import entry, filled
+from .hashing import absorb, key_of
 
 
 @entry(

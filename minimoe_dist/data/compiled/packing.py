@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from minimoe_dist.data.compiled.compiling import entry, filled, given
+from .compiling import entry, filled, given
 
 
 @entry(

@@ -28,8 +28,8 @@ import numba
 import numpy as np
 from numba import types
 
-from minimoe_dist.data.compiled.compiling import entry, filled, inner
-from minimoe_dist.data.compiled.corpus import (
+from .compiling import entry, filled, inner
+from .corpus import (
     CORPUS,
     DAMAGED,
     FOUND,
@@ -40,7 +40,7 @@ from minimoe_dist.data.compiled.corpus import (
     is_sound,
     token_start,
 )
-from minimoe_dist.data.compiled.mersenne import below, new_generator, seed_generator, uniform
+from .mersenne import below, new_generator, seed_generator, uniform
 
 _WARM_UP_TARGETS = 4
 _REPLAYS = 3

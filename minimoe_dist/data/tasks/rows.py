@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minimoe_dist.errors import UserError
+from ...errors import UserError
 
 _BYTE_ORDER_MARK = "\ufeff"
 NO_TEXT = "is not UTF-8"
