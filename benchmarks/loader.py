@@ -42,7 +42,7 @@ KINDS = {"plain": ("bert_nil", False), "masked": ("bert_mlm", False), "words": (
 
 def write_corpus(prefix: str, sentences: int = 400_000) -> None:
     """Random ids in sentences and documents of lengths that texts have."""
-    from minimoe_dist.data.indexed import IndexedCorpusWriter
+    from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 
     random = np.random.default_rng(0)
     with IndexedCorpusWriter(prefix, VOCABULARY) as writer:

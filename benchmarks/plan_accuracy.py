@@ -94,7 +94,7 @@ def make_corpus(folder: Path, tokenizer: Path) -> Path:
     import numpy as np
 
     from minimoe_dist.corpus.tokenizing import describe_tokenizer, load_tokenizer
-    from minimoe_dist.data.indexed import IndexedCorpusWriter
+    from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 
     prefix = folder / "corpus"
     if prefix.with_suffix(".idx").exists():

@@ -188,7 +188,7 @@ def heldout_curve(stage: Any, name: str) -> list[list[float]]:
 
 def setup(stage: Any) -> dict[str, Any]:
     """What all runs share."""
-    from minimoe_dist.data.indexed_layout import read_layout, read_manifest
+    from minimoe_dist.data.indexed_format import read_layout, read_manifest
 
     tokens = {}
     for part in (stage.data.record_path_or_regex, stage.data.heldout_path_or_regex):

@@ -31,7 +31,7 @@ def make_text(folder: Path, teacher: str) -> tuple[Path, Path]:
     from transformers import BertTokenizer
 
     from minimoe_dist.corpus.tokenizing import describe_tokenizer, load_tokenizer
-    from minimoe_dist.data.indexed import IndexedCorpusWriter
+    from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 
     vocabulary = json.loads((Path(teacher) / "config.json").read_text())["vocab_size"]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

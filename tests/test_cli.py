@@ -17,7 +17,7 @@ import yaml
 from minimoe_dist import __version__, cli
 from minimoe_dist.commands import report
 from minimoe_dist.config import load_run_config
-from minimoe_dist.data.indexed_writer import IndexedCorpusWriter
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 from minimoe_dist.errors import UserError
 
 BERT = {

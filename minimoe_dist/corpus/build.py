@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data.durable import PARTIAL
-from ..data.indexed import (
-    HELDOUT_SUFFIX,
-    Manifest,
-    TokenizerRecord,
-    is_part_with_heldout,
-    part_prefix,
-)
-from ..data.indexed_merge import merge_corpora
+from ..data.indexed import HELDOUT_SUFFIX, is_part_with_heldout, part_prefix
+from ..data.indexed_format import Manifest, TokenizerRecord
+from ..data.indexed_merging import merge_corpora
 from ..errors import UserError
 from .encoding import BlockEncoder
 from .indexing import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.indexed_layout import dtype_for_vocabulary
-from ..data.indexed_writer import check_ids
+from ..data.indexed_format import dtype_for_vocabulary
+from ..data.indexed_writing import check_ids
 from ..errors import UserError
 from .blocks import Problems
 from .reading import BlockOfSource, SentenceReader

@@ -13,14 +13,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .. import __version__
 from ..data.durable import PARTIAL
-from ..data.indexed_commit import complete_commit, discard_partial
-from ..data.indexed_layout import (
-    Manifest,
-    TokenizerRecord,
-    manifest_path,
-    sha256_of_file,
+from ..data.indexed_format import Manifest, TokenizerRecord, manifest_path, sha256_of_file
+from ..data.indexed_writing import (
+    IndexedCorpusWriter,
+    UnfitPartsError,
+    WriterState,
+    complete_commit,
+    discard_partial,
 )
-from ..data.indexed_writer import IndexedCorpusWriter, UnfitPartsError, WriterState
 from ..errors import UserError
 from ..runtime import logger
 from .encoding import BlockEncoder, EncodedBlock

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.durable import PARTIAL, close_quietly, open_locked, remove, write_whole
-from ..data.indexed_writer import WriterState
+from ..data.indexed_writing import WriterState
 from ..errors import UserError
 from .portions import Position
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..data.indexed import TokenizerRecord
+from ..data.indexed_format import TokenizerRecord
 from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runtime import logger

@@ -15,21 +15,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .indexed_layout import (
+from .indexed_format import (
     IndexArrays,
     IndexLayout,
     Manifest,
-    TokenizerRecord,
+    WordMarks,
     check_arrays,
     map_ids,
     read_layout,
     read_manifest,
     sha256_of_file,
+    words_path,
 )
-from .indexed_words import WordMarks, words_path
-from .indexed_writer import IndexedCorpusWriter
-
-__all__ = ["IndexedCorpus", "IndexedCorpusWriter", "Manifest", "TokenizerRecord", "find_corpora"]
 
 HELDOUT_SUFFIX = "_heldout"
 _PART = re.compile(r"_\d{5}_of_\d{5}")

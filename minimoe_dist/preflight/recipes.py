@@ -19,13 +19,7 @@ from ..corpus.tokenizing import (
     vocabulary_fingerprint,
 )
 from ..data.indexed import find_corpora
-from ..data.indexed_layout import (
-    IndexArrays,
-    Manifest,
-    check_arrays,
-    read_layout,
-    read_manifest,
-)
+from ..data.indexed_format import IndexArrays, Manifest, check_arrays, read_layout, read_manifest
 from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runtime import DeviceType, Launch

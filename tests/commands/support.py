@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from minimoe_dist.corpus.tokenizing import describe_tokenizer, load_tokenizer
-from minimoe_dist.data.indexed import IndexedCorpusWriter
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 from tests.distributed import _context
 
 VOCABULARY = 200

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimoe_dist.data.indexed import IndexedCorpus
-from minimoe_dist.data.indexed_layout import IndexLayout
+from minimoe_dist.data.indexed_format import IndexLayout
 from minimoe_dist.data.pairs import PairSource
 
 SENTENCES = 6000

@@ -16,10 +16,9 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter, find_corpora
-from minimoe_dist.data.indexed_layout import HEADER, IndexLayout
-from minimoe_dist.data.indexed_words import words_bytes
-from minimoe_dist.data.indexed_writer import WriterState
+from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
+from minimoe_dist.data.indexed_format import INDEX_HEADER, IndexLayout, words_bytes
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter, WriterState
 from minimoe_dist.data.pairs import PairSource
 
 DOCUMENTS = [[[5, 6, 7], [8]], [[1, 2]], [[9] * 40, [3, 4], [0, 99]]]
@@ -204,7 +203,7 @@ def test_a_writer_goes_on_beyond_32_bits(tmp_path):
         stream.truncate(words_bytes(tokens))
     # Hashing 4 GiB of nothing would take its time.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe_dist.data.indexed_writer.pieces", lambda stream: iter([]))
+        patch.setattr("minimoe_dist.data.indexed_writing.pieces", lambda stream: iter([]))
         writer = IndexedCorpusWriter(prefix, 100, segmenter="s 1", state=state)
     writer._bin.seek(0, os.SEEK_END)
     marks = np.array([False, True, True])
@@ -403,7 +402,7 @@ def test_a_corpus_that_stands_is_replaced_when_asked(prefix):
 
 def test_a_second_writer_of_the_same_corpus_is_refused(tmp_path):
     prefix = str(tmp_path / "corpus")
-    code = f"from minimoe_dist.data.indexed import *; IndexedCorpusWriter({prefix!r}, 100)"
+    code = f"from minimoe_dist.data.indexed_writing import *; IndexedCorpusWriter({prefix!r}, 100)"
     with IndexedCorpusWriter(prefix, 100) as writer:
         writer.add_document([[1]])
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -474,4 +473,4 @@ def test_find_corpora_refuses_what_names_nothing(tmp_path):
 
 
 def test_the_header_has_the_size_that_megatron_writes():
-    assert HEADER.size == 34
+    assert INDEX_HEADER.size == 34

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter
-from minimoe_dist.data.indexed_words import HEADER, WordMarks, WordMarksWriter, words_bytes
+from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.data.indexed_format import WORDS_HEADER, WordMarks, WordMarksWriter, words_bytes
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 
 
 def test_marks_survive_any_sequence_of_additions_checkpoints_and_kills(tmp_path):
@@ -80,7 +81,7 @@ def test_damaged_marks_are_refused(tmp_path, message):
 def test_hashes_find_a_flipped_mark(tmp_path):
     prefix = write(tmp_path / "c")
     with open(prefix + ".words", "r+b") as stream:
-        stream.seek(HEADER.size)
+        stream.seek(WORDS_HEADER.size)
         stream.write(b"\xff")
     with pytest.raises(ValueError, match=r"\.words: contents differ"):
         IndexedCorpus.open(prefix).verify_hashes()
@@ -96,7 +97,7 @@ def test_marks_of_a_replaced_corpus_do_not_stay(tmp_path):
 def test_marks_beyond_32_bits_are_read(tmp_path):
     count = 2**32 + 11
     with open(tmp_path / "c.words", "wb") as stream:
-        stream.write(HEADER.pack(b"MMWORDS\0", 1, 0, count))
+        stream.write(WORDS_HEADER.pack(b"MMWORDS\0", 1, 0, count))
         stream.seek(words_bytes(count) - 1)
         stream.write(b"\4")
     marks = WordMarks(str(tmp_path / "c"), count)

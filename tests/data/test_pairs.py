@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter
+from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 from minimoe_dist.data.pairs import BlendedPairs, Pair, PairBatch, PairSource
 from tests.data.memory_corpus import MemoryCorpus
 

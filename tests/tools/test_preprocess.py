@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter
+from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 
 TOOLS = Path(__file__).parents[2] / "tools" / "preprocess"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

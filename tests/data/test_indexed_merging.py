@@ -7,9 +7,10 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from minimoe_dist.data.indexed import IndexedCorpus, IndexedCorpusWriter, TokenizerRecord
-from minimoe_dist.data.indexed_layout import IndexArrays, IndexLayout
-from minimoe_dist.data.indexed_merge import _index_pieces, _Input, merge_corpora
+from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.data.indexed_format import IndexArrays, IndexLayout, TokenizerRecord
+from minimoe_dist.data.indexed_merging import _index_pieces, _Input, merge_corpora
+from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 
 RECORD = TokenizerRecord("name", "a" * 64, 100, {"cls": 1}, True)
 OTHER = TokenizerRecord("other", "b" * 64, 100, {"cls": 1}, True)

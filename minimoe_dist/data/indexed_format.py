@@ -1,9 +1,13 @@
-"""The files of an indexed corpus: `.idx` header and offsets, structural checks, the manifest.
+"""The files of an indexed corpus: index, ids, manifest and word marks, with structural checks.
 
-Layout of `<prefix>.idx`, little endian, as Megatron writes it: magic (9 bytes), version
-(uint64), dtype code (uint8), number of sequences n (uint64), number of document ends d
-(uint64), lengths int32 [n], byte pointers int64 [n], document ends int64 [d] starting with 0.
-One sequence is one sentence here. `<prefix>.bin` holds the ids, nothing else.
+`<prefix>.idx`, little endian, as Megatron writes it: magic (9 bytes), version (uint64), dtype
+code (uint8), number of sequences n (uint64), number of document ends d (uint64), lengths
+int32 [n], byte pointers int64 [n], document ends int64 [d] starting with 0. One sequence is one
+sentence here. `<prefix>.bin` holds the ids, nothing else.
+
+`<prefix>.words`, little endian, which Megatron does not know: magic (8 bytes), version (uint32),
+4 bytes of zeros, number of tokens (uint64), then a bit a token, the first token's in the lowest
+bit of the first byte. A set bit says that the token belongs to the word of the token before it.
 """
 
 from __future__ import annotations
@@ -13,16 +17,20 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import UserError
 
-MAGIC = b"MMIDIDX\x00\x00"
-VERSION = 1
-HEADER = struct.Struct("<9sQBQQ")
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+INDEX_VERSION = 1
+INDEX_HEADER = struct.Struct("<9sQBQQ")
+WORDS_MAGIC = b"MMWORDS\x00"
+WORDS_VERSION = 1
+WORDS_HEADER = struct.Struct("<8sIIQ")
 DTYPES: dict[int, np.dtype] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.int8),
@@ -147,7 +155,7 @@ class IndexLayout:
     num_sentences: int
     num_document_ends: int
 
-    lengths_offset = HEADER.size
+    lengths_offset = INDEX_HEADER.size
 
     @property
     def pointers_offset(self) -> int:
@@ -167,7 +175,9 @@ class IndexLayout:
     def header(self) -> bytes:
         """The first bytes of the file."""
         code = dtype_code(self.dtype)
-        return HEADER.pack(MAGIC, VERSION, code, self.num_sentences, self.num_document_ends)
+        return INDEX_HEADER.pack(
+            INDEX_MAGIC, INDEX_VERSION, code, self.num_sentences, self.num_document_ends
+        )
 
 
 @dataclass(frozen=True)
@@ -217,21 +227,23 @@ def read_layout(prefix: str, may_be_empty: bool = False) -> IndexLayout:
         if not os.path.isfile(needed):
             raise UserError(f"{needed}: no such file; {prefix!r} is not an indexed corpus")
     size = os.path.getsize(path)
-    if size < HEADER.size:
+    if size < INDEX_HEADER.size:
         raise UserError(f"{path}: truncated index of {size} bytes; {REBUILD}")
     with open(path, "rb") as stream:
-        magic, version, code, count, ends = HEADER.unpack(stream.read(HEADER.size))
-    if magic != MAGIC:
+        magic, version, code, count, ends = INDEX_HEADER.unpack(stream.read(INDEX_HEADER.size))
+    if magic != INDEX_MAGIC:
         raise UserError(f"{path}: wrong magic {magic!r}, not a Megatron index; {REBUILD}")
-    if version != VERSION:
-        raise UserError(f"{path}: index version {version}, only {VERSION} is known; {REBUILD}")
+    if version != INDEX_VERSION:
+        raise UserError(
+            f"{path}: index version {version}, only {INDEX_VERSION} is known; {REBUILD}"
+        )
     if code not in DTYPES:
         raise UserError(f"{path}: dtype code {code} is no integer type; {REBUILD}")
     layout = IndexLayout(DTYPES[code], count, ends)
     if size != layout.size:
-        what = "truncated" if size < layout.size else "over-long"
+        fault = "truncated" if size < layout.size else "over-long"
         raise UserError(
-            f"{path}: {what} index: {size} bytes, its header announces {layout.size}; {REBUILD}"
+            f"{path}: {fault} index: {size} bytes, its header announces {layout.size}; {REBUILD}"
         )
     if ends == 0 or ((count == 0 or ends == 1) and not may_be_empty):
         raise UserError(f"{path}: the corpus is empty; {REBUILD} from other inputs")
@@ -252,9 +264,9 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     expected = int(pointers[-1]) + int(lengths[-1]) * itemsize if count else 0
     size = os.path.getsize(prefix + ".bin")
     if size != expected:
-        what = "truncated" if size < expected else "over-long"
+        fault = "truncated" if size < expected else "over-long"
         raise UserError(
-            f"{prefix}.bin: {what} data: {size} bytes, the index announces {expected}; {REBUILD}"
+            f"{prefix}.bin: {fault} data: {size} bytes, the index announces {expected}; {REBUILD}"
         )
     if count == 0:
         return
@@ -304,3 +316,100 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
                 f"{REBUILD}"
             )
     return manifest
+
+
+def words_path(prefix: str) -> str:
+    """Where the word marks of the corpus at `prefix` lie."""
+    return prefix + ".words"
+
+
+def words_bytes(num_tokens: int) -> int:
+    """Size of the file for so many tokens."""
+    return WORDS_HEADER.size + -(-num_tokens // 8)
+
+
+class WordMarks:
+    """The marks of one corpus, read from disk when asked.
+
+    Attributes:
+        bits: uint8 [num_tokens / 8, rounded up], all of them, a read-only view.
+
+    Args:
+        prefix: of the corpus.
+        num_tokens: of the corpus.
+
+    Raises:
+        UserError: the file does not fit the corpus.
+    """
+
+    def __init__(self, prefix: str, num_tokens: int) -> None:
+        self.path = words_path(prefix)
+        size = os.path.getsize(self.path)
+        with open(self.path, "rb") as stream:
+            header = stream.read(WORDS_HEADER.size)
+            if len(header) < WORDS_HEADER.size:
+                raise UserError(f"{self.path}: truncated file of {size} bytes; {REBUILD}")
+            magic, version, _, count = WORDS_HEADER.unpack(header)
+            if magic != WORDS_MAGIC or version != WORDS_VERSION:
+                raise UserError(f"{self.path}: wrong magic or version, no word marks; {REBUILD}")
+            if count != num_tokens or size != words_bytes(num_tokens):
+                raise UserError(
+                    f"{self.path}: marks {count} tokens in {size} bytes, the corpus has "
+                    f"{num_tokens}, which take {words_bytes(num_tokens)}; {REBUILD}"
+                )
+            self._buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bits = np.frombuffer(self._buffer, np.uint8, offset=WORDS_HEADER.size)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Whether each token of [start, stop) goes on with a word, bool [stop - start], a copy."""
+        bits = np.unpackbits(self.bits[start // 8 : -(-stop // 8)], bitorder="little")
+        return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """All marks in a row, as bool arrays of bounded size."""
+        count = WORDS_HEADER.unpack_from(self._buffer)[3]
+        step = 8 * _CHUNK
+        for start in range(0, count, step):
+            yield self.read(start, min(start + step, count))
+
+
+class WordMarksWriter:
+    """Appends marks to a stream that starts empty, or holds those of `num_tokens` tokens already.
+
+    Args:
+        stream: open for reading and writing in binary.
+        num_tokens: marked so far.
+    """
+
+    def __init__(self, stream: IO[bytes], num_tokens: int = 0) -> None:
+        self._stream = stream
+        self._count = num_tokens
+        # The last byte is written again when its bits are all known. Until then it stays: this
+        # writer may be killed before it gets there.
+        end = WORDS_HEADER.size + num_tokens // 8
+        last = os.pread(stream.fileno(), 1, end) if num_tokens % 8 else b""
+        self._waiting = np.unpackbits(np.frombuffer(last, np.uint8), bitorder="little")
+        self._waiting = self._waiting[: num_tokens % 8]
+        stream.truncate(words_bytes(num_tokens))
+        stream.seek(end)
+        if not num_tokens:
+            self._write_header()
+            stream.seek(WORDS_HEADER.size)
+
+    def add(self, marks: np.ndarray) -> None:
+        """Appends marks, bool [tokens]."""
+        bits = np.concatenate([self._waiting, marks.astype(np.uint8)])
+        whole = bits.size // 8 * 8
+        self._stream.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._waiting = bits[whole:]
+        self._count += marks.size
+
+    def flush(self) -> None:
+        """Completes the file as far as it goes; more may be added after that."""
+        self._stream.write(np.packbits(self._waiting, bitorder="little").tobytes())
+        self._write_header()
+        self._stream.seek(WORDS_HEADER.size + self._count // 8)
+
+    def _write_header(self) -> None:
+        self._stream.seek(0)
+        self._stream.write(WORDS_HEADER.pack(WORDS_MAGIC, WORDS_VERSION, 0, self._count))

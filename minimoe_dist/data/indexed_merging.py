@@ -17,17 +17,19 @@ import numpy as np
 
 from ..errors import UserError
 from .durable import PARTIAL, RunningHash, naming, open_locked, pieces, to_disk
-from .indexed_commit import commit_corpus, discard_partial, prepare_prefix
-from .indexed_layout import (
+from .indexed_format import (
     IndexArrays,
     IndexLayout,
     Manifest,
+    WordMarks,
+    WordMarksWriter,
     check_arrays,
     read_layout,
     read_manifest,
     sha256_of_file,
+    words_path,
 )
-from .indexed_words import WordMarks, WordMarksWriter, words_path
+from .indexed_writing import commit_corpus, discard_partial, prepare_prefix
 
 _CHUNK = 1 << 20
 
