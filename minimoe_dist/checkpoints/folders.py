@@ -67,7 +67,9 @@ def load_model(folder: str | Path) -> nn.Module:
         if part in names[0]:
             loader = with_head
     with quiet_transformers():
-        model: nn.Module = loader.from_pretrained(folder, dtype="float32", weights_only=True)
+        model: nn.Module = loader.from_pretrained(
+            folder, dtype="float32", weights_only=True, trust_remote_code=False
+        )
     return model.eval()
 
 

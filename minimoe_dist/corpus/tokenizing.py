@@ -215,7 +215,7 @@ def load_tokenizer(
         return load_sentencepiece(name_or_path, do_lower_case)
     is_folder = os.path.isdir(name_or_path)
     path = name_or_path if is_folder else resolve_model_path(name_or_path)
-    options: dict[str, Any] = {"use_fast": not use_slow}
+    options: dict[str, Any] = {"use_fast": not use_slow, "trust_remote_code": False}
     if do_lower_case is not None:
         options["do_lower_case"] = do_lower_case
     from transformers import AutoTokenizer

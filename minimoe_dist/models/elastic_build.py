@@ -135,7 +135,7 @@ def once_for_all_config(
 
 def _read_config(folder: str, path: str) -> Any:
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} has no configuration ({first_line(error)})") from error
     if config.model_type not in ("bert", ElasticConfig.model_type):

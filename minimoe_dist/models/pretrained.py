@@ -69,7 +69,7 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
         UserError: no model there, or none that can teach as it stands.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"teacher.model_name_or_path: {path} has no readable config.json "

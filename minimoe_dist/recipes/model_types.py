@@ -104,7 +104,9 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     options = config.students[index]
     base: Any = lesson.teacher
     if options.model_name_or_path is not None:
-        base = AutoConfig.from_pretrained(resolve_model_path(options.model_name_or_path))
+        base = AutoConfig.from_pretrained(
+            resolve_model_path(options.model_name_or_path), trust_remote_code=False
+        )
     making = _MAKING[config.kind.learns, config.kind.students]
     masked = bool(config.objective.mlm_weight)
     student_class = making.masked_lm_class if masked else making.student_class

@@ -84,7 +84,7 @@ def read_config(folder: Path) -> MegatronBertConfig:
         UserError: there is none, it is of another type, or of an activation that Megatron has not.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{folder}: no readable config.json ({reason}); give a model") from error
