@@ -329,3 +329,15 @@ def test_an_open_precision_goes_with_everything(flags: tuple[str, ...]) -> None:
 def test_use_fp16_false_closes_an_open_precision(tmp_path: Path) -> None:
     recipe = write(tmp_path / "r.yaml", "parallel: {precision: auto}\n")
     assert load("--use_fp16=false", recipe=recipe).parallel.precision == "fp32"
+
+
+@pytest.mark.parametrize("name", ["../up", "/tmp", "a/b", ".hidden", "a\n", "", "x" * 300])
+def test_a_name_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"students": [{"name": name}]}))
+    assert "must " in refusal(recipe=recipe)
+
+
+@pytest.mark.parametrize("suffix", ["/../../../elsewhere", "/x", "a b", "\0", "é" * 60, ".partial"])
+def test_a_suffix_that_leads_out_of_its_folder_is_refused(suffix: str) -> None:
+    assert "--model_suffix: must " in refusal(f"--model_suffix={suffix}")

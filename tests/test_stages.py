@@ -121,6 +121,7 @@ FROM_NOWHERE = {**STUDENT, "students": [{"initial_weights": "stage:assistant/stu
         ([{**ASSISTANT, "tradeoff_lambda": 0.2}, STUDENT], "chooses among sparse students"),
         ([], "must be a list of stages"),
         ([{"layer": 3}], "stages.0: needs a name"),
+        ([{**ASSISTANT, "name": "../up"}], "stages.0.name: must be letters, digits"),
         ([ASSISTANT, ASSISTANT], "assistant is another stage's"),
         ([{**ASSISTANT, "students": [{"name": "a"}, {"name": "b"}]}, STUDENT], "name one of a, b"),
         ([{**ASSISTANT, "teaches": "c"}, STUDENT], "'c' is no student of this stage"),

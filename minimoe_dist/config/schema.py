@@ -7,12 +7,13 @@ is frozen and refuses unknown keys.
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from .folder_names import check_name, check_suffix
 from .model_types import MODEL_TYPES, Learns, ModelType
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Start = Literal["split", "random", "copies"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 TeacherLayout = Literal["replicated", "zero3", "tensor"]
+FolderName = Annotated[str, AfterValidator(check_name)]
+FolderSuffix = Annotated[str, AfterValidator(check_suffix)]
 
 
 class Section(BaseModel):
@@ -89,9 +92,7 @@ class TeacherConfig(Section):
 class StudentConfig(Section):
     """One student; flags for students change every student listed."""
 
-    name: str = Field(
-        "student", pattern=r"^[A-Za-z0-9][\w.-]*$", description="unique; names its output folder"
-    )
+    name: FolderName = Field("student", description="unique; names its output folder")
     model_name_or_path: str | None = Field(
         None, description="model whose configuration (not weights) it starts from; default teacher"
     )
@@ -290,7 +291,7 @@ class RunOptions(Section):
 
     model_type: ModelTypeName = Field("moebert_minilm", description="kind of student and objective")
     output_dir: str = Field(min_length=1, description="folder for checkpoints, logs and exports")
-    model_suffix: str = Field("", description="added to the export's name")
+    model_suffix: FolderSuffix = Field("", description="added to the export's name")
     iteration: int | None = Field(
         None, ge=1, le=2, description="1: teacher to assistant, 2: assistant to student"
     )

@@ -10,13 +10,13 @@ there are several, or ``best`` for the one that ``tradeoff_lambda`` chooses when
 ``initial_weights``.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
 from .checks import BEST_CANDIDATE
+from .folder_names import check_name
 from .loading import read_recipe, resolve_run
 from .problems import ConfigError, shown
 from .run import RunConfig
@@ -117,8 +117,12 @@ def _export(path: str | None, exports: Mapping[str, str], where: str) -> str | N
 
 def _name_of(entry: Any, where: str) -> str:
     name = entry.get("name") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+    if not isinstance(name, str):
         raise ConfigError(f"{where}: needs a name for its folder; give name: assistant, for one")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}.name: {error}, not {shown(name)}") from None
     return name
 
 
