@@ -20,7 +20,7 @@ from ..recipes.building import make_distiller, with_precision
 from ..recipes.model_types import open_lesson
 from ..runtime import Launch
 from ..train.engine import release
-from ..train.metrics import Progress
+from ..train.progress import Progress
 from ..train.scope import Scope
 from .clocks import StepClock, stamps_of
 from .device import DeviceRates, count_measurements, measure_device

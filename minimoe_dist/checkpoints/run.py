@@ -6,6 +6,7 @@
             manifest.json           size and SHA-256 of every file, and which file holds which key
             run.json                progress, counters, the configuration
             rank_00000.safetensors  "<student>/<kind>/<parameter>" or "…/<parameter>#<expert>"
+            tensors.safetensors     what else is made of tensors, if anything is
 
 Every rank writes what it owns into a folder of another name and flushes it; after a barrier rank 0
 checks that all pieces are there, writes the manifest, renames the folder and then moves ``latest``.
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
@@ -43,6 +45,7 @@ from .files import (
 )
 
 FORMAT = 1
+_TENSORS = "tensors.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +100,7 @@ def save_checkpoint(
     progress: Mapping[str, Any],
     ranks: Ranks,
     keep: int = 2,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes a checkpoint of ``progress["step"]`` under ``folder``; a collective.
 
@@ -106,6 +110,7 @@ def save_checkpoint(
         progress: JSON: step, consumed samples, configuration.
         ranks: of this process.
         keep: how many checkpoints stay, at least 2; those of later steps do not count and go.
+        tensors: on rank 0, what belongs to no student, by name.
 
     Returns:
         The checkpoint's final path.
@@ -122,7 +127,9 @@ def save_checkpoint(
     failure = failure or failed_here
     ranks.barrier()
     if ranks.rank == 0:
-        failure = failure or _complete(partial, final, students, progress, ranks.world_size)
+        failure = failure or _complete(
+            partial, final, students, progress, ranks.world_size, tensors or {}
+        )
         if failure is None:
             _announce(final, keep)
         else:
@@ -184,8 +191,9 @@ def _complete(
     students: Sequence[TrainingState],
     progress: Mapping[str, Any],
     world_size: int,
+    tensors: Mapping[str, Tensor],
 ) -> OSError | None:
-    """Checks that all pieces are there, adds ``run.json`` and the manifest, and renames."""
+    """Checks that all pieces are there, adds what is no rank's and the manifest, and renames."""
     try:
         notes = []
         for rank in range(world_size):
@@ -199,6 +207,9 @@ def _complete(
         write_json(run_path, {**progress, "counters": counters, "world_size": world_size})
         files = {note["file"]: {key: note[key] for key in ("size", "sha256")} for note in notes}
         files[run_path.name] = hash_file(run_path)
+        if tensors:
+            save_tensors(tensors, partial / _TENSORS)
+            files[_TENSORS] = hash_file(partial / _TENSORS)
         keys = {key: note["file"] for note in notes for key in note["keys"]}
         manifest = {"format": FORMAT, "files": files, "keys": keys}
         # The hashes in it do not show a changed name, hence one of its own.
@@ -207,7 +218,7 @@ def _complete(
         replace_folder(partial, final)
     except OSError as error:
         return error
-    except ValueError as error:  # a note that its rank could not end
+    except (ValueError, SafetensorError) as error:  # a note that was cut off; a full disk
         return OSError(f"{final}: {error}")
     return None
 
@@ -330,6 +341,12 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     """``run.json``: step, consumed samples, configuration, counters."""
     progress: dict[str, Any] = json.loads((checkpoint / "run.json").read_text())
     return progress
+
+
+def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors that belong to no student, by name."""
+    path = checkpoint / _TENSORS
+    return load_file(path) if path.is_file() else {}
 
 
 def load_checkpoint(checkpoint: Path, students: Sequence[TrainingState]) -> dict[str, Any]:

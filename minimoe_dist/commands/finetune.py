@@ -40,7 +40,7 @@ from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuner, TuningOptions, TuningState
 from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
 from ..train.loop import TrainingDivergedError
-from ..train.metrics import Progress
+from ..train.progress import Progress
 from ..train.schedule import make_schedule
 from ..train.scope import Scope, only_run_in, started
 from ..train.task_objective import TaskObjective, TaskTeacher

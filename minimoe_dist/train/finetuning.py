@@ -20,7 +20,7 @@ from ..runtime import StopRequest
 from .distillation import Distiller
 from .engine import StudentEngine
 from .loop import TrainingDivergedError
-from .metrics import Progress
+from .progress import Progress
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
-"""The training loop: batch, step, log, evaluate, save, stop."""
+"""The one loop of all that goes step by step: step, record, save, evaluate, stop, go on.
 
-import math
-from collections.abc import Callable, Iterable
+Distilling, fine-tuning and measuring importances are each a :class:`Work`; when they are saved and
+evaluated, when they end and how they go on is decided here.
+"""
+
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from ..data.loader import StepBatch
 from ..runtime import StopRequest, logger
-from .distillation import Distiller
-from .step_metrics import PendingMetrics, StepMetrics
+from .resuming import Checkpoints, Resumable
 
 _log = logger("train.loop")
 
@@ -17,10 +18,43 @@ class TrainingDivergedError(RuntimeError):
     """Too many steps in a row without a finite loss and gradient."""
 
 
-class Recorder(Protocol):
-    """Where the numbers go."""
+class StepOutcome(Protocol):
+    """What the loop must know of a step; asking may wait for the device."""
 
-    def step(self, step: int, metrics: StepMetrics) -> None: ...
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a rank was asked to stop; the same on all ranks."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the step changed nothing, for a warning; None for a good one."""
+
+
+Outcome = TypeVar("Outcome", bound=StepOutcome)
+
+
+class Work(Resumable, Protocol[Outcome]):
+    """What is done step by step. Every method is a collective."""
+
+    def under_way(self, first_step: int) -> AbstractContextManager[None]:
+        """Holds what steps need (data, progress) from ``first_step`` on, behind any resume."""
+
+    def step(self, step: int, stop_requested: bool) -> Outcome:
+        """Does one step, and need not wait for the device.
+
+        Args:
+            step: counts from 0.
+            stop_requested: whether this process was asked to stop.
+        """
+
+    def record(self, steps_done: int, outcome: Outcome) -> None:
+        """Takes in a step's numbers, in the order of steps; another step may have begun."""
+
+    def evaluate(self, steps_done: int) -> bool:
+        """Evaluates; returns whether no more steps are wanted."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leaves what is done inside, a save, out of rates."""
 
 
 @dataclass(frozen=True)
@@ -28,89 +62,104 @@ class LoopOptions:
     """When what happens.
 
     Attributes:
-        total_steps: of the whole run.
-        save_interval: steps between checkpoints.
-        eval_interval: steps between evaluations.
-        max_bad_steps: steps in a row without a finite loss and gradient before giving up.
+        total_steps: of the whole work.
+        eval_interval: steps between evaluations; the last step is evaluated too.
+        save_interval: steps between checkpoints; None: only where it is asked to stop.
+        saves_last: whether the last step is saved too.
+        max_bad_steps: steps in a row with a problem before giving up.
         reads_behind: whether a step's numbers are read when the next step has been started, so
             that a GPU never waits for the host. A stop, a step that went wrong and a record are
             then seen a step late, on every rank alike.
     """
 
     total_steps: int
-    save_interval: int
     eval_interval: int
-    max_bad_steps: int
+    save_interval: int | None
+    saves_last: bool = True
+    max_bad_steps: int = 10
     reads_behind: bool = False
 
+    def evaluates(self, steps_done: int) -> bool:
+        """Whether an evaluation is due behind a step."""
+        is_due = steps_done % self.eval_interval == 0 or steps_done == self.total_steps
+        return steps_done > 0 and is_due
 
-def train(
-    distiller: Distiller,
-    batches: Iterable[StepBatch],
-    recorder: Recorder,
-    options: LoopOptions,
-    stop: StopRequest,
-    *,
-    save: Callable[[int], None],
-    evaluate: Callable[[int], object],
-    first_step: int = 0,
-) -> int:
-    """Trains from ``first_step`` until the end, or until a rank was asked to stop.
+    def saves(self, steps_done: int) -> bool:
+        """Whether a checkpoint is due behind a step."""
+        if steps_done == self.total_steps:
+            return self.saves_last
+        return self.save_interval is not None and steps_done % self.save_interval == 0
+
+
+def run_steps(
+    work: Work[Any], options: LoopOptions, checkpoints: Checkpoints, stop: StopRequest
+) -> bool:
+    """Goes on from the newest checkpoint until the end, or until a rank was asked to stop.
+
+    A checkpoint comes before the evaluation of its step, which is then done again by whoever goes
+    on from it. A checkpoint that cannot be written is told and left out, but for the last one.
 
     Args:
-        distiller: trains every student on a batch.
-        batches: of the steps from ``first_step`` on.
-        recorder: gets every step's numbers.
+        work: what is done.
         options: how many steps, and what happens when.
+        checkpoints: where ``work`` is saved.
         stop: asked for by a signal.
-        save: called with the steps done; the last step's save comes before any evaluation.
-        evaluate: called with the steps done at every interval, but not at the end; at
-            ``first_step`` too, where that is one.
-        first_step: steps done before.
 
     Returns:
-        The number of steps done; fewer than ``options.total_steps`` after a stop, then saved.
+        Whether it came to its end; otherwise it was saved where it stopped.
 
     Raises:
-        TrainingDivergedError: ``options.max_bad_steps`` steps in a row were not finite.
+        TrainingDivergedError: ``options.max_bad_steps`` steps in a row had a problem.
+        UserError: the newest checkpoint is of other options, or none is whole.
+        OSError: the last checkpoint, or the one of a stop, cannot be written.
     """
-    seen = _Seen(recorder, options.max_bad_steps)
-    steps = range(first_step, options.total_steps)
-    if steps and first_step and first_step % options.eval_interval == 0:
-        # Due behind the save at which the run ended, so perhaps not done.
-        evaluate(first_step)
-    for step, batch in zip(steps, batches, strict=False):
-        pending = distiller.train_step(batch, step, stop.requested)
-        done = step + 1
-        ended = done == options.total_steps
-        saves, evaluates = done % options.save_interval == 0, done % options.eval_interval == 0
-        # Whoever saves or evaluates wants to know all about the weights.
-        seen.add(done, pending, waits=not options.reads_behind or saves or evaluates or ended)
-        if seen.stop_requested:
-            seen.finish()
-        if seen.stop_requested or ((saves or ended) and seen.bad_steps == 0):
-            save(done)
-        if seen.stop_requested:
-            return done
-        if evaluates and not ended:
-            evaluate(done)
-    return options.total_steps
+    first_step = checkpoints.resume(work)
+    with work.under_way(first_step):
+        if options.evaluates(first_step) and work.evaluate(first_step):
+            return True
+        seen = _Seen(work, options.max_bad_steps)
+        for step in range(first_step, options.total_steps):
+            outcome = work.step(step, stop.requested)
+            done = step + 1
+            saves, evaluates = options.saves(done), options.evaluates(done)
+            # Whoever saves or evaluates wants to know all about the steps before.
+            seen.add(done, outcome, waits=not options.reads_behind or saves or evaluates)
+            if seen.stop_requested:
+                seen.finish()
+                _save(work, checkpoints, done, is_last=True)
+                _log.info("stopped at step %d of %d and saved", done, options.total_steps)
+                return False
+            if saves and seen.bad_steps == 0:
+                _save(work, checkpoints, done, is_last=done == options.total_steps)
+            if evaluates and work.evaluate(done):
+                return True
+    return True
+
+
+def _save(work: Work[Any], checkpoints: Checkpoints, steps_done: int, is_last: bool) -> None:
+    try:
+        with work.paused():
+            checkpoints.save(work, steps_done)
+    except OSError as error:
+        if is_last:
+            raise
+        _log.error("step %d was not saved (%s); training goes on", steps_done, error)
 
 
 class _Seen:
     """What is known of the steps so far; the newest one's numbers may be outstanding."""
 
-    def __init__(self, recorder: Recorder, max_bad_steps: int) -> None:
-        self._recorder = recorder
+    def __init__(self, work: Work[Any], max_bad_steps: int) -> None:
+        self._work = work
         self._max_bad_steps = max_bad_steps
-        self._outstanding: tuple[int, PendingMetrics] | None = None
+        self._outstanding: tuple[int, StepOutcome] | None = None
         self.bad_steps = 0
         self.stop_requested = False
 
-    def add(self, step: int, pending: PendingMetrics, waits: bool) -> None:
+    def add(self, steps_done: int, outcome: StepOutcome, waits: bool) -> None:
         """Reads the step before, and with ``waits`` this one too."""
         self.finish()
-        self._outstanding = step, pending
+        self._outstanding = steps_done, outcome
         if waits:
             self.finish()
 
@@ -118,23 +167,16 @@ class _Seen:
         """Reads what is outstanding."""
         if self._outstanding is None:
             return
-        (step, pending), self._outstanding = self._outstanding, None
-        metrics = pending.metrics
-        self._recorder.step(step, metrics)
-        self.stop_requested = self.stop_requested or metrics.stop_requested
-        self.bad_steps = self.bad_steps + 1 if _is_bad(step, metrics) else 0
+        (step, outcome), self._outstanding = self._outstanding, None
+        self._work.record(step, outcome)
+        self.stop_requested = self.stop_requested or outcome.stop_requested
+        if outcome.problem is None:
+            self.bad_steps = 0
+            return
+        _log.warning("step %d: %s", step, outcome.problem)
+        self.bad_steps += 1
         if self.bad_steps >= self._max_bad_steps:
             raise TrainingDivergedError(
                 f"step {step}: {self.bad_steps} steps in a row without a finite loss and gradient; "
-                "the last checkpoint is good: lower training.learning_rate or look at the data"
+                "the last checkpoint is good: lower the learning rate or look at the data"
             )
-
-
-def _is_bad(step: int, metrics: StepMetrics) -> bool:
-    """Whether a student's update was left out for another reason than fp16's search for a scale."""
-    for name, student in metrics.students.items():
-        finite = math.isfinite(student.loss)
-        if not finite or not (student.applied or student.searches):
-            _log.warning("step %d: %s: loss %s: update left out", step, name, student.loss)
-            return True
-    return False

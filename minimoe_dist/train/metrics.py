@@ -26,13 +26,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .step_metrics import StepMetrics
-
-# Not more often: postfixes are for eyes.
-_POSTFIX_SECONDS = 0.5
 
 
 class Meter:
@@ -267,104 +264,6 @@ class Metrics:
     def _write(self, record: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._lines.flush()
-
-
-class Progress:
-    """A bar on a terminal; elsewhere lines, since a bar would fill a log with itself.
-
-    Args:
-        stream: where to.
-        total_steps: at the end.
-        first_step: steps done before.
-        what: goes on, for the bar.
-    """
-
-    def __init__(
-        self, stream: TextIO, total_steps: int, first_step: int, what: str = "distilling"
-    ) -> None:
-        self._stream = stream
-        self._total_steps = total_steps
-        self._first_step = first_step
-        self._started = time.perf_counter()
-        self._postfix_at = -math.inf
-        self._what = what
-        self._phase: str | None = None
-        self._bar: tqdm[Any] | None = None
-        if stream.isatty():
-            self._bar = tqdm(
-                total=total_steps,
-                initial=first_step,
-                file=stream,
-                desc=what,
-                unit="step",
-                dynamic_ncols=True,
-            )
-
-    def phase(self, words: str | None) -> None:
-        """Show what goes on instead of steps, until None."""
-        if words == self._phase:
-            return
-        self._phase = words
-        if self._bar is not None:
-            self._bar.set_description(words or self._what)
-        elif words is not None:
-            print(words, file=self._stream, flush=True)
-
-    def advance(self, numbers: Mapping[str, float]) -> None:
-        """One step more."""
-        if self._bar is None:
-            return
-        if time.perf_counter() - self._postfix_at >= _POSTFIX_SECONDS:
-            self._postfix_at = time.perf_counter()
-            self._bar.set_postfix_str(_readable(numbers), refresh=False)
-        self._bar.update()
-
-    def say(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Print a line, above the bar where there is one."""
-        line = f"step {step}/{self._total_steps}  {_readable(numbers)}"
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
-
-    def say_unless_shown(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Print a line with the time left, unless a bar shows both."""
-        if self._bar is not None:
-            return
-        done = step - self._first_step
-        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
-        line = f"step {step}/{self._total_steps}  {_readable(numbers)}, {_clock(seconds)} left"
-        print(line, file=self._stream, flush=True)
-
-    def note(self, words: str, numbers: Mapping[str, float], step: int) -> None:
-        """Print a line of any words with the time left, also above a bar."""
-        done = max(1, step - self._first_step)
-        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
-        line = f"{words}  {_readable(numbers)}, at most {_clock(seconds)} left"
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
-
-    def resume(self, step: int) -> None:
-        """Start behind a step, before the first one of this process."""
-        self._first_step = step
-        if self._bar is not None:
-            self._bar.update(step)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _readable(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 def _finite(value: Any) -> Any:

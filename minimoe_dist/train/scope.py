@@ -1,6 +1,6 @@
 """What every command on several ranks holds while it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
+from ..exit_status import ExitStatus
 from ..runtime import (
     Launch,
     StopRequest,
+    logger,
     prepare_environment,
     start_process_group,
     stop_process_group,
 )
 from .agreement import decided_by_rank_0
+from .loop import TrainingDivergedError
 from .peers import PeerWatch
+
+_log = logger("train.scope")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,35 @@ def started(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterator[
             yield Scope(device, stop)
     finally:
         stop_process_group()
+
+
+def run_resumable(
+    launch: Launch, *, use_cpu: bool, timeout_seconds: int, work: Callable[[Scope], ExitStatus]
+) -> ExitStatus:
+    """Does work that saves where it is asked to stop, and that the same command goes on with.
+
+    Ends the process with 1 where another rank is lost.
+
+    Args:
+        launch: the processes that were started.
+        use_cpu: see :func:`started`.
+        timeout_seconds: see :func:`started`.
+        work: called in the process group.
+
+    Returns:
+        What ``work`` does; ``FAILED`` where a loss stayed not finite.
+    """
+    with started(launch, use_cpu=use_cpu, timeout_seconds=timeout_seconds) as scope:
+        try:
+            status = work(scope)
+        except TrainingDivergedError as error:
+            if launch.rank == 0:
+                _log.error("%s", error)
+            return ExitStatus.FAILED
+        if status == ExitStatus.STOPPED:
+            # A late signal must not change the status.
+            scope.stop.ignore_from_now_on()
+        return status
 
 
 @contextmanager

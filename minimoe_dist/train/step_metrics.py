@@ -5,6 +5,7 @@ for that copy; a loop that reads a step's numbers after it has started the next 
 nothing that the device would not have done anyway.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,14 @@ class StepMetrics:
     tokens: int
     stop_requested: bool
     students: dict[str, StudentMetrics]
+
+    @property
+    def problem(self) -> str | None:
+        """Whose update was left out for another reason than float16's search for a scale."""
+        for name, student in self.students.items():
+            if not math.isfinite(student.loss) or not (student.applied or student.searches):
+                return f"{name}: loss {student.loss}: update left out"
+        return None
 
 
 class StudentRow(NamedTuple):
@@ -120,6 +129,11 @@ class PendingMetrics:
     def stop_requested(self) -> bool:
         """Whether a rank was asked to stop."""
         return self.metrics.stop_requested
+
+    @property
+    def problem(self) -> str | None:
+        """See :attr:`StepMetrics.problem`."""
+        return self.metrics.problem
 
     @property
     def students(self) -> dict[str, StudentMetrics]:

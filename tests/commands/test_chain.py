@@ -70,12 +70,12 @@ def _bytes_at_each_start(path: str) -> list[int]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(support.free_port())}
     found = []
 
-    class Watched(distill._Run):
+    class Watched(distill.Distillation):
         def __init__(self, *arguments: Any) -> None:
             found.append(living_bytes())
             super().__init__(*arguments)
 
-    with mock.patch.object(distill, "_Run", Watched):
+    with mock.patch.object(distill, "Distillation", Watched):
         assert distill.run(load_stages(path), detect_launch(os.environ)) == 0
     return found
 

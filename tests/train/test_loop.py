@@ -1,80 +1,118 @@
-"""The order of steps, saves and evaluations, also over a stop. Students are left out."""
+"""The order of steps, saves and evaluations, also over a stop. What is trained is left out."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from minimoe_dist.train.loop import LoopOptions, TrainingDivergedError, train
+from minimoe_dist.train.loop import LoopOptions, TrainingDivergedError, run_steps
 from minimoe_dist.train.step_metrics import StepMetrics, StudentMetrics
 
 GOOD = StudentMetrics(1.0, {}, 1.0, 0.5, True, [])
 BAD = StudentMetrics(math.nan, {}, 1.0, math.nan, False, [])
 
 
-class NoStudents:
-    """Trains nothing; a stop is requested, or steps are bad, at given numbers of steps done."""
+class NoWork:
+    """Trains nothing; a stop is requested, or steps are bad, at given numbers of steps done.
 
-    def __init__(self, stop_at=None, bad=(), searches=()):
-        self.stop_at, self.bad, self.searches = stop_at, bad, searches
-        self.started = 0
+    ``events`` is what was done in order: records, saves and evaluations, each with the steps that
+    had been started by then.
+    """
 
-    def train_step(self, batch, step, stop_requested):
+    def __init__(self, first_step=0, stop_at=None, bad=(), searches=(), enough_at=None, full=()):
+        self.first_step, self.stop_at, self.bad, self.searches = first_step, stop_at, bad, searches
+        self.enough_at, self.full = enough_at, full
+        self.started, self.events = 0, []
+
+    def resume(self, work):
+        return self.first_step
+
+    def save(self, work, steps_done):
+        if steps_done in self.full:
+            raise OSError("the disk is full")
+        self.events.append(f"save {steps_done}")
+
+    def under_way(self, first_step):
+        assert first_step == self.first_step
+        return nullcontext()
+
+    def step(self, step, stop_requested):
         self.started = step + 1
         student = BAD if self.started in self.bad else GOOD
         if self.started in self.searches:
             student = StudentMetrics(1.0, {}, 1.0, math.inf, False, [], searches=True)
-        metrics = StepMetrics(0.1, 1, 1, step + 1 == self.stop_at, {"student": student})
-        return SimpleNamespace(metrics=metrics)
+        return StepMetrics(0.1, 1, 1, step + 1 == self.stop_at, {"student": student})
+
+    def record(self, steps_done, outcome):
+        self.events.append((steps_done, self.started))
+
+    def evaluate(self, steps_done):
+        self.events.append(f"evaluate {steps_done}")
+        return steps_done == self.enough_at
+
+    def paused(self):
+        return nullcontext()
 
 
-def events(first_step=0, reads_behind=False, total_steps=6, max_bad_steps=10, **distiller):
-    """What was done in order: records, saves and evaluations, each with the steps started then."""
-    found = []
-    students = NoStudents(**distiller)
-    done = train(
-        students,
-        iter(range(100)),
-        SimpleNamespace(step=lambda step, metrics: found.append((step, students.started))),
-        LoopOptions(total_steps, 3, 2, max_bad_steps, reads_behind),
-        SimpleNamespace(requested=False),
-        save=lambda step: found.append(f"save {step}"),
-        evaluate=lambda step: found.append(f"evaluate {step}"),
-        first_step=first_step,
-    )
-    return done, found
+def events(first_step=0, total_steps=6, max_bad_steps=10, reads_behind=False, loop=None, **work):
+    """Whether the work came to its end, and what was done in order."""
+    work = NoWork(first_step, **work)
+    options = {"max_bad_steps": max_bad_steps, "reads_behind": reads_behind, **(loop or {})}
+    options = LoopOptions(total_steps, 2, **{"save_interval": 3, **options})
+    return run_steps(work, options, work, SimpleNamespace(requested=False)), work.events
 
 
 def at_once(*rows):
     return [(row, row) if isinstance(row, int) else row for row in rows]
 
 
-def test_saves_and_evaluations_come_at_their_intervals_and_the_last_step_is_saved():
-    whole = at_once(1, 2, "evaluate 2", 3, "save 3", 4, "evaluate 4", 5, 6, "save 6")
-    assert events() == (6, whole)
+def test_saves_and_evaluations_come_at_their_intervals_and_behind_the_last_step():
+    whole = at_once(1, 2, "evaluate 2", 3, "save 3", 4, "evaluate 4", 5, 6, "save 6", "evaluate 6")
+    assert events() == (True, whole)
 
 
 def test_a_stop_saves_and_leaves_the_evaluation_to_the_next_start():
-    assert events(stop_at=4) == (4, at_once(1, 2, "evaluate 2", 3, "save 3", 4, "save 4"))
-    assert events(first_step=4) == (6, at_once("evaluate 4", 5, 6, "save 6"))
+    assert events(stop_at=4) == (False, at_once(1, 2, "evaluate 2", 3, "save 3", 4, "save 4"))
+    assert events(first_step=4) == (True, at_once("evaluate 4", 5, 6, "save 6", "evaluate 6"))
 
 
-def test_a_run_that_is_done_does_nothing_more():
-    assert events(first_step=6) == (6, [])
+def test_work_that_is_done_is_evaluated_once_more():
+    assert events(first_step=6) == (True, ["evaluate 6"])
+
+
+@pytest.mark.parametrize("first_step", [0, 4])
+def test_an_evaluation_may_end_the_work(first_step):
+    done, found = events(first_step=first_step, enough_at=4)
+    assert (done, found[-1]) == (True, "evaluate 4")
+
+
+def test_work_may_be_saved_only_where_it_is_stopped():
+    only_at_a_stop = {"save_interval": None, "saves_last": False}
+    assert not any("save" in str(row) for row in events(loop=only_at_a_stop)[1])
+    assert events(loop=only_at_a_stop, stop_at=5)[1][-1] == "save 5"
+
+
+def test_a_save_that_fails_is_left_out_but_for_the_last():
+    done, found = events(full=(3,))
+    assert done and found[-2:] == ["save 6", "evaluate 6"]
+    for changes in ({"full": (6,)}, {"full": (4,), "stop_at": 4}):
+        with pytest.raises(OSError, match="full"):
+            events(**changes)
 
 
 def test_numbers_are_read_when_the_next_step_has_started_but_before_saves_and_evaluations():
     done, found = events(reads_behind=True)
-    assert done == 6
+    assert done
     rows = [(1, 2), (2, 2), "evaluate 2", (3, 3), "save 3", (4, 4), "evaluate 4", (5, 6), (6, 6)]
-    assert found == [*rows, "save 6"]
+    assert found == [*rows, "save 6", "evaluate 6"]
 
 
 def test_a_stop_that_is_seen_a_step_late_saves_that_step():
     done, found = events(reads_behind=True, stop_at=1, first_step=0, total_steps=60)
-    assert (done, found) == (2, [(1, 2), (2, 2), "save 2"])
+    assert (done, found) == (False, [(1, 2), (2, 2), "save 2"])
     done, found = events(reads_behind=True, stop_at=7, first_step=6, total_steps=60)
-    assert (done, found) == (8, ["evaluate 6", (7, 8), (8, 8), "save 8"])
+    assert (done, found) == (False, ["evaluate 6", (7, 8), (8, 8), "save 8"])
 
 
 @pytest.mark.parametrize("reads_behind", [False, True])
@@ -91,4 +129,4 @@ def test_bad_steps_in_a_row_end_the_run(reads_behind):
 
 def test_a_search_for_float16s_scale_is_no_bad_step():
     done, found = events(searches=(1, 2, 3), max_bad_steps=2)
-    assert done == 6 and "save 3" in found
+    assert done and "save 3" in found

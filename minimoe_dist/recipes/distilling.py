@@ -1,0 +1,225 @@
+"""A run of ``minimoe-dist distill``: corpora, teacher and students, trained to their exports."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..checkpoints.files import PARTIAL, beside, flush_file
+from ..config import RunConfig
+from ..data.loader import PairLoader
+from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
+from ..runtime import Launch, logger
+from ..train.curves import draw_curves
+from ..train.engine import StudentEngine, release
+from ..train.loop import LoopOptions
+from ..train.metrics import Metrics
+from ..train.resuming import Checkpoints
+from ..train.step_metrics import PendingMetrics
+from .building import make_distiller, with_precision
+from .corpora import open_data
+from .model_types import open_lesson
+from .results import Heldout, export_all, keep_best, relation_paths
+
+_log = logger("distill")
+
+
+class Distillation:
+    """The students of a run and all that they need; :func:`..train.loop.run_steps` trains them.
+
+    Args:
+        config: the run.
+        launch: the processes.
+        device: of this rank.
+
+    Raises:
+        UserError: corpora, teacher and students do not fit each other.
+    """
+
+    def __init__(self, config: RunConfig, launch: Launch, device: torch.device) -> None:
+        self._config = config = with_precision(config, device)
+        self._launch = launch
+        self._device = device
+        self._folder = Path(config.output_dir)
+        self._data = open_data(config)
+        self._lesson = open_lesson(config, device)
+        self._total_steps = self._count_steps()
+        self._distiller = make_distiller(config, self._lesson, launch, device, self._total_steps)
+        self._consumed_samples = 0
+        self._heldout_before: dict[str, float] | None = None
+        self._heldout_after: dict[str, float] = {}
+        self._metrics: Metrics
+        self._loader: PairLoader
+
+    @property
+    def options(self) -> LoopOptions:
+        """When what happens."""
+        training = self._config.training
+        return LoopOptions(
+            self._total_steps,
+            training.eval_interval,
+            training.save_interval,
+            max_bad_steps=training.max_bad_steps,
+            reads_behind=self._device.type == "cuda",
+        )
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Of the run's folder; options, corpora and global batch must not change under it."""
+        config = self._config
+        return Checkpoints(
+            self._folder / "checkpoints",
+            {
+                **config.model_dump(mode="json"),
+                "global_batch_size": self._global_batch,
+                "total_steps": self._total_steps,
+                "corpora": self._data.identities,
+            },
+            keep=config.training.keep_checkpoints,
+            begins_anew=config.resume == "never",
+            allow_changed_options=config.allow_changed_options,
+        )
+
+    @property
+    def engines(self) -> Sequence[StudentEngine]:
+        """Of all students."""
+        return self._distiller.students
+
+    def progress(self) -> dict[str, Any]:
+        """Samples that were consumed, and held-out losses before the first step."""
+        return {
+            "consumed_samples": self._loader.consumed_samples,
+            "heldout_before": self._heldout_before,
+        }
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """None: random numbers are functions of step and sample."""
+        return {}
+
+    def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes in :meth:`progress`."""
+        self._consumed_samples = progress["consumed_samples"]
+        self._heldout_before = progress["heldout_before"]
+
+    @contextmanager
+    def under_way(self, first_step: int) -> Iterator[None]:
+        """Holds metrics and loader; evaluates what nobody trained yet."""
+        config = self._config
+        metrics = Metrics(
+            self._folder,
+            total_steps=self._total_steps,
+            first_step=first_step,
+            log_interval=config.training.log_interval,
+            flops_per_token=self._flops_per_token(),
+            is_writer=self._launch.rank == 0,
+        )
+        place = self._distiller.place
+        loader = self._data.loader(config, self._launch, self._consumed_samples, place)
+        self._metrics, self._loader = metrics, loader
+        with metrics, loader:
+            if self._distiller.warms_up:
+                metrics.phase("compiling passes, which takes a minute or two")
+            if self._heldout_before is None:
+                self._heldout_before = self._heldout_losses(0)
+            yield
+
+    def step(self, step: int, stop_requested: bool) -> PendingMetrics:
+        """Trains every student on the loader's next batch."""
+        return self._distiller.train_step(next(self._loader), step, stop_requested)
+
+    def record(self, steps_done: int, outcome: PendingMetrics) -> None:
+        """Shows and writes a step's numbers."""
+        self._metrics.step(steps_done, outcome.metrics)
+
+    def evaluate(self, steps_done: int) -> bool:
+        """Writes each student's held-out loss; the number of steps does not hang on it."""
+        self._heldout_after = self._heldout_losses(steps_done)
+        return False
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leaves the time inside out of sequences a second."""
+        return self._metrics.paused()
+
+    def finish(self) -> None:
+        """Exports every student and writes the summary, on rank 0; gathering is a collective."""
+        students = {}
+        heldout = Heldout(self._heldout_before or {}, self._heldout_after)
+        for student in self.engines:
+            name, weights = student.name, student.whole_weights()
+            if self._launch.rank == 0:
+                target = Path(self._config.export_folder(name))
+                tokenizer = self._data.tokenizer
+                students[name] = export_all(
+                    name, student.config, weights, target, tokenizer, heldout
+                )
+        if self._launch.rank == 0:
+            self._sum_up(students)
+        dist.barrier()
+
+    def close(self) -> None:
+        """Gives back the memory of students and teacher."""
+        for student in self.engines:
+            student.close()
+        if self._lesson.model is not None:
+            release(self._lesson.model)
+
+    def _count_steps(self) -> int:
+        training = self._config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        samples = training.num_train_epochs * self._data.pairs.num_samples
+        return max(1, math.ceil(samples / self._global_batch))
+
+    @property
+    def _global_batch(self) -> int:
+        return self._config.global_batch_size(self._launch.world_size)
+
+    def _flops_per_token(self) -> float:
+        students = [path for student in self.engines for path in relation_paths(student.config)]
+        idle = RelationPath(0, 0, 0)
+        length = self._config.data.max_length
+        return distillation_flops_per_token(students, self._lesson.path or idle, length)
+
+    def _heldout_losses(self, step: int) -> dict[str, float]:
+        """By student; empty where the run names no held-out corpus."""
+        if self._data.heldout is None:
+            return {}
+        with self._metrics.paused():
+            batches = self._data.heldout_batches(self._config, self._launch)
+            losses = self._distiller.evaluate(batches)
+        # A line of progress has no room for sub-models.
+        self._metrics.evaluation(step, losses, [student.name for student in self.engines])
+        return losses
+
+    def _sum_up(self, students: Mapping[str, Any]) -> None:
+        """Writes ``summary.json`` and the picture of all steps, on rank 0."""
+        config, lesson, world_size = self._config, self._lesson, self._launch.world_size
+        teacher = lesson.teacher
+        summary: dict[str, Any] = {
+            "teacher": config.teacher.model_name_or_path,
+            "teacher_layout": config.teacher.layout,
+            "teacher_ranks": config.teacher.ranks(world_size),
+            "teacher_bytes_per_rank": lesson.teacher_bytes,
+            "world_size": world_size,
+            "zero_stage": config.parallel.zero_stage,
+            "expert_parallel_size": config.parallel.expert_parallel_size,
+            "steps": self._total_steps,
+            "sequences_per_second": self._metrics.sequences_per_second,
+            "teacher_gmac": encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
+            "students": students,
+            "options": config.model_dump(mode="json"),
+        }
+        if config.tradeoff_lambda is not None:
+            summary["tradeoff"] = keep_best(config, self._heldout_after)
+        path = self._folder / "summary.json"
+        beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")
+        flush_file(beside(path, PARTIAL))
+        beside(path, PARTIAL).rename(path)
+        draw_curves(self._folder / "metrics.jsonl", self._folder / "curves.png")
+        _log.info("exported to %s; summary in %s", self._folder / "export", path)
