@@ -323,13 +323,15 @@ def _announce(launch: Launch, device_index: int) -> None:
 
 
 class StopRequest:
-    """Notes SIGUSR1, SIGTERM and SIGINT instead of dying of them, so that a run can save first.
+    """Notes signals that ask for an end instead of dying of them, so that a run can save first.
+
+    SIGHUP is among them, which a closed terminal sends, unless it was ignored before, as by nohup.
 
     Use as a context manager in the main thread; leaving it restores the former handlers. Later
     signals change nothing: a save under way completes. Ranks agree on a stop in ``train/``.
     """
 
-    SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested = False
@@ -338,6 +340,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         for number in self.SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._former[number] = signal.signal(number, self._note)
         return self
 

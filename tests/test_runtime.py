@@ -1,5 +1,6 @@
 """Launch detection, device choice, bounded rendezvous, signals, model folders, logs."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -265,10 +267,26 @@ def test_own_gpu_of_each_process_is_the_first() -> None:
 
 @pytest.mark.parametrize("number", StopRequest.SIGNALS)
 def test_signal_asks_for_a_stop(number: signal.Signals) -> None:
-    with StopRequest() as stop:
+    with _hangup(signal.SIG_DFL), StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert (stop.requested, stop.signal_name) == (True, number.name)
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    with _hangup(signal.SIG_IGN), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+
+
+@contextlib.contextmanager
+def _hangup(handler: signal.Handlers) -> Iterator[None]:
+    """What SIGHUP does, whatever the tests themselves were started with."""
+    former = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_second_signal_changes_nothing() -> None:

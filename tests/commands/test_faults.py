@@ -1,11 +1,15 @@
 """What a run survives, and what it refuses: killed, stopped and signalled ranks, broken files."""
 
 import contextlib
+import fcntl
+import os
+import pty
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 
 from tests.commands import support
 from tests.commands.support import Workshop
+from tests.distributed import _context
 
 
 def assert_continues_as_if_unbroken(recipe: Path, output_dir: Path, unbroken: Path) -> str:
@@ -97,6 +102,46 @@ def test_a_signal_to_any_rank_saves_at_one_step_and_repeats_none(
     said = assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
     steps = [int(line.split("/")[0][5:]) for line in said.splitlines() if ", sequences/s" in line]
     assert steps == list(range(stopped_at + 1, 31))
+
+
+def _in_a_terminal(arguments: list[str], path: str) -> None:
+    """The main program of a process whose terminal is the one at ``path``."""
+    os.setsid()
+    descriptor = os.open(path, os.O_RDWR)
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+    for stream in range(3):
+        os.dup2(descriptor, stream)
+    from minimoe_dist import cli
+
+    sys.exit(cli.main(arguments))
+
+
+def test_a_closed_terminal_saves_and_repeats_no_step(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    arguments = [
+        "distill",
+        "--config",
+        str(workshop.recipe(output_dir)),
+        "--expert_parallel_size=1",
+    ]
+    master, slave = pty.openpty()
+    process = _context().Process(target=_in_a_terminal, args=(arguments, os.ttyname(slave)))
+    process.start()
+    os.close(slave)
+    os.set_blocking(master, False)
+    shown = b""
+    while 11 not in support.losses(output_dir):
+        with contextlib.suppress(OSError):
+            shown += os.read(master, 4096)
+        assert process.is_alive(), shown.decode()
+    os.close(master)
+    process.join(support.DEADLINE)
+    assert process.exitcode == 75
+    stopped_at = max(support.losses(output_dir))
+    assert stopped_at < 30
+    assert support.checkpoints(output_dir)[-1] == stopped_at
 
 
 def test_signals_without_end_do_not_disturb_the_save(
