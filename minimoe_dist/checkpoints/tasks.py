@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from ..config.paths import read_model_json
-from ..data.tasks import Task
+from ..data.tasks import Task, places_of_labels
 from ..errors import UserError, first_line
 from ..model_paths import resolve_model_path
 from ..models import task_heads
@@ -92,7 +92,8 @@ class TaskModel:
 def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> TaskModel:
     """Reads an encoder and gives it the head that a task wants.
 
-    A head of the same labels, as of a fine-tuned export, is read too; other labels get a new one.
+    A head of the same labels, as of a fine-tuned export, is read too, and its rows are put in the
+    task's order; other labels get a new head.
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub; teachers, and exports of
@@ -115,8 +116,12 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
         for name, value in state.items()
         if name in own and own[name].shape == value.shape
     }
-    if not _has_labels(plain or config, state, task):
-        kept = {name: value for name, value in kept.items() if not name.startswith("classifier.")}
+    places = _places_in_head(plain or config, state, task)
+    for name in [name for name in kept if name.startswith("classifier.")]:
+        if places is None:
+            del kept[name]
+        else:
+            kept[name] = kept[name][places]
     missing = sorted(own.keys() - kept.keys())
     wrong = [name for name in missing if not name.startswith(_HEADS)]
     if wrong:
@@ -229,11 +234,13 @@ def _size_head(config: PreTrainedConfig, task: Task) -> None:
         config.num_labels = len(task.labels or "1")
 
 
-def _has_labels(config: PreTrainedConfig, state: Mapping[str, Tensor], task: Task) -> bool:
-    """Whether a folder's head is one of this task's labels in this order."""
+def _places_in_head(
+    config: PreTrainedConfig, state: Mapping[str, Tensor], task: Task
+) -> list[int] | None:
+    """Which row of a folder's head is of each of this task's labels; None if it has others."""
     if "classifier.weight" not in state:
-        return False
-    return task.kind == "regression" or label_names(config) == task.labels
+        return None
+    return [0] if task.kind == "regression" else places_of_labels(label_names(config), task.labels)
 
 
 def label_names(config: Any) -> tuple[str, ...]:

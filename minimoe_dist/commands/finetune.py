@@ -27,7 +27,7 @@ from ..checkpoints.tasks import (
 from ..config.commands import FinetuneOptions
 from ..config.deepspeed_json import task_settings
 from ..corpus.tokenizing import load_tokenizer
-from ..data.tasks import Table, TaskData
+from ..data.tasks import Table, TaskData, unknown_in_words
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
 from ..data.tasks.sources import folder_of, open_both, sources
@@ -362,3 +362,5 @@ def _tell_of_losses(data: TaskData, encoded: EncodedTask, tokenizer: Any, longes
 def _warn_of_bad_rows(data: TaskData) -> None:
     if data.bad.count:
         _log.warning("%d rows left out; the first: %s", data.bad.count, data.bad.first)
+    if data.task.unlearnt:
+        _log.warning("%s: they count as wrong", unknown_in_words(data))

@@ -5,7 +5,7 @@ from typing import Any
 from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_length, check_output_dir, read_model_json
-from ..data.tasks import Task
+from ..data.tasks import Task, places_of_labels
 from ..data.tasks.sources import open_both, sources
 from ..errors import UserError
 from ..model_paths import resolve_model_path
@@ -71,7 +71,7 @@ def _check_teacher(options: FinetuneOptions, models: dict[str, dict[str, Any]]) 
 
 
 def check_same_labels(path: str, model: dict[str, Any], task: Task) -> None:
-    """Refuses a teacher that was fine-tuned for other labels, or in another order.
+    """Refuses a teacher that was fine-tuned for other labels; their order does not matter.
 
     Args:
         path: the teacher, for messages.
@@ -96,10 +96,11 @@ def check_same_labels(path: str, model: dict[str, Any], task: Task) -> None:
                 f"teacher: {path} is no regression model, and {task.name} is one; fine-tune it on "
                 f"{task.name} first"
             )
-    elif labels != task.labels:
+    elif places_of_labels(labels, task.labels) is None:
         raise ConfigError(
             f"teacher: {path} has the labels {_shown(labels)}, {task.name} has "
-            f"{_shown(task.labels)}; give a teacher that was fine-tuned on {task.name}"
+            f"{_shown(task.labels)}; give a teacher that was fine-tuned on {task.name}, or name "
+            "its labels alike in its config.json (id2label)"
         )
 
 

@@ -24,7 +24,7 @@ from rich.table import Table as RichTable
 from ..checkpoints.files import PARTIAL, beside, hash_file, replace_folder, write_json
 from ..config.changes import changed_options, in_words
 from ..config.commands import FinetuneOptions
-from ..data.tasks import Task, TaskData
+from ..data.tasks import Task, TaskData, unlearnt_rows
 from ..errors import UserError
 from ..runtime import logger
 from .agreement import decided_by_rank_0
@@ -62,13 +62,16 @@ class Cell:
 
 def data_facts(train: TaskData, dev: TaskData) -> dict[str, Any]:
     """What a result hangs on besides options: the contents of both files."""
-    return {
+    facts = {
         "train_sha256": hash_file(train.path)["sha256"],
         "dev_sha256": hash_file(dev.path)["sha256"],
         "train_samples": len(train),
         "dev_samples": len(dev),
         "rows_left_out": {"train": train.bad.count, "dev": dev.bad.count},
     }
+    unlearnt = unlearnt_rows(dev)
+    # Absent where there are none, as in results from before such rows counted.
+    return {**facts, "rows_of_unknown_labels": unlearnt} if unlearnt else facts
 
 
 def cell_result(cell: Cell, state: TuningState, diverged: bool) -> dict[str, Any]:
@@ -250,7 +253,9 @@ class Grid:
 
         Keys: ``format``; ``task``, ``kind``, ``labels``; ``metrics``, the first of which is
         ``metric``, by which the best cell was chosen; ``model``, ``teacher`` (or null);
-        ``train_samples``, ``dev_samples``, ``rows_left_out``; ``cells`` (each with ``seed``,
+        ``train_samples``, ``dev_samples``, ``rows_left_out``; ``rows_of_unknown_labels``, dev
+        samples whose label the training file lacks, which count as wrong; ``cells`` (each with
+        ``seed``,
         ``learning_rate``, ``batch_size``, ``epochs`` of ``epoch``, ``train_loss``, ``seconds`` and
         ``scores``, then ``best_epoch``, ``score``, ``scores``, ``seconds``, ``diverged``);
         ``settings`` (of each learning rate and batch size over seeds: ``mean``, ``deviation``,
@@ -274,6 +279,7 @@ class Grid:
                 name: self._facts[name]
                 for name in ("train_samples", "dev_samples", "rows_left_out")
             },
+            "rows_of_unknown_labels": self._facts.get("rows_of_unknown_labels", 0),
             "cells": list(self._results.values()),
             "settings": list(self._settings()),
             "best": winner,
@@ -319,6 +325,12 @@ def show(results: dict[str, Any]) -> None:
             style=style,
         )
     console.print(table)
+    if results["rows_of_unknown_labels"]:
+        console.print(
+            f"{results['rows_of_unknown_labels']:,} of {results['dev_samples']:,} dev rows have "
+            "labels that the training file lacks: they count as wrong",
+            soft_wrap=True,
+        )
     for setting in results["settings"]:
         if setting["deviation"] is not None:
             console.print(

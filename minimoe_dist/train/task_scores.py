@@ -10,13 +10,24 @@ from torch import nn
 from ..checkpoints.tasks import label_names
 from ..config.commands import EvaluateOptions
 from ..corpus.tokenizing import load_tokenizer
-from ..data.tasks import TaskData, open_table, open_task, score
+from ..data.tasks import (
+    TaskData,
+    open_table,
+    open_task,
+    places_of_labels,
+    score,
+    task_of,
+    unknown_in_words,
+    unlearnt_rows,
+)
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import encode
-from ..data.tasks.sources import scored_table, table_split
+from ..data.tasks.sources import scored_table, table_split, word_columns
+from ..runtime import logger
 from .finetuning import predict
 
 _LENGTH, _BATCH = 128, 64
+_log = logger("evaluate")
 
 
 def score_on_task(
@@ -28,7 +39,8 @@ def score_on_task(
 ) -> dict[str, Any]:
     """The task's metrics, by name, with what they were measured on.
 
-    Labels are in the order of the model's own, whatever that of the file is.
+    Labels are in the order of the model's own, whatever that of the file is. Rows whose label the
+    model does not know count as wrong.
 
     Args:
         model: with a head for the task, in evaluation mode.
@@ -38,10 +50,12 @@ def score_on_task(
         device: of the model.
 
     Raises:
-        UserError: a file is missing or has another layout, or labels that the model does not know.
+        UserError: a file is missing or has another layout, or hardly a label that the model knows.
     """
     tuning: Mapping[str, Any] = tuned.get("options") or {}
     data = _open(model, options, tuning)
+    if data.unknown:
+        _log.warning("%s: they count as wrong", unknown_in_words(data))
     length = options.max_length or tuning.get("max_length") or _LENGTH
     encoded = encode(data, load_tokenizer(str(folder)), length)
     batches = evaluation_batches(encoded, _BATCH, 0, 1)
@@ -54,6 +68,7 @@ def score_on_task(
         "split": data.path.name if options.dataset else options.split,
         "samples": len(data),
         "rows_left_out": data.bad.count,
+        "rows_of_unknown_labels": unlearnt_rows(data),
         "scores": score(data.task, ordered, data.labels),
     }
 
@@ -65,4 +80,10 @@ def _open(model: nn.Module, options: EvaluateOptions, tuning: Mapping[str, Any])
         table = scored_table(options, tuning, values=len(labels) == 1)
         return open_table(table, table_split(table, options.split), labels=labels)
     assert options.task is not None and options.data_dir is not None
-    return open_task(options.task, options.data_dir, options.split, labels=labels)
+    task = task_of(options.task).labels
+    places = places_of_labels(labels, task)
+    if places is not None:
+        # The model may spell them in another case.
+        labels = tuple(task[places.index(number)] for number in range(len(task)))
+    columns = word_columns(options, tuning)
+    return open_task(options.task, options.data_dir, options.split, labels=labels, columns=columns)

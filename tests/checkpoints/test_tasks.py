@@ -1,5 +1,6 @@
 """Models with a task's head: read from any encoder's folder, exported, and read again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,20 @@ def test_a_fine_tuned_export_is_read_with_its_head(kind: str, tmp_path: Path) ->
 def test_other_labels_get_a_new_head(tmp_path: Path) -> None:
     source = load_task_model(str(plain(tmp_path / "bert", "bert")), TEXTS)
     export_task_model(source, source.copy(seed=3).state_dict(), tmp_path / "out")
-    turned = Task("t", "classification", ("accuracy",), TEXTS.labels[::-1])
-    again = load_task_model(str(tmp_path / "out"), turned)
+    others = Task("t", "classification", ("accuracy",), (*TEXTS.labels[1:], "another"))
+    again = load_task_model(str(tmp_path / "out"), others)
     assert again.fresh == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("task", [TEXTS, TAGS], ids=lambda task: task.kind)
+def test_a_head_of_the_same_labels_is_read_in_the_tasks_order(task: Task, tmp_path: Path) -> None:
+    source = load_task_model(str(plain(tmp_path / "bert", "bert")), task)
+    trained = source.copy(seed=3)
+    export_task_model(source, trained.state_dict(), tmp_path / "out")
+    labels = tuple(label.lower() for label in (*task.labels[1:], task.labels[0]))
+    again = load_task_model(str(tmp_path / "out"), replace(task, labels=labels))
+    assert again.fresh == frozenset()
+    assert torch.equal(logits(again.copy(seed=4)), logits(trained).roll(-1, dims=-1))
 
 
 def test_a_fresh_head_is_a_function_of_the_seed(tmp_path: Path) -> None:

@@ -284,9 +284,10 @@ def test_a_teacher_of_other_labels_is_refused(
     other = tmp_path / "other"
     other.mkdir()
     config = json.loads((workshop.teacher / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "id2label": {"0": "1", "1": "0"}}))
+    renamed = {"0": "negative", "1": "positive"}
+    (other / "config.json").write_text(json.dumps({**config, "id2label": renamed}))
     said = refused(options(workshop, tasks, tmp_path / "run", teacher=str(other)))
-    assert "has the labels 1,0, sst2 has 0,1; give a teacher that was fine-tuned on sst2" in said
+    assert "has the labels negative,positive, sst2 has 0,1; give a teacher that was fine-t" in said
 
 
 @pytest.mark.parametrize(
@@ -315,6 +316,48 @@ def test_a_label_column_of_texts_is_refused(workshop: Workshop, tmp_path: Path) 
     swapped = {"dataset": str(tmp_path / "table"), "text_columns": "class", "label_column": "text"}
     path = options(workshop, tmp_path, tmp_path / "run", task=None, data_dir=None, **swapped)
     assert "'text' has 60 different values in 60 rows, so it is no column of classes" in refused(
+        path
+    )
+
+
+def test_labels_that_are_spelt_otherwise_are_told_and_count_as_wrong(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    rows = {split: list(sentences(count, 3)) for split, count in (("train", 128), ("dev", 20))}
+    for split, texts in rows.items():
+        good = "good" if split == "train" else "goood"
+        # A third class, so that most labels are known.
+        labelled = [(text, good if label else "bad") for text, label in texts]
+        labelled += [("word9 word9", "none")] * 40
+        write_table(tmp_path / "table" / f"{split}.tsv", [("text", "class"), *labelled])
+    table = {"dataset": str(tmp_path / "table"), "text_columns": "text", "label_column": "class"}
+    said = finetune(
+        options(workshop, tmp_path, tmp_path / "run", task=None, data_dir=None, **table)
+    )
+    assert "'goood' (10 rows; did you mean 'good'?) is none of bad, good, none: they cou" in said
+    assert "10 of 60 dev rows have labels that the training file lacks" in said
+    found = results(tmp_path / "run")
+    assert found["rows_of_unknown_labels"] == 10
+    assert found["best"]["scores"]["accuracy"] == pytest.approx(50 / 60)
+
+
+def test_a_training_file_that_spells_a_label_otherwise_is_refused(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    pairs = [("a", "b", label) for label in ("entailment", "neutral", "contradictory")]
+    for name in ("train", "dev_matched"):
+        rows = [("sentence1", "sentence2", "gold_label"), *pairs]
+        write_table(tmp_path / "MNLI" / f"{name}.tsv", rows)
+    said = refused(options(workshop, tmp_path, tmp_path / "run", task="mnli"))
+    assert "'contradictory' (1 row; did you mean 'contradiction'?) is none of entailment" in said
+    assert "and no row has contradiction; correct the labels" in said
+
+
+def test_a_column_of_words_without_one_of_tags_is_refused(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    path = options(workshop, tasks, tmp_path / "run", task="ner", word_column=2)
+    assert "tag_column: is missing beside word_column 2; give the column of the tags" in refused(
         path
     )
 

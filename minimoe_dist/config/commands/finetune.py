@@ -34,6 +34,12 @@ class FinetuneOptions(CommandOptions):
     )
     label_column: str | None = Field(None, description="the table's column of classes or numbers")
     regression: bool = Field(False, description="the table's labels are numbers to predict")
+    word_column: int = Field(
+        1, ge=1, description="column of the words in a file of tagged words, counted from 1"
+    )
+    tag_column: int | None = Field(
+        None, ge=1, description="column of their tags; default the last one"
+    )
     strict: bool = Field(False, description="stop at a row that cannot be used")
     tokenizer_name_or_path: str | None = Field(None, description="default: the model's own")
     max_length: int = Field(128, ge=8, description="tokens of a sample with its special tokens")

@@ -42,6 +42,12 @@ class EvaluateOptions(CommandOptions):
     label_column: str | None = Field(
         None, description="the table's column of classes or numbers; default the fine-tuning's"
     )
+    word_column: int | None = Field(
+        None, ge=1, description="column of words in a file of tagged words; default the tuning's"
+    )
+    tag_column: int | None = Field(
+        None, ge=1, description="column of their tags; default the fine-tuning's"
+    )
     split: Literal["train", "dev", "test"] = Field("dev", description="of the folder's files")
     max_length: int | None = Field(
         None, ge=8, description="longest held-out pair or sample; default the run's, else 128"

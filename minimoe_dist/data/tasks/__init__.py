@@ -7,10 +7,18 @@
 from pathlib import Path
 
 from . import clue, conll, glue
+from .conll import FIRST_AND_LAST, WordColumns
 from .metrics import score
 from .rows import BadRows
 from .tables import Table, check_table, open_table
-from .task import Kind, Task, TaskData
+from .task import (
+    Kind,
+    Task,
+    TaskData,
+    places_of_labels,
+    unknown_in_words,
+    unlearnt_rows,
+)
 
 TASKS: tuple[str, ...] = (*glue.NAMES, *clue.NAMES, *conll.NAMES)
 
@@ -21,12 +29,16 @@ __all__ = [
     "Table",
     "Task",
     "TaskData",
+    "WordColumns",
     "check_table",
     "find_task_file",
     "open_table",
     "open_task",
+    "places_of_labels",
     "score",
     "task_of",
+    "unknown_in_words",
+    "unlearnt_rows",
 ]
 
 
@@ -51,6 +63,7 @@ def open_task(
     *,
     labels: tuple[str, ...] = (),
     strict: bool = False,
+    columns: WordColumns = FIRST_AND_LAST,
 ) -> TaskData:
     """Reads one split of a task.
 
@@ -61,6 +74,7 @@ def open_task(
         labels: names in the order of their numbers, as a fine-tuned model's ``id2label`` has them;
             by default GLUE's own, for other tasks those of the training file.
         strict: raise at the first row that cannot be used; else they are counted in ``bad``.
+        columns: of words and tags, for tasks of tagged words.
 
     Returns:
         Texts, labels as numbers, and the task with label names and metrics.
@@ -72,7 +86,7 @@ def open_task(
         return glue.open_glue(name, data_dir, split, labels=labels, strict=strict)
     if name in clue.NAMES:
         return clue.open_clue(name, data_dir, split, labels=labels, strict=strict)
-    return conll.open_conll(name, data_dir, split, labels=labels, strict=strict)
+    return conll.open_conll(name, data_dir, split, labels=labels, strict=strict, columns=columns)
 
 
 def _module(name: str):  # type: ignore[no-untyped-def]

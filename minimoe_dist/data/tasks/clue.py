@@ -1,5 +1,6 @@
 """CLUE's classification tasks from the JSON lines in which they are published."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from .rows import BadRows, read_json_records
 from .task import Reader, Row, Task, TaskData, collect, find_file
 
 _NLI = ("entailment", "neutral", "contradiction")
+_BETWEEN_KEYWORDS = re.compile(r"[\s,;|，；、]+")
 _Texts = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
@@ -22,24 +24,39 @@ def _sentence(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _keywords(record: dict[str, Any]) -> tuple[str, ...]:
-    return " ".join(record["keyword"]), record["abst"]
+    """The keywords, which CLUE gives as a list and other copies as one string, and the abstract."""
+    keywords = record["keyword"]
+    if isinstance(keywords, str):
+        keywords = _BETWEEN_KEYWORDS.split(keywords.strip())
+    return " ".join(keyword for keyword in keywords if keyword), record["abst"]
 
 
 def _marked_spans(record: dict[str, Any]) -> tuple[str, ...]:
-    """The text with ``_name_`` around the name and ``[it]`` around the pronoun."""
+    """The text with ``_name_`` around the name and ``[it]`` around the pronoun.
+
+    Raises:
+        UserError: a span's text does not stand at its index, and not at one other place alone.
+    """
     target = record["target"]
     text = record["text"]
     spans = [
-        (target["span1_index"], target["span1_text"], "_", "_"),
-        (target["span2_index"], target["span2_text"], "[", "]"),
+        (_place_of(text, target["span1_text"], target["span1_index"]), "span1_text", "_", "_"),
+        (_place_of(text, target["span2_text"], target["span2_index"]), "span2_text", "[", "]"),
     ]
     # From the back, so that the places of the other span stay.
-    for start, span, opening, closing in sorted(spans, reverse=True):
-        end = start + len(span)
-        if not 0 <= start < end <= len(text):
-            raise UserError(f"the span {span!r} at {start} is not in the text")
+    for start, name, opening, closing in sorted(spans, reverse=True):
+        end = start + len(target[name])
         text = text[:start] + opening + text[start:end] + closing + text[end:]
     return (text,)
+
+
+def _place_of(text: str, span: str, index: int) -> int:
+    """Where a span begins: some files count the characters of its text otherwise."""
+    if span and index >= 0 and text.startswith(span, index):
+        return index
+    if not span or text.count(span) != 1:
+        raise UserError(f"the span {span!r} is not at character {index} of the text")
+    return text.index(span)
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,8 @@ def open_clue(
     if not known and split != "train":
         known = open_clue(name, data_dir, "train").task.labels
     task = Task(name, "classification", files.task.metrics, known)
-    return collect(task, path, _reader(files.texts), strict=strict)
+    is_scored = bool(labels) or split != "train"
+    return collect(task, path, _reader(files.texts), strict=strict, is_scored=is_scored)
 
 
 def _published_labels(path: Path) -> tuple[str, ...]:

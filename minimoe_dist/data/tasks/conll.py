@@ -1,30 +1,59 @@
 """Tags of words from files in columns: a word a line, an empty line between sentences.
 
-The first column is the word, the last one its tag; columns are separated by a tab or by blanks.
-CoNLL-2003 has four of them and ``-DOCSTART-`` lines; Chinese files in BIO, BMES, BMEO or BIOES
-have two, of which the first is a character. WikiANN's words have their language before them
-(``en:Paris``), which is taken off where every word of a file has the same.
+The first column is the word, the last one its tag, unless `WordColumns` says otherwise; columns are
+separated by a tab or by blanks. CoNLL-2003 has four of them and ``-DOCSTART-`` lines; Chinese files
+in BIO, BMES, BMEO or BIOES have two, of which the first is a character; GermEval's have a number
+first, nested tags last, and a comment before each sentence. WikiANN's words have their language
+before them (``en:Paris``), which is taken off where every word of a file has the same.
 """
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UserError
-from .rows import BadRows, Lines, columns_in_words
+from .rows import BadRows, Lines, columns_in_words, damage_of
 from .task import Reader, Row, Task, TaskData, collect
 
 NAMES = ("ner", "conll2003")
 _METRICS = ("chunk_f1", "chunk_precision", "chunk_recall", "accuracy")
 _DOCUMENT_START = "-DOCSTART-"
 # CoNLL-2003's own file names say "testa" for the dev part.
-_SPLIT_WORDS = {
+_NAMES_OF_SPLITS = {
     "train": ("train",),
     "dev": ("dev", "valid", "validation", "testa"),
     "test": ("test", "testb"),
 }
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _NO_DATA = (".md", ".py", ".json", ".gz", ".zip", ".tgz")
+_TAG = re.compile(r"O|[BIEMSLU]-\S+")
+_NUMBER_OF_WORD = re.compile(r"\d+")
+# CoNLL-U's numbers of several words at once, and of words that the text leaves out.
+_NUMBER_BESIDES = re.compile(r"\d+[-.]\d+")
+_MOST = 0.9
+
+
+@dataclass(frozen=True)
+class WordColumns:
+    """Which columns of a file are read, counted from 1.
+
+    Attributes:
+        word: of the words.
+        tag: of their tags; None is the last one.
+    """
+
+    word: int = 1
+    tag: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The rightmost column that has to be there."""
+        return max(self.word, self.tag or 2)
+
+
+FIRST_AND_LAST = WordColumns()
 
 
 def task_of(name: str) -> Task:
@@ -35,29 +64,47 @@ def task_of(name: str) -> Task:
 def find(name: str, data_dir: str | Path, split: str) -> Path:
     """The file of a split, such as ``train.txt``, ``eng.testa`` or ``dev.char.bmes``.
 
+    It is looked for in a folder, then in one of the task's name in that.
+
     Raises:
         UserError: there is none, or more than one.
     """
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
-    words = _SPLIT_WORDS[split]
-    found = [
+    for folder in (root, *_folders_of(name, root)):
+        files = _files_of(split, folder)
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(path.name for path in files)
+            raise UserError(
+                f"data_dir: {folder}: {names} all look like its {split} file; leave one"
+            )
+    raise UserError(
+        f"data_dir: {data_dir}: no {split} file of {name} in it, nor in a folder {name}; give a "
+        "folder with train.txt and dev.txt in columns"
+    )
+
+
+def _folders_of(name: str, root: Path) -> list[Path]:
+    """The folders in ``root`` that are called as a task is: ``ner``, ``CoNLL-2003``."""
+    return [
         path
         for path in sorted(root.iterdir())
+        if path.is_dir() and re.sub(r"[-_ ]", "", path.name.lower()) == name
+    ]
+
+
+def _files_of(split: str, folder: Path) -> list[Path]:
+    names = _NAMES_OF_SPLITS[split]
+    return [
+        path
+        for path in sorted(folder.iterdir())
         if path.is_file()
         and path.suffix not in _NO_DATA
-        and any(part in words for part in re.split(r"[._-]", path.name.lower()))
+        and any(part in names for part in re.split(r"[._-]", path.name.lower()))
     ]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise UserError(
-            f"data_dir: {data_dir}: no {split} file of {name} in it; give a folder with "
-            "train.txt and dev.txt in columns"
-        )
-    names = ", ".join(path.name for path in found)
-    raise UserError(f"data_dir: {data_dir}: {names} all look like its {split} file; leave one")
 
 
 def open_conll(
@@ -67,6 +114,7 @@ def open_conll(
     *,
     labels: tuple[str, ...] = (),
     strict: bool = False,
+    columns: WordColumns = FIRST_AND_LAST,
 ) -> TaskData:
     """Reads one split.
 
@@ -76,24 +124,61 @@ def open_conll(
         split: "train", "dev" or "test".
         labels: tags in the order of their numbers; by default the training file's.
         strict: raise at the first sentence that cannot be used.
+        columns: of the words and of the tags.
 
     Raises:
-        UserError: a file is missing, or not in columns; in strict mode, a bad row.
+        UserError: a file is missing, or not in columns, or these are no words and tags; in strict
+            mode, a bad row.
     """
+    is_scored = bool(labels) or split != "train"
     if not labels and split != "train":
-        labels = open_conll(name, data_dir, "train").task.labels
+        labels = open_conll(name, data_dir, "train", columns=columns).task.labels
     task = Task(name, "tagging", _METRICS, labels)
-    return collect(task, find(name, data_dir, split), _reader(), strict=strict)
+    path = find(name, data_dir, split)
+    return collect(task, path, _reader(columns), strict=strict, is_scored=is_scored)
 
 
-def _reader() -> Reader:
+def _reader(columns: WordColumns) -> Reader:
     def read(path: Path, bad: BadRows) -> Iterator[Row]:
-        rows = list(_sentences(path, bad))
+        rows = list(_sentences(path, bad, columns))
+        _check_words(path, rows, columns)
         length = len(_language_of(rows))
         for line, words, tags in rows:
             yield line, tuple(word[length:] for word in words), tags
 
     return read
+
+
+def _check_words(path: Path, rows: Sequence[Row], columns: WordColumns) -> None:
+    """Refuses a column of words that numbers them, or that has the tags.
+
+    Raises:
+        UserError: it does.
+    """
+    remedy = "give --word_column and --tag_column, counted from 1"
+    long_enough = [words for _, words, _ in rows if len(words) > 1]
+    numbered = sum(map(_are_consecutive, long_enough))
+    if long_enough and numbered > _MOST * len(long_enough):
+        raise UserError(
+            f"{path}: its column {columns.word} numbers the words ({', '.join(rows[0][1][:3])}) "
+            f"and has none; {remedy}, as --word_column {columns.word + 1} --tag_column "
+            f"{columns.word + 2}"
+        )
+    words = {word for _, words, _ in rows for word in words}
+    tags = {tag for _, _, tags in rows for tag in tags}
+    if len(words) > 1 and all(map(_TAG.fullmatch, words)) and not all(map(_TAG.fullmatch, tags)):
+        raise UserError(
+            f"{path}: its column {columns.word} has tags such as {max(words)}, and no words; "
+            f"{remedy}, as --word_column 2 --tag_column 1"
+        )
+
+
+def _are_consecutive(words: Sequence[str]) -> bool:
+    numbers = [word for word in words if not _NUMBER_BESIDES.fullmatch(word)]
+    if not numbers or not all(map(_NUMBER_OF_WORD.fullmatch, numbers)):
+        return False
+    first = int(numbers[0])
+    return [int(number) for number in numbers] == list(range(first, first + len(numbers)))
 
 
 def _language_of(rows: list[Row]) -> str:
@@ -103,32 +188,50 @@ def _language_of(rows: list[Row]) -> str:
     return prefix if all(word.startswith(prefix) for _, words, _ in rows for word in words) else ""
 
 
-def _sentences(path: Path, bad: BadRows) -> Iterator[Row]:
-    words: list[str] = []
-    tags: list[str] = []
-    columns = first_line = 0
-    broken = False
+def _sentences(path: Path, bad: BadRows, columns: WordColumns) -> Iterator[Row]:
+    """The sentences of a file; one with a line that is damaged or of other columns goes whole."""
+    blocks = list(_blocks(path, bad))
+    counts = Counter(len(values) for block in blocks for _, values in block)
+    width = counts.most_common(1)[0][0] if counts else 0
+    for block in blocks:
+        first_line, first_values = block[0]
+        if first_values[0].startswith("#") and len(first_values) != width:
+            block = block[1:]  # a comment: where the text is from, in GermEval
+        problem = _problem_of(block, width, columns)
+        if problem is not None:
+            bad.add(path, *problem)
+        elif block:
+            words = tuple(values[columns.word - 1] for _, values in block)
+            yield first_line, words, [values[(columns.tag or 0) - 1].strip() for _, values in block]
+
+
+def _problem_of(
+    block: Sequence[tuple[int, list[str]]], width: int, columns: WordColumns
+) -> tuple[int, str] | None:
+    """(line, what is wrong) of the first line of a sentence that cannot be used."""
+    for line, values in block:
+        problem = damage_of(values)
+        if problem is not None:
+            return line, problem
+        if len(values) != width or width < columns.last:
+            wanted = "not a word and its tag" if width < 2 else f"not {max(width, columns.last)}"
+            return line, f"has {columns_in_words(len(values))}, {wanted}"
+    return None
+
+
+def _blocks(path: Path, bad: BadRows) -> Iterator[list[tuple[int, list[str]]]]:
+    """The sentences of a file as (line, its columns)."""
+    block: list[tuple[int, list[str]]] = []
     lines = Lines(path, bad)
     for line in lines:
         values = _columns_of(line)
-        if not values or values[0] == _DOCUMENT_START:
-            if words and not broken:
-                yield first_line, tuple(words), tags
-            words, tags, broken = [], [], False
-            continue
-        columns = columns or len(values)
-        if len(values) != columns or columns < 2:
-            # A sentence without one of its tags is of no use.
-            wanted = f"not {columns}" if columns > 1 else "not a word and its tag"
-            bad.add(path, lines.number, f"has {columns_in_words(len(values))}, {wanted}")
-            broken = True
-            columns = 0 if columns < 2 else columns
-            continue
-        first_line = first_line if words else lines.number
-        words.append(values[0])
-        tags.append(values[-1])
-    if words and not broken:
-        yield first_line, tuple(words), tags
+        if values and values[0] != _DOCUMENT_START:
+            block.append((lines.number, values))
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def _columns_of(line: str) -> list[str]:

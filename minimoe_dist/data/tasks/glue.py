@@ -122,12 +122,13 @@ def open_glue(
     files = _TASKS[name]
     task = replace(files.task, labels=labels or files.task.labels)
     path = find(name, data_dir, split)
+    reading = {"strict": strict, "is_scored": bool(labels) or split != "train"}
     if path.name == "dev_ids.tsv":
-        return collect(task, path.parent / _MRPC_TRAIN, _mrpc(path, True), strict=strict)
+        return collect(task, path.parent / _MRPC_TRAIN, _mrpc(path, True), **reading)
     ids = path.parent / "dev_ids.tsv"
     if path.name == _MRPC_TRAIN and ids.is_file():
-        return collect(task, path, _mrpc(ids, False), strict=strict)
-    return collect(task, path, _reader(files), strict=strict)
+        return collect(task, path, _mrpc(ids, False), **reading)
+    return collect(task, path, _reader(files), **reading)
 
 
 def _reader(files: _Files) -> Reader:

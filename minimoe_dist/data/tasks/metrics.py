@@ -41,7 +41,8 @@ def _f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
     """Of the class with number 1, as GLUE has it."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(references, predictions, pos_label=1, zero_division=0))
+    # By its number, since a file may have labels that are neither 0 nor 1.
+    return float(f1_score(references, predictions, labels=[1], average="macro", zero_division=0))
 
 
 def _macro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
@@ -84,7 +85,8 @@ def _tagging(
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
     # seqeval knows the inner tags of a chunk as I, also where a file calls them M.
-    names = [f"I-{tag[2:]}" if tag.startswith("M-") else tag for tag in task.labels]
+    tags = (*task.labels, *task.unlearnt)
+    names = [f"I-{tag[2:]}" if tag.startswith("M-") else tag for tag in tags]
     found = [[names[tag] for tag in sentence] for sentence in predictions]
     wanted = [[names[tag] for tag in sentence] for sentence in references]
     measures = {

@@ -1,22 +1,25 @@
 """Rows of text files with their places, and a count of those that could not be used.
 
-A file is read line by line as bytes, so that a line which is no UTF-8 is one bad row and not the
-end of the file. What is wrong with a row is told as file:line.
+A file is read line by line as bytes, so that a line which is no UTF-8 spoils the row that it is
+part of and nothing else. What is wrong with a row is told as file:line.
 """
 
 import csv
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..likely_encoding import likely_encoding
 
 _BYTE_ORDER_MARK = "\ufeff"
-NO_TEXT = "is not UTF-8"
-SAVE_AS_TEXT = "save the file as UTF-8, as with iconv -f GB18030 -t UTF-8"
+# Bytes that are no UTF-8 are read as lone surrogates, which no UTF-8 text holds.
+_UNDECODABLE = re.compile("[\udc80-\udcff]")
+_KEPT_LINES = 1000  # of those that are no UTF-8: enough to guess the encoding from
 
 
 @dataclass
@@ -27,11 +30,17 @@ class BadRows:
         strict: raise at the first one instead of counting.
         count: rows left out so far.
         first: "file:line: what is wrong" of the first one.
+        undecodable: lines that are no UTF-8 or have NUL bytes, at most the first thousand.
+        num_undecodable: how many there are of those.
+        num_beyond_ascii: how many of the other lines have more than ASCII.
     """
 
     strict: bool = False
     count: int = 0
     first: str | None = None
+    undecodable: list[bytes] = field(default_factory=list, repr=False)
+    num_undecodable: int = 0
+    num_beyond_ascii: int = 0
 
     def add(self, path: Path, line: int, reason: str) -> None:
         """Takes note of a row.
@@ -39,11 +48,16 @@ class BadRows:
         Raises:
             UserError: in strict mode.
         """
-        words = f"{path}:{line}: {reason}"
+        problem = f"{path}:{line}: {reason}"
         if self.strict:
-            raise UserError(f"{words}; correct the row, or leave --strict out")
+            raise UserError(f"{problem}; correct the row, or leave --strict out")
         self.count += 1
-        self.first = self.first or words
+        self.first = self.first or problem
+
+    def encoding_remedy(self) -> str:
+        """How to make UTF-8 of the file, with the encoding that it looks like."""
+        encoding = likely_encoding(self.undecodable)
+        return f"it looks like {encoding}: save it as UTF-8, as with iconv -f {encoding} -t UTF-8"
 
 
 def columns_in_words(count: int) -> str:
@@ -53,11 +67,11 @@ def columns_in_words(count: int) -> str:
 
 @dataclass
 class Lines(Iterator[str]):
-    """The lines of a file that are text, without their ends.
+    """The lines of a file without their ends; :func:`damage_of` says which of them are no text.
 
     Attributes:
         path: the file.
-        bad: gets the lines that are not.
+        bad: counts the lines that are no UTF-8.
         number: of the line that was given last, from 1.
     """
 
@@ -69,23 +83,34 @@ class Lines(Iterator[str]):
     def __next__(self) -> str:
         if self._source is None:
             self._source = self._read()
-        while True:
-            raw = next(self._source)
-            self.number += 1
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                self.bad.add(self.path, self.number, NO_TEXT)
-                continue
-            if "\0" in text:
-                self.bad.add(self.path, self.number, "has a NUL byte")
-                continue
-            text = text.rstrip("\r\n")
-            return text.removeprefix(_BYTE_ORDER_MARK) if self.number == 1 else text
+        raw = next(self._source)
+        self.number += 1
+        text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        if not text.isascii() or "\0" in text:
+            self._note(raw, text)
+        return text.removeprefix(_BYTE_ORDER_MARK) if self.number == 1 else text
+
+    def _note(self, raw: bytes, text: str) -> None:
+        if "\0" not in text and not _UNDECODABLE.search(text):
+            self.bad.num_beyond_ascii += 1
+            return
+        self.bad.num_undecodable += 1
+        if len(self.bad.undecodable) < _KEPT_LINES:
+            self.bad.undecodable.append(raw)
 
     def _read(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             yield from file
+
+
+def damage_of(values: Iterable[str]) -> str | None:
+    """What makes lines of :class:`Lines`, or parts of them, no text; None where they are text."""
+    for value in values:
+        if not value.isascii() and _UNDECODABLE.search(value):
+            return "is not UTF-8"
+        if "\0" in value:
+            return "has a NUL byte"
+    return None
 
 
 def read_tab_separated(
@@ -105,10 +130,17 @@ def read_tab_separated(
         if not line.strip():
             continue
         values = line.split("\t")
-        if len(values) != len(columns):
-            bad.add(path, lines.number, f"has {columns_in_words(len(values))}, not {len(columns)}")
+        problem = damage_of(values) or _other_columns(values, columns)
+        if problem:
+            bad.add(path, lines.number, problem)
             continue
         yield lines.number, dict(zip(columns, values, strict=True))
+
+
+def _other_columns(values: Sequence[str], columns: Sequence[str]) -> str | None:
+    if len(values) == len(columns):
+        return None
+    return f"has {columns_in_words(len(values))}, not {len(columns)}"
 
 
 def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
@@ -119,8 +151,9 @@ def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[s
     for values in rows:
         if not any(value.strip() for value in values):
             continue
-        if len(values) != len(columns):
-            bad.add(path, lines.number, f"has {columns_in_words(len(values))}, not {len(columns)}")
+        problem = damage_of(values) or _other_columns(values, columns)
+        if problem:
+            bad.add(path, lines.number, problem)
             continue
         yield lines.number, dict(zip(columns, values, strict=True))
 
@@ -165,6 +198,10 @@ def _json_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, Any]]:
     for line in lines:
         if not line.strip():
             continue
+        problem = damage_of([line])
+        if problem:
+            bad.add(path, lines.number, problem)
+            continue
         try:
             yield lines.number, json.loads(line)
         except ValueError as error:
@@ -180,9 +217,14 @@ def check_columns(path: Path, there: Sequence[str], wanted: Mapping[str, str]) -
         wanted: column -> the option, or the task, that names it.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or there are several of its name.
     """
     for column, origin in wanted.items():
+        if there.count(column) > 1:
+            raise UserError(
+                f"{path}:1: has {there.count(column)} columns {column!r}, which {origin} wants; "
+                "give each its own name"
+            )
         if column not in there:
             found = difflib.get_close_matches(column, there, 1)
             names = ", ".join(there) or "none"
@@ -203,8 +245,10 @@ def header_of(path: Path) -> list[str]:
             raise UserError(f"{path}: {bad.first or 'holds no record'}; give JSON objects")
         return list(first[1])
     line = next(Lines(path, bad), "")
-    if bad.first is not None:
-        raise UserError(f"{bad.first}; {SAVE_AS_TEXT}")
+    problem = damage_of([line])
+    if problem:
+        bad.undecodable = bad.undecodable or [line.encode("utf-8", "surrogateescape")]
+        raise UserError(f"{path}:1: {problem}; {bad.encoding_remedy()}")
     if not line.strip():
         raise UserError(f"{path}:1: is empty; give a file whose first line names its columns")
     if path.suffix == ".csv":

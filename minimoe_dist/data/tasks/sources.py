@@ -7,7 +7,17 @@ from typing import Any
 from ...config import ConfigError
 from ...config.commands import EvaluateOptions, FinetuneOptions
 from ...config.problems import nearest
-from . import TASKS, Table, Task, TaskData, open_table, open_task, task_of
+from . import (
+    TASKS,
+    Table,
+    Task,
+    TaskData,
+    WordColumns,
+    open_table,
+    open_task,
+    task_of,
+    unknown_in_words,
+)
 
 _MANY_CLASSES = 50
 
@@ -33,6 +43,7 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
             raise ConfigError("data_dir: is missing; give the folder of the task's files")
         if len(set(options.task)) < len(options.task) or not options.task:
             raise ConfigError(f"task: {','.join(options.task)}: give each task once")
+        _check_word_columns(options)
         return list(options.task)
     columns = options.text_columns or []
     if not 1 <= len(columns) <= 2:
@@ -51,6 +62,38 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
             "regression" if options.regression else "classification",
         )
     ]
+
+
+def _check_word_columns(options: FinetuneOptions | EvaluateOptions) -> None:
+    """Refuses a column of words that leaves open which one has their tags.
+
+    Raises:
+        ConfigError: it does, or both are one column.
+    """
+    word, tag = options.word_column or 1, options.tag_column
+    if word > 1 and tag is None:
+        raise ConfigError(
+            f"tag_column: is missing beside word_column {word}; give the column of the tags, "
+            "counted from 1"
+        )
+    if word == tag:
+        raise ConfigError(f"tag_column: {tag} is the words' column too; give the tags'")
+
+
+def word_columns(options: EvaluateOptions, tuning: Mapping[str, Any]) -> WordColumns:
+    """The columns of words and tags to score a fine-tuned model on.
+
+    Args:
+        options: of the evaluation; its columns win.
+        tuning: options of the model's own fine-tuning; empty where that is not known.
+
+    Raises:
+        ConfigError: see :func:`_check_word_columns`.
+    """
+    if options.word_column is None and options.tag_column is None:
+        return WordColumns(tuning.get("word_column") or 1, tuning.get("tag_column"))
+    _check_word_columns(options)
+    return WordColumns(options.word_column or 1, options.tag_column)
 
 
 def scored_table(options: EvaluateOptions, tuning: Mapping[str, Any], *, values: bool) -> Table:
@@ -103,7 +146,10 @@ def open_split(
     if isinstance(source, Table):
         return open_table(source, split, labels=labels, strict=options.strict)
     assert options.data_dir is not None
-    return open_task(source, options.data_dir, split, labels=labels, strict=options.strict)
+    columns = WordColumns(options.word_column, options.tag_column)
+    return open_task(
+        source, options.data_dir, split, labels=labels, strict=options.strict, columns=columns
+    )
 
 
 def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, TaskData]:
@@ -121,7 +167,26 @@ def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, 
         )
     if isinstance(source, Table):
         _check_classes(train, source)
+    _check_all_labels(train)
     return train, open_split(source, options, "dev", train.task.labels)
+
+
+def _check_all_labels(train: TaskData) -> None:
+    """Refuses a training file that spells one of its task's labels otherwise.
+
+    Raises:
+        ConfigError: rows have labels that the task has not, and none has one of its labels.
+    """
+    if not train.unknown or train.task.kind != "classification":
+        return
+    without = [
+        label for number, label in enumerate(train.task.labels) if number not in train.labels
+    ]
+    if without:
+        raise ConfigError(
+            f"{unknown_in_words(train)}, and no row has {', '.join(without)}; correct the labels, "
+            "or give the file as --dataset"
+        )
 
 
 def _check_classes(train: TaskData, table: Table) -> None:

@@ -118,7 +118,9 @@ def open_table(
     if table.kind != "regression" and not known and split != "train":
         known = open_table(table, "train").task.labels
     task = Task(table.task.name, table.kind, table.task.metrics, known)
-    return collect(task, path, _reader(table, _READERS[path.suffix]), strict=strict)
+    is_scored = bool(labels) or split != "train"
+    reader = _reader(table, _READERS[path.suffix])
+    return collect(task, path, reader, strict=strict, is_scored=is_scored)
 
 
 def _reader(table: Table, records: Callable[..., Iterator[tuple[int, dict[str, Any]]]]) -> Reader:
@@ -131,7 +133,7 @@ def _reader(table: Table, records: Callable[..., Iterator[tuple[int, dict[str, A
             )
             if missing:
                 bad.add(path, line, f"has no text in {missing!r}")
-            elif label is None or label == "":
+            elif label is None or not str(label).strip():
                 bad.add(path, line, f"has nothing in {table.label_column!r}")
             else:
                 yield line, tuple(str(text) for text in texts), label

@@ -1,15 +1,20 @@
 """What a task is, and what a file of one holds."""
 
+import difflib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
-from .rows import NO_TEXT, SAVE_AS_TEXT, BadRows
+from .rows import BadRows
 
 Kind = Literal["classification", "regression", "tagging"]
 _MANY = 10  # a file with fewer bad rows may be a trial
+_MANY_LINES = 3  # that are no UTF-8: fewer may be damage
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,15 @@ class Task:
         kind: a class each, a number each, or a tag for every word.
         metrics: names in :mod:`.metrics`; the first one decides which model is best.
         labels: in the order of their numbers; empty for regression.
+        unlearnt: of a file to score on, its labels that are none of ``labels``. Their numbers
+            follow those of ``labels``, so that no prediction equals them.
     """
 
     name: str
     kind: Kind
     metrics: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    unlearnt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class TaskData:
         texts: of each sample, its text, its two texts, or its words.
         labels: of each sample, its label's number, its value, or its words' label numbers.
         bad: the rows that were left out.
+        unknown: of each label that is none of the task's, how many rows have it. Those rows are
+            left out of a file to train on, and count as wrong in one to score on.
     """
 
     task: Task
@@ -46,6 +56,7 @@ class TaskData:
     texts: list[tuple[str, ...]]
     labels: list[Any]
     bad: BadRows
+    unknown: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -56,7 +67,9 @@ Row = tuple[int, tuple[str, ...], Any]
 Reader = Callable[[Path, BadRows], Iterable[Row]]
 
 
-def collect(task: Task, path: Path, reader: Reader, *, strict: bool = False) -> TaskData:
+def collect(
+    task: Task, path: Path, reader: Reader, *, strict: bool = False, is_scored: bool = False
+) -> TaskData:
     """Reads a file into samples whose labels are numbers.
 
     Args:
@@ -64,86 +77,157 @@ def collect(task: Task, path: Path, reader: Reader, *, strict: bool = False) -> 
         path: the file.
         reader: gives its rows.
         strict: raise at the first row that cannot be used.
+        is_scored: predictions are scored on this file: a row whose label is none of the task's
+            stays, and whatever is predicted of it is wrong.
 
     Raises:
-        UserError: no row can be used, or a bad one in strict mode.
+        UserError: no row can be used, or most cannot; in strict mode, a bad one.
     """
     bad = BadRows(strict)
     rows = list(reader(path, bad))
     if task.kind != "regression" and not task.labels:
-        task = Task(task.name, task.kind, task.metrics, labels_in_order(task, rows))
+        task = replace(task, labels=labels_in_order(task, rows))
     numbers = {label: number for number, label in enumerate(task.labels)}
-    texts: list[tuple[str, ...]] = []
-    labels: list[Any] = []
+    known = frozenset(numbers)
+    data = TaskData(task, path, [], [], bad)
     for line, sample, written in rows:
-        problem, label = _label(task, written, numbers)
+        names = [] if task.kind == "regression" else _names(task, written)
+        unknown = {name for name in names if name not in known}
+        data.unknown.update(unknown)
+        problem: str | None = None
+        label: Any
+        if task.kind == "regression":
+            problem, label = _value(written)
+        elif unknown and (strict or not is_scored):
+            kind = "tag" if task.kind == "tagging" else "label"
+            problem = f"the {kind} {min(unknown)!r} is none of {_some(task.labels)}"
+        else:
+            label = [numbers.setdefault(name, len(numbers)) for name in names]
+            label = label if task.kind == "tagging" else label[0]
         if not any(text.strip() for text in sample):
             problem = "has no text"
         if problem is not None:
             bad.add(path, line, problem)
             continue
-        texts.append(sample)
-        labels.append(label)
-    _check_most_fit(task, path, len(texts), bad)
-    return TaskData(task, path, texts, labels, bad)
+        data.texts.append(sample)
+        data.labels.append(label)
+    data = replace(data, task=replace(task, unlearnt=tuple(numbers)[len(task.labels) :]))
+    _check_most_fit(data)
+    return data
 
 
-def _check_most_fit(task: Task, path: Path, used: int, bad: BadRows) -> None:
-    """Refuses a file of which so much is left out that it is not what it was taken for.
+def unlearnt_rows(data: TaskData) -> int:
+    """How many samples have a label that the task has not, so that any prediction is wrong."""
+    labels = len(data.task.labels)
+    if not data.task.unlearnt:
+        return 0
+    if data.task.kind == "tagging":
+        return sum(max(numbers, default=0) >= labels for numbers in data.labels)
+    return sum(number >= labels for number in data.labels)
+
+
+def unknown_in_words(data: TaskData) -> str:
+    """As ``dev.tsv: 'positiv' (20 rows; did you mean 'positive'?) is none of negative, positive``.
+
+    ``data.unknown`` has at least one.
+    """
+    names = []
+    for label, count in data.unknown.most_common(_SHOWN):
+        near = difflib.get_close_matches(label, data.task.labels, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        names.append(f"{label!r} ({count:,} row{'s' * (count != 1)}{hint})")
+    more = ", …" if len(data.unknown) > _SHOWN else ""
+    verb = "is" if len(data.unknown) == 1 else "are"
+    return f"{data.path}: {', '.join(names)}{more} {verb} none of {_some(data.task.labels)}"
+
+
+def _check_most_fit(data: TaskData) -> None:
+    """Refuses a file of which so much cannot be used that it is not what it was taken for.
 
     Raises:
-        UserError: no row can be used, or more are left out than are used.
+        UserError: it is in another encoding, no row can be used, or fewer than cannot.
     """
-    if used > bad.count:
+    bad, path, name = data.bad, data.path, data.task.name
+    if bad.num_undecodable >= _MANY_LINES and bad.num_undecodable > bad.num_beyond_ascii:
+        lines = bad.num_undecodable + bad.num_beyond_ascii
+        raise UserError(
+            f"{path}: is not UTF-8 in {bad.num_undecodable:,} of the {lines:,} lines that have "
+            f"more than ASCII; {bad.encoding_remedy()}"
+        )
+    unlearnt = unlearnt_rows(data)
+    used, unused = len(data) - unlearnt, bad.count + unlearnt
+    if used > unused:
         return
+    if unlearnt > bad.count and (not used or unused >= _MANY):
+        raise UserError(
+            f"{unknown_in_words(data)}; {used:,} of {used + unused:,} rows have a known label: "
+            f"give {name}'s own files, or a model of these labels"
+        )
     remedy = "give its files in the usual layout (docs/finetuning.md)"
-    if bad.first is not None and bad.first.endswith(NO_TEXT):
-        remedy = SAVE_AS_TEXT
+    if bad.undecodable and not used:
+        remedy = bad.encoding_remedy()
     if not used:
         raise UserError(
-            f"{bad.first or f'{path}: has no rows'}; none of the rows can be used for {task.name}: "
+            f"{bad.first or f'{path}: has no rows'}; none of the rows can be used for {name}: "
             f"{remedy}"
         )
-    if bad.count >= _MANY:
+    if unused >= _MANY:
         raise UserError(
-            f"{bad.first}; {bad.count:,} of {used + bad.count:,} rows cannot be used for "
-            f"{task.name}: {remedy}"
+            f"{bad.first}; {unused:,} of {used + unused:,} rows cannot be used for {name}: {remedy}"
         )
 
 
 def labels_in_order(task: Task, rows: Iterable[Row]) -> tuple[str, ...]:
     """Numbers by size, other labels by name; of tags, O first."""
-    found: set[str] = set()
+    labels: set[str] = set()
     for _, _, written in rows:
-        found.update(written if task.kind == "tagging" else [str(written)])
-    if all(label.isdecimal() for label in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found, key=lambda label: (label != "O", label)))
+        labels.update(_names(task, written))
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=int))
+    return tuple(sorted(labels, key=lambda label: (label != "O", label)))
 
 
-def _label(task: Task, written: Any, numbers: dict[str, int]) -> tuple[str | None, Any]:
-    """(what is wrong, the label)."""
-    if task.kind == "regression":
-        try:
-            value = float(written)
-        except (TypeError, ValueError):
-            return f"its value {written!r} is no number", None
-        # Also true of not-a-number.
-        return (None, value) if abs(value) < 1e30 else (f"its value {written!r} is no number", None)
+def _names(task: Task, written: Any) -> list[str]:
+    """A row's label, or its tags, as text."""
     if task.kind == "tagging":
-        unknown = next((tag for tag in written if tag not in numbers), None)
-        if unknown is not None:
-            return f"the tag {unknown!r} is none of {_some(task.labels)}", None
-        return None, [numbers[tag] for tag in written]
-    label = str(written)
-    if label not in numbers:
-        return f"the label {label!r} is none of {_some(task.labels)}", None
-    return None, numbers[label]
+        return list(written)
+    if isinstance(written, bool):  # of JSON
+        return [str(written).lower()]
+    return [str(written).strip()]
+
+
+def _value(written: Any) -> tuple[str | None, float]:
+    """(what is wrong, the number)."""
+    try:
+        value = float(written)
+    except (TypeError, ValueError):
+        value = math.nan
+    # Also false of not-a-number.
+    return (None if abs(value) < 1e30 else f"its value {written!r} is no number"), value
+
+
+def places_of_labels(model: Sequence[str], task: Sequence[str]) -> list[int] | None:
+    """Where each of a task's labels stands among a model's, by name.
+
+    Args:
+        model: its labels in the order of their numbers.
+        task: the task's.
+
+    Returns:
+        Of each of the task's labels its number in the model. Case does not count where names differ
+        by more than that. None where the two do not have the same names.
+    """
+    for spelling in (str, str.casefold):
+        places = {spelling(label): number for number, label in enumerate(model)}
+        wanted = [spelling(label) for label in task]
+        if len(places) == len(model) == len(task) and places.keys() == set(wanted):
+            return [places[label] for label in wanted]
+    return None
 
 
 def _some(labels: Sequence[str]) -> str:
-    shown = ", ".join(labels[:12])
-    return shown + ", …" * (len(labels) > 12)
+    shown = ", ".join(labels[:_SHOWN])
+    return shown + ", …" * (len(labels) > _SHOWN)
 
 
 def find_file(

@@ -72,3 +72,32 @@ def test_a_line_that_is_no_json_is_a_bad_row(tmp_path: Path) -> None:
     data = open_task("afqmc", tmp_path, "dev")
     assert data.bad.first is not None
     assert data.bad.first.startswith(f"{path}:2: is no JSON")
+
+
+@pytest.mark.parametrize("keywords", ["甲;乙", "甲，乙", "甲 乙", ["甲", "乙"]])
+def test_csl_keywords_may_be_one_string(keywords: object, tmp_path: Path) -> None:
+    write_records(tmp_path / "dev.json", [{"abst": "摘要", "keyword": keywords, "label": "1"}])
+    assert open_task("csl", tmp_path, "dev").texts == [("甲 乙", "摘要")]
+
+
+def wsc_record(text: str, index: int) -> dict[str, object]:
+    target = {"span1_index": index, "span1_text": "小明", "span2_index": 3, "span2_text": "他"}
+    return {"target": target, "label": "true", "text": text}
+
+
+def test_cluewsc_marks_a_span_where_its_text_is_and_not_what_is_at_its_index(
+    tmp_path: Path,
+) -> None:
+    write_records(tmp_path / "dev.json", [wsc_record("小明说他好", 1)])
+    assert open_task("cluewsc2020", tmp_path, "dev").texts == [("_小明_说[他]好",)]
+
+
+@pytest.mark.parametrize(("text", "index"), [("小明说他像小明", 1), ("小红说他好", 0)])
+def test_cluewsc_leaves_out_a_span_that_is_elsewhere_or_nowhere(
+    text: str, index: int, tmp_path: Path
+) -> None:
+    path = write_records(
+        tmp_path / "dev.json", [wsc_record(text, index), wsc_record("小明说他", 0)]
+    )
+    data = open_task("cluewsc2020", tmp_path, "dev")
+    assert data.bad.first == f"{path}:1: the span '小明' is not at character {index} of the text"

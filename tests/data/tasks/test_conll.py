@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.data.tasks import open_task
+from minimoe_dist.data.tasks import WordColumns, open_task, score, unlearnt_rows
 from tests.data.tasks.files import write_columns
 
 
@@ -64,3 +64,98 @@ def test_a_word_with_a_colon_stays_where_others_have_none(tmp_path: Path) -> Non
 def test_a_wide_blank_is_a_word(tmp_path: Path, blank: str) -> None:
     write_columns(tmp_path / "train.txt", [["好 O", "\u3000 O"], ["\u3000"], ["书 O"]], blank)
     assert open_task("ner", tmp_path, "train").texts == [("好", "\u3000"), ("书",)]
+
+
+def test_sentences_with_a_tag_that_the_training_file_lacks_are_scored(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train.txt", [["a B-X", "b O"]])
+    dev = [["a B-X", "b O"], ["a B-Y", "b O"], ["b O", "a B-X"]]
+    write_columns(tmp_path / "dev.txt", dev)
+    data = open_task("ner", tmp_path, "dev")
+    assert (len(data), data.task.unlearnt, unlearnt_rows(data)) == (3, ("B-Y",), 1)
+    # The best that can be predicted: X where X or Y is. Two of three chunks agree.
+    predicted = [[1, 0], [1, 0], [0, 1]]
+    scores = score(data.task, predicted, data.labels)
+    assert scores["chunk_f1"] == scores["chunk_recall"] == pytest.approx(2 / 3)
+    assert scores["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_a_sentence_with_a_line_that_is_no_text_goes_whole(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_bytes(
+        "a O\nBelgi\u00eb B-L\nc O\n\nd\u00e9 O\n".encode() + b"\ne O\nf\xeb O\n\ng O\n"
+    )
+    data = open_task("ner", tmp_path, "train")
+    assert data.texts == [("a", "Belgi\u00eb", "c"), ("d\u00e9",), ("g",)]
+    assert (data.bad.count, data.bad.first) == (1, f"{path}:8: is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "word"),
+    [
+        ("ISO-8859-1", "Belgi\u00eb"),
+        ("GB18030", "\u5317\u4eac"),
+        ("WINDOWS-1251", "\u041c\u043e\u0441\u043a\u0432\u0430"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_by_its_name(
+    encoding: str, word: str, tmp_path: Path
+) -> None:
+    sentences = [["Jan B-PER", f"{word} B-LOC"], *[["de O", "trein O"]] * 9]
+    text = "\n".join("\n".join(lines) + "\n" for lines in sentences * 3)
+    (tmp_path / "train.txt").write_bytes(text.encode(encoding))
+    message = (
+        f"is not UTF-8 in 3 of the 3 lines .* it looks like {encoding}: .* iconv -f {encoding}"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_task("ner", tmp_path, "train")
+
+
+NUMBERED = [
+    ["1 Anna B-PER O", "2 in O O", "3 Bonn B-LOC B-X"],
+    ["1 Uni B-ORG O", "2 Bonn I-ORG B-X"],
+]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_numbers_the_words_is_refused(first: int, tmp_path: Path) -> None:
+    renumbered = [
+        [f"{first + place} {line.partition(' ')[2]}" for place, line in enumerate(sentence)]
+        for sentence in NUMBERED
+    ]
+    write_columns(tmp_path / "train.tsv", renumbered, "\t")
+    with pytest.raises(
+        ValueError, match=r"column 1 numbers the words .* --word_column 2 --tag_col"
+    ):
+        open_task("ner", tmp_path, "train")
+
+
+def test_the_columns_of_words_and_tags_may_be_named(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train.tsv", NUMBERED, "\t")
+    data = open_task("ner", tmp_path, "train", columns=WordColumns(2, 3))
+    assert data.texts == [("Anna", "in", "Bonn"), ("Uni", "Bonn")]
+    assert data.task.labels == ("O", "B-LOC", "B-ORG", "B-PER", "I-ORG")
+
+
+def test_a_comment_before_a_sentence_is_none_of_its_words(tmp_path: Path) -> None:
+    commented = [["#\thttp://de.example.org/a [2009-10-17]", *lines] for lines in NUMBERED]
+    write_columns(tmp_path / "train.tsv", commented, "\t")
+    data = open_task("ner", tmp_path, "train", columns=WordColumns(2, 3))
+    assert (len(data), data.bad.count) == (2, 0)
+
+
+def test_tags_in_the_place_of_words_are_refused(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train.bio", [["O show", "O me", "B-TITLE jaws"]], "\t")
+    with pytest.raises(ValueError, match=r"and no words; .* --word_column 2 --tag_column 1"):
+        open_task("ner", tmp_path, "train")
+
+
+def test_numbers_among_words_are_words(tmp_path: Path) -> None:
+    write_columns(tmp_path / "train.txt", [["1 O", "2 O"], ["page O", "3 O"], ["a O", "b O"]])
+    assert len(open_task("ner", tmp_path, "train")) == 3
+
+
+@pytest.mark.parametrize(("task", "folder"), [("ner", "NER"), ("conll2003", "CoNLL-2003")])
+def test_a_folder_of_the_tasks_name_is_looked_into(task: str, folder: str, tmp_path: Path) -> None:
+    write_columns(tmp_path / folder / "train.txt", [["a O"]])
+    (tmp_path / "SST-2").mkdir()
+    assert open_task(task, tmp_path, "train").path == tmp_path / folder / "train.txt"

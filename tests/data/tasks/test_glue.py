@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.data.tasks import open_task
+from minimoe_dist.data.tasks import open_task, score
 from tests.data.tasks.files import write_table
 
 _MNLI = ["index", "promptID", "pairID", "genre", "p1", "p2", "s1", "s2", "sentence1", "sentence2"]
@@ -87,7 +87,7 @@ def test_a_missing_file_is_told_with_its_names(tmp_path: Path) -> None:
 
 def test_a_file_without_a_usable_row_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "dev.tsv", [["sentence", "label"], ["a", "good"]])
-    with pytest.raises(ValueError, match=f"{path}:2: the label 'good'.*none of the rows"):
+    with pytest.raises(ValueError, match=f"{path}: 'good' .1 row. is none of 0, 1; 0 of 1 rows"):
         open_task("sst2", tmp_path, "dev")
 
 
@@ -97,3 +97,12 @@ def test_lines_that_are_no_text_are_counted(tmp_path: Path) -> None:
     data = open_task("sst2", tmp_path, "dev")
     assert (data.texts, data.bad.count) == ([("good",), ("bad",)], 2)
     assert data.bad.first == f"{path}:3: is not UTF-8"
+
+
+def test_f1_counts_a_label_that_is_neither_of_the_two(tmp_path: Path) -> None:
+    header = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
+    rows = [[label, "1", "2", "a", "b"] for label in ("1", "0", "2", "1")]
+    write_table(tmp_path / "dev.tsv", [header, *rows])
+    data = open_task("mrpc", tmp_path, "dev")
+    # Of class 1: two found, one of them wrongly, none missed but one.
+    assert score(data.task, [1, 0, 1, 0], data.labels) == {"f1": 0.5, "accuracy": 0.5}

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.data.tasks import Table, open_table
+from minimoe_dist.data.tasks import (
+    Table,
+    open_table,
+    score,
+    unknown_in_words,
+    unlearnt_rows,
+)
 from tests.data.tasks.files import write_table
 
 
@@ -50,11 +56,57 @@ def test_json_is_read_as_lines_and_as_one_array(tmp_path: Path, lines: bool) -> 
     assert (data.texts, data.labels) == ([("x", "y"), ("z", "w")], [1, 0])
 
 
-def test_the_dev_file_has_the_training_files_labels(tmp_path: Path) -> None:
+def test_dev_rows_whose_label_the_training_file_lacks_count_as_wrong(tmp_path: Path) -> None:
     write_table(tmp_path / "train.tsv", [["t", "l"], ["a", "no"], ["b", "yes"]])
-    write_table(tmp_path / "dev.tsv", [["t", "l"], ["b", "yes"], ["c", "maybe"]])
+    write_table(tmp_path / "dev.tsv", [["t", "l"], ["b", "yes"], ["c", "yess"], ["d", "no"]])
     data = open_table(Table(str(tmp_path), ("t",), "l"), "dev")
-    assert (data.labels, data.bad.count) == ([1], 1)
+    assert (data.labels, data.task.unlearnt, unlearnt_rows(data)) == ([1, 2, 0], ("yess",), 1)
+    assert unknown_in_words(data).endswith(
+        "dev.tsv: 'yess' (1 row; did you mean 'yes'?) is none of no, yes"
+    )
+    # Of the two known rows one is right; the class "yess" has an F1 of 0.
+    assert score(data.task, [1, 1, 1], data.labels) == {
+        "accuracy": pytest.approx(1 / 3), "macro_f1": pytest.approx(0.5 / 3)
+    }  # fmt: skip
+
+
+def test_a_strict_run_stops_at_a_label_that_the_training_file_lacks(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.tsv", [["t", "l"], ["a", "no"], ["b", "yes"]])
+    path = write_table(tmp_path / "dev.tsv", [["t", "l"], ["b", "yes"], ["c", "maybe"]])
+    with pytest.raises(ValueError, match=f"{path}:3: the label 'maybe' is none of no, yes"):
+        open_table(Table(str(tmp_path), ("t",), "l"), "dev", strict=True)
+
+
+def test_a_dev_file_of_other_labels_is_refused_with_their_counts(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.tsv", [["t", "l"], ["a", "0"], ["b", "1"]])
+    write_table(tmp_path / "dev.tsv", [["t", "l"], *[["b", "pos"], ["c", "neg"]] * 5])
+    with pytest.raises(ValueError, match=r"'pos' \(5 rows\), 'neg' \(5 rows\) are none of 0, 1; 0"):
+        open_table(Table(str(tmp_path), ("t",), "l"), "dev")
+
+
+def test_blanks_around_a_label_and_the_case_of_jsons_truth_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"t": "a", "l": "true "}\n{"t": "b", "l": false}\n')
+    data = open_table(Table(str(tmp_path), ("t",), "l"), "train")
+    assert (data.task.labels, data.labels) == (("false", "true"), [1, 0])
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 2 columns 'text', which text_columns wants"):
+        open_table(_csv(tmp_path, "text,stars,text\na,1,b\n"), "train")
+
+
+def test_empty_cells_are_counted_and_a_pairs_other_text_is_used(tmp_path: Path) -> None:
+    rows = [["a", "b", "l"], ["x", "", "1"], ["", "y", "0"], ["", " ", "0"], ["x", "y", " "]]
+    write_table(tmp_path / "train.tsv", rows)
+    data = open_table(Table(str(tmp_path), ("a", "b"), "l"), "train")
+    assert (data.texts, data.labels, data.bad.count) == ([("x", ""), ("", "y")], [1, 0], 2)
+
+
+def test_a_line_that_is_no_text_spoils_its_whole_row_of_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(b'text,stars\n"one\n\xff\ntwo",1\nthree,0\nfour,1\n')
+    data = open_table(Table(str(path), ("text",), "stars"), "train")
+    assert (data.texts, data.bad.count) == ([("three",), ("four",)], 1)
 
 
 def test_regression_refuses_what_is_no_number(tmp_path: Path) -> None:
@@ -81,7 +133,7 @@ def test_a_table_that_is_no_utf8_is_refused_with_the_remedy(tmp_path: Path) -> N
     rows = "".join(f"书{number},a\n" for number in range(20))
     (tmp_path / "train.csv").write_bytes(("text,stars\nbook,b\n" + rows).encode("gb18030"))
     table = Table(str(tmp_path / "train.csv"), ("text",), "stars")
-    with pytest.raises(ValueError, match=r"csv:3: is not UTF-8; 20 of 21 rows .* iconv"):
+    with pytest.raises(ValueError, match=r"UTF-8 in 20 of the 20 lines .* GB18030: .* iconv"):
         open_table(table, "train")
 
 
@@ -89,7 +141,7 @@ def test_a_table_that_is_no_utf8_is_refused_with_the_remedy(tmp_path: Path) -> N
 def test_a_header_that_is_no_utf8_is_refused(tmp_path: Path, coding: str) -> None:
     (tmp_path / "train.csv").write_bytes("文本,星\n书,1\n".encode(coding))
     table = Table(str(tmp_path / "train.csv"), ("文本",), "星")
-    with pytest.raises(ValueError, match=r"train.csv:1: is not UTF-8; save the file as UTF-8"):
+    with pytest.raises(ValueError, match=r"csv:1: is not UTF-8; it looks like (GB18030|UTF-16)"):
         open_table(table, "train")
 
 
