@@ -4,12 +4,11 @@ set -uo pipefail
 source "$MINIMOE_SLURM/env.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 
-# launch COMMAND ARGUMENTS…; of a run the first may be its recipe
+# launch COMMAND ARGUMENTS…
 launch() {
     local command=$1 status=0
     local around=("$MINIMOE_PYTHON" -m minimoe_dist.slurm.job)
     shift
-    case $command:${1:-} in finetune:* | *:-* | *=* | *:) ;; *) set -- --config "$@" ;; esac
     # What was to start anew at first must not do so at every restart.
     if ((${SLURM_RESTART_COUNT:-0})); then set -- "$@" --resume=auto; fi
     # Slurm's SIGTERM reaches this shell too, which has to live until the ranks have saved.

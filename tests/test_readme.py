@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.cli import parse_distill
-from minimoe_dist.config import load_run_config
+from minimoe_dist.config.command_line import read_options
+from minimoe_dist.config.commands import DistillOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,13 +33,14 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_distill_commands_resolve() -> None:
+def test_distill_commands_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     commands = [words for words in _commands() if "minimoe_dist" in words]
     assert commands
     for words in commands:
-        arguments = parse_distill(words[words.index("distill") + 1 :])
-        path = ROOT / (arguments.config_path or "")
-        config = load_run_config(str(path), arguments.overrides)
+        (config,) = read_options(
+            "distill", DistillOptions, words[words.index("distill") + 1 :]
+        ).stages
         assert config.students[0].layer == 4
         assert config.parallel.precision == "bf16"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist.config import deepspeed_settings, load_run_config, load_stages
-from minimoe_dist.config.command_line import parse_command
+from minimoe_dist.config.command_line import read_options
 from minimoe_dist.config.commands import FinetuneOptions
 from minimoe_dist.config.model_types import MODEL_TYPES
 from minimoe_dist.data.tasks import TASKS
@@ -86,7 +86,7 @@ def test_recipe_is_started_by_its_own_name() -> None:
 
 @pytest.mark.parametrize("path", FINETUNING, ids=lambda path: path.stem)
 def test_finetuning_recipe_resolves(path: Path) -> None:
-    options = parse_command("finetune", FinetuneOptions, ["a_model", "--config", str(path)])
+    options = read_options("finetune", FinetuneOptions, ["a_model", "--config", str(path)])
     assert options.task is not None
     assert set(options.task) <= set(TASKS)
     assert f"configs/finetune/{path.name}" in path.read_text("utf-8")

@@ -138,3 +138,50 @@ def test_a_wrong_stage_is_refused(tmp_path: Path, stages: list[Any], words: str)
 def test_stages_are_no_single_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has stages"):
         load_run_config(write(tmp_path, ASSISTANT, STUDENT))
+
+
+@pytest.mark.parametrize("word", ["stages.student.layer=4", "--stages.student.students.0.layer=4"])
+def test_an_option_may_be_for_one_stage(tmp_path: Path, word: str) -> None:
+    stages = load_stages(write(tmp_path, ASSISTANT, STUDENT), [word])
+    assert [stage.students[0].layer for stage in stages] == [12, 4]
+
+
+def test_of_one_stage_and_all_stages_the_later_word_wins(tmp_path: Path) -> None:
+    words = ["--max_steps=2", "stages.student.max_steps=3", "--seed=1", "stages.assistant.seed=4"]
+    first, second = load_stages(write(tmp_path, ASSISTANT, STUDENT), words)
+    assert (first.training.max_steps, second.training.max_steps) == (2, 3)
+    assert (first.seed, second.seed) == (4, 1)
+
+
+def test_a_stage_may_be_given_a_teacher_of_its_own_beside_the_recipe(tmp_path: Path) -> None:
+    words = ["stages.student.teacher_model_name_or_path=large", "stages.student.relation_layer=4"]
+    first, second = load_stages(write(tmp_path, ASSISTANT, STUDENT), words)
+    assert (first.teacher.model_name_or_path, first.teacher.relation_layer) == ("big", 10)
+    assert (second.teacher.model_name_or_path, second.teacher.relation_layer) == ("large", 4)
+
+
+def test_a_teacher_of_all_stages_leaves_a_stages_own(tmp_path: Path) -> None:
+    own = {**STUDENT, "teacher": {"model_name_or_path": "large"}}
+    words = ["--teacher_model_name_or_path=other"]
+    stages = load_stages(write(tmp_path, ASSISTANT, own), words)
+    assert [stage.teacher.model_name_or_path for stage in stages] == ["other", "large"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("stages.asistant.layer=4", "no stage 'asistant'; did you mean assistant?"),
+        ("stages.x.layer=4", "no stage 'x'; there are assistant, student"),
+        ("stages.student.layr=4", "did you mean stages.student.layer?"),
+        ("--stages.student.trainin.seed=4", "did you mean --stages.student.seed?"),
+        ("stages.student.training=4", "set one of its options, stages.student.training.NAME=value"),
+        ("stages.student=4", "which option? give stages.student.NAME=value"),
+        ("stages.student.layer=x", "stages.student.layer: must be a whole number, not 'x'"),
+        ("stages.student.output_dir=x", "a stage writes to output_dir/student"),
+        ("stages.student.use_cpu=true", "give one value for all stages"),
+    ],
+)
+def test_a_wrong_option_of_one_stage_is_refused(tmp_path: Path, word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_stages(write(tmp_path, ASSISTANT, STUDENT), [word])
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,11 +1,11 @@
 """``minimoe-dist distill``: corpora, teacher and students of a recipe, trained to their exports."""
 
 import gc
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from ..config import RunConfig
+from ..config.commands import DistillOptions
 from ..exit_status import ExitStatus
 from ..recipes.distilling import Distillation
 from ..recipes.finished import is_finished
@@ -17,13 +17,14 @@ from ..train.scope import Scope, only_run_in, run_resumable
 _log = logger("distill")
 
 
-def run(stages: Sequence[RunConfig], launch: Launch) -> int:
+def run(options: DistillOptions, launch: Launch) -> int:
     """Trains and exports the students of each stage; of several, finished ones are skipped.
 
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on), 1 when the loss
         stayed not finite. Ends the process with 1 where another rank is lost.
     """
+    stages = options.stages
 
     def distill(scope: Scope) -> ExitStatus:
         for stage in stages:

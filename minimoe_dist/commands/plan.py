@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.machines import described_machines, machine_of
-from ..config import ConfigError, RunConfig, load_stages
+from ..config import ConfigError, RunConfig
 from ..config.commands import PlanOptions
 from ..planning.corpora import corpus_of
 from ..planning.plan import Plan, Planner, nothing_fits
@@ -24,11 +24,10 @@ def run(options: PlanOptions, launch: Launch) -> int:
     Raises:
         ConfigError: the recipe or the machine is wrong, or no layout fits.
     """
-    stages = load_stages(options.recipe, options.overrides)
     machine = machine_of(options)
     to_come: dict[str, dict[str, Any]] = {}
     plans: list[tuple[RunConfig, Plan]] = []
-    for config in stages:
+    for config in options.stages:
         corpus = corpus_of(config, options.tokens)
         planner = Planner(config, corpus, to_come)
         plan = planner.plan(machine)

@@ -19,6 +19,7 @@ from ..checkpoints.export import export_elastic
 from ..checkpoints.files import PARTIAL, beside, save_tensors, write_json
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
+from ..config.commands import SparsifyOptions
 from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
 from ..data.placing import PlacedBatch, Placer
@@ -40,12 +41,13 @@ _SAME_FUNCTION = 1e-5
 _log = logger("sparsify")
 
 
-def run(config: RunConfig, launch: Launch) -> int:
-    """Sparsifies ``config.teacher``.
+def run(options: SparsifyOptions, launch: Launch) -> int:
+    """Sparsifies the teacher of the recipe's first stage.
 
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on).
     """
+    config = options.stages[0]
     parallel = config.parallel
     with (
         started(

@@ -21,7 +21,6 @@ from ..preflight.recipes import problems_of_stages
 from ..recipes.finished import is_finished
 from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
-from ..slurm.job import resolve
 from ..slurm.queue import SlurmError, execute, find_job
 from ..slurm.reports import newest_job
 from ..slurm.script import parse_free_options, render, time_limit_seconds
@@ -89,9 +88,7 @@ def _check_signal(options: SubmitOptions) -> None:
 
 def _jobs(options: SubmitOptions) -> list[_Job]:
     """The jobs to submit, in order; finished stages of a chain are left out."""
-    sparsifies = options.command == "sparsify"
-    words = [options.recipe, *options.overrides]
-    stages = resolve("sparsify" if sparsifies else "distill", words)
+    stages = options.stages
     command = "sparsify" if stages[0].model_type == SPARSIFICATION else "distill"
     if options.command not in ("auto", command):
         raise ConfigError(f"--command: {options.command}, but the recipe is one to {command}")
@@ -190,7 +187,7 @@ def _record(options: SubmitOptions) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": options.recipe,
         "overrides": options.overrides,
-        "options": options.model_dump(mode="json", exclude={"recipe", "overrides"}),
+        "options": options.model_dump(mode="json", exclude={"recipe"}),
         "code": code_version(),
         "environment": environment(),
     }

@@ -2,8 +2,9 @@
 
 Defaults < recipe (YAML) < flags and ``key.path=value`` in the order given. `schema` declares the
 options, `checks` holds them against each other, which `run` puts together, `flags` derives the
-command line from them, `loading` merges, `stages` reads chains, `problems` words the errors,
-`deepspeed_json` holds ZeRO and precision. Nothing here imports torch or deepspeed.
+command line from them, `loading` merges, `stages` reads chains, `command_line` turns the words of
+any command into its options (`commands`), `problems` words the errors, `deepspeed_json` holds ZeRO
+and precision. Nothing here imports torch or deepspeed.
 """
 
 from .deepspeed_json import check_deepspeed_json, deepspeed_settings

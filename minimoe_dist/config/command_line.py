@@ -1,117 +1,145 @@
-"""Command lines of flat options: words to an options class, and its help page."""
+"""The command line of every command: its words to typed options, and its help page."""
 
-import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from .commands import CommandOptions, is_positional
-from .flags import WORDS, Flag, kind_of, known_flags
+from .commands import POSITIONAL, CommandOptions, DistillOptions, RecipeOptions
+from .flags import (
+    SWITCH,
+    WORDS,
+    Option,
+    Setting,
+    find_option,
+    kind_of,
+    known_flags,
+    parse_value,
+    read_settings,
+)
 from .loading import read_recipe
 from .problems import ConfigError, Path, describe, nearest
+from .stages import load_stages
 
 Options = TypeVar("Options", bound=CommandOptions)
 
 _TRUTH = ("true", "false")
-_OVERRIDES = "overrides"
+_OF_RUN = """\
+Defaults < recipe < flags and key.path=value in the order given. A recipe of several stages runs
+them in order, finished ones are skipped; stages.NAME.OPTION=value is for one. Starts alone, or as
+  torchrun --nproc-per-node N -m minimoe_dist {command} …
+  deepspeed --module minimoe_dist {command} …
+  srun python -m minimoe_dist {command} …
+
+"""
 
 
-def take(name: str, remaining: list[str]) -> str:
-    """Takes the word after a flag off `remaining`; a negative number is one, a flag is not.
+def read_options(command: str, options_class: type[Options], tokens: Sequence[str]) -> Options:
+    """The options that a command's words mean.
 
-    Raises:
-        ConfigError: there is none.
-    """
-    if not remaining or remaining[0].startswith("--"):
-        raise ConfigError(f"--{name}: needs a value; give --{name} VALUE")
-    return remaining.pop(0)
-
-
-def flag_value(flag: Flag, remaining: list[str]) -> str:
-    """Takes what belongs to a flag off `remaining`: nothing for a switch, many words for a list.
-
-    Raises:
-        ConfigError: its value is missing.
-    """
-    if flag.is_switch:
-        return remaining.pop(0) if remaining and remaining[0].lower() in _TRUTH else "true"
-    values = [take(flag.name, remaining)]
-    if flag.kind == WORDS:
-        # The shell may have spread a pattern into many words.
-        while remaining and not remaining[0].startswith("-") and "=" not in remaining[0]:
-            values.append(remaining.pop(0))
-    return values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False)
-
-
-def parse_command(command: str, options_class: type[Options], tokens: Sequence[str]) -> Options:
-    """Reads flags, positional words, ``--config`` and, where the class takes them, overrides.
+    Words are flags with their values, positional words, ``--config FILE`` and, where the command
+    takes a run, that run's options as flags or as ``key.path=value``.
 
     Args:
         command: its name, for messages.
-        options_class: what the words mean.
+        options_class: of its options.
         tokens: what stands behind the command's name.
 
     Raises:
         ConfigError: one line that names the option, the value and the remedy.
     """
-    words = _Words(command, options_class)
-    words.read(list(tokens))
+    reader = _Reader(command, options_class, tokens)
+    reader.read()
     try:
-        return options_class.model_validate(words.values)
+        options = options_class.model_validate(reader.values)
     except ValidationError as error:
-        text = describe(error, words.origins, lambda path: str(path[0]))
-        raise ConfigError(text.replace("give it in the recipe or as", "give")) from None
+        text = describe(error, reader.origins, lambda path: f"give --{_flag_name(str(path[0]))}")
+        raise ConfigError(text) from None
+    if not isinstance(options, RecipeOptions):
+        return options
+    run = {
+        "overrides": [str(setting) for setting in reader.settings],
+        "stages": load_stages(options.recipe, [*options.presets, *reader.settings]),
+    }
+    return options.model_copy(update=run)
 
 
-class _Words:
-    """What a command line says, option by option."""
+class _Reader:
+    """Reads words from left to right."""
 
-    def __init__(self, command: str, options_class: type[CommandOptions]) -> None:
+    def __init__(
+        self, command: str, options_class: type[CommandOptions], tokens: Sequence[str]
+    ) -> None:
         self.command = command
         self.fields = options_class.model_fields
-        self.flags = {
-            _flag_name(name): Flag(
-                _flag_name(name),
-                (name,),
-                field.description or "",
-                kind_of(field.annotation),
-                None,
-                field.annotation is bool,
-            )
-            for name, field in self.fields.items()
-            if name != _OVERRIDES
-        }
+        self.takes_run = issubclass(options_class, RecipeOptions)
+        self.flags = _flags(options_class)
         self.waiting = [
-            name for name, field in self.fields.items() if is_positional(field.json_schema_extra)
+            name for name, field in self.fields.items() if field.json_schema_extra == POSITIONAL
         ]
+        self.remaining = list(tokens)
+        self.settings: list[Setting] = []
         self.values: dict[str, Any] = {}
         self.origins: dict[Path, str] = {}
 
-    def read(self, remaining: list[str]) -> None:
-        while remaining:
-            token = remaining.pop(0)
-            name, separator, value = token.removeprefix("--").partition("=")
+    def read(self) -> None:
+        while self.remaining:
+            token = self.remaining.pop(0)
+            label, separator, text = token.partition("=")
+            name, given = label.removeprefix("--"), text if separator else None
             if not token.startswith("--"):
                 self._read_word(token)
-            elif name == "config" and "config" not in self.flags:
-                self._read_file(value if separator else take(name, remaining))
             elif name in self.flags:
-                text = value if separator else flag_value(self.flags[name], remaining)
-                flag = self.flags[name]
-                self._set(str(flag.path[0]), _listed(text, flag), token.partition("=")[0])
-            elif _OVERRIDES in self.fields and name in known_flags():
-                text = value if separator else flag_value(known_flags()[name], remaining)
-                self.values.setdefault(_OVERRIDES, []).append(f"--{name}={text}")
+                self._set_by_flag(name, label, given)
+            elif name == "config":
+                self._read_file(self._next(label) if given is None else given)
+            elif self.takes_run and (name in known_flags() or "." in name):
+                option = find_option(label)
+                value = self._value(label, option.field, given)
+                self.settings.append(Setting(label, option, value))
             else:
-                self._refuse(token, name)
+                self._refuse(label, name)
+
+    def _value(self, label: str, field: FieldInfo, given: str | None) -> Any:
+        """What stands behind "=", else nothing for a switch, many words for a list, or one."""
+        if given is not None:
+            return parse_value(field, given)
+        kind = kind_of(field.annotation)
+        if kind == SWITCH:
+            says = self.remaining and self.remaining[0].lower() in _TRUTH
+            return self.remaining.pop(0) if says else "true"
+        words = [self._next(label)]
+        # The shell may have spread a pattern into many words.
+        while kind == WORDS and self.remaining and not self.remaining[0].startswith("-"):
+            if "=" in self.remaining[0]:
+                break
+            words.append(self.remaining.pop(0))
+        return parse_value(field, words[0]) if len(words) == 1 else words
+
+    def _next(self, label: str) -> str:
+        """The word after a flag; a negative number is one, a flag is not."""
+        if not self.remaining or self.remaining[0].startswith("--"):
+            raise ConfigError(f"{label}: needs a value; give {label} VALUE")
+        return self.remaining.pop(0)
+
+    def _set_by_flag(self, name: str, label: str, given: str | None) -> None:
+        path, field, _ = self.flags[name]
+        option = str(path[0])
+        if self.origins.get(path) == option:
+            raise ConfigError(
+                f"{label}: {option} {self.values[option]} is given already; keep one of the two"
+            )
+        self.waiting = [other for other in self.waiting if other != option]
+        self._set(option, self._value(label, field, given), label)
 
     def _read_word(self, token: str) -> None:
-        if _OVERRIDES in self.fields and "=" in token and not token.startswith("-"):
-            self.values.setdefault(_OVERRIDES, []).append(token)
+        if self.takes_run and "=" in token and not token.startswith("-"):
+            self.settings += read_settings([token])
         elif not self.waiting or token.startswith("-"):
-            raise ConfigError(f"{token}: not an option of {self.command}; give --flag value")
+            other = " or key.path=value" * self.takes_run
+            raise ConfigError(f"{token}: not an option of {self.command}; give --flag value{other}")
         elif get_origin(self.fields[self.waiting[0]].annotation) is list:
             self.values.setdefault(self.waiting[0], []).append(token)
         else:
@@ -119,78 +147,85 @@ class _Words:
             self._set(name, token, name)
 
     def _read_file(self, path: str) -> None:
-        if "recipe" in self.fields:
-            self.waiting = [name for name in self.waiting if name != "recipe"]
-            self._set("recipe", path, "--config")
-            return
         for name, value in read_recipe(path).items():
             if name not in self.fields:
                 self._refuse(f"{path}: {name}", str(name))
             if (name,) not in self.origins:  # flags win wherever they stand
-                self.values[name] = value
-                self.origins[(name,)] = f"{path}: {name}"
+                self._set(name, value, f"{path}: {name}")
 
     def _set(self, name: str, value: Any, origin: str) -> None:
         self.values[name] = value
         self.origins[(name,)] = origin
 
     def _refuse(self, shown: str, name: str) -> None:
-        runs = known_flags() if _OVERRIDES in self.fields else {}
-        found = nearest(name, [*self.flags, *runs])
-        there = ", ".join(f"--{flag}" for flag in self.flags)
-        hint = f"did you mean --{found}?" if found else f"there are {there}"
+        found = nearest(name, [*self.flags, *(known_flags() if self.takes_run else ()), "help"])
+        there = f"there are {', '.join(f'--{flag}' for flag in self.flags)}"
+        if self.takes_run:
+            there = f"see minimoe-dist {self.command} --help"
+        hint = f"did you mean --{found}?" if found else there
         raise ConfigError(f"{shown} is not an option of {self.command}; {hint}")
+
+
+def _flags(options_class: type[CommandOptions]) -> dict[str, Option]:
+    """A command's own flags, without dashes."""
+    return {
+        _flag_name(name): Option((name,), field)
+        for name, field in options_class.model_fields.items()
+        if not field.exclude
+    }
 
 
 def _flag_name(field: str) -> str:
     """Of a field; one that would hide a method of pydantic's classes has a ``_`` more."""
-    return field.rstrip("_")
+    return "config" if field == "recipe" else field.rstrip("_")
 
 
-def _listed(text: str, flag: Flag) -> Any:
-    """Several words of a flag, which `flag_value` joined, apart again."""
-    if flag.kind != WORDS or not text.startswith("["):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text  # a glob may begin with a bracket
-
-
-def command_help(command: str, summary: str, options_class: type[CommandOptions]) -> str:
-    """The page of ``COMMAND --help``."""
-    fields = options_class.model_fields
-    words = " ".join(
-        name.upper() + " …" * (get_origin(field.annotation) is list)
-        for name, field in fields.items()
-        if is_positional(field.json_schema_extra)
-    )
-    overrides = " [key.path=value …]" * (_OVERRIDES in fields)
-    lines = [
-        f"usage: minimoe-dist {command}{' ' * bool(words)}{words} [--FLAG VALUE …]{overrides}\n\n"
-        f"{summary[:1].upper()}{summary[1:]}.\n\n"
-    ]
-    for name, field in fields.items():
-        if name == _OVERRIDES:
-            continue
-        kind = kind_of(field.annotation)
-        takes = "" if field.annotation is bool else f" {kind if len(kind) < 40 else 'NAME'}"
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
-        told = "" if default in (None, "", False, []) else f" (default {_plainly(default)})"
-        alternatives = f"; {kind.replace('|', ', ')}" if len(kind) >= 40 else ""
-        lines.append(
-            entry(f"--{_flag_name(name)}{takes}", (field.description or "") + alternatives + told)
-        )
+def help_page(command: str, summary: str, options_class: type[CommandOptions]) -> str:
+    """The page of ``COMMAND --help``; of those that do a run with all options of it."""
+    takes_run = issubclass(options_class, RecipeOptions)
+    words = [command, *_positional_words(options_class), "[--FLAG VALUE …]"]
+    usage = " ".join([*words, "[key.path=value …]"] if takes_run else words)
+    lines = [f"usage: minimoe-dist {usage}\n\n{summary[:1].upper()}{summary[1:]}.\n\n"]
+    does_run = issubclass(options_class, DistillOptions)
+    if does_run:
+        lines.append(_OF_RUN.format(command=command))
+    lines += [_entry(name, option.field) for name, option in _flags(options_class).items()]
+    if does_run:
+        lines += _run_entries()
+    elif takes_run:
+        lines.append("\nOptions of the run besides: see minimoe-dist distill --help.\n")
     return "".join(lines)
 
 
-def _plainly(default: Any) -> str:
-    return ",".join(map(str, default)) if isinstance(default, list) else str(default)
+def _positional_words(options_class: type[CommandOptions]) -> Iterator[str]:
+    for name, field in options_class.model_fields.items():
+        if field.json_schema_extra == POSITIONAL:
+            word = name.upper() + " …" * (get_origin(field.annotation) is list)
+            yield word if field.is_required() else f"[{word}]"
 
 
-def entry(left: str, right: str) -> str:
+def _run_entries() -> Iterator[str]:
+    """Every flag of a run under its section."""
+    section: str | None = None
+    for name, option in known_flags().items():
+        of = str(option.path[0]) if len(option.path) > 1 else "run"
+        if of != section:
+            section = of
+            note = " (set for every student; students.NAME.KEY=value for one)" * (of == "students")
+            yield f"\n{of}{note}:\n"
+        yield _entry(name, option.field)
+
+
+def _entry(name: str, field: FieldInfo) -> str:
     """One entry of a help page: the flag, and what it means, wrapped."""
+    kind = kind_of(field.annotation)
+    is_long = len(kind) >= 40
+    left = f"--{name}" + ("" if kind == SWITCH else f" {'NAME' if is_long else kind}")
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    right = (field.description or "") + f"; {kind.replace('|', ', ')}" * is_long
+    if default not in (None, "", False, []):
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        right += f" (default {shown})"
     indent = " " * 34
-    text = textwrap.wrap(right, 66)
     first = f"  {left:<32}" if len(left) < 32 else f"  {left}\n{indent}"
-    return first + f"\n{indent}".join(text) + "\n"
+    return first + f"\n{indent}".join(textwrap.wrap(right, 66)) + "\n"

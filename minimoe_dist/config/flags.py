@@ -1,12 +1,14 @@
-"""The command line's options, derived from the schema so that each has one home.
+"""The options of a run as one table, and how the command line names them.
 
-Every option has a flag of its own name (``--max_steps``); a flag for students sets every student.
+An option is named by its path in a recipe (``training.max_steps``) or by its flag, which is the
+last name of the path wherever that says enough (``max_steps``), with dashes in front or without. A
+flag for students means every student; ``stages.NAME.`` in front means one stage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -15,7 +17,8 @@ from .problems import ConfigError, Path, dotted, nearest
 from .run import RunConfig
 from .schema import Section, StudentConfig
 
-# Options whose own name would not say whose they are.
+STUDENTS: Path = ("students",)
+# Options whose own name would not say whose they are, and those without a flag.
 _FLAG_NAMES: dict[Path, str | None] = {
     ("teacher", "model_name_or_path"): "teacher_model_name_or_path",
     ("teacher", "dtype"): "teacher_dtype",
@@ -24,133 +27,122 @@ _FLAG_NAMES: dict[Path, str | None] = {
     ("teacher", "offload"): "teacher_offload",
     ("students", "*", "model_name_or_path"): "student_model_name_or_path",
     ("students", "*", "name"): None,
+    STUDENTS: None,
 }
-_PRECISION_FLAG = "use_fp16"
+USE_FP16 = FieldInfo(annotation=bool, default=False, description="short for --precision fp16")
+SWITCH = "true|false"  # the kind of an option that may stand without a value, which means true
 WORDS = "TEXT …"  # the kind of an option that takes a list of words
 
 
+class Option(NamedTuple):
+    """An option of a run: its path ("*" stands for every student), its field, its stage if one."""
+
+    path: Path
+    field: FieldInfo
+    stage: str | None = None
+
+
 @dataclass(frozen=True)
-class Flag:
-    """One flag of the command line.
+class Setting:
+    """A value for an option of a run, from beside its recipe.
 
     Attributes:
-        name: without the dashes.
-        path: of the option that it sets; "*" stands for every student.
-        description: for the help page.
-        kind: what it takes, for the help page.
-        default: shown on the help page; None where there is none.
-        is_switch: it may stand without a value, which means true.
+        label: the option as the user wrote it, for messages.
+        option: that it names.
+        value: text, a list of words, or what YAML makes of text that is a list.
     """
 
-    name: str
-    path: Path
-    description: str
-    kind: str
-    default: Any
-    is_switch: bool
+    label: str
+    option: Option
+    value: Any
 
-
-def options(
-    section: type[Section] = RunConfig, at: Path = ()
-) -> Iterator[tuple[Path, FieldInfo | None]]:
-    """All options with their fields, depth first; sections come before theirs, without a field."""
-    for name, field in section.model_fields.items():
-        path = (*at, name)
-        nested = field.annotation
-        if name == "students":
-            nested, path = StudentConfig, (*path, "*")
-        if isinstance(nested, type) and issubclass(nested, Section):
-            yield path, None
-            yield from options(nested, path)
-        else:
-            yield path, field
+    def __str__(self) -> str:
+        return f"{self.label}={self.value}"
 
 
 @cache
-def leaf_fields() -> dict[Path, FieldInfo]:
-    """Path -> field of every option that holds a value."""
-    return {path: field for path, field in options() if field is not None}
+def known_options() -> Mapping[Path, FieldInfo | None]:
+    """Path -> field of every option, depth first; sections come before theirs, as None."""
+    table: dict[Path, FieldInfo | None] = {}
+
+    def add(section: type[Section], at: Path) -> None:
+        for name, field in section.model_fields.items():
+            path: Path = (*at, name)
+            nested: Any = field.annotation
+            if path == STUDENTS:
+                table[path] = field
+                nested, path = StudentConfig, (*path, "*")
+            is_section = isinstance(nested, type) and issubclass(nested, Section)
+            table[path] = None if is_section else field
+            if is_section:
+                add(nested, path)
+
+    add(RunConfig, ())
+    return table
 
 
 @cache
-def known_flags() -> dict[str, Flag]:
-    """Name -> flag, in the order of the schema."""
-    found: dict[str, Flag] = {}
-    for path, field in leaf_fields().items():
+def known_flags() -> Mapping[str, Option]:
+    """Name, without dashes -> option, in the order of the schema."""
+    flags: dict[str, Option] = {}
+    for path, field in known_options().items():
         name = _FLAG_NAMES.get(path, str(path[-1]))
-        if name is None:
+        if field is None or name is None:
             continue
-        assert name not in found, f"two options want the flag --{name}"
-        default = None if field.is_required() else field.get_default()
-        is_switch = field.annotation is bool
-        found[name] = Flag(
-            name, path, field.description or "", kind_of(field.annotation), default, is_switch
-        )
-    words = "short for --precision fp16"
-    found[_PRECISION_FLAG] = Flag(
-        _PRECISION_FLAG, ("parallel", "precision"), words, "true|false", False, True
-    )
-    return found
+        assert name not in flags, f"two options want the flag --{name}"
+        flags[name] = Option(path, field)
+    flags["use_fp16"] = Option(("parallel", "precision"), USE_FP16)
+    return flags
 
 
-def flag_of(path: Path) -> str | None:
-    """The flag that sets the option at `path`, or None."""
-    wanted = _any_student(path)
-    return next((flag.name for flag in known_flags().values() if flag.path == wanted), None)
+def find_option(label: str) -> Option:
+    """The option that ``--max_steps`` means, ``training.max_steps``, or ``stages.NAME.max_steps``.
 
-
-def unknown_flag(name: str) -> ConfigError:
-    """The refusal of a flag that is not there, with the nearest one."""
-    found = nearest(name, [*known_flags(), "config", "dry_run", "help"])
-    hint = f"did you mean --{found}?" if found else "see --help for all"
-    return ConfigError(f"--{name} is not an option; {hint}")
-
-
-def unknown_option(path: Path, label: str = "") -> ConfigError:
-    """The refusal of a key that is not there, with the nearest one's full path.
-
-    Args:
-        path: as the user wrote it.
-        label: the file in which it stands, or nothing.
+    Raises:
+        ConfigError: there is none, with the nearest; or it is a section.
     """
-    known = [option for option, _ in options()]
-    siblings = {
-        str(option[len(path) - 1]): dotted(option[: len(path)])
-        for option in known
-        if len(option) >= len(path) and option[: len(path) - 1] == _any_student(path)[:-1]
-    }
-    siblings.pop("*", None)
-    leaves = {str(option[-1]): dotted(option) for option in known}
-    leaves |= {name: dotted(flag.path) for name, flag in known_flags().items()}
-    name = str(path[-1])
-    found = leaves.get(name)
-    for candidates in (siblings, leaves):
-        guess = nearest(name, candidates)
-        found = found or (candidates[guess] if guess else None)
-    there = f"there are {', '.join(siblings)}" if siblings else "see --help for all"
-    hint = f"did you mean {found}?" if found else there
-    return ConfigError(f"{label}{dotted(path)} is not an option; {hint}")
+    key, stage = label.removeprefix("--"), None
+    if key.startswith("stages."):
+        _, stage, key = [*key.split(".", 2), ""][:3]
+        if not key:
+            raise ConfigError(f"{label}: which option? give stages.{stage}.NAME=value")
+    if key in known_flags():
+        return known_flags()[key]._replace(stage=stage)
+    path: Path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    if any_student(path) not in known_options():
+        raise _unknown(label, key, path)
+    if path[:1] == STUDENTS and len(path) == 2:
+        raise ConfigError(f"{label}: whose? give students.NAME.{path[1]} or students.*.{path[1]}")
+    field = known_options()[any_student(path)]
+    if field is None:
+        raise ConfigError(f"{label}: is a section; set one of its options, {label}.NAME=value")
+    return Option(path, field, stage)
 
 
-def is_known(path: Path) -> bool:
-    """Whether `path` names an option or a section."""
-    wanted = _any_student(path)
-    return any(option[: len(wanted)] == wanted for option, _ in options())
+def read_settings(overrides: Iterable["str | Setting"]) -> list[Setting]:
+    """Settings from ``key.path=value`` and ``--flag=value``; those that were read already stay.
+
+    Raises:
+        ConfigError: a text is none of these, or names no option.
+    """
+    settings = []
+    for override in overrides:
+        if isinstance(override, str):
+            label, separator, text = override.partition("=")
+            if not separator:
+                raise ConfigError(f"{override}: not an option; give key.path=value or --flag value")
+            option = find_option(label)
+            override = Setting(label, option, parse_value(option.field, text))
+        settings.append(override)
+    return settings
 
 
-def option_field(path: Path) -> FieldInfo | None:
-    """The field of the option at `path`; None for a section, the list of students, or nothing."""
-    return leaf_fields().get(_any_student(path))
-
-
-def parse_text(path: Path, text: str) -> Any:
-    """The value that `text` means for the option at `path`; pydantic does the rest."""
-    field = option_field(path)
-    if field is not None and type(None) in get_args(field.annotation) and text in ("null", "none"):
+def parse_value(field: FieldInfo, text: str) -> Any:
+    """The value that `text` means for an option; pydantic does the rest."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    if type(None) in kinds and text in ("null", "none"):
         return None
-    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    takes_list = field is None or any(get_origin(kind) is list for kind in kinds)
-    if takes_list and text.startswith(("[", "{")):
+    if any(get_origin(kind) is list for kind in kinds) and text.startswith(("[", "{")):
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError:
@@ -158,8 +150,45 @@ def parse_text(path: Path, text: str) -> Any:
     return text
 
 
-def _any_student(path: Path) -> Path:
-    if len(path) > 1 and path[0] == "students":
+def _unknown(label: str, key: str, path: Path) -> ConfigError:
+    """The refusal of what a user wrote beside a recipe: the nearest flag, else the nearest path."""
+    before = label.removesuffix(key)
+    found = nearest(key, known_flags()) if len(path) == 1 else None
+    if found is None:
+        return unknown_option(path, label, before)
+    return ConfigError(f"{label} is not an option; did you mean {before}{found}?")
+
+
+def unknown_option(path: Path, label: str, before: str = "") -> ConfigError:
+    """The refusal of a path that is not there, with the nearest one in full.
+
+    Args:
+        path: as the user wrote it.
+        label: the same with the file that it stands in, or with what stood before it.
+        before: what stood before it, which the remedy repeats.
+    """
+    known = known_options()
+    siblings = {
+        str(option[len(path) - 1]): dotted(option[: len(path)])
+        for option in known
+        if len(option) >= len(path) and option[: len(path) - 1] == any_student(path)[:-1]
+    }
+    siblings.pop("*", None)
+    leaves = {str(option[-1]): dotted(option) for option in known}
+    leaves |= {name: dotted(option.path) for name, option in known_flags().items()}
+    name = str(path[-1])
+    found = leaves.get(name)
+    for candidates in (siblings, leaves):
+        guess = nearest(name, candidates)
+        found = found or (candidates[guess] if guess else None)
+    there = f"there are {', '.join(siblings)}" if siblings else "see --help for all"
+    hint = f"did you mean {before}{found}?" if found else there
+    return ConfigError(f"{label} is not an option; {hint}")
+
+
+def any_student(path: Path) -> Path:
+    """`path` with "*" in the place of a student."""
+    if len(path) > 1 and path[:1] == STUDENTS:
         return ("students", "*", *path[2:])
     return path
 
@@ -167,7 +196,7 @@ def _any_student(path: Path) -> Path:
 def kind_of(annotation: Any) -> str:
     """What an option of this type takes, for the help page: "N", "X", "TEXT", WORDS, "a|b"."""
     if annotation is bool:
-        return "true|false"
+        return SWITCH
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) is list:

@@ -15,12 +15,13 @@ from .deepspeed_json import (
     find_deepspeed_json,
 )
 from .flags import (
-    flag_of,
-    is_known,
+    STUDENTS,
+    USE_FP16,
+    Setting,
+    any_student,
     known_flags,
-    option_field,
-    parse_text,
-    unknown_flag,
+    known_options,
+    read_settings,
     unknown_option,
 )
 from .problems import ConfigError, Path, describe, dotted, shown
@@ -30,7 +31,7 @@ _SECTIONS = ("teacher", "objective", "data", "training", "parallel", "sparsify")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
-def load_run_config(config_path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(config_path: str | None, overrides: Sequence[str | Setting] = ()) -> RunConfig:
     """Builds a run's options and checks them all.
 
     Args:
@@ -43,24 +44,29 @@ def load_run_config(config_path: str | None, overrides: Sequence[str] = ()) -> R
     tree = read_recipe(config_path) if config_path is not None else {}
     if "stages" in tree:
         raise ConfigError(f"{config_path}: has stages, and one run is wanted here; give another")
-    return resolve_run(tree, config_path, overrides)
+    return resolve_run(tree, config_path, read_settings(overrides))
 
 
 def resolve_run(
-    tree: dict[str, Any], config_path: str | None, overrides: Sequence[str]
+    tree: dict[str, Any],
+    config_path: str | None,
+    settings: Sequence[Setting],
+    stage: str | None = None,
 ) -> RunConfig:
-    """The same of a recipe that was read already, from ``config_path``."""
+    """The same of a recipe that was read already, from ``config_path``; of a stage of it, if any.
+
+    Raises:
+        ConfigError: as `load_run_config`, or a setting is for a stage, and this is none.
+    """
     merge = _Merge()
     if config_path is not None:
         merge.add_recipe(tree, config_path)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"{override}: not an option; give key.path=value or --flag value")
-        if key.startswith("--"):
-            merge.set_flag(key[2:], text)
-        else:
-            merge.set_key(key, text)
+    for setting in settings:
+        scope = setting.option.stage
+        if scope not in (None, stage):
+            plain = setting.label.replace(f"stages.{scope}.", "")
+            raise ConfigError(f"{setting.label}: the run has no stages; give {plain}")
+        merge.set(setting)
     config = merge.validated()
     if config.parallel.deepspeed is None:
         return config
@@ -130,69 +136,51 @@ class _Merge:
             entries = list(enumerate(node))
         for key, value in entries:
             path = (*at, key)
-            if not is_known(path):
-                raise unknown_option(path, f"{config_path}: ")
+            if any_student(path) not in known_options():
+                raise unknown_option(path, f"{config_path}: {dotted(path)}")
             self.origins[path] = f"{config_path}: {dotted(path)}"
-            if option_field(path) is None:
+            if path == STUDENTS or known_options()[any_student(path)] is None:
                 self._note_origins(value, path, config_path)
 
-    def set_flag(self, name: str, text: str) -> None:
-        """Sets the option of one flag."""
-        flag = known_flags().get(name)
-        if flag is None:
-            raise unknown_flag(name)
-        if name == "use_fp16":
-            precision = self._precision(text)
-            if precision is None:
+    def set(self, setting: Setting) -> None:
+        """Takes one setting on top."""
+        label, value = setting.label, setting.value
+        if setting.option.field is USE_FP16:
+            value = self._precision(label, value)
+            if value is None:
                 return
-            text = precision
-        self._set(flag.path, text, f"--{name}")
+        for path in self._of_students(setting.option.path):
+            node: Any = self.tree
+            for key in path[:-1]:
+                if isinstance(node, dict) and node.get(key) is None:
+                    node[key] = {}
+                node = node[key]
+                if not isinstance(node, dict | list):
+                    words = f"{dotted(path[:-1])} is {shown(node)}, not a section"
+                    raise ConfigError(f"{label}: {words}; correct the recipe")
+            node[path[-1]] = value
+            self.origins = {
+                known: origin
+                for known, origin in self.origins.items()
+                if known[: len(path)] != path
+            }
+            self.origins[path] = label
+            self.after_recipe.add(path)
 
-    def set_key(self, key: str, text: str) -> None:
-        """Sets one option by its path in the recipe."""
-        path: Path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        if path[0] == "students" and len(path) == 2:
-            raise ConfigError(f"{key}: whose? give students.NAME.{path[1]} or students.*.{path[1]}")
-        if not is_known(path):
-            raise unknown_option(path)
-        if option_field(path) is None and path != ("students",):
-            raise ConfigError(f"{key}: is a section; set one of its options, {key}.NAME=value")
-        self._set(path, text, key)
-
-    def _precision(self, value: str) -> str | None:
+    def _precision(self, label: str, value: str) -> str | None:
         """The precision that ``--use_fp16 value`` asks for; None where nothing changes."""
         text = value.lower()
         if text not in _TRUE + _FALSE:
-            raise ConfigError(f"--use_fp16: must be true or false, not {shown(value)}")
+            raise ConfigError(f"{label}: must be true or false, not {shown(value)}")
         if text in _TRUE:
             return "fp16"
         parallel = self.tree.get("parallel")
         may_be_fp16 = isinstance(parallel, dict) and parallel.get("precision") in ("auto", "fp16")
         return "fp32" if may_be_fp16 else None
 
-    def _set(self, path: Path, text: str, label: str) -> None:
-        value = parse_text(path, text)
-        for concrete in self._concrete(path):
-            node: Any = self.tree
-            for key in concrete[:-1]:
-                if isinstance(node, dict) and node.get(key) is None:
-                    node[key] = {}
-                node = node[key]
-                if not isinstance(node, dict | list):
-                    words = f"{dotted(concrete[:-1])} is {shown(node)}, not a section"
-                    raise ConfigError(f"{label}: {words}; correct the recipe")
-            node[concrete[-1]] = value
-            self.origins = {
-                known: origin
-                for known, origin in self.origins.items()
-                if known[: len(concrete)] != concrete
-            }
-            self.origins[concrete] = label
-            self.after_recipe.add(concrete)
-
-    def _concrete(self, path: Path) -> list[Path]:
+    def _of_students(self, path: Path) -> list[Path]:
         """Replaces the student of a path (index, name or "*") by the indices that it means."""
-        if path[0] != "students" or len(path) < 2:
+        if path[:1] != STUDENTS or len(path) < 2:
             return [path]
         students = self.tree.setdefault("students", [{}])
         if not isinstance(students, list) or not all(isinstance(one, dict) for one in students):
@@ -215,7 +203,7 @@ class _Merge:
         try:
             return RunConfig.model_validate({**self.tree, **sections})
         except ValidationError as error:
-            raise ConfigError(describe(error, self.origins, flag_of)) from None
+            raise ConfigError(describe(error, self.origins, _where_to_give)) from None
 
     def with_deepspeed_json(self, config: RunConfig, config_path: str | None) -> RunConfig:
         """Takes stage and precision from the DeepSpeed JSON, and refuses contradictions."""
@@ -245,3 +233,9 @@ class _Merge:
         """Whether the option at `path` was given, and not only in a recipe that flags overrule."""
         json_by_flag = ("parallel", "deepspeed") in self.after_recipe
         return path in (self.after_recipe if json_by_flag else self.origins)
+
+
+def _where_to_give(path: Path) -> str:
+    """The remedy for an option that is missing."""
+    flags = [name for name, option in known_flags().items() if option.path == any_student(path)]
+    return "give it in the recipe" + "".join(f" or as --{name}" for name in flags[:1])

@@ -32,14 +32,14 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 def describe(
     error: ValidationError,
     origins: Mapping[Path, str],
-    flag_of: Callable[[Path], str | None],
+    remedy_of: Callable[[Path], str],
 ) -> str:
     """Words a pydantic error as one line.
 
     Args:
         error: what pydantic raised.
         origins: path of an option -> where its value came from ("--moe", "recipe.yaml: …").
-        flag_of: gives the flag of the option at a path, or None.
+        remedy_of: says how the option at a path is given, where it is missing.
     """
     lines: list[str] = []
     for detail in error.errors():
@@ -47,10 +47,8 @@ def describe(
             for path, message in detail["ctx"]["problems"]:
                 lines.append(f"{_origin(path, origins)} {message}")
         elif detail["type"] == "missing":
-            flag, name = flag_of(detail["loc"]), dotted(detail["loc"])
-            lines.append(
-                f"{name} is missing; give it in the recipe{f' or as --{flag}' * bool(flag)}"
-            )
+            path = detail["loc"]
+            lines.append(f"{dotted(path)} is missing; {remedy_of(path)}")
         else:
             lines.append(f"{_origin(detail['loc'], origins)} {_message(detail)}")
     if len(lines) > _SHOWN:

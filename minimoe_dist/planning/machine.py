@@ -126,7 +126,7 @@ def load_machine(
         return Machine.model_validate(tree)
     except ValidationError as error:
         origins: dict[OptionPath, str] = {(key,): f"{path}: {key}" for key in tree}
-        raise ConfigError(describe(error, origins, lambda at: None)) from None
+        raise ConfigError(describe(error, origins, lambda at: f"give it in {path}")) from None
 
 
 def machine_yaml(machine: Machine) -> str:

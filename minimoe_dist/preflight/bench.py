@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..config import ConfigError, RunConfig, StudentConfig, load_stages
+from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.checks import check_command
 from ..config.commands import BenchOptions
 from ..config.model_types import Students
@@ -38,7 +38,7 @@ def recipe_of(options: BenchOptions) -> RunConfig:
     Raises:
         ConfigError: a wrong option, or a sparse student whose first weights are not there.
     """
-    config = load_stages(options.recipe, options.overrides)[0]
+    config = options.stages[0]
     check_command(config, "distill")
     students = [_with_start(config, student) for student in config.students]
     return config.model_copy(update={"students": students})

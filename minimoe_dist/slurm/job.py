@@ -11,21 +11,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field
 
-from ..config import ConfigError, RunConfig, load_stages
-from ..config.command_line import parse_command
-from ..config.commands import POSITIONAL, CommandOptions, FinetuneOptions
-from ..config.model_types import SPARSIFICATION
+from ..config import ConfigError, RunConfig
+from ..config.command_line import read_options
+from ..config.commands import DistillOptions, FinetuneOptions, SparsifyOptions
 from ..errors import UserError
 from ..exit_status import ExitStatus
+from ..preflight import distill as preflight_distill
 from ..preflight import finetune as preflight_finetune
-from ..preflight.recipes import problems_of_stages
-from ..runtime import Launch, prepare_environment
+from ..runtime import Launch
 from . import starts
 from .facts import code_version
 from .queue import SlurmError, execute, show_job
@@ -33,24 +32,7 @@ from .task import processes_per_task
 
 _LOCK_SECONDS = 60.0
 _BY_SIGNAL = 128
-
-
-class _RecipeWords(CommandOptions):
-    """What follows ``distill`` or ``sparsify`` in a job."""
-
-    recipe: str | None = Field(None, description="a run", json_schema_extra=POSITIONAL)
-    overrides: list[str] = Field([], description="changes of the run")
-
-
-def resolve(command: str, words: Sequence[str]) -> list[RunConfig]:
-    """The stages of the run that a job's words mean.
-
-    Raises:
-        ConfigError: they mean none.
-    """
-    options = parse_command(command, _RecipeWords, words)
-    given = [f"--model_type={SPARSIFICATION}"] if command == "sparsify" else []
-    return load_stages(options.recipe, [*given, *options.overrides])
+_RECIPE_COMMANDS = {"distill": DistillOptions, "sparsify": SparsifyOptions}
 
 
 @dataclass(frozen=True)
@@ -59,13 +41,13 @@ class JobRun:
 
     Attributes:
         folder: of the run.
+        stages: of its recipe; none of a fine-tuning.
         check: raises ConfigError for what would stop every rank at its start.
-        plans: global batch and number of steps of each stage, by the number of ranks.
     """
 
     folder: Path
+    stages: Sequence[RunConfig]
     check: Callable[[Launch], None]
-    plans: Callable[[int], dict[str, Any]]
 
 
 def open_run(command: str, words: Sequence[str]) -> JobRun:
@@ -74,31 +56,16 @@ def open_run(command: str, words: Sequence[str]) -> JobRun:
     Raises:
         ConfigError: they mean none.
     """
-    if command in ("distill", "sparsify"):
-        stages = resolve(command, words)
-        folder = run_folder(stages)
-        return JobRun(
-            folder,
-            lambda launch: _check_stages(stages, launch),
-            lambda ranks: _plans(stages, folder, ranks),
-        )
+    if command in _RECIPE_COMMANDS:
+        options = read_options(command, _RECIPE_COMMANDS[command], words)
+        check = partial(preflight_distill.check, options)
+        return JobRun(run_folder(options.stages), options.stages, check)
     if command != "finetune":
-        raise ConfigError(
-            f"{command}: not a command for jobs; there are distill, sparsify, finetune"
-        )
-    options = parse_command(command, FinetuneOptions, words)
-    return JobRun(
-        Path(options.output_dir),
-        lambda launch: preflight_finetune.check(options, launch),
-        lambda ranks: {},
-    )
-
-
-def _check_stages(stages: Sequence[RunConfig], launch: Launch) -> None:
-    device_type = prepare_environment(stages[0].parallel.use_cpu)
-    problems = [one for found in problems_of_stages(stages, launch, device_type) for one in found]
-    if problems:
-        raise ConfigError("; ".join(problems))
+        there = ", ".join([*_RECIPE_COMMANDS, "finetune"])
+        raise ConfigError(f"{command}: not a command for jobs; there are {there}")
+    finetuning = read_options(command, FinetuneOptions, words)
+    check_finetuning = partial(preflight_finetune.check, finetuning)
+    return JobRun(Path(finetuning.output_dir), [], check_finetuning)
 
 
 def run_folder(stages: Sequence[RunConfig]) -> Path:
@@ -125,21 +92,21 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
     nodes = environ.get("SLURM_JOB_NODELIST", "")
     name = starts.run_id(folder, records)
     record = {"event": "start", "run_id": name, "job": job, "restart": restart, "nodes": nodes,
-              "progress": progress, "plans": run.plans(ranks),
+              "progress": progress, "plans": _plans(run, ranks),
               "code": code_version()}  # fmt: skip
     starts.add_record(folder, record)
     _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {starts.shown(progress)}")
     return ExitStatus.DONE
 
 
-def _plans(stages: Sequence[RunConfig], folder: Path, ranks: int) -> dict[str, Any]:
+def _plans(run: JobRun, ranks: int) -> dict[str, Any]:
     """Each stage's global batch and, where the recipe says it, number of steps."""
     return {
-        Path(stage.output_dir).relative_to(folder).as_posix(): {
+        Path(stage.output_dir).relative_to(run.folder).as_posix(): {
             "global_batch_size": stage.global_batch_size(ranks),
             "total_steps": stage.training.max_steps,
         }
-        for stage in stages
+        for stage in run.stages
     }
 
 

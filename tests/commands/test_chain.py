@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from minimoe_dist.commands import distill
 from minimoe_dist.config import load_stages
+from minimoe_dist.config.commands import DistillOptions
 from minimoe_dist.runtime import detect_launch
 from tests.commands import support
 from tests.commands.support import Workshop
@@ -76,7 +77,8 @@ def _bytes_at_each_start(path: str) -> list[int]:
             super().__init__(*arguments)
 
     with mock.patch.object(distill, "Distillation", Watched):
-        assert distill.run(load_stages(path), detect_launch(os.environ)) == 0
+        options = DistillOptions(stages=load_stages(path))
+        assert distill.run(options, detect_launch(os.environ)) == 0
     return found
 
 

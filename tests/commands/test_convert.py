@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from minimoe_dist.commands import convert
 from minimoe_dist.config import ConfigError
-from minimoe_dist.config.command_line import parse_command
+from minimoe_dist.config.command_line import read_options
 from minimoe_dist.config.commands import ConvertOptions
 from minimoe_dist.corpus.tokenizing import load_tokenizer
 from minimoe_dist.preflight.convert import check
@@ -38,7 +38,7 @@ def huggingface(tmp_path, model):
 
 
 def options_of(*words):
-    return parse_command("convert", ConvertOptions, [str(word) for word in words])
+    return read_options("convert", ConvertOptions, [str(word) for word in words])
 
 
 def run(*words):

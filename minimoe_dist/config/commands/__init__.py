@@ -1,13 +1,13 @@
-"""The options of commands other than ``distill`` and ``sparsify``: one flat class for each.
+"""The options of each command: one class for each, from which flags and help pages follow.
 
-Flags, help pages and checks follow from the fields (see `command_line`). ``distill`` and
-``sparsify`` take a whole run instead, which `schema` declares.
+`command_line` reads them. Commands that take a run hold it too, as `schema` declares it.
 """
 
-from .base import POSITIONAL, CommandOptions, is_positional
+from .base import POSITIONAL, CommandOptions, RecipeOptions
 from .bench import BenchOptions
 from .convert import ConvertOptions
 from .demo import DemoOptions
+from .distill import DistillOptions, SparsifyOptions
 from .doctor import DoctorOptions
 from .export import ExportOptions
 from .finetune import FinetuneOptions
@@ -21,13 +21,15 @@ __all__ = [
     "CommandOptions",
     "ConvertOptions",
     "DemoOptions",
+    "DistillOptions",
     "DoctorOptions",
     "EvaluateOptions",
     "ExportOptions",
     "FinetuneOptions",
     "PlanOptions",
+    "RecipeOptions",
     "ReportOptions",
+    "SparsifyOptions",
     "StatusOptions",
     "SubmitOptions",
-    "is_positional",
 ]

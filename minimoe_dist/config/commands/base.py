@@ -1,11 +1,12 @@
 """What all options classes of commands have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from ..run import RunConfig
 from ..schema import Section
 
 POSITIONAL: dict[str, Any] = {"positional": True}
@@ -15,9 +16,8 @@ class CommandOptions(Section):
     """Base of a command's options: frozen, no unknown keys, lists also as text with commas.
 
     A field with ``json_schema_extra=POSITIONAL`` takes words that stand without a flag, in the
-    order of the fields; a list takes all that are left. A field ``recipe`` is what ``--config``
-    names (for other commands, ``--config`` names a YAML file of these options), and a field
-    ``overrides`` takes ``key.path=value`` and the flags of ``distill``.
+    order of the fields; a list takes all that are left. ``--config`` names a YAML file of these
+    options.
     """
 
     @field_validator("*", mode="before")
@@ -30,6 +30,19 @@ class CommandOptions(Section):
         return value
 
 
-def is_positional(extra: Any) -> bool:
-    """Whether a field's ``json_schema_extra`` makes it positional."""
-    return isinstance(extra, Mapping) and bool(extra.get("positional"))
+class RecipeOptions(CommandOptions):
+    """Base of the options of commands that take a run: ``--config`` or a word names its recipe.
+
+    Every option of the run goes behind it, as a flag or as ``key.path=value``.
+    """
+
+    recipe: str | None = Field(
+        None, description="recipe of the run, see configs/recipes", json_schema_extra=POSITIONAL
+    )
+    overrides: list[str] = Field([], exclude=True)  # as they were written
+    stages: list[RunConfig] = Field([], exclude=True)  # the run; one where the recipe has none
+
+    @property
+    def presets(self) -> Sequence[str]:
+        """What the command says of the run, before the user does."""
+        return ()

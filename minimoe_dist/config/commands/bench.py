@@ -2,17 +2,17 @@
 
 from pydantic import Field
 
-from .base import POSITIONAL, CommandOptions
+from .base import POSITIONAL, RecipeOptions
 
 
-class BenchOptions(CommandOptions):
+class BenchOptions(RecipeOptions):
     """A recipe, how long to measure, and where to write what was found."""
 
     recipe: str = Field(
-        description="run whose step is measured, as --config or a word; of stages the first",
+        min_length=1,
+        description="run whose step is measured; of stages the first",
         json_schema_extra=POSITIONAL,
     )
-    overrides: list[str] = Field([], description="options of the recipe")
     filled: float | None = Field(
         None, gt=0, le=1, description="share of positions that are no padding; default as in the "
         "recipe's corpus, without one 1"

@@ -1,19 +1,20 @@
 """Options of ``minimoe-dist submit`` and ``status``."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
-from .base import POSITIONAL, CommandOptions
+from ..model_types import SPARSIFICATION
+from .base import POSITIONAL, CommandOptions, RecipeOptions
 
 
-class SubmitOptions(CommandOptions):
+class SubmitOptions(RecipeOptions):
     """A run and the Slurm job that it becomes; what is left open stays as in the sbatch file."""
 
     recipe: str = Field(
         min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
     )
-    overrides: list[str] = Field([], description="changes of the run")
     command: Literal["auto", "distill", "sparsify"] = Field(
         "auto", description="what the job does; auto: distill or sparsify, as the recipe says"
     )
@@ -37,6 +38,10 @@ class SubmitOptions(CommandOptions):
         [], description="further options of sbatch, as constraint=a100,qos=high"
     )
     dry_run: bool = Field(False, description="print what would be submitted, and stop")
+
+    @property
+    def presets(self) -> Sequence[str]:
+        return (f"--model_type={SPARSIFICATION}",) if self.command == "sparsify" else ()
 
 
 class StatusOptions(CommandOptions):

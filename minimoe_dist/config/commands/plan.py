@@ -2,16 +2,12 @@
 
 from pydantic import Field
 
-from .base import POSITIONAL, CommandOptions
+from .base import RecipeOptions
 
 
-class PlanOptions(CommandOptions):
+class PlanOptions(RecipeOptions):
     """A recipe, the machine that it is held against, and where the plan goes."""
 
-    recipe: str | None = Field(
-        None, description="run to plan, as --config or a word", json_schema_extra=POSITIONAL
-    )
-    overrides: list[str] = Field([], description="options of the recipe")
     machine: str | None = Field(
         None, description="name in configs/machines, or a YAML file; default this machine, measured"
     )

@@ -1,0 +1,22 @@
+"""Options of ``minimoe-dist distill`` and ``sparsify``, beside those of their run."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ..model_types import SPARSIFICATION
+from .base import RecipeOptions
+
+
+class DistillOptions(RecipeOptions):
+    """A run to do, or to look at first."""
+
+    dry_run: bool = Field(False, description="print the resolved run and stop")
+
+
+class SparsifyOptions(DistillOptions):
+    """The same of a run whose students are still to be measured."""
+
+    @property
+    def presets(self) -> Sequence[str]:
+        return (f"--model_type={SPARSIFICATION}",)
