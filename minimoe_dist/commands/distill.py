@@ -27,10 +27,14 @@ def run(options: DistillOptions, launch: Launch) -> int:
     stages = options.stages
 
     def distill(scope: Scope) -> ExitStatus:
-        for stage in stages:
-            if len(stages) > 1 and decided_by_rank_0(partial(is_finished, stage)):
-                _log.info("%s: finished before", stage.output_dir)
-                continue
+        for number, stage in enumerate(stages, 1):
+            if len(stages) > 1:
+                folder = Path(stage.output_dir)
+                shown = f"stage {folder.name} ({number} of {len(stages)}), {folder}"
+                if decided_by_rank_0(partial(is_finished, stage)):
+                    _log.info("%s: finished before", shown)
+                    continue
+                _log.info("%s: begins", shown)
             with only_run_in(Path(stage.output_dir)):
                 is_done = _train(stage, launch, scope)
             gc.collect()  # what was closed is held in cycles

@@ -57,11 +57,14 @@ def test_finished_stages_are_skipped(finished: Path, workshop: Workshop) -> None
     (finished / "third" / "summary.json").unlink()
     said = support.finish(recipe(workshop, finished))
     assert said.count("finished before") == 2
+    assert f"stage second (2 of 3), {finished / 'second'}: finished before" in said
+    assert f"stage third (3 of 3), {finished / 'third'}: begins" in said
     assert "at step 4" in said  # the third stage's checkpoint
 
 
 def test_a_finished_stage_with_other_options_is_refused(finished: Path, workshop: Workshop) -> None:
-    statuses, said = support.run(recipe(workshop, finished), "--learning_rate", "0.5")
+    word = "stages.first.learning_rate=0.5"
+    statuses, said = support.run(recipe(workshop, finished), word)
     assert statuses == [2, 2]
     assert "was finished with other options (training.learning_rate: 0.01 -> 0.5)" in said
 
