@@ -31,13 +31,14 @@ FLOORS = {
     "config": 1,
     "model_paths": 1,
     "runtime": 1,
+    "durable": 0,
     "kernels": 0,
     "errors": 0,
     "exit_status": 0,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
-    *("cli", "config", "errors", "exit_status", "model_paths", "preflight", "runtime"),
+    *("cli", "config", "durable", "errors", "exit_status", "model_paths", "preflight", "runtime"),
     "slurm",
 )
 HEAVY = {

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from .. import errors  # what models.errors finds beside exported code
+from ..durable import replaced
 from ..models import (
     blocks,
     configuration,
@@ -51,7 +52,6 @@ from ..models.elastic_configuration import ElasticConfig
 from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.mlm_head import MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoeModel
-from .files import replaced
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 

@@ -1,6 +1,5 @@
 """Hugging Face folders as they are: copied, counted, loaded by the class that they name."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
+from ..durable import write_json
 from ..errors import UserError
 from ..models.auto import (
     AutoModel,
@@ -15,7 +15,6 @@ from ..models.auto import (
     AutoModelForTokenClassification,
 )
 from ..models.pretrained import quiet_transformers
-from .files import write_json
 from .published import read_config
 
 _COPIED = {".json", ".safetensors", ".txt", ".model", ".py"}
@@ -98,7 +97,7 @@ def write_sentence_layout(
         }
         for index, (path, name) in enumerate(modules)
     ]
-    (folder / "modules.json").write_text(json.dumps(described, indent=2) + "\n")
+    write_json(folder / "modules.json", described)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
     )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..durable import replaced
 from ..models.auto import AutoModel
-from .files import replaced
 from .sharded import MAX_PIECE_BYTES, write_pieces
 
 

@@ -24,25 +24,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import UserError
-from .files import (
+from ..durable import (
     PARTIAL,
     REPLACED,
     beside,
     finish_replacing,
-    flush_file,
     flush_folder,
     hash_file,
     hash_json,
     make_empty,
     replace_folder,
-    save_tensors,
+    set_aside,
     write_json,
+    write_text,
 )
+from ..errors import UserError
+from .tensors import save_tensors
 
 FORMAT = 1
 _TENSORS = "tensors.safetensors"
@@ -169,8 +170,8 @@ def _write_piece(folder: Path, students: Sequence[TrainingState], rank: int) -> 
         save_tensors(tensors, path)
         note = {"file": path.name, **hash_file(path), "keys": sorted(tensors)}
         write_json(folder / f"rank_{rank:05d}.json", note)
-    except Exception as error:  # safetensors has its own exception for a full disk
-        return error if isinstance(error, OSError) else OSError(f"{folder}: {error}")
+    except OSError as error:
+        return error
     return None
 
 
@@ -218,7 +219,7 @@ def _complete(
         replace_folder(partial, final)
     except OSError as error:
         return error
-    except (ValueError, SafetensorError) as error:  # a note that was cut off; a full disk
+    except ValueError as error:  # a note that was cut off
         return OSError(f"{final}: {error}")
     return None
 
@@ -226,12 +227,8 @@ def _complete(
 def _announce(checkpoint: Path, keep: int) -> None:
     """Moves ``latest`` and removes old checkpoints; the new one is safe, whatever fails here."""
     latest = checkpoint.parent / "latest"
-    aside = beside(latest, PARTIAL)
     try:
-        aside.write_text(checkpoint.name + "\n")
-        flush_file(aside)
-        aside.rename(latest)
-        flush_folder(checkpoint.parent)
+        write_text(latest, checkpoint.name + "\n")
     except OSError as error:
         _log.warning("%s still names an earlier checkpoint: %s", latest, error)
     found = list_checkpoints(checkpoint.parent)
@@ -275,14 +272,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def set_aside_checkpoints(folder: Path) -> Path | None:
     """Moves a run's checkpoints out of the way of a new beginning; None where there are none."""
-    if not list_checkpoints(folder):
-        return None
-    number = 1
-    while (aside := beside(folder, f".{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    flush_folder(folder.parent)
-    return aside
+    return set_aside(folder) if list_checkpoints(folder) else None
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..config.paths import WEIGHTS, WEIGHTS_INDEX
-from .files import PARTIAL, beside, save_tensors, write_json
+from ..durable import write_json
+from .tensors import save_tensors
 
 MAX_PIECE_BYTES = 10**9
 
@@ -34,7 +35,7 @@ def write_pieces(
     size = total = 0
 
     def write() -> None:
-        save_tensors(piece, folder / f"piece-{len(names):05d}{PARTIAL}")
+        save_tensors(piece, folder / f"piece-{len(names):05d}")
         names.append(list(piece))
         piece.clear()
 
@@ -50,9 +51,8 @@ def write_pieces(
     for number, held in enumerate(names):
         last = len(names)
         final = WEIGHTS if last == 1 else f"model-{number + 1:05d}-of-{last:05d}.safetensors"
-        (folder / f"piece-{number:05d}{PARTIAL}").rename(folder / final)
+        (folder / f"piece-{number:05d}").rename(folder / final)
         weight_map |= dict.fromkeys(held, final)
     if len(names) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(beside(folder / WEIGHTS_INDEX, PARTIAL), index)
-        beside(folder / WEIGHTS_INDEX, PARTIAL).rename(folder / WEIGHTS_INDEX)
+        write_json(folder / WEIGHTS_INDEX, index)

@@ -1,6 +1,5 @@
 """``minimoe-dist bench``: what this machine does, and how long a recipe's step takes on it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from rich.console import Console
 from ..bench.measurement import RANDOM_MODEL, Measurement
 from ..bench.view import draw, show
 from ..config.commands import BenchOptions
+from ..durable import write_json, write_text
 from ..exit_status import ExitStatus
 from ..planning.machine import machine_yaml
 from ..preflight.bench import recipe_of
@@ -38,9 +38,8 @@ def run(options: BenchOptions, launch: Launch) -> int:
                 shutil.rmtree(folder / RANDOM_MODEL, ignore_errors=True)
     if launch.rank == 0:
         show(found, Console())
-        (folder / "machine.yaml").write_text(machine_yaml(found.machine), "utf-8")
-        content = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
-        (folder / "bench.json").write_text(content + "\n", "utf-8")
+        write_text(folder / "machine.yaml", machine_yaml(found.machine))
+        write_json(folder / "bench.json", found.as_json())
         draw(found, folder / "bench.png")
         print(f"{folder}/machine.yaml is for plan --machine; bench.json and bench.png beside it")
     return ExitStatus.DONE

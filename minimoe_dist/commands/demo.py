@@ -26,6 +26,7 @@ from ..corpus.reading import ReadingOptions
 from ..corpus.sources import python_documentation, write_wiki
 from ..corpus.tokenizing import open_tokenizer
 from ..data.loader import heldout_batches
+from ..durable import write_json, write_text
 from ..errors import UserError
 from ..models.teacher import load_teacher
 from ..objectives.relations import relation_loss_sum
@@ -51,7 +52,7 @@ def run(options: DemoOptions, launch: Launch) -> int:
     recipe = folder / "recipe.yaml"
     config = _resolve(folder, options.steps, processes)
     _build_corpus(folder, config)
-    recipe.write_text(config.to_yaml())
+    write_text(recipe, config.to_yaml())
     status = _distil(recipe, processes)
     if status != 0:
         return status
@@ -59,7 +60,7 @@ def run(options: DemoOptions, launch: Launch) -> int:
     check_export(config, summary)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     path = folder / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(path, summary)
     _show(summary, path)
     return 0
 

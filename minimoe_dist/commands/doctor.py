@@ -1,6 +1,5 @@
 """``minimoe-dist doctor``: what is wrong with the nodes of a job, and how to mend it."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from ..doctor.findings import Finding, clock_findings, findings_of, shared_findi
 from ..doctor.node import facts as facts_of_node
 from ..doctor.node import port_is_free
 from ..doctor.ranks import bandwidths, clock_offsets, sees_file
+from ..durable import write_json
 from ..exit_status import ExitStatus
 from ..runtime import Launch, LaunchError
 from ..train.scope import Scope, started
@@ -105,5 +105,5 @@ def _report(
         }
         path = Path(options.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_json(path, content)
     return ExitStatus.FAILED if problems else ExitStatus.DONE

@@ -1,7 +1,6 @@
 """``minimoe-dist evaluate``: what a model costs here, and how near it is to its teacher."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints.folders import exported_parameters, load_model
 from ..config import RunConfig, load_run_config
 from ..config.commands import EvaluateOptions
+from ..durable import write_json
 from ..errors import UserError
 from ..models.compute import sequence_gmac
 from ..models.experts import Route, Router
@@ -67,7 +67,7 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         found["gmac_of_mean_length"] = sequence_gmac(config, found["mean_length"])
     path = Path(options.output) if options.output else _default_output(export)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    write_json(path, found)
     _log.info("evaluation in %s", path)
     return 0
 

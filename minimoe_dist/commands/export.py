@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.files import replaced
 from ..checkpoints.folders import (
     copy_model,
     exported_parameters,
@@ -14,6 +13,7 @@ from ..checkpoints.folders import (
 from ..checkpoints.onnx_export import write_onnx
 from ..checkpoints.published import read_config
 from ..config.commands import ExportOptions
+from ..durable import replaced
 from ..models.compute import sequence_gmac
 from ..models.pretrained import longest_sequence
 from ..reporting.model_card import CardFacts, model_card

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checkpoints import run as checkpoints
-from ..checkpoints.files import PARTIAL, beside, save_tensors
 from ..checkpoints.tasks import (
     TaskModel,
     export_task_model,
     gives_signals,
     load_task_model,
 )
+from ..checkpoints.tensors import save_tensors
 from ..config.commands import FinetuneOptions
 from ..config.deepspeed_json import task_settings
 from ..corpus.tokenizing import load_tokenizer
@@ -274,9 +274,9 @@ class _CellRun:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # An earlier checkpoint may name this file too.
-            save_tensors(self._tuner.best_weights, beside(best, PARTIAL))
-            self._written = beside(best, PARTIAL).rename(best)
-        except (OSError, SafetensorError) as error:
+            save_tensors(self._tuner.best_weights, best)
+            self._written = best
+        except OSError as error:
             raise OSError(f"{best}: {error}") from error
 
     def resume(self) -> None:

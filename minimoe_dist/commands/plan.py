@@ -1,6 +1,5 @@
 """``minimoe-dist plan``: what a run would need on a machine, before anything is started."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from ..bench.machines import described_machines, machine_of
 from ..config import ConfigError, RunConfig
 from ..config.commands import PlanOptions
+from ..durable import write_json
 from ..planning.corpora import corpus_of
 from ..planning.plan import Plan, Planner, nothing_fits
 from ..planning.sizes import student_json
@@ -46,7 +46,7 @@ def _write(path: Path, plans: Sequence[tuple[RunConfig, Plan]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         content = [as_json(config, plan) for config, plan in plans]
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(path, content)
     elif path.suffix == ".png":
         draw(plans, path)
     else:

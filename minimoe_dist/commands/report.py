@@ -1,10 +1,10 @@
 """``minimoe-dist report``: one HTML page, and its numbers as JSON, about one run or several."""
 
-import json
 from pathlib import Path
 
 from ..config.commands import ReportOptions
 from ..config.paths import check_output_dir
+from ..durable import write_json, write_text
 from ..errors import UserError
 from ..reporting.facts import collect
 from ..reporting.page import render
@@ -32,8 +32,8 @@ def run(options: ReportOptions, launch: Launch) -> int:
     names = ", ".join(one.name for one in runs)
     title = options.title or (names if len(names) <= 80 else f"{len(runs)} runs")
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(facts, title), "utf-8")
+    write_text(page, render(facts, title))
     numbers = page.with_suffix(".json")
-    numbers.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    write_json(numbers, facts)
     _log.info("page in %s, its numbers in %s", page, numbers)
     return 0

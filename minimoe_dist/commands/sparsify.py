@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoints.export import export_elastic
-from ..checkpoints.files import PARTIAL, beside, save_tensors, write_json
+from ..checkpoints.tensors import save_tensors
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
 from ..config.commands import SparsifyOptions
 from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
 from ..data.placing import PlacedBatch, Placer
+from ..durable import write_json
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..models.elastic import ElementValues
@@ -133,9 +134,7 @@ class _Sparsification:
                 "facts": self._facts(),
             }
             text = torch.tensor(list(json.dumps(progress).encode()), dtype=torch.uint8)
-            partial = beside(self._state_path, PARTIAL)
-            save_tensors({**self.meter.state_dict(), "progress": text}, partial)
-            partial.rename(self._state_path)
+            save_tensors({**self.meter.state_dict(), "progress": text}, self._state_path)
 
     def _saved(self) -> dict[str, Tensor] | None:
         """What an earlier start left; on rank 0."""

@@ -16,6 +16,7 @@ from typing import Any
 from ..config import ConfigError, RunConfig
 from ..config.commands import SubmitOptions
 from ..config.model_types import SPARSIFICATION
+from ..durable import write_text
 from ..errors import UserError
 from ..preflight.recipes import problems_of_stages
 from ..recipes.finished import is_finished
@@ -166,8 +167,8 @@ def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
         print(f"# {folder / 'job.sbatch'}\n{script}\n# {folder / 'run.yaml'}\n{job.yaml}")
         return f"(the job of {job.folder})"
     folder.mkdir(parents=True)
-    (folder / "run.yaml").write_text(job.yaml, "utf-8")
-    (folder / "job.sbatch").write_text(script, "utf-8")
+    write_text(folder / "run.yaml", job.yaml)
+    write_text(folder / "job.sbatch", script)
     try:
         answer = execute(["sbatch", "--parsable", str(folder / "job.sbatch")])
     except SlurmError as error:

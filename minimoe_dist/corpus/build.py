@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..data.durable import PARTIAL
 from ..data.indexed import HELDOUT_SUFFIX, is_part_with_heldout, part_prefix
 from ..data.indexed_format import Manifest, TokenizerRecord
 from ..data.indexed_merging import merge_corpora
+from ..durable import PARTIAL, give_name, remove
 from ..errors import UserError
 from .encoding import BlockEncoder
 from .indexing import (
@@ -139,17 +139,14 @@ class _FormatFile:
         self._end_document()
         self.empty_documents = self._documents_seen - self.num_documents
         if self.num_sentences:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
             self._stream.close()
-            os.replace(self.path + PARTIAL, self.path)
+            give_name(self.path)
         else:
             self.abandon()
 
     def abandon(self) -> None:
         self._stream.close()
-        if os.path.exists(self.path + PARTIAL):
-            os.unlink(self.path + PARTIAL)
+        remove(self.path + PARTIAL)
 
 
 def build_indexed(

@@ -12,7 +12,6 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .. import __version__
-from ..data.durable import PARTIAL
 from ..data.indexed_format import Manifest, TokenizerRecord, manifest_path, sha256_of_file
 from ..data.indexed_writing import (
     IndexedCorpusWriter,
@@ -21,6 +20,7 @@ from ..data.indexed_writing import (
     complete_commit,
     discard_partial,
 )
+from ..durable import PARTIAL
 from ..errors import UserError
 from ..runtime import logger
 from .encoding import BlockEncoder, EncodedBlock

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.durable import PARTIAL
 from ..data.indexed import IndexedCorpus
 from ..data.pairs import PairSource
+from ..durable import written
 
 if TYPE_CHECKING:
     from .tokenizing import CorpusTokenizer
@@ -211,6 +211,5 @@ def draw_lengths(found: Statistics, path: str, title: str) -> None:
         axes.set(title=name, xlabel="tokens", ylabel="count")
         axes.legend()
     figure.suptitle(title)
-    temporary = path + PARTIAL
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+    with written(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")

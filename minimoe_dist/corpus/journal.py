@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data.durable import PARTIAL, close_quietly, open_locked, remove, write_whole
+from ..data.growing import close_quietly, open_locked
 from ..data.indexed_writing import WriterState
+from ..durable import PARTIAL, remove, write_json
 from ..errors import UserError
 from .portions import Position
 
@@ -144,12 +145,12 @@ class Journal:
 
     def save(self, progress: Progress) -> None:
         """Puts a checkpoint on disk; what it speaks of must be there already."""
-        write_whole(self._progress_path, json.dumps(asdict(progress)))
+        write_json(self._progress_path, asdict(progress))
 
     def remove(self) -> None:
         """Ends the journal: the corpus is whole, or nothing of it is left."""
         remove(self._progress_path)
-        remove(self._progress_path.removesuffix(PARTIAL) + ".new" + PARTIAL)
+        remove(self._progress_path + PARTIAL)
         remove(self._stream.name)
         self.close()
 

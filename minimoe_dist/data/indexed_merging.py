@@ -15,8 +15,9 @@ from typing import IO
 
 import numpy as np
 
+from ..durable import PARTIAL, flush_stream, naming
 from ..errors import UserError
-from .durable import PARTIAL, RunningHash, naming, open_locked, pieces, to_disk
+from .growing import RunningHash, open_locked, pieces
 from .indexed_format import (
     IndexArrays,
     IndexLayout,
@@ -175,7 +176,7 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
         for piece in _index_pieces(layout, inputs):
             stream.write(piece)
             digest.update(piece)
-        to_disk(stream)
+        flush_stream(stream)
     segmenter = _segmenter(inputs[0])
     words_hash = None if segmenter is None else _write_words(inputs, words_path(prefix) + PARTIAL)
     skipped: Counter[str] = Counter()
@@ -224,7 +225,7 @@ def _write_data(inputs: Sequence[_Input], out: IO[bytes]) -> tuple[str, int]:
                     f"{item.prefix}.bin: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
                 )
-        to_disk(out)
+        flush_stream(out)
         return whole.hexdigest(), largest
     finally:
         whole.close()
@@ -260,5 +261,5 @@ def _write_words(inputs: Sequence[_Input], path: str) -> str:
             for marks in WordMarks(item.prefix, item.num_tokens).pieces():
                 writer.add(marks)
         writer.flush()
-        to_disk(stream)
+        flush_stream(stream)
     return sha256_of_file(path)

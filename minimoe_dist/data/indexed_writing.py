@@ -15,19 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..durable import PARTIAL, flush_stream, give_names, naming, remove, write_text
 from ..errors import UserError
-from .durable import (
-    PARTIAL,
-    RunningHash,
-    close_quietly,
-    give_names,
-    naming,
-    open_locked,
-    pieces,
-    remove,
-    to_disk,
-    write_whole,
-)
+from .growing import RunningHash, close_quietly, open_locked, pieces
 from .indexed_format import (
     IndexLayout,
     Manifest,
@@ -47,7 +37,7 @@ _SUFFIXES = (
     ".words",
     ".idx",
     ".manifest.json",
-    ".manifest.json.new",
+    ".manifest.json" + PARTIAL,
 )
 
 
@@ -256,9 +246,9 @@ class IndexedCorpusWriter:
         with naming(self.prefix + ".bin"):
             if self._marks is not None and self._words is not None:
                 self._marks.flush()
-                to_disk(self._words)
+                flush_stream(self._words)
             for stream in (self._bin, self._lengths, self._ends):
-                to_disk(stream)
+                flush_stream(stream)
         return WriterState(
             num_sentences=self.num_sentences,
             num_documents=self.num_documents,
@@ -320,7 +310,7 @@ class IndexedCorpusWriter:
             for piece in self._index_pieces(layout):
                 stream.write(piece)
                 digest.update(piece)
-            to_disk(stream)
+            flush_stream(stream)
         return digest.hexdigest()
 
     def _index_pieces(self, layout: IndexLayout) -> Iterator[bytes]:
@@ -407,7 +397,7 @@ def discard_partial(prefix: str) -> None:
 
 def commit_corpus(prefix: str, manifest: Manifest) -> None:
     """Gives partial files that are whole and on disk the names of a corpus."""
-    write_whole(manifest_path(prefix) + PARTIAL, manifest.to_json())
+    write_text(manifest_path(prefix) + PARTIAL, manifest.to_json())
     _name_corpus(prefix, manifest)
 
 

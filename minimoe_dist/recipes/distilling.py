@@ -1,6 +1,5 @@
 """A run of ``minimoe-dist distill``: corpora, teacher and students, trained to their exports."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoints.files import PARTIAL, beside, flush_file
 from ..config import RunConfig
 from ..data.loader import PairLoader
+from ..durable import write_json
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runtime import Launch, logger
 from ..train.curves import draw_curves
@@ -218,8 +217,6 @@ class Distillation:
         if config.tradeoff_lambda is not None:
             summary["tradeoff"] = keep_best(config, self._heldout_after)
         path = self._folder / "summary.json"
-        beside(path, PARTIAL).write_text(json.dumps(summary, indent=2) + "\n")
-        flush_file(beside(path, PARTIAL))
-        beside(path, PARTIAL).rename(path)
+        write_json(path, summary)
         draw_curves(self._folder / "metrics.jsonl", self._folder / "curves.png")
         _log.info("exported to %s; summary in %s", self._folder / "export", path)

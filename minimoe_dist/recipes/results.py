@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.export import elastic_of, export_elastic, export_student
-from ..checkpoints.files import replaced
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
+from ..durable import replaced
 from ..models.compute import RelationPath, encoder_gmac
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig

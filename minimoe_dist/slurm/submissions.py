@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..durable import write_json
+
 
 def next_folder(run: Path) -> Path:
     """The folder of a run's next submission; not made yet."""
@@ -30,9 +32,7 @@ def last_submission(run: Path) -> dict[str, Any] | None:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Writes a submission's record, whole or not at all."""
-    partial = folder / "submission.json.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    partial.rename(folder / "submission.json")
+    write_json(folder / "submission.json", record)
 
 
 def _folders(run: Path) -> list[Path]:

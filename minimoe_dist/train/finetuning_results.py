@@ -21,10 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ..checkpoints.files import PARTIAL, beside, hash_file, replace_folder, write_json
 from ..config.changes import changed_options, in_words
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData, unlearnt_rows
+from ..durable import hash_file, replace_folder, set_aside, write_json
 from ..errors import UserError
 from ..runtime import logger
 from .agreement import decided_by_rank_0
@@ -162,13 +162,8 @@ class Grid:
 
     def _set_aside(self) -> None:
         cells = self.folder / "cells"
-        if not cells.is_dir():
-            return
-        number = 1
-        while (aside := beside(cells, f".{number}")).exists():
-            number += 1
-        cells.rename(aside)
-        _log.warning("resume never: earlier cells are now in %s", aside)
+        if cells.is_dir():
+            _log.warning("resume never: earlier cells are now in %s", set_aside(cells))
 
     def _read(self, cell: Cell) -> dict[str, Any] | None:
         path = self.cell_folder(cell) / "result.json"
@@ -190,8 +185,7 @@ class Grid:
         folder = self.cell_folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "result.json"
-        write_json(beside(path, PARTIAL), {"facts": self.facts_of(cell), "result": result})
-        beside(path, PARTIAL).rename(path)
+        write_json(path, {"facts": self.facts_of(cell), "result": result})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for best in folder.glob("best_of_epoch_*"):
             best.unlink()
@@ -241,8 +235,7 @@ class Grid:
             path.unlink(missing_ok=True)
             replace_folder(self.model_folder(best), self.folder / "export")
         results = self.results(world_size)
-        write_json(beside(path, PARTIAL), results)
-        beside(path, PARTIAL).rename(path)
+        write_json(path, results)
         draw_task_curves(results, self.folder / "curves.png")
         show(results)
         _log.info("results in %s, best model in %s", path, self.folder / "export")

@@ -26,6 +26,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from ..durable import write_text
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -288,6 +289,4 @@ def _drop_records_after(path: Path, last_step: int) -> None:
             is_before = record["step"] < last_step + ("heldout_loss" not in record)
             if line.endswith("\n") and is_before:
                 kept.append(line)
-    aside = path.with_suffix(".jsonl.tmp")
-    aside.write_text("".join(kept), "utf-8")
-    aside.replace(path)
+    write_text(path, "".join(kept))

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertTokenizerFast
 
-from minimoe_dist.checkpoints import export, files
+from minimoe_dist import durable
+from minimoe_dist.checkpoints import export
 from minimoe_dist.checkpoints.export import export_student, load_student
 from minimoe_dist.models.build import build_student, student_config
 
@@ -195,12 +196,12 @@ def is_in(folder, student) -> bool:
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        (files, "make_empty"),
+        (durable, "make_empty"),
         (export, "_save_with_code"),
-        (files, "share"),
-        (files, "flush_file"),
-        (files, "replace_folder"),
-        (files.shutil, "rmtree"),
+        (durable, "share"),
+        (durable, "flush_file"),
+        (durable, "replace_folder"),
+        (durable.shutil, "rmtree"),
     ],
 )
 def test_an_export_killed_before_it_has_its_name_leaves_the_former_one(
@@ -214,7 +215,7 @@ def test_an_export_killed_before_it_has_its_name_leaves_the_former_one(
 
 
 def test_an_export_killed_once_it_has_its_name_is_there(tmp_path, monkeypatch) -> None:
-    rmtree = files.shutil.rmtree
+    rmtree = durable.shutil.rmtree
 
     def killed_at_the_former(path, **options):
         if (tmp_path / "export").exists() and path.name == "export.replaced" and path.exists():
@@ -224,7 +225,7 @@ def test_an_export_killed_once_it_has_its_name_is_there(tmp_path, monkeypatch) -
     former, newer = make_student((1, 4)), make_student((1, 4), seed=1)
     export_student(former.config, former.state_dict(), tmp_path / "export")
     with monkeypatch.context() as patch, pytest.raises(_KilledError):
-        patch.setattr(files.shutil, "rmtree", killed_at_the_former)
+        patch.setattr(durable.shutil, "rmtree", killed_at_the_former)
         export_student(newer.config, newer.state_dict(), tmp_path / "export")
     assert is_in(tmp_path / "export", newer)
 
@@ -238,7 +239,7 @@ def test_an_export_killed_between_its_two_renames_is_put_back(tmp_path, monkeypa
     def disk_full(*arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(files, "make_empty", disk_full)
+    monkeypatch.setattr(durable, "make_empty", disk_full)
     with pytest.raises(OSError, match="no space left"):
         export_student(former.config, former.state_dict(), folder)
     assert is_in(folder, former)

@@ -276,7 +276,7 @@ def test_a_student_of_another_name_is_refused(tmp_path) -> None:
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path) -> None:
-    from minimoe_dist.checkpoints.files import hash_json, write_json
+    from minimoe_dist.durable import hash_json, write_json
 
     path = save(tmp_path, 1) / "manifest.json"
     manifest = json.loads(path.read_text()) | {"format": 99}

@@ -27,8 +27,8 @@ class KilledError(BaseException):
 
 # What a save does to the disk, by the names that it calls.
 OPERATIONS = [
-    *((run, n) for n in ("save_tensors", "make_empty", "write_json", "replace_folder")),
-    *((run, n) for n in ("flush_file", "flush_folder")),
+    *((run, n) for n in ("save_tensors", "make_empty", "write_json", "write_text")),
+    *((run, n) for n in ("replace_folder", "flush_folder")),
     *((os, n) for n in ("fsync", "rename", "mkdir", "unlink", "rmdir")),
     (shutil, "rmtree"),
 ]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import MegatronBertConfig
 
+from ...durable import replaced
 from ...runtime import logger
-from ..files import replaced
 from .arguments import LAYER_NORM_EPSILON, GivenFacts, hugging_face_config
 from .finding import find_rank_files
 from .folders import MegatronBertFolder, class_name, write_folder

@@ -12,8 +12,8 @@ from transformers import AutoConfig, MegatronBertConfig
 from ...config.commands.convert import Activation
 from ...errors import UserError, first_line
 from ...models.weights import FolderWeights
-from ..files import save_tensors
 from ..sharded import write_pieces
+from ..tensors import save_tensors
 from .layout import HEADS, SEGMENTS, hugging_face_name
 from .reading import MegatronCheckpoint
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..files import flush_file, flush_folder
 from .arguments import Sizes, megatron_arguments, padded_vocab_size
 from .finding import TRACKER, WEIGHTS, iteration_name, rank_name
 from .folders import MegatronBertFolder
@@ -97,13 +96,8 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
             path = folder / name / WEIGHTS
             path.parent.mkdir(parents=True)
             torch.save(state, path)
-            flush_file(path)
-            flush_folder(path.parent)
-    flush_folder(folder)
-    tracker = root / TRACKER
-    tracker.write_text("release" if target.iteration is None else str(target.iteration))
-    flush_file(tracker)
-    flush_folder(root)
+    written = "release" if target.iteration is None else str(target.iteration)
+    (root / TRACKER).write_text(written)
 
 
 def check_target(source: MegatronBertFolder, target: Target) -> Sizes:

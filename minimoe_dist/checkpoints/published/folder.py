@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...durable import written
 from ...errors import UserError
 from ...models.configuration import MiniMoeConfig
 from ...models.elastic import ElasticForRelations
@@ -19,7 +20,7 @@ from ...models.elastic_mlm import ElasticForMaskedLM
 from ...models.mlm_head import MiniMoeForMaskedLM
 from ...models.moebert import MiniMoeForRelations
 from ...models.tinybert import MiniMoeForStates
-from ..files import PARTIAL, beside, save_tensors, write_json
+from ..tensors import save_tensors
 from . import elastic, experts
 from .layout import POOLER_WEIGHT, check_fields
 
@@ -187,8 +188,7 @@ def save_published(model: Student, folder: str | Path) -> None:
     whole = {
         key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
     }
-    weights, config_path = folder / "model.safetensors", folder / "config.json"
-    save_tensors(whole, beside(weights, PARTIAL))
-    write_json(beside(config_path, PARTIAL), published)
-    for path in (weights, config_path):
-        beside(path, PARTIAL).rename(path)
+    # Where one of them cannot be written, neither takes its name.
+    with written(folder / "config.json") as aside:
+        aside.write_text(json.dumps(published, indent=1) + "\n", "utf-8")
+        save_tensors(whole, folder / "model.safetensors")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.durable import PARTIAL
+from ...durable import PARTIAL
 from ...errors import UserError
 from ..blocks import BYTE_ORDER_MARK
 from ..sentences import SentenceRules, split_sentences

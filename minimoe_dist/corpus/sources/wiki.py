@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ...data.durable import PARTIAL
+from ...durable import written
 from ..blocks import Block, Document, Problems, decode_lines
 from .text import LineSource
 
@@ -77,11 +77,10 @@ def write_wiki(documents: Iterable[Document], path: str) -> int:
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     count = 0
-    with open(path + PARTIAL, "w", encoding="utf-8") as stream:
+    with written(path) as aside, aside.open("w", encoding="utf-8") as stream:
         for count, document in enumerate(documents, 1):
             title = html.escape(document.title or "")
             paragraphs = "\n".join(html.escape(line, quote=False) for line in document.lines)
             stream.write(f'<doc id="{count}" url="" title="{title}">\n')
             stream.write(f"{title}\n\n{paragraphs}\n</doc>\n")
-    os.replace(path + PARTIAL, path)
     return count

@@ -1,18 +1,16 @@
-"""Files that get their names only when they are whole and on disk, and hashes made aside."""
+"""Files that grow: held by one writer, read again in pieces, hashed aside."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO
 
 from ..errors import UserError
 
-PARTIAL = ".partial"
 _CHUNK = 1 << 20
 
 
@@ -42,51 +40,6 @@ def open_locked(path: str, keep: bool = False) -> IO[bytes]:
     return open(path, "r+b", buffering=_CHUNK, opener=lambda _path, _flags: descriptor)
 
 
-def to_disk(stream: IO[Any]) -> None:
-    """Returns when all that was written has reached the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def folder_to_disk(path: str) -> None:
-    """Returns when the names in the folder of `path` have reached the disk."""
-    descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: str, text: str) -> None:
-    """Writes a small file so that it is whole or not there at all, whenever the power fails."""
-    temporary = path.removesuffix(PARTIAL) + ".new" + PARTIAL
-    with naming(path), open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        to_disk(stream)
-    os.replace(temporary, path)
-    folder_to_disk(path)
-
-
-def give_names(paths: Sequence[str]) -> None:
-    """Renames each `path.partial` to `path`, the last one's name coming last.
-
-    What stands under these names goes first, the last one ahead: nobody sees old and new files
-    together. Names whose partial file is gone were given before an interruption, and stay.
-    """
-    waiting = [path for path in paths if os.path.exists(path + PARTIAL)]
-    for path in reversed(waiting):
-        remove(path)
-    for path in waiting:
-        os.rename(path + PARTIAL, path)
-    folder_to_disk(paths[0])
-
-
-def remove(path: str) -> None:
-    """Removes a file if it is there."""
-    if os.path.exists(path):
-        os.unlink(path)
-
-
 def pieces(stream: IO[bytes]) -> Iterator[bytes]:
     """The contents of a stream from its beginning, 8 MiB at a time."""
     stream.flush()
@@ -102,16 +55,6 @@ def close_quietly(stream: IO[bytes]) -> None:
     except OSError:
         # Closing flushes once more; on a full disk that fails again and tells nothing new.
         return
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Lets an I/O error (a full disk) name the file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
 
 
 class RunningHash:

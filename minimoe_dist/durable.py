@@ -1,0 +1,197 @@
+"""Files and folders that are whole under their names, or not there at all.
+
+What is being written has the suffix ``.partial``; it is flushed to the disk before it gets its
+name. A folder that takes the place of another one moves it to ``.replaced`` for the moment between
+two renames: who finds such a folder alone was killed there, and :func:`finish_replacing` puts it
+back.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The name of ``path`` with another suffix behind all it has."""
+    return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[Path]:
+    """A name to write a file under, which becomes ``path`` at the end, on disk and whole.
+
+    An exception leaves nothing of it, and what was there as it was.
+
+    Raises:
+        OSError: the file cannot be written; it names the file.
+    """
+    final = Path(path)
+    aside = beside(final, PARTIAL)
+    try:
+        with naming(path):
+            yield aside
+            give_name(final)
+    except Exception:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a small file of UTF-8 text, whole or not at all."""
+    with written(path) as aside:
+        aside.write_text(text, "utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes readable JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def give_name(path: str | Path) -> None:
+    """Renames a closed file ``path.partial`` to ``path`` once it is on disk."""
+    final = Path(path)
+    aside = beside(final, PARTIAL)
+    flush_file(aside)
+    aside.rename(final)
+    flush_folder(final.parent)
+
+
+def give_names(paths: Sequence[str]) -> None:
+    """Renames each `path.partial`, on disk already, to `path`, the last one's name coming last.
+
+    What stands under these names goes first, the last one ahead: nobody sees old and new files
+    together. Names whose partial file is gone were given before an interruption, and stay.
+    """
+    waiting = [path for path in paths if os.path.exists(path + PARTIAL)]
+    for path in reversed(waiting):
+        remove(path)
+    for path in waiting:
+        os.rename(path + PARTIAL, path)
+    flush_folder(Path(paths[0]).parent)
+
+
+def remove(path: str) -> None:
+    """Removes a file if it is there."""
+    Path(path).unlink(missing_ok=True)
+
+
+def make_empty(folder: Path) -> None:
+    """Makes a folder, without anything that was in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Moves a file or folder to the first of ``path.1``, ``path.2``, … that is free."""
+    number = 1
+    while (aside := beside(path, f".{number}")).exists():
+        number += 1
+    path.rename(aside)
+    flush_folder(path.parent)
+    return aside
+
+
+def replace_folder(finished: Path, final: Path) -> None:
+    """Gives a finished folder its name; one that has it already makes way and is then removed."""
+    former = beside(final, REPLACED)
+    if final.exists():
+        shutil.rmtree(former, ignore_errors=True)  # of a call that was killed behind its renames
+        final.rename(former)
+    finished.rename(final)
+    flush_folder(final.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def finish_replacing(final: Path) -> None:
+    """Ends a :func:`replace_folder` that was interrupted, if there was one."""
+    former = beside(final, REPLACED)
+    if not former.exists():
+        return
+    if final.exists():
+        shutil.rmtree(former)
+    else:
+        former.rename(final)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``folder`` at the end, on disk and whole.
+
+    An exception leaves nothing of it, and what was there as it was.
+    """
+    finish_replacing(folder)
+    aside = beside(folder, PARTIAL)
+    make_empty(aside)
+    try:
+        yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                share(path)
+                flush_file(path)
+            else:
+                flush_folder(path)
+        flush_folder(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    replace_folder(aside, folder)
+
+
+def share(path: Path) -> None:
+    """Gives a file the mode that ``open`` would have: safetensors makes its files private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """``{"size": bytes, "sha256": hexadecimal}`` of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def hash_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON value, whatever its layout in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flush_stream(stream: IO[Any]) -> None:
+    """Returns when all that was written to a stream is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def flush_file(path: Path) -> None:
+    """Returns when a file's content is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Returns when a folder's names are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Lets an I/O error (a full disk) name the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # else it has words of its own
+            error.filename = str(path)
+        raise

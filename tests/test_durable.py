@@ -1,0 +1,60 @@
+"""Files and folders that are whole under their names."""
+
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist.durable import beside, replace_folder, replaced, set_aside, write_text, written
+
+
+def folder_of(path: Path, content: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(content)
+    return path
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "before")
+    with written(path) as aside:
+        aside.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_fails_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "before")
+    with pytest.raises(OSError, match="disk full"), written(path) as aside:
+        aside.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file.partial").mkdir()
+    with pytest.raises(OSError, match="file"):
+        write_text(tmp_path / "file", "text")
+
+
+def test_what_is_set_aside_takes_the_first_free_number(tmp_path: Path) -> None:
+    for number in (1, 2):
+        assert set_aside(folder_of(tmp_path / "cells", "old")) == tmp_path / f"cells.{number}"
+
+
+def test_a_folder_is_replaced_behind_a_call_that_was_killed_at_its_end(tmp_path: Path) -> None:
+    final = folder_of(tmp_path / "export", "second")
+    folder_of(tmp_path / "export.replaced", "first")
+    replace_folder(folder_of(tmp_path / "new", "third"), final)
+    assert (final / "file").read_text() == "third"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_what_fails_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
+    final = folder_of(tmp_path / "export", "before")
+    with pytest.raises(OSError, match="disk"), replaced(final) as aside:
+        assert aside == beside(final, ".partial")
+        (aside / "file").write_text("half")
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == [final]
+    assert (final / "file").read_text() == "before"
