@@ -37,7 +37,7 @@ from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.encoding import BlockEncoder
 from minimoe_dist.corpus.reading import Inputs, ReadingOptions
 from minimoe_dist.corpus.sources import find_inputs, python_documentation, write_wiki
-from minimoe_dist.corpus.tokenizing import build_encoder, load_tokenizer
+from minimoe_dist.corpus.tokenizing import build_encoder, embedding_rows, load_tokenizer
 from minimoe_dist.corpus.words import build_word_marker
 
 PLAIN_SECONDS = 10.0
@@ -117,7 +117,7 @@ def stages(inputs: list[str], tokenizer: Any, whole_words: bool) -> None:
             "marks of whole words",
             lambda: [marker(t, *i) for t, i in zip(texts, ids, strict=True)],
         )
-    encode = BlockEncoder(reader, encoder, None, len(tokenizer), 0.0)
+    encode = BlockEncoder(reader, encoder, None, embedding_rows(tokenizer), 0.0)
     timed("all of that, as workers do", lambda: [encode(work) for work in blocks])
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minimoe_dist.checkpoints.export import load_student
-from minimoe_dist.corpus.tokenizing import load_tokenizer, special_token_ids
+from minimoe_dist.corpus.tokenizing import embedding_rows, load_tokenizer, special_token_ids
 from minimoe_dist.data.batches import MicroBatch, SpecialTokens, build_collate
 from minimoe_dist.data.indexed import IndexedCorpus
 from minimoe_dist.data.loader import heldout_batches
@@ -36,7 +36,9 @@ Signals = tuple[Tensor, Tensor, Tensor]
 def read(corpus: str, tokenizer_name: str, samples: int) -> Iterator[MicroBatch]:
     tokenizer = load_tokenizer(tokenizer_name)
     ids = special_token_ids(tokenizer)
-    special = SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], len(tokenizer))
+    special = SpecialTokens(
+        ids["cls"], ids["sep"], ids["pad"], ids["mask"], embedding_rows(tokenizer)
+    )
     pairs = PairSource(IndexedCorpus.open(corpus), LENGTH, SEED, 0.1)
     collate = build_collate("bert_nil", special, LENGTH, SEED)
     return heldout_batches(pairs, collate, count=samples, batch_size=BATCH, rank=0, world_size=1)

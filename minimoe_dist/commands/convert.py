@@ -13,7 +13,7 @@ from ..checkpoints.megatron.converting import Report, to_hugging_face, to_megatr
 from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
 from ..config.commands import ConvertOptions
-from ..corpus.tokenizing import load_tokenizer
+from ..corpus.tokenizing import embedding_rows, load_tokenizer
 from ..errors import first_line
 from ..exit_status import ExitStatus
 from ..preflight.convert import config_json, direction_of
@@ -36,7 +36,7 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     tokenizer = None
     if options.tokenizer_name_or_path is not None:
         tokenizer = load_tokenizer(options.tokenizer_name_or_path)
-    tokens = options.vocab_size or (None if tokenizer is None else len(tokenizer))
+    tokens = options.vocab_size or (None if tokenizer is None else embedding_rows(tokenizer))
     direction = direction_of(options)
     try:
         if direction == "huggingface":

@@ -26,7 +26,7 @@ from ..checkpoints.tasks import (
 from ..checkpoints.tensors import save_tensors
 from ..config.commands import FinetuneOptions
 from ..config.deepspeed_json import task_settings
-from ..corpus.tokenizing import load_tokenizer
+from ..corpus.tokenizing import embedding_rows, load_tokenizer
 from ..data.tasks import Table, TaskData, unknown_in_words
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
@@ -116,7 +116,7 @@ class _TaskRun:
     def _material(self) -> _Material:
         options = self.options
         name = options.tokenizer_name_or_path or options.model_name_or_path
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, options.do_lower_case)
         train = encode(self.train, tokenizer, options.max_length)
         dev = encode(self.dev, tokenizer, options.max_length)
         for data, encoded in ((self.train, train), (self.dev, dev)):
@@ -127,9 +127,10 @@ class _TaskRun:
             with_relations=bool(options.relation_weight),
         )
         vocabulary = source.model.config.vocab_size
-        if len(tokenizer) > vocabulary:
+        if embedding_rows(tokenizer) > vocabulary:
             raise UserError(
-                f"tokenizer_name_or_path: {name} has {len(tokenizer)} tokens, the model "
+                f"tokenizer_name_or_path: {name} has ids up to {embedding_rows(tokenizer) - 1}, "
+                "the model rows of embeddings for "
                 f"{vocabulary}; give the model's own tokenizer"
             )
         if options.relation_weight and not gives_signals(source.model):

@@ -73,6 +73,9 @@ class TeacherConfig(Section):
     tokenizer_name_or_path: str | None = Field(
         None, description="tokenizer that the student is exported with; default the teacher's"
     )
+    do_lower_case: bool | None = Field(
+        None, description="true or false, whatever the tokenizer's files say of capitals"
+    )
     use_slow_tokenizer: bool = Field(False, description="take the tokenizer written in Python")
 
     @field_validator("relation_layer")

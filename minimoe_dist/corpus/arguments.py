@@ -12,6 +12,17 @@ from .sentences import SentenceRules
 from .sources import INPUT_FORMATS, find_inputs
 
 
+def truth(text: str) -> bool:
+    """A value of an option that is true or false.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 def add_reading_arguments(
     parser: argparse.ArgumentParser,
     *,

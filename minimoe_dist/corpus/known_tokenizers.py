@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
+from .casing import say_casing, undeclared_casing
 from .tokenizer_folders import (
     BERT,
     ROBERTA,
@@ -120,8 +121,14 @@ def _build(folder: TokenizerFolder, do_lower_case: bool | None) -> KnownTokenize
     named, extra = folder.named_tokens(), folder.extra_tokens()
     lower_case: bool | None = None
     if folder.class_name == BERT:
+        casing = None if do_lower_case is not None else undeclared_casing(folder.path)
+        if casing is not None:
+            say_casing(folder.path, casing)
         lower_case = folder.flag("do_lower_case", True) if do_lower_case is None else do_lower_case
-        backend = _wordpiece(folder, lower_case, str(named["unk"]))
+        accents = folder.settings.get("strip_accents")
+        if casing is not None:
+            lower_case, accents = casing.lower_case, casing.strip_accents
+        backend = _wordpiece(folder, lower_case, accents, str(named["unk"]))
     elif folder.class_name == ROBERTA:
         backend = _byte_pairs(folder)
     else:
@@ -143,15 +150,18 @@ def _build(folder: TokenizerFolder, do_lower_case: bool | None) -> KnownTokenize
     )
 
 
-def _wordpiece(folder: TokenizerFolder, lower_case: bool, unk_token: str) -> Tokenizer:
+def _wordpiece(
+    folder: TokenizerFolder, lower_case: bool, accents: Any, unk_token: str
+) -> Tokenizer:
     """BERT's pipeline around the vocabulary; what else ``tokenizer.json`` holds does not count."""
     vocabulary: Any = folder.model("WordPiece")["vocab"] if folder.serialized else None
     backend = Tokenizer(WordPiece(vocabulary or folder.file("vocab.txt"), unk_token=unk_token))
-    accents = folder.settings.get("strip_accents")
+    if not isinstance(accents, bool | None):
+        raise UnknownKindError(f"{folder.path}: strip_accents is {accents!r}")
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=folder.flag("tokenize_chinese_chars", True),
-        strip_accents=None if accents is None else folder.flag("strip_accents", False),
+        strip_accents=accents,
         lowercase=lower_case,
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import socket
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from ..data.indexed_format import TokenizerRecord
 from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runtime import logger
+from .casing import say_casing, undeclared_casing
 from .sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
 from .word_lists import read_words
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _log = logger("corpus")
 _ROLES = ("cls", "sep", "pad", "mask", "unk")
+_CASINGS = (("keeps capitals", "lower-cases"), ("keeps accents", "strips accents"))
+_BERT_OPTIONS = ("do_lower_case", "strip_accents")
 _TRIAL = (
     "The quick brown fox, aged 3.14, jumps (twice!) over U.S. dogs; isn't it?",
     "naïve café İstanbul ΣΑΣ straße ﬁne Å Å e\u0301 \u1e9b\u0323",
@@ -175,11 +179,18 @@ def open_tokenizer(name_or_path: str, do_lower_case: bool | None = None) -> Corp
     Folders of the common kinds are read directly, in milliseconds; all others as `load_tokenizer`
     does, whose arguments and errors these are.
     """
+    known = open_known_tokenizer(name_or_path, do_lower_case)
+    return load_tokenizer(name_or_path, do_lower_case) if known is None else known
+
+
+def open_known_tokenizer(
+    name_or_path: str, do_lower_case: bool | None = None
+) -> KnownTokenizer | None:
+    """The tokenizer of a folder of a common kind, read without transformers; None for others."""
     from .known_tokenizers import read_known_tokenizer
 
     folder = _local_folder(name_or_path)
-    known = None if folder is None else read_known_tokenizer(folder, do_lower_case)
-    return load_tokenizer(name_or_path, do_lower_case) if known is None else known
+    return None if folder is None else read_known_tokenizer(folder, do_lower_case)
 
 
 def _local_folder(name_or_path: str) -> str | None:
@@ -205,19 +216,44 @@ def load_tokenizer(
     Args:
         name_or_path: a folder, a sentencepiece `.model` file, `package:NAME` for the model that
             an installed package carries, or a hub name.
-        do_lower_case: overrides what the tokenizer's own configuration says.
+        do_lower_case: overrides what the tokenizer's own configuration says. Where neither says
+            anything, BERT's kind does what its vocabulary can come from (:mod:`.casing`).
         use_slow: takes the tokenizer that is written in Python where there is one.
 
     Raises:
-        UserError: there is no tokenizer of that name, or its files are broken.
+        UserError: there is no tokenizer of that name, its files are broken, or it does not heed
+            ``do_lower_case``.
     """
     if name_or_path.endswith(SENTENCEPIECE_SUFFIX) and os.path.isfile(name_or_path):
         return load_sentencepiece(name_or_path, do_lower_case)
-    is_folder = os.path.isdir(name_or_path)
-    path = name_or_path if is_folder else resolve_model_path(name_or_path)
+    path = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
     options: dict[str, Any] = {"use_fast": not use_slow, "trust_remote_code": False}
     if do_lower_case is not None:
-        options["do_lower_case"] = do_lower_case
+        tokenizer = _load(name_or_path, path, {**options, "do_lower_case": do_lower_case})
+        if casing_of(tokenizer)[0] is (not do_lower_case):
+            raise UserError(
+                f"{name_or_path}: --do_lower_case does not apply, as its tokenizer.json has its "
+                "own normalisation; leave it out"
+            )
+        return tokenizer
+    tokenizer = _load(name_or_path, path, options)
+    folder = _local_folder(name_or_path)
+    if folder is None or not hasattr(tokenizer, "do_lower_case") or not _is_berts(tokenizer):
+        return tokenizer
+    casing = undeclared_casing(folder)
+    if casing is None:
+        return tokenizer
+    say_casing(name_or_path, casing)
+    decided = {"do_lower_case": casing.lower_case, "strip_accents": casing.strip_accents}
+    return _load(name_or_path, path, {**options, **decided})
+
+
+def _is_berts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return type(normalizer).__name__ == "BertNormalizer"
+
+
+def _load(name_or_path: str, path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
@@ -225,7 +261,8 @@ def load_tokenizer(
     except Exception as error:
         # transformers raises many kinds (OSError, ValueError, KeyError, its own) for bad files.
         if os.path.isdir(path):
-            return _by_vocabulary_file(name_or_path, path, do_lower_case, error)
+            own_options = {name: value for name, value in options.items() if name in _BERT_OPTIONS}
+            return _by_vocabulary_file(name_or_path, path, own_options, error)
         if not _hub_is_reachable():
             raise _no_tokenizer(name_or_path, error) from None
     try:
@@ -242,7 +279,7 @@ def _with_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _by_vocabulary_file(
-    name_or_path: str, folder: str, do_lower_case: bool | None, error: Exception
+    name_or_path: str, folder: str, options: dict[str, Any], error: Exception
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder whose configuration leads nowhere, as of Megatron's BERTs.
 
@@ -255,11 +292,11 @@ def _by_vocabulary_file(
         if os.path.isfile(os.path.join(folder, "tokenizer.json")):
             raise error
         if "[CLS]" in (read_words(folder) or {}):
-            options = {} if do_lower_case is None else {"do_lower_case": do_lower_case}
             return BertTokenizer.from_pretrained(folder, local_files_only=True, **options)
         models = [one for one in sorted(os.listdir(folder)) if one.endswith(SENTENCEPIECE_SUFFIX)]
         if len(models) == 1:
-            return load_sentencepiece(os.path.join(folder, models[0]), do_lower_case)
+            model = os.path.join(folder, models[0])
+            return load_sentencepiece(model, options.get("do_lower_case"))
     except Exception as second:
         raise _no_tokenizer(name_or_path, second) from None
     raise _no_tokenizer(name_or_path, error) from None
@@ -355,6 +392,46 @@ def vocabulary_fingerprint(tokenizer: HasVocabulary) -> str:
     return digest.hexdigest()
 
 
+def embedding_rows(tokenizer: HasVocabulary) -> int:
+    """How many rows a model's word embeddings must have: one more than the highest id.
+
+    This is not the number of tokens: a vocabulary with a token twice has ids that mean nothing.
+    """
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def casing_of(tokenizer: Any) -> tuple[bool | None, bool | None]:
+    """Whether a tokenizer lower-cases, and whether it takes accents off; None where unknown."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return getattr(tokenizer, "do_lower_case", None), None
+    capital, accent = (
+        letter if backend.normalizer is None else backend.normalizer.normalize_str(letter)
+        for letter in ("A", "é")
+    )
+    return "A" not in capital, "é" not in unicodedata.normalize("NFC", accent)
+
+
+def check_casing(
+    prefix: str, record: TokenizerRecord | None, tokenizer: Any, tokenizer_name: str
+) -> None:
+    """Refuses a corpus whose tokenizer treated capitals or accents otherwise.
+
+    Raises:
+        UserError: it did.
+    """
+    if record is None:
+        return
+    before = (record.lower_case, record.strips_accents)
+    for built, taken, verbs in zip(before, casing_of(tokenizer), _CASINGS, strict=True):
+        if built is not None and taken is not None and built != taken:
+            raise UserError(
+                f"{prefix}: was built with a tokenizer that {verbs[built]}, and that of "
+                f"{tokenizer_name} {verbs[taken]}: build the corpus with that tokenizer, or give "
+                f"--do_lower_case {str(bool(record.lower_case)).lower()} where the corpus is right"
+            )
+
+
 def special_token_ids(tokenizer: CorpusTokenizer) -> dict[str, int]:
     """The ids of cls, sep, pad, mask and unk, as far as the tokenizer has them."""
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
@@ -363,11 +440,12 @@ def special_token_ids(tokenizer: CorpusTokenizer) -> dict[str, int]:
 
 def describe_tokenizer(tokenizer: CorpusTokenizer, name: str) -> TokenizerRecord:
     """What a corpus made with this tokenizer remembers of it."""
-    lower_case = getattr(tokenizer, "do_lower_case", None)
+    lower_case, strips_accents = casing_of(tokenizer)
     return TokenizerRecord(
         name=name,
         fingerprint=vocabulary_fingerprint(tokenizer),
-        vocab_size=len(tokenizer),
+        vocab_size=embedding_rows(tokenizer),
         special_ids=special_token_ids(tokenizer),
-        lower_case=None if lower_case is None else bool(lower_case),
+        lower_case=lower_case,
+        strips_accents=strips_accents,
     )

@@ -75,6 +75,7 @@ class TokenizerRecord:
     vocab_size: int
     special_ids: dict[str, int]
     lower_case: bool | None
+    strips_accents: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from ..config.paths import (
     read_model_json,
 )
 from ..corpus.tokenizing import (
+    check_casing,
     check_fingerprint,
+    embedding_rows,
+    open_known_tokenizer,
     read_tokenizer_file,
     vocabulary_fingerprint,
 )
@@ -131,7 +134,8 @@ def _teacher_folder(config: RunConfig) -> str:
 def _check_corpora(config: RunConfig) -> None:
     vocab_size = read_model_json(_teacher_folder(config)).get("vocab_size")
     check_vocabulary = _vocabulary_check(
-        config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
+        config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path,
+        config.teacher.do_lower_case,
     )
     for corpus in config.data.record_path_or_regex + (config.data.heldout_path_or_regex or []):
         for prefix in find_corpora(corpus.path):
@@ -148,16 +152,19 @@ def _check_corpora(config: RunConfig) -> None:
                 check_vocabulary(prefix, manifest)
 
 
-def _vocabulary_check(name: str) -> Callable[[str, Manifest], None]:
+def _vocabulary_check(name: str, do_lower_case: bool | None) -> Callable[[str, Manifest], None]:
     """A check of corpora against the tokenizer's own file, for what that alone can tell."""
     tokenizer = read_tokenizer_file(name)
     if tokenizer is None:
         return lambda prefix, manifest: None
-    size, fingerprint = len(tokenizer.get_vocab()), vocabulary_fingerprint(tokenizer)
+    size, fingerprint = embedding_rows(tokenizer), vocabulary_fingerprint(tokenizer)
+    known = open_known_tokenizer(name, do_lower_case)
 
     def check(prefix: str, manifest: Manifest) -> None:
         # A larger vocabulary may be this one with the tokens that transformers adds.
         if manifest.tokenizer is not None and manifest.tokenizer.vocab_size <= size:
             check_fingerprint(prefix, manifest.tokenizer, fingerprint, name)
+        if known is not None:
+            check_casing(prefix, manifest.tokenizer, known, name)
 
     return check

@@ -8,7 +8,9 @@ from typing import Any
 from ..config import CorpusPath, RunConfig
 from ..config.paths import read_model_json
 from ..corpus.tokenizing import (
+    check_casing,
     check_fingerprint,
+    embedding_rows,
     load_tokenizer,
     special_token_ids,
     vocabulary_fingerprint,
@@ -87,7 +89,7 @@ def open_data(config: RunConfig) -> RunData:
     """
     teacher, data = config.teacher, config.data
     name = teacher.tokenizer_name_or_path or teacher.model_name_or_path
-    tokenizer = load_tokenizer(name, use_slow=teacher.use_slow_tokenizer)
+    tokenizer = load_tokenizer(name, teacher.do_lower_case, teacher.use_slow_tokenizer)
     special = _special_tokens(tokenizer, name)
     _check_rows(config, special.vocab_size, name)
     train = _open(data.record_path_or_regex)
@@ -95,6 +97,8 @@ def open_data(config: RunConfig) -> RunData:
     fingerprint = vocabulary_fingerprint(tokenizer)
     for corpus, _ in itertools.chain(train, heldout):
         _check_vocabulary(corpus, fingerprint, special.vocab_size, name)
+        if corpus.manifest is not None:
+            check_casing(corpus.prefix, corpus.manifest.tokenizer, tokenizer, name)
     whole_words = data.data_type.endswith("mlm") and data.whole_word_mask
     if whole_words:
         _check_word_marks([corpus for corpus, _ in itertools.chain(train, heldout)], tokenizer)
@@ -149,7 +153,7 @@ def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
             f"{name}: its tokenizer has no {' or '.join(missing)} token: give the tokenizer of a "
             "BERT-like model"
         )
-    return SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], len(tokenizer))
+    return SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], embedding_rows(tokenizer))
 
 
 def _check_rows(config: RunConfig, tokens: int, tokenizer_name: str) -> None:
@@ -208,7 +212,7 @@ def _continuation(tokenizer: Any) -> Any:
     """Which ids are pieces that continue a word."""
     import numpy as np
 
-    marks = np.zeros(len(tokenizer), dtype=bool)
+    marks = np.zeros(embedding_rows(tokenizer), dtype=bool)
     for token, index in tokenizer.get_vocab().items():
         marks[index] = token.startswith("##")
     return marks

@@ -19,6 +19,7 @@ from minimoe_dist.corpus.tokenizing import (
     WordPieceEncoder,
     build_encoder,
     describe_tokenizer,
+    embedding_rows,
     load_tokenizer,
     read_tokenizer_file,
     special_token_ids,
@@ -56,6 +57,20 @@ def test_a_folder_with_a_vocabulary_only_is_enough(tmp_path):
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello"]
     tokenizer = load_tokenizer(write_vocabulary(tmp_path, tokens))
     assert tokenizer("hello there", add_special_tokens=False)["input_ids"] == [5, 1]
+
+
+def test_rows_of_embeddings_are_counted_by_ids_and_not_by_tokens(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "x", "x", "x", "hello"]
+    tokenizer = load_tokenizer(write_vocabulary(tmp_path, tokens))
+    assert (len(tokenizer), embedding_rows(tokenizer)) == (7, 9)
+    assert describe_tokenizer(tokenizer, "holes").vocab_size == 9
+
+
+def test_lower_casing_that_a_tokenizer_does_not_heed_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({"A": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="--do_lower_case does not apply"):
+        load_tokenizer(str(tmp_path), do_lower_case=True)
 
 
 def test_lower_casing_can_be_overridden(tokenizer):

@@ -10,6 +10,8 @@ from minimoe_dist.config import load_run_config
 from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.reading import ReadingOptions
 from minimoe_dist.data.batches import IGNORED_LABEL
+from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.preflight.recipes import _check_corpora
 from minimoe_dist.recipes.corpora import open_data
 
 QUIET = ReadingOptions(show_progress=False, input_format="format")
@@ -83,3 +85,21 @@ def test_a_corpus_of_another_vocabulary_is_refused(tmp_path, teacher):
     write_teacher(tmp_path / "other", "更", "多")
     with pytest.raises(ValueError, match=r"was built with the vocabulary of .* which is not that"):
         open_data(configuration(tmp_path, teacher="other"))
+
+
+@pytest.mark.parametrize("check", [open_data, "preflight"])
+def test_a_corpus_that_kept_its_capitals_is_refused_for_a_teacher_without(check, tmp_path, teacher):
+    vocabulary = str(tmp_path / "teacher" / "vocab.txt")
+    build(tmp_path, BertTokenizerFast(vocab=vocabulary, do_lower_case=False))
+    config = configuration(tmp_path)
+    with pytest.raises(ValueError, match=r"that keeps capitals, and that of .* lower-cases"):
+        _check_corpora(config) if check == "preflight" else open_data(config)
+    open_data(configuration(tmp_path, "teacher.do_lower_case=false"))
+
+
+def test_a_vocabulary_with_words_twice_is_as_large_as_its_highest_id(tmp_path):
+    teacher = write_teacher(tmp_path / "teacher", "play", "大学", "大学")
+    build(tmp_path, teacher)
+    open_data(configuration(tmp_path))
+    manifest = IndexedCorpus.open(str(tmp_path / "c")).manifest
+    assert manifest.vocab_size == 5 + 2 + len(CHARACTERS) + 3

@@ -11,7 +11,7 @@ import argparse
 import logging
 import os
 
-from minimoe_dist.corpus.arguments import add_reading_arguments, reading_options
+from minimoe_dist.corpus.arguments import add_reading_arguments, reading_options, truth
 from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.portions import Portion
 from minimoe_dist.corpus.sources import find_inputs
@@ -24,7 +24,8 @@ def main() -> None:
     add_reading_arguments(parser)
     add = parser.add_argument
     add("--tokenizer_name_or_path", required=True, help="folder, package:NAME or hub name")
-    add("--do_lower_case", action="store_true", default=None, help="overrides the tokenizer's")
+    add("--do_lower_case", type=truth, nargs="?", const=True, metavar="true|false",
+        help="whatever the tokenizer's files say of capitals")  # fmt: skip
     add("--output_prefix", default="corpus", help="name of the corpus in --output_dir")
     add("--heldout_fraction", type=float, default=0.0, help="share of documents kept apart")
     add("--whole_words", action="store_true", help="mark Chinese words for whole-word masks")

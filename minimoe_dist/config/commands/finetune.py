@@ -42,6 +42,9 @@ class FinetuneOptions(CommandOptions):
     )
     strict: bool = Field(False, description="stop at a row that cannot be used")
     tokenizer_name_or_path: str | None = Field(None, description="default: the model's own")
+    do_lower_case: bool | None = Field(
+        None, description="true or false, whatever the tokenizer's files say of capitals"
+    )
     max_length: int = Field(128, ge=8, description="tokens of a sample with its special tokens")
     seeds: list[int] = Field([776], min_length=1, description="of heads, order and dropout")
     learning_rates: list[float] = Field([2e-5], min_length=1, description="peaks to try")

@@ -42,8 +42,9 @@ class EncodedTask:
 def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
     """Encodes a task's samples with their special tokens.
 
-    A text that is too long loses its end; of two, the longer one loses first. A word's tag stands
-    at its first piece; words behind the limit have none.
+    A text that is too long loses its end; of two, the longer one loses first. Words of a sentence
+    get the ids that they have in a text with a blank between them. A word's tag stands at its first
+    piece; words behind the limit have none.
 
     Args:
         data: the samples.
@@ -71,9 +72,10 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
             encoded.segments.append(np.array(segments or [0] * len(ids), np.int8))
             label = data.labels[start + place]
             if is_tagging:
-                words = _first_pieces(batch.word_ids(place))
-                encoded.words.append(words)
-                label = np.where(words < 0, IGNORED, np.array(label, np.int32)[words])
+                first_pieces = _first_pieces(batch, place, texts[place])
+                encoded.words.append(first_pieces)
+                tags = np.array(label, np.int32)[first_pieces]
+                label = np.where(first_pieces < 0, IGNORED, tags)
             encoded.labels.append(label)
     return replace(encoded, cut=cut)
 
@@ -93,19 +95,36 @@ def _tokenize(
 ) -> Any:
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
     if is_tagging:
-        return tokenizer([list(words) for words in texts], is_split_into_words=True, **options)
+        # Tokenised one by one, a word would lack the blank before it, which byte pairs heed.
+        running = [_running_text(words) for words in texts]
+        return tokenizer(running, return_offsets_mapping=True, **options)
     columns = [list(column) for column in zip(*texts, strict=True)]
     return tokenizer(*columns, **options)
 
 
-def _first_pieces(word_of: Sequence[int | None]) -> np.ndarray:
-    words = np.full(len(word_of), -1, np.int32)
-    before: int | None = None
-    for place, word in enumerate(word_of):
-        if word is not None and word != before:
-            words[place] = word
-        before = word
-    return words
+def _running_text(words: Sequence[str]) -> str:
+    return " ".join(word for word in words if word)
+
+
+def _first_pieces(batch: Any, sample: int, words: Sequence[str]) -> np.ndarray:
+    """Which word each token of a sample begins, int32 [length]; -1 where it begins none."""
+    # Of each character of the running text its word's number; a blank belongs to the word behind.
+    word_of_character = np.repeat(
+        np.flatnonzero([bool(word) for word in words]).astype(np.int32),
+        [len(word) + (number > 0) for number, word in enumerate(filter(None, words))],
+    )
+    first_pieces = np.full(len(batch["input_ids"][sample]), -1, np.int32)
+    before = -1
+    for place, (sequence, (start, end)) in enumerate(
+        zip(batch.sequence_ids(sample), batch["offset_mapping"][sample], strict=True)
+    ):
+        if sequence is None:
+            continue
+        # A piece may begin with the blank before it, or be nothing but that.
+        word = int(word_of_character[min(max(start, end - 1), word_of_character.size - 1)])
+        if word > before:
+            first_pieces[place] = before = word
+    return first_pieces
 
 
 def tags_of_words(predicted: np.ndarray, words: np.ndarray, count: int, outside: int) -> list[int]:

@@ -1,12 +1,14 @@
 """Tasks as token ids and as batches."""
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizerFast
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, trainers
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from minimoe_dist.data.batches import MicroBatch
 from minimoe_dist.data.tasks import Task, TaskData
@@ -58,6 +60,51 @@ def test_a_words_tag_stands_at_its_first_piece(tokenizer) -> None:
     assert encoded.input_ids[0].tolist() == [2, 5, 15, 6, 15, 16, 7, 3]
     wanted = [IGNORED, 1, IGNORED, 2, IGNORED, IGNORED, 0, IGNORED]
     assert encoded.labels[0].tolist() == wanted
+
+
+SENTENCE = ("The", "river", "runs", "under", "a", "bridge", "near", "the", "harbour", "!")
+
+
+def byte_pairs() -> PreTrainedTokenizerFast:
+    """RoBERTa's kind: a blank is part of the word behind it."""
+    pairs = ByteLevelBPETokenizer()
+    pairs.train_from_iterator([" ".join(SENTENCE)] * 50, vocab_size=320, min_frequency=1)
+    return PreTrainedTokenizerFast(tokenizer_object=pairs._tokenizer)
+
+
+def unigrams() -> PreTrainedTokenizerFast:
+    """XLM-R's kind."""
+    pieces = Tokenizer(models.Unigram())
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=60, unk_token="?", special_tokens=["?"])
+    pieces.train_from_iterator([" ".join(SENTENCE)] * 50, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="?")
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """BERT's kind."""
+    letters = sorted({letter for word in SENTENCE for letter in word})
+    tokens = ["[UNK]", *letters, *(f"##{letter}" for letter in letters), "The", "river"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("kind", [word_pieces, byte_pairs, unigrams])
+def test_words_get_the_ids_of_running_text(kind: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = kind()
+    sentences = [SENTENCE, ("naïve", "\u3000", "", "The river", "!", "x" * 30), ("", "a"), ("a",)]
+    tags = [[1] * len(words) for words in sentences]
+    encoded = encode(data_of("tagging", sentences, tags), tokenizer, 200)
+    for words, ids in zip(sentences, encoded.input_ids, strict=True):
+        assert ids.tolist() == tokenizer(" ".join(filter(None, words)))["input_ids"]
+    # Each word is where its own characters begin.
+    begins = np.flatnonzero(encoded.words[0] >= 0)
+    pieces = np.split(encoded.input_ids[0], begins[1:])
+    texts = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in pieces]
+    assert [text.replace("##", "").strip("▁Ġ") for text in texts] == list(SENTENCE)
+    assert encoded.words[2].max() == 1
 
 
 def test_words_behind_the_limit_are_tagged_as_outside(tokenizer) -> None:
