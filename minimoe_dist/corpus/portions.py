@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from ..errors import UserError
-from .blocks import Block
 from .reading import BlockOfSource, Inputs
 
 _HASH_BYTES = 1 << 22
@@ -103,19 +102,19 @@ class PortionReader:
             if number < start.file or begin >= self._last or max(end, begin + 1) <= self._first:
                 continue
             skipped = start.block if number == start.file else 0
-            source = self._files.sources[path]
-            for index, block in enumerate(self._share(source.blocks(path), begin)):
-                if block is None or index < skipped:
+            for index, work in enumerate(self._share(self._files.blocks(path), begin)):
+                if work is None or index < skipped:
                     continue
                 self._taken.append(Position(number, index + 1))
-                yield BlockOfSource(source, block)
-                note(path, block.offset if block.data is None else 0)
+                yield work
+                note(path, work.block.offset if work.block.data is None else 0)
             note(path, None)
 
-    def _share(self, blocks: Iterator[Block], begin: int) -> Iterator[Block | None]:
+    def _share(self, blocks: Iterator[BlockOfSource], begin: int) -> Iterator[BlockOfSource | None]:
         """The blocks of one file, None for each that other portions read, up to the last own."""
         is_own = is_compressed = False
-        for block in blocks:
+        for work in blocks:
+            block = work.block
             # Blocks that carry their data come from files that have no other way in.
             is_compressed |= block.data is not None
             if not block.continues_document:
@@ -123,7 +122,7 @@ class PortionReader:
                 is_own = self._holds(place)
                 if place >= self._last or (is_compressed and not is_own):
                     return
-            yield block if is_own else None
+            yield work if is_own else None
 
     def passed(self) -> Position:
         """The position after the next block whose result has come."""

@@ -16,6 +16,7 @@ from ..runtime import logger
 from .blocks import Block, Document, Problems
 from .sentences import SentenceRules, split_lines, split_sentences
 from .sources import Source, SourceOptions, TFRecordSource, choose_source
+from .streams import InputStream, known_encoding
 
 _log = logger("corpus")
 _SHOWN_PROBLEMS = 20
@@ -30,7 +31,11 @@ class ReadingOptions:
         input_format: one of `sources.INPUT_FORMATS`; "auto" looks at each file.
         rules: which sentences stay.
         title: whether documents' titles are dropped, or kept as their first sentences.
-        text_key, title_key: where JSON records hold text and title; None for the usual keys.
+        text_key, title_key: where JSON records and Parquet rows hold text and title; None for
+            the usual keys.
+        encoding: of text; None to find it out for each file.
+        force: whether files that do not look like text are read, and a corpus that lost more
+            than half of its text is kept.
         strict: whether the first damaged line fails the run instead of being counted.
         num_processors: processes that read.
         show_progress: whether a progress bar is drawn.
@@ -43,6 +48,8 @@ class ReadingOptions:
     title: Literal["drop", "keep"] = "drop"
     text_key: str | None = None
     title_key: str | None = None
+    encoding: str | None = None
+    force: bool = False
     strict: bool = False
     num_processors: int = 1
     show_progress: bool = True
@@ -53,10 +60,14 @@ class ReadingOptions:
             raise UserError(f"--num_processors {self.num_processors}: give 1 or more")
         if self.title not in ("drop", "keep"):
             raise UserError(f"--title {self.title}: give drop or keep")
+        if self.encoding is not None:
+            known_encoding(self.encoding)
 
     def source_options(self) -> SourceOptions:
         """What readers want to know of them."""
-        return SourceOptions(self.rules.longest, self.text_key, self.title_key)
+        return SourceOptions(
+            self.rules.longest, self.text_key, self.title_key, self.encoding, self.force
+        )
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,14 @@ class BlockSentences:
 
 
 def _sentences_of(
-    document: Document, source: Source, block: Block, rules: SentenceRules, counts: Counter[str]
+    document: Document, source: Source, block: Block, rules: SentenceRules, problems: Problems
 ) -> list[str]:
     if not source.lines_are_sentences:
         split = split_lines(document.lines, rules.longest)
         kept = list(filter(rules.is_long_enough, split))
         if len(kept) < len(split):
-            counts["short_sentences"] += len(split) - len(kept)
+            problems.counts["short_sentences"] += len(split) - len(kept)
+            problems.lost["short_sentences"] += sum(map(len, split)) - sum(map(len, kept))
         return kept
     sentences: list[str] = []
     for index, line in enumerate(document.lines):
@@ -108,18 +120,21 @@ class SentenceReader:
 
     def __call__(self, work: BlockOfSource) -> BlockSentences:
         """Reads one block; its problems come with the result, or (strict) raise UserError."""
-        block, problems = work.block, Problems(strict=self.strict)
-        found = BlockSentences(block.without_data(), problems=problems)
-        if problems.note_damage(block):
-            return found
-        for document in work.source.documents(block, problems):
+        problems = Problems(strict=self.strict)
+        found = BlockSentences(work.block.without_data(), problems=problems)
+        for source, block in work.block.members or [(work.source, work.block)]:
+            if not problems.note_damage(block):
+                self._read(source, block, found)
+        return found
+
+    def _read(self, source: Source, block: Block, found: BlockSentences) -> None:
+        for document in source.documents(block, found.problems):
             if not found.documents:
                 found.continues = document.continues
-            sentences = _sentences_of(document, work.source, block, self.rules, problems.counts)
+            sentences = _sentences_of(document, source, block, self.rules, found.problems)
             if self.keeps_titles and sentences and document.title and not document.continues:
                 sentences.insert(0, " ".join(document.title.split()))
             found.documents.append(sentences)
-        return found
 
 
 class Inputs:
@@ -137,18 +152,31 @@ class Inputs:
         )
         self.names = {path: os.path.relpath(path, folder) for path in self.paths}
         self.sizes = {path: os.path.getsize(path) for path in self.paths}
-        self.sources = {
-            path: choose_source(path, options.input_format, options.source_options())
-            for path in self.paths
-        }
+        self.sources = {}
+        for path in self.paths:
+            self.sources[path], stream = self._open(path)
+            stream.close()
         self.counts["empty_files"] = sum(size == 0 for size in self.sizes.values())
+
+    def _open(self, path: str) -> tuple[Source, InputStream]:
+        options = self.options
+        stream = InputStream(path)
+        try:
+            source = choose_source(stream, options.input_format, options.source_options())
+        except BaseException:
+            stream.close()
+            raise
+        return source, stream
+
+    def blocks(self, path: str) -> Iterator[BlockOfSource]:
+        """The blocks of one input."""
+        source, stream = self._open(path)
+        for block in source.blocks(stream):
+            yield BlockOfSource(source, block)
 
     def work(self) -> Iterator[BlockOfSource]:
         """The blocks of all inputs, in the order of the inputs."""
-        for path in self.paths:
-            source = self.sources[path]
-            for block in source.blocks(path):
-                yield BlockOfSource(source, block)
+        return (work for path in self.paths for work in self.blocks(path))
 
     def progress(self, what: str) -> tqdm[Any]:
         """A progress bar over the bytes of all inputs."""

@@ -1,141 +1,344 @@
-"""Input files as streams of bytes, decompressed where their first bytes say that they need it."""
+"""Input files, and members of archives, as streams of bytes: decompressed, and as UTF-8.
+
+Data is decompressed where its first bytes say that it is compressed, several times over if need
+be (an xz file inside a gzip one). However well it was compressed, no more than a few megabytes of
+it are in memory at once.
+"""
 
 from __future__ import annotations
 
 import bz2
+import codecs
 import lzma
 import zlib
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol
+from typing import IO, Any, Protocol
+
+from ..errors import UserError
 
 _CHUNK_BYTES = 1 << 16
+_MOST_DECOMPRESSED = 1 << 22
+_MOST_LAYERS = 4
 _LONGEST_ZSTANDARD_WINDOW = 1 << 31
+_MOST_LZMA_MEMORY = 1 << 30
+# A zstandard frame can stand for 30,000 times its own size, and its decompressor knows no limit.
+_ZSTANDARD_CHUNK_BYTES = 1 << 9
+_BAD_BYTE = b"\xff"
+
+
+class Readable(Protocol):
+    """Where bytes come from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes that follow; none at the end."""
+        ...
+
+    def tell(self) -> int:
+        """How many bytes of the file on the disk have been taken."""
+        ...
 
 
 class _Decompressor(Protocol):
+    """A decompressor that gives no more than it is asked for."""
+
     @property
     def eof(self) -> bool: ...
 
     @property
     def unused_data(self) -> bytes: ...
 
-    def decompress(self, data: bytes, /) -> bytes: ...
+    @property
+    def needs_input(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _gzip() -> _Decompressor:
-    return zlib.decompressobj(31)
+class _Gzip:
+    """zlib's decompressor with the interface of bz2's and lzma's."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(31)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
-def _zstandard() -> _Decompressor:
-    import zstandard
+class _Zstandard:
+    """zstandard's decompressor with the interface of bz2's and lzma's."""
 
-    context = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTANDARD_WINDOW)
-    return context.decompressobj()
+    def __init__(self) -> None:
+        import zstandard
+
+        context = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTANDARD_WINDOW)
+        self._inner = context.decompressobj()
+        self._waiting = b""
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data + self._waiting
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._waiting
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        data = self._waiting + data
+        pieces, size, place = [], 0, 0
+        while place < len(data) and size < max_length and not self._inner.eof:
+            piece = self._inner.decompress(data[place : place + _ZSTANDARD_CHUNK_BYTES])
+            place += _ZSTANDARD_CHUNK_BYTES
+            pieces.append(piece)
+            size += len(piece)
+        self._waiting = data[place:]
+        return b"".join(pieces)
+
+
+def _lzma() -> _Decompressor:
+    return lzma.LZMADecompressor(memlimit=_MOST_LZMA_MEMORY)
 
 
 _MAGIC: dict[bytes, tuple[str, Callable[[], _Decompressor]]] = {
-    b"\x1f\x8b\x08": ("gzip", _gzip),
+    b"\x1f\x8b\x08": ("gzip", _Gzip),
     b"BZh": ("bzip2", bz2.BZ2Decompressor),
-    b"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
-    b"\x28\xb5\x2f\xfd": ("zstandard", _zstandard),
+    b"\xfd7zXZ\x00": ("xz", _lzma),
+    b"\x5d\x00\x00": ("lzma", _lzma),
+    b"\x28\xb5\x2f\xfd": ("zstandard", _Zstandard),
     # What parallel compressors put before the first piece.
-    b"\x50\x2a\x4d\x18": ("zstandard", _zstandard),
+    b"\x50\x2a\x4d\x18": ("zstandard", _Zstandard),
 }
-_UNREADABLE = {
-    b"PK\x03\x04": "a zip archive; unpack it",
-    b"7z\xbc\xaf": "a 7z archive; unpack it",
-    b"Rar!": "a rar archive; unpack it",
-    b"\xff\xfe": "UTF-16; convert it to UTF-8",
-    b"\xfe\xff": "UTF-16; convert it to UTF-8",
-}
+
+
+class _Peekable:
+    """Reads whole amounts, and looks ahead."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._ahead = b""
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, which stay to be read; fewer only at the end."""
+        while len(self._ahead) < size:
+            piece = self._source.read(size - len(self._ahead))
+            if not piece:
+                break
+            self._ahead += piece
+        return self._ahead[:size]
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; fewer only at the end."""
+        pieces = [self._ahead[:size]]
+        self._ahead = self._ahead[size:]
+        missing = size - len(pieces[0])
+        while missing > 0 and (piece := self._source.read(missing)):
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+
+    def tell(self) -> int:
+        """How many bytes of the file on the disk have been taken."""
+        return self._source.tell()
+
+
+class _Decompressed:
+    """What compressed data stands for.
+
+    Attributes:
+        damage: what was wrong with the data, None as long as nothing was; it ends there.
+    """
+
+    def __init__(
+        self, source: Readable, compression: str, start: Callable[[], _Decompressor]
+    ) -> None:
+        self._source, self._compression, self._start = source, compression, start
+        self._decompressor = start()
+        self._data = b""
+        self._ahead = b""
+        self._at_end = False
+        self.damage: str | None = None
+
+    def read(self, size: int) -> bytes:
+        while not self._ahead and not self._at_end:
+            self._ahead = self._decompress_more()
+        piece, self._ahead = self._ahead[:size], self._ahead[size:]
+        return piece
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def _decompress_more(self) -> bytes:
+        """What the next bytes give, maybe nothing; notes the end, and damage."""
+        decompressor = self._decompressor
+        if decompressor.eof:
+            # Several compressed pieces may stand one after the other, padded by zeros.
+            self._data = decompressor.unused_data.lstrip(b"\0")
+            while not self._data and (piece := self._source.read(_CHUNK_BYTES)):
+                self._data = piece.lstrip(b"\0")
+            if not self._data:
+                self._at_end = True
+                return b""
+            decompressor = self._decompressor = self._start()
+        elif decompressor.needs_input:
+            self._data = self._source.read(_CHUNK_BYTES)
+            if not self._data:
+                self._end_with("it ends too early")
+                return b""
+        try:
+            return decompressor.decompress(self._data, _MOST_DECOMPRESSED)
+        except Exception as error:
+            # Each library has its own kinds of errors; reading the file is not in this `try`.
+            self._end_with(str(error))
+            return b""
+        finally:
+            self._data = b""
+
+    def _end_with(self, what: str) -> None:
+        self._at_end = True
+        self.damage = f"damaged {self._compression} data: {what}"
+
+
+class _Transcoded:
+    """Text in some encoding as UTF-8; a byte that no UTF-8 has stands for what was damaged."""
+
+    def __init__(self, source: Readable, encoding: str) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self._ahead = b""
+        self._at_end = False
+
+    def read(self, size: int) -> bytes:
+        while not self._ahead and not self._at_end:
+            data = self._source.read(_CHUNK_BYTES)
+            self._at_end = not data
+            text = self._decoder.decode(data, final=self._at_end)
+            encoded = text.encode("utf-8", "surrogatepass")
+            self._ahead = encoded.replace("\ufffd".encode(), _BAD_BYTE)
+        piece, self._ahead = self._ahead[:size], self._ahead[size:]
+        return piece
+
+    def tell(self) -> int:
+        return self._source.tell()
 
 
 class InputStream:
-    """Reads a file from its beginning to its end, decompressed if it is compressed.
+    """Reads a file, or a member of one, from its beginning to its end.
+
+    Args:
+        path: the file on the disk.
+        name: what messages call it; None for the path.
+        source: where the bytes come from; None for the file itself.
 
     Attributes:
-        compression: its name, None for a plain file.
-        damage: what was wrong with the compressed data, None as long as nothing was; the
-            stream ends there.
+        compression: the name of the outermost compression, None without.
+        encoding: what the text was encoded in; UTF-8 is what comes out.
     """
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115
-        beginning = self._file.read(8)
-        self._file.seek(0)
+    def __init__(self, path: str, *, name: str | None = None, source: Readable | None = None):
+        self.path, self.name = path, name or path
         self.compression: str | None = None
-        self.damage: str | None = None
-        self._decompressor: _Decompressor | None = None
-        for magic, (name, start) in _MAGIC.items():
-            if beginning.startswith(magic):
-                self.compression, self._start = name, start
-                self._decompressor = start()
-        self._waiting: list[bytes] = []
-        self._at_end = False
+        self.encoding = "UTF-8"
+        self._file: IO[bytes] | None = None
+        self._layers: list[_Decompressed] = []
+        self._is_file = source is None
+        if source is None:
+            source = self._file = open(path, "rb")  # noqa: SIM115
+        self._origin = source
+        self._source = _Peekable(source)
+        try:
+            self._decompress()
+        except UserError:
+            self.close()
+            raise
+
+    def _decompress(self) -> None:
+        while (known := self._magic()) is not None:
+            if len(self._layers) == _MOST_LAYERS:
+                raise UserError(
+                    f"{self.name}: is compressed more than {_MOST_LAYERS} times; unpack it"
+                )
+            compression, start = known
+            self.compression = self.compression or compression
+            self._layers.append(_Decompressed(self._source, compression, start))
+            self._source = _Peekable(self._layers[-1])
+
+    def _magic(self) -> tuple[str, Callable[[], _Decompressor]] | None:
+        beginning = self._source.peek(8)
+        return next((known for magic, known in _MAGIC.items() if beginning.startswith(magic)), None)
 
     def __enter__(self) -> InputStream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes are those of the file, so that they can be read by offset."""
+        return self._is_file and not self._layers and self.encoding == "UTF-8"
+
+    @property
+    def damage(self) -> str | None:
+        """What was wrong with compressed data; None as long as nothing was."""
+        faults = (getattr(layer, "damage", None) for layer in (self._origin, *self._layers))
+        return next(filter(None, faults), None)
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The open file on the disk, for those who read it in their own way."""
+        assert self._file is not None and not self._layers
+        return self._file
+
+    def transcode(self, encoding: str) -> None:
+        """Makes what is read from now on UTF-8, whatever it was; nothing has been read before."""
+        if codecs.lookup(encoding).name != "utf-8":
+            self._source = _Peekable(_Transcoded(self._source, encoding))
+            self.encoding = encoding
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, which stay to be read; fewer only at the end."""
+        return self._source.peek(size)
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes; fewer only at the end."""
-        if self._decompressor is None:
-            return self._file.read(size)
-        missing = size - sum(map(len, self._waiting))
-        while missing > 0 and not self._at_end:
-            piece = self._decompress_more()
-            self._waiting.append(piece)
-            missing -= len(piece)
-        joined = b"".join(self._waiting)
-        self._waiting = [joined[size:]]
-        return joined[:size]
+        return self._source.read(size)
 
     def tell(self) -> int:
-        """How many bytes of the file itself have been taken."""
-        return self._file.tell()
-
-    def _decompress_more(self) -> bytes:
-        """What the file's next bytes give; notes the end, and damage."""
-        data = self._file.read(_CHUNK_BYTES)
-        assert self._decompressor is not None
-        if not data:
-            self._at_end = True
-            if not self._decompressor.eof:
-                self.damage = f"damaged {self.compression} data: it ends too early"
-        pieces = []
-        while data:
-            if self._decompressor.eof:
-                # Several compressed pieces may stand one after the other, padded by zeros.
-                data = data.lstrip(b"\0")
-                if not data:
-                    break
-                self._decompressor = self._start()
-            try:
-                pieces.append(self._decompressor.decompress(data))
-            except Exception as error:
-                # Each library has its own kinds of errors; reading the file is not in this `try`.
-                self._at_end = True
-                self.damage = f"damaged {self.compression} data: {error}"
-                break
-            data = self._decompressor.unused_data if self._decompressor.eof else b""
-        return b"".join(pieces)
+        """How many bytes of the file on the disk have been taken."""
+        return self._source.tell()
 
 
-def unreadable_kind(beginning: bytes) -> str | None:
-    """What a file is and what to do with it, if its first bytes tell that it is no text."""
-    for magic, what in _UNREADABLE.items():
-        if beginning.startswith(magic):
-            return what
-    return None
+def known_encoding(encoding: str) -> str:
+    """The name of an encoding as it was given.
+
+    Raises:
+        UserError: there is no such encoding of text.
+    """
+    try:
+        info: Any = codecs.lookup(encoding)
+        if info._is_text_encoding:
+            return encoding
+    except LookupError:
+        pass
+    raise UserError(
+        f"--encoding {encoding!r}: is no encoding of text; give utf-8, gb18030, big5, utf-16, …"
+    )

@@ -7,8 +7,7 @@ import lzma
 import pytest
 import zstandard
 
-from minimoe_dist.corpus.blocks import cut_blocks
-from minimoe_dist.corpus.sources import TextSource
+from minimoe_dist.corpus.sources import TextFileSource, TextSource
 from minimoe_dist.corpus.streams import InputStream
 from tests.corpus.sources.documents import read
 
@@ -100,7 +99,10 @@ def test_blocks_of_compressed_files_carry_their_bytes_and_the_files_size(tmp_pat
     plain, packed = tmp_path / "text", tmp_path / "text.bz2"
     plain.write_bytes(TEXT)
     packed.write_bytes(bz2.compress(TEXT))
-    cut = [list(TextSource(1 << 16, 1 << 10).blocks(str(path))) for path in (plain, packed)]
+    cut = [
+        list(TextSource(1 << 16, 1 << 10).blocks(InputStream(str(path))))
+        for path in (plain, packed)
+    ]
     assert [b.read() for b in cut[0]] == [b.read() for b in cut[1]]
     assert all(block.data is None for block in cut[0])
     for blocks, path in zip(cut, (plain, packed), strict=True):
@@ -110,6 +112,6 @@ def test_blocks_of_compressed_files_carry_their_bytes_and_the_files_size(tmp_pat
 def test_a_place_without_its_data_is_small(tmp_path):
     path = tmp_path / "text.gz"
     path.write_bytes(gzip.compress(TEXT))
-    (block,) = cut_blocks(str(path), lambda _: 0, lambda _, __: True)
+    (block,) = TextFileSource().blocks(InputStream(str(path)))
     assert block.without_data().data is None
     assert block.without_data().offset == block.offset

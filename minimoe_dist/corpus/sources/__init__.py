@@ -1,5 +1,7 @@
 """Readers of raw corpora, all with one interface: files to blocks, blocks to documents."""
 
+from ..blocks import Source
+from .archives import ArchiveSource
 from .choosing import (
     INPUT_FORMATS,
     SourceOptions,
@@ -9,17 +11,19 @@ from .choosing import (
 from .documentation import documentation_folder, python_documentation
 from .json_documents import RecordReader
 from .json_records import JsonLinesSource, JsonSource
-from .source import FORMAT_SUFFIX, Source
-from .text import FormatSource, TextFileSource, TextSource
+from .parquet import ParquetSource
+from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource
 from .tfrecord import TFRecordSource
 from .wiki import WikiSource, write_wiki
 
 __all__ = [
     "FORMAT_SUFFIX",
     "INPUT_FORMATS",
+    "ArchiveSource",
     "FormatSource",
     "JsonLinesSource",
     "JsonSource",
+    "ParquetSource",
     "RecordReader",
     "Source",
     "SourceOptions",

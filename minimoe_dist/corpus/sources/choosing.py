@@ -10,9 +10,17 @@ from pathlib import Path
 
 from ...durable import PARTIAL
 from ...errors import UserError
-from ..blocks import BYTE_ORDER_MARK
+from ..blocks import BYTE_ORDER_MARK, Source
 from ..sentences import SentenceRules, split_sentences
-from ..streams import InputStream, unreadable_kind
+from ..streams import InputStream
+from .archives import (
+    ZIP_MAGIC,
+    ArchiveSource,
+    UnreadableError,
+    check_zip,
+    is_tar,
+)
+from .encodings import certain_encoding, is_utf8, likely_encodings
 from .json_documents import RecordReader
 from .json_records import (
     JsonLinesSource,
@@ -20,17 +28,23 @@ from .json_records import (
     array_header,
 )
 from .json_scanning import scan_records
-from .source import FORMAT_SUFFIX, Source
-from .text import FormatSource, TextFileSource, TextSource
+from .parquet import PARQUET_MAGIC, ParquetSource
+from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource
 from .tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
+from .unreadable import (
+    Unreadable,
+    unreadable_bytes,
+    unreadable_text,
+)
 from .wiki import WikiSource
 
-_PEEKED_BYTES = 1 << 15
+_PEEKED_BYTES = 1 << 16
 _FEWEST_LINES, _WHOLE_SHARE = 3, 0.9
 _WHOLE = re.compile(r"[.!?;。！？；…][\"'”’」』）)\]]*$")
-_COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lzma")
 _NO_RECORD = re.compile(rb"[^\s{\]]")
 _OBJECT = re.compile(rb'\{\s*["}]')
+_CONTAINERS = ("tfrecord", "parquet", "tar", "zip")
 
 
 @dataclass(frozen=True)
@@ -39,12 +53,17 @@ class SourceOptions:
 
     Attributes:
         longest_sentence: where over-long sentences are cut, in characters.
-        text_key, title_key: where JSON records hold their text and title; None for the usual.
+        text_key, title_key: where JSON records and Parquet rows hold their text and title; None
+            for the usual.
+        encoding: of text; None to find out.
+        force: whether markup and the like are read as if they were text.
     """
 
     longest_sentence: int = SentenceRules.longest
     text_key: str | None = None
     title_key: str | None = None
+    encoding: str | None = None
+    force: bool = False
 
     def reader(self) -> RecordReader:
         """What makes documents of JSON records."""
@@ -60,45 +79,94 @@ _KINDS: dict[str, Callable[[SourceOptions], Source]] = {
     "text": lambda options: TextSource(longest_sentence=options.longest_sentence),
     "text_file": lambda options: TextFileSource(longest_sentence=options.longest_sentence),
     "format": lambda options: FormatSource(longest_sentence=options.longest_sentence),
+    "parquet": lambda options: ParquetSource(
+        options.reader(), longest_sentence=options.longest_sentence
+    ),
     "tfrecord": lambda options: TFRecordSource(),
 }
 INPUT_FORMATS = ("auto", *_KINDS)
 
 
 def choose_source(
-    path: str, input_format: str = "auto", options: SourceOptions | None = None
+    stream: InputStream, input_format: str = "auto", options: SourceOptions | None = None
 ) -> Source:
-    """The reader of a file: the one asked for, or by a look at the file's beginning.
+    """The reader of a file or member: the one asked for, or by a look at its beginning.
 
     "auto" knows `<doc ` (wiki), arrays of JSON objects and `{"RECORDS": [...]}` (json), JSON
-    objects one a line (jsonl), TFRecords, names that end in .format and text of one sentence a
-    line (format); all else is text.
+    objects one a line (jsonl), Parquet, TFRecords, names that end in .format and text of one
+    sentence a line (format); all else is text. Members of tar and zip files are looked at one by
+    one, in whatever format. The stream gives UTF-8 afterwards.
 
     Raises:
-        UserError: the format is unknown, the file is no text, or its first JSON records have
-            no text at the key.
+        UserError: the format is unknown, the file is no text or in an unknown encoding, or its
+            first JSON records have no text at the key.
     """
     if input_format not in INPUT_FORMATS:
         raise UserError(f"--input_format {input_format!r}: give one of {', '.join(INPUT_FORMATS)}")
     options = options or SourceOptions()
-    with InputStream(path) as stream:
-        beginning = stream.read(_PEEKED_BYTES)
-    if input_format in ("auto", "tfrecord") and is_tfrecord(beginning):
-        return TFRecordSource()
-    if (kind := unreadable_kind(beginning)) is not None:
-        raise UserError(f"{path}: looks like {kind}")
-    if input_format == "tfrecord" and beginning:
-        raise UserError(f"{path}: does not begin as a TFRecord; give another --input_format")
+    container = _container(stream.peek(_PEEKED_BYTES))
+    if container == "zip":
+        check_zip(stream)
+    if container in ("tar", "zip"):
+        return ArchiveSource(
+            is_zip=container == "zip",
+            choose=lambda member: choose_source(member, input_format, options),
+        )
+    if container is not None and input_format in ("auto", container):
+        source = _KINDS[container](options)
+        if isinstance(source, ParquetSource):
+            source.check(stream)
+        return source
+    if input_format in _CONTAINERS and stream.peek(1):
+        raise UserError(
+            f"{stream.name}: does not begin as a {input_format} file; give another --input_format"
+        )
+    _refuse(stream, unreadable_bytes(stream.peek(_PEEKED_BYTES)))
+    _decode(stream, options.encoding)
+    beginning = stream.peek(_PEEKED_BYTES)
+    if not options.force:
+        _refuse(stream, unreadable_text(beginning))
     beginning = beginning.removeprefix(BYTE_ORDER_MARK).lstrip()
     if input_format == "auto":
-        input_format = _recognise(path, beginning)
+        input_format = _recognise(stream.name, beginning)
     source = _KINDS[input_format](options)
     if isinstance(source, JsonSource | JsonLinesSource):
-        _check_keys(path, beginning, options.reader())
+        _check_keys(stream.name, beginning, options.reader())
     return source
 
 
-def _recognise(path: str, beginning: bytes) -> str:
+def _container(beginning: bytes) -> str | None:
+    """The kind of a file whose text lies in parts of it that have to be found."""
+    if is_tfrecord(beginning):
+        return "tfrecord"
+    if beginning.startswith(PARQUET_MAGIC):
+        return "parquet"
+    if beginning.startswith(ZIP_MAGIC):
+        return "zip"
+    return "tar" if is_tar(beginning) else None
+
+
+def _refuse(stream: InputStream, kind: Unreadable | None) -> None:
+    if kind is not None:
+        raise UnreadableError(f"{stream.name}: looks like {kind.what}", kind.holds_text)
+
+
+def _decode(stream: InputStream, encoding: str | None) -> None:
+    """Makes the stream give UTF-8."""
+    beginning = stream.peek(_PEEKED_BYTES)
+    encoding = encoding or certain_encoding(beginning)
+    if encoding is not None:
+        stream.transcode(encoding)
+    elif not is_utf8(beginning):
+        fitting = ", ".join(likely_encodings(beginning)[:3])
+        raise UnreadableError(
+            f"{stream.name}: looks like text that is not in UTF-8; give --encoding (its beginning "
+            f"can be read as {fitting})",
+            holds_text=True,
+        )
+
+
+def _recognise(name: str, beginning: bytes) -> str:
     if beginning.startswith(b"<doc "):
         return "wiki"
     header = array_header(beginning)
@@ -106,7 +174,6 @@ def _recognise(path: str, beginning: bytes) -> str:
         return "json"
     if _OBJECT.match(beginning):
         return _recognise_objects(beginning)
-    name = path
     for suffix in _COMPRESSION_SUFFIXES:
         name = name.removesuffix(suffix)
     is_formatted = name.endswith(FORMAT_SUFFIX) or _has_a_sentence_a_line(beginning)
@@ -144,7 +211,7 @@ def _recognise_objects(beginning: bytes) -> str:
     return "json" if newline else "jsonl"
 
 
-def _check_keys(path: str, beginning: bytes, reader: RecordReader) -> None:
+def _check_keys(name: str, beginning: bytes, reader: RecordReader) -> None:
     """Refuses a file none of whose first records has its text where it is looked for."""
     records = beginning.removeprefix(array_header(beginning) or b"")
     missing = ""
@@ -160,7 +227,7 @@ def _check_keys(path: str, beginning: bytes, reader: RecordReader) -> None:
             return
         missing = missing or reader.no_text(parsed)
     if missing:
-        raise UserError(f"{path}: {missing}; give --text_key")
+        raise UserError(f"{name}: {missing}; give --text_key")
 
 
 def find_inputs(input_dir: str, input_regex: str) -> list[str]:

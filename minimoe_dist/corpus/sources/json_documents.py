@@ -24,9 +24,9 @@ class Place:
     line: int
     prefix: str = ""
 
-    def found(self, kind: str, what: str) -> None:
-        """Notes a problem there."""
-        self.problems.found(kind, self.path, self.line, self.prefix + what)
+    def note(self, kind: str, what: str, lost: int = 0) -> None:
+        """Notes a problem there, and the characters that it costs."""
+        self.problems.note(kind, self.path, self.line, self.prefix + what, lost)
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class RecordReader:
         try:
             record = _PARSE(text)
         except (ValueError, RecursionError) as error:
-            place.found("bad_json_records", f"bad JSON: {error}")
+            place.note("bad_json_records", f"bad JSON: {error}", len(text))
             return None
         document = self.document(record, continues=continues, is_part=is_part)
         if document is None:
-            place.found("records_without_text", self.no_text(record))
+            place.note("records_without_text", self.no_text(record), len(text))
         elif "\\u" in text:
             return repaired(document, place)
         return document
@@ -137,12 +137,12 @@ def repaired(document: Document, place: Place) -> Document:
         return document
     text = "\n".join([document.title or "", *document.lines])
     if "\0" in text:
-        place.found("nul_byte_lines", "NUL character")
+        place.note("nul_byte_lines", "NUL character")
         text = text.replace("\0", "")
     try:
         text.encode()
     except UnicodeEncodeError:
-        place.found("lone_surrogates", "half of a surrogate pair")
+        place.note("lone_surrogates", "half of a surrogate pair")
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     title, *lines = text.split("\n")
     return Document(title or None, lines, document.continues)

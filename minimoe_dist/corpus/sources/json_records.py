@@ -21,6 +21,7 @@ from ..blocks import (
     decode_lines,
 )
 from ..sentences import SentenceRules
+from ..streams import InputStream
 from .json_documents import Place, RecordReader
 from .json_scanning import Scan, cut_inside_string, scan_records
 
@@ -78,11 +79,11 @@ class _JsonSource:
 class JsonLinesSource(_JsonSource):
     """One JSON object a line, as wikiextractor's --json writes them."""
 
-    def blocks(self, path: str) -> Iterator[Block]:
+    def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts after lines, and inside the text of a record that is longer than a block."""
         rest, carried = b"", b""
         size = self.block_bytes
-        with BlockCutter(path) as cutter:
+        with BlockCutter(stream) as cutter:
             while True:
                 rest += cutter.read(max(0, size - len(rest)))
                 if not rest:
@@ -96,8 +97,10 @@ class JsonLinesSource(_JsonSource):
                     continue
                 scan = scan_records(window)
                 if scan.broken is not None:
-                    yield cutter.problem("bad_json_records", "bad JSON in a long line")
-                    rest, carried = self._next_line(cutter, rest), b""
+                    damaged = cutter.problem("bad_json_records", "bad JSON in a long line")
+                    rest, skipped = self._next_line(cutter, rest)
+                    yield damaged.with_loss(skipped)
+                    carried = b""
                 elif cut := self._begin_long_record(cutter, window, carried, scan):
                     block, rest, carried = cut
                     yield block
@@ -105,15 +108,17 @@ class JsonLinesSource(_JsonSource):
                     size *= 2
             yield from cutter.damage()
 
-    def _next_line(self, cutter: BlockCutter, rest: bytes) -> bytes:
-        """Skips to the beginning of the next line; returns what was read of it."""
+    def _next_line(self, cutter: BlockCutter, rest: bytes) -> tuple[bytes, int]:
+        """Skips to the beginning of the next line; returns what was read of it and the size."""
+        skipped = 0
         while rest:
-            end = rest.find(b"\n") + 1
-            cutter.skip(rest[: end or len(rest)])
-            if end:
-                return rest[end:]
+            end = rest.find(b"\n") + 1 or len(rest)
+            cutter.skip(rest[:end])
+            skipped += end
+            if rest.endswith(b"\n", 0, end):
+                return rest[end:], skipped
             rest = cutter.read(self.block_bytes)
-        return rest
+        return rest, skipped
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
         """The records of the lines; what cannot be read is noted and left out."""
@@ -135,9 +140,9 @@ class JsonLinesSource(_JsonSource):
 class JsonSource(_JsonSource):
     """One array of objects a file, bare or as `{"RECORDS": [...]}`; or objects in a row."""
 
-    def blocks(self, path: str) -> Iterator[Block]:
+    def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts after records, and inside the text of a record that is longer than a block."""
-        with BlockCutter(path) as cutter:
+        with BlockCutter(stream) as cutter:
             yield from self._cut_file(cutter)
             yield from cutter.damage()
 
@@ -176,8 +181,9 @@ class JsonSource(_JsonSource):
             elif scan.broken is not None or scan.closed is not None or at_end:
                 record = rest if carried else rest.lstrip(_BETWEEN)
                 cutter.skip(rest[: len(rest) - len(record)])
-                yield cutter.problem("bad_json_records", _what_is_broken(window, scan))
-                rest = self._next_record(cutter, record, next_record)
+                damaged = cutter.problem("bad_json_records", _what_is_broken(window, scan))
+                rest, skipped = self._next_record(cutter, record, next_record)
+                yield damaged.with_loss(skipped)
                 carried, size = b"", self.block_bytes
                 if not rest:
                     return
@@ -197,20 +203,27 @@ class JsonSource(_JsonSource):
             cutter.skip(rest)
             rest = cutter.read(self.block_bytes)
 
-    def _next_record(self, cutter: BlockCutter, rest: bytes, pattern: re.Pattern[bytes]) -> bytes:
-        """Skips what is broken, to the next place that looks like the beginning of a record."""
-        first = 1
+    def _next_record(
+        self, cutter: BlockCutter, rest: bytes, pattern: re.Pattern[bytes]
+    ) -> tuple[bytes, int]:
+        """Skips what is broken, to the next place that looks like the beginning of a record.
+
+        Returns:
+            What was read from there on, and how many bytes were skipped.
+        """
+        first, skipped = 1, 0
         while True:
             if match := pattern.search(rest, first):
                 cutter.skip(rest[: match.start()])
-                return rest[match.start() :]
-            skipped = max(0, len(rest) - _RECORD_REACH)
+                return rest[match.start() :], skipped + match.start()
+            step = max(0, len(rest) - _RECORD_REACH)
             more = cutter.read(self.block_bytes)
             if not more:
                 cutter.skip(rest)
-                return b""
-            cutter.skip(rest[:skipped])
-            rest, first = rest[skipped:] + more, 0
+                return b"", skipped + len(rest)
+            cutter.skip(rest[:step])
+            skipped += step
+            rest, first = rest[step:] + more, 0
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
         """The records of the block; what cannot be read is noted and left out."""
@@ -234,10 +247,10 @@ class JsonSource(_JsonSource):
             try:
                 text = record.decode()
             except UnicodeDecodeError:
-                place.found("invalid_utf8_lines", "invalid UTF-8")
+                place.note("invalid_utf8_lines", "invalid UTF-8")
                 text = record.decode("utf-8", "replace")
             if "\0" in text:
-                place.found("nul_byte_lines", "NUL byte")
+                place.note("nul_byte_lines", "NUL byte")
                 text = text.replace("\0", "")
             line += data.count(b"\n", start, next_end)
             end = next_end

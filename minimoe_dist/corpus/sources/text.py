@@ -10,12 +10,14 @@ from typing import ClassVar
 from ..blocks import (
     BLOCK_BYTES,
     Block,
+    BlockCutter,
     Document,
     Problems,
-    cut_blocks,
+    cut_between_sentences,
     decode_lines,
 )
 from ..sentences import SentenceRules
+from ..streams import InputStream
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,32 @@ class LineSource(ABC):
     longest_sentence: int = SentenceRules.longest
     lines_are_sentences: ClassVar[bool] = False
 
-    def blocks(self, path: str) -> Iterator[Block]:
+    def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts between documents, or inside one that is longer than a block."""
-        return cut_blocks(
-            path,
-            self._last_start,
-            self._starts_document,
-            block_bytes=self.block_bytes,
-            longest_sentence=self.longest_sentence,
+        assert self.block_bytes >= min(BLOCK_BYTES, 16 * self.longest_sentence)
+        window, before = b"", b""
+        with BlockCutter(stream) as cutter:
+            while True:
+                window += cutter.read(self.block_bytes - len(window))
+                inside_line = bool(before) and not before.endswith(b"\n")
+                continues = bool(before) and (
+                    inside_line or not self._starts_document(before, window)
+                )
+                if before and not continues and (fault := self._fault_at_end(before)):
+                    yield cutter.problem(*fault)
+                if not window:
+                    yield from cutter.damage()
+                    return
+                at_end = len(window) < self.block_bytes
+                end = len(window) if at_end else self._cut(window)
+                before, window = window[:end], window[end:]
+                yield cutter.block(before, continues_document=continues, continues_line=inside_line)
+
+    def _cut(self, window: bytes) -> int:
+        return (
+            self._last_start(window)
+            or window.rfind(b"\n") + 1
+            or cut_between_sentences(window, self.longest_sentence)
         )
 
     @abstractmethod
@@ -53,9 +73,18 @@ class LineSource(ABC):
     @staticmethod
     @abstractmethod
     def _starts_document(before: bytes, window: bytes) -> bool:
-        """Whether a document starts between the end of the block before and a window."""
+        """Whether a document starts between the end of the block before and a window.
+
+        An empty window is the end of the file.
+        """
+
+    @staticmethod
+    def _fault_at_end(before: bytes) -> tuple[str, str] | None:
+        """What is wrong with a block's last document, which ends there: its kind and a message."""
+        return None
 
 
+FORMAT_SUFFIX = ".format"
 _EMPTY_LINES = (b"\n\n", b"\n\r\n")
 
 

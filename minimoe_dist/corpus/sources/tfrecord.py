@@ -23,6 +23,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems
+from ..streams import InputStream
 
 INDEX_SUFFIX = ".index"
 _HEAD, _FOOT = 12, 4
@@ -79,10 +80,10 @@ class TFRecordSource:
     block_bytes: int = BLOCK_BYTES
     lines_are_sentences: ClassVar[bool] = True
 
-    def blocks(self, path: str) -> Iterator[Block]:
+    def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts after records. A wrong length is noted, and what follows lost without an index."""
-        with BlockCutter(path, count=lambda data: len(_walk(data)[0])) as cutter:
-            yield from self._cut_file(cutter, _read_index(path))
+        with BlockCutter(stream, count=lambda data: len(_walk(data)[0])) as cutter:
+            yield from self._cut_file(cutter, _read_index(stream.path))
             yield from cutter.damage()
 
     def _cut_file(self, cutter: BlockCutter, index: np.ndarray | None) -> Iterator[Block]:
@@ -153,7 +154,7 @@ class TFRecordSource:
                     fault = "no Example with lists `indices` and `segments`"
             if fault is not None:
                 place = f"byte {block.offset + start}: {fault}"
-                problems.found("bad_tfrecords", block.path, block.first_line + number, place)
+                problems.note("bad_tfrecords", block.path, block.first_line + number, place)
         pairs = _split_pairs(found, block, special_ids, problems)
         if found and not pairs.document_lengths.size:
             raise UserError(
@@ -322,7 +323,7 @@ def _split_sound_pairs(
 ) -> Pairs:
     """Notes the pairs that are none, and goes on with the others."""
     if len(found) == 1:
-        problems.found(
+        problems.note(
             "bad_pairs",
             block.path,
             block.first_line + found[0].number,

@@ -12,39 +12,56 @@ from ...durable import written
 from ..blocks import Block, Document, Problems, decode_lines
 from .text import LineSource
 
+_OPENING, _CLOSING = "<doc ", "</doc>"
+_CLOSING_AT_END = re.compile(rb"(?:\A|\n)</doc>[ \t\r]*\n\s*\Z")
+_TITLE = re.compile(r'title="(.*)"')
+_OUTSIDE = "text_outside_documents"
+_UNCLOSED = "unclosed_documents"
+
 
 @dataclass(frozen=True)
 class WikiSource(LineSource):
     """wikiextractor's output: `<doc ... title="T">`, the title, paragraphs, `</doc>`.
 
-    Titles are left out of the lines; `&lt;` and the like are turned back into characters.
+    Titles are left out of the lines; `&lt;` and the like are turned back into characters. Where
+    tags are not balanced nothing is left out: text outside of a document becomes one without a
+    title, and each such place is counted.
     """
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """What stands between the tags; other text is noted as a problem."""
+        """What stands between the tags."""
         continues = block.continues_document
         inside, awaits_title = continues, False
         title: str | None = None
         lines: list[str] = []
+
+        def note(kind: str, what: str) -> None:
+            problems.note(kind, block.path, number, what)
+
         for number, line in enumerate(decode_lines(block, problems), block.first_line):
-            if line.startswith("<doc ") and not (
-                block.continues_line and number == block.first_line
-            ):
+            is_whole = not (block.continues_line and number == block.first_line)
+            if line.startswith(_OPENING) and is_whole and ">" in line:
                 if inside:
+                    note(_UNCLOSED, "<doc> inside a document that is not closed")
                     yield Document(title, lines, continues)
                 title, lines, continues = _title_of(line), [], False
                 inside = awaits_title = True
-            elif line.startswith("</doc>"):
+            elif line.startswith(_CLOSING) and line.strip() == _CLOSING and is_whole:
                 if inside:
                     yield Document(title, lines, continues)
+                else:
+                    note("closing_tags_without_documents", "</doc> outside of a document")
                 inside = continues = False
                 lines = []
             elif not line or line.isspace():
                 continue
-            elif not inside:
-                problems.found("lines_outside_documents", block.path, number, "text outside <doc>")
             else:
+                if not inside:
+                    note(_OUTSIDE, "text outside <doc>")
+                    title, lines, inside, awaits_title = None, [], True, False
                 text = html.unescape(line) if "&" in line else line
+                if _CLOSING in line:
+                    note("closing_tags_inside_lines", "</doc> inside a line, which is kept")
                 if not (awaits_title and text.strip() == title):
                     lines.append(text)
                 awaits_title = False
@@ -53,14 +70,27 @@ class WikiSource(LineSource):
 
     @staticmethod
     def _last_start(window: bytes) -> int:
-        return window.rfind(b"\n<doc ") + 1
+        start = window.rfind(b"\n<doc ") + 1
+        if start:
+            return start
+        # What a closing tag means depends on what follows: both stay in one block.
+        whole_lines = window[: window.rfind(b"\n") + 1]
+        closing = _CLOSING_AT_END.search(whole_lines, max(0, len(whole_lines) - _REACH))
+        return 0 if closing is None or closing.start() == 0 else closing.start() + 1
 
     @staticmethod
     def _starts_document(before: bytes, window: bytes) -> bool:
-        return window.startswith(b"<doc ") or before.rstrip().endswith(b"</doc>")
+        rest = window.lstrip()
+        return rest.startswith(b"<doc ") or not rest
+
+    @staticmethod
+    def _fault_at_end(before: bytes) -> tuple[str, str] | None:
+        if before.rstrip().endswith(b"</doc>"):
+            return None
+        return _UNCLOSED, "the document before is not closed"
 
 
-_TITLE = re.compile(r'title="(.*)"')
+_REACH = 1024
 
 
 def _title_of(tag: str) -> str | None:

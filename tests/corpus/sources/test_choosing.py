@@ -14,6 +14,7 @@ from minimoe_dist.corpus.sources import (
     choose_source,
     find_inputs,
 )
+from minimoe_dist.corpus.streams import InputStream
 
 RECORD = {"id": 1, "title": "T", "content": "A text."}
 CASES = {
@@ -47,17 +48,19 @@ def written(tmp_path, text, name="input"):
 @pytest.mark.parametrize("case", CASES)
 def test_the_format_is_recognised(tmp_path, case):
     text, kind = CASES[case]
-    assert type(choose_source(written(tmp_path, text))) is kind
+    assert type(choose_source(InputStream(written(tmp_path, text)))) is kind
 
 
 @pytest.mark.parametrize("name", ["wiki_00.format", "wiki_00.format.gz"])
 def test_formatted_files_are_recognised_by_their_name(tmp_path, name):
-    assert type(choose_source(written(tmp_path, "A sentence.\n", name))) is FormatSource
+    assert (
+        type(choose_source(InputStream(written(tmp_path, "A sentence.\n", name)))) is FormatSource
+    )
 
 
 def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give one of auto, wiki, json, jsonl, text, text_file"):
-        choose_source(written(tmp_path, ""), "wikki")
+        choose_source(InputStream(written(tmp_path, "")), "wikki")
 
 
 @pytest.mark.parametrize("text", [json.dumps([RECORD]), json.dumps(RECORD) + "\n"])
@@ -67,17 +70,36 @@ def test_a_key_that_the_records_do_not_have_is_refused(tmp_path, text):
     with pytest.raises(
         ValueError, match=r"no text at key 'body'; its keys: id, title, content"
     ) as e:
-        choose_source(path, options=options)
+        choose_source(InputStream(path), options=options)
     assert str(e.value).startswith(path) and "--text_key" in str(e.value)
 
 
 @pytest.mark.parametrize(
     ("data", "what"),
-    [("text".encode("utf-16"), "UTF-16"), (b"PK\x03\x04....", "zip"), (b"Rar!\x1a", "rar")],
+    [
+        (b"%PDF-1.7\n", "PDF.*pdftotext"),
+        (b"Rar!\x1a", "rar.*unrar"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"{\\rtf1\\ansi Text.}", "RTF.*pandoc"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Office.*soffice"),
+        (b"WARC/1.0\r\nWARC-Type: response\r\n", "WARC.*trafilatura"),
+        (bytes(range(32)) * 9, "binary data"),
+        (b'<mediawiki xmlns="http://x" version="0.11">\n<page>', "MediaWiki.*wikiextractor"),
+        (b'<?xml version="1.0"?>\n<mediawiki>\n', "MediaWiki.*wikiextractor"),
+        (b'<?xml version="1.0"?>\n<TEI><text>A text.</text></TEI>\n', "XML.*xmllint"),
+        (b"\n<!DOCTYPE html>\n<html><body>A text.", "HTML.*trafilatura"),
+        (b"<div><p>One.</p>\n<p>Two.</p>\n<p>Three.</p></div>\n", "HTML.*trafilatura"),
+        (b"{'id': 1, 'text': 'A text.'}\n{'id': 2, 'text': 'None'}\n", "dictionaries.*json"),
+        (b'{"id": 1, "text": None}\n', "dictionaries.*json"),
+        (b'.\\" a comment\n.TH CAT 1\n.SH NAME\ncat\n', "manual page.*man"),
+        (b"id,text\n" + b'1,"A text, it is."\n' * 9, "CSV table.*pandas"),
+        (b"id\ttext\n" + b"1\tA text.\n" * 9, "TSV table.*pandas"),
+        ("Les \u00e9l\u00e8ves fatigu\u00e9s.".encode("latin-1"), "UTF-8; give --encoding.*cp1252"),
+    ],
 )
 def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, what):
     with pytest.raises(ValueError, match=f"looks like.*{what}") as refusal:
-        choose_source(written(tmp_path, data))
+        choose_source(InputStream(written(tmp_path, data)))
     assert "\n" not in str(refusal.value)
 
 
@@ -113,5 +135,5 @@ SEVERAL = "One sentence here. Another one there.\nA third. A fourth.\nA fifth. A
     ("text", "kind"), [(ONE_A_LINE, FormatSource), (WRAPPED, TextSource), (SEVERAL, TextSource)]
 )
 def test_text_that_has_a_sentence_a_line_already_is_not_split_again(tmp_path, text, kind) -> None:
-    assert type(choose_source(written(tmp_path, text * 3, "a.txt"))) is kind
-    assert type(choose_source(written(tmp_path, text * 900, "long.txt"))) is kind
+    assert type(choose_source(InputStream(written(tmp_path, text * 3, "a.txt")))) is kind
+    assert type(choose_source(InputStream(written(tmp_path, text * 900, "long.txt")))) is kind

@@ -9,6 +9,7 @@ import pytest
 
 from minimoe_dist.corpus.blocks import Document
 from minimoe_dist.corpus.sources import JsonLinesSource, JsonSource, RecordReader
+from minimoe_dist.corpus.streams import InputStream
 from tests.corpus.sources.documents import read, sentences
 
 TEXT = 'He said: "{{\\"a\\": [1]}}" to \\n them. 他说：“好。” Bye 😀.\nA line of document {}.'
@@ -52,7 +53,7 @@ def test_blocks_of_any_size_give_the_same_sentences(tmp_path, layout, size):
     kind, text = LAYOUTS[layout]
     path = written(tmp_path, text)
     source = kind(block_bytes=size, longest_sentence=6)
-    assert len(list(source.blocks(str(path)))) > 3
+    assert len(list(source.blocks(InputStream(str(path))))) > 3
     joined = ["".join("".join(found).split()) for found in sentences(source, path)]
     assert joined == ["".join("".join(d.lines).split()) for d in DOCUMENTS]
 
@@ -74,7 +75,9 @@ def test_a_text_longer_than_a_block_gives_what_its_lines_give(tmp_path, kind, es
     if kind is JsonLinesSource:
         text = json.dumps(record, ensure_ascii=escaped) + "\n" + LINES[0]
     path = written(tmp_path, text)
-    assert max(len(block.read()) for block in kind().blocks(str(path))) < 1.1 * (1 << 20)
+    assert max(len(block.read()) for block in kind().blocks(InputStream(str(path)))) < 1.1 * (
+        1 << 20
+    )
     first, second = sentences(kind(), path)
     assert first == [
         s for part in parts for s in (part[: part.index("他")].strip(), part[part.index("他") :])
@@ -201,7 +204,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         source = JsonSource()
         count = size = 0
-        for block in source.blocks(str(path)):
+        for block in source.blocks(InputStream(str(path))):
             count, size = count + 1, max(size, len(block.read()))
         queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, count, size))
 

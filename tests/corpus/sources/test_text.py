@@ -10,6 +10,7 @@ from minimoe_dist.corpus.sources import (
     WikiSource,
     write_wiki,
 )
+from minimoe_dist.corpus.streams import InputStream
 from tests.corpus.sources.documents import read, sentences
 
 
@@ -36,7 +37,7 @@ def test_blocks_of_any_size_give_the_same_lines(tmp_path, kind, size):
     else:
         path.write_text("\n\n".join("\n".join(d.lines) for d in documents) + "\n")
         source, whole = FormatSource(size, longest_sentence=16), FormatSource()
-    blocks = list(source.blocks(str(path)))
+    blocks = list(source.blocks(InputStream(str(path))))
     assert len(blocks) > 3
     assert max(block.length for block in blocks) <= size
     assert [b.offset + b.length for b in blocks[:-1]] == [b.offset for b in blocks[1:]]

@@ -10,6 +10,7 @@ import pytest
 
 from minimoe_dist.corpus.blocks import Problems
 from minimoe_dist.corpus.sources import TextSource, TFRecordSource, choose_source, find_inputs
+from minimoe_dist.corpus.streams import InputStream
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "doc_00.format.tfrecord"
 BERT = {"cls": 101, "sep": 102}
@@ -61,7 +62,7 @@ RECORDS = [record_of(first, second) for first, second in PAIRS]
 def documents_of(path, size=1 << 20, special_ids=BERT, strict=False):
     """The documents as lists of sentences, and the problems."""
     source, problems, documents = TFRecordSource(size), Problems(strict=strict), []
-    for block in source.blocks(str(path)):
+    for block in source.blocks(InputStream(str(path))):
         if problems.note_damage(block):
             continue
         pairs = source.pairs(block, special_ids, problems)
@@ -94,7 +95,7 @@ def test_a_pair_is_a_document_of_two_sentences(tmp_path, packed):
 def test_blocks_of_any_size_give_the_same_pairs(tmp_path, size):
     path = written(tmp_path, RECORDS * 9, index=RECORDS * 9)
     assert documents_of(path, size)[0] == documents_of(path)[0]
-    blocks = list(TFRecordSource(size).blocks(str(path)))
+    blocks = list(TFRecordSource(size).blocks(InputStream(str(path))))
     assert len(blocks) > 2
     assert sum(block.length for block in blocks) == path.stat().st_size
 
@@ -112,8 +113,8 @@ def test_the_published_builders_file_is_read(tmp_path, with_index):
 
 
 def test_tfrecords_are_recognised(tmp_path):
-    assert type(choose_source(str(GOLDEN))) is TFRecordSource
-    assert type(choose_source(str(written(tmp_path, [b"x" * 99])))) is TextSource
+    assert type(choose_source(InputStream(str(GOLDEN)))) is TFRecordSource
+    assert type(choose_source(InputStream(str(written(tmp_path, [b"x" * 99]))))) is TextSource
 
 
 def test_indexes_are_no_inputs(tmp_path):
@@ -123,8 +124,8 @@ def test_indexes_are_no_inputs(tmp_path):
 
 def test_another_format_is_not_taken_for_tfrecords(tmp_path):
     path = written(tmp_path, [b"plain text\n"])
-    with pytest.raises(ValueError, match="does not begin as a TFRecord"):
-        choose_source(str(path), "tfrecord")
+    with pytest.raises(ValueError, match="does not begin as a tfrecord file"):
+        choose_source(InputStream(str(path)), "tfrecord")
 
 
 def changed(data, position):
@@ -211,4 +212,4 @@ def test_another_vocabulary_is_refused(tmp_path):
 def test_reading_them_as_text_is_refused():
     source = TFRecordSource()
     with pytest.raises(ValueError, match="hold ids, not text"):
-        list(source.documents(next(source.blocks(str(GOLDEN))), Problems()))
+        list(source.documents(next(source.blocks(InputStream(str(GOLDEN)))), Problems()))

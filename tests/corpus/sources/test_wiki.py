@@ -1,5 +1,7 @@
 """wikiextractor's text: documents, titles, what stands outside of them."""
 
+import pytest
+
 from minimoe_dist.corpus.blocks import Document
 from minimoe_dist.corpus.sources import WikiSource, write_wiki
 from tests.corpus.sources.documents import read
@@ -36,16 +38,55 @@ def test_wiki_documents_have_titles_and_paragraphs(tmp_path):
     ]
 
 
-def test_wiki_text_outside_documents_is_noted(tmp_path):
-    documents, problems = read(WikiSource(), wiki_file(tmp_path, "stray\n" + WIKI + "\nstray\n"))
-    assert len(documents) == 3
-    assert problems.counts == {"lines_outside_documents": 2}
-    assert [message.split(":")[1] for message in problems.messages] == ["1", "17"]
+def test_text_outside_documents_is_kept_and_counted(tmp_path):
+    documents, problems = read(WikiSource(), wiki_file(tmp_path, "stray\n" + WIKI + "\nmore\n"))
+    assert [document.lines for document in documents if not document.title] == [
+        ["stray"],
+        ["Text of the third."],
+        ["more"],
+    ]
+    assert problems.counts == {"text_outside_documents": 2, "unclosed_documents": 2}
+    assert [message.split(":")[1] for message in problems.messages] == ["1", "2", "17", "18"]
 
 
-def test_a_document_without_its_end_tag_is_kept(tmp_path):
-    documents, _ = read(WikiSource(), wiki_file(tmp_path, WIKI.replace("</doc>\n", "")))
+def test_documents_without_their_end_tags_are_kept_and_counted(tmp_path):
+    text = WIKI.replace("</doc>\n", "")
+    documents, problems = read(WikiSource(), wiki_file(tmp_path, text))
     assert [len(document.lines) for document in documents] == [2, 0, 1]
+    assert problems.counts == {"unclosed_documents": 3}
+
+
+RAW = """<doc id="1" url="" title="Tags">
+Tags
+
+Before the tag.
+</doc>
+After the tag.
+</doc>
+</doc>
+<doc id="2" url="" title="Two">
+Two
+
+A </doc> inside a line.
+</doc> at the beginning of one.
+</doc>
+"""
+
+
+@pytest.mark.parametrize("size", [64, 100, 128, 200, 1 << 20])
+def test_raw_and_unbalanced_tags_swallow_nothing_and_are_counted(tmp_path, size):
+    source = WikiSource(size, longest_sentence=4)
+    documents, problems = read(source, wiki_file(tmp_path, RAW * 3))
+    assert [document.lines for document in documents] == 3 * [
+        ["Before the tag."],
+        ["After the tag."],
+        ["A </doc> inside a line.", "</doc> at the beginning of one."],
+    ]
+    assert problems.counts == {
+        "text_outside_documents": 3,
+        "closing_tags_without_documents": 3,
+        "closing_tags_inside_lines": 6,
+    }
 
 
 def test_written_wiki_files_read_back(tmp_path):

@@ -1,0 +1,248 @@
+"""tar and zip files: their members are read one after the other, and never unpacked to a disk."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import IO, ClassVar, Self, cast
+
+from ...errors import UserError
+from ..blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems, Source
+from ..streams import InputStream
+from .tfrecord import TFRecordSource
+from .unreadable import unreadable_zip
+
+ZIP_MAGIC = b"PK\x03\x04"
+_TAR_HEADER_BYTES = 512
+_TAR_BUFFER_BYTES = 1 << 16
+_MOST_NESTED = 4
+_SEPARATOR = "!"
+# What macOS keeps beside each file.
+_COMPANIONS = ("._", "__MACOSX")
+_DAMAGED = "damaged_files"
+_FAULTS = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+)  # fmt: skip
+_ENCRYPTED = 1
+_MOST_HEADER_BYTES = 1 << 20
+_LONG_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+
+
+class UnreadableError(UserError):
+    """A file that is no text.
+
+    Args:
+        message: says what it is and what to do with it.
+        holds_text: whether text would come out of it.
+    """
+
+    def __init__(self, message: str, holds_text: bool) -> None:
+        super().__init__(message)
+        self.holds_text = holds_text
+
+
+def is_tar(beginning: bytes) -> bool:
+    """Whether a file begins with the head of a tar file's member, whose checksum is right."""
+    try:
+        tarfile.TarInfo.frombuf(beginning[:_TAR_HEADER_BYTES], "utf-8", "surrogateescape")
+        return True
+    except tarfile.HeaderError:
+        return False
+
+
+def check_zip(stream: InputStream) -> None:
+    """Refuses a zip file that is no archive of texts, or cannot be read.
+
+    Raises:
+        UserError: it is damaged, or lies inside another file; or (`UnreadableError`) it is a word
+            processor's file or the like.
+    """
+    if not stream.is_plain:
+        raise UnreadableError(
+            f"{stream.name}: is a zip file inside another file; unpack it with: unzip", True
+        )
+    try:
+        with zipfile.ZipFile(stream.path) as archive:
+            kind = unreadable_zip(archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{stream.path}: a damaged zip file ({error}); fetch it again") from None
+    if kind is not None:
+        raise UnreadableError(f"{stream.name}: looks like {kind.what}", kind.holds_text)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file inside an archive: its name, its size, and what opens it."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+class _MemberReader:
+    """Reads a member, and tells how far the archive has been read."""
+
+    def __init__(self, file: IO[bytes], tell: Callable[[], int]) -> None:
+        self.read, self.tell = file.read, tell
+
+
+@dataclass(frozen=True)
+class ArchiveSource:
+    """Reads tar and zip files, each member by the reader that understands it.
+
+    A block holds as many small members as fit, so that a million of small ones are no burden.
+
+    Attributes:
+        is_zip: whether it is a zip file; a tar file otherwise.
+        choose: finds the reader of a member.
+        block_bytes: size of a block.
+    """
+
+    is_zip: bool
+    choose: Callable[[InputStream], Source]
+    block_bytes: int = BLOCK_BYTES
+    lines_are_sentences: ClassVar[bool] = False
+
+    def blocks(self, stream: InputStream) -> Iterator[Block]:
+        """Cuts the members into blocks, and puts small ones together."""
+        group: list[tuple[Source, Block]] = []
+        size = 0
+        with BlockCutter(stream, is_archive=True) as cutter:
+            for source, block in self._pieces(stream, cutter):
+                if group and (block.continues_document or size + block.length > self.block_bytes):
+                    yield replace(cutter.block(b""), members=tuple(group))
+                    group, size = [], 0
+                group.append((source, block))
+                size += block.length
+            yield replace(cutter.block(b""), members=tuple(group))
+            yield from cutter.damage()
+
+    def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
+        """The documents of all members in a block."""
+        for source, piece in block.members:
+            if not problems.note_damage(piece):
+                yield from source.documents(piece, problems)
+
+    def _pieces(self, stream: InputStream, cutter: BlockCutter) -> Iterator[tuple[Source, Block]]:
+        if stream.name.count(_SEPARATOR) >= _MOST_NESTED:
+            raise UserError(f"{stream.name}: archives inside archives; unpack them")
+        try:
+            with self._opened(stream) as members:
+                for member in members:
+                    yield from self._blocks_of(stream, member, cutter)
+        except _FAULTS as error:
+            if stream.damage is None:
+                yield self, cutter.problem(_DAMAGED, f"a damaged archive: {error}")
+
+    def _blocks_of(
+        self, archive: InputStream, member: _Member, cutter: BlockCutter
+    ) -> Iterator[tuple[Source, Block]]:
+        name = archive.name + _SEPARATOR + member.name
+        try:
+            reader = _MemberReader(member.open(), archive.tell)
+            inner = InputStream(archive.path, name=name, source=reader)
+            source = self.choose(inner)
+            if isinstance(source, TFRecordSource):
+                raise UnreadableError(f"{name}: TFRecords in an archive; unpack it", False)
+        except UserError as error:
+            holds_text = getattr(error, "holds_text", True)
+            kind = "members_not_read" if holds_text else "members_without_text"
+            yield self, cutter.problem(kind, str(error), member.size if holds_text else 0)
+            return
+        except _FAULTS as error:
+            yield self, cutter.problem(_DAMAGED, f"{name}: {error}", member.size)
+            return
+        yield from self._read(name, member, source, inner, cutter)
+
+    def _read(
+        self, name: str, member: _Member, source: Source, inner: InputStream, cutter: BlockCutter
+    ) -> Iterator[tuple[Source, Block]]:
+        blocks = source.blocks(inner)
+        length = 0
+        while True:
+            try:
+                block = next(blocks)
+            except StopIteration:
+                return
+            except _FAULTS as error:
+                lost = max(0, member.size - length)
+                yield self, cutter.problem(_DAMAGED, f"{name}: {error}", lost)
+                return
+            length += block.length
+            if block.members:
+                yield from block.members
+            else:
+                yield source, block
+
+    @contextmanager
+    def _opened(self, stream: InputStream) -> Iterator[Iterator[_Member]]:
+        if self.is_zip:
+            with zipfile.ZipFile(stream.file) as archive:
+                yield _zip_members(archive)
+        else:
+            with tarfile.open(
+                fileobj=cast("IO[bytes]", stream),
+                mode="r|",
+                bufsize=_TAR_BUFFER_BYTES,
+                tarinfo=_TarMember,
+            ) as tar:
+                yield _tar_members(tar)
+
+
+def _is_companion(name: str) -> bool:
+    return any(part.startswith(_COMPANIONS) for part in name.split("/"))
+
+
+def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in archive.infolist():
+        if not info.is_dir() and not _is_companion(info.filename):
+            yield _Member(info.filename, info.file_size, partial(_open_zipped, archive, info))
+
+
+def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    if info.flag_bits & _ENCRYPTED:
+        raise UnreadableError(f"{info.filename}: is encrypted; unpack it with: unzip", True)
+    return archive.open(info)
+
+
+class _TarMember(tarfile.TarInfo):
+    """A tar file's member, whose damage is an error and not the end of the file."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Reads a header.
+
+        Raises:
+            ReadError: it is damaged, or asks for more memory than headers ever need.
+        """
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+        if member.type in _LONG_HEADERS and member.size > _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
+def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
+    for info in archive:
+        # Links have their text at another member.
+        if info.isreg() and not _is_companion(info.name):
+            yield _Member(info.name, info.size, partial(_extracted, archive, info))
+        # Else the archive remembers all of them.
+        archive.members = []  # type: ignore[attr-defined]
+
+
+def _extracted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = archive.extractfile(info)
+    assert file is not None
+    return file
