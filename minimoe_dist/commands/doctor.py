@@ -18,6 +18,7 @@ from ..doctor.ranks import bandwidths, clock_offsets, sees_file
 from ..durable import write_json
 from ..exit_status import ExitStatus
 from ..runtime import Launch, LaunchError
+from ..train.agreement import decided_by_rank_0
 from ..train.scope import Scope, started
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -73,9 +74,7 @@ def _together(options: DoctorOptions, launch: Launch, own: dict[str, Any], scope
         *_speed_findings(speeds),
     ]
     # Rank 0 alone knows the clocks, so its judgement is everyone's.
-    status = [_report(options, facts, found, speeds) if launch.rank == 0 else None]
-    dist.broadcast_object_list(status, src=0, group=group)
-    return int(status[0] or 0)
+    return decided_by_rank_0(lambda: _report(options, facts, found, speeds), group)
 
 
 def _speed_findings(speeds: dict[str, dict[str, float]]) -> Iterator[Finding]:

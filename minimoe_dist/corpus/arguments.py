@@ -6,6 +6,7 @@ import argparse
 import logging
 
 from ..errors import UserError
+from ..exit_status import ExitStatus
 from .build import format_files
 from .reading import ReadingOptions
 from .sentences import SentenceRules
@@ -111,7 +112,7 @@ def format_command(description: str, input_regex: str | None, input_format: str 
         inputs = find_inputs(arguments.input_dir, arguments.input_regex)
         result = format_files(inputs, arguments.output_dir, options)
     except (UserError, OSError, RuntimeError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
     print(
         f"{len(result.paths)} files, {result.num_documents:,} documents, "
         f"{result.num_sentences:,} sentences in {arguments.output_dir}; "

@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
+from ..exit_status import ExitStatus
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _WAITING_PER_PROCESS = 3
@@ -74,7 +76,7 @@ def _leave_with(parent: int) -> None:
     """Ends the process when its parent is gone: a killed parent cannot tell its workers."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    os._exit(1)
+    os._exit(ExitStatus.FAILED)
 
 
 def _work(item: Any) -> Any:

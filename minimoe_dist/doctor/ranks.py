@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from ..train.agreement import decided_by_rank_0
 
 _ROUND_TRIPS = 8
 _REPEATS = 3
@@ -56,17 +57,18 @@ def clock_offsets(
 
 def sees_file(folder: Path, group: dist.ProcessGroup, seconds: float = _SEEN_SECONDS) -> bool:
     """Whether this rank reads within `seconds` what rank 0 writes into `folder`; a collective."""
-    note: list[Any] = [None]
     path = folder / f".doctor.shared.{time.time_ns()}"
-    if dist.get_rank() == 0:
+
+    def write() -> str | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(path.name)
-            note = [path.name]
         except OSError:
-            pass
-    dist.broadcast_object_list(note, src=0, group=group)
-    seen = note[0] is not None and _appears(folder / str(note[0]), str(note[0]), seconds)
+            return None
+        return path.name
+
+    note = decided_by_rank_0(write, group)
+    seen = note is not None and _appears(folder / note, note, seconds)
     dist.barrier(group=group)
     if dist.get_rank() == 0:
         path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from ..exit_status import ExitStatus
 from ..runtime import Launch, logger
+from .agreement import decided_by_rank_0
 
 _LONGEST_TICK = 1.0
 _CONNECT_SECONDS, _ACCEPT_SECONDS = 2.0, 8.0
@@ -137,14 +138,15 @@ class PeerWatch:
     def _connect(self) -> None:
         """Connections between rank 0 and each other rank; a collective."""
         launch = self._launch
-        where: list[object] = [None, None, None]
-        if launch.rank == 0:
+        server: socket.socket | None = None
+
+        def listen() -> tuple[list[str], int, str]:
+            nonlocal server
             server = _listening_socket(launch.world_size)
-            where = [_own_addresses(launch), server.getsockname()[1], secrets.token_hex(16)]
-        dist.broadcast_object_list(where, src=0)
-        addresses, port, token = where
-        assert isinstance(addresses, list) and isinstance(port, int) and isinstance(token, str)
-        if launch.rank == 0:
+            return _own_addresses(launch), server.getsockname()[1], secrets.token_hex(16)
+
+        addresses, port, token = decided_by_rank_0(listen)
+        if server is not None:
             with server:
                 self._accept(server, token)
             missing = [rank for rank in range(1, launch.world_size) if rank not in self._peers]

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.exit_status import ExitStatus
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
         if given.tokenizer_name_or_path:
             load_tokenizer(given.tokenizer_name_or_path).save_pretrained(given.output_dir)
     except (ValueError, OSError, KeyError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
     print(f"{given.output_dir}: {config.model_type}, random weights in {given.dtype}")
 
 

@@ -16,6 +16,7 @@ from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.portions import Portion
 from minimoe_dist.corpus.sources import find_inputs
 from minimoe_dist.corpus.tokenizing import open_tokenizer
+from minimoe_dist.exit_status import ExitStatus
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
             tokenizer_name=given.tokenizer_name_or_path,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
     for prefix, manifest in result.parts():
         print(f"{prefix}: {manifest.summary()}")
     print(f"left out or repaired: {result.manifest.skipped or 'nothing'}")

@@ -16,6 +16,7 @@ from minimoe_dist.corpus.inspection import (
 )
 from minimoe_dist.corpus.tokenizing import open_tokenizer
 from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
+from minimoe_dist.exit_status import ExitStatus
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     try:
         prefixes = [prefix for pattern in given.corpora for prefix in find_corpora(pattern)]
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
     try:
         for number, prefix in enumerate(prefixes):
             corpus = IndexedCorpus.open(prefix)
@@ -51,7 +52,7 @@ def main() -> None:
             if given.histogram and number == 0:
                 draw_lengths(found, given.histogram, prefix)
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(ExitStatus.FAILED, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 
 from minimoe_dist.corpus.build import merge_parts
 from minimoe_dist.data.indexed import find_corpora
+from minimoe_dist.exit_status import ExitStatus
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
             overwrite=given.overwrite,
         )
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
     for prefix, manifest in result.parts():
         print(f"{prefix}: {manifest.summary()}")
 
