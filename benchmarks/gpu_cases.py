@@ -189,6 +189,9 @@ def command(bench: Bench) -> dict[str, Any]:
     """``distill`` on a corpus of random ids, and the bare step on batches of the same corpus."""
     from loader import write_corpus
 
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.metrics import SavedMetrics
+
     case, folder = bench.case, Path(bench.options.folder)
     prefix, output = folder / "corpus", folder / "run"
     if not prefix.with_suffix(".idx").exists():
@@ -220,8 +223,8 @@ def command(bench: Bench) -> dict[str, Any]:
         check=True, stdout=sys.stderr,
     )  # fmt: skip
     whole = time.perf_counter() - started
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["sequences_per_second"] for line in lines if line.get("sequences_per_second")]
+    trained = SavedMetrics.read(RunFolder(output).metrics).trained
+    rates = [line.sequences_per_second for line in trained if line.sequences_per_second]
     rate = median(rates[len(rates) // 2 :])  # all sizes have been recorded by then
     bare = bare_rate(bench, str(path))
     return {

@@ -119,13 +119,14 @@ def train(folder: Path, steps: int | None) -> None:
 def stages_of(folder: Path) -> Iterator[tuple[str, Any]]:
     """("seed_N/STAGE", its options), of all that are finished, in order."""
     from minimoe_dist.config import load_stages
+    from minimoe_dist.runs.folder import RunFolder
 
     for path in sorted(folder.glob("*.yaml")):
         stages = load_stages(str(path))
         for stage in stages:
             alone = path.stem.partition("_seed_")[0]
             name = alone if len(stages) == 1 else Path(stage.output_dir).name
-            if (Path(stage.output_dir) / "summary.json").is_file():
+            if RunFolder(Path(stage.output_dir)).summary.is_file():
                 yield f"seed_{stage.seed}/{name}", stage
 
 
@@ -157,33 +158,32 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def summary_of(stage: Any) -> dict[str, dict[str, Any]]:
     """What training says of each student: its words, compute, parameters and export."""
-    summary = json.loads((Path(stage.output_dir) / "summary.json").read_text("utf-8"))
-    wanted = ("student", "student_gmac", "student_parameters", "export")
-    return {
-        name: {key: student[key] for key in wanted} for name, student in summary["students"].items()
-    }
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.summaries import Summary
+
+    summary = Summary.read(RunFolder(Path(stage.output_dir)).summary)
+    wanted = {"student", "student_gmac", "student_parameters", "export"}
+    return {name: student.model_dump(include=wanted) for name, student in summary.students.items()}
 
 
-def records(stage: Any) -> list[dict[str, Any]]:
-    lines = (Path(stage.output_dir) / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def metrics_of(stage: Any) -> Any:
+    """What training wrote of a stage."""
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.metrics import SavedMetrics
+
+    return SavedMetrics.read(RunFolder(Path(stage.output_dir)).metrics)
 
 
 def training_curve(stage: Any, name: str) -> list[list[float]]:
     """[step, mean relation loss of the steps since the entry before]."""
     return [
-        [one["step"], round(one["students"][name]["relation_loss"], 5)]
-        for one in records(stage)
-        if "students" in one
+        [line.step, round(line.students[name].relation_loss, 5)]
+        for line in metrics_of(stage).trained
     ]
 
 
 def heldout_curve(stage: Any, name: str) -> list[list[float]]:
-    return [
-        [one["step"], round(one["heldout_loss"][name], 5)]
-        for one in records(stage)
-        if "heldout_loss" in one
-    ]
+    return [[line.step, round(line.heldout_loss[name], 5)] for line in metrics_of(stage).evaluated]
 
 
 def setup(stage: Any) -> dict[str, Any]:

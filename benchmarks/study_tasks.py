@@ -85,13 +85,15 @@ def gather(
     folder: Path, tasks: Iterable[str] = METRICS, models: Iterable[str] = ("teacher", *STUDENTS)
 ) -> dict[str, dict[str, list[float]]]:
     """Task -> model -> a score a seed that is done; each run is ``MODEL_TASK`` in the folder."""
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.tuning import finished_cells
+
     scores: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
     for task in scores:
         for name in models:
-            cells = (folder / f"{name}_{task}" / "cells").glob("*/result.json")
-            found = [json.loads(path.read_text("utf-8"))["result"] for path in sorted(cells)]
+            found = finished_cells(RunFolder(folder / f"{name}_{task}"))
             if found:
-                scores[task][name] = [round(cell["score"], 4) for cell in found]
+                scores[task][name] = [round(cell.score, 4) for cell in found]
     return scores
 
 

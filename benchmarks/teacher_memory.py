@@ -130,6 +130,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--relation_layer", type=int, default=-1)
     given = parser.parse_args()
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.summaries import Summary
+
     print("| layout | teacher's weights | resident | proportional | own | seconds a step |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -137,15 +140,14 @@ def main() -> None:
         recipe = write_recipe(folder, given, *make_text(folder, given.teacher))
         for layout in given.layouts.split(","):
             peaks, _ = measure(recipe, layout, given.ranks)
-            summary = json.loads((folder / "run" / "summary.json").read_text())
-            per_second = summary["sequences_per_second"]
+            summary = Summary.read(RunFolder(folder / "run").summary)
             columns = [
-                f"{summary['teacher_bytes_per_rank'] / 1e9:.2f}",
+                f"{summary.teacher_bytes_per_rank / 1e9:.2f}",
                 *(
                     " / ".join(f"{peak[key] / 1e9:.2f}" for peak in peaks)
                     for key in ("resident", "proportional", "own")
                 ),
-                f"{given.batch * given.ranks / per_second:.1f}",
+                f"{given.batch * given.ranks / summary.sequences_per_second:.1f}",
             ]
             print(f"| {layout} | {' | '.join(columns)} |", flush=True)
 

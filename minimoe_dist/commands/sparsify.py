@@ -23,7 +23,6 @@ from ..config.commands import SparsifyOptions
 from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
 from ..data.placing import PlacedBatch, Placer
-from ..durable import write_json
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..models.elastic import ElementValues
@@ -34,6 +33,8 @@ from ..models.importance import ImportanceMeter, mask_gradient
 from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
 from ..recipes.corpora import RunData, open_data
+from ..runs.folder import RunFolder
+from ..runs.summaries import SparsificationSummary
 from ..runtime import Launch, StopRequest, logger
 from ..train.agreement import decided_by_rank_0
 from ..train.scope import only_run_in, started
@@ -69,7 +70,7 @@ class _Sparsification:
         self.config = config
         self.launch = launch
         self.device = device
-        self.folder = Path(config.output_dir)
+        self.folder = RunFolder(Path(config.output_dir))
         self.data: RunData = open_data(config)
         self.model = load_masked_lm(config.teacher.model_name_or_path).to(device)
         self.model.requires_grad_(False)
@@ -115,7 +116,7 @@ class _Sparsification:
 
     @property
     def _state_path(self) -> Path:
-        return self.folder / "importances.safetensors"
+        return self.folder.importances
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -172,21 +173,21 @@ class _Sparsification:
             )
             difference = self._reorder(model, importances)
             model.config.sparsity_map = model.bert.config.sparsity_map = sparsity_map
-            target = self.folder / "export" / f"sparsified{self.config.model_suffix}"
+            target = self.folder.export(f"sparsified{self.config.model_suffix}")
             export_elastic(model, target, self.data.tokenizer)
-            draw_sub_models(sizes, sparsity_map, self.folder / "sub_models.png")
-            summary = {
-                "model": self.config.teacher.model_name_or_path,
-                "world_size": self.launch.world_size,
-                "batches": self.meter.batches,
-                "difference_after_reordering": difference,
-                "gmac": {
+            draw_sub_models(sizes, sparsity_map, self.folder.sub_models)
+            summary = SparsificationSummary(
+                model=self.config.teacher.model_name_or_path,
+                world_size=self.launch.world_size,
+                batches=self.meter.batches,
+                difference_after_reordering=difference,
+                gmac={
                     name: model.config.shape(name).gmac(sizes.head_size) for name in sparsity_map
                 },
-                "export": str(target),
-            }
-            write_json(self.folder / "summary.json", summary)
-            _log.info("exported to %s; picture in %s", target, self.folder / "sub_models.png")
+                export=str(target),
+            )
+            summary.write(self.folder.summary)
+            _log.info("exported to %s; picture in %s", target, self.folder.sub_models)
         dist.barrier()
 
     def _reorder(self, model: ElasticForMaskedLM, importances: ElementValues) -> float:

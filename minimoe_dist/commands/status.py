@@ -1,9 +1,9 @@
 """``minimoe-dist status RUN``: how far a run is, or each stage of a chain."""
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,8 @@ from rich.table import Table
 from ..config import ConfigError
 from ..config.commands import StatusOptions
 from ..runtime import Launch
-from ..slurm.reports import report, runs_below
+from ..slurm.queue import Job
+from ..slurm.reports import RunReport, report, runs_below
 
 _WIDTH = 160
 
@@ -27,17 +28,17 @@ def run(options: StatusOptions, launch: Launch) -> int:
     if not found:
         raise ConfigError(f"{options.run}: no run in it; give the output_dir of one")
     if options.json_:
-        print(json.dumps(found, indent=1))
+        print(json.dumps([one.as_json() for one in found], indent=1))
     else:
         _show(found, folder)
     return 0
 
 
-def _show(found: list[dict[str, Any]], folder: Path) -> None:
+def _show(found: Sequence[RunReport], folder: Path) -> None:
     table = Table(show_header=len(found) > 1)
     table.add_column("")
     for one in found:
-        table.add_column(Path(one["folder"]).name, overflow="fold")
+        table.add_column(Path(one.folder).name, overflow="fold")
     columns = [_column(one) for one in found]
     for name in columns[0]:
         if any(column[name] for column in columns):
@@ -47,41 +48,41 @@ def _show(found: list[dict[str, Any]], folder: Path) -> None:
     Console(width=None if console.is_terminal else _WIDTH).print(table)
 
 
-def _column(one: dict[str, Any]) -> dict[str, str]:
+def _column(one: RunReport) -> dict[str, str]:
     """The words for one run."""
-    saved, job = one["checkpoint"], one["job"]
-    is_running = one["state"] == "running"
+    saved, job = one.checkpoint, one.job
+    is_running = one.state == "running"
     return {
-        "run": one["run_id"] or "",
-        "state": one["state"] + (f": {one['detail']}" if one["detail"] else ""),
-        "step": f"{one['step']}" + (f" of {one['total_steps']}" if one["total_steps"] else ""),
+        "run": one.run_id or "",
+        "state": one.state + (f": {one.detail}" if one.detail else ""),
+        "step": f"{one.step}" + (f" of {one.total_steps}" if one.total_steps else ""),
         "rate": _rate(one),
-        "time left": _clock(one["seconds_left"]) if is_running else "",
-        "loss": ", ".join(f"{name} {_number(loss)}" for name, loss in one["losses"].items()),
-        "last checkpoint": f"step {saved['step']}, {_clock(saved['age'])} ago" if saved else "none",
-        "restarts": str(one["restarts"]),
+        "time left": _clock(one.seconds_left) if is_running else "",
+        "loss": ", ".join(f"{name} {_number(loss)}" for name, loss in one.losses.items()),
+        "last checkpoint": f"step {saved.step}, {_clock(saved.age)} ago" if saved else "none",
+        "restarts": str(one.restarts),
         "job": _job(job) if job else "",
-        "log": one["log"] or "",
-        "folder": one["folder"],
+        "log": one.log or "",
+        "folder": one.folder,
     }
 
 
-def _rate(one: dict[str, Any]) -> str:
-    if one["sequences_per_second"] is None:
+def _rate(one: RunReport) -> str:
+    if one.sequences_per_second is None:
         return ""
-    steps = one["steps_per_second"]
+    steps = one.steps_per_second
     told = "" if steps is None else f"{steps:.3g} steps/s, "
-    return f"{told}{one['sequences_per_second']:.4g} sequences/s"
+    return f"{told}{one.sequences_per_second:.4g} sequences/s"
 
 
-def _job(job: dict[str, Any]) -> str:
-    words = [f"{job['number']} {job['state']}"]
-    if job["nodes"]:
-        words.append(f"on {job['nodes']}")
-    if job["state"] == "RUNNING" and job["time_left"]:
-        words.append(f"{job['time_left']} to its limit")
-    if job["state"] == "PENDING" and job["start"]:
-        words.append(f"may start {job['start']}")
+def _job(job: Job) -> str:
+    words = [f"{job.number} {job.state}"]
+    if job.nodes:
+        words.append(f"on {job.nodes}")
+    if job.state == "RUNNING" and job.time_left:
+        words.append(f"{job.time_left} to its limit")
+    if job.state == "PENDING" and job.start:
+        words.append(f"may start {job.start}")
     return ", ".join(words)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ..config import ConfigError, RunConfig
 from ..config.commands import SubmitOptions
@@ -20,12 +19,12 @@ from ..durable import write_text
 from ..errors import UserError
 from ..preflight.recipes import problems_of_stages
 from ..recipes.finished import is_finished
+from ..runs.submissions import Submission, next_submission
 from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
 from ..slurm.queue import SlurmError, execute, find_job
 from ..slurm.reports import newest_job
 from ..slurm.script import parse_free_options, render, time_limit_seconds
-from ..slurm.submissions import next_folder, write_record
 
 # Slurm may send the signal up to a minute early, and a start takes some time.
 _SHORTEST_TRAINING_SECONDS = 120
@@ -156,39 +155,42 @@ def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dic
 
 def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
     """Writes a job's folder and submits it, or prints both; returns its number."""
-    slurm, folder = find_slurm_folder(), next_folder(job.folder)
+    slurm, submission = find_slurm_folder(), next_submission(job.folder)
     variables = {"MINIMOE_SLURM": str(slurm), "MINIMOE_PYTHON": sys.executable}
     if options.processes_per_task is not None:
         variables["MINIMOE_PROCESSES_PER_TASK"] = str(options.processes_per_task)
     sbatch = _sbatch_options(job, options, after)
     shipped = (slurm / f"{job.command}.sbatch").read_text("utf-8")
-    script = render(shipped, sbatch, variables, [str(folder / "run.yaml")])
+    script = render(shipped, sbatch, variables, [str(submission.recipe)])
     if options.dry_run:
-        print(f"# {folder / 'job.sbatch'}\n{script}\n# {folder / 'run.yaml'}\n{job.yaml}")
+        print(f"# {submission.script}\n{script}\n# {submission.recipe}\n{job.yaml}")
         return f"(the job of {job.folder})"
-    folder.mkdir(parents=True)
-    write_text(folder / "run.yaml", job.yaml)
-    write_text(folder / "job.sbatch", script)
+    submission.path.mkdir(parents=True)
+    write_text(submission.recipe, job.yaml)
+    write_text(submission.script, script)
     try:
-        answer = execute(["sbatch", "--parsable", str(folder / "job.sbatch")])
+        answer = execute(["sbatch", "--parsable", str(submission.script)])
     except SlurmError as error:
-        raise ConfigError(f"{folder / 'job.sbatch'}: {error}") from None
+        raise ConfigError(f"{submission.script}: {error}") from None
     number = answer.strip().partition(";")[0]
     log = str(sbatch["output"]).replace("%j", number)
-    write_record(folder, {**_record(options), "job": number, "command": job.command, "log": log})
+    _record(options, number, job.command, log).write(submission.record)
     dependency = "" if after is None else f", after job {after}"
     print(f"submitted job {number}: {job.command} into {job.folder}{dependency}")
-    print(f"  log     {log}\n  script  {folder / 'job.sbatch'}")
+    print(f"  log     {log}\n  script  {submission.script}")
     print(f"  look    minimoe-dist status {shlex.quote(str(job.folder))}")
     return number
 
 
-def _record(options: SubmitOptions) -> dict[str, Any]:
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": options.recipe,
-        "overrides": options.overrides,
-        "options": options.model_dump(mode="json", exclude={"recipe"}),
-        "code": code_version(),
-        "environment": environment(),
-    }
+def _record(options: SubmitOptions, number: str, command: str, log: str) -> Submission:
+    return Submission(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=options.recipe,
+        overrides=options.overrides,
+        options=options.model_dump(mode="json", exclude={"recipe"}),
+        code=code_version(),
+        environment=environment(),
+        job=number,
+        command=command,
+        log=log,
+    )

@@ -7,12 +7,14 @@ is frozen and refuses unknown keys.
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from ..runs.folder import RunFolder
 from .folder_names import check_name, check_suffix
 from .model_types import MODEL_TYPES, Learns, ModelType
 
@@ -344,7 +346,7 @@ class RunOptions(Section):
 
     def export_folder(self, student: str) -> str:
         """Where the student of that name is exported to."""
-        return os.path.join(self.output_dir, "export", student + self.model_suffix)
+        return str(RunFolder(Path(self.output_dir)).export(student + self.model_suffix))
 
     def to_yaml(self) -> str:
         """The whole run as YAML that `load_run_config` reads back to an equal one."""

@@ -31,7 +31,7 @@ def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
     return 12 * layers * hidden**2 * length / 1e9
 
 
-def sequence_gmac(config: Any, length: int = 128) -> float:
+def sequence_gmac(config: Any, length: float = 128) -> float:
     """:func:`encoder_gmac` of a model's own sizes: sub-models, and blocks that are not 4 H wide.
 
     Args:

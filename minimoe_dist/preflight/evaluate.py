@@ -1,8 +1,6 @@
 """What can be refused of an evaluation before torch is imported."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..config import ConfigError
 from ..config.commands import EvaluateOptions
@@ -13,6 +11,7 @@ from ..data.tasks import TASKS, check_table, find_task_file, task_of
 from ..data.tasks.sources import scored_table, table_split
 from ..model_paths import resolve_model_path
 from ..reporting.runs import find_export
+from ..runs.options import TuningOptions
 from ..runtime import Launch
 
 
@@ -29,15 +28,15 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
         check_output_dir(str(Path(options.output).parent))
     for path in options.corpus:
         find_corpora(path)
-    if options.corpus and options.teacher is None and not (export.run and export.run.options):
+    if options.corpus and options.teacher is None and not (export.run and export.run.recipe.tree):
         raise ConfigError(
             f"--corpus: without --teacher there is nothing to hold {options.source} against; "
             "give one"
         )
     _check_widths(options, model)
     _check_relations(options, model)
-    results = export.run.results if export.run else {}
-    _check_task(options, model, results.get("options") or {})
+    results = export.run.results if export.run else None
+    _check_task(options, model, results.options if results else TuningOptions())
 
 
 def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None:
@@ -50,9 +49,7 @@ def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None
         )
 
 
-def _check_table(
-    options: EvaluateOptions, model: dict[str, object], tuning: Mapping[str, Any]
-) -> None:
+def _check_table(options: EvaluateOptions, model: dict[str, object], tuning: TuningOptions) -> None:
     if options.task is not None:
         raise ConfigError(
             "dataset: give --task NAME with --data_dir FOLDER, or --dataset, not both"
@@ -78,9 +75,7 @@ def _check_head(
         )
 
 
-def _check_task(
-    options: EvaluateOptions, model: dict[str, object], tuning: Mapping[str, Any]
-) -> None:
+def _check_task(options: EvaluateOptions, model: dict[str, object], tuning: TuningOptions) -> None:
     if options.dataset is not None:
         _check_table(options, model, tuning)
         return

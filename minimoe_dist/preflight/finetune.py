@@ -1,5 +1,6 @@
 """What would make ``minimoe-dist finetune`` fail, found before anything heavy is imported."""
 
+from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
@@ -9,6 +10,7 @@ from ..data.tasks import Task, places_of_labels
 from ..data.tasks.sources import open_both, sources
 from ..errors import UserError
 from ..model_paths import resolve_model_path
+from ..runs.folder import RunFolder
 from ..runtime import Launch
 
 
@@ -21,6 +23,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
     found = sources(options)
     _check_numbers(options)
     check_output_dir(options.output_dir)
+    RunFolder(Path(options.output_dir)).check()
     models = {"model_name_or_path": options.model_name_or_path}
     if options.teacher is not None:
         models["teacher"] = options.teacher

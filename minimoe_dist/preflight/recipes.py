@@ -25,6 +25,7 @@ from ..data.indexed import find_corpora
 from ..data.indexed_format import IndexArrays, Manifest, check_arrays, read_layout, read_manifest
 from ..errors import UserError
 from ..model_paths import resolve_model_path
+from ..runs.folder import RunFolder
 from ..runtime import DeviceType, Launch
 from .students import check_students
 
@@ -69,6 +70,7 @@ def problems_before_start(
         lambda: check_world_size(config, launch.world_size),
         lambda: _check_device(config, device_type),
         lambda: check_output_dir(config.output_dir),
+        lambda: RunFolder(Path(config.output_dir)).check(),
     ]
     if teacher_is_to_come:
         checks.append(lambda: _check_layout_to_come(config))

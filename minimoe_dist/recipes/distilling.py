@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..config import RunConfig
 from ..data.loader import PairLoader
-from ..durable import write_json
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
+from ..runs.folder import RunFolder
+from ..runs.metrics import SavedMetrics
+from ..runs.options import RecipeOptions
+from ..runs.summaries import StudentSummary, Summary
 from ..runtime import Launch, logger
 from ..train.curves import draw_curves
 from ..train.engine import StudentEngine, release
@@ -45,7 +48,7 @@ class Distillation:
         self._config = config = with_precision(config, device)
         self._launch = launch
         self._device = device
-        self._folder = Path(config.output_dir)
+        self._folder = RunFolder(Path(config.output_dir))
         self._data = open_data(config)
         self._lesson = open_lesson(config, device)
         self._total_steps = self._count_steps()
@@ -73,7 +76,7 @@ class Distillation:
         """Of the run's folder; options, corpora and global batch must not change under it."""
         config = self._config
         return Checkpoints(
-            self._folder / "checkpoints",
+            self._folder.checkpoints,
             {
                 **config.model_dump(mode="json"),
                 "global_batch_size": self._global_batch,
@@ -111,7 +114,7 @@ class Distillation:
         """Holds metrics and loader; evaluates what nobody trained yet."""
         config = self._config
         metrics = Metrics(
-            self._folder,
+            self._folder.path,
             total_steps=self._total_steps,
             first_step=first_step,
             log_interval=config.training.log_interval,
@@ -147,7 +150,7 @@ class Distillation:
 
     def finish(self) -> None:
         """Exports every student and writes the summary, on rank 0; gathering is a collective."""
-        students = {}
+        students: dict[str, StudentSummary] = {}
         heldout = Heldout(self._heldout_before or {}, self._heldout_after)
         for student in self.engines:
             name, weights = student.name, student.whole_weights()
@@ -196,27 +199,28 @@ class Distillation:
         self._metrics.evaluation(step, losses, [student.name for student in self.engines])
         return losses
 
-    def _sum_up(self, students: Mapping[str, Any]) -> None:
+    def _sum_up(self, students: Mapping[str, StudentSummary]) -> None:
         """Writes ``summary.json`` and the picture of all steps, on rank 0."""
+        folder = self._folder
         config, lesson, world_size = self._config, self._lesson, self._launch.world_size
         teacher = lesson.teacher
-        summary: dict[str, Any] = {
-            "teacher": config.teacher.model_name_or_path,
-            "teacher_layout": config.teacher.layout,
-            "teacher_ranks": config.teacher.ranks(world_size),
-            "teacher_bytes_per_rank": lesson.teacher_bytes,
-            "world_size": world_size,
-            "zero_stage": config.parallel.zero_stage,
-            "expert_parallel_size": config.parallel.expert_parallel_size,
-            "steps": self._total_steps,
-            "sequences_per_second": self._metrics.sequences_per_second,
-            "teacher_gmac": encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
-            "students": students,
-            "options": config.model_dump(mode="json"),
-        }
+        summary = Summary(
+            teacher=config.teacher.model_name_or_path,
+            teacher_layout=config.teacher.layout,
+            teacher_ranks=config.teacher.ranks(world_size),
+            teacher_bytes_per_rank=lesson.teacher_bytes,
+            world_size=world_size,
+            zero_stage=config.parallel.zero_stage,
+            expert_parallel_size=config.parallel.expert_parallel_size,
+            steps=self._total_steps,
+            sequences_per_second=self._metrics.sequences_per_second,
+            teacher_gmac=encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
+            students=dict(students),
+            options=RecipeOptions.model_validate(config.model_dump(mode="json")),
+        )
         if config.tradeoff_lambda is not None:
-            summary["tradeoff"] = keep_best(config, self._heldout_after)
-        path = self._folder / "summary.json"
-        write_json(path, summary)
-        draw_curves(self._folder / "metrics.jsonl", self._folder / "curves.png")
-        _log.info("exported to %s; summary in %s", self._folder / "export", path)
+            tradeoff = keep_best(config, self._heldout_after)
+            summary = summary.model_copy(update={"tradeoff": tradeoff})
+        summary.write(folder.summary)
+        draw_curves(SavedMetrics.find(folder.metrics), folder.curves)
+        _log.info("exported to %s; summary in %s", folder.exports, folder.summary)

@@ -1,29 +1,31 @@
 """Whether a run has ended with all of its exports; needs its files only."""
 
-import json
 from pathlib import Path
 
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
 from ..config.checks import BEST_CANDIDATE
 from ..errors import UserError
+from ..runs.folder import RunFolder
+from ..runs.summaries import Summary
 
 
 def is_finished(config: RunConfig) -> bool:
     """Whether a run has left its summary and all exports, and goes on where it was.
 
     Raises:
-        UserError: it has, but its options are not the ones that are given now.
+        UserError: it has, but its options are not the ones that are given now; or its summary
+            cannot be read.
     """
-    path = Path(config.output_dir) / "summary.json"
+    path = RunFolder(Path(config.output_dir)).summary
     names = [student.name for student in config.students]
     names += [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []
     exports = [Path(config.export_folder(name)) for name in names]
     wanted = [path, *(folder / "config.json" for folder in exports)]
     if config.resume != "auto" or not all(one.is_file() for one in wanted):
         return False
-    saved = json.loads(path.read_text("utf-8"))["options"]
-    changes = changed_options(saved, config.model_dump(mode="json"))
+    saved = Summary.read(path).options
+    changes = changed_options(saved.tree, config.model_dump(mode="json"))
     if changes and not config.allow_changed_options:
         raise UserError(
             f"{path.parent}: was finished with other options ({in_words(changes)}): give "

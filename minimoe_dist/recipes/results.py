@@ -16,6 +16,7 @@ from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
 from ..models.submodels import once_for_all_name
 from ..objectives.tradeoff import best_candidate
+from ..runs.summaries import StudentSummary, SubModelSummary, Tradeoff
 
 
 class Heldout(NamedTuple):
@@ -25,7 +26,7 @@ class Heldout(NamedTuple):
     after: Mapping[str, float]
 
     def of(self, name: str) -> dict[str, float | None]:
-        """For a summary."""
+        """Fields of a summary."""
         return {
             "heldout_loss_before": self.before.get(name),
             "heldout_loss_after": self.after.get(name),
@@ -39,7 +40,7 @@ def export_all(
     folder: Path,
     tokenizer: Any,
     heldout: Heldout,
-) -> dict[str, Any]:
+) -> StudentSummary:
     """Writes a student to ``folder``, and a once-for-all student's sub-models beside it.
 
     Args:
@@ -51,33 +52,33 @@ def export_all(
         heldout: losses of the run.
 
     Returns:
-        What a summary tells of the student; ``sub_models`` by their names in the run.
+        What a summary tells of the student.
     """
     export_student(config, weights, folder, tokenizer)
-    summary: dict[str, Any] = {
-        "student": describe(config),
+    summary = StudentSummary(
+        student=describe(config),
         **heldout.of(name),
-        "student_gmac": student_gmac(config),
-        "student_parameters": sum(value.numel() for value in weights.values()),
-        "export": str(folder),
-    }
+        student_gmac=student_gmac(config),
+        student_parameters=sum(value.numel() for value in weights.values()),
+        export=str(folder),
+    )
     if not config.sub_models:
         return summary
     assert isinstance(config, ElasticConfig)
-    model, summary["sub_models"] = elastic_of(config, weights), {}
+    model, sub_models = elastic_of(config, weights), {}
     for sub_model in config.sub_models:
         target = folder.with_name(once_for_all_name(folder.name, sub_model))
-        own_name = once_for_all_name(name, sub_model)
-        summary["sub_models"][own_name] = {
-            "sub_model": sub_model,
-            **heldout.of(own_name),
-            "student_gmac": config.shape(sub_model).gmac(config.sizes.head_size),
-            "export": str(export_elastic(model, target, tokenizer, sub_model)),
-        }
-    return summary
+        full_name = once_for_all_name(name, sub_model)
+        sub_models[full_name] = SubModelSummary(
+            sub_model=sub_model,
+            **heldout.of(full_name),
+            student_gmac=config.shape(sub_model).gmac(config.sizes.head_size),
+            export=str(export_elastic(model, target, tokenizer, sub_model)),
+        )
+    return summary.model_copy(update={"sub_models": sub_models})
 
 
-def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> dict[str, Any]:
+def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> Tradeoff:
     """Copies the export of the student with the best λ-tradeoff to ``export/best`` (MiniDisc).
 
     Args:
@@ -85,7 +86,7 @@ def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> dict[str, Any]
         heldout: student -> relation loss on held-out text.
 
     Returns:
-        For the summary: the student's name, and all students' scores.
+        For the summary.
     """
     assert config.tradeoff_lambda is not None
     sparsities = {one.name: float(one.sparsity or 0) / 100 for one in config.students}
@@ -93,7 +94,7 @@ def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> dict[str, Any]
     target = Path(config.export_folder(BEST_CANDIDATE))
     with replaced(target) as aside:
         shutil.copytree(config.export_folder(name), aside, dirs_exist_ok=True)
-    return {"best": name, "export": str(target), "candidates": scores}
+    return Tradeoff(best=name, export=str(target), candidates=scores)
 
 
 def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:

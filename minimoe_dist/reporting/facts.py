@@ -14,6 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..runs.evaluations import Evaluation
+from ..runs.folder import EXPORT
+from ..runs.metrics import SavedMetrics, TrainingRecord
+from ..runs.options import RecipeOptions
+from ..runs.summaries import Summary
+from ..runs.tuning import CellResult, TuningResults
 from .runs import Run
 
 TEACHER, STUDENT = "teacher", "student"
@@ -50,8 +56,8 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
             _add_evaluation(run, evaluation, models)
     for run in runs:
         if run.results:
-            _add_scores(run, models)
-    _add_shares(models, {key_of(str(r.folder / "export")): r.results for r in runs if r.results})
+            _add_scores(run, run.results, models)
+    _add_shares(models, {key_of(str(r.folder.exports)): r.results for r in runs if r.results})
     return {
         "models": [model.as_json() for model in models.values()],
         "runs": [_describe(run) for run in runs],
@@ -66,90 +72,94 @@ def key_of(path: str) -> str:
 
 def _role_of(key: str, model_type: object) -> str:
     """Of a model whose own training is not among the runs: what a run exported is a student."""
-    is_student = str(model_type).startswith("minimoe") or "export" in Path(key).parts[-2:]
+    is_student = str(model_type).startswith("minimoe") or EXPORT in Path(key).parts[-2:]
     return STUDENT if is_student else TEACHER
 
 
 def _add_students(run: Run, models: dict[str, Model]) -> None:
-    teacher = run.summary.get("teacher")
-    if teacher is not None:
-        model = models.setdefault(
-            key_of(str(teacher)), Model(key_of(str(teacher)), _basename(str(teacher)), TEACHER)
-        )
-        if "teacher_gmac" in run.summary:
-            model.values.setdefault("gmac_of_128", run.summary["teacher_gmac"])
-    for name, entry in run.students.items():
-        path = str(run.folder / "export" / name)
-        key = key_of(path if os.path.isdir(path) else str(entry.get("export", path)))
-        several = len(run.students) > 1
-        told = str(entry.get("student", name))
+    summary = run.summary
+    if summary is None:
+        return
+    if summary.teacher is not None:
+        key = key_of(summary.teacher)
+        model = models.setdefault(key, Model(key, _basename(summary.teacher), TEACHER))
+        if summary.teacher_gmac is not None:
+            model.values.setdefault("gmac_of_128", summary.teacher_gmac)
+    for name, student in summary.students.items():
+        path = str(run.folder.export(name))
+        key = key_of(path if os.path.isdir(path) else student.export or path)
+        title = f"{run.name}/{name}" if len(summary.students) > 1 else run.name
         model = models.setdefault(key, Model(key, "", STUDENT))
         # An assistant was met as a teacher before: it is a student of this run.
-        model.name = f"{run.name}/{name}: {told}" if several else f"{run.name}: {told}"
+        model.name = f"{title}: {student.student or name}"
         model.role = STUDENT
-        for ours, theirs in (
-            ("gmac_of_128", "student_gmac"),
-            ("parameters", "student_parameters"),
-            ("heldout_loss_before", "heldout_loss_before"),
-            ("heldout_loss_after", "heldout_loss_after"),
-        ):
-            value = entry.get(theirs)
-            if value is not None and math.isfinite(value):
-                model.values[ours] = value
-        model.values["teacher"] = teacher
+        model.values |= _known(
+            gmac_of_128=student.student_gmac,
+            parameters=student.student_parameters,
+            heldout_loss_before=student.heldout_loss_before,
+            heldout_loss_after=student.heldout_loss_after,
+        )
+        model.values["teacher"] = summary.teacher
 
 
-def _add_evaluation(run: Run, evaluation: Mapping[str, Any], models: dict[str, Model]) -> None:
-    keys = [key_of(str(evaluation[name])) for name in ("source", "model") if name in evaluation]
+def _known(**values: float | None) -> dict[str, float]:
+    """The values that are numbers."""
+    return {
+        name: value for name, value in values.items() if value is not None and math.isfinite(value)
+    }
+
+
+def _add_evaluation(run: Run, evaluation: Evaluation, models: dict[str, Model]) -> None:
+    keys = [key_of(one) for one in (evaluation.source, evaluation.model) if one is not None]
     if run.results:
-        keys = [key_of(str(run.results.get("model")))]
-    at_home = key_of(str(run.folder / "export" / str(evaluation["student"])))
-    key = next((one for one in [at_home, *keys] if one in models), keys[-1])
+        keys = [key_of(run.results.model)]
+    at_home = key_of(str(run.folder.export(evaluation.student)))
+    key = next((one for one in [at_home, *keys] if one in models), [at_home, *keys][-1])
     if key not in models:
-        name = f"{_basename(keys[0])}: {evaluation.get('description', '')}".removesuffix(": ")
-        models[key] = Model(key, name, _role_of(key, evaluation.get("model_type")))
+        name = f"{_basename(([*keys, key])[0])}: {evaluation.description}".removesuffix(": ")
+        models[key] = Model(key, name, _role_of(key, evaluation.model_type))
+    measured = evaluation.as_json()
     for name in (
         "parameters", "gmac_of_128", "gmac_of_mean_length", "mean_length", "machine", "speed",
         "relations", "experts",
     ):  # fmt: skip
-        if name in evaluation:
-            models[key].values[name] = evaluation[name]
-    told = evaluation.get("task_scores")
-    if told:
-        models[key].scores[told["task"]] = {
-            "metric": told["metric"],
-            "mean": told["scores"][told["metric"]],
+        if name in measured:
+            models[key].values[name] = measured[name]
+    told = evaluation.task_scores
+    if told is not None:
+        models[key].scores[told.task] = {
+            "metric": told.metric,
+            "mean": told.scores.get(told.metric),
             "deviation": None,
             "seeds": 1,
-            "split": told["split"],
-            "samples": told["samples"],
+            "split": told.split,
+            "samples": told.samples,
         }
 
 
-def _add_scores(run: Run, models: dict[str, Model]) -> None:
+def _add_scores(run: Run, results: TuningResults, models: dict[str, Model]) -> None:
     """A fine-tuning's result: of its best setting, over seeds."""
-    results = run.results
-    key = key_of(str(results.get("model", run.folder)))
+    key = key_of(results.model)
     if key not in models:
-        models[key] = Model(key, _basename(str(results.get("model", run.name))), TEACHER)
-        models[key].values.update(_sizes(run.folder / "export"))
+        models[key] = Model(key, _basename(results.model), TEACHER)
+        models[key].values.update(_sizes(run.folder.exports))
         models[key].role = _role_of(key, models[key].values.pop("model_type", ""))
-    best = best_setting(results)
+    best = results.best_setting
     if best is None:
         return
     score = {
-        "metric": results.get("metric"),
-        "mean": best["mean"],
-        "deviation": best.get("deviation"),
-        "seeds": len(best.get("scores") or [1]),
-        "learning_rate": best.get("learning_rate"),
-        "batch_size": best.get("batch_size"),
-        "dev_samples": results.get("dev_samples"),
+        "metric": results.metric,
+        "mean": best.mean,
+        "deviation": best.deviation,
+        "seeds": len(best.scores or [1]),
+        "learning_rate": best.learning_rate,
+        "batch_size": best.batch_size,
+        "dev_samples": results.dev_samples,
         "run": run.name,
     }
-    if results.get("teacher"):
-        score["teacher"] = results["teacher"]
-    task, former = str(results.get("task")), models[key].scores
+    if results.teacher:
+        score["teacher"] = results.teacher
+    task, former = results.task, models[key].scores
     # An evaluation is of the best seed's model on the samples that chose it: the mean goes first.
     is_tuned = "run" in former.get(task, {})
     if is_tuned and former[task]["mean"] >= score["mean"]:
@@ -157,13 +167,7 @@ def _add_scores(run: Run, models: dict[str, Model]) -> None:
     former[task] = score
 
 
-def best_setting(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The learning rate and batch size with the best mean over seeds; None without any score."""
-    settings = [one for one in results.get("settings") or () if one.get("mean") is not None]
-    return max(settings, key=lambda one: one["mean"], default=None)
-
-
-def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, Mapping[str, Any]]) -> None:
+def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, TuningResults]) -> None:
     """Each student's share of its teacher's score, where both were measured.
 
     The teacher is the one that its fine-tuning was distilled from (one of ``tuned``, results by
@@ -172,8 +176,9 @@ def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, Mapping[str, An
     teachers = [model for model in models.values() if model.role == TEACHER]
     for model in models.values():
         for task, score in model.scores.items():
-            told = tuned.get(key_of(str(score.get("teacher"))), {})
-            own = models.get(key_of(str(told.get("model")))) or _first_teacher(model, models)
+            told = tuned.get(key_of(str(score.get("teacher"))))
+            own = models.get(key_of(told.model)) if told else None
+            own = own or _first_teacher(model, models)
             if own is None and len(teachers) == 1:
                 own = teachers[0]
             wanted = own.scores.get(task) if own is not None and own is not model else None
@@ -220,84 +225,77 @@ def _product(sizes: Sequence[int]) -> int:
 
 def _describe(run: Run) -> dict[str, Any]:
     """A run's costs and curves."""
-    found: dict[str, Any] = {"name": run.name, "folder": str(run.folder)}
-    trained = [one for one in run.records if "students" in one]
-    if run.results:
-        cells = run.results.get("cells") or []
+    found: dict[str, Any] = {"name": run.name, "folder": str(run.folder.path)}
+    results, summary, trained = run.results, run.summary, run.metrics.trained
+    if results:
         found |= {
             "command": "finetune",
-            "task": run.results.get("task"),
-            "metric": run.results.get("metric"),
-            "seconds": sum(float(cell.get("seconds") or 0) for cell in cells),
-            "trainings": len(cells),
-            "epochs": [_epochs(cell, str(run.results.get("metric"))) for cell in cells],
+            "task": results.task,
+            "metric": results.metric,
+            "seconds": sum(cell.seconds for cell in results.cells),
+            "trainings": len(results.cells),
+            "epochs": [_epochs(cell, results.metric) for cell in results.cells],
         }
-    elif run.summary or trained:
-        found |= {"command": "distill", "finished": bool(run.summary)}
-        found |= {k: run.summary[k] for k in ("teacher", "world_size", "steps") if k in run.summary}
-        found["seconds"] = _seconds(run, trained)
-        found["sequences_per_second"] = run.summary.get("sequences_per_second")
-        found["curves"] = list(_curves(run, trained))
-        found["experts"] = dict(_expert_loads(run, trained))
+    elif summary or trained:
+        found |= {"command": "distill", "finished": summary is not None}
+        if summary:
+            found |= {
+                "teacher": summary.teacher,
+                "world_size": summary.world_size,
+                "steps": summary.steps,
+                "seconds": _seconds(summary, trained),
+                "sequences_per_second": summary.sequences_per_second,
+            }
+        found["curves"] = list(_curves(run.metrics))
+        found["experts"] = dict(_expert_loads(run.recipe, trained))
     return {name: value for name, value in found.items() if value not in (None, [], {})}
 
 
-def _epochs(cell: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    told = f"seed {cell.get('seed')}, rate {cell.get('learning_rate'):g}"
+def _epochs(cell: CellResult, metric: str) -> dict[str, Any]:
     return {
-        "name": f"{told}, batch {cell.get('batch_size')}",
-        "points": [
-            [one["epoch"], one["scores"].get(metric)]
-            for one in cell.get("epochs") or ()
-            if one.get("scores", {}).get(metric) is not None
-        ],
+        "name": f"seed {cell.seed}, rate {cell.learning_rate:g}, batch {cell.batch_size}",
+        "points": [[one.epoch, one.scores[metric]] for one in cell.epochs if metric in one.scores],
     }
 
 
-def _seconds(run: Run, trained: Sequence[Mapping[str, Any]]) -> float | None:
+def _seconds(summary: Summary, trained: Sequence[TrainingRecord]) -> float | None:
     """Of training alone: each record's sequences over their rate."""
-    training, world = run.options.get("training", {}), run.summary.get("world_size")
-    if not training or not world:
+    batch = summary.options.training.global_batch_size(summary.world_size or 0)
+    if not batch:
         return None
-    batch = training["per_device_train_batch_size"] * training["num_grad_accum_steps"] * world
-    rates = [(one.get("steps", 0), one.get("sequences_per_second")) for one in trained]
-    return sum(steps * batch / rate for steps, rate in rates if rate)
+    return sum(
+        one.steps * batch / one.sequences_per_second for one in trained if one.sequences_per_second
+    )
 
 
-def _curves(run: Run, trained: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    names = trained[-1]["students"] if trained else {}
-    for name in names:
-        parts = [
-            part for part in ("relation_loss", "loss") if part in trained[-1]["students"][name]
+def _curves(metrics: SavedMetrics) -> Iterator[dict[str, Any]]:
+    last = metrics.trained[-1].students if metrics.trained else {}
+    for name, student in last.items():
+        part = "relation_loss" if student.learns_relations_alone else "loss"
+        losses = [
+            (one.step, one.students[name].loss_of(part))
+            for one in metrics.trained
+            if name in one.students
         ]
-        part = parts[0] if "mlm_loss" not in trained[-1]["students"][name] else "loss"
+        heldout = [(one.step, one.heldout_loss.get(name)) for one in metrics.evaluated]
         yield {
             "student": name,
             "part": part,
-            "training": [
-                [one["step"], one["students"][name][part]]
-                for one in trained
-                if one["students"].get(name, {}).get(part) is not None
-            ],
-            "heldout": [
-                [one["step"], one["heldout_loss"][name]]
-                for one in run.records
-                if one.get("heldout_loss", {}).get(name) is not None
-            ],
+            "training": [[step, loss] for step, loss in losses if loss is not None],
+            "heldout": [[step, loss] for step, loss in heldout if loss is not None],
         }
 
 
 def _expert_loads(
-    run: Run, trained: Sequence[Mapping[str, Any]]
+    recipe: RecipeOptions, trained: Sequence[TrainingRecord]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Of the last record of training, by student; blocks are named as far as options tell."""
-    last = trained[-1]["students"] if trained else {}
-    recipes = {one["name"]: one for one in run.options.get("students", ()) if "name" in one}
+    last = trained[-1].students if trained else {}
+    experts = {student.name: student.moe for student in recipe.students}
     for name, student in last.items():
-        blocks = student.get("tokens_per_expert") or []
-        if not blocks:
+        if not student.tokens_per_expert:
             continue
-        moe = [part for part in str(recipes.get(name, {}).get("moe", "")).split(",") if part]
+        moe = [part for part in experts.get(name, "").split(",") if part]
         kinds = [
             kind
             for kind, count in zip(("attention", "feed-forward"), moe, strict=False)
@@ -312,20 +310,20 @@ def _expert_loads(
                     else f"block {place + 1}",
                     "tokens": tokens,
                 }
-                for place, tokens in enumerate(blocks)
+                for place, tokens in enumerate(student.tokens_per_expert)
             ],
         )
 
 
 def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
     everyone = list(models)
-    teachers = sorted({str(run.summary["teacher"]) for run in runs if "teacher" in run.summary})
+    teachers = sorted({run.summary.teacher for run in runs if run.summary and run.summary.teacher})
     if len(teachers) > 1:
         yield (
             f"The runs have different teachers ({', '.join(map(_basename, teachers))}): their "
             "relation losses are not on one scale."
         )
-    unfinished = [run.name for run in runs if run.records and not run.summary and not run.results]
+    unfinished = [run.name for run in runs if run.metrics and not run.summary and not run.results]
     if unfinished:
         yield f"Not finished yet, so without sizes and exports: {', '.join(unfinished)}."
     if not any(model.scores for model in everyone):

@@ -8,8 +8,9 @@ from typing import Any
 import jinja2
 import yaml
 
-from .facts import best_setting
-from .runs import Export
+from ..runs.folder import EXPORT
+from ..runs.tuning import TuningResults
+from .runs import Export, Run
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -66,12 +67,12 @@ def model_card(export: Export, facts: CardFacts) -> str:
     needs_code = bool(config.get("auto_map"))
     architecture = str((config.get("architectures") or ["AutoModel"])[0])
     kind = _NAMES.get(str(config.get("model_type")), str(config.get("model_type")))
-    student = run.students.get(export.name, {}) if run else {}
-    teacher = (run.summary.get("teacher") or run.results.get("teacher")) if run else None
+    student = run.students.get(export.name) if run else None
+    teacher = _teacher(run) if run else None
     experts = max(config.get("attention_experts", 1), config.get("feedforward_experts", 1))
     return _TEMPLATES.get_template("model_card.md.j2").render(
         front_matter=_front_matter(facts, architecture, bool(experts > 1)),
-        title=student.get("student") or _title(kind, export),
+        title=(student and student.student) or _title(kind, export),
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
         teacher=_basename(teacher) if teacher else None,
         experts=experts if experts > 1 else None,
@@ -88,9 +89,14 @@ def model_card(export: Export, facts: CardFacts) -> str:
     )
 
 
+def _teacher(run: Run) -> str | None:
+    told = run.summary.teacher if run.summary else None
+    return told or (run.results.teacher if run.results else None)
+
+
 def _title(kind: str, export: Export) -> str:
-    task = export.run.results.get("task") if export.run else None
-    return f"{kind} for {task}" if task else kind
+    results = export.run.results if export.run else None
+    return f"{kind} for {results.task}" if results else kind
 
 
 def _front_matter(facts: CardFacts, architecture: str, has_experts: bool) -> str:
@@ -152,48 +158,46 @@ def _data(export: Export) -> str:
     if export.run and export.run.results:
         results = export.run.results
         return (
-            f"Fine-tuned on the task `{results['task']}`: {results['train_samples']:,} samples to "
-            f"train on, {results['dev_samples']:,} to choose by. The card of "
-            f"`{_model_name(results['model'])}` tells what the encoder was trained on before."
+            f"Fine-tuned on the task `{results.task}`: {_count(results.train_samples)} samples to "
+            f"train on, {_count(results.dev_samples)} to choose by. The card of "
+            f"`{_model_name(results.model)}` tells what the encoder was trained on before."
         )
-    data = export.run.options.get("data") if export.run else None
-    if not data:
+    data = export.run.recipe.data if export.run else None
+    if not data or not data.record_path_or_regex:
         return "Not known: the folder was exported without the run that made it."
-    corpora = [_basename(one["path"]) for one in data.get("record_path_or_regex") or ()]
-    heldout = [_basename(one["path"]) for one in data.get("heldout_path_or_regex") or ()]
+    corpora = [_basename(one.path) for one in data.record_path_or_regex]
+    heldout = [_basename(one.path) for one in data.heldout_path_or_regex or ()]
     words = f"Trained on {_listed(corpora)} (names of indexed corpora; what text they hold is not "
-    words += f"recorded here), in pairs of up to {data.get('max_length')} tokens."
+    words += f"recorded here), in pairs of up to {data.max_length} tokens."
     return words + (f" Measured on {_listed(heldout)}." if heldout else "")
 
 
 def _recipe_words(export: Export) -> str:
     run = export.run
-    if run and run.results and run.results.get("best"):
-        best = run.results["best"]
+    if run and run.results and run.results.best:
+        best = run.results.best
         return (
-            f"Fine-tuning with seed {best['seed']}, peak learning rate {best['learning_rate']:g}, "
-            f"batches of {best['batch_size']}; the weights are those of epoch "
-            f"{best['best_epoch']}."
+            f"Fine-tuning with seed {best.seed}, peak learning rate {best.learning_rate:g}, "
+            f"batches of {best.batch_size}; the weights are those of epoch {best.best_epoch}."
         )
-    if run is None or not run.options:
+    if run is None or run.summary is None or not run.recipe.tree:
         return "Not known: the folder was exported without the run that made it."
-    options, training = run.options, run.options.get("training", {})
-    batch = (
-        training.get("per_device_train_batch_size", 0)
-        * training.get("num_grad_accum_steps", 1)
-        * run.summary.get("world_size", 1)
-    )
+    recipe, ranks = run.recipe, run.summary.world_size
+    batch = recipe.training.global_batch_size(ranks or 1)
     return (
-        f"`{options.get('model_type')}`, {run.summary.get('steps'):,} steps of {batch} sequences, "
-        f"peak learning rate {training.get('learning_rate')}, seed {options.get('seed')}, "
-        f"{options.get('parallel', {}).get('precision')}, on {run.summary.get('world_size')} "
-        "processes."
+        f"`{recipe.model_type}`, {_count(run.summary.steps)} steps of {batch} sequences, peak "
+        f"learning rate {recipe.training.learning_rate}, seed {recipe.seed}, "
+        f"{recipe.parallel.precision}, on {ranks} processes."
     )
+
+
+def _count(number: int | None) -> str:
+    return "an unknown number of" if number is None else f"{number:,}"
 
 
 def _recipe(export: Export) -> str | None:
     run = export.run
-    options = (run.options or run.results.get("options")) if run else None
+    options = run and (run.recipe.tree or (run.results.options.tree if run.results else None))
     if not options:
         return None
     return yaml.safe_dump(_without_folders(options), sort_keys=False, allow_unicode=True)
@@ -210,35 +214,36 @@ def _without_folders(value: Any) -> Any:
 
 def _scores(export: Export) -> Iterator[str]:
     run = export.run
-    student = run.students.get(export.name, {}) if run else {}
-    before, after = student.get("heldout_loss_before"), student.get("heldout_loss_after")
+    student = run.students.get(export.name) if run else None
+    before = student.heldout_loss_before if student else None
+    after = student.heldout_loss_after if student else None
     if after is not None:
         told = f" ({before:.4f} before training)" if before is not None else ""
         yield f"Held-out loss of the run's own objective: {after:.4f}{told}."
     elif not (run and run.results):
         yield "Held-out loss: not measured."
-    scores = list(_task_scores(run.results)) if run else []
+    scores = list(_task_scores(run.results)) if run and run.results else []
     yield from scores
     if not scores:
         yield "Downstream tasks: not measured."
 
 
-def _task_scores(results: Mapping[str, Any]) -> Iterator[str]:
+def _task_scores(results: TuningResults) -> Iterator[str]:
     """What fine-tuning measured; the exported model is the best one, chosen on the same data."""
-    best = results.get("best")
-    if not best or best.get("score") is None:
+    best, metric = results.best, results.metric
+    if best is None or best.scores is None:
         return
-    chosen = f"{results['task']}, dev set ({results['dev_samples']:,} samples)"
-    names = sorted(best["scores"], key=lambda name: name != results["metric"])
-    scores = ", ".join(f"{name} {best['scores'][name]:.4f}" for name in names)
-    trainings = len(results["cells"])
+    chosen = f"{results.task}, dev set ({_count(results.dev_samples)} samples)"
+    names = sorted(best.scores, key=lambda name: name != metric)
+    scores = ", ".join(f"{name} {best.scores[name]:.4f}" for name in names)
+    trainings = len(results.cells)
     choice = f" It is the best of {trainings} trainings on this set." if trainings > 1 else ""
     yield f"{chosen}: {scores}.{choice}"
-    setting = best_setting(results)
-    if setting is not None and setting.get("deviation") is not None:
+    setting = results.best_setting
+    if setting is not None and setting.deviation is not None:
         yield (
-            f"Mean over {len(setting['scores'])} seeds with the best learning rate and batch size: "
-            f"{results['metric']} {setting['mean']:.4f} ± {setting['deviation']:.4f}."
+            f"Mean over {len(setting.scores)} seeds with the best learning rate and batch size: "
+            f"{metric} {setting.mean:.4f} ± {setting.deviation:.4f}."
         )
 
 
@@ -266,7 +271,7 @@ def _basename(path: Any) -> str:
 def _model_name(path: Any) -> str:
     """As "run/student" of "…/run/export/student": students are often called just that."""
     parts = Path(str(path)).parts
-    return f"{parts[-3]}/{parts[-1]}" if "export" in parts[-2:-1] and parts[2:] else _basename(path)
+    return f"{parts[-3]}/{parts[-1]}" if EXPORT in parts[-2:-1] and parts[2:] else _basename(path)
 
 
 def _listed(names: list[str]) -> str:

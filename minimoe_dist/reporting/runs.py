@@ -1,25 +1,22 @@
 """Folders of finished runs, and what they say about themselves.
 
-`distill` leaves ``summary.json``, ``metrics.jsonl`` and ``export/STUDENT``; `finetune` leaves
-``results.json``; `evaluate` adds ``evaluation.json`` (``evaluation_STUDENT.json`` where a run has
-several students), which may also stand alone. Only JSON is read here.
+A lone evaluation may stand for a run. Only JSON is read here.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..model_paths import resolve_model_path
+from ..runs.evaluations import Evaluation, find_evaluation
+from ..runs.folder import EXPORT, METRICS, RESULTS, SUMMARY, RunFolder
+from ..runs.metrics import SavedMetrics
+from ..runs.options import RecipeOptions
+from ..runs.reading import parse_object, read_text
+from ..runs.summaries import StudentSummary, Summary
+from ..runs.tuning import TuningResults
 
-SUMMARY, METRICS, RESULTS, EVALUATION = (
-    "summary.json",
-    "metrics.jsonl",
-    "results.json",
-    "evaluation.json",
-)
 _MOST_FOLDERS_DOWN = 2
 
 
@@ -30,30 +27,28 @@ class Run:
     Attributes:
         folder: the run's, or the one that holds a lone evaluation.
         name: for people; unique among the runs that were read together.
-        summary: of `distill`; empty where it is not finished, or was another command.
-        records: of ``metrics.jsonl``, in order.
-        results: of `finetune`; empty without.
+        summary: of `distill`; None where it is not finished, or was another command.
+        metrics: what training wrote.
+        results: of `finetune`.
         evaluations: of `evaluate`, by student.
     """
 
-    folder: Path
+    folder: RunFolder
     name: str
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    records: Sequence[Mapping[str, Any]] = ()
-    results: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    summary: Summary | None = None
+    metrics: SavedMetrics = field(default_factory=SavedMetrics)
+    results: TuningResults | None = None
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @property
-    def students(self) -> Mapping[str, Mapping[str, Any]]:
+    def students(self) -> Mapping[str, StudentSummary]:
         """The summary's entries of students; empty for runs without."""
-        students = self.summary.get("students", {})
-        return students if isinstance(students, Mapping) else {}
+        return self.summary.students if self.summary else {}
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """The recipe as it was resolved."""
-        options = self.summary.get("options", {})
-        return options if isinstance(options, Mapping) else {}
+    def recipe(self) -> RecipeOptions:
+        """The recipe as it was resolved; without a summary its tree is empty."""
+        return self.summary.options if self.summary else RecipeOptions()
 
 
 @dataclass(frozen=True)
@@ -63,47 +58,6 @@ class Export:
     folder: Path
     name: str
     run: Run | None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: the file is no JSON object; names file and line.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}): run the command that wrote it again"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}): give another file") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}:1: not a JSON object: give a file that a command wrote")
-    return value
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; one that is still being written is left out.
-
-    Raises:
-        UserError: a line is no JSON object with a step; names file and line.
-    """
-    records = []
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            record = json.loads(line)
-            float(record["step"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number}: not a record of a run: take the line out, or the run again"
-            ) from None
-        records.append(record)
-    return records
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -130,7 +84,7 @@ def _run_folders(path: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{path}: not the folder of a run (none of {SUMMARY}, {METRICS}, {RESULTS}, "
-            f"{EVALUATION} in it): give the output_dir of distill, finetune or evaluate"
+            "evaluation.json in it): give the output_dir of distill, finetune or evaluate"
         )
     return found
 
@@ -142,28 +96,30 @@ def _below(folder: Path, levels: int) -> Iterator[Path]:
             yield from _below(child, levels - 1)
 
 
-def _is_run(folder: Path) -> bool:
-    if (folder / SUMMARY).is_file():
+def _is_run(path: Path) -> bool:
+    run = RunFolder(path)
+    if run.summary.is_file() and not run.metrics.is_file():
         # The demo's own summary tells of the run in the folder below it.
-        return (folder / METRICS).is_file() or "students" in read_json(folder / SUMMARY)
-    return any((folder / name).is_file() for name in (METRICS, RESULTS, EVALUATION))
+        return "students" in parse_object(read_text(run.summary), str(run.summary))
+    files = (run.summary, run.metrics, run.results, run.evaluation())
+    return any(file.is_file() for file in files)
 
 
 def _read(path: Path, name: str) -> Run:
     if path.is_file():
-        evaluation = read_json(path)
-        if evaluation.get("kind") != "evaluation":
+        evaluation = find_evaluation(path)
+        if evaluation is None:
             raise UserError(f"{path}:1: not an evaluation: give a file that evaluate wrote")
-        return Run(path.parent, name, evaluations={str(evaluation["student"]): evaluation})
-    there = {one: (path / one).is_file() for one in (SUMMARY, METRICS, RESULTS)}
-    evaluations = [read_json(one) for one in sorted(path.glob("evaluation*.json"))]
+        return Run(RunFolder(path.parent), name, evaluations={evaluation.student: evaluation})
+    run = RunFolder(path)
+    evaluations = [found for one in run.evaluations() if (found := find_evaluation(one))]
     return Run(
-        path,
+        run,
         name,
-        read_json(path / SUMMARY) if there[SUMMARY] else {},
-        read_records(path / METRICS) if there[METRICS] else (),
-        read_json(path / RESULTS) if there[RESULTS] else {},
-        {str(one["student"]): one for one in evaluations if one.get("kind") == "evaluation"},
+        Summary.read(run.summary) if run.summary.is_file() else None,
+        SavedMetrics.read(run.metrics) if run.metrics.is_file() else SavedMetrics(),
+        TuningResults.read(run.results) if run.results.is_file() else None,
+        {one.student: one for one in evaluations},
     )
 
 
@@ -180,9 +136,9 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 def _exported(folder: Path) -> Export:
     """A model's folder, with the run that it stands in if it does."""
     whole = folder.absolute()
-    if whole.name == "export" and (whole.parent / RESULTS).is_file():  # of a fine-tuning run
+    if whole.name == EXPORT and RunFolder(whole.parent).results.is_file():  # of a fine-tuning run
         return Export(folder, whole.parent.name, _read(whole.parent, whole.parent.name))
-    above = whole.parents[1] if whole.parent.name == "export" else None
+    above = whole.parents[1] if whole.parent.name == EXPORT else None
     run = _read(above, above.name) if above is not None and _is_run(above) else None
     return Export(folder, whole.name, run)
 
@@ -206,16 +162,17 @@ def find_export(source: str, student: str | None = None) -> Export:
         return _exported(folder)
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder: give a model's folder or a run's")
-    if (folder / "export" / "config.json").is_file():
-        return Export(folder / "export", folder.absolute().name, _read(folder, folder.name))
-    runs = [one for one in _run_folders(folder) if (one / "export").is_dir()]
+    exported = RunFolder(folder).exports
+    if (exported / "config.json").is_file():
+        return Export(exported, folder.absolute().name, _read(folder, folder.name))
+    runs = [one for one in _run_folders(folder) if RunFolder(one).exports.is_dir()]
     if len(runs) != 1:
         raise UserError(
             f"{source}: holds {len(runs)} runs with exports: give one run's folder"
             if runs
             else f"{source}: no export in it: finish the run, or give a model's folder"
         )
-    exports = {one.parent.name: one.parent for one in runs[0].glob("export/*/config.json")}
+    exports = RunFolder(runs[0]).exported()
     if student is None and len(exports) > 1:
         raise UserError(f"{source}: has {', '.join(sorted(exports))}: choose one with --student")
     if not exports or (student is not None and student not in exports):

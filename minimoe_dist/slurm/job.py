@@ -24,8 +24,18 @@ from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..preflight import distill as preflight_distill
 from ..preflight import finetune as preflight_finetune
+from ..runs.checkpoints import SavedFacts, progress_of
+from ..runs.folder import RunFolder
+from ..runs.starts import (
+    MOST_RESTARTS_WITHOUT_PROGRESS,
+    Event,
+    add_event,
+    read_events,
+    restarts_without_progress,
+    run_id,
+    shown,
+)
 from ..runtime import Launch
-from . import starts
 from .facts import code_version
 from .queue import SlurmError, execute, show_job
 from .task import processes_per_task
@@ -84,28 +94,35 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
     run.check(Launch(0, ranks, 0, 1, "", 0, "slurm"))
     folder.mkdir(parents=True, exist_ok=True)
     job, restart = _start_of(environ)
-    records, progress = starts.read_records(folder), starts.progress_of(folder)
+    events, progress = read_events(folder), progress_of(folder)
     if restart and _is_stuck(folder, job, restart):
         return ExitStatus.FAILED
     if restart:
         _wait_for_former_start(folder)
     nodes = environ.get("SLURM_JOB_NODELIST", "")
-    name = starts.run_id(folder, records)
-    record = {"event": "start", "run_id": name, "job": job, "restart": restart, "nodes": nodes,
-              "progress": progress, "plans": _plans(run, ranks),
-              "code": code_version()}  # fmt: skip
-    starts.add_record(folder, record)
-    _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {starts.shown(progress)}")
+    name = run_id(folder, events)
+    event = Event(
+        event="start",
+        job=job,
+        restart=restart,
+        run_id=name,
+        nodes=nodes,
+        progress=progress,
+        plans=_plans(run, ranks),
+        code=code_version(),
+    )
+    add_event(folder, event)
+    _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {shown(progress)}")
     return ExitStatus.DONE
 
 
-def _plans(run: JobRun, ranks: int) -> dict[str, Any]:
+def _plans(run: JobRun, ranks: int) -> dict[str, SavedFacts]:
     """Each stage's global batch and, where the recipe says it, number of steps."""
     return {
-        Path(stage.output_dir).relative_to(run.folder).as_posix(): {
-            "global_batch_size": stage.global_batch_size(ranks),
-            "total_steps": stage.training.max_steps,
-        }
+        Path(stage.output_dir).relative_to(run.folder).as_posix(): SavedFacts(
+            global_batch_size=stage.global_batch_size(ranks),
+            total_steps=stage.training.max_steps,
+        )
         for stage in run.stages
     }
 
@@ -119,18 +136,16 @@ def _ranks(environ: Mapping[str, str]) -> int:
 def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
     """Notes an end, and requeues the job where that may help; returns the job's exit status."""
     job, restart = _start_of(environ)
-    progress = starts.progress_of(folder)
-    record = {"event": "end", "job": job, "restart": restart, "status": status,
-              "progress": progress}  # fmt: skip
+    progress = progress_of(folder)
+    event = Event(event="end", job=job, restart=restart, status=status, progress=progress)
+    add_event(folder, event)
     if status == ExitStatus.DONE:
-        starts.add_record(folder, record)
         _say(f"job {job}: done; see minimoe-dist status {folder}")
         return status
-    starts.add_record(folder, record)
     how = "stopped and saved" if status == ExitStatus.STOPPED else f"ended with status {status}"
     if status - _BY_SIGNAL in signal.valid_signals():
         how += f" ({signal.strsignal(status - _BY_SIGNAL)})"
-    where = f"job {job}: {how} at {starts.shown(progress)}"
+    where = f"job {job}: {how} at {shown(progress)}"
     if status == ExitStatus.REFUSED:
         _say(f"{where}: mend what the line above names and submit again")
         return status
@@ -150,12 +165,11 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
 
 def _is_stuck(folder: Path, job: str, restart: int) -> bool:
     """Whether the run has come no further in its last restarts; says and notes it then."""
-    progress = starts.progress_of(folder)
-    most = starts.MOST_RESTARTS_WITHOUT_PROGRESS
-    if starts.restarts_without_progress(starts.read_records(folder), job, progress) < most:
+    progress, most = progress_of(folder), MOST_RESTARTS_WITHOUT_PROGRESS
+    if restarts_without_progress(read_events(folder), job, progress) < most:
         return False
-    reason = f"{most} restarts without progress at {starts.shown(progress)}"
-    starts.add_record(folder, {"event": "stop", "job": job, "restart": restart, "reason": reason})
+    reason = f"{most} restarts without progress at {shown(progress)}"
+    add_event(folder, Event(event="stop", job=job, restart=restart, reason=reason))
     _say(f"job {job}: stopped after {reason}: look at the errors above, then submit again")
     return True
 
@@ -178,7 +192,7 @@ def _why_not_requeue(job: str, restart: int) -> str | None:
 def _wait_for_former_start(folder: Path) -> None:
     """Lets a start that Slurm has given up, but that still saves, end first."""
     with ExitStack() as stack:
-        for path in (*folder.glob("run.lock"), *folder.glob("*/run.lock")):
+        for path in RunFolder.locks(folder):
             try:
                 stack.enter_context(FileLock(path).acquire(timeout=_LOCK_SECONDS))
             except Timeout:

@@ -1,54 +1,54 @@
 """A run's picture: losses over the steps, and how its experts share the tokens."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..durable import written
+from ..runs.metrics import HeldoutRecord, SavedMetrics, TrainingRecord
+from ..runs.tuning import TuningResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PANEL_INCHES = (5.0, 3.6)
 
 
-def draw_curves(metrics_path: str | Path, target: str | Path) -> None:
-    """Draws ``metrics.jsonl`` (see :mod:`.metrics`) as a PNG, or what the target's suffix says.
+def draw_curves(metrics: SavedMetrics, target: str | Path) -> None:
+    """Draws a run's metrics as a PNG, or what the target's suffix says.
 
     Args:
-        metrics_path: the records.
+        metrics: of the run.
         target: the picture's file.
     """
     # Takes a second to import: only where something is drawn.
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in Path(metrics_path).read_text("utf-8").splitlines()]
-    trained = [record for record in records if "students" in record]
-    evaluated = [record for record in records if "heldout_loss" in record]
-    loads = _expert_shares(trained[-1]) if trained else {}
+    loads = _expert_shares(metrics.trained[-1]) if metrics.trained else {}
     panels = 1 + len(loads)
     width, height = _PANEL_INCHES
     figure = Figure(figsize=(panels * width, height), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    _draw_losses(axes[0], trained, evaluated)
+    _draw_losses(axes[0], metrics.trained, metrics.evaluated)
     for panel, (name, shares) in zip(axes[1:], loads.items(), strict=True):
         _draw_shares(panel, name, shares)
-    figure.savefig(target, dpi=110)
+    _save(figure, Path(target))
 
 
 def _draw_losses(
-    axes: "Axes", trained: Sequence[dict[str, Any]], evaluated: Sequence[dict[str, Any]]
+    axes: "Axes", trained: Sequence[TrainingRecord], evaluated: Sequence[HeldoutRecord]
 ) -> None:
-    names = list(trained[-1]["students"]) if trained else []
+    names = list(trained[-1].students) if trained else []
     only_relations = all(
-        "relation_loss" in student and "mlm_loss" not in student
-        for record in trained
-        for student in record["students"].values()
+        student.learns_relations_alone for record in trained for student in record.students.values()
     )
     part = "relation_loss" if only_relations else "loss"
     for index, name in enumerate(names):
-        steps = [record["step"] for record in trained]
-        losses = [_number(record["students"][name][part]) for record in trained]
+        there = [(record.step, record.students[name]) for record in trained]
+        steps = [step for step, _ in there]
+        losses = [_number(s.loss_of(part)) for _, s in there]
         label = f"{name}: " if len(names) > 1 else ""
         axes.plot(steps, losses, color=f"C{index}", alpha=0.5, label=f"{label}training")
         heldout = _heldout(evaluated, name)
@@ -67,16 +67,16 @@ def _draw_losses(
         axes.legend()
 
 
-def _heldout(evaluated: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(one["step"], _number(one["heldout_loss"].get(name))) for one in evaluated]
+def _heldout(evaluated: Sequence[HeldoutRecord], name: str) -> list[tuple[int, float]]:
+    return [(one.step, _number(one.heldout_loss.get(name))) for one in evaluated]
 
 
 def _draw_sub_models(
-    axes: "Axes", evaluated: Sequence[dict[str, Any]], student: str, color: str
+    axes: "Axes", evaluated: Sequence[HeldoutRecord], student: str, color: str
 ) -> None:
     """A thin line for each sub-model of a once-for-all student, its size at the line's end."""
     sizes = re.compile(rf"{re.escape(student)}_(\d+l_\d+h)")
-    for name in evaluated[-1]["heldout_loss"] if evaluated else ():
+    for name in evaluated[-1].heldout_loss if evaluated else ():
         if found := sizes.fullmatch(name):
             heldout = _heldout(evaluated, name)
             axes.plot(*zip(*heldout, strict=True), "-", color=color, alpha=0.4, linewidth=0.8)
@@ -88,12 +88,13 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _expert_shares(record: dict[str, Any]) -> dict[str, list[list[float]]]:
+def _expert_shares(record: TrainingRecord) -> dict[str, list[list[float]]]:
     """Per student with experts: each block's share of tokens by expert, blocks in order."""
     shares = {}
-    for name, student in record["students"].items():
-        blocks = [[tokens / max(1, sum(block)) for tokens in block] for block in
-                  student["tokens_per_expert"]]  # fmt: skip
+    for name, student in record.students.items():
+        blocks = [
+            [tokens / max(1, sum(block)) for tokens in block] for block in student.tokens_per_expert
+        ]
         if blocks:
             shares[name] = blocks
     return shares
@@ -121,11 +122,11 @@ def _draw_shares(axes: "Axes", name: str, shares: Sequence[Sequence[float]]) -> 
     axes.figure.colorbar(image, ax=axes)
 
 
-def draw_task_curves(results: dict[str, Any], target: str | Path) -> None:
+def draw_task_curves(results: TuningResults, target: str | Path) -> None:
     """Draws a fine-tuning run: the score and the training loss of every cell by epoch.
 
     Args:
-        results: ``results.json`` as a fine-tuning run writes it.
+        results: of the run.
         target: the picture's file.
     """
     from matplotlib.figure import Figure
@@ -133,19 +134,24 @@ def draw_task_curves(results: dict[str, Any], target: str | Path) -> None:
     width, height = _PANEL_INCHES
     figure = Figure(figsize=(2 * width, height), layout="constrained")
     scores, losses = figure.subplots(1, 2)
-    for cell in results["cells"]:
-        epochs = [record["epoch"] for record in cell["epochs"]]
-        label = f"{cell['learning_rate']:g}, batch {cell['batch_size']}, seed {cell['seed']}"
-        metric = results["metric"]
-        scores.plot(epochs, [r["scores"][metric] for r in cell["epochs"]], "o-", label=label)
-        losses.plot(epochs, [r["train_loss"] for r in cell["epochs"]], "o-", label=label)
+    for cell in results.cells:
+        epochs = [record.epoch for record in cell.epochs]
+        label = f"{cell.learning_rate:g}, batch {cell.batch_size}, seed {cell.seed}"
+        shown = [_number(record.scores.get(results.metric)) for record in cell.epochs]
+        scores.plot(epochs, shown, "o-", label=label)
+        losses.plot(epochs, [_number(r.train_loss) for r in cell.epochs], "o-", label=label)
     # The picture's font has Latin letters; a name of others would be drawn as empty boxes.
-    name = f"{results['task']}, " if str(results["task"]).isascii() else ""
-    scores.set(title=f"{name}dev", xlabel="epoch", ylabel=results["metric"])
+    name = f"{results.task}, " if results.task.isascii() else ""
+    scores.set(title=f"{name}dev", xlabel="epoch", ylabel=results.metric)
     losses.set(title=f"{name}training", xlabel="epoch", ylabel="loss")
     for axes in (scores, losses):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    if 0 < len(results["cells"]) <= 12:
+    if 0 < len(results.cells) <= 12:
         scores.legend(fontsize="small")
-    figure.savefig(target, dpi=110)
+    _save(figure, Path(target))
+
+
+def _save(figure: "Figure", target: Path) -> None:
+    with written(target) as aside:
+        figure.savefig(aside, dpi=110, format=target.suffix.removeprefix("."))

@@ -1,19 +1,7 @@
-"""What a run shows of itself: progress, JSON lines and TensorBoard.
+"""What a run shows of itself: progress, JSON lines (:mod:`..runs.metrics`) and TensorBoard.
 
-`<output_dir>/metrics.jsonl` holds one JSON object a line. A training line, written every
-`log_interval` steps and at the last one, averages the steps since the line before it (the learning
-rate is the last one's, `tokens_per_expert` sums, block by block):
-
-    {"step": 200, "steps": 100, "learning_rate": 3e-4, "sequences_per_second": 812.3,
-     "tokens_per_second": 80112.5, "tflops": 1.9, "students": {"student": {"loss": 1.2,
-     "relation_loss": 1.1, "balance": 1.0, "gradient_norm": 0.8, "skipped_steps": 0,
-     "tokens_per_expert": [[10, 12, 9, 14]]}}}
-
-The parts between loss and balance are those of the run's objective: `relation_loss`, `mlm_loss`, or
-TinyBERT's `states_loss` and `scores_loss`. An evaluation line is
-{"step": 200, "heldout_loss": {"student": 1.0}}. What is no finite number becomes null. The same
-numbers are under `<output_dir>/tensorboard`. A resumed run appends, after dropping what the
-interrupted one wrote beyond the step that it continues from.
+A resumed run appends, after dropping what the interrupted one wrote beyond the step that it
+continues from.
 """
 
 import contextlib
@@ -26,7 +14,14 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from ..durable import write_text
+from ..runs.folder import RunFolder
+from ..runs.metrics import (
+    HeldoutRecord,
+    MetricsRecord,
+    StudentRecord,
+    TrainingRecord,
+    drop_after,
+)
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -119,12 +114,11 @@ class Metrics:
         # TensorBoard takes a second to import: only where it is used.
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _drop_records_after(path, first_step)
-        self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        folder = RunFolder(Path(output_dir))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        drop_after(folder.metrics, first_step)
+        self._lines = folder.metrics.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
         self._progress = Progress(stream or sys.stderr, total_steps, first_step)
         self._total_steps = total_steps
         self._log_interval = log_interval
@@ -183,7 +177,7 @@ class Metrics:
         """
         if not self._is_writer:
             return
-        self._write({"step": step, "heldout_loss": dict(heldout_loss)})
+        self._write(HeldoutRecord(step=step, heldout_loss=heldout_loss))
         for name, loss in heldout_loss.items():
             self._board.add_scalar(f"{name}/heldout_loss", loss, step)
         chosen = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
@@ -234,7 +228,7 @@ class Metrics:
             "tokens_per_second": tokens_per_second,
             "tflops": tokens_per_second * self._flops_per_token / 1e12,
         }
-        record: dict[str, Any] = {"step": step, "steps": self._steps, **throughput, "students": {}}
+        students: dict[str, StudentRecord] = {}
         for tag, value in throughput.items():
             self._board.add_scalar(tag, value, step)
         for name, student in last.students.items():
@@ -248,12 +242,12 @@ class Metrics:
             for place, block in enumerate(blocks):
                 share = max(block) / max(1.0, sum(block))
                 self._board.add_scalar(f"{name}/largest_expert_share/{place}", share, step)
-            record["students"][name] = {
+            students[name] = StudentRecord(
                 **parts,
-                "skipped_steps": round(meter.sum(f"{name}/skipped_steps")),
-                "tokens_per_expert": [[round(tokens) for tokens in block] for block in blocks],
-            }
-        self._write(record)
+                skipped_steps=round(meter.sum(f"{name}/skipped_steps")),
+                tokens_per_expert=[[round(tokens) for tokens in block] for block in blocks],
+            )
+        self._write(TrainingRecord(step=step, steps=self._steps, **throughput, students=students))
         self._board.flush()
         self._progress.say_unless_shown(step, self._summary(last.students))
         self._tokens_per_expert = {}
@@ -262,8 +256,8 @@ class Metrics:
         self._trained_seconds += meter.seconds()
         meter.reset()
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self._lines.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+    def _write(self, record: MetricsRecord) -> None:
+        self._lines.write(json.dumps(_finite(record.as_json()), allow_nan=False) + "\n")
         self._lines.flush()
 
 
@@ -276,17 +270,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _drop_records_after(path: Path, last_step: int) -> None:
-    """Drop what will be done again: later steps, this step's evaluation, a line cut by a kill."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = json.loads(line)
-            is_before = record["step"] < last_step + ("heldout_loss" not in record)
-            if line.endswith("\n") and is_before:
-                kept.append(line)
-    write_text(path, "".join(kept))

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..exit_status import ExitStatus
+from ..runs.folder import RunFolder
 from ..runtime import (
     Launch,
     StopRequest,
@@ -90,11 +91,13 @@ def only_run_in(folder: Path) -> Iterator[None]:
     """Holds the folder's lock on rank 0; the kernel frees it when a process dies.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds it, or a name in it is taken by something else.
     """
-    lock = FileLock(folder / "run.lock")
+    run = RunFolder(folder)
+    lock = FileLock(run.lock)
 
     def acquire() -> None:
+        run.check()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)

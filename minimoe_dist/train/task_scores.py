@@ -1,8 +1,6 @@
 """A fine-tuned model's scores on a split of its task, read from the task's own files."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +21,9 @@ from ..data.tasks import (
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import encode
 from ..data.tasks.sources import scored_table, table_split, word_columns
+from ..runs.evaluations import TaskScores
+from ..runs.options import TuningOptions
+from ..runs.tuning import TuningResults
 from ..runtime import logger
 from .finetuning import predict
 
@@ -34,9 +35,9 @@ def score_on_task(
     model: nn.Module,
     folder: Path,
     options: EvaluateOptions,
-    tuned: Mapping[str, Any],
+    tuned: TuningResults | None,
     device: torch.device,
-) -> dict[str, Any]:
+) -> TaskScores:
     """The task's metrics, by name, with what they were measured on.
 
     Labels are in the order of the model's own, whatever that of the file is. Rows whose label the
@@ -46,34 +47,34 @@ def score_on_task(
         model: with a head for the task, in evaluation mode.
         folder: of the model, for its tokenizer.
         options: task and folder of its files, or a table; split and longest sample.
-        tuned: ``results.json`` of the model's fine-tuning; empty where that is not known.
+        tuned: the model's fine-tuning; None where that is not known.
         device: of the model.
 
     Raises:
         UserError: a file is missing or has another layout, or hardly a label that the model knows.
     """
-    tuning: Mapping[str, Any] = tuned.get("options") or {}
+    tuning = tuned.options if tuned else TuningOptions()
     data = _open(model, options, tuning)
     if data.unknown:
         _log.warning("%s: they count as wrong", unknown_in_words(data))
-    length = options.max_length or tuning.get("max_length") or _LENGTH
+    length = options.max_length or tuning.max_length or _LENGTH
     encoded = encode(data, load_tokenizer(str(folder)), length)
     batches = evaluation_batches(encoded, _BATCH, 0, 1)
     predictions = predict(model, encoded, data.labels, batches, device)
     ordered = [predictions[sample] for sample in range(len(data))]
-    return {
+    return TaskScores(
         # A fine-tuning's own table may be another file here.
-        "task": tuned.get("task", data.task.name) if options.dataset else data.task.name,
-        "metric": data.task.metrics[0],
-        "split": data.path.name if options.dataset else options.split,
-        "samples": len(data),
-        "rows_left_out": data.bad.count,
-        "rows_of_unknown_labels": unlearnt_rows(data),
-        "scores": score(data.task, ordered, data.labels),
-    }
+        task=tuned.task if tuned and options.dataset else data.task.name,
+        metric=data.task.metrics[0],
+        split=data.path.name if options.dataset else options.split,
+        samples=len(data),
+        rows_left_out=data.bad.count,
+        rows_of_unknown_labels=unlearnt_rows(data),
+        scores=score(data.task, ordered, data.labels),
+    )
 
 
-def _open(model: nn.Module, options: EvaluateOptions, tuning: Mapping[str, Any]) -> TaskData:
+def _open(model: nn.Module, options: EvaluateOptions, tuning: TuningOptions) -> TaskData:
     labels = label_names(model.config)
     if options.dataset is not None:
         # One label is a number to predict; two or more are classes.

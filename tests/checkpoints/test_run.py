@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from minimoe_dist.checkpoints.run import (
     CheckpointError,
-    list_checkpoints,
     load_checkpoint,
     newest_whole_checkpoint,
     read_progress,
@@ -17,6 +16,7 @@ from minimoe_dist.checkpoints.run import (
     set_aside_checkpoints,
     verify_checkpoint,
 )
+from minimoe_dist.runs.checkpoints import list_checkpoints
 from tests.checkpoints import states
 from tests.checkpoints.states import (
     MemoryState,
@@ -179,7 +179,7 @@ def test_two_damaged_checkpoints_leave_the_third(three, warnings) -> None:
 
 
 def test_where_all_are_damaged_the_run_does_not_start_anew(three) -> None:
-    for checkpoint in list_checkpoints(three):
+    for checkpoint in list_checkpoints(three).values():
         flip(checkpoint / "rank_00000.safetensors")
     with pytest.raises(
         CheckpointError, match=r"none of its 3 checkpoints is whole: move"
@@ -212,7 +212,7 @@ def test_steps_are_ordered_as_numbers(tmp_path) -> None:
 def test_at_least_two_checkpoints_are_kept(keep, left, tmp_path) -> None:
     for step in range(1, 6):
         save(tmp_path, step, keep)
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
+    assert [path.name for path in list_checkpoints(tmp_path).values()] == [
         f"step_0000000{step}" for step in range(6 - left, 6)
     ]
 

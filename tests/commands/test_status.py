@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from minimoe_dist import cli
-from minimoe_dist.slurm import starts
+from minimoe_dist.runs.starts import Event, add_event
 from tests.commands import support
 
 
@@ -61,7 +61,7 @@ def test_state_follows_from_the_last_record(
     events: list[dict[str, Any]], state: str, halfway: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for event in events:
-        starts.add_record(halfway, event)
+        add_event(halfway, Event.model_validate(event))
     assert told(halfway, capsys)[0]["state"] == state
 
 
@@ -78,8 +78,7 @@ def test_restarts_of_the_last_job_are_counted(
     halfway: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for job, restart in (("7", 0), ("7", 1), ("8", 0), ("8", 1), ("8", 2)):
-        record = {"event": "start", "run_id": "r-1", "job": job, "restart": restart}
-        starts.add_record(halfway, record)
+        add_event(halfway, Event(event="start", run_id="r-1", job=job, restart=restart))
     (found,) = told(halfway, capsys)
     assert (found["restarts"], found["run_id"]) == (2, "r-1")
 

@@ -79,7 +79,8 @@ def test_of_a_chain_the_finished_stages_are_left_out(
     folder = tmp_path / "run" / "first"
     (folder / "export" / "student").mkdir(parents=True)
     (folder / "export" / "student" / "config.json").write_text("{}")
-    (folder / "summary.json").write_text(json.dumps({"options": options}))
+    told = {"students": {"student": {}}, "options": options}
+    (folder / "summary.json").write_text(json.dumps(told))
     assert cli.main(["submit", str(recipe), "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert said.count("#!/bin/bash") == 2 and "first/submissions" not in said

@@ -13,8 +13,8 @@ def test_a_run_has_what_its_folder_holds(tmp_path: Path) -> None:
     folder = distilled(tmp_path / "run", "some/teacher")
     (folder / "evaluation.json").write_text(json.dumps(evaluation("student", "x")))
     (run,) = read_runs([str(folder)])
-    assert (run.name, run.summary["steps"], len(run.records)) == ("run", 20, 4)
-    assert run.evaluations["student"]["parameters"] == 1_234_567
+    assert (run.name, run.summary.steps, len(run.metrics.trained)) == ("run", 20, 2)
+    assert run.evaluations["student"].parameters == 1_234_567
 
 
 def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_summary_beside_a_run_is_no_run(tmp_path: Path) -> None:
     distilled(tmp_path / "demo" / "distill", "some/teacher")
     (tmp_path / "demo" / "summary.json").write_text('{"student": "MiniMoE", "export": "x"}')
     (run,) = read_runs([str(tmp_path / "demo")])
-    assert run.folder == tmp_path / "demo" / "distill"
+    assert run.folder.path == tmp_path / "demo" / "distill"
 
 
 def test_a_run_named_twice_is_there_once(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record(30, "student"))[:25])
     (run,) = read_runs([str(folder)])
-    assert [one["step"] for one in run.records] == [0, 10, 20, 20]
+    assert [record.step for record in run.metrics.trained] == [10, 20]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_an_export_knows_its_run(tmp_path: Path) -> None:
     for source in (folder, folder / "export" / "student", tmp_path):
         export = find_export(str(source))
         assert export.folder.samefile(folder / "export" / "student")
-        assert export.run is not None and export.run.summary["steps"] == 20
+        assert export.run is not None and export.run.summary.steps == 20
 
 
 def test_a_fine_tuned_export_knows_its_results(tmp_path: Path) -> None:
     export = find_export(str(tuned(tmp_path / "sst2", "some/teacher", 0.9)))
     assert export.folder == tmp_path / "sst2" / "export"
-    assert export.run is not None and export.run.results["task"] == "sst2"
+    assert export.run is not None and export.run.results.task == "sst2"
 
 
 def test_a_folder_of_several_runs_is_no_export(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from minimoe_dist.slurm import job, starts
+from minimoe_dist.runs.starts import read_events
+from minimoe_dist.slurm import job
 from tests.commands.support import Workshop
 
 
@@ -99,7 +100,7 @@ def test_end_says_what_becomes_of_the_job_and_keeps_its_status(
     assert job.main(given) == status
     assert words in capsys.readouterr().out
     assert records(tmp_path / "run")[-1]["status"] == status
-    assert starts.read_records(tmp_path / "run")[-1]["event"] == "end"
+    assert read_events(tmp_path / "run")[-1].event == "end"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import warnings
 import pytest
 from PIL import Image
 
+from minimoe_dist.runs.metrics import SavedMetrics
+from minimoe_dist.runs.tuning import TuningResults
 from minimoe_dist.train.curves import draw_curves, draw_task_curves
 
 
@@ -25,7 +27,7 @@ def test_a_picture_has_a_panel_for_the_losses_and_one_a_student_with_experts(stu
     records += [_record(step, students, 1.0 / step) for step in (1, 2)] if students else []
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    draw_curves(path, tmp_path / "curves.png")
+    draw_curves(SavedMetrics.read(path), tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         panels = 1 + sum(bool(blocks) for blocks in students.values())
         assert image.size == (panels * 550, 396)
@@ -36,7 +38,7 @@ def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
     path = tmp_path / "metrics.jsonl"
     records = [_record(1, {"one": []}, 1.0), _record(2, {"one": []}, None)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    draw_curves(path, tmp_path / "curves.png")
+    draw_curves(SavedMetrics.read(path), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
@@ -46,7 +48,7 @@ def test_each_sub_model_has_a_line_with_its_size(tmp_path):
     records = [{"step": step, "heldout_loss": losses} for step in (0, 2)]
     records.insert(1, _record(1, {"one": []}, 1.0))
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    draw_curves(path, tmp_path / "curves.svg")
+    draw_curves(SavedMetrics.read(path), tmp_path / "curves.svg")
     picture = (tmp_path / "curves.svg").read_text("utf-8")
     assert "<!-- 2l_32h -->" in picture and "<!-- 1l_16h -->" in picture
 
@@ -54,9 +56,9 @@ def test_each_sub_model_has_a_line_with_its_size(tmp_path):
 def test_a_chinese_tasks_picture_is_drawn_in_the_font_that_is_there(tmp_path):
     epochs = [{"epoch": n, "train_loss": 1 / n, "scores": {"accuracy": 0.5}} for n in (1, 2)]
     cell = {"learning_rate": 1e-5, "batch_size": 8, "seed": 1, "epochs": epochs}
-    results = {"task": "评论", "metric": "accuracy", "cells": [cell]}
+    results = {"task": "评论", "model": "m", "metric": "accuracy", "cells": [cell]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_task_curves(results, tmp_path / "curves.svg")
+        draw_task_curves(TuningResults.model_validate(results), tmp_path / "curves.svg")
     picture = (tmp_path / "curves.svg").read_text("utf-8")
     assert "<!-- dev -->" in picture and "<!-- 2 -->" in picture and "<!-- 1.2 -->" not in picture

@@ -13,8 +13,8 @@ def test_a_resumed_cells_score_is_the_one_that_decides() -> None:
     # Checkpoints have their keys in the alphabet's order.
     saved = json.loads(json.dumps(state.as_json(), sort_keys=True))
     result = cell_result(Cell(1, 1e-5, 32), TuningState(**saved), diverged=False)
-    assert result["score"] == 0.25
+    assert result.score == 0.25
 
 
 def test_a_cell_without_an_epoch_has_no_score() -> None:
-    assert cell_result(Cell(1, 1e-5, 32), TuningState(), diverged=True)["score"] is None
+    assert cell_result(Cell(1, 1e-5, 32), TuningState(), diverged=True).score is None

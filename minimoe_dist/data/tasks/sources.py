@@ -1,12 +1,11 @@
 """Which files a fine-tuning run reads: tasks by name, or a table of the user's own."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...config import ConfigError
 from ...config.commands import EvaluateOptions, FinetuneOptions
 from ...config.problems import nearest
+from ...runs.options import TuningOptions
 from . import (
     TASKS,
     Table,
@@ -80,36 +79,36 @@ def _check_word_columns(options: FinetuneOptions | EvaluateOptions) -> None:
         raise ConfigError(f"tag_column: {tag} is the words' column too; give the tags'")
 
 
-def word_columns(options: EvaluateOptions, tuning: Mapping[str, Any]) -> WordColumns:
+def word_columns(options: EvaluateOptions, tuning: TuningOptions) -> WordColumns:
     """The columns of words and tags to score a fine-tuned model on.
 
     Args:
         options: of the evaluation; its columns win.
-        tuning: options of the model's own fine-tuning; empty where that is not known.
+        tuning: options of the model's own fine-tuning; all None where that is not known.
 
     Raises:
         ConfigError: see :func:`_check_word_columns`.
     """
     if options.word_column is None and options.tag_column is None:
-        return WordColumns(tuning.get("word_column") or 1, tuning.get("tag_column"))
+        return WordColumns(tuning.word_column or 1, tuning.tag_column)
     _check_word_columns(options)
     return WordColumns(options.word_column or 1, options.tag_column)
 
 
-def scored_table(options: EvaluateOptions, tuning: Mapping[str, Any], *, values: bool) -> Table:
+def scored_table(options: EvaluateOptions, tuning: TuningOptions, *, values: bool) -> Table:
     """The table to score a fine-tuned model on.
 
     Args:
         options: of the evaluation; its columns win.
-        tuning: options of the model's own fine-tuning; empty where that is not known.
+        tuning: options of the model's own fine-tuning; all None where that is not known.
         values: the model predicts numbers.
 
     Raises:
         ConfigError: nobody says which columns.
     """
     assert options.dataset is not None
-    texts = options.text_columns or tuning.get("text_columns") or []
-    label = options.label_column or tuning.get("label_column")
+    texts = options.text_columns or tuning.text_columns or []
+    label = options.label_column or tuning.label_column
     for option, found in (("text_columns", texts), ("label_column", label)):
         if not found:
             raise ConfigError(f"{option}: is missing; give the table's, as in the fine-tuning")

@@ -1,0 +1,181 @@
+"""Where everything of a run lies."""
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+
+EXPORT = "export"
+SUMMARY, METRICS, RESULTS = "summary.json", "metrics.jsonl", "results.json"
+_EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The layout of ``output_dir``.
+
+    <output_dir>/
+        run.lock                        held while the run is alive
+        metrics.jsonl                   losses, norms and rates (:mod:`.metrics`)
+        tensorboard/                    the same
+        checkpoints/                    of distilling (:mod:`.checkpoints`)
+        importances.safetensors         of sparsifying, under way
+        cells/NAME/                     of fine-tuning: a folder like this one each
+            result.json                 of a cell that is done
+            model/, checkpoints/        of the best cell so far; of one that is under way
+        export/STUDENT/                 of distilling and sparsifying
+        export/                         of fine-tuning
+        summary.json                    of distilling and sparsifying, at the end
+        results.json                    of fine-tuning, at the end
+        evaluation.json                 of evaluating; evaluation_STUDENT.json of several students
+        curves.png, sub_models.png
+        starts.jsonl, submissions/N/    of Slurm jobs (:mod:`.starts`, :mod:`.submissions`)
+    """
+
+    path: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @classmethod
+    def locks(cls, folder: Path) -> Iterator[Path]:
+        """Of the run in a folder, or of a chain's stages below it."""
+        for run in (cls(folder), *map(cls, sorted(folder.glob("*")))):
+            if run.lock.is_file():
+                yield run.lock
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def importances(self) -> Path:
+        return self.path / "importances.safetensors"
+
+    @property
+    def cells(self) -> Path:
+        return self.path / "cells"
+
+    @property
+    def exports(self) -> Path:
+        """The exported model of fine-tuning; else the folder of all exports."""
+        return self.path / EXPORT
+
+    def export(self, student: str) -> Path:
+        """The exported model of a student, by its name with the run's suffix."""
+        return self.exports / student
+
+    def exported(self) -> dict[str, Path]:
+        """Folders of the students that are exported, by name."""
+        found = self.exports.glob("*/config.json")
+        return {path.parent.name: path.parent for path in sorted(found)}
+
+    @property
+    def summary(self) -> Path:
+        return self.path / SUMMARY
+
+    @property
+    def results(self) -> Path:
+        return self.path / RESULTS
+
+    def evaluation(self, student: str | None = None) -> Path:
+        """What evaluating writes; of one of several students where it is named."""
+        name = _EVALUATION if student is None else f"{_EVALUATION}_{student}"
+        return self.path / f"{name}.json"
+
+    def evaluations(self) -> Iterator[Path]:
+        """All that were written."""
+        yield from sorted(self.path.glob(f"{_EVALUATION}*.json"))
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def sub_models(self) -> Path:
+        return self.path / "sub_models.png"
+
+    @property
+    def starts(self) -> Path:
+        return self.path / "starts.jsonl"
+
+    @property
+    def submissions(self) -> Path:
+        return self.path / "submissions"
+
+    def cell(self, name: str) -> "CellFolder":
+        """The folder of one training of fine-tuning's grid."""
+        return CellFolder(self.cells / name)
+
+    def check(self) -> None:
+        """Refuses a folder in which a name is taken by something of another kind.
+
+        Raises:
+            UserError: one line that names it.
+        """
+        folders = (self.path, self.tensorboard, self.checkpoints, self.cells, self.exports,
+                   self.submissions)  # fmt: skip
+        files = (self.lock, self.metrics, self.importances, self.summary, self.results,
+                 self.curves, self.sub_models, self.starts)  # fmt: skip
+        for path in folders:
+            _check_kind(path, "folder")
+        for path in files:
+            _check_kind(path, "file")
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """The layout of one training of fine-tuning's grid."""
+
+    path: Path
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return RunFolder(self.path).checkpoints
+
+    def best_weights(self, epoch: int) -> Path:
+        """The best weights so far, of an epoch's end."""
+        return self.path / f"best_of_epoch_{epoch}.safetensors"
+
+    def all_best_weights(self) -> Iterator[Path]:
+        """Those of all epochs."""
+        yield from self.path.glob("best_of_epoch_*")
+
+
+def _check_kind(path: Path, wanted: str) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UserError(
+                f"output_dir: {path} is a link to nothing: remove it, or choose another folder"
+            ) from None
+        return
+    except OSError as error:
+        raise UserError(
+            f"output_dir: {path}: {error.strerror}: remove it, or choose another folder"
+        ) from None
+    is_right = stat.S_ISDIR(mode) if wanted == "folder" else stat.S_ISREG(mode)
+    if not is_right:
+        raise UserError(
+            f"output_dir: {path} is no {wanted}: move it away, or choose another folder"
+        )

@@ -1,0 +1,174 @@
+"""``metrics.jsonl``: a JSON object a line, while a run trains.
+
+A training line, written every `log_interval` steps and at the last one, averages the steps since
+the line before it (the learning rate is the last one's, `tokens_per_expert` sums, block by block):
+
+    {"step": 200, "steps": 100, "learning_rate": 3e-4, "sequences_per_second": 812.3,
+     "tokens_per_second": 80112.5, "tflops": 1.9, "students": {"student": {"loss": 1.2,
+     "relation_loss": 1.1, "balance": 1.0, "gradient_norm": 0.8, "skipped_steps": 0,
+     "tokens_per_expert": [[10, 12, 9, 14]]}}}
+
+The parts between loss and balance are those of the run's objective: `relation_loss`, `mlm_loss`, or
+TinyBERT's `states_loss` and `scores_loss`. An evaluation line is
+{"step": 200, "heldout_loss": {"student": 1.0}}. What is no finite number is null. A killed run may
+leave a line that is cut off, and a damaged disk any bytes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict, Field
+
+from ..durable import written
+from ..errors import UserError
+from .reading import Record, parse_object, read_bytes
+
+
+class StudentRecord(Record):
+    """A student's numbers in a training line, means over its steps; None where not finite.
+
+    An objective may have other parts than these.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    loss: float | None = None
+    relation_loss: float | None = None
+    mlm_loss: float | None = None
+    balance: float | None = None
+    gradient_norm: float | None = None
+    skipped_steps: int = 0
+    tokens_per_expert: list[list[int]] = Field(default_factory=list)
+
+    @property
+    def learns_relations_alone(self) -> bool:
+        """Whether the loss's one part is that of relations."""
+        return "relation_loss" in self.model_fields_set and "mlm_loss" not in self.model_fields_set
+
+    def loss_of(self, part: str) -> float | None:
+        """The whole loss, or that of relations."""
+        return self.relation_loss if part == "relation_loss" else self.loss
+
+
+class TrainingRecord(Record):
+    """A training line."""
+
+    step: int
+    steps: int = 0
+    learning_rate: float | None = None
+    sequences_per_second: float | None = None
+    tokens_per_second: float | None = None
+    tflops: float | None = None
+    students: dict[str, StudentRecord]
+
+
+class HeldoutRecord(Record):
+    """An evaluation line: held-out losses of students and sub-models by name."""
+
+    step: int
+    heldout_loss: dict[str, float | None]
+
+
+class StepRecord(Record):
+    """A line of another version."""
+
+    step: int
+
+
+MetricsRecord = TrainingRecord | HeldoutRecord | StepRecord
+
+
+@dataclass(frozen=True)
+class SavedMetrics:
+    """The lines of a run by kind, each in order."""
+
+    trained: Sequence[TrainingRecord] = ()
+    evaluated: Sequence[HeldoutRecord] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> "SavedMetrics":
+        """All lines of a file; a last one that is still being written is left out.
+
+        Raises:
+            UserError: the file cannot be read, or a line is no record; names file and line.
+        """
+        return cls._by_kind(
+            _parse(line, f"{path}:{number}")
+            for number, line in enumerate(read_bytes(path).splitlines(True), start=1)
+            if line.endswith(b"\n")
+        )
+
+    @classmethod
+    def find(cls, path: Path, last_bytes: int = 0) -> "SavedMetrics":
+        """The lines of a file that can be read; none where there is no file.
+
+        Args:
+            path: the file.
+            last_bytes: how much of the file's end is read; 0 reads all.
+        """
+        try:
+            with path.open("rb") as file:
+                if last_bytes:
+                    file.seek(max(0, path.stat().st_size - last_bytes))
+                content = file.read()
+        except OSError:
+            return cls()
+        return cls._by_kind(record for _, record in _readable(content))
+
+    @classmethod
+    def _by_kind(cls, records: Iterable[MetricsRecord]) -> "SavedMetrics":
+        there = list(records)
+        return cls(
+            [one for one in there if isinstance(one, TrainingRecord)],
+            [one for one in there if isinstance(one, HeldoutRecord)],
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.trained or self.evaluated)
+
+
+def drop_after(path: Path, last_step: int) -> None:
+    """Drops what will be done again: later steps, this step's evaluation, lines that are damaged.
+
+    Args:
+        path: the file; it need not be there.
+        last_step: that a run goes on behind.
+
+    Raises:
+        UserError: something else has the file's name.
+    """
+    if not path.exists():
+        return
+    kept = [
+        line
+        for line, record in _readable(read_bytes(path))
+        if record.step < last_step + (not isinstance(record, HeldoutRecord))
+    ]
+    with written(path) as aside:
+        aside.write_bytes(b"".join(kept))
+
+
+def _readable(content: bytes) -> Iterator[tuple[bytes, MetricsRecord]]:
+    for line in content.splitlines(keepends=True):
+        with suppress(UserError):
+            if line.endswith(b"\n"):
+                yield line, _parse(line, "")
+
+
+def _parse(line: bytes, where: str) -> MetricsRecord:
+    try:
+        values = parse_object(line, where)
+        kind = (
+            HeldoutRecord
+            if "heldout_loss" in values
+            else TrainingRecord
+            if "students" in values
+            else StepRecord
+        )
+        return kind.of(values, where)
+    except UserError:
+        raise UserError(
+            f"{where}: not a record of a run: take the line out, or run the command again"
+        ) from None

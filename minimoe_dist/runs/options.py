@@ -1,0 +1,85 @@
+"""The options of a run as they stand in its files: whole, and typed as far as others read them.
+
+They may be of another version, whose options this one would refuse.
+"""
+
+from typing import Any
+
+from pydantic import Field, model_serializer, model_validator
+
+from .reading import Record
+
+
+class SavedOptions(Record):
+    """Options of any command.
+
+    Attributes:
+        tree: all of them, as they stand there.
+    """
+
+    tree: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_tree(cls, values: Any) -> Any:
+        return {**values, "tree": values} if isinstance(values, dict) else values
+
+    @model_serializer
+    def _as_tree(self) -> dict[str, Any]:
+        return self.tree
+
+
+class _Corpus(Record):
+    path: str
+    weight: float = 1.0
+
+
+class _Data(Record):
+    record_path_or_regex: list[_Corpus] = Field(default_factory=list)
+    heldout_path_or_regex: list[_Corpus] | None = None
+    max_length: int | None = None
+
+
+class _Teacher(Record):
+    model_name_or_path: str | None = None
+
+
+class _Student(Record):
+    name: str
+    moe: str = ""
+
+
+class _Training(Record):
+    per_device_train_batch_size: int = 0
+    num_grad_accum_steps: int = 1
+    learning_rate: float | None = None
+
+    def global_batch_size(self, world_size: int) -> int:
+        """Sequences of a step."""
+        return self.per_device_train_batch_size * self.num_grad_accum_steps * world_size
+
+
+class _Parallel(Record):
+    precision: str | None = None
+
+
+class RecipeOptions(SavedOptions):
+    """The resolved recipe of distilling or sparsifying."""
+
+    model_type: str | None = None
+    seed: int | None = None
+    students: list[_Student] = Field(default_factory=list)
+    data: _Data = _Data()
+    teacher: _Teacher = _Teacher()
+    training: _Training = _Training()
+    parallel: _Parallel = _Parallel()
+
+
+class TuningOptions(SavedOptions):
+    """The options of fine-tuning."""
+
+    text_columns: list[str] | None = None
+    label_column: str | None = None
+    max_length: int | None = None
+    word_column: int | None = None
+    tag_column: int | None = None

@@ -1,0 +1,110 @@
+"""Reading of files that another version, another program or a damaged disk may have written."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..durable import write_json
+from ..errors import UserError, first_line
+
+_REMEDY = "run the command that wrote it again"
+
+
+class Record(BaseModel):
+    """A JSON object of a run's files, or a part of one.
+
+    Keys that are not known are ignored. What was not given when it was made is not written.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record in a file.
+
+        Raises:
+            UserError: the file is not there, or not what this record is written as.
+        """
+        return cls.of(parse_object(read_text(path), str(path)), str(path))
+
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        """The record in a file; None where there is none that can be read."""
+        try:
+            return cls.read(path)
+        except UserError:
+            return None
+
+    @classmethod
+    def of(cls, values: dict[str, Any], where: str) -> Self:
+        """The record of a JSON object.
+
+        Args:
+            values: the object.
+            where: file, or file and line, for errors.
+
+        Raises:
+            UserError: it lacks a key, or has a value of another type.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(map(str, problem["loc"]))
+            told = "is missing" if problem["type"] == "missing" else problem["msg"]
+            raise UserError(f"{where}: {key}: {told}: {_REMEDY}") from None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is written of it."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def write(self, path: Path) -> None:
+        """Writes it, whole or not at all."""
+        write_json(path, self.as_json())
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        told = "a link to nothing" if path.is_symlink() else "not there"
+        raise UserError(f"{path}: {told}: run the command that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: move it away, or give another folder") from None
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text.
+
+    Raises:
+        UserError: there is none, or it is no such file.
+    """
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): {_REMEDY}") from None
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the text is none.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}:{error.lineno}: not JSON ({error.msg}): {_REMEDY}") from None
+    # A number of thousands of digits, bytes that are no text; objects in objects without end.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({first_line(error)}): {_REMEDY}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}:1: not a JSON object: give a file that a command wrote")
+    return value

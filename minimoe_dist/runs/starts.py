@@ -1,0 +1,121 @@
+"""A run's starts and ends as Slurm jobs, and whether it makes progress.
+
+``<output_dir>/starts.jsonl`` has one JSON object a line, appended by the job on its first node:
+
+    {"event": "start", "run_id": "minimoe-3f9c02", "job": "4711", "restart": 1, "nodes": "n[1-2]",
+     "progress": {".": 12000}, "code": {"version": "0.1.0"}, "time": "2026-01-31T12:00:00+00:00"}
+    {"event": "end", "job": "4711", "restart": 1, "status": 75, "progress": {".": 15000}, …}
+    {"event": "stop", "job": "4711", "restart": 3, "reason": "three restarts …", …}
+"""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ..durable import flush_stream
+from ..errors import UserError
+from .checkpoints import FINISHED, SavedFacts
+from .folder import RunFolder
+from .reading import Record, parse_object, read_bytes
+
+MOST_RESTARTS_WITHOUT_PROGRESS = 3
+_MOST_SHOWN = 6
+
+
+class Event(Record):
+    """A line.
+
+    Attributes:
+        event: what happened.
+        job: number of the Slurm job; `restart` counts how often that was requeued.
+        run_id: the name under which all starts of a run go; of a start.
+        nodes: as Slurm lists them; of a start.
+        progress: see :func:`.checkpoints.progress_of`; of a start or an end.
+        plans: batch and steps of each stage by its folder's path; of a start.
+        code: version and revision; of a start.
+        status: exit status; of an end.
+        reason: of a stop.
+        time: ISO 8601, UTC.
+    """
+
+    event: Literal["start", "end", "stop"]
+    job: str = ""
+    restart: int = 0
+    run_id: str | None = None
+    nodes: str = ""
+    progress: dict[str, int] = Field(default_factory=dict)
+    plans: dict[str, SavedFacts] = Field(default_factory=dict)
+    code: dict[str, Any] = Field(default_factory=dict)
+    status: int | None = None
+    reason: str = ""
+    time: str = ""
+
+
+def read_events(folder: Path) -> list[Event]:
+    """All whole records of a run, oldest first; none where there is no file."""
+    path, found = RunFolder(folder).starts, []
+    try:
+        lines = read_bytes(path).splitlines()
+    except UserError:
+        return []
+    for line in lines:
+        with suppress(UserError):  # cut off by a lost node, or of another version
+            found.append(Event.of(parse_object(line, str(path)), str(path)))
+    return found
+
+
+def add_event(folder: Path, event: Event) -> None:
+    """Appends one record with the time, and puts it on disk."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    line = json.dumps({**event.as_json(), "time": time})
+    path = RunFolder(folder).starts
+    with path.open("a+b") as file:
+        # A line that a lost node cut off must not swallow this one.
+        whole = file.tell() == 0 or path.read_bytes().endswith(b"\n")
+        file.write((b"" if whole else b"\n") + line.encode() + b"\n")
+        flush_stream(file)
+
+
+def run_id(folder: Path, events: Sequence[Event]) -> str:
+    """The name under which all starts of a run go: the folder's, with a mark of its first start."""
+    known = [event.run_id for event in events if event.run_id is not None]
+    return known[-1] if known else f"{folder.resolve().name}-{secrets.token_hex(3)}"
+
+
+def restarts_without_progress(
+    events: Sequence[Event], job: str, progress: Mapping[str, int]
+) -> int:
+    """How many restarts of a job, the last ones in a row, began where the run is now.
+
+    Args:
+        events: of the run.
+        job: its number; other jobs' starts do not count.
+        progress: of the run now, from `progress_of`.
+    """
+    count = 0
+    for event in reversed(events):
+        if event.event != "start" or event.job != job:
+            continue
+        if not event.restart or event.progress != progress:
+            break
+        count += 1
+    return count
+
+
+def shown(progress: Mapping[str, int]) -> str:
+    """Progress as a few words: "step 120", or each stage's."""
+    words = {
+        name: "finished" if step == FINISHED else f"step {step}" for name, step in progress.items()
+    }
+    if not words:
+        return "step 0"
+    if len(words) > _MOST_SHOWN:
+        done = sum(1 for step in progress.values() if step == FINISHED)
+        return f"{done} of {len(words)} cells finished"
+    return ", ".join(word if name == "." else f"{name} {word}" for name, word in words.items())

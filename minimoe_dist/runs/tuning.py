@@ -1,0 +1,133 @@
+"""``result.json`` and ``results.json``: what fine-tuning came to."""
+
+from typing import Any
+
+from pydantic import Field
+
+from .folder import CellFolder, RunFolder
+from .options import TuningOptions
+from .reading import Record
+
+
+class EpochResult(Record):
+    """An epoch of a cell: its number, mean loss, wall time and scores on the dev set by metric."""
+
+    epoch: int
+    train_loss: float | None = None
+    seconds: float = 0.0
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+class BestResult(Record):
+    """A cell of the grid: one training.
+
+    Attributes:
+        best_epoch: whose weights are kept; None without any.
+        score: by which cells are compared.
+        scores: of that epoch, by metric.
+        seconds: of training.
+        diverged: whether its loss stayed not finite.
+    """
+
+    seed: int
+    learning_rate: float
+    batch_size: int
+    best_epoch: int | None = None
+    score: float | None = None
+    scores: dict[str, float] | None = None
+    seconds: float = 0.0
+    diverged: bool = False
+
+    @property
+    def setting(self) -> tuple[float, int]:
+        """What seeds are averaged over."""
+        return self.learning_rate, self.batch_size
+
+    def is_of(self, other: "BestResult") -> bool:
+        """Whether both are of the same cell."""
+        return (self.seed, self.setting) == (other.seed, other.setting)
+
+
+class CellResult(BestResult):
+    """A cell with all of its epochs."""
+
+    epochs: list[EpochResult] = Field(default_factory=list)
+
+
+class CellRecord(Record):
+    """``result.json``: a cell that is done, and what its result is a function of."""
+
+    facts: dict[str, Any]
+    result: CellResult
+
+
+class SettingResult(Record):
+    """A learning rate and batch size over seeds.
+
+    Attributes:
+        scores: of its seeds.
+        mean: of them; None without any.
+        deviation: the sample's; None for one seed.
+    """
+
+    learning_rate: float
+    batch_size: int | None = None
+    scores: list[float] = Field(default_factory=list)
+    mean: float | None = None
+    deviation: float | None = None
+
+
+class TuningResults(Record):
+    """``results.json``.
+
+    Attributes:
+        format: of this file.
+        task, kind, labels: of the task.
+        metrics: the first of which is `metric`, by which the best cell was chosen.
+        model: that was fine-tuned: folder or name.
+        teacher: that it was distilled from on the task, or None.
+        train_samples, dev_samples: their numbers; `rows_left_out` those that could not be used.
+        rows_of_unknown_labels: dev samples whose label the training file lacks; they count as
+            wrong.
+        cells: all of the grid.
+        settings: cells over seeds.
+        best: the best cell.
+        export: the best model's folder.
+        world_size: ranks.
+        options: of fine-tuning.
+    """
+
+    format: int = 1
+    task: str
+    kind: str | None = None
+    labels: list[str] = Field(default_factory=list)
+    metrics: list[str] = Field(default_factory=list)
+    metric: str
+    model: str
+    teacher: str | None = None
+    train_samples: int | None = None
+    dev_samples: int | None = None
+    rows_left_out: dict[str, int] = Field(default_factory=dict)
+    rows_of_unknown_labels: int = 0
+    cells: list[CellResult] = Field(default_factory=list)
+    settings: list[SettingResult] = Field(default_factory=list)
+    best: BestResult | None = None
+    export: str | None = None
+    world_size: int | None = None
+    options: TuningOptions = TuningOptions()
+
+    @property
+    def best_setting(self) -> SettingResult | None:
+        """The learning rate and batch size with the best mean over seeds; None without a score."""
+        with_mean = [one for one in self.settings if one.mean is not None]
+        return max(with_mean, key=lambda one: one.mean or 0.0, default=None)
+
+
+def finished_cells(run: RunFolder) -> list[CellResult]:
+    """The results of a run's cells that are done, by their folders' names.
+
+    Raises:
+        UserError: one of their files is damaged.
+    """
+    results = [CellFolder(path).result for path in sorted(run.cells.glob("*"))]
+    return [CellRecord.read(path).result for path in results if path.is_file()]
