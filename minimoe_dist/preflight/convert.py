@@ -80,5 +80,6 @@ def direction_of(options: ConvertOptions) -> Literal["huggingface", "megatron"]:
     if not source.exists():
         raise ConfigError(f"input: {source} does not exist; check the path")
     raise ConfigError(
-        f"input: {source} is no Megatron checkpoint and no Hugging Face folder; check the path"
+        f"input: {source} is no Megatron checkpoint and no Hugging Face folder; check the path, or "
+        "say with --to huggingface that it is the file of a checkpoint's only rank"
     )

@@ -13,6 +13,7 @@ from minimoe_dist.config import ConfigError
 from minimoe_dist.config.command_line import read_options
 from minimoe_dist.config.commands import ConvertOptions
 from minimoe_dist.corpus.tokenizing import load_tokenizer
+from minimoe_dist.errors import UserError
 from minimoe_dist.preflight.convert import check
 from minimoe_dist.runtime import detect_launch
 from tests.checkpoints.megatron.maker import make_checkpoint, make_model, weights_of
@@ -74,6 +75,37 @@ def test_a_model_config_speaks_for_a_checkpoint_without_arguments(tmp_path, mode
     assert run(*words, "--model_config_path", huggingface / "config.json") == 0
     written = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (written["num_attention_heads"], written["layer_norm_eps"]) == (4, 1e-5)
+
+
+@pytest.mark.parametrize("key", ["model", "module", None])
+def test_a_plain_file_of_the_only_rank_is_read(tmp_path, model, huggingface, key):
+    source = make_checkpoint(tmp_path / "m", model, arguments=False, version=0)
+    state = torch.load(source / "release" / "mp_rank_00" / "model_optim_rng.pt", weights_only=True)
+    file = huggingface / "MegatronBERT.pt"  # beside config.json
+    torch.save(state["model"] if key is None else {key: state["model"]}, file)
+    assert run("--input", file, "--output", tmp_path / "a", "--compare", "false") == 0
+    found, wanted = load_file(tmp_path / "a" / "model.safetensors"), weights_of(model)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_file_that_is_converted_already_is_told_apart(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path / "MegatronBERT.pt")
+    with pytest.raises(UserError, match=r"has Hugging Face's names, .* as pytorch_model\.bin"):
+        run("--input", tmp_path / "MegatronBERT.pt", "--output", tmp_path / "a",
+            "--num_attention_heads", 4)  # fmt: skip
+
+
+@pytest.mark.parametrize("inner", [".", "global_step100"])
+def test_a_checkpoint_of_megatron_deepspeed_is_refused_for_what_it_is(tmp_path, inner):
+    folder = tmp_path / "m" / "global_step100"
+    folder.mkdir(parents=True)
+    (tmp_path / "m" / "latest").write_text("global_step100")
+    for name in ("layer_01-model_00-model_states.pt", "mp_rank_00_model_states.pt"):
+        (folder / name).touch()
+    with pytest.raises(
+        ConfigError, match=r"input: .*global_step100: is a checkpoint of Megatron-D"
+    ):
+        run("--input", tmp_path / "m" / inner, "--output", tmp_path / "a")
 
 
 @pytest.mark.parametrize("inner", [".", "release"])

@@ -12,8 +12,11 @@ RELEASE = "release"
 WEIGHTS = "model_optim_rng.pt"
 # The second is what Megatron wrote for a while when its optimizer was distributed.
 _WEIGHTS = (WEIGHTS, "model_rng.pt")
+# Of files that hold one rank's weights under another name, as MegatronBERT.pt.
+_PLAIN_SUFFIXES = (".pt", ".pth", ".ckpt")
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
 _ITERATION = re.compile(r"iter_\d+")
+_DEEPSPEED_FILES = ("layer_*model_states.pt", "mp_rank_*_model_states.pt", "zero_pp_rank_*.pt")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ def rank_name(tensor_rank: int, pipeline_rank: int, pipeline_parallel_size: int)
 def is_megatron_checkpoint(path: Path) -> bool:
     """Whether a path looks like a checkpoint of Megatron's, whole or not."""
     if path.is_file():
-        return path.name in _WEIGHTS
+        return path.suffix in _PLAIN_SUFFIXES
+    if _deepspeed_folder(path) is not None:
+        return True
     inside = (path, *_iterations(path)) if path.is_dir() else ()
     return (path / TRACKER).is_file() or any(
         _is_distributed(one) or any(_rank_folders(one)) for one in inside
@@ -67,12 +72,21 @@ def find_rank_files(path: Path) -> RankFiles:
         path: a folder with the tracker, an iteration's folder in it, or the file of the only rank.
 
     Raises:
-        UserError: there is no such checkpoint, it is not clear which, or ranks are missing.
+        UserError: there is no such checkpoint, it is not clear which, ranks are missing, or it is
+            DeepSpeed's.
     """
     if path.is_file():
         return RankFiles(path, ((path,),))
     if not path.is_dir():
         raise UserError(f"{path}: does not exist; give a Megatron checkpoint's folder")
+    deepspeed = _deepspeed_folder(path)
+    if deepspeed is not None:
+        raise UserError(
+            f"{deepspeed}: is a checkpoint of Megatron-DeepSpeed's, with layers or ZeRO's parts in "
+            f"files such as {_deepspeed_files(deepspeed)[0].name}, which are not read; make one of "
+            "Megatron-LM's of it by Megatron-DeepSpeed's own tools/convert_checkpoint/"
+            "deepspeed_to_megatron.py, and give that"
+        )
     folder = path if any(_rank_folders(path)) else _iteration_folder(path)
     if _is_distributed(folder):
         raise UserError(
@@ -138,6 +152,18 @@ def _iteration_folder(path: Path) -> Path:
     if not inside:
         raise UserError(f"{path}: has no {TRACKER} and no mp_rank_00; give a Megatron checkpoint")
     return inside[0]
+
+
+def _deepspeed_folder(path: Path) -> Path | None:
+    """Where DeepSpeed's files are: here, or in one of the folders of steps; None without any."""
+    if not path.is_dir() or ((path / TRACKER).is_file() and any(_iterations(path))):
+        return None
+    folders = (path, *sorted(one for one in path.glob("global_step*") if one.is_dir()))
+    return next((folder for folder in reversed(folders) if _deepspeed_files(folder)), None)
+
+
+def _deepspeed_files(folder: Path) -> list[Path]:
+    return sorted(file for pattern in _DEEPSPEED_FILES for file in folder.glob(pattern))
 
 
 def _rank_folders(folder: Path) -> list[Path]:

@@ -33,6 +33,8 @@ from .splitting import check_version, kind_of, merge, unfuse
 from .unpickling import load_rank
 
 _log = logger("convert")
+# What weights begin with that are not below a key of their own.
+_PLAIN_NAMES = ("language_model", "module.", "embedding.", "encoder.layers.", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,7 @@ def expected_shape(name: str, sizes: Sizes) -> tuple[int, ...]:
 
 def _read(path: Path) -> _Rank:
     state = load_rank(path)
+    state = _with_model(state, path)
     keys = ["model"] if "model" in state else []
     while f"model{len(keys)}" in state:
         keys.append(f"model{len(keys)}")
@@ -320,6 +323,8 @@ def _read(path: Path) -> _Rank:
         raise UserError(f"{path}: holds no 'model'; give a file that Megatron-LM saved")
     # megatron-core came after version 3.
     version = state.get("checkpoint_version", 3.0 if is_core else 0)
+    if not is_core and "checkpoint_version" not in state:
+        _log.warning("%s: does not say its checkpoint_version: 0 is taken, as Megatron does", path)
     if not isinstance(version, int | float):
         raise UserError(f"{path}: its checkpoint_version is no number; copy the file again")
     if is_core and version < 2:
@@ -329,6 +334,29 @@ def _read(path: Path) -> _Rank:
         )
     mapped = zipfile.is_zipfile(path)
     return _Rank(chunks, float(version), is_core, simple_arguments(state), mapped)
+
+
+def _with_model(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a file holds with its weights under ``model``, where Megatron-LM has them.
+
+    Files that were made of a checkpoint have them under DeepSpeed's ``module``, or nothing else.
+
+    Raises:
+        UserError: the weights have Hugging Face's names.
+    """
+    if "model" in state or "model0" in state:
+        return state
+    if isinstance(state.get("module"), Mapping):
+        return {**state, "model": state["module"]}
+    names = [str(name) for name in state]
+    if any(name.startswith(("bert.", "embeddings.", "encoder.layer.")) for name in names):
+        raise UserError(
+            f"{path}: has Hugging Face's names, as {names[0]}, so it is converted already; put it "
+            "into a folder as pytorch_model.bin, with its config.json of model_type megatron-bert "
+            "and its vocab.txt, and give that folder as a model"
+        )
+    is_plain = any(name.startswith(_PLAIN_NAMES) for name in names)
+    return {"model": state} if is_plain else state
 
 
 def _check_same_names(row: tuple[Path, ...], ranks: list[Weights]) -> None:
