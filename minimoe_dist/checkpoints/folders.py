@@ -1,5 +1,6 @@
 """Hugging Face folders as they are: copied, counted, loaded by the class that they name."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
+from ..corpus.casing import undeclared_casing
 from ..durable import write_json
 from ..errors import UserError
 from ..models.auto import (
@@ -30,6 +32,9 @@ POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
 def copy_model(source: Path, target: Path) -> None:
     """Copies a model's files (configuration, safetensors, tokenizer, code) into a folder.
 
+    A tokenizer whose files leave open whether it lower-cases gets what its vocabulary says, since
+    transformers would lower-case.
+
     Raises:
         UserError: there are no safetensors; pickles are not handed on.
     """
@@ -39,6 +44,13 @@ def copy_model(source: Path, target: Path) -> None:
     for file in files:
         if file.name not in _OURS:
             shutil.copy(file, target)
+    casing = undeclared_casing(str(source))
+    if casing is not None:
+        path = target / "tokenizer_config.json"
+        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        settings["do_lower_case"] = casing.lower_case
+        settings["strip_accents"] = casing.strip_accents
+        write_json(path, settings)
 
 
 def exported_parameters(folder: Path) -> int:
