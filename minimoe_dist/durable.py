@@ -3,7 +3,8 @@
 What is being written has the suffix ``.partial``; it is flushed to the disk before it gets its
 name. A folder that takes the place of another one moves it to ``.replaced`` for the moment between
 two renames: who finds such a folder alone was killed there, and :func:`finish_replacing` puts it
-back.
+back. A folder that was written so lists its files in ``.minimoe_dist``: one without that list, or
+with a file that is not on it, is somebody else's and is never replaced.
 """
 
 import hashlib
@@ -15,8 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import UserError
+
 PARTIAL = ".partial"
 REPLACED = ".replaced"
+_LIST = ".minimoe_dist"
+_BY_THE_WAY = "__pycache__"
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -122,17 +127,55 @@ def finish_replacing(final: Path) -> None:
         former.rename(final)
 
 
+def check_replaceable(folder: str | Path) -> None:
+    """Refuses to replace what :func:`replaced` did not write.
+
+    Raises:
+        UserError: a file or a link is there, or a folder with a file of somebody else's.
+    """
+    path = Path(folder)
+    if path.is_symlink():
+        raise UserError(f"{path}: is a symbolic link, and is to be replaced; remove it first")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, and a folder is to be written there; move it away")
+    try:
+        listed = {*(path / _LIST).read_text("utf-8").split("\n"), _LIST}
+    except (OSError, UnicodeDecodeError):
+        listed = set()
+    foreign = sorted(_files(path) - listed)
+    if foreign:
+        raise UserError(
+            f"{path}: is to be replaced, and holds {foreign[0]}, which was not written by it; move "
+            "the folder or the file away, or choose another folder"
+        )
+
+
+def _files(folder: Path) -> set[str]:
+    """What is in a folder and below, by path; only files, links and empty folders count."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if _BY_THE_WAY not in path.parts
+        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    }
+
+
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``folder`` at the end, on disk and whole.
 
     An exception leaves nothing of it, and what was there as it was.
+
+    Raises:
+        UserError: something is there that was not written so.
     """
     finish_replacing(folder)
+    check_replaceable(folder)
     aside = beside(folder, PARTIAL)
     make_empty(aside)
     try:
         yield aside
+        (aside / _LIST).write_text("\n".join(sorted(_files(aside) - {_LIST})) + "\n", "utf-8")
         for path in aside.rglob("*"):
             if path.is_file():
                 share(path)

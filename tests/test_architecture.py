@@ -34,8 +34,8 @@ FLOORS = {
     "runs": 1,
     "durable": 0,
     "kernels": 0,
-    "errors": 0,
-    "exit_status": 0,
+    "errors": -1,
+    "exit_status": -1,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (

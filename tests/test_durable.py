@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.durable import beside, replace_folder, replaced, set_aside, write_text, written
+from minimoe_dist.durable import (
+    beside,
+    check_replaceable,
+    replace_folder,
+    replaced,
+    set_aside,
+    write_text,
+    written,
+)
+from minimoe_dist.errors import UserError
 
 
 def folder_of(path: Path, content: str) -> Path:
@@ -51,10 +60,44 @@ def test_a_folder_is_replaced_behind_a_call_that_was_killed_at_its_end(tmp_path:
 
 
 def test_what_fails_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
-    final = folder_of(tmp_path / "export", "before")
+    final = tmp_path / "export"
+    with replaced(final) as aside:
+        (aside / "file").write_text("before")
     with pytest.raises(OSError, match="disk"), replaced(final) as aside:
         assert aside == beside(final, ".partial")
         (aside / "file").write_text("half")
         raise OSError("disk full")
     assert list(tmp_path.iterdir()) == [final]
     assert (final / "file").read_text() == "before"
+
+
+def test_a_folder_that_was_written_so_is_replaced_again(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with replaced(tmp_path / "export") as aside:
+            (aside / "below").mkdir()
+            (aside / "below" / "file").write_text(content)
+    assert (tmp_path / "export" / "below" / "file").read_text() == "second"
+
+
+@pytest.mark.parametrize("whose", ["alone", "beside", "below", "link", "file"])
+def test_what_somebody_else_has_put_there_is_never_replaced(whose: str, tmp_path: Path) -> None:
+    final = tmp_path / "export"
+    if whose in ("beside", "below"):
+        with replaced(final) as aside:
+            (aside / "model").write_text("ours")
+    theirs = tmp_path / "notes"
+    if whose == "link":
+        folder_of(tmp_path / "elsewhere", "theirs")
+        final.symlink_to(tmp_path / "elsewhere")
+        theirs = final / "file"
+    elif whose == "file":
+        theirs = final
+    else:
+        theirs = final / ("below/notes" if whose == "below" else "notes")
+        theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_text("theirs")
+    with pytest.raises(UserError, match="export: "):
+        check_replaceable(final)
+    with pytest.raises(UserError, match="export: "), replaced(final) as aside:
+        (aside / "model").write_text("new")
+    assert theirs.read_text() == "theirs"

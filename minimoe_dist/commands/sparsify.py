@@ -19,6 +19,7 @@ from ..checkpoints.export import export_elastic
 from ..checkpoints.tensors import save_tensors
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
+from ..config.checks import SPARSIFIED
 from ..config.commands import SparsifyOptions
 from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
@@ -173,7 +174,7 @@ class _Sparsification:
             )
             difference = self._reorder(model, importances)
             model.config.sparsity_map = model.bert.config.sparsity_map = sparsity_map
-            target = self.folder.export(f"sparsified{self.config.model_suffix}")
+            target = self.folder.export(SPARSIFIED + self.config.model_suffix)
             export_elastic(model, target, self.data.tokenizer)
             draw_sub_models(sizes, sparsity_map, self.folder.sub_models)
             summary = SparsificationSummary(

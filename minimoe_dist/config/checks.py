@@ -16,6 +16,7 @@ from .problems import ConfigError, Path
 from .schema import RunOptions, StudentConfig
 
 BEST_CANDIDATE = "best"  # the export of the student with the best λ-tradeoff
+SPARSIFIED = "sparsified"  # the export of a run of minimoe-dist sparsify
 Problem = tuple[Path, str]
 
 

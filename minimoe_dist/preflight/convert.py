@@ -7,6 +7,7 @@ from ..checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoi
 from ..config import ConfigError
 from ..config.commands import ConvertOptions
 from ..config.paths import check_writable, read_model_json
+from ..durable import check_replaceable
 from ..errors import UserError
 from ..runtime import Launch
 
@@ -36,6 +37,7 @@ def check(options: ConvertOptions, launch: Launch) -> None:
         raise ConfigError(f"output: {output} and the input are in each other; give another folder")
     if output.is_dir() and any(output.iterdir()) and not options.overwrite:
         raise ConfigError(f"output: {output} is there already; give another, or --overwrite")
+    check_replaceable(output)
 
 
 def _check_split(options: ConvertOptions, source: Path, model: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """What can be refused of an export before torch is imported."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..config import ConfigError
 from ..config.commands import ExportOptions
 from ..config.paths import check_output_dir
+from ..durable import check_replaceable
 from ..reporting.runs import find_export
 from ..runtime import Launch
 
@@ -41,11 +41,8 @@ def check(options: ExportOptions, launch: Launch) -> None:
 
 
 def _check_target(output_dir: str, source: Path) -> None:
-    target, given = Path(output_dir).absolute(), Path(output_dir)
+    target = Path(output_dir).absolute()
     own = source.absolute()
     if target == own or target in own.parents or own in target.parents:
         raise ConfigError(f"output_dir: {output_dir} and {source} hold one another; choose another")
-    if given.is_dir() and os.listdir(given) and not (given / "config.json").is_file():
-        raise ConfigError(
-            f"output_dir: {output_dir} has files and is no earlier export; choose another folder"
-        )
+    check_replaceable(output_dir)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..checkpoints.megatron.finding import is_megatron_checkpoint
 from ..config import ConfigError, RunConfig
-from ..config.checks import BEST_CANDIDATE, check_world_size, is_sparsification
+from ..config.checks import BEST_CANDIDATE, SPARSIFIED, check_world_size, is_sparsification
 from ..config.paths import (
     check_masked_lm_head,
     check_output_dir,
@@ -23,6 +23,7 @@ from ..corpus.tokenizing import (
 )
 from ..data.indexed import find_corpora
 from ..data.indexed_format import IndexArrays, Manifest, check_arrays, read_layout, read_manifest
+from ..durable import check_replaceable
 from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runs.folder import RunFolder
@@ -71,6 +72,7 @@ def problems_before_start(
         lambda: _check_device(config, device_type),
         lambda: check_output_dir(config.output_dir),
         lambda: RunFolder(Path(config.output_dir)).check(),
+        lambda: _check_exports(config),
     ]
     if teacher_is_to_come:
         checks.append(lambda: _check_layout_to_come(config))
@@ -87,6 +89,13 @@ def problems_before_start(
             if line not in said:
                 said.add(line)
                 yield line
+
+
+def _check_exports(config: RunConfig) -> None:
+    """Finds out ahead of hours of training that an export could not take its place."""
+    names = [student.name for student in config.students]
+    for name in [SPARSIFIED] if is_sparsification(config) else [*names, BEST_CANDIDATE]:
+        check_replaceable(config.export_folder(name))
 
 
 def _check_device(config: RunConfig, device_type: DeviceType) -> None:

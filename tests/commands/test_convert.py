@@ -148,14 +148,15 @@ def test_wrong_flags_are_refused(flags, words):
 
 def test_an_output_that_is_there_stays_unless_told_otherwise(tmp_path, megatron):
     kept = tmp_path / "o" / "precious.txt"
-    kept.parent.mkdir()
-    kept.touch()
     words = ("--input", megatron, "--output", tmp_path / "o", "--compare", "false")
+    assert run(*words) == 0
     with pytest.raises(ConfigError, match="is there already; give another, or --overwrite"):
         run(*words)
-    assert kept.exists()
     assert run(*words, "--overwrite") == 0
-    assert (tmp_path / "o" / "config.json").is_file()
+    kept.touch()
+    with pytest.raises(UserError, match=r"holds precious\.txt, which was not written by it"):
+        run(*words, "--overwrite")
+    assert kept.exists()
 
 
 @pytest.mark.parametrize("inner", [".", "o"])

@@ -122,7 +122,7 @@ def test_folder_of_other_files_is_not_replaced(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
     said = refused(capsys, str(unbroken), "--output_dir", str(tmp_path))
-    assert "has files and is no earlier export" in said
+    assert "holds thesis.tex, which was not written by it" in said
     assert (tmp_path / "thesis.tex").read_text() == "dear"
 
 
