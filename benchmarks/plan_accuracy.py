@@ -176,10 +176,12 @@ def predict(recipe: Path, ranks: int) -> float:
     from minimoe_dist.planning.corpora import corpus_of
     from minimoe_dist.planning.machine import load_machine
     from minimoe_dist.planning.plan import Planner
+    from minimoe_dist.recipes.meta_passes import MetaPasses
 
     config = load_run_config(str(recipe))
     machine = load_machine("2core", machine_folders(), {"ranks_per_node": ranks})
-    return Planner(config, corpus_of(config, None)).plan(machine).own.memory_total
+    planner = Planner(config, corpus_of(config, None), passes=MetaPasses(config, {}))
+    return planner.plan(machine).own.memory_total
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from ..data.batches import MicroBatch
 from ..planning.corpora import corpus_of
 from ..planning.sizes import model_json
 from ..preflight.bench import has_weights
-from .steps import make_micro_batches
+from ..recipes.random_batches import make_micro_batches
 
 Words = list[tuple[str, str]]
 

@@ -25,11 +25,14 @@ def run(options: PlanOptions, launch: Launch) -> int:
         ConfigError: the recipe or the machine is wrong, or no layout fits.
     """
     machine = machine_of(options)
+    # Brings torch and transformers, which take seconds, once nothing above is wrong.
+    from ..recipes.meta_passes import MetaPasses
+
     to_come: dict[str, dict[str, Any]] = {}
     plans: list[tuple[RunConfig, Plan]] = []
     for config in options.stages:
         corpus = corpus_of(config, options.tokens)
-        planner = Planner(config, corpus, to_come)
+        planner = Planner(config, corpus, to_come, MetaPasses(config, to_come))
         plan = planner.plan(machine)
         if not plan.best:
             raise nothing_fits(planner, described_machines(), machine)

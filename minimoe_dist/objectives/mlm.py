@@ -61,7 +61,7 @@ def masked_lm_loss_sum(
             "corpus with the model's tokenizer"
         )
     # Autocast would turn products of float32 into half precision.
-    with torch.autocast(rows.device.type, enabled=False):
+    with torch.autocast(labels.device.type, enabled=False):
         loss = _loss_sum(rows, labels, decoder_weight, decoder_bias, chunk_elements)
     return loss, int(counted.sum())
 

@@ -1,25 +1,12 @@
 """Memory of a rank by part: what it holds between steps, and at the moments of a step."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .activations import (
-    Batch,
-    Student,
-    signals_of,
-    teacher_pass,
-    tile_elements,
-)
-from .amounts import (
-    HOLES,
-    MORE_HOLES,
-    Amount,
-    Moment,
-    peak,
-    tensors,
-)
+from .amounts import HOLES, MORE_HOLES, Amount, Moment, peak, tensors
 from .layout import BUCKET_ELEMENTS, ELEMENT_BYTES, Layout
 from .machine import GIB, Machine
+from .passes import Batch, Passes, PassMemory
 from .sizes import EncoderSizes
 
 _MASTER, _MOMENTS = 4, 8  # bytes of a parameter in float32
@@ -33,7 +20,6 @@ PARTS = (
     "gradients",
     "buffers",
     "student pass",
-    "relation loss",
     "allocator",
 )
 
@@ -53,6 +39,7 @@ def memory_of(
     batch: Batch,
     precision: Precision,
     machine: Machine,
+    passes: Passes,
 ) -> dict[str, float]:
     """Bytes by part of the rank that holds most, at its highest.
 
@@ -63,6 +50,7 @@ def memory_of(
         batch: a rank's micro-batch.
         precision: of the passes.
         machine: where.
+        passes: of the run.
 
     Returns:
         Every part of PARTS. On GPUs, beside the framework, what torch counts as allocated at its
@@ -77,17 +65,19 @@ def memory_of(
     steady["student weights"] = sum(one.weights for one in held)
     steady["optimizer state"] = sum(one.optimizer for one in held)
     steady["buffers"] = sum(one.bucket for one in held) if on_gpu else 0.0
-    given, moments = Amount(), [one.building() for one in held]
+    signals, moments = Amount(), [one.building() for one in held]
     if teacher is not None:
         weight = ELEMENT_BYTES[precision.teacher]
-        width = max(weight, 2)  # 8-bit weights make signals of 16 bits
         if not (on_gpu and layout.teacher_waits_outside):
             steady["teacher weights"] = teacher_weight_bytes(teacher, layout, weight)
-        given = signals_of(teacher, batch, width)
-        passing = _teacher_pass(teacher, layout, batch, width) + given
-        moments.append({"teacher pass": passing})
-    for one in held:
-        moments += [{**moment, "teacher pass": given} for moment in one.moments(batch)]
+        taught = passes.teacher(of_teacher(batch, layout), precision.teacher)
+        signals = taught.result
+        shared = _shared_teacher(teacher, layout, max(weight, 2), signals)
+        moments += [{"teacher pass": amount + shared} for amount in taught.peaks]
+    for index, one in enumerate(held):
+        keeps_gradients = layout.zero_stage == 0
+        made = passes.student(index, batch, precision.student, precision.teacher, keeps_gradients)
+        moments += [{**moment, "teacher pass": signals} for moment in one.moments(made)]
     # On GPUs a checkpoint's copies are made outside the device.
     copies = [] if on_gpu else [one.saving() for one in held]
     more = layout.expert_parallel_size > 1 or element < _MASTER
@@ -112,22 +102,21 @@ def teacher_weight_bytes(teacher: EncoderSizes, layout: Layout, element: int) ->
     return teacher_parameters(teacher) * element / layout.teacher_parallel_size
 
 
-def _teacher_pass(teacher: EncoderSizes, layout: Layout, batch: Batch, element: int) -> Amount:
-    size = layout.teacher_parallel_size
-    if size == 1:
-        return teacher_pass(teacher, batch, element)
+def of_teacher(batch: Batch, layout: Layout) -> Batch:
+    """The batch as the teacher reads it: one that is shared out wants it padded."""
+    return batch if layout.teacher_layout == "replicated" else replace(batch, packed=False)
+
+
+def _shared_teacher(teacher: EncoderSizes, layout: Layout, element: int, signals: Amount) -> Amount:
+    """What the pass of a teacher that is shared out holds besides."""
+    if layout.teacher_parallel_size == 1:
+        return Amount()
     if layout.teacher_layout == "tensor":
         # Columns of all batches of the group, and what is sent and received of them.
-        columns = signals_of(teacher, batch, element)
-        return teacher_pass(teacher, batch, element, size) + columns + columns
+        return signals + signals
     layers = [sum(teacher.layer_parameters(one)) for one in teacher.shape.layers]
     # The layer that runs and the next one are whole; the table is gathered alone.
-    whole = max(2 * max(layers, default=0), teacher.embedding_parameters())
-    return teacher_pass(teacher, batch, element) + tensors(whole * element)
-
-
-def _made(moment: Moment) -> Amount:
-    return moment.get("gradients", Amount())
+    return tensors(max(2 * max(layers, default=0), teacher.embedding_parameters()) * element)
 
 
 class _Held:
@@ -146,7 +135,6 @@ class _Held:
         self._own = own = shared + experts / size
         # Experts are shared out only between the ranks that hold the same ones.
         self._part = shared / layout.ranks + experts / size / max(1, layout.ranks // size)
-        self._student = Student(sizes, element, 1 / size, tile_elements(on_gpu))
         stage = layout.zero_stage
         buffered = BUCKET_ELEMENTS if on_gpu else min(own, BUCKET_ELEMENTS)
         self.bucket = buffered * element if stage > 1 else 0.0
@@ -170,20 +158,18 @@ class _Held:
             return {}
         return {"buffers": self._whole(_MASTER)}
 
-    def moments(self, batch: Batch) -> Iterator[Moment]:
-        """Of a step."""
-        stage, gathered = self._layout.zero_stage, {}
-        if stage == 3:
-            gathered = {"buffers": self._gathered()}
-        moment: Moment = {}
-        for moment in self._student.moments(batch, keeps_gradients=stage == 0):
-            yield {**gathered, **moment, "gradients": self._flat_gradients + _made(moment)}
+    def moments(self, made: PassMemory) -> Iterator[Moment]:
+        """Of a step, whose pass makes these tensors."""
+        stage, flat = self._layout.zero_stage, self._flat_gradients
+        gathered = {"buffers": self._gathered()} if stage == 3 else {}
+        for amount in made.peaks:
+            yield {**gathered, "student pass": amount, "gradients": flat}
         if stage == 0:
             # All gradients are there, and reduced as one flat copy, by a rank alone too.
-            flat = tensors(self._own * _MASTER)
-            yield {"gradients": moment["gradients"], "buffers": flat}
+            whole = tensors(self._own * _MASTER)
+            yield {"gradients": whole, "buffers": whole}
         else:
-            yield {"gradients": self._flat_gradients, "buffers": self._update()}
+            yield {"gradients": flat, "buffers": self._update()}
 
     def saving(self) -> Moment:
         """Rank 0's piece of a checkpoint."""

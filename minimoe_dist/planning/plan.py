@@ -1,16 +1,17 @@
 """A plan: memory, time, traffic, size and cost of a run in each layout, and which one to take."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from ..config import ConfigError, RunConfig
 from ..config.model_types import Learns
-from .activations import Batch
 from .layout import PRECISIONS, Layout, alternatives, layout_of_recipe
 from .machine import GIB, Machine
-from .memory import Precision, memory_of, teacher_parameters
+from .memory import Precision, memory_of, of_teacher, teacher_parameters
+from .passes import Batch, Passes
 from .rates import BACKWARD, FORWARD, TEACHER, UPDATE
 from .sizes import EncoderSizes, Exports, student_sizes, teacher_sizes
 from .timing import part_seconds
@@ -25,6 +26,7 @@ from .work import (
 
 _CHECKPOINT_BYTES = 12  # float32 masters and two moments of a parameter
 _SECONDS_A_DAY = 86_400
+MOST_LAYOUTS = 8  # that a plan offers: a way of its own each, for whose memory passes are run
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,27 @@ class Prediction:
 
     Attributes:
         layout: how the run is spread.
-        memory: bytes by part of a rank at its highest.
-        fits: whether that is within a rank's memory.
         seconds: of a step by part.
         traffic: by kind, of a rank and step.
         tflops: operations of a rank and step in 10^12.
     """
 
     layout: Layout
-    memory: dict[str, float]
-    fits: bool
     seconds: dict[str, float]
     traffic: dict[str, Traffic]
     tflops: float
+    _machine: Machine
+    _memory: Callable[[], dict[str, float]]
+
+    @cached_property
+    def memory(self) -> dict[str, float]:
+        """Bytes by part of a rank at its highest: passes are run for it when it is asked for."""
+        return self._memory()
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is within a rank's memory."""
+        return self.memory_total <= self._machine.memory_gib * GIB
 
     @property
     def memory_total(self) -> float:
@@ -80,8 +90,8 @@ class Plan:
     Attributes:
         machine: where.
         own: the recipe as it stands.
-        best: of each way to hold students and teacher the fastest that fits; the recommended
-            one first. Empty where nothing fits.
+        best: of each way to hold students and teacher the fastest that fits, of eight ways at
+            most; the recommended one first. Empty where nothing fits.
         parameters: of each student.
         teacher_parameters: of the part that runs.
         checkpoint_bytes, export_bytes: of one checkpoint, and of all exports.
@@ -118,14 +128,20 @@ class Planner:
         config: the run.
         corpus: what it reads; None where that is not known.
         to_come: models that an earlier stage will leave.
+        passes: of the run, for its memory; where only times are asked for, None.
 
     Raises:
         ConfigError: a model's sizes are not known here.
     """
 
     def __init__(
-        self, config: RunConfig, corpus: Corpus | None, to_come: Exports | None = None
+        self,
+        config: RunConfig,
+        corpus: Corpus | None,
+        to_come: Exports | None = None,
+        passes: Passes | None = None,
     ) -> None:
+        self._passes = passes
         self.config = config
         self.corpus = corpus
         self.teacher = teacher_sizes(config, to_come or {})
@@ -156,10 +172,7 @@ class Planner:
 
     def predict(self, layout: Layout, machine: Machine) -> Prediction:
         """One layout on a machine."""
-        batch, precision = self._batch(layout), self._precision(layout, machine)
-        given = (self.students, self.teacher, layout, batch, precision, machine)
-        memory, traffic = memory_of(*given), traffic_of(*given)
-        works = self.work(layout, machine)
+        traffic, works = traffic_of(*self._conditions(layout, machine)), self.work(layout, machine)
         seconds: dict[str, float] = {}
         for part, work in works:
             seconds[part] = seconds.get(part, 0.0) + part_seconds(machine, part, work)
@@ -167,32 +180,43 @@ class Planner:
             seconds[f"exchange of {kind}"] = exchanged.seconds
         return Prediction(
             layout=layout,
-            memory=memory,
-            fits=sum(memory.values()) <= machine.memory_gib * GIB,
             seconds=seconds,
             traffic=traffic,
             tflops=sum(work.operations for _, work in works) / 1e12,
+            _machine=machine,
+            _memory=partial(self._memory, layout, machine),
         )
+
+    def _memory(self, layout: Layout, machine: Machine) -> dict[str, float]:
+        assert self._passes is not None, "only times are planned"
+        return memory_of(*self._conditions(layout, machine), self._passes)
+
+    def _conditions(
+        self, layout: Layout, machine: Machine
+    ) -> tuple[list[EncoderSizes], EncoderSizes | None, Layout, Batch, Precision, Machine]:
+        batch, precision = self._batch(layout, machine), self._precision(layout, machine)
+        return self.students, self.teacher, layout, batch, precision, machine
 
     def work(self, layout: Layout, machine: Machine) -> list[tuple[str, Work]]:
         """What a rank computes in a step: its parts' names, and the work of each student's."""
-        batch, precision = self._batch(layout), self._precision(layout, machine)
-        packed = machine.device == "cuda" and takes_packed(self.config)
-        recorded = packed and layout.zero_stage == 1 and self.config.parallel.compile == "auto"
+        batch, precision = self._batch(layout, machine), self._precision(layout, machine)
+        recorded = (
+            batch.packed and layout.zero_stage == 1 and self.config.parallel.compile == "auto"
+        )
         times, size = layout.accumulation, layout.expert_parallel_size
         found: list[tuple[str, Work]] = []
         if self.teacher is not None:
             whole = layout.teacher_layout == "replicated"
-            taught = teacher_work(self.teacher, batch, precision.teacher, packed and whole)
+            taught = teacher_work(self.teacher, of_teacher(batch, layout), precision.teacher)
             found.append((TEACHER, replace(taught, recorded=recorded and whole)))
         for one in self.students:
             parallel = size if one.has_experts else 1
-            passes = student_work(one, batch, precision.student, packed, parallel)
+            passes = student_work(one, batch, precision.student, parallel)
             for part, work in zip((FORWARD, BACKWARD), passes, strict=True):
                 found.append((part, replace(work, recorded=recorded and parallel == 1)))
             heads = self.config.objective.num_relation_heads
-            dtype = precision.student if packed else "float32"
-            compared = relation_work(one, self.teacher, heads, batch, packed, dtype)
+            dtype = precision.student if batch.packed else "float32"
+            compared = relation_work(one, self.teacher, heads, batch, dtype)
             found.append((FORWARD, compared))
         found = [(part, work.times(times)) for part, work in found]
         updates = [update_work(self._updated(one, layout)) for one in self.students]
@@ -201,27 +225,31 @@ class Planner:
     def smallest_memory(self, machine: Machine) -> float:
         """GiB of a rank with which the machine would be large enough."""
         layouts = self._layouts(machine)
-        return min(self.predict(one, machine).memory_total for one in layouts) / GIB
+        batch = min(one.micro_batch for one in layouts)
+        smallest = [one for one in layouts if one.micro_batch == batch]
+        return min(self.predict(one, machine).memory_total for one in smallest) / GIB
 
     def _layouts(self, machine: Machine) -> list[Layout]:
         own = layout_of_recipe(self.config, machine.ranks)
         return [own, *alternatives(self.config, machine, self.students, self.teacher is not None)]
 
     def _best(self, machine: Machine) -> list[Prediction]:
-        fastest: dict[tuple[Any, ...], Prediction] = {}
-        for layout in self._layouts(machine):
-            prediction = self.predict(layout, machine)
-            if not prediction.fits:
-                continue
+        best: dict[tuple[Any, ...], Prediction] = {}
+        predictions = (self.predict(layout, machine) for layout in self._layouts(machine))
+        for prediction in sorted(predictions, key=_rank):
+            layout = prediction.layout
             way = (layout.zero_stage, layout.expert_parallel_size, layout.teacher_layout)
-            if way not in fastest or _rank(prediction) < _rank(fastest[way]):
-                fastest[way] = prediction
-        return sorted(fastest.values(), key=_rank)
+            if way not in best and prediction.fits:
+                best[way] = prediction
+            if len(best) == MOST_LAYOUTS:
+                break
+        return list(best.values())
 
-    def _batch(self, layout: Layout) -> Batch:
+    def _batch(self, layout: Layout, machine: Machine) -> Batch:
         length = self.config.data.max_length
         filled = min(1.0, self.corpus.mean_length / length) if self.corpus else 1.0
-        return Batch(layout.micro_batch, length, filled)
+        packed = machine.device == "cuda" and takes_packed(self.config)
+        return Batch(layout.micro_batch, length, filled, packed)
 
     def _precision(self, layout: Layout, machine: Machine) -> Precision:
         teacher, student = self.config.teacher.dtype, self.config.parallel.precision
@@ -256,7 +284,7 @@ def takes_packed(config: RunConfig) -> bool:
 
 
 def _rank(prediction: Prediction) -> tuple[float, ...]:
-    """Faster is better; of those within two per cent, the simpler, then the smaller."""
+    """Faster is better; of those within two per cent, the simpler."""
     layout = prediction.layout
     coarse = round(math.log(max(prediction.step_seconds, 1e-12)) / math.log(1.02))
     simple = (
@@ -265,7 +293,7 @@ def _rank(prediction: Prediction) -> tuple[float, ...]:
         layout.expert_parallel_size,
         abs(layout.zero_stage - 1),
     )
-    return (coarse, *simple, prediction.memory_total)
+    return (coarse, *simple)
 
 
 def nothing_fits(planner: Planner, machines: Sequence[Machine], machine: Machine) -> ConfigError:

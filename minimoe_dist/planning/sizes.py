@@ -62,7 +62,6 @@ class EncoderSizes:
         mapped_to: width that TinyBERT's states are mapped to; 0 for others.
         masked_lm: whether a masked-LM head stands on top.
         gives_signals: whether its queries, keys and values are compared with the teacher's.
-        dropout: whether training drops anything.
     """
 
     family: str
@@ -79,7 +78,6 @@ class EncoderSizes:
     mapped_to: int = 0
     masked_lm: bool = False
     gives_signals: bool = True
-    dropout: bool = True
 
     @property
     def has_experts(self) -> bool:
@@ -224,7 +222,7 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
         head_size = options.hidden // options.heads
         whole = Sizes(options.layer, options.heads, head_size, 4 * options.hidden)
         chosen = once_for_all_map(whole, options.ofa_layer, options.ofa_hidden)
-        values |= {"sparsity_map": chosen, "sparsity": WHOLE}
+        values |= {"model_type": "minimoe-elastic", "sparsity_map": chosen, "sparsity": WHOLE}
     return values
 
 
@@ -308,5 +306,4 @@ def _of_json(values: Mapping[str, Any]) -> EncoderSizes:
         experts=(values.get("attention_experts", 1), values.get("feedforward_experts", 1)),
         relation_maps=bool(values.get("relation_projections", False)),
         whole_layers=len(shape.layers),
-        dropout=bool(values.get("hidden_dropout_prob", 0.1)),
     )

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .activations import Batch
 from .layout import ELEMENT_BYTES, Layout
 from .machine import Machine
 from .memory import Precision, teacher_parameters
+from .passes import Batch
 from .sizes import EncoderSizes
 
 # Rows that cross for a block of experts, in widths of a token: there and back, forward and

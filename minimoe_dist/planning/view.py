@@ -12,8 +12,6 @@ from ..config import RunConfig
 from .machine import GIB
 from .plan import Corpus, Plan, Prediction
 
-_SHOWN_LAYOUTS = 8
-
 
 def show(config: RunConfig, plan: Plan, corpus: Corpus | None) -> None:
     """Prints a plan: the recipe as it stands beside the recommended layout, then the others."""
@@ -86,7 +84,7 @@ def _comparison(plan: Plan, columns: dict[str, Prediction]) -> Table:
 
 def _layouts(plan: Plan) -> Table:
     table = Table("layout that fits", "memory", "a step", "days")
-    for one in plan.best[:_SHOWN_LAYOUTS]:
+    for one in plan.best:
         table.add_row(
             one.layout.describe(),
             _size(one.memory_total),
@@ -169,7 +167,7 @@ def draw(plans: Sequence[tuple[RunConfig, Plan]], path: Path) -> None:
     )
     for axis, (config, plan) in zip(axes[:, 0], plans, strict=True):
         bars = {f"recipe: {plan.own.layout.describe()}": plan.own}
-        bars |= {one.layout.describe(): one for one in plan.best[:_SHOWN_LAYOUTS]}
+        bars |= {one.layout.describe(): one for one in plan.best}
         left = [0.0] * len(bars)
         for part in plan.own.memory:
             sizes = [one.memory[part] / GIB for one in bars.values()]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from ..data.row_counts import rows_for
 from ..models.submodels import LayerShape, SubModelShape
-from .activations import Batch
 from .layout import ELEMENT_BYTES
+from .passes import Batch
 from .sizes import MASKED_SHARE, EncoderSizes
 
 
@@ -97,9 +97,9 @@ class Rows(NamedTuple):
         return Product(2.0 * self.pairs * head_size * heads * count, size)
 
 
-def rows_of(batch: Batch, packed: bool, drops_padding: bool) -> Rows:
+def rows_of(batch: Batch, drops_padding: bool) -> Rows:
     """Of a pass that may leave padding out; where batches come padded, its attention does not."""
-    if not packed:
+    if not batch.packed:
         rows = batch.tokens if drops_padding else batch.positions
         return Rows(rows, batch.positions * batch.length, batch.length)
     mean = batch.tokens / batch.samples
@@ -132,18 +132,18 @@ _UPDATE_LAUNCHES = 38
 _GRADIENT, _UPDATED, _COMPARED = 3, 10, 3
 
 
-def teacher_work(sizes: EncoderSizes, batch: Batch, dtype: str, packed: bool) -> Work:
+def teacher_work(sizes: EncoderSizes, batch: Batch, dtype: str) -> Work:
     """A teacher's forward pass up to its signals."""
     width = max(2, ELEMENT_BYTES[dtype])  # 8-bit products leave 16 bits
-    rows = rows_of(batch, packed, drops_padding=False)
+    rows = rows_of(batch, drops_padding=False)
     return _pass(sizes, sizes.shape, rows, dtype, _TAUGHT, width)
 
 
 def student_work(
-    sizes: EncoderSizes, batch: Batch, dtype: str, packed: bool, expert_parallel_size: int = 1
+    sizes: EncoderSizes, batch: Batch, dtype: str, expert_parallel_size: int = 1
 ) -> tuple[Work, Work]:
     """A student's forward pass, its objective left out, and its backward pass."""
-    rows, width = rows_of(batch, packed, drops_padding=True), ELEMENT_BYTES[dtype]
+    rows, width = rows_of(batch, drops_padding=True), ELEMENT_BYTES[dtype]
     forward, backward = Work(dtype), Work(dtype)
     for shape in sizes.passes or (sizes.shape,):
         given = (sizes, shape, rows, dtype)
@@ -160,7 +160,6 @@ def relation_work(
     teacher: EncoderSizes | None,
     heads: int,
     batch: Batch,
-    packed: bool,
     dtype: str = "float32",
 ) -> Work:
     """What the student is compared by, with its gradient.
@@ -170,12 +169,11 @@ def relation_work(
         teacher: None where none runs.
         heads: relation heads.
         batch: of samples.
-        packed: whether it comes without its padding.
         dtype: of the products.
     """
     if teacher is None:
         return Work(dtype)
-    length = batch.tokens / batch.samples if packed else batch.length
+    length = batch.tokens / batch.samples if batch.packed else batch.length
     rows = Rows(batch.tokens, batch.tokens * length, length)
     passes, width = max(1, len(student.passes)), _COMPARED * ELEMENT_BYTES[dtype]
     if not student.gives_signals:  # TinyBERT's: states of the teacher's width, and all scores

@@ -38,7 +38,6 @@ from ..train.objectives import (
     RelationObjective,
     TinyBertObjective,
 )
-from ..train.teacher_sharding import held_bytes, load_sharded_teacher
 
 _SEED_RELATION_DROPOUT = 0.1
 
@@ -85,14 +84,45 @@ def open_lesson(config: RunConfig, device: torch.device) -> Lesson:
     Raises:
         UserError: there is no such teacher, or it does not fit the run.
     """
-    masked_lm = MaskedLmObjective(config.objective.mlm_weight)
     if not config.objective.relation_weight:
         path = config.teacher.model_name_or_path
-        return Lesson(masked_lm, read_encoder_config(path, resolve_model_path(path)), None)
-    lesson = _TEACHING[config.kind.learns](config, device)
-    if not config.objective.mlm_weight:
-        return lesson
-    return replace(lesson, objective=JointObjective([lesson.objective, masked_lm]))
+        teacher = read_encoder_config(path, resolve_model_path(path))
+        return Lesson(make_objective(config, None), teacher, None)
+    return _TEACHING[config.kind.learns](config, device)
+
+
+def make_objective(config: RunConfig, teacher: Any) -> Objective:
+    """What students are trained for, as the weights of a run say.
+
+    Args:
+        config: the run.
+        teacher: None where text alone teaches.
+    """
+    masked_lm = MaskedLmObjective(config.objective.mlm_weight)
+    if teacher is None:
+        return masked_lm
+    taught: Objective
+    weight = config.objective.relation_weight
+    compat_seed = config.compat == "seed"
+    if config.kind.learns is Learns.STATES:
+        padded = config.data.max_length if compat_seed else None
+        taught = TinyBertObjective(teacher, teacher.hidden_size, teacher.num_heads, weight, padded)
+    else:
+        taught = RelationObjective(
+            teacher,
+            config.objective.num_relation_heads,
+            weight,
+            compat_seed,
+            _SEED_RELATION_DROPOUT if compat_seed else 0.0,
+            config.seed,
+        )
+    return JointObjective([taught, masked_lm]) if config.objective.mlm_weight else taught
+
+
+def student_class(config: RunConfig) -> type[Any]:
+    """The class of a run's students, with what they are trained for on top."""
+    making = _MAKING[config.kind.learns, config.kind.students]
+    return making.masked_lm_class if config.objective.mlm_weight else making.student_class
 
 
 def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedModel:
@@ -108,9 +138,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
             resolve_model_path(options.model_name_or_path), trust_remote_code=False
         )
     making = _MAKING[config.kind.learns, config.kind.students]
-    masked = bool(config.objective.mlm_weight)
-    student_class = making.masked_lm_class if masked else making.student_class
-    student = making.make(config, options, base, student_class)
+    student = making.make(config, options, base, student_class(config))
     theirs, ours = lesson.teacher.vocab_size, student.config.vocab_size
     if theirs != ours:
         raise UserError(
@@ -125,6 +153,9 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
     path = options.model_name_or_path
     folder = resolve_model_path(path)
     if options.layout != "replicated":
+        # Brings DeepSpeed, which takes seconds that plans need not wait for.
+        from ..train.teacher_sharding import load_sharded_teacher
+
         return load_sharded_teacher(
             path,
             layout=options.layout,
@@ -148,16 +179,10 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
 
 
 def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
+    from ..train.teacher_sharding import held_bytes
+
     teacher = _relation_teacher(config, device)
-    compat_seed = config.compat == "seed"
-    objective = RelationObjective(
-        teacher,
-        config.objective.num_relation_heads,
-        config.objective.relation_weight,
-        compat_seed,
-        _SEED_RELATION_DROPOUT if compat_seed else 0.0,
-        config.seed,
-    )
+    objective = make_objective(config, teacher)
     path = RelationPath(teacher.layers_run, teacher.hidden_size, teacher.config.intermediate_size)
     return Lesson(objective, teacher.config, path, teacher, held_bytes(teacher))
 
@@ -166,12 +191,9 @@ def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
     teacher = load_state_teacher(
         config.teacher.model_name_or_path, dtype=config.teacher.dtype, device=device
     )
-    weight = config.objective.relation_weight
-    padded = config.data.max_length if config.compat == "seed" else None
-    objective = TinyBertObjective(teacher, teacher.hidden_size, teacher.num_heads, weight, padded)
     whole = teacher.config
     path = RelationPath(whole.num_hidden_layers, teacher.hidden_size, whole.intermediate_size)
-    return Lesson(objective, whole, path, teacher)
+    return Lesson(make_objective(config, teacher), whole, path, teacher)
 
 
 def _relation_heads(config: RunConfig) -> int:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from minimoe_dist.bench.clocks import Stamps, StepClock
-from minimoe_dist.bench.steps import METRICS, StepTimes, make_micro_batches, measure_steps
+from minimoe_dist.bench.steps import METRICS, StepTimes, measure_steps
 from minimoe_dist.data.batches import IGNORED_LABEL
+from minimoe_dist.recipes.random_batches import make_micro_batches
 
 SHAPE = {"samples": 32, "length": 64, "accumulation": 2, "vocabulary": 50}
 
