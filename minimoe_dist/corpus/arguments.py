@@ -57,6 +57,13 @@ def add_reading_arguments(
         "document; format: one sentence a line; auto: by a look at each file, and at each member "
         "of tar and zip files; default: %(default)s",
     )
+    add(
+        "--wrapped",
+        choices=("auto", "join", "keep"),
+        default="auto",
+        help="lines of paragraphs are joined: auto: where they look wrapped; join: in all text; "
+        "keep: never; default: %(default)s",
+    )
     add("--encoding", help="of text; default: UTF-8, or GBK, Big5 and UTF-16 where it is certain")
     add(
         "--text_key",
@@ -94,6 +101,7 @@ def reading_options(arguments: argparse.Namespace) -> ReadingOptions:
         text_key=arguments.text_key,
         title_key=arguments.title_key,
         encoding=arguments.encoding,
+        wrapped=arguments.wrapped,
         force=arguments.force,
         strict=arguments.strict,
         num_processors=arguments.num_processors,

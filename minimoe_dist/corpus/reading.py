@@ -34,6 +34,7 @@ class ReadingOptions:
         text_key, title_key: where JSON records and Parquet rows hold text and title; None for
             the usual keys.
         encoding: of text; None to find it out for each file.
+        wrapped: whether the lines of paragraphs are joined: where they look wrapped, always, never.
         force: whether files that do not look like text are read, and a corpus that lost more
             than half of its text is kept.
         strict: whether the first damaged line fails the run instead of being counted.
@@ -49,6 +50,7 @@ class ReadingOptions:
     text_key: str | None = None
     title_key: str | None = None
     encoding: str | None = None
+    wrapped: Literal["auto", "join", "keep"] = "auto"
     force: bool = False
     strict: bool = False
     num_processors: int = 1
@@ -66,7 +68,12 @@ class ReadingOptions:
     def source_options(self) -> SourceOptions:
         """What readers want to know of them."""
         return SourceOptions(
-            self.rules.longest, self.text_key, self.title_key, self.encoding, self.force
+            self.rules.longest,
+            self.text_key,
+            self.title_key,
+            self.encoding,
+            self.force,
+            self.wrapped,
         )
 
 

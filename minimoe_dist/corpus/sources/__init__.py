@@ -12,7 +12,7 @@ from .documentation import documentation_folder, python_documentation
 from .json_documents import RecordReader
 from .json_records import JsonLinesSource, JsonSource
 from .parquet import ParquetSource
-from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource
+from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource, WrappedSource
 from .tfrecord import TFRecordSource
 from .wiki import WikiSource, write_wiki
 
@@ -31,6 +31,7 @@ __all__ = [
     "TextFileSource",
     "TextSource",
     "WikiSource",
+    "WrappedSource",
     "choose_source",
     "documentation_folder",
     "find_inputs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...durable import PARTIAL
@@ -13,6 +13,7 @@ from ...errors import UserError
 from ..blocks import BYTE_ORDER_MARK, Source
 from ..sentences import SentenceRules, split_sentences
 from ..streams import InputStream
+from ..wrapping import Wrapping, recognise_wrapping
 from .archives import (
     ZIP_MAGIC,
     ArchiveSource,
@@ -29,7 +30,7 @@ from .json_records import (
 )
 from .json_scanning import scan_records
 from .parquet import PARQUET_MAGIC, ParquetSource
-from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource
+from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource, WrappedSource
 from .tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
 from .unreadable import (
     Unreadable,
@@ -57,6 +58,8 @@ class SourceOptions:
             for the usual.
         encoding: of text; None to find out.
         force: whether markup and the like are read as if they were text.
+        wrapped: whether lines are joined to paragraphs: where they look wrapped ("auto"), in all
+            text ("join") or nowhere ("keep").
     """
 
     longest_sentence: int = SentenceRules.longest
@@ -64,10 +67,17 @@ class SourceOptions:
     title_key: str | None = None
     encoding: str | None = None
     force: bool = False
+    wrapped: str = "auto"
 
-    def reader(self) -> RecordReader:
+    def reader(self, wrapping: Wrapping | None = None) -> RecordReader:
         """What makes documents of JSON records."""
-        return RecordReader(self.text_key, self.title_key)
+        return RecordReader(self.text_key, self.title_key, wrapping)
+
+    def wrapping(self, beginning: str) -> Wrapping | None:
+        """How a text is wrapped, by its beginning; None if its lines are to be kept."""
+        if self.wrapped == "keep":
+            return None
+        return recognise_wrapping(beginning, is_certain=self.wrapped == "join")
 
 
 _KINDS: dict[str, Callable[[SourceOptions], Source]] = {
@@ -115,7 +125,8 @@ def choose_source(
     if container is not None and input_format in ("auto", container):
         source = _KINDS[container](options)
         if isinstance(source, ParquetSource):
-            source.check(stream)
+            texts = source.first_texts(stream)
+            source = replace(source, reader=options.reader(options.wrapping("\n\n".join(texts))))
         return source
     if input_format in _CONTAINERS and stream.peek(1):
         raise UserError(
@@ -131,8 +142,25 @@ def choose_source(
         input_format = _recognise(stream.name, beginning)
     source = _KINDS[input_format](options)
     if isinstance(source, JsonSource | JsonLinesSource):
-        _check_keys(stream.name, beginning, options.reader())
+        texts = _first_texts(stream.name, beginning, options.reader())
+        return replace(source, reader=options.reader(options.wrapping("\n\n".join(texts))))
+    if isinstance(source, TextSource | TextFileSource):
+        wrapping = options.wrapping(_whole_lines(beginning))
+        if wrapping is not None:
+            return WrappedSource(
+                longest_sentence=options.longest_sentence,
+                wrapping=wrapping,
+                is_one_document=isinstance(source, TextFileSource),
+            )
     return source
+
+
+def _whole_lines(beginning: bytes) -> str:
+    """A file's beginning as text, without a last line that was cut off."""
+    text = beginning.decode("utf-8", "replace").replace("\r\n", "\n")
+    # White space before the text may have been taken away.
+    is_cut = len(beginning) > _PEEKED_BYTES // 2
+    return text.rpartition("\n")[0] if is_cut else text
 
 
 def _container(beginning: bytes) -> str | None:
@@ -211,12 +239,19 @@ def _recognise_objects(beginning: bytes) -> str:
     return "json" if newline else "jsonl"
 
 
-def _check_keys(name: str, beginning: bytes, reader: RecordReader) -> None:
-    """Refuses a file none of whose first records has its text where it is looked for."""
+def _first_texts(name: str, beginning: bytes, reader: RecordReader) -> list[str]:
+    """The texts of the first records.
+
+    Raises:
+        UserError: none of them has its text where it is looked for.
+    """
     records = beginning.removeprefix(array_header(beginning) or b"")
-    missing = ""
+    missing, texts = "", list[str]()
     end = 0
-    for next_end in scan_records(records).ends:
+    scan = scan_records(records)
+    if not scan.ends and scan.open_string is not None:
+        return list(filter(None, [_unfinished_string(records[scan.open_string + 1 :])]))
+    for next_end in scan.ends:
         record = records[end:next_end].lstrip(b", \t\r\n")
         end = next_end
         try:
@@ -224,10 +259,21 @@ def _check_keys(name: str, beginning: bytes, reader: RecordReader) -> None:
         except (ValueError, RecursionError):
             continue
         if reader.document(parsed) is not None:
-            return
-        missing = missing or reader.no_text(parsed)
-    if missing:
+            texts.append(reader.text_of(parsed))
+        else:
+            missing = missing or reader.no_text(parsed)
+    if missing and not texts:
         raise UserError(f"{name}: {missing}; give --text_key")
+    return texts
+
+
+def _unfinished_string(raw: bytes) -> str:
+    """The lines of a JSON string whose end has not been read; "" if there are none."""
+    content = raw[: raw.rfind(b"\\n") + 2].decode("utf-8", "replace")
+    try:
+        return str(json.loads(f'"{content}"', strict=False))
+    except ValueError:
+        return ""
 
 
 def find_inputs(input_dir: str, input_regex: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..blocks import Document, Problems
+from ..wrapping import Wrapping
 
 TEXT_KEYS = ("text", "content")
 TITLE_KEYS = ("title",)
@@ -37,10 +38,12 @@ class RecordReader:
         text_key: the key of the text, a string or a list of them; None for the first of
             `TEXT_KEYS` that a record has.
         title_key: the key of the title; None for `TITLE_KEYS`.
+        wrapping: how the texts' lines were broken, None if they were not.
     """
 
     text_key: str | None = None
     title_key: str | None = None
+    wrapping: Wrapping | None = None
 
     def parse(
         self, text: str, place: Place, *, continues: bool = False, is_part: bool = False
@@ -102,10 +105,18 @@ class RecordReader:
         if "&" in text and "curid=" in str(record.get("url")):
             # wikiextractor escapes the text with --json as it does without.
             text, title = html.unescape(text), html.unescape(title)
-        lines = [line for line in text.split("\n") if line and not line.isspace()]
+        if self.wrapping is not None:
+            lines = self.wrapping.paragraphs(text.splitlines())
+        else:
+            lines = [line for line in text.split("\n") if line and not line.isspace()]
         if lines and title and not continues and lines[0].strip() == title:
             del lines[0]
         return Document(title or None, lines, continues)
+
+    def text_of(self, record: dict[str, Any]) -> str:
+        """The text of a parsed record that has one, as it stands there."""
+        text = _first(record, (self.text_key,) if self.text_key else TEXT_KEYS)
+        return "\n".join(text) if isinstance(text, list) else str(text)
 
     def no_text(self, record: Any) -> str:
         """Says what a record without text has instead."""

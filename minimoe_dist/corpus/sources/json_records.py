@@ -63,7 +63,9 @@ class _JsonSource:
 
         None if the record cannot be cut where the window ends.
         """
-        cut = cut_inside_string(window, scan, self.longest_sentence)
+        cut = cut_inside_string(
+            window, scan, self.longest_sentence, is_wrapped=self.reader.wrapping is not None
+        )
         if cut is None or cut.position <= len(carried):
             return None
         block = cutter.block(

@@ -26,6 +26,7 @@ _UNFINISHED_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 _ESCAPED = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]+"
 )
+_EMPTY_LINES = (b"\\n\\n", b"\\n\\r\\n")
 _MOST_BYTES_A_CHARACTER = 4
 # What the beginning of a character whose other bytes are missing is decoded to.
 _BROKEN_CHARACTERS = "".join(map(chr, range(0xDC80, 0xDD00)))
@@ -113,8 +114,12 @@ class InnerCut:
     prefix: bytes
 
 
-def cut_inside_string(window: bytes, scan: Scan, longest: int) -> InnerCut | None:
+def cut_inside_string(
+    window: bytes, scan: Scan, longest: int, *, is_wrapped: bool = False
+) -> InnerCut | None:
     """A cut inside the string that the window ends in, between two sentences of it.
+
+    Wrapped text is cut between two paragraphs, if there is a place.
 
     None if the string is not the value of a record's own key.
     """
@@ -125,11 +130,20 @@ def cut_inside_string(window: bytes, scan: Scan, longest: int) -> InnerCut | Non
     key = _KEY_BEFORE.search(mask_escapes(window[reach:quote]))
     if key is None:
         return None
-    length = _safe_length(window[quote + 1 :], longest)
+    content = window[quote + 1 :]
+    length = (is_wrapped and _last_paragraph(content)) or _safe_length(content, longest)
     if not length:
         return None
     name = window[reach + key.start(1) : reach + key.end(1)]
     return InnerCut(quote + 1 + length, b'"}', b"{" + name + b':"')
+
+
+def _last_paragraph(raw: bytes) -> int:
+    """Where the last paragraph of a string's content, as it stands in the file, begins."""
+    masked = raw.replace(b"\\\\", b"__")
+    # What the window ends in may be the beginning of another empty line.
+    places = ((masked.rfind(gap, 0, len(masked) - 4), len(gap)) for gap in _EMPTY_LINES)
+    return max((place + size for place, size in places if place >= 0), default=0)
 
 
 def _safe_length(raw: bytes, longest: int) -> int:

@@ -51,6 +51,14 @@ class ParquetSource:
         with _opened(stream) as table:
             self._columns(stream, table)
 
+    def first_texts(self, stream: InputStream) -> list[str]:
+        """The texts of some of the first rows."""
+        with _opened(stream) as table:
+            rows = _Rows(stream.path, table, *self._columns(stream, table))
+            lines = rows.read(1 << 16).split(b"\n")[:-1]
+        reader = self._lines().reader
+        return [reader.text_of(record) for record in map(json.loads, lines) if record["text"]]
+
     def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts as the same rows in JSON lines are cut."""
         with stream, _opened(stream) as table:
@@ -64,7 +72,8 @@ class ParquetSource:
         return self._lines().documents(block, problems)
 
     def _lines(self) -> JsonLinesSource:
-        return JsonLinesSource(RecordReader(), self.block_bytes, self.longest_sentence)
+        reader = RecordReader(wrapping=self.reader.wrapping)
+        return JsonLinesSource(reader, self.block_bytes, self.longest_sentence)
 
     def _columns(
         self, stream: InputStream, table: pyarrow.parquet.ParquetFile

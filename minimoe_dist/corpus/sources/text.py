@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..blocks import (
@@ -18,6 +19,7 @@ from ..blocks import (
 )
 from ..sentences import SentenceRules
 from ..streams import InputStream
+from ..wrapping import Wrapping
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,18 @@ class LineSource(ABC):
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
         """The documents of one piece."""
 
-    @staticmethod
     @abstractmethod
-    def _last_start(window: bytes) -> int:
+    def _last_start(self, window: bytes) -> int:
         """Where the last document of a window starts, in bytes; 0 if only at its beginning."""
 
-    @staticmethod
     @abstractmethod
-    def _starts_document(before: bytes, window: bytes) -> bool:
+    def _starts_document(self, before: bytes, window: bytes) -> bool:
         """Whether a document starts between the end of the block before and a window.
 
         An empty window is the end of the file.
         """
 
-    @staticmethod
-    def _fault_at_end(before: bytes) -> tuple[str, str] | None:
+    def _fault_at_end(self, before: bytes) -> tuple[str, str] | None:
         """What is wrong with a block's last document, which ends there: its kind and a message."""
         return None
 
@@ -107,13 +106,11 @@ class FormatSource(LineSource):
         if lines:
             yield Document(None, lines, continues)
 
-    @staticmethod
-    def _last_start(window: bytes) -> int:
+    def _last_start(self, window: bytes) -> int:
         ends = [window.rfind(gap) + len(gap) for gap in _EMPTY_LINES if gap in window]
         return max(ends, default=0)
 
-    @staticmethod
-    def _starts_document(before: bytes, window: bytes) -> bool:
+    def _starts_document(self, before: bytes, window: bytes) -> bool:
         return before.endswith(_EMPTY_LINES)
 
 
@@ -136,10 +133,58 @@ class TextFileSource(LineSource):
         lines = [line for line in decode_lines(block, problems) if line and not line.isspace()]
         yield Document(None, lines, block.continues_document)
 
-    @staticmethod
-    def _last_start(window: bytes) -> int:
+    def _last_start(self, window: bytes) -> int:
         return window.rfind(b"\n") + 1
 
-    @staticmethod
-    def _starts_document(before: bytes, window: bytes) -> bool:
+    def _starts_document(self, before: bytes, window: bytes) -> bool:
         return False
+
+
+_EMPTY = rb"[ \t\r\f]*\n"
+_PARAGRAPH_START = re.compile(rb"\n" + _EMPTY + rb"(?=[ \t\f]*[^\s])")
+_INDENTED_START = re.compile(rb"[.!?\"'\x80-\xff]\r?\n(?=[ \t]+\S|\xe3\x80\x80)")
+_FEWEST_EMPTY_LINES = 3
+_DOCUMENT_END = re.compile(rb"\n(?:" + _EMPTY + rb"){3,}\Z")
+_TAIL_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class WrappedSource(LineSource):
+    """Hard-wrapped text: an empty line ends a paragraph, three and more of them a document.
+
+    Attributes:
+        wrapping: how its lines were broken.
+        is_one_document: whether no number of empty lines ends a document.
+    """
+
+    wrapping: Wrapping = field(kw_only=True)
+    is_one_document: bool = False
+
+    def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
+        """The documents of a block, a paragraph a line."""
+        continues, lines, num_empty = block.continues_document, list[str](), 0
+        for line in decode_lines(block, problems):
+            if not line or line.isspace():
+                num_empty += 1
+            else:
+                is_end = num_empty >= _FEWEST_EMPTY_LINES and not self.is_one_document
+                if is_end and (lines or continues):
+                    yield Document(None, self.wrapping.paragraphs(lines), continues)
+                    lines, continues = [], False
+                num_empty = 0
+            lines.append(line)
+        if lines:
+            yield Document(None, self.wrapping.paragraphs(lines), continues)
+
+    def _last_start(self, window: bytes) -> int:
+        for start in (max(0, len(window) - _TAIL_BYTES), 0):
+            for pattern in (_PARAGRAPH_START, _INDENTED_START):
+                ends = [match.end() for match in pattern.finditer(window, start)]
+                if ends:
+                    return ends[-1]
+        return 0
+
+    def _starts_document(self, before: bytes, window: bytes) -> bool:
+        if self.is_one_document:
+            return False
+        return _DOCUMENT_END.search(before, max(0, len(before) - _TAIL_BYTES)) is not None

@@ -68,8 +68,7 @@ class WikiSource(LineSource):
         if inside:
             yield Document(title, lines, continues)
 
-    @staticmethod
-    def _last_start(window: bytes) -> int:
+    def _last_start(self, window: bytes) -> int:
         start = window.rfind(b"\n<doc ") + 1
         if start:
             return start
@@ -78,13 +77,11 @@ class WikiSource(LineSource):
         closing = _CLOSING_AT_END.search(whole_lines, max(0, len(whole_lines) - _REACH))
         return 0 if closing is None or closing.start() == 0 else closing.start() + 1
 
-    @staticmethod
-    def _starts_document(before: bytes, window: bytes) -> bool:
+    def _starts_document(self, before: bytes, window: bytes) -> bool:
         rest = window.lstrip()
         return rest.startswith(b"<doc ") or not rest
 
-    @staticmethod
-    def _fault_at_end(before: bytes) -> tuple[str, str] | None:
+    def _fault_at_end(self, before: bytes) -> tuple[str, str] | None:
         if before.rstrip().endswith(b"</doc>"):
             return None
         return _UNCLOSED, "the document before is not closed"

@@ -1,0 +1,330 @@
+"""Hard-wrapped text, as mails, books and manuals are: recognises it, and joins its lines again.
+
+Whoever wraps text puts a word on the next line only if it does not fit any more. So a line that
+could have taken the first word of the next one ends a paragraph, an item of a list or a verse;
+all other lines go on. Everything is decided by a few lines that stand together, so that text read
+in pieces gives what it gives as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+_NARROWEST, _WIDEST = 38, 130
+_WIDTH_QUANTILES = (0.95, 0.8)
+_SLACK = 12
+# Nobody wraps lines that stick out so far; what does is a paragraph on one line.
+_OVERLONG = 1.2
+_MOST_OVERLONG = 0.25
+_FEWEST_PAIRS, _MANY_PAIRS = 4, 12
+_FULL_SHARE, _FULL_SHARE_OF_MANY = 0.75, 0.55
+_BROKEN_SHARE, _LOWER_SHARE = 0.5, 0.3
+_LETTER_SHARE, _PROSE_SHARE = 0.5, 0.85
+
+_WIDE = re.compile(
+    "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6]"
+)
+# Scripts without spaces, with their punctuation, but without the quotes that they share.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60]"
+)
+_NO_LETTER = re.compile(r"[\W\d_]")
+_NO_PROSE = re.compile(r"[^\w\s,.'’\-，。、]|[\d_]")
+_QUOTE = re.compile(r"(?: ?>)+ ?")
+_BULLET = re.compile(
+    r"(?:[-*+•◦‣▪·–—○●◆■□]|\.\.|#\.|@\w+|:[\w ]+:|\\item|\[\d+\]"
+    r"|\(?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})[.)、])\s+(?=\S)"
+)
+_NUMBER = re.compile(r"\(?\w+[.)]\s")
+_SENTENCE_END = re.compile(r"[.!?…。！？：；:;][\"'”’»)\]」』）】*_]*$")
+_COLUMNS = re.compile(r"\S {3,}\S|\s\|\s|^\||[\u2500-\u257f]")
+_GAP = re.compile(r"\S {2,}(?=\S)")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_COMPOUND = re.compile(r"(?<![\w\-‐])[^\W\d_]+(?:[-‐][^\W\d_]+)+(?![\w\-‐])")
+_BROKEN_WORD = re.compile(r"((?:[^\W\d_]+['’\-‐])*[^\W\d_]+)([-‐\u00ad])$")
+_SOFT_HYPHEN = "\u00ad"
+# What follows a hyphen that stands for a word left out: "Vor- und Nachteile".
+_CONJUNCTIONS = frozenset(["and", "or", "to", "und", "oder", "bzw", "sowie", "bis", "et", "ou"])
+_SHORTEST_PART = 4
+
+
+class _Line(NamedTuple):
+    """A line of a paragraph.
+
+    Attributes:
+        quote: the marks of a quoted mail that it begins with.
+        text: what follows them and the indentation.
+        indent: of the text, in columns.
+        columns: where the text ends.
+        marker: length of the bullet or number that the text begins with, and the space after it.
+    """
+
+    quote: str
+    text: str
+    indent: int
+    columns: int
+    marker: int
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """How the lines of a text were broken.
+
+    Attributes:
+        width: columns of its full lines; a Chinese character takes two.
+        hyphenates: whether words were parted at the ends of lines.
+        words: lower-case words that the beginning of the text has inside its lines.
+        compounds: those with a hyphen.
+    """
+
+    width: int
+    hyphenates: bool = False
+    words: frozenset[str] = frozenset()
+    compounds: frozenset[str] = frozenset()
+
+    def paragraphs(self, lines: Iterable[str]) -> list[str]:
+        """The paragraphs, items of lists, verses and other pieces of a text, each on one line."""
+        pieces: list[str] = []
+        for run in _runs(lines):
+            pieces.extend(self._join(run))
+        return pieces
+
+    def full_share(self, pairs: Sequence[tuple[_Line, _Line]]) -> float:
+        """How many of the lines that are half as wide could not take the next one's first word."""
+        return len(self._full(pairs)) / max(1, len(self._long(pairs)))
+
+    def shows(self, pairs: Sequence[tuple[_Line, _Line]]) -> bool:
+        """Whether lines that follow each other look as if they had been wrapped so."""
+        total = sum(line.columns for line, _ in pairs)
+        overlong = sum(line.columns for line, _ in pairs if self._is_overlong(line))
+        full, num_long = self._full(pairs), len(self._long(pairs))
+        share = _FULL_SHARE if num_long < _MANY_PAIRS else _FULL_SHARE_OF_MANY
+        if (
+            not _NARROWEST <= self.width <= _WIDEST
+            or overlong > _MOST_OVERLONG * total
+            or len(full) < max(_FEWEST_PAIRS, share * num_long)
+        ):
+            return False
+        prose = sum(_is_prose(line.text) for line, _ in full)
+        broken = sum(_SENTENCE_END.search(line.text) is None for line, _ in full)
+        initials = [following.text[0] for _, following in full]
+        cased = [letter for letter in initials if letter.isupper() or letter.islower()]
+        lower = sum(letter.islower() for letter in cased)
+        return (
+            prose >= _BROKEN_SHARE * len(full)
+            and broken >= _BROKEN_SHARE * len(full)
+            and lower >= _LOWER_SHARE * len(cased)
+        )
+
+    def _long(self, pairs: Sequence[tuple[_Line, _Line]]) -> list[tuple[_Line, _Line]]:
+        return [pair for pair in pairs if 2 * pair[0].columns >= self.width]
+
+    def _full(self, pairs: Sequence[tuple[_Line, _Line]]) -> list[tuple[_Line, _Line]]:
+        return [pair for pair in self._long(pairs) if self._is_full(*pair)]
+
+    def _is_overlong(self, line: _Line) -> bool:
+        return line.columns > _OVERLONG * self.width
+
+    def _join(self, raw: list[str]) -> Iterator[str]:
+        if len(raw) == 1 or _is_table(raw):
+            yield from raw
+            return
+        lines = [_parsed(line) for line in raw]
+        is_filled = _is_filled(lines)
+        piece, column, is_first = raw[0].rstrip(), lines[0].indent, True
+        for place, (line, following) in enumerate(pairwise(lines), 1):
+            if self._goes_on(line, following, column, is_first, is_filled):
+                piece = self._glued(piece, following.text)
+                column, is_first = following.indent, False
+            else:
+                yield piece
+                piece, column, is_first = raw[place].rstrip(), following.indent, True
+        yield piece
+
+    def _goes_on(
+        self, line: _Line, following: _Line, column: int, is_first: bool, is_filled: bool
+    ) -> bool:
+        """Whether a line belongs to the same paragraph as the one before."""
+        if line.quote != following.quote or not (_has_letters(line) and _has_letters(following)):
+            return False
+        if self._is_overlong(line):
+            return False
+        is_full = self._is_full(line, following)
+        ends = _SENTENCE_END.search(line.text) is not None
+        if following.marker and (not is_full or ends or not _NUMBER.match(following.text)):
+            return False
+        if following.indent > column:
+            if is_first and following.indent in _hanging_columns(line):
+                return True
+            return is_full and not ends
+        if following.indent < column:
+            return is_first and not line.marker and is_full
+        if is_full or is_filled:
+            return True
+        is_long = 2 * (line.columns - line.indent) >= self.width - line.indent
+        is_prose = _is_prose(line.text) and _is_prose(following.text)
+        return is_long and is_prose and not ends and following.text[0].islower()
+
+    def _is_full(self, line: _Line, following: _Line) -> bool:
+        room = self.width - self.width // _SLACK - line.columns
+        return _first_word(following.text) > room and not self._is_overlong(line)
+
+    def _glued(self, piece: str, text: str) -> str:
+        """A piece with the text of its next line."""
+        if _UNSPACED.match(piece[-1]) or _UNSPACED.match(text[0]):
+            return piece + text
+        broken = _BROKEN_WORD.search(piece)
+        if broken is None:
+            is_hyphenated = piece[-1] in "-‐" and piece[-2:-1].isalnum() and text[0].isalnum()
+            return piece + text if is_hyphenated else f"{piece} {text}"
+        left, hyphen = broken.groups()
+        match = _WORD.match(text)
+        if match is None:
+            return f"{piece} {text}" if not text[0].isalnum() else piece + text
+        if hyphen == _SOFT_HYPHEN or self._is_parted(left, match[0]):
+            return piece[:-1] + text
+        return f"{piece} {text}" if match[0] in _CONJUNCTIONS else piece + text
+
+    def _is_parted(self, left: str, right: str) -> bool:
+        """Whether a hyphen between two lines parts a word, and is none of a compound."""
+        if not right[0].islower() or right in _CONJUNCTIONS or not left.isalpha():
+            return False
+        left = left.lower()
+        if f"{left}-{right}" in self.compounds:
+            return False
+        if left + right in self.words:
+            return True
+        are_words = left in self.words and right in self.words and len(left) >= _SHORTEST_PART
+        return self.hyphenates and not are_words
+
+
+def recognise_wrapping(text: str, *, is_certain: bool = False) -> Wrapping | None:
+    """How a text is wrapped, by its beginning; None if it is not.
+
+    Wrapped lines are about equally long and hardly any could take the next one's first word; many
+    of them end inside a sentence and many begin with a small letter, as verses and titles do not.
+
+    Args:
+        text: the beginning of a text, in whole lines.
+        is_certain: whether it is known to be wrapped.
+    """
+    lines = [_parsed(line) for line in text.split("\n")]
+    pairs = [
+        (line, following)
+        for line, following in pairwise(lines)
+        if line.text and following.text and _letters(line.text) >= _LETTER_SHARE
+    ]
+    if not pairs:
+        return Wrapping(_NARROWEST) if is_certain else None
+    columns = sorted(line.columns for line, _ in pairs)
+    widths = [columns[int(quantile * (len(columns) - 1))] for quantile in _WIDTH_QUANTILES]
+    hyphens = _hyphens(lines)
+    candidates = [Wrapping(width, *hyphens) for width in widths]
+    best = max(candidates, key=lambda wrapping: wrapping.full_share(pairs))
+    return best if is_certain or best.shows(pairs) else None
+
+
+def columns_of(text: str) -> int:
+    """How many columns a text takes on a screen."""
+    return len(text) if text.isascii() else len(text) + len(_WIDE.findall(text))
+
+
+def _runs(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Lines that stand together, without the empty ones between."""
+    run: list[str] = []
+    for line in lines:
+        if line and not line.isspace():
+            run.append(line)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _parsed(line: str) -> _Line:
+    line = line.expandtabs().rstrip()
+    quote = ""
+    if ">" in line[:2] and (match := _QUOTE.match(line)):
+        quote = match[0]
+    text = line[len(quote) :].lstrip()
+    bullet = _BULLET.match(text)
+    marker = bullet.end() if bullet else 0
+    indent = columns_of(line[: len(line) - len(text)])
+    return _Line(quote.strip(), text, indent, columns_of(line), marker)
+
+
+def _letters(text: str) -> float:
+    """The share of letters in what is no space."""
+    solid = text.replace(" ", "")
+    return len(_NO_LETTER.sub("", solid)) / max(1, len(solid))
+
+
+def _has_letters(line: _Line) -> bool:
+    return any(map(str.isalpha, line.text))
+
+
+def _is_prose(text: str) -> bool:
+    return len(_NO_PROSE.findall(text)) <= (1 - _PROSE_SHARE) * len(text)
+
+
+def _is_table(lines: list[str]) -> bool:
+    """Whether most lines have columns or rules."""
+    return 2 * sum(_COLUMNS.search(line.strip()) is not None for line in lines) > len(lines)
+
+
+def _is_filled(lines: list[_Line]) -> bool:
+    """Whether no line of a run, or hardly one, could take the next one's first word."""
+    if len(lines) < 4:
+        return False
+    widest = max(line.columns for line in lines)
+    full = sum(
+        line.columns + _first_word(following.text) > widest for line, following in pairwise(lines)
+    )
+    return full >= _FULL_SHARE * (len(lines) - 1)
+
+
+def _first_word(text: str) -> int:
+    """The columns that the first word of a line would take at the end of the one before."""
+    if not text:
+        return 0
+    if _UNSPACED.match(text):
+        return 2
+    end = text.find(" ")
+    return 1 + columns_of(text[: end if end >= 0 else len(text)])
+
+
+def _hanging_columns(line: _Line) -> Iterator[int]:
+    """Where the lines of an item go on: under its text, after a marker or a wide gap."""
+    if line.marker:
+        yield line.indent + columns_of(line.text[: line.marker])
+    for gap in _GAP.finditer(line.text):
+        yield line.indent + columns_of(line.text[: gap.end()])
+
+
+def _hyphens(lines: Sequence[_Line]) -> tuple[bool, frozenset[str], frozenset[str]]:
+    """Whether words are parted at the ends of lines, and which words stand inside of them."""
+    counts: Counter[str] = Counter()
+    compounds: set[str] = set()
+    broken = []
+    for line, following in zip(lines, [*lines[1:], _parsed("")], strict=True):
+        text = line.text
+        if (match := _BROKEN_WORD.search(text)) is not None:
+            right = _WORD.match(following.text)
+            if right is not None and match[1].isalpha() and right[0][0].islower():
+                broken.append((match[1].lower(), right[0]))
+            text = text[: match.start()]
+        counts.update(word.lower() for word in _WORD.findall(text))
+        compounds.update(word.lower().replace("‐", "-") for word in _COMPOUND.findall(text))
+    words = frozenset(counts)
+    parted = sum(left + right in words for left, right in broken)
+    joined = sum(
+        f"{left}-{right}" in compounds or (left in words and right in words)
+        for left, right in broken
+    )
+    return parted > joined, words, frozenset(compounds)
