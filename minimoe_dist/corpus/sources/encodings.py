@@ -14,6 +14,8 @@ _BYTE_ORDER_MARKS = {
 _FEWEST_UNITS, _ZERO_SHARE = 8, 0.4
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 _BROKEN_UTF8 = 0.2
+# So few bytes are damage, and no other encoding.
+_STRAY_BYTES, _STRAY_SHARE = 2, 0.001
 _COMMON_SHARE, _FEWEST_CHARACTERS = 0.3, 20
 # The commonest characters of modern Chinese: about half of any text of some length.
 _SIMPLIFIED = frozenset(
@@ -62,7 +64,8 @@ def is_utf8(beginning: bytes) -> bool:
     high = sum(map(len, _HIGH_BYTES.findall(beginning)))
     text = codecs.getincrementaldecoder("utf-8")("ignore").decode(beginning)
     sound = sum(len(character.encode()) for character in text if character > "\x7f")
-    return high - sound <= _BROKEN_UTF8 * high
+    broken = high - sound
+    return broken <= max(_BROKEN_UTF8 * high, _STRAY_BYTES, _STRAY_SHARE * len(beginning))
 
 
 def likely_encodings(beginning: bytes) -> list[str]:
