@@ -85,7 +85,12 @@ def add_reading_arguments(
         help="the same for Chinese and others without spaces, in characters; default: %(default)s",
     )
     add("--strict", action="store_true", help="fail at the first damaged line")
-    add("--force", action="store_true", help="read as text what looks like markup or a table")
+    add(
+        "--force",
+        action="store_true",
+        help="read as text what looks like markup or a table, and "
+        "keep a corpus that lost more than half of its text",
+    )
 
 
 def reading_options(arguments: argparse.Namespace) -> ReadingOptions:
@@ -124,5 +129,7 @@ def format_command(description: str, input_regex: str | None, input_format: str 
     print(
         f"{len(result.paths)} files, {result.num_documents:,} documents, "
         f"{result.num_sentences:,} sentences in {arguments.output_dir}; "
-        f"left out or repaired: {result.skipped or 'nothing'}"
+        f"left out or repaired: {result.skipped or 'nothing'}",
+        *result.losses.report(),
+        sep="\n",
     )

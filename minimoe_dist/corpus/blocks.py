@@ -119,12 +119,14 @@ class Problems:
 
     Attributes:
         counts: how often, by kind.
+        kept: characters of text that stay.
         lost: characters of text that are left out, by kind.
         messages: the first ones.
     """
 
     strict: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
 

@@ -25,6 +25,7 @@ from .indexing import (
     finished_corpora,
 )
 from .journal import Journal
+from .losses import Losses
 from .pipeline import ordered_map
 from .portions import Portion
 from .reading import BlockSentences, Inputs, ReadingOptions
@@ -44,6 +45,7 @@ class FormatResult:
     num_documents: int
     num_sentences: int
     skipped: dict[str, int]
+    losses: Losses
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,20 @@ class BuildResult:
     manifest: Manifest
     heldout_prefix: str | None = None
     heldout_manifest: Manifest | None = None
+
+    @property
+    def losses(self) -> Losses:
+        """How much of the text was left out, of both corpora together."""
+        num_tokens = sum(manifest.num_tokens for _, manifest in self.parts())
+        return Losses(self.manifest.characters, num_tokens, self.manifest.unknown_tokens)
+
+    def report(self) -> list[str]:
+        """Lines for people: what was written, what was left out, what is more than usual."""
+        return [
+            *(f"{prefix}: {manifest.summary()}" for prefix, manifest in self.parts()),
+            f"left out or repaired: {self.manifest.skipped or 'nothing'}",
+            *self.losses.report(),
+        ]
 
     def parts(self) -> list[tuple[str, Manifest]]:
         """The prefix and manifest of each corpus written."""
@@ -94,6 +110,9 @@ def format_files(
     files.counts["empty_documents"] = sum(output.empty_documents for output in outputs)
     written = [output for output in outputs if output.num_sentences]
     files.counts["files_without_sentences"] = len(outputs) - len(written)
+    losses = Losses(files.characters)
+    if written and not options.force:
+        losses.check(output_dir)
     if not written:
         raise UserError(
             f"{inputs[0]}: no sentence in it or the other {len(inputs) - 1} inputs "
@@ -104,6 +123,7 @@ def format_files(
         sum(output.num_documents for output in written),
         sum(output.num_sentences for output in written),
         files.skipped(),
+        losses,
     )
 
 

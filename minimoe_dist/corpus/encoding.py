@@ -57,6 +57,7 @@ class EncodedBlock:
             where nothing is held out.
         last_side: index in `sides` of the block's last document; None if none begins here.
         problems: what was wrong in the block.
+        unknown_tokens: how many tokens stand for what the vocabulary does not have.
     """
 
     num_bytes: int
@@ -64,6 +65,7 @@ class EncodedBlock:
     sides: list[EncodedDocuments]
     last_side: int | None
     problems: Problems
+    unknown_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class BlockEncoder:
         marker: marks whole words; None if nobody wants them.
         vocab_size: ids must be below it.
         heldout_fraction: share of documents kept apart, from 0 to below 1.
-        special_ids: of cls and sep, which stand in TFRecords.
+        special_ids: of cls and sep, which stand in TFRecords, and of unk.
     """
 
     reader: SentenceReader
@@ -109,7 +111,8 @@ class BlockEncoder:
             heldout = np.array([self._is_heldout(document) for document in found.documents], bool)
             sides = [encoded.select(starts & ~heldout), encoded.select(starts & heldout)]
             last_side = int(heldout[-1]) if starts.any() else None
-        return EncodedBlock(work.block.progress, rest, sides, last_side, found.problems)
+        unknown = int((encoded.tokens == self.special_ids.get("unk", -1)).sum())
+        return EncodedBlock(work.block.progress, rest, sides, last_side, found.problems, unknown)
 
     def _encode(self, texts: list[str], sizes: np.ndarray, problems: Problems) -> EncodedDocuments:
         tokens, lengths = self.encoder.encode_ragged(texts)

@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..runtime import logger
 from .encoding import BlockEncoder, EncodedBlock
 from .journal import Job, Journal, Progress
+from .losses import Losses
 from .pipeline import ordered_map
 from .portions import InputHashes, Portion, PortionReader, Position
 from .reading import Inputs
@@ -32,6 +33,8 @@ from .reading import Inputs
 _log = logger("corpus")
 CHECKPOINT_BYTES = 1 << 28
 _CHECKPOINT_SECONDS = 60.0
+# Whether most of a text is lost shows after some of it.
+_EARLY_CHECK_BYTES = 1 << 26
 _OPTIONS_WITHOUT_EFFECT = ("num_processors", "show_progress", "input_dir", "force")
 
 
@@ -210,6 +213,8 @@ class Indexing:
         files, progress = self._files, self._progress
         files.counts["empty_files"] = sum(files.sizes[path] == 0 for path in self._reader.own)
         before = dict(progress.counts)
+        files.characters.update(progress.characters)
+        files.unknown_tokens += progress.unknown_tokens
         hashes = InputHashes(progress.hashes)
         results = ordered_map(
             encode,
@@ -222,17 +227,21 @@ class Indexing:
                 for encoded in results:
                     self._add(encoded)
                     files.note(encoded.problems)
+                    files.unknown_tokens += encoded.unknown_tokens
                     progress.position = self._reader.passed()
                     done += encoded.num_bytes
                     bar.update(encoded.num_bytes)
                     is_late = time.monotonic() - last_time > _CHECKPOINT_SECONDS
                     if done - last_bytes >= checkpoint_bytes or is_late:
                         self._save(done, before, hashes.found())
+                        if done >= _EARLY_CHECK_BYTES:
+                            self._check_losses()
                         last_bytes, last_time = done, time.monotonic()
             self._check_sides()
             found = hashes.finish(self._reader.own)
             progress.position = Position(len(files.paths))
             self._save(done, before, found)
+            self._check_losses()
         finally:
             results.close()
             hashes.close()
@@ -281,12 +290,22 @@ class Indexing:
         }
         for kind, count in before.items():
             progress.counts.setdefault(kind, count)
+        progress.characters = {kind: n for kind, n in sorted(self._files.characters.items()) if n}
+        progress.unknown_tokens = self._files.unknown_tokens
         progress.hashes = hashes
         progress.writers = [
             WriterState() if writer is None else writer.checkpoint() for writer in self._writers
         ]
         self._journal.save(progress)
         self._is_safe = True
+
+    def _check_losses(self) -> None:
+        """Refuses a corpus most of which is missing, but leaves what is done for --force."""
+        num_tokens = sum(writer.num_tokens for writer in self._writers if writer is not None)
+        files = self._files
+        if not files.options.force:
+            losses = Losses(files.characters, num_tokens, files.unknown_tokens)
+            losses.check(self._prefixes[0])
 
     def _check_sides(self) -> None:
         writers = [writer for writer in self._writers if writer is not None]
@@ -315,6 +334,8 @@ class Indexing:
                 continue
             writer.sources = sources
             if number == 0:
+                writer.characters = self._progress.characters
+                writer.unknown_tokens = self._progress.unknown_tokens
                 for kind, count in counts.items():
                     if count:
                         writer.skipped[kind] = writer.skipped.get(kind, 0) + count

@@ -13,6 +13,7 @@ import numpy as np
 from ..data.indexed import IndexedCorpus
 from ..data.pairs import PairSource
 from ..durable import written
+from .losses import Losses
 
 if TYPE_CHECKING:
     from .tokenizing import CorpusTokenizer
@@ -144,6 +145,8 @@ def report(corpus: IndexedCorpus, found: Statistics) -> str:
     megabytes = sum(source["bytes"] for source in manifest.sources) / 1e6
     lines.append(f"  sources: {len(manifest.sources):,} files, {megabytes:,.1f} MB")
     lines.append(f"  left out or repaired: {manifest.skipped or 'nothing'}")
+    losses = Losses(manifest.characters, manifest.num_tokens, manifest.unknown_tokens)
+    lines.extend(f"  {line}" for line in losses.report())
     return "\n".join(lines)
 
 

@@ -69,6 +69,8 @@ class Progress:
         position: where reading goes on.
         num_bytes: of the inputs, done so far.
         counts: what was left out or repaired so far.
+        characters: of the text so far, those kept and those left out by kind.
+        unknown_tokens: so far.
         hashes: SHA-256 of inputs, by path, as far as they are known.
         open_side: the writer that has the document that may go on.
         writers: the states of the training and the held-out writer.
@@ -77,6 +79,8 @@ class Progress:
     position: Position = field(default_factory=Position)
     num_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    characters: dict[str, int] = field(default_factory=dict)
+    unknown_tokens: int = 0
     hashes: dict[str, str] = field(default_factory=dict)
     open_side: int = 0
     writers: list[WriterState] = field(default_factory=list)

@@ -14,6 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..errors import UserError
 from ..runtime import logger
 from .blocks import Block, Document, Problems
+from .losses import KEPT
 from .sentences import SentenceRules, split_lines, split_sentences
 from .sources import Source, SourceOptions, TFRecordSource, choose_source
 from .streams import InputStream, known_encoding
@@ -139,6 +140,7 @@ class SentenceReader:
             if not found.documents:
                 found.continues = document.continues
             sentences = _sentences_of(document, source, block, self.rules, found.problems)
+            found.problems.kept += sum(map(len, sentences))
             if self.keeps_titles and sentences and document.title and not document.continues:
                 sentences.insert(0, " ".join(document.title.split()))
             found.documents.append(sentences)
@@ -153,6 +155,8 @@ class Inputs:
         self.paths = sorted(paths)
         self.options = options
         self.counts: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()
+        self.unknown_tokens = 0
         self._shown = 0
         folder = options.input_dir or os.path.commonpath(
             [os.path.dirname(os.path.abspath(path)) for path in self.paths]
@@ -214,6 +218,8 @@ class Inputs:
     def note(self, problems: Problems) -> None:
         """Adds a block's problems up, and logs the first ones of the run."""
         self.counts.update(problems.counts)
+        self.characters.update(problems.lost)
+        self.characters[KEPT] += problems.kept
         for message in problems.messages[: _SHOWN_PROBLEMS - self._shown]:
             self._shown += 1
             _log.warning("%s (counted, goes on)", message)

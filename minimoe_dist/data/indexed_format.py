@@ -90,6 +90,8 @@ class Manifest:
         bin_bytes, bin_sha256, idx_bytes, idx_sha256: of the two files.
         tokenizer: what made the ids; None if that is not known.
         skipped: what was left out or repaired, and how often.
+        characters: of the text, those that were kept and those left out, by kind.
+        unknown_tokens: how many tokens, held-out ones too, stand for what the vocabulary lacks.
         sources: name, size in bytes and SHA-256 of each input.
         segmenter, words_sha256: what marked whole words, and the hash of `.words`; None without.
         job: stands for all inputs and options that decide the contents; "" if not known.
@@ -108,6 +110,8 @@ class Manifest:
     idx_sha256: str
     tokenizer: TokenizerRecord | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+    characters: dict[str, int] = field(default_factory=dict)
+    unknown_tokens: int = 0
     sources: list[dict[str, Any]] = field(default_factory=list)
     segmenter: str | None = None
     words_sha256: str | None = None

@@ -180,8 +180,10 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
     segmenter = _segmenter(inputs[0])
     words_hash = None if segmenter is None else _write_words(inputs, words_path(prefix) + PARTIAL)
     skipped: Counter[str] = Counter()
+    characters: Counter[str] = Counter()
     for item in inputs:
         skipped.update(item.manifest.skipped if item.manifest else {})
+        characters.update(item.manifest.characters if item.manifest else {})
     manifests = [item.manifest for item in inputs if item.manifest]
     is_job = bool(manifests) and manifests[0].part is not None
     num_tokens = sum(item.num_tokens for item in inputs)
@@ -198,6 +200,8 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
         idx_sha256=digest.hexdigest(),
         tokenizer=manifests[0].tokenizer if manifests else None,
         skipped=dict(sorted(skipped.items())),
+        characters=dict(sorted(characters.items())),
+        unknown_tokens=sum(m.unknown_tokens for m in manifests),
         sources=[source for m in manifests for source in m.sources],
         segmenter=segmenter,
         words_sha256=words_hash,

@@ -77,6 +77,7 @@ class IndexedCorpusWriter:
 
     Attributes:
         skipped: counts of what was left out and why, for the manifest.
+        characters, unknown_tokens: for the manifest.
         sources: the inputs, for the manifest.
         num_sentences, num_documents, num_tokens: written so far (the open document included).
 
@@ -107,6 +108,8 @@ class IndexedCorpusWriter:
         prepare_prefix(prefix, overwrite)
         start = state or WriterState()
         self.skipped = dict(start.skipped)
+        self.characters: dict[str, int] = {}
+        self.unknown_tokens = 0
         self.num_sentences, self.num_documents = start.num_sentences, start.num_documents
         self.num_tokens, self._largest_id = start.num_tokens, start.largest_id
         self._open_start = start.open_start
@@ -292,6 +295,8 @@ class IndexedCorpusWriter:
             idx_sha256=idx_hash,
             tokenizer=self.tokenizer,
             skipped=dict(sorted(self.skipped.items())),
+            characters=self.characters,
+            unknown_tokens=self.unknown_tokens,
             sources=self.sources,
             segmenter=self._segmenter,
             words_sha256=None if marks is None else sha256_of_file(marks.name),

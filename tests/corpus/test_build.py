@@ -154,7 +154,9 @@ def test_chinese_is_kept(tokenizer, tmp_path):
     write_wiki(
         [Document("题", ["今天北京的天气非常好。我们去公园散步吧！好。"])], str(tmp_path / "w")
     )
-    result = build_indexed([str(tmp_path / "w")], str(tmp_path / "c"), tokenizer, QUIET)
+    result = build_indexed(
+        [str(tmp_path / "w")], str(tmp_path / "c"), tokenizer, options(force=True)
+    )
     assert (result.manifest.num_sentences, result.manifest.skipped) == (2, {"short_sentences": 1})
 
 

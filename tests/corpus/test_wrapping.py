@@ -21,7 +21,7 @@ PROSE = [
     "What the captain wrote about the voyage was found much later, in a chest that had belonged "
     "to his sister. She had kept the letters in the order of their dates and tied them with a "
     "ribbon, but she had never opened them, as she told the few people who asked about it.",
-    "Most of the letters describe the weather of those days. Some of them describe the crew, and a few, "
+    "Most of the letters describe the weather of those days. Some describe the crew, and a few, "
     "which are the best known, describe what the captain believed to be an island that no map "
     "had shown before. Later travellers found nothing at the place that he had given.",
 ]

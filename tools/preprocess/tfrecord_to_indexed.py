@@ -50,9 +50,7 @@ def main() -> None:
         )
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
-    for prefix, manifest in result.parts():
-        print(f"{prefix}: {manifest.summary()}")
-    print(f"left out or repaired: {result.manifest.skipped or 'nothing'}")
+    print(*result.report(), sep="\n")
 
 
 if __name__ == "__main__":
