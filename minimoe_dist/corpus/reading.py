@@ -163,25 +163,20 @@ class Inputs:
         )
         self.names = {path: os.path.relpath(path, folder) for path in self.paths}
         self.sizes = {path: os.path.getsize(path) for path in self.paths}
-        self.sources = {}
+        self.sources: dict[str, Source] = {}
+        self._encodings: dict[str, str] = {}
         for path in self.paths:
-            self.sources[path], stream = self._open(path)
-            stream.close()
+            with InputStream(path) as stream:
+                self.sources[path] = choose_source(
+                    stream, options.input_format, options.source_options()
+                )
+                self._encodings[path] = stream.encoding
         self.counts["empty_files"] = sum(size == 0 for size in self.sizes.values())
-
-    def _open(self, path: str) -> tuple[Source, InputStream]:
-        options = self.options
-        stream = InputStream(path)
-        try:
-            source = choose_source(stream, options.input_format, options.source_options())
-        except BaseException:
-            stream.close()
-            raise
-        return source, stream
 
     def blocks(self, path: str) -> Iterator[BlockOfSource]:
         """The blocks of one input."""
-        source, stream = self._open(path)
+        source, stream = self.sources[path], InputStream(path)
+        stream.transcode(self._encodings[path])
         for block in source.blocks(stream):
             yield BlockOfSource(source, block)
 

@@ -21,9 +21,12 @@ _SLACK = 12
 # Nobody wraps lines that stick out so far; what does is a paragraph on one line.
 _OVERLONG = 1.2
 _MOST_OVERLONG = 0.25
+_STRETCH = 250
 _FEWEST_PAIRS, _MANY_PAIRS = 4, 12
 _FULL_SHARE, _FULL_SHARE_OF_MANY = 0.75, 0.55
 _BROKEN_SHARE, _LOWER_SHARE = 0.5, 0.3
+# Programs and their comments have fewer, Chinese text has other marks.
+_PROSE_LINES = 0.9
 _LETTER_SHARE, _PROSE_SHARE = 0.5, 0.85
 
 _WIDE = re.compile(
@@ -115,11 +118,11 @@ class Wrapping:
         initials = [following.text[0] for _, following in full]
         cased = [letter for letter in initials if letter.isupper() or letter.islower()]
         lower = sum(letter.islower() for letter in cased)
-        return (
-            prose >= _BROKEN_SHARE * len(full)
-            and broken >= _BROKEN_SHARE * len(full)
-            and lower >= _LOWER_SHARE * len(cased)
-        )
+        if 2 * len(cased) >= len(full) and (
+            lower < _LOWER_SHARE * len(cased) or prose < _PROSE_LINES * len(full)
+        ):
+            return False
+        return min(prose, broken) >= _BROKEN_SHARE * len(full)
 
     def _long(self, pairs: Sequence[tuple[_Line, _Line]]) -> list[tuple[_Line, _Line]]:
         return [pair for pair in pairs if 2 * pair[0].columns >= self.width]
@@ -213,20 +216,38 @@ def recognise_wrapping(text: str, *, is_certain: bool = False) -> Wrapping | Non
         text: the beginning of a text, in whole lines.
         is_certain: whether it is known to be wrapped.
     """
-    lines = [_parsed(line) for line in text.split("\n")]
+    raw = text.split("\n")
+    if not is_certain and _has_long_lines(raw):
+        return None
     pairs = [
         (line, following)
-        for line, following in pairwise(lines)
+        for stretch in _stretches(raw)
+        for line, following in pairwise(map(_parsed, stretch))
         if line.text and following.text and _letters(line.text) >= _LETTER_SHARE
     ]
     if not pairs:
         return Wrapping(_NARROWEST) if is_certain else None
     columns = sorted(line.columns for line, _ in pairs)
     widths = [columns[int(quantile * (len(columns) - 1))] for quantile in _WIDTH_QUANTILES]
-    hyphens = _hyphens(lines)
-    candidates = [Wrapping(width, *hyphens) for width in widths]
-    best = max(candidates, key=lambda wrapping: wrapping.full_share(pairs))
-    return best if is_certain or best.shows(pairs) else None
+    best = max(map(Wrapping, widths), key=lambda wrapping: wrapping.full_share(pairs))
+    if not is_certain and not best.shows(pairs):
+        return None
+    return Wrapping(best.width, *_hyphens([_parsed(line) for line in raw]))
+
+
+def _has_long_lines(lines: list[str]) -> bool:
+    """Whether most of a text stands in lines that nobody wraps so, which is soon seen."""
+    sizes = [len(line) for line in lines]
+    return 2 * sum(size for size in sizes if size > _WIDEST) > sum(sizes)
+
+
+def _stretches(lines: list[str]) -> Iterator[list[str]]:
+    """Parts of a text that are enough to see how it is written: beginning, middle, end."""
+    if len(lines) <= 3 * _STRETCH:
+        yield lines
+        return
+    for start in (0, (len(lines) - _STRETCH) // 2, len(lines) - _STRETCH):
+        yield lines[start : start + _STRETCH]
 
 
 def columns_of(text: str) -> int:
