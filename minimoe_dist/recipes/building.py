@@ -1,17 +1,21 @@
-"""From a run's options to what trains: engines of its students, and the step over all of them."""
+"""From a run's options to what trains: engines of its students, their step, its loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from ..config import RunConfig, deepspeed_settings
 from ..models.pretrained import encoder_dtype
+from ..runs.folder import RunFolder
 from ..runtime import Launch, logger
 from ..train.agreement import decided_by_rank_0
 from ..train.distillation import Balance, Distiller, Part
 from ..train.engine import AdamW, StudentEngine
 from ..train.fastest_passes import choose_passes
 from ..train.kernels import use_layer_norms
+from ..train.loop import LoopOptions
+from ..train.resuming import Checkpoints
 from ..train.schedule import make_schedule
 from .model_types import Lesson, make_student
 
@@ -86,4 +90,41 @@ def make_distiller(
         passes=choose_passes(students, objective, config.seed, device, compiles),
         max_length=config.data.max_length,
         mark=mark,
+    )
+
+
+def loop_options(config: RunConfig, total_steps: int, device: torch.device) -> LoopOptions:
+    """When a run evaluates and saves, and when it gives up."""
+    training = config.training
+    return LoopOptions(
+        total_steps,
+        training.eval_interval,
+        training.save_interval,
+        max_bad_steps=training.max_bad_steps,
+        reads_behind=device.type == "cuda",
+    )
+
+
+def run_checkpoints(
+    config: RunConfig, world_size: int, total_steps: int, corpora: Sequence[str]
+) -> Checkpoints:
+    """A run's checkpoints; its options, corpora and global batch must not change under it.
+
+    Args:
+        config: the run.
+        world_size: number of ranks.
+        total_steps: of the run.
+        corpora: identities of the training corpora.
+    """
+    return Checkpoints(
+        RunFolder(Path(config.output_dir)).checkpoints,
+        {
+            **config.model_dump(mode="json"),
+            "global_batch_size": config.global_batch_size(world_size),
+            "total_steps": total_steps,
+            "corpora": list(corpora),
+        },
+        keep=config.training.keep_checkpoints,
+        begins_anew=config.resume == "never",
+        allow_changed_options=config.allow_changed_options,
     )

@@ -24,7 +24,7 @@ from ..train.loop import LoopOptions
 from ..train.metrics import Metrics
 from ..train.resuming import Checkpoints
 from ..train.step_metrics import PendingMetrics
-from .building import make_distiller, with_precision
+from .building import loop_options, make_distiller, run_checkpoints, with_precision
 from .corpora import open_data
 from .model_types import open_lesson
 from .results import Heldout, export_all, keep_best, relation_paths
@@ -62,30 +62,13 @@ class Distillation:
     @property
     def options(self) -> LoopOptions:
         """When what happens."""
-        training = self._config.training
-        return LoopOptions(
-            self._total_steps,
-            training.eval_interval,
-            training.save_interval,
-            max_bad_steps=training.max_bad_steps,
-            reads_behind=self._device.type == "cuda",
-        )
+        return loop_options(self._config, self._total_steps, self._device)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Of the run's folder; options, corpora and global batch must not change under it."""
-        config = self._config
-        return Checkpoints(
-            self._folder.checkpoints,
-            {
-                **config.model_dump(mode="json"),
-                "global_batch_size": self._global_batch,
-                "total_steps": self._total_steps,
-                "corpora": self._data.identities,
-            },
-            keep=config.training.keep_checkpoints,
-            begins_anew=config.resume == "never",
-            allow_changed_options=config.allow_changed_options,
+        """Of the run's folder."""
+        return run_checkpoints(
+            self._config, self._launch.world_size, self._total_steps, self._data.identities
         )
 
     @property
@@ -176,11 +159,7 @@ class Distillation:
         if training.max_steps is not None:
             return training.max_steps
         samples = training.num_train_epochs * self._data.pairs.num_samples
-        return max(1, math.ceil(samples / self._global_batch))
-
-    @property
-    def _global_batch(self) -> int:
-        return self._config.global_batch_size(self._launch.world_size)
+        return max(1, math.ceil(samples / self._config.global_batch_size(self._launch.world_size)))
 
     def _flops_per_token(self) -> float:
         students = [path for student in self.engines for path in relation_paths(student.config)]

@@ -1,14 +1,12 @@
 """How far a run is saved, as its files tell without torch."""
 
-import json
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..durable import REPLACED
 from .folder import CellFolder, RunFolder
-from .reading import Record, parse_object
+from .reading import Record
 
 MANIFEST, PROGRESS = "manifest.json", "run.json"
 FINISHED = -1  # in place of a step: whatever is there is exported
@@ -22,7 +20,7 @@ class SavedFacts(Record):
 
 
 class SavedProgress(Record):
-    """``run.json`` of a checkpoint, or what a sparsification's state says of itself."""
+    """``run.json`` of a checkpoint."""
 
     step: int
     facts: SavedFacts = SavedFacts()
@@ -61,22 +59,7 @@ def newest_state(folder: Path) -> SavedState | None:
             progress = SavedProgress.find(path / PROGRESS)
             facts = progress.facts if progress else SavedFacts()
             return SavedState(step, path, manifest.stat().st_mtime, facts)
-    path, progress = run.importances, _of_sparsification(run.importances)
-    if progress is None:
-        return None
-    return SavedState(progress.step, path, path.stat().st_mtime, progress.facts)
-
-
-def _of_sparsification(path: Path) -> SavedProgress | None:
-    """Read without safetensors' libraries."""
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            begin, end = json.loads(file.read(size))["progress"]["data_offsets"]
-            file.seek(8 + size + begin)
-            return SavedProgress.of(parse_object(file.read(end - begin), str(path)), str(path))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, struct.error):
-        return None
+    return None
 
 
 def saved_step(folder: Path) -> int | None:

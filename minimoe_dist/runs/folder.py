@@ -20,8 +20,7 @@ class RunFolder:
         run.lock                        held while the run is alive
         metrics.jsonl                   losses, norms and rates (:mod:`.metrics`)
         tensorboard/                    the same
-        checkpoints/                    of distilling (:mod:`.checkpoints`)
-        importances.safetensors         of sparsifying, under way
+        checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
         cells/NAME/                     of fine-tuning: a folder like this one each
             result.json                 of a cell that is done
             model/, checkpoints/        of the best cell so far; of one that is under way
@@ -58,10 +57,6 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    @property
-    def importances(self) -> Path:
-        return self.path / "importances.safetensors"
 
     @property
     def cells(self) -> Path:
@@ -126,7 +121,7 @@ class RunFolder:
         """
         folders = (self.path, self.tensorboard, self.checkpoints, self.cells, self.exports,
                    self.submissions)  # fmt: skip
-        files = (self.lock, self.metrics, self.importances, self.summary, self.results,
+        files = (self.lock, self.metrics, self.summary, self.results,
                  self.curves, self.sub_models, self.starts)  # fmt: skip
         for path in folders:
             _check_kind(path, "folder")

@@ -67,7 +67,7 @@ def runs_below(folder: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     run = RunFolder(folder)
-    signs = (run.metrics, run.checkpoints, run.submissions, run.starts, run.importances)
+    signs = (run.metrics, run.checkpoints, run.submissions, run.starts)
     return any(path.exists() for path in signs)
 
 

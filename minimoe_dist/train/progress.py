@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -15,14 +15,14 @@ class Progress:
     """A bar on a terminal; elsewhere lines, since a bar would fill a log with itself.
 
     Args:
-        stream: where to.
+        stream: where to; None: nowhere.
         total_steps: at the end.
         first_step: steps done before.
         what: goes on, for the bar.
     """
 
     def __init__(
-        self, stream: TextIO, total_steps: int, first_step: int, what: str = "distilling"
+        self, stream: TextIO | None, total_steps: int, first_step: int, what: str = "distilling"
     ) -> None:
         self._stream = stream
         self._total_steps = total_steps
@@ -32,7 +32,7 @@ class Progress:
         self._what = what
         self._phase: str | None = None
         self._bar: tqdm[Any] | None = None
-        if stream.isatty():
+        if stream is not None and stream.isatty():
             self._bar = tqdm(
                 total=total_steps,
                 initial=first_step,
@@ -42,6 +42,12 @@ class Progress:
                 dynamic_ncols=True,
             )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def phase(self, words: str | None) -> None:
         """Show what goes on instead of steps, until None."""
         if words == self._phase:
@@ -50,7 +56,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description(words or self._what)
         elif words is not None:
-            print(words, file=self._stream, flush=True)
+            self._print(words)
 
     def advance(self, numbers: Mapping[str, float]) -> None:
         """One step more."""
@@ -61,32 +67,18 @@ class Progress:
             self._bar.set_postfix_str(_readable(numbers), refresh=False)
         self._bar.update()
 
-    def say(self, step: int, numbers: Mapping[str, float]) -> None:
+    def say(self, step: int, numbers: Mapping[str, float], more: str = "") -> None:
         """Print a line, above the bar where there is one."""
-        line = f"step {step}/{self._total_steps}  {_readable(numbers)}"
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+        self._print(f"step {step}/{self._total_steps}  {_readable(numbers)}{more}")
 
     def say_unless_shown(self, step: int, numbers: Mapping[str, float]) -> None:
         """Print a line with the time left, unless a bar shows both."""
-        if self._bar is not None:
-            return
-        done = step - self._first_step
-        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
-        line = f"step {step}/{self._total_steps}  {_readable(numbers)}, {_clock(seconds)} left"
-        print(line, file=self._stream, flush=True)
+        if self._bar is None:
+            self.say(step, numbers, f", {self._time_left(step)} left")
 
-    def note(self, words: str, numbers: Mapping[str, float], step: int) -> None:
-        """Print a line of any words with the time left, also above a bar."""
-        done = max(1, step - self._first_step)
-        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
-        line = f"{words}  {_readable(numbers)}, at most {_clock(seconds)} left"
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+    def note(self, label: str, numbers: Mapping[str, float], step: int) -> None:
+        """Print a line under a label with the time left at most, also above a bar."""
+        self._print(f"{label}  {_readable(numbers)}, at most {self._time_left(step)} left")
 
     def resume(self, step: int) -> None:
         """Start behind a step, before the first one of this process."""
@@ -97,6 +89,17 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        elif self._stream is not None:
+            print(line, file=self._stream, flush=True)
+
+    def _time_left(self, step: int) -> str:
+        done = max(1, step - self._first_step)
+        seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
+        return _clock(seconds)
 
 
 def _readable(numbers: Mapping[str, float]) -> str:

@@ -70,6 +70,30 @@ class StudentRow(NamedTuple):
     counts: Sequence[Tensor]
 
 
+class HostCopy:
+    """A tensor on its way to the host; only who reads it waits.
+
+    Args:
+        values: on any device; must not change any more.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._values = values
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    @property
+    def values(self) -> Tensor:
+        """On the host, once it has arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values
+
+
 class PendingMetrics:
     """A step's numbers; has the attributes of :class:`StepMetrics`, which wait at first use.
 
@@ -92,22 +116,12 @@ class PendingMetrics:
         self.learning_rate = learning_rate
         self._parts, self._names = parts, names
         self._blocks = [[len(count) for count in row.counts] for row in rows]
-        values = torch.cat([totals, *(_flat(row, totals.device) for row in rows)])
-        self._arrived: torch.cuda.Event | None = None
-        if values.is_cuda:
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-        else:
-            self._values = values
+        self._copy = HostCopy(torch.cat([totals, *(_flat(row, totals.device) for row in rows)]))
 
     @cached_property
     def metrics(self) -> StepMetrics:
         """All of it, once it has arrived."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        numbers = iter(self._values.tolist())
+        numbers = iter(self._copy.values.tolist())
         tokens, sequences, stop = (next(numbers) for _ in range(3))
         students = {
             name: self._student(numbers, blocks)

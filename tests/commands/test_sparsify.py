@@ -1,12 +1,13 @@
 """``minimoe-dist sparsify`` on two ranks: importances, map, export, and a start after a stop."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from minimoe_dist.checkpoints.export import load_student
@@ -40,6 +41,12 @@ def recipe(workshop: Workshop, output_dir: Path, model: Path, **training: int) -
     )
 
 
+def counted(output_dir: Path) -> dict[str, torch.Tensor]:
+    """The sums and the number of batches of the newest checkpoint."""
+    newest = max((output_dir / "checkpoints").glob("step_*"))
+    return load_file(newest / "tensors.safetensors")
+
+
 @pytest.fixture(scope="module")
 def finished(workshop: Workshop, masked_lm: Path) -> Path:
     output_dir = workshop.folder / "sparsify"
@@ -71,26 +78,57 @@ def test_one_process_finds_the_same_importances(
 ) -> None:
     path = recipe(workshop, tmp_path / "alone", masked_lm, per_device_train_batch_size=8)
     support.finish(path, command="sparsify", world_size=1)
-    one, two = (load_file(folder / "importances.safetensors")["sums"] for folder in
-                (tmp_path / "alone", finished))  # fmt: skip
+    one, two = (counted(folder)["sums"] for folder in (tmp_path / "alone", finished))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_a_stopped_run_goes_on_to_the_same_importances(
+@pytest.fixture(scope="module")
+def longer(workshop: Workshop, masked_lm: Path) -> Path:
+    """The folder of a run that nothing happened to."""
+    output_dir = workshop.folder / "sparsify_longer"
+    path = recipe(workshop, output_dir, masked_lm, max_steps=100, save_interval=10)
+    support.finish(path, command="sparsify")
+    return output_dir
+
+
+@pytest.mark.parametrize(
+    ("number", "receivers", "status"),
+    [(signal.SIGTERM, [1], 75), (signal.SIGKILL, [0, 1], -signal.SIGKILL)],
+    ids=["stopped", "killed"],
+)
+def test_a_run_that_was_broken_off_goes_on_to_the_same_importances(
+    number: signal.Signals,
+    receivers: list[int],
+    status: int,
+    workshop: Workshop,
+    masked_lm: Path,
+    longer: Path,
+    tmp_path: Path,
+) -> None:
+    path = recipe(workshop, tmp_path / "run", masked_lm, max_steps=100, save_interval=10)
+    with support.start(path, command="sparsify") as ranks:
+        support.wait_for((tmp_path / "run" / "checkpoints" / "latest").exists, ranks.said)
+        ranks.signal(number, *receivers)
+        assert ranks.wait() == [status, status], ranks.said()
+    assert 0 < support.checkpoints(tmp_path / "run")[-1] < 100
+    assert "resumed from" in support.finish(path, command="sparsify")
+    found, expected = counted(tmp_path / "run"), counted(longer)
+    assert found["batches"] == expected["batches"] == 100
+    assert torch.equal(found["sums"], expected["sums"])
+
+
+def test_gradients_that_stay_bad_end_the_run(
     workshop: Workshop, masked_lm: Path, tmp_path: Path
 ) -> None:
-    whole = recipe(workshop, tmp_path / "whole", masked_lm, max_steps=100)
-    support.finish(whole, command="sparsify")
-    path = recipe(workshop, tmp_path / "stopped", masked_lm, max_steps=100)
-    state = tmp_path / "stopped" / "importances.safetensors"
-    with support.start(path, command="sparsify") as ranks:
-        support.wait_for(state.exists, ranks.said)
-        ranks.signal(signal.SIGTERM, 1)
-        assert ranks.wait() == [75, 75], ranks.said()
-    assert "resumed from" in support.finish(path, command="sparsify")
-    first, second = load_file(state), load_file(tmp_path / "whole" / "importances.safetensors")
-    assert first["batches"] == second["batches"] == 100
-    assert torch.equal(first["sums"], second["sums"])
+    model = tmp_path / "model"
+    shutil.copytree(masked_lm, model)
+    weights = load_file(model / "model.safetensors")
+    weights["cls.predictions.transform.dense.bias"][0] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    path = recipe(workshop, tmp_path / "run", model, max_bad_steps=2)
+    statuses, said = support.run(path, command="sparsify", world_size=1)
+    assert statuses == [1], said
+    assert said.count("step 2: 2 steps in a row without a finite loss and gradient") == 1
 
 
 def test_a_model_without_a_head_is_refused_with_the_command_that_trains_one(

@@ -1,11 +1,7 @@
 """How far a run is saved, told from its files alone."""
 
-import json
 import os
-import struct
 from pathlib import Path
-
-import pytest
 
 from minimoe_dist.runs.checkpoints import FINISHED, progress_of
 from minimoe_dist.runs.starts import shown
@@ -42,21 +38,6 @@ def test_summary_of_an_earlier_run_finishes_nothing(tmp_path: Path) -> None:
     os.utime(tmp_path / "summary.json", (1, 1))
     checkpoint(tmp_path, 10)
     assert progress_of(tmp_path) == AT_TEN
-
-
-def test_progress_of_a_sparsification_is_its_counted_batches(tmp_path: Path) -> None:
-    progress = json.dumps({"step": 12}).encode()
-    entry = {"dtype": "U8", "shape": [len(progress)], "data_offsets": [0, len(progress)]}
-    header = json.dumps({"progress": entry}).encode()
-    content = struct.pack("<Q", len(header)) + header + progress
-    (tmp_path / "importances.safetensors").write_bytes(content)
-    assert progress_of(tmp_path) == {".": 12}
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 4, struct.pack("<Q", 2) + b"{}"])
-def test_a_broken_state_is_no_progress(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "importances.safetensors").write_bytes(content)
-    assert progress_of(tmp_path) == {}
 
 
 def test_progress_of_a_grid_is_that_of_its_cells(tmp_path: Path) -> None:
