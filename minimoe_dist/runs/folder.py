@@ -147,14 +147,6 @@ class CellFolder:
     def checkpoints(self) -> Path:
         return RunFolder(self.path).checkpoints
 
-    def best_weights(self, epoch: int) -> Path:
-        """The best weights so far, of an epoch's end."""
-        return self.path / f"best_of_epoch_{epoch}.safetensors"
-
-    def all_best_weights(self) -> Iterator[Path]:
-        """Those of all epochs."""
-        yield from self.path.glob("best_of_epoch_*")
-
 
 def _check_kind(path: Path, wanted: str) -> None:
     try:

@@ -1,26 +1,26 @@
-"""Fine-tuning one model with one seed and one learning rate: epochs, scores, early stopping."""
+"""Fine-tuning one model with one seed and one learning rate: steps, scores, early stopping."""
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.batches import MicroBatch
 from ..data.loader import StepBatch
-from ..data.tasks import Task, score
+from ..data.tasks import score
 from ..data.tasks.batches import evaluation_batches, steps_per_epoch, training_step
-from ..data.tasks.encoding import EncodedTask, tags_of_words
-from ..runtime import StopRequest
+from ..data.tasks.encoding import EncodedTask
 from .distillation import Distiller
 from .engine import StudentEngine
-from .loop import TrainingDivergedError
+from .loop import LoopOptions
 from .progress import Progress
+from .step_metrics import PendingMetrics
+from .task_scores import predict
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,21 @@ class TuningOptions:
         eval_batch_size: samples a rank in evaluation.
         epochs: at most.
         patience: epochs without a better score before the end; 0 never stops early.
-        max_bad_steps: steps in a row without a finite loss before giving up.
+        save_interval: epochs between checkpoints; 0: only where it is asked to stop.
     """
 
     batch_size: int
     eval_batch_size: int
     epochs: int
     patience: int
-    max_bad_steps: int = 10
+    save_interval: int = 0
 
 
 @dataclass
 class TuningState:
-    """How far a model is; JSON of it, with the engine's state, is all that resuming needs.
+    """What is known of a model's training besides its engine and best weights; JSON.
 
     Attributes:
-        step: steps done, over all epochs.
         loss_sum: of the steps of an epoch that is under way.
         seconds: of that epoch so far.
         epochs: one record an epoch that is done: its number, loss, scores and seconds.
@@ -55,7 +54,6 @@ class TuningState:
         best_score: its score.
     """
 
-    step: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -72,13 +70,13 @@ class TuningState:
         waited = self.done - self.best_epoch
         return self.done >= options.epochs or (0 < options.patience <= waited)
 
-    def as_json(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
 
+class Tuning:
+    """One model, its data and its score so far; work of :func:`.loop.run_steps`.
 
-class Tuner:
-    """One model, its data and its score so far; methods are collectives.
+    Attributes:
+        state: how far it is.
+        best_weights: of the best epoch so far, on rank 0; float32 by logical name.
 
     Args:
         distiller: trains its one student for a :class:`.task_objective.TaskObjective`.
@@ -88,7 +86,8 @@ class Tuner:
         options: how long.
         seed: of the order of samples.
         device: of this rank.
-        progress: shows steps; None on ranks that say nothing.
+        label: the training's name in lines of progress.
+        stream: where progress goes; None: nowhere.
     """
 
     def __init__(
@@ -101,146 +100,119 @@ class Tuner:
         *,
         seed: int,
         device: torch.device,
-        progress: Progress | None = None,
+        label: str,
+        stream: TextIO | None,
     ) -> None:
         self._distiller = distiller
         self._train, self._dev, self._references = train, dev, references
-        self.options, self._seed, self._device = options, seed, device
-        self._progress = progress
+        self._options, self._seed, self._device = options, seed, device
+        self._label, self._stream = label, stream
+        self._steps_per_epoch = steps_per_epoch(len(train), options.batch_size)
         self.state = TuningState()
         self.best_weights: dict[str, Tensor] = {}
+        self._since = time.perf_counter()
+        self._progress: Progress
 
     @property
-    def engine(self) -> StudentEngine:
-        """Of the model."""
-        return self._distiller.students[0]
+    def options(self) -> LoopOptions:
+        """When what happens; behind the last step the result is written, and no checkpoint."""
+        return LoopOptions(
+            self._options.epochs * self._steps_per_epoch,
+            self._steps_per_epoch,
+            self._options.save_interval * self._steps_per_epoch or None,
+            saves_last=False,
+            reads_behind=self._device.type == "cuda",
+        )
 
-    def resume(self, state: TuningState, best_weights: dict[str, Tensor]) -> None:
-        """Goes on from a saved state, whose engine has been loaded; weights are rank 0's."""
-        self.state, self.best_weights = state, best_weights
-        if self._progress is not None:
-            self._progress.resume(state.step)
+    @property
+    def engines(self) -> Sequence[StudentEngine]:
+        """The model's."""
+        return self._distiller.students
 
-    def say(self, words: str) -> None:
-        """Shows the last epoch's numbers behind ``words``, with the time left at most."""
-        if self._progress is not None:
-            last = self.state.epochs[-1]
-            numbers = {"loss": last["train_loss"], **last["scores"]}
-            self._progress.note(f"{words}  epoch {self.state.done}", numbers, self.state.step)
+    def progress(self) -> dict[str, Any]:
+        """The training's state."""
+        self._count_seconds()
+        return {"state": asdict(self.state)}
 
-    def close(self) -> None:
-        """Takes the bar away, and gives back the model's memory; the best weights stay."""
-        self.engine.close()
-        if self._progress is not None:
-            self._progress.close()
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The best weights so far."""
+        return self.best_weights
 
-    def epoch(self, stop: StopRequest) -> bool:
-        """Trains an epoch, scores the model and keeps its weights if it is the best one so far.
+    def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes in :meth:`progress` and :meth:`tensors`."""
+        self.state = TuningState(**progress["state"])
+        if dist.get_rank() == 0:
+            self.best_weights = dict(tensors)
 
-        Returns:
-            False where a rank was asked to stop; the epoch goes on with the next call.
+    @contextmanager
+    def under_way(self, first_step: int) -> Iterator[None]:
+        """Shows progress."""
+        total = self.options.total_steps
+        self._since = time.perf_counter()
+        with Progress(self._stream, total, first_step, "fine-tuning") as self._progress:
+            yield
 
-        Raises:
-            TrainingDivergedError: too many steps in a row were not finite.
-        """
-        started = time.perf_counter()
-        steps = steps_per_epoch(len(self._train), self.options.batch_size)
-        bad = 0
-        for step in range(self.state.step, (self.state.done + 1) * steps):
-            micro = training_step(
-                self._train,
-                step,
-                batch_size=self.options.batch_size,
-                seed=self._seed,
-                rank=dist.get_rank(),
-                world_size=dist.get_world_size(),
-            )
-            batch = StepBatch([micro], step * self.options.batch_size)
-            metrics = self._distiller.train_step(batch, step, stop.requested)
-            student = next(iter(metrics.students.values()))
-            fits = student.applied and math.isfinite(student.loss)
-            bad = 0 if fits else bad + 1
-            if bad >= self.options.max_bad_steps:
-                raise TrainingDivergedError(f"step {step}: {bad} steps in a row were not finite")
-            self.state.step += 1
-            self.state.loss_sum += student.loss if fits else 0.0
-            if self._progress is not None:
-                self._progress.advance({"loss": student.loss})
-            if metrics.stop_requested:
-                self.state.seconds += time.perf_counter() - started
-                return False
-        scores = self.evaluate()
-        self._note(self.state.loss_sum / steps, scores, time.perf_counter() - started)
-        return True
+    def step(self, step: int, stop_requested: bool) -> PendingMetrics:
+        """Trains the model on this rank's share of a step."""
+        batch_size = self._options.batch_size
+        micro = training_step(
+            self._train,
+            step,
+            batch_size=batch_size,
+            seed=self._seed,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+        )
+        return self._distiller.train_step(
+            StepBatch([micro], step * batch_size), step, stop_requested
+        )
 
-    def _note(self, loss: float, scores: dict[str, float], seconds: float) -> None:
+    def record(self, steps_done: int, outcome: PendingMetrics) -> None:
+        """Adds a step's loss to its epoch's."""
+        (student,) = outcome.students.values()
+        if outcome.problem is None:
+            self.state.loss_sum += student.loss
+        self._progress.advance({"loss": student.loss})
+
+    def evaluate(self, steps_done: int) -> bool:
+        """Ends an epoch: scores the model, and keeps its weights if it is the best one so far."""
         state = self.state
-        seconds += state.seconds
-        record = {"epoch": state.done + 1, "train_loss": loss, "seconds": seconds, "scores": scores}
-        state.epochs.append(record)
+        scores = score(self._dev.task, self._predictions(), self._references)
+        self._count_seconds()
+        loss = state.loss_sum / self._steps_per_epoch
+        epoch = state.done + 1
+        state.epochs.append(
+            {"epoch": epoch, "train_loss": loss, "seconds": state.seconds, "scores": scores}
+        )
         state.loss_sum = state.seconds = 0.0
         value = next(iter(scores.values()))
         if value > state.best_score:
-            state.best_epoch, state.best_score = state.done, value
-            self.best_weights = self.engine.whole_weights()
+            state.best_epoch, state.best_score = epoch, value
+            self.best_weights = self.engines[0].whole_weights()
+        numbers = {"loss": loss, **scores}
+        self._progress.note(f"{self._label}  epoch {epoch}", numbers, steps_done)
+        return state.ended(self._options)
 
-    def evaluate(self) -> dict[str, float]:
-        """The scores on ``dev``, the same on every rank."""
-        return score(self._dev.task, self.predictions(), self._references)
+    def paused(self) -> AbstractContextManager[None]:
+        """There is no rate."""
+        return nullcontext()
 
-    def predictions(self) -> list[Any]:
+    def close(self) -> None:
+        """Gives back the model's memory; the best weights stay."""
+        self.engines[0].close()
+
+    def _predictions(self) -> list[Any]:
         """Of every sample of ``dev``, on every rank."""
         ranks = dist.get_rank(), dist.get_world_size()
-        batches = evaluation_batches(self._dev, self.options.eval_batch_size, *ranks)
-        model = self.engine.module.eval()
-        own = predict(model, self._dev, self._references, batches, self._device)
+        batches = evaluation_batches(self._dev, self._options.eval_batch_size, *ranks)
+        model = self.engines[0].module.eval()
+        of_rank = predict(model, self._dev, self._references, batches, self._device)
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, of_rank)
         merged = {sample: value for part in parts for sample, value in part.items()}
         return [merged[sample] for sample in range(len(self._dev))]
 
-
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    data: EncodedTask,
-    references: Sequence[Any],
-    batches: Iterable[tuple[np.ndarray, MicroBatch]],
-    device: torch.device,
-) -> dict[int, Any]:
-    """Sample -> prediction, of batches of a task.
-
-    Args:
-        model: with a head for the task, in evaluation mode.
-        data: the task's samples.
-        references: their labels as :class:`..data.tasks.TaskData` has them.
-        batches: of :func:`..data.tasks.batches.evaluation_batches`.
-        device: of the model.
-    """
-    found: dict[int, Any] = {}
-    for samples, micro in batches:
-        logits = model(**micro.to(device).inputs()).logits
-        found.update(_decoded(data, references, samples, logits))
-    return found
-
-
-def _decoded(
-    data: EncodedTask, references: Sequence[Any], samples: np.ndarray, logits: Tensor
-) -> Iterator[tuple[int, Any]]:
-    """(sample, prediction) of a batch's logits, [B, C] or of tags [B, S, C]."""
-    if data.task.kind == "regression":
-        values = logits.squeeze(-1).float().tolist()
-        yield from zip(samples.tolist(), values, strict=True)
-        return
-    classes = logits.argmax(-1).cpu().numpy()
-    for row, sample in enumerate(samples.tolist()):
-        if data.task.kind == "tagging":
-            count, outside = len(references[sample]), _outside_tag(data.task)
-            yield sample, tags_of_words(classes[row], data.words[sample], count, outside)
-        else:
-            yield sample, int(classes[row])
-
-
-def _outside_tag(task: Task) -> int:
-    """The number of the tag O; 0 where a task has no such tag."""
-    return task.labels.index("O") if "O" in task.labels else 0
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds += now - self._since
+        self._since = now

@@ -173,8 +173,6 @@ class Grid:
         folder.path.mkdir(parents=True, exist_ok=True)
         CellRecord(facts=self.facts_of(cell), result=result).write(folder.result)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        for best in folder.all_best_weights():
-            best.unlink()
         self._results[cell] = result
         self._keep_best()
 

@@ -80,12 +80,6 @@ class Progress:
         """Print a line under a label with the time left at most, also above a bar."""
         self._print(f"{label}  {_readable(numbers)}, at most {self._time_left(step)} left")
 
-    def resume(self, step: int) -> None:
-        """Start behind a step, before the first one of this process."""
-        self._first_step = step
-        if self._bar is not None:
-            self._bar.update(step)
-
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

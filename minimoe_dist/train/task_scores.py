@@ -1,14 +1,19 @@
-"""A fine-tuned model's scores on a split of its task, read from the task's own files."""
+"""A model's predictions on a task, and its scores on a split that is read from the task's files."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.tasks import label_names
 from ..config.commands import EvaluateOptions
 from ..corpus.tokenizing import load_tokenizer
+from ..data.batches import MicroBatch
 from ..data.tasks import (
+    Task,
     TaskData,
     open_table,
     open_task,
@@ -19,13 +24,12 @@ from ..data.tasks import (
     unlearnt_rows,
 )
 from ..data.tasks.batches import evaluation_batches
-from ..data.tasks.encoding import encode
+from ..data.tasks.encoding import EncodedTask, encode, tags_of_words
 from ..data.tasks.sources import scored_table, table_split, word_columns
 from ..runs.evaluations import TaskScores
 from ..runs.options import TuningOptions
 from ..runs.tuning import TuningResults
 from ..runtime import logger
-from .finetuning import predict
 
 _LENGTH, _BATCH = 128, 64
 _log = logger("evaluate")
@@ -88,3 +92,49 @@ def _open(model: nn.Module, options: EvaluateOptions, tuning: TuningOptions) -> 
         labels = tuple(task[places.index(number)] for number in range(len(task)))
     columns = word_columns(options, tuning)
     return open_task(options.task, options.data_dir, options.split, labels=labels, columns=columns)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    data: EncodedTask,
+    references: Sequence[Any],
+    batches: Iterable[tuple[np.ndarray, MicroBatch]],
+    device: torch.device,
+) -> dict[int, Any]:
+    """Sample -> prediction, of batches of a task.
+
+    Args:
+        model: with a head for the task, in evaluation mode.
+        data: the task's samples.
+        references: their labels as :class:`..data.tasks.TaskData` has them.
+        batches: of :func:`..data.tasks.batches.evaluation_batches`.
+        device: of the model.
+    """
+    found: dict[int, Any] = {}
+    for samples, micro in batches:
+        logits = model(**micro.to(device).inputs()).logits
+        found.update(_decoded(data, references, samples, logits))
+    return found
+
+
+def _decoded(
+    data: EncodedTask, references: Sequence[Any], samples: np.ndarray, logits: Tensor
+) -> Iterator[tuple[int, Any]]:
+    """(sample, prediction) of a batch's logits, [B, C] or of tags [B, S, C]."""
+    if data.task.kind == "regression":
+        values = logits.squeeze(-1).float().tolist()
+        yield from zip(samples.tolist(), values, strict=True)
+        return
+    classes = logits.argmax(-1).cpu().numpy()
+    for row, sample in enumerate(samples.tolist()):
+        if data.task.kind == "tagging":
+            count, outside = len(references[sample]), _outside_tag(data.task)
+            yield sample, tags_of_words(classes[row], data.words[sample], count, outside)
+        else:
+            yield sample, int(classes[row])
+
+
+def _outside_tag(task: Task) -> int:
+    """The number of the tag O; 0 where a task has no such tag."""
+    return task.labels.index("O") if "O" in task.labels else 0

@@ -179,37 +179,66 @@ def test_two_ranks_learn_what_one_does(
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
 
 
-def test_a_stopped_run_goes_on_to_the_bits_of_an_unbroken_one(
-    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["stopped", "killed"],
+)
+def test_a_run_that_was_broken_off_goes_on_to_the_same_scores_and_weights(
+    number: signal.Signals,
+    status: int,
+    workshop: Workshop,
+    tasks: Path,
+    tmp_path: Path,
+    finished: Path,
 ) -> None:
-    output_dir = tmp_path / "stopped"
-    path = options(workshop, tasks, output_dir, seeds=[1, 2], save_interval=1)
-    with support.start(path, world_size=1, command="finetune") as ranks:
-        checkpoint = output_dir / "cells" / "seed1_lr0.003_batch8" / "checkpoints" / "latest"
-        wait_for(checkpoint.exists, ranks.said)
-        ranks.signal(signal.SIGTERM)
-        assert ranks.wait() == [75], ranks.said()
-    assert "resumed behind step" in finetune(path)
-    assert learnt(results(output_dir)) == learnt(results(finished))[:2]
-    ours = load_file(output_dir / "export" / "model.safetensors")
-    for name, value in load_file(finished / "export" / "model.safetensors").items():
-        assert torch.equal(ours[name], value), name
+    path = options(workshop, tasks, tmp_path / "run", seeds=[1, 2], save_interval=1)
+    break_off(path, number, status)
+    assert "resumed from" in finetune(path)
+    assert learnt(results(tmp_path / "run")) == learnt(results(finished))[:2]
+    found = exported(tmp_path / "run")
+    assert all(torch.equal(found[name], value) for name, value in exported(finished).items())
 
 
-def test_best_weights_that_were_cut_off_begin_their_cell_anew(
+def break_off(path: Path, number: signal.Signals, status: int) -> Path:
+    """Ends a run by a signal behind the first checkpoint of seed 1; returns its checkpoints."""
+    folder = path.with_suffix("") / "cells" / "seed1_lr0.003_batch8" / "checkpoints"
+    with support.start(path, world_size=1, command="finetune") as ranks:
+        wait_for((folder / "latest").exists, ranks.said)
+        ranks.signal(number)
+        assert ranks.wait() == [status], ranks.said()
+    return folder
+
+
+def test_a_damaged_checkpoint_of_a_cell_gives_way_to_the_one_before(
     workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
 ) -> None:
-    output_dir = tmp_path / "cut"
-    path = options(workshop, tasks, output_dir, seeds=[1, 2], save_interval=1)
-    cell = output_dir / "cells" / "seed1_lr0.003_batch8"
-    with support.start(path, world_size=1, command="finetune") as ranks:
-        wait_for((cell / "checkpoints" / "latest").exists, ranks.said)
-        ranks.signal(signal.SIGTERM)
-        assert ranks.wait() == [75], ranks.said()
-    for best in cell.glob("best_of_epoch_*"):
-        best.write_bytes(best.read_bytes()[:-1])
-    assert "begins anew" in finetune(path)
-    assert learnt(results(output_dir)) == learnt(results(finished))[:2]
+    path = options(workshop, tasks, tmp_path / "run", seeds=[1, 2], save_interval=1)
+    newest = max(break_off(path, signal.SIGTERM, 75).glob("step_*"))
+    best = newest / "tensors.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    said = finetune(path)
+    assert f"checkpoint skipped: {best}" in said and "at step 16" in said
+    assert learnt(results(tmp_path / "run")) == learnt(results(finished))[:2]
+
+
+def test_a_cell_under_way_of_other_options_is_refused(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    path = options(workshop, tasks, tmp_path / "run", save_interval=1, seeds=[1])
+    break_off(path, signal.SIGTERM, 75)
+    said = refused(path, "--weight_decay", "0.1")
+    assert "options changed since (weight_decay: 0.01 -> 0.1): give the former ones" in said
+
+
+def test_a_loss_that_stays_bad_ends_its_cell(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    path = options(workshop, tasks, tmp_path / "run", learning_rates=[1e30])
+    statuses, said = support.run(path, world_size=1, command="finetune")
+    assert statuses == [1], said
+    assert "10 steps in a row without a finite loss and gradient" in said
+    assert results(tmp_path / "run")["cells"][0]["diverged"]
 
 
 def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(
@@ -220,7 +249,7 @@ def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(
     cell.mkdir(parents=True)
     (cell / "checkpoints").touch()  # no folder, so nothing can be written into it
     said = finetune(options(workshop, tasks, output_dir, seeds=[1], save_interval=1))
-    assert said.count("was not saved") == 4
+    assert said.count("was not saved") == 3  # behind the last epoch comes the result
     assert learnt(results(output_dir)) == learnt(results(finished))[:1]
 
 

@@ -1,0 +1,252 @@
+"""A run of ``minimoe-dist finetune`` on one task: models and data of its options, and its grid."""
+
+import gc
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from ..checkpoints.tasks import TaskModel, export_task_model, gives_signals, load_task_model
+from ..config.commands import FinetuneOptions
+from ..config.deepspeed_json import task_settings
+from ..corpus.tokenizing import load_tokenizer
+from ..data.tasks import Table, TaskData, unknown_in_words
+from ..data.tasks.batches import steps_per_epoch
+from ..data.tasks.encoding import EncodedTask, encode, unknown_share
+from ..data.tasks.sources import folder_of, open_both
+from ..errors import UserError
+from ..exit_status import ExitStatus
+from ..runtime import Launch, logger
+from ..train.distillation import Balance, Distiller
+from ..train.engine import AdamW, StudentEngine
+from ..train.finetuning import Tuning, TuningOptions
+from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
+from ..train.loop import TrainingDivergedError, run_steps
+from ..train.resuming import Checkpoints
+from ..train.schedule import make_schedule
+from ..train.scope import Scope
+from ..train.task_objective import TaskObjective, TaskTeacher
+
+_log = logger("finetune")
+_TAG_EPOCHS, _EPOCHS = 3, 10
+_MANY_UNKNOWN = 0.05
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all cells of a task share."""
+
+    source: TaskModel
+    tokenizer: Any
+    train: EncodedTask
+    dev: EncodedTask
+    references: list[Any]
+    teacher: TaskTeacher | None
+
+
+class TaskRun:
+    """One task: its grid, and what its cells share.
+
+    Args:
+        options: of the run.
+        source: the task's name, or a table.
+        launch: the processes.
+        scope: of this rank.
+
+    Raises:
+        UserError: a file of the task is missing or has another layout.
+    """
+
+    def __init__(
+        self, options: FinetuneOptions, source: str | Table, launch: Launch, scope: Scope
+    ) -> None:
+        self._options, self._launch, self._scope = options, launch, scope
+        self._train, self._dev = open_both(source, options)
+        kind = self._train.task.kind
+        self._epochs = options.num_train_epochs or (_TAG_EPOCHS if kind == "tagging" else _EPOCHS)
+        facts = {"epochs": self._epochs, **data_facts(self._train, self._dev)}
+        self._grid = Grid(folder_of(options, source), options, self._train.task, facts)
+
+    def to_the_end(self) -> ExitStatus:
+        """Trains the cells that are left, then sums up.
+
+        Returns:
+            ``STOPPED`` after a requested stop, ``FAILED`` where no cell had a finite loss.
+        """
+        left = self._grid.open()
+        task = self._train.task
+        if left:
+            for data in (self._train, self._dev):
+                _warn_of_bad_rows(data)
+            material = self._material()
+            for number, cell in enumerate(left, start=1):
+                _log.info("%s: cell %d of %d: %s", task.name, number, len(left), cell.words)
+                is_done = self._tune(cell, material)
+                gc.collect()  # what was closed is held in cycles
+                if not is_done:
+                    return ExitStatus.STOPPED
+        else:
+            _log.info("%s: finished before", task.name)
+        return ExitStatus.DONE if self._grid.finish(self._launch.world_size) else ExitStatus.FAILED
+
+    def _tune(self, cell: Cell, material: Material) -> bool:
+        """Trains a cell; False after a requested stop."""
+        tuning = self._tuning(cell, material)
+        folder = self._grid.cell_folder(cell).checkpoints
+        checkpoints = Checkpoints(folder, self._grid.facts_of(cell))
+        diverged = False
+        try:
+            if not run_steps(tuning, tuning.options, checkpoints, self._scope.stop):
+                return False
+        except TrainingDivergedError as error:
+            _log.warning("%s: %s", cell.words, error)
+            diverged = True
+        finally:
+            tuning.close()
+        if self._launch.rank == 0:
+            if tuning.best_weights:
+                export_task_model(
+                    material.source,
+                    tuning.best_weights,
+                    self._grid.cell_folder(cell).model,
+                    material.tokenizer,
+                )
+            self._grid.add(cell, cell_result(cell, tuning.state, diverged))
+        dist.barrier()
+        return True
+
+    def _tuning(self, cell: Cell, material: Material) -> Tuning:
+        options, world_size, device = self._options, self._launch.world_size, self._scope.device
+        share = -(-cell.batch_size // world_size)
+        settings = task_settings(
+            1 if options.precision == "bf16" else 0, options.precision, share, world_size
+        )
+        optimizer = AdamW(
+            cell.learning_rate,
+            options.weight_decay,
+            max_gradient_norm=options.max_grad_norm,
+        )
+        model = material.source.copy(cell.seed)
+        engine = StudentEngine("model", model, settings, optimizer, 1, device)
+        steps = self._epochs * steps_per_epoch(len(material.train), cell.batch_size)
+        distiller = Distiller(
+            [engine],
+            TaskObjective(material.teacher),
+            make_schedule(
+                options.lr_scheduler_type, cell.learning_rate, steps, options.warmup_proportion
+            ),
+            seed=cell.seed,
+            device=device,
+            balance=Balance(options.balance_coefficient),
+        )
+        return Tuning(
+            distiller,
+            material.train,
+            material.dev,
+            material.references,
+            TuningOptions(
+                cell.batch_size,
+                options.eval_batch_size,
+                self._epochs,
+                options.patience,
+                options.save_interval,
+            ),
+            seed=cell.seed,
+            device=device,
+            label=f"{self._train.task.name} {cell.words}",
+            stream=sys.stderr if self._launch.rank == 0 else None,
+        )
+
+    def _material(self) -> Material:
+        options = self._options
+        name = options.tokenizer_name_or_path or options.model_name_or_path
+        tokenizer = load_tokenizer(name)
+        train = encode(self._train, tokenizer, options.max_length)
+        dev = encode(self._dev, tokenizer, options.max_length)
+        for data, encoded in ((self._train, train), (self._dev, dev)):
+            _tell_of_losses(data, encoded, tokenizer, options.max_length)
+        source = load_task_model(
+            options.model_name_or_path,
+            self._train.task,
+            with_relations=bool(options.relation_weight),
+        )
+        vocabulary = source.model.config.vocab_size
+        if len(tokenizer) > vocabulary:
+            raise UserError(
+                f"tokenizer_name_or_path: {name} has {len(tokenizer)} tokens, the model "
+                f"{vocabulary}; give the model's own tokenizer"
+            )
+        if options.relation_weight and not gives_signals(source.model):
+            raise UserError(_no_signals("model_name_or_path", options.model_name_or_path))
+        if source.fresh:
+            _log.info(
+                "%s has no trained %s: these start at random",
+                options.model_name_or_path,
+                " and ".join(sorted({_part_of(name) for name in source.fresh})),
+            )
+        return Material(source, tokenizer, train, dev, self._dev.labels, self._teacher())
+
+    def _teacher(self) -> TaskTeacher | None:
+        options = self._options
+        if options.teacher is None:
+            return None
+        with_relations = bool(options.relation_weight)
+        loaded = load_task_model(options.teacher, self._train.task, with_relations=with_relations)
+        head = sorted(name for name in loaded.fresh if not name.startswith("relation."))
+        if head:
+            raise UserError(
+                f"teacher: {options.teacher} has no trained {head[0]}; fine-tune it on "
+                f"{self._train.task.name} first"
+            )
+        if loaded.fresh or (with_relations and not gives_signals(loaded.model)):
+            raise UserError(_no_signals("teacher", options.teacher))
+        model: nn.Module = loaded.model.to(self._scope.device).requires_grad_(False)
+        return TaskTeacher(
+            model,
+            options.teacher_weight,
+            options.temperature,
+            options.relation_weight,
+            options.num_relation_heads,
+        )
+
+
+def _part_of(parameter: str) -> str:
+    """As "pooler" of "bert.pooler.dense.weight"."""
+    return parameter.removeprefix("bert.").partition(".")[0]
+
+
+def _no_signals(option: str, path: str) -> str:
+    return (
+        f"relation_weight: {option} {path} has no relation projections to compare (fine-tuning "
+        "leaves them out); use relation_weight 0, or a plain model"
+    )
+
+
+def _tell_of_losses(data: TaskData, encoded: EncodedTask, tokenizer: Any, longest: int) -> None:
+    """What of a file the model does not get to see."""
+    if encoded.cut:
+        _log.info(
+            "%s: %.3g %% of its samples are longer than %d tokens and lose their end%s",
+            data.path,
+            100 * encoded.cut / len(encoded),
+            longest,
+            "; words there count as untagged" if data.task.kind == "tagging" else "",
+        )
+    unknown = unknown_share(encoded, tokenizer)
+    if unknown > _MANY_UNKNOWN:
+        _log.warning(
+            "%s: %.3g %% of its tokens are %s: the vocabulary does not know this text; a model of "
+            "its language would",
+            data.path,
+            100 * unknown,
+            tokenizer.unk_token,
+        )
+
+
+def _warn_of_bad_rows(data: TaskData) -> None:
+    if data.bad.count:
+        _log.warning("%d rows left out; the first: %s", data.bad.count, data.bad.first)
+    if data.task.unlearnt:
+        _log.warning("%s: they count as wrong", unknown_in_words(data))
