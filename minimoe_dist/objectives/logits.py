@@ -37,12 +37,12 @@ def logits_loss_sum(logits: Tensor, teacher: Tensor, temperature: float) -> Tens
     Returns:
         A float32 scalar; 0 without predictions.
     """
-    student, wanted = logits.float(), teacher.detach().float()
+    student, target = logits.float(), teacher.detach().float()
     if logits.shape[-1] == 1:
-        return F.mse_loss(student, wanted, reduction="sum")
+        return F.mse_loss(student, target, reduction="sum")
     divergence = F.kl_div(
         torch.log_softmax(student / temperature, -1),
-        torch.log_softmax(wanted / temperature, -1),
+        torch.log_softmax(target / temperature, -1),
         reduction="sum",
         log_target=True,
     )

@@ -108,7 +108,7 @@ def in_chunks(
     """The loss, and the gradients on the way where they are wanted, `size` rows at a time."""
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
-    shapes = [one.shape if with_gradient else (0,) for one in (rows, weight, bias)]
+    shapes = [operand.shape if with_gradient else (0,) for operand in (rows, weight, bias)]
     of_rows, of_weight, of_bias = (
         torch.zeros(shape, dtype=wide, device=rows.device) for shape in shapes
     )
@@ -118,9 +118,9 @@ def in_chunks(
         target = label.clamp_min(0)[:, None]
         logits = (part @ weight.t()).to(wide).add_(bias)
         logits.sub_(logits.amax(-1, keepdim=True))
-        wanted_scores = logits.gather(1, target)
+        label_scores = logits.gather(1, target)
         sums = logits.exp_().sum(-1, keepdim=True)
-        losses = (sums.log() - wanted_scores) * counted
+        losses = (sums.log() - label_scores) * counted
         total += losses.sum(dtype=torch.float64)
         if not with_gradient:
             continue
@@ -154,16 +154,16 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.dtypes = [one.dtype for one in inputs[:3]]
+    ctx.dtypes = [operand.dtype for operand in inputs[:3]]
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * 6
-    made = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-    return (*((gradient * upstream).to(dtype) for gradient, dtype in made), *[None] * 3)
+    gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    return (*((gradient * upstream).to(dtype) for gradient, dtype in gradients), *[None] * 3)
 
 
 _masked_lm.register_autograd(_backward, setup_context=_keep)

@@ -30,7 +30,8 @@ def packed_relation_loss(
         student: queries, keys and values, each [N, student width].
         teacher: the same, each [N, teacher width]; they get no gradient.
         starts: int32 [B], each sample's first row.
-        lengths: int32 [B]; rows outside of all samples may hold anything finite or not.
+        lengths: int32 [B], rows of each sample; rows outside of all samples may hold anything,
+            finite or not.
         heads: R; divides both widths.
         longest: no length is greater; decides what is launched.
         valid: bool [N], which rows of samples are tokens; None: all.
@@ -40,10 +41,8 @@ def packed_relation_loss(
     """
     with_gradient = torch.is_grad_enabled() and any(signal.requires_grad for signal in student)
     parts = [
-        _relation_loss(own, other.detach(), starts, lengths, valid, heads, longest, with_gradient)[
-            0
-        ]
-        for own, other in zip(student, teacher, strict=True)
+        _relation_loss(x, y.detach(), starts, lengths, valid, heads, longest, with_gradient)[0]
+        for x, y in zip(student, teacher, strict=True)
     ]
     return torch.stack(parts).sum()
 
@@ -74,7 +73,7 @@ def _relation_loss(
 
 
 def _by_rows(signal: Tensor) -> Tensor:
-    """With columns side by side, whatever lies between the rows."""
+    """The same signal with columns side by side, whatever lies between the rows."""
     return signal if signal.stride(-1) == 1 else signal.contiguous()
 
 
@@ -127,17 +126,18 @@ def _plainly(
         rows = torch.arange(start, start + length, device=student.device)
         if valid is not None:
             rows = rows[valid[rows]]
-        own = student[rows].float().unflatten(-1, (heads, -1)).transpose(0, 1)
-        other = teacher[rows].float().unflatten(-1, (heads, -1)).transpose(0, 1)
-        ours, theirs = _log_relations(own), _log_relations(other)
-        total += F.kl_div(ours, theirs, reduction="sum", log_target=True)
+        student_heads = student[rows].float().unflatten(-1, (heads, -1)).transpose(0, 1)
+        teacher_heads = teacher[rows].float().unflatten(-1, (heads, -1)).transpose(0, 1)
+        student_logs, teacher_logs = _log_relations(student_heads), _log_relations(teacher_heads)
+        total += F.kl_div(student_logs, teacher_logs, reduction="sum", log_target=True)
         if gradient.numel():
-            slopes = ours.exp() - theirs.exp()
-            made = (slopes + slopes.transpose(-1, -2)) @ own / own.shape[-1] ** 0.5
-            gradient[rows] = made.transpose(0, 1).flatten(1)
+            slopes = student_logs.exp() - teacher_logs.exp()
+            symmetric = slopes + slopes.transpose(-1, -2)
+            head_gradient = symmetric @ student_heads / student_heads.shape[-1] ** 0.5
+            gradient[rows] = head_gradient.transpose(0, 1).flatten(1)
     return total.float()
 
 
 def _log_relations(rows: Tensor) -> Tensor:
-    """[R, L, d] to [R, L, L]."""
+    """Logarithms of the relations, [R, L, L], of one sample's heads [R, L, d]."""
     return (rows @ rows.transpose(-1, -2) / rows.shape[-1] ** 0.5).log_softmax(-1)

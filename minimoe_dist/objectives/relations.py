@@ -117,10 +117,8 @@ def _by_kernel(student: Signals, teacher: Signals, valid: Tensor, heads: int) ->
     positions = torch.arange(1, length + 1, device=valid.device)
     bounds = (valid * positions).amax(1).to(torch.int32)
     starts = torch.arange(samples, device=valid.device, dtype=torch.int32) * length
-    own, other = (
-        tuple(signal.flatten(0, 1) for signal in signals) for signals in (student, teacher)
-    )
-    return packed_relation_loss(own, other, starts, bounds, heads, length, valid.flatten())  # type: ignore[arg-type]
+    rows = (tuple(signal.flatten(0, 1) for signal in signals) for signals in (student, teacher))
+    return packed_relation_loss(*rows, starts, bounds, heads, length, valid.flatten())  # type: ignore[arg-type]
 
 
 def _check(student: Signals, teacher: Signals, mask: Tensor, num_relation_heads: int) -> None:
@@ -210,8 +208,8 @@ class _TiledRelationLoss(torch.autograd.Function):
         # Autocast would turn the products of float32 tiles into half precision.
         with torch.autocast(device.type, enabled=False):
             for x, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
-                wanted = plan.wants_gradient and ctx.needs_input_grad[2 + x]
-                gradient = torch.zeros_like(student, dtype=dtype) if wanted else None
+                needs_gradient = plan.wants_gradient and ctx.needs_input_grad[2 + x]
+                gradient = torch.zeros_like(student, dtype=dtype) if needs_gradient else None
                 for tile in plan.tiles:
                     total += _tile_loss(plan, tile, x, student, teacher, valid, buffers, gradient)
                 gradients.append(gradient)
@@ -246,16 +244,16 @@ def _tile_loss(
     _shifted_scores(student_heads, mask, out=student_tile)
     _shifted_scores(teacher_heads, mask, out=teacher_tile)
     rows = mask.repeat_interleave(_count(tile.heads), dim=0) if mask is not None else None
-    wanted = gradient is not None
+    needs_gradient = gradient is not None
     if plan.compat_seed:
         _softmax(student_tile, rows)
         _softmax(teacher_tile, rows)
-        kept = None
+        dropout_factors = None
         if plan.dropout is not None:
-            kept = plan.dropout.factors(signal, tile.samples, tile.heads, tile.length)
-        loss = _seed_divergence(student_tile, teacher_tile, kept, wanted)
+            dropout_factors = plan.dropout.factors(signal, tile.samples, tile.heads, tile.length)
+        loss = _seed_divergence(student_tile, teacher_tile, dropout_factors, needs_gradient)
     else:
-        loss = _divergence(student_tile, teacher_tile, scratch, rows, wanted)
+        loss = _divergence(student_tile, teacher_tile, scratch, rows, needs_gradient)
     if gradient is not None:
         _write_gradient(student_heads, student_tile, tile, plan.num_relation_heads, gradient)
     return loss
@@ -308,7 +306,11 @@ def _softmax(shifted: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _divergence(
-    student_tile: Tensor, teacher_tile: Tensor, scratch: Tensor, rows: Tensor | None, wanted: bool
+    student_tile: Tensor,
+    teacher_tile: Tensor,
+    scratch: Tensor,
+    rows: Tensor | None,
+    needs_gradient: bool,
 ) -> Tensor:
     """Exact KL of two tiles of shifted scores; leaves d loss / d scores in the student's.
 
@@ -319,24 +321,24 @@ def _divergence(
     student_logarithms = _softmax(student_tile, rows)
     bits = scratch.mul_(teacher_tile).sum(dim=-1).sum(dtype=torch.float64)
     bits += (student_logarithms - teacher_logarithms).sum(dtype=torch.float64)
-    if wanted:
+    if needs_gradient:
         student_tile.sub_(teacher_tile)
     return bits * math.log(2.0)
 
 
 def _seed_divergence(
-    student_tile: Tensor, teacher_tile: Tensor, kept: Tensor | None, wanted: bool
+    student_tile: Tensor, teacher_tile: Tensor, dropout_factors: Tensor | None, needs_gradient: bool
 ) -> Tensor:
     """The published loss, sum (p_t + e)(log(p_t + e) - log(p_s + e)), p_s after dropout.
 
     Rows and keys of padding are zero on both sides and add nothing. Leaves d loss / d scores in
     the student's tile.
     """
-    dropped = student_tile if kept is None else student_tile * kept
+    dropped = student_tile if dropout_factors is None else student_tile * dropout_factors
     ratio = (teacher_tile + SEED_EPSILON).div_(dropped + SEED_EPSILON)
     loss = ratio.log().mul_(teacher_tile + SEED_EPSILON).sum(dtype=torch.float64)
-    if wanted:
-        slope = ratio.neg_() if kept is None else ratio.neg_().mul_(kept)
+    if needs_gradient:
+        slope = ratio.neg_() if dropout_factors is None else ratio.neg_().mul_(dropout_factors)
         mean = (slope * student_tile).sum(dim=-1, keepdim=True)
         student_tile.mul_(slope.sub_(mean))
     return loss

@@ -25,14 +25,13 @@ def relation_loss_by_head(
         float64 [3, R]; each is over as many rows as there are positions without padding.
     """
     sums = torch.zeros(3, num_relation_heads, dtype=torch.float64)
-    for number, own in enumerate(attention_mask.bool()):
-        for place in range(3):
-            logarithms = [
-                _log_relations(side[place][number, own], num_relation_heads)
+    for number, valid in enumerate(attention_mask.bool()):
+        for signal in range(3):
+            teacher_logs, student_logs = (
+                _log_relations(side[signal][number, valid], num_relation_heads)
                 for side in (teacher, student)
-            ]
-            wanted, given = logarithms
-            sums[place] += (wanted.exp() * (wanted - given)).sum((1, 2)).cpu()
+            )
+            sums[signal] += (teacher_logs.exp() * (teacher_logs - student_logs)).sum((1, 2)).cpu()
     return sums
 
 

@@ -130,13 +130,13 @@ def tinybert_loss_sums(
 
 
 def _check(student: States, teacher: States, num_heads: int) -> None:
-    for ours, theirs in (
-        (student.embeddings, teacher.embeddings),
-        (student.hidden, teacher.hidden),
+    for student_shape, teacher_shape in (
+        (student.embeddings.shape, teacher.embeddings.shape),
+        (student.hidden.shape, teacher.hidden.shape),
     ):
-        if ours.shape != theirs.shape:
+        if student_shape != teacher_shape:
             raise UserError(
-                f"student states {tuple(ours.shape)} and teacher states {tuple(theirs.shape)} "
+                f"student states {tuple(student_shape)} and teacher states {tuple(teacher_shape)} "
                 "differ: map the student's to the teacher's width"
             )
     for side, states in (("student", student), ("teacher", teacher)):
@@ -165,8 +165,8 @@ class _ScoreError(torch.autograd.Function):
     ) -> Tensor:
         dtype = _wide(projections[0]).dtype
         total = torch.zeros((), dtype=torch.float64, device=valid.device)
-        wanted = any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(p, dtype=dtype) for p in projections[:2] if wanted]
+        needs_gradient = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(p, dtype=dtype) for p in projections[:2] if needs_gradient]
         for start in range(0, valid.shape[0], samples):
             run = slice(start, start + samples)
             query, key, *teacher = (
@@ -174,7 +174,7 @@ class _ScoreError(torch.autograd.Function):
             )
             error = _scores(query, key) - _scores(*teacher)
             total += error.square().sum(-1).sum(dtype=torch.float64)
-            if wanted:
+            if needs_gradient:
                 error *= 2.0 * query.shape[-1] ** -0.5
                 gradients[0][run] = (error @ key).transpose(1, 2).flatten(2)
                 gradients[1][run] = (error.transpose(-1, -2) @ query).transpose(1, 2).flatten(2)

@@ -24,7 +24,7 @@ _log = logger("train.captured")
 
 
 class _Recordings(NamedTuple):
-    """Of one size of batches; ``numbers`` are read by all of them."""
+    """The recordings for one size of batches; all of them read ``numbers``, int32, in place."""
 
     numbers: Tensor
     teach: Callable[[], None]
@@ -36,7 +36,7 @@ class CapturedPasses:
 
     Args:
         passes: what is recorded; its students' updates are flat.
-        recorder: how.
+        recorder: makes and plays the recordings.
     """
 
     packed = True
@@ -61,14 +61,14 @@ class CapturedPasses:
         self._playing.teach()
         return batch, None
 
-    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
+    def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
         if self._playing is None:
-            return self._passes.forward(index, batch, given)
+            return self._passes.forward(index, batch, targets)
         recording = self._playing.students[index]
         recording.forward()
         # Copies, since what is played next may overwrite them; and leaves, from which the loss's
         # own few operators go back to what the recorded backward pass starts from.
-        parts, probability_sums, counts = (one.clone() for one in recording.made)
+        parts, probability_sums, counts = (output.clone() for output in recording.made)
         leaves = PassOutput(parts.requires_grad_(), probability_sums.requires_grad_(), counts)
         self._leaves[index] = leaves
         return leaves
@@ -80,11 +80,11 @@ class CapturedPasses:
         leaves, recording = self._leaves.pop(index), self._playing.students[index]
         update = self._passes.students[index].update
         assert isinstance(update, FlatUpdate)
-        wanted = (leaves.parts, leaves.probability_sums)
-        found = torch.autograd.grad(update.scaled(loss), wanted, allow_unused=True)
-        upstream = [one for one in found if one is not None]
-        for target, value in zip(recording.upstream, upstream, strict=True):
-            target.copy_(value)
+        outputs = (leaves.parts, leaves.probability_sums)
+        gradients = torch.autograd.grad(update.scaled(loss), outputs, allow_unused=True)
+        upstream = [gradient for gradient in gradients if gradient is not None]
+        for buffer, gradient in zip(recording.upstream, upstream, strict=True):
+            buffer.copy_(gradient)
         recording.backward()
 
     def _try_to_record(self, batch: PackedBatch) -> _Recordings | None:
@@ -95,29 +95,29 @@ class CapturedPasses:
             return None
 
     def _recorded_teacher(self, batch: PackedBatch) -> tuple[Callable[[], None], Any]:
-        """What teaches a batch that stays, and where its signals then are."""
+        """What runs the teacher on a batch that stays, and the tensors that get its targets."""
         if self._passes.objective.teaches_packed:
             return self._recorder.inference(lambda: self._passes.teach(batch)[1])
         # Other ranks take part in its pass, which is no matter for a recording.
-        given = tree_map(torch.clone, self._passes.teach(batch)[1])
+        targets = tree_map(torch.clone, self._passes.teach(batch)[1])
 
         def teach() -> None:
-            made = tree_leaves(self._passes.teach(batch)[1])
-            for target, value in zip(tree_leaves(given), made, strict=True):
-                target.copy_(value)
+            new_targets = tree_leaves(self._passes.teach(batch)[1])
+            for buffer, target in zip(tree_leaves(targets), new_targets, strict=True):
+                buffer.copy_(target)
 
-        return teach, given
+        return teach, targets
 
     def _record(self, batch: PackedBatch) -> _Recordings:
         numbers = batch.numbers.clone()
-        own = batch.with_numbers(numbers)
-        teach, given = self._recorded_teacher(own)
+        static_batch = batch.with_numbers(numbers)
+        teach, targets = self._recorded_teacher(static_batch)
         students = []
         for index, student in enumerate(self._passes.students):
             students.append(
                 self._recorder.training(
-                    lambda index=index: self._passes.forward(index, own, given),  # type: ignore[misc]
-                    [one for one in student.module.parameters() if one.requires_grad],
+                    lambda index=index: self._passes.forward(index, static_batch, targets),  # type: ignore[misc]
+                    [p for p in student.module.parameters() if p.requires_grad],
                 )
             )
         return _Recordings(numbers, teach, students)

@@ -56,7 +56,13 @@ class Balance:
 
 @dataclass
 class _Sums:
-    """A student's running sums over the micro-batches of a step on this rank."""
+    """A student's running sums over the micro-batches of a step on this rank.
+
+    Attributes:
+        parts: float32 [P], the objective's parts.
+        balance: float32 scalar.
+        counts: tokens per expert, float32 [E], a tensor a block.
+    """
 
     parts: Tensor
     balance: Tensor
@@ -136,11 +142,11 @@ class Distiller:
             student.module.train()
         self._mark(Part.PLACING)
         for number, placed in enumerate(micro_batches):
-            given = self._passes.teach(placed.arrived())
+            targets = self._passes.teach(placed.arrived())
             self._mark(Part.TEACHER)
-            for index, (student, its) in enumerate(zip(self.students, sums, strict=True)):
-                output = self._passes.forward(index, *given)
-                loss = self._loss(student, output, shares, its)
+            for index, (student, student_sums) in enumerate(zip(self.students, sums, strict=True)):
+                output = self._passes.forward(index, *targets)
+                loss = self._loss(student, output, shares, student_sums)
                 self._mark(Part.FORWARD)
                 self._passes.backward(index, loss)
                 self._mark(Part.BACKWARD)
@@ -178,28 +184,31 @@ class Distiller:
             By student; a once-for-all one's is the mean of its sub-models', which follow it by the
             names that their exports have.
         """
-        names = [_names(student) for student in self.students]
-        passes = [max(1, len(own)) for own in names]
+        names = [_sub_model_names(student) for student in self.students]
+        passes = [max(1, len(sub_models)) for sub_models in names]
         shape = (sum(passes) + 1, len(self._objective.parts))
         sums = torch.zeros(shape, dtype=torch.float64, device=self._device)
         for batch in batches:
-            micro = batch if len(batch.input_ids) else _nothing()
+            micro = batch if len(batch.input_ids) else _padding_only()
             counts = self._objective.counts(micro)
             sums[-1] += torch.tensor(counts, dtype=torch.float64, device=self._device)
             placed = self._placed(micro).arrived()
-            given = self._objective.teach(placed)
-            for student, own in zip(self.students, sums[:-1].split(passes), strict=True):
+            targets = self._objective.teach(placed)
+            for student, student_sums in zip(self.students, sums[:-1].split(passes), strict=True):
                 student.module.eval()
                 sub_models, inputs = student.config.sub_models, inputs_of(placed)
                 with torch.no_grad():
-                    measured = measure(self._objective, student, sub_models, inputs, placed, given)
-                own += measured.sums
+                    student_sums += measure(
+                        self._objective, student, sub_models, inputs, placed, targets
+                    ).sums
         dist.all_reduce(sums)
         means = (self._weights * sums[:-1] / sums[-1].clamp(min=1.0)).sum(1)
         losses: dict[str, float] = {}
-        for student, its, own in zip(self.students, names, means.split(passes), strict=True):
-            losses[student.name] = float(own.mean())
-            losses |= dict(zip(its, own.tolist(), strict=False))
+        for student, sub_models, student_losses in zip(
+            self.students, names, means.split(passes), strict=True
+        ):
+            losses[student.name] = float(student_losses.mean())
+            losses |= dict(zip(sub_models, student_losses.tolist(), strict=False))
         return losses
 
     def _loss(
@@ -240,26 +249,26 @@ class Distiller:
         counted: Tensor,
         micro_batches: int,
     ) -> list[StudentRow]:
-        over_ranks = torch.stack([torch.cat([own.parts, own.balance[None]]) for own in sums])
-        over_ranks = over_ranks.double()
+        per_student = [torch.cat([student.parts, student.balance[None]]) for student in sums]
+        over_ranks = torch.stack(per_student).double()
         if self._ranks > 1:
             dist.all_reduce(over_ranks)
         means = over_ranks[:, :-1] / counted
         balances = over_ranks[:, -1] / (self._ranks * micro_batches)
         losses = (means * self._weights).sum(1) + self._balance.coefficient * balances
         return [
-            StudentRow(loss, own_means, balance, result, own.counts)
-            for own, result, loss, own_means, balance in zip(
+            StudentRow(loss, part_means, balance, result, student.counts)
+            for student, result, loss, part_means, balance in zip(
                 sums, results, losses, means, balances, strict=True
             )
         ]
 
 
-def _names(student: StudentEngine) -> list[str]:
+def _sub_model_names(student: StudentEngine) -> list[str]:
     return [once_for_all_name(student.name, sub_model) for sub_model in student.config.sub_models]
 
 
-def _nothing() -> MicroBatch:
+def _padding_only() -> MicroBatch:
     """One sample of padding: a rank without a sample still joins the students' collectives."""
     return MicroBatch(
         input_ids=torch.zeros((1, 8), dtype=torch.long),

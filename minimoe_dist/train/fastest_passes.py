@@ -47,7 +47,7 @@ def choose_passes(
 
 def takes_packed(students: Sequence[StudentEngine], objective: Objective) -> bool:
     """Whether batches may come without their padding."""
-    routes_padding = any(getattr(one.config, "route_padding", False) for one in students)
+    routes_padding = any(getattr(student.config, "route_padding", False) for student in students)
     return objective.takes_packed and not routes_padding
 
 

@@ -43,24 +43,24 @@ def make_adamw(
     Raises:
         UserError: there is no such kernel here.
     """
-    given: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": epsilon}
-    given["weight_decay"] = weight_decay
+    settings: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": epsilon}
+    settings["weight_decay"] = weight_decay
     if kind in ("auto", "torch"):
-        return torch.optim.AdamW(groups, **given, fused=True)
+        return torch.optim.AdamW(groups, **settings, fused=True)
     if kind == "deepspeed":
         from deepspeed.ops.adam import FusedAdam
 
         try:
-            made: torch.optim.Optimizer = FusedAdam(groups, **given, adam_w_mode=True)
+            optimizer: torch.optim.Optimizer = FusedAdam(groups, **settings, adam_w_mode=True)
         except Exception as error:  # it compiles itself at its first use
             reason = first_line(error)
             raise UserError(
                 f"parallel.adamw: deepspeed's cannot be built here ({reason}); give auto"
             ) from error
-        return made
+        return optimizer
     apex = _apex_module("optimizers", "parallel.adamw")
-    made = apex.FusedAdam(groups, **given, adam_w_mode=True)
-    return made
+    optimizer = apex.FusedAdam(groups, **settings, adam_w_mode=True)
+    return optimizer
 
 
 def use_layer_norms(kind: str, model: nn.Module) -> None:

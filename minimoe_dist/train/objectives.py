@@ -27,7 +27,6 @@ from ..objectives.tinybert import States, tinybert_counts, tinybert_loss_sums
 # A micro-batch on the device, with its padding or without.
 Batch = MicroBatch | PackedBatch
 
-
 _IDS = ("input_ids", "token_type_ids")
 
 
@@ -44,11 +43,12 @@ def inputs_of(batch: Batch) -> dict[str, Any]:
 
 
 class Measured(NamedTuple):
-    """Of a student's pass over a micro-batch.
+    """What a student's pass over a micro-batch is measured by.
 
     Attributes:
-        sums: differentiable [M, parts], M sub-models of a once-for-all student, 1 of any other.
-        routers: the routers' statistics.
+        sums: differentiable float32 [M, parts]; M sub-models of a once-for-all student, 1 of any
+            other.
+        routers: the statistics of the pass's routers.
     """
 
     sums: Tensor
@@ -73,7 +73,7 @@ class Objective(Protocol):
     def teaches_packed(self) -> bool: ...
 
     def teach(self, batch: Any) -> Any:
-        """What the teacher gives for a micro-batch, without gradients."""
+        """The teacher's targets for a micro-batch, without gradients."""
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
         """What each part's sum over a micro-batch is divided by, as part of a whole step.
@@ -81,11 +81,11 @@ class Objective(Protocol):
         The micro-batch is on the host.
         """
 
-    def asks(self, batch: Any) -> Mapping[str, Any]:
+    def extra_inputs(self, batch: Any) -> Mapping[str, Any]:
         """Inputs of the student's pass beside the batch's own."""
 
-    def sums(self, output: StudentOutput, given: Any, batch: Any) -> Sequence[Tensor]:
-        """A scalar a part, of a student's output and of what :meth:`teach` gave."""
+    def sums(self, output: StudentOutput, targets: Any, batch: Any) -> Sequence[Tensor]:
+        """A scalar a part, of a student's output and of the targets that :meth:`teach` gave."""
 
 
 def measure(
@@ -94,21 +94,21 @@ def measure(
     sub_models: Sequence[str],
     inputs: Mapping[str, Any],
     batch: Batch,
-    given: Any,
+    targets: Any,
 ) -> Measured:
     """A student's sums; of a once-for-all student, each sub-model's on the same batch.
 
     Args:
-        objective: what it is trained for.
-        student: one pass of it, or one for each of its sub-models.
-        sub_models: names of these; none of other students.
-        inputs: of that pass.
-        batch: whose samples the inputs are.
-        given: what the objective's teacher gave for it.
+        objective: what the student is trained for.
+        student: runs one pass, or one for each of its sub-models.
+        sub_models: their names; none of a student without any.
+        inputs: arguments of the pass.
+        batch: the samples that the inputs were taken of.
+        targets: what the objective's teacher gave for the batch.
     """
-    asked = {**inputs, **objective.asks(batch)}
-    outputs = student(**asked, sparsities=sub_models) if sub_models else (student(**asked),)
-    sums = [torch.stack(list(objective.sums(output, given, batch))) for output in outputs]
+    inputs = {**inputs, **objective.extra_inputs(batch)}
+    outputs = student(**inputs, sparsities=sub_models) if sub_models else (student(**inputs),)
+    sums = [torch.stack(list(objective.sums(output, targets, batch))) for output in outputs]
     return Measured(torch.stack(sums), outputs[0].routers)
 
 
@@ -172,20 +172,20 @@ class RelationObjective:
         """Rows: R · tokens of each of query, key and value."""
         return [3.0 * self.num_relation_heads * micro.num_tokens]
 
-    def asks(self, batch: Batch) -> Mapping[str, Any]:
-        """Nothing more."""
+    def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
+        """Relations need no further inputs."""
         return {}
 
-    def sums(self, output: StudentOutput, given: Signals, batch: Batch) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, targets: Signals, batch: Batch) -> Sequence[Tensor]:
         """The summed KL; dropout where gradients are wanted."""
         assert output.signals is not None, "the student has none"
         heads = self.num_relation_heads
         if isinstance(batch, PackedBatch):
-            where = (batch.starts, batch.lengths)
-            return [packed_relation_loss(output.signals, given, *where, heads, batch.longest)]
+            spans = (batch.starts, batch.lengths)
+            return [packed_relation_loss(output.signals, targets, *spans, heads, batch.longest)]
         total, _ = relation_loss_sum(
             output.signals,
-            given,
+            targets,
             batch.attention_mask,
             heads,
             compat_seed=self.compat_seed,
@@ -225,14 +225,14 @@ class MaskedLmObjective:
         assert micro.labels is not None, "the data type has no masks"
         return [float(np.count_nonzero(micro.labels.numpy() != IGNORED_LABEL))]
 
-    def asks(self, batch: Batch) -> Mapping[str, Any]:
+    def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
         """Predictions, and nothing that a teacher would be compared with."""
         if isinstance(batch, PackedBatch):
             rows, labels = batch.predicted_rows, batch.predicted_labels
             return {"labels": labels, "predicted_rows": rows, "compares": False}
         return {"labels": batch.labels, "compares": False}
 
-    def sums(self, output: StudentOutput, given: None, batch: Batch) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, targets: None, batch: Batch) -> Sequence[Tensor]:
         """The summed cross entropy."""
         assert output.masked_lm_sum is not None, "the student has no masked-LM head"
         return [output.masked_lm_sum]
@@ -277,13 +277,13 @@ class TinyBertObjective:
             micro.attention_mask, self.width, self.num_heads, padded_length=self.padded_length
         )
 
-    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
-        """Nothing more."""
+    def extra_inputs(self, micro: MicroBatch) -> Mapping[str, Any]:
+        """States and scores need no further inputs."""
         return {}
 
-    def sums(self, output: StudentOutput, given: States, micro: MicroBatch) -> Sequence[Tensor]:
+    def sums(self, output: StudentOutput, targets: States, micro: MicroBatch) -> Sequence[Tensor]:
         """Squared errors of states and of scores."""
-        sums = tinybert_loss_sums(output.states, given, micro.attention_mask, self.num_heads)
+        sums = tinybert_loss_sums(output.states, targets, micro.attention_mask, self.num_heads)
         return [sums.states, sums.scores]
 
 
@@ -291,7 +291,7 @@ class JointObjective:
     """Several objectives on one pass of the student; teachers read the masked text as well.
 
     Attributes:
-        parts: of all of them, in order.
+        parts: those of all objectives, in their order.
     """
 
     parts: Mapping[str, float]
@@ -299,36 +299,40 @@ class JointObjective:
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self._objectives = tuple(objectives)
         self.parts = {
-            name: weight for one in self._objectives for name, weight in one.parts.items()
+            name: weight
+            for objective in self._objectives
+            for name, weight in objective.parts.items()
         }
 
     @property
     def takes_packed(self) -> bool:
-        """If all do."""
-        return all(one.takes_packed for one in self._objectives)
+        """Whether every objective's does."""
+        return all(objective.takes_packed for objective in self._objectives)
 
     @property
     def teaches_packed(self) -> bool:
-        """If all do."""
-        return all(one.teaches_packed for one in self._objectives)
+        """Whether every objective's does."""
+        return all(objective.teaches_packed for objective in self._objectives)
 
     def teach(self, batch: Batch) -> Sequence[Any]:
-        """Of each objective."""
-        return [one.teach(batch) for one in self._objectives]
+        """The targets of each objective, in their order."""
+        return [objective.teach(batch) for objective in self._objectives]
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Of each objective's parts."""
-        return [count for one in self._objectives for count in one.counts(micro)]
+        """The counts of each objective's parts, side by side."""
+        return [count for objective in self._objectives for count in objective.counts(micro)]
 
-    def asks(self, batch: Batch) -> Mapping[str, Any]:
-        """All that one of them asks for, and what the others compare."""
-        asked = {name: value for one in self._objectives for name, value in one.asks(batch).items()}
-        return {**asked, "compares": True}
+    def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
+        """The extra inputs of all objectives, with the signals that teachers are compared with."""
+        inputs: dict[str, Any] = {}
+        for objective in self._objectives:
+            inputs |= objective.extra_inputs(batch)
+        return {**inputs, "compares": True}
 
-    def sums(self, output: StudentOutput, given: Sequence[Any], batch: Batch) -> Sequence[Tensor]:
-        """Of each objective's parts."""
+    def sums(self, output: StudentOutput, targets: Sequence[Any], batch: Batch) -> Sequence[Tensor]:
+        """The sums of each objective's parts, side by side."""
         return [
             total
-            for one, its in zip(self._objectives, given, strict=True)
-            for total in one.sums(output, its, batch)
+            for objective, objective_targets in zip(self._objectives, targets, strict=True)
+            for total in objective.sums(output, objective_targets, batch)
         ]

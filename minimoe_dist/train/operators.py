@@ -11,11 +11,11 @@ from .engine import quiet_deepspeed
 
 def operators() -> dict[str, str]:
     """Operator -> ``built``, ``can be built`` or ``cannot be built``; nothing is built here."""
-    found = {}
+    states = {}
     with quiet_deepspeed(), contextlib.redirect_stderr(io.StringIO()):
         for name in sorted(ALL_OPS):
-            found[name] = _state(ALL_OPS[name])
-    return found
+            states[name] = _state(ALL_OPS[name])
+    return states
 
 
 def _state(builder: OpBuilder) -> str:

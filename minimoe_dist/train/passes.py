@@ -28,12 +28,12 @@ _log = logger("train.passes")
 
 
 class PassOutput(NamedTuple):
-    """Of a student's pass over a micro-batch.
+    """What a student's pass over a micro-batch leaves on the device.
 
     Attributes:
-        parts: [P], sums of the objective's parts, the mean over sub-models.
-        probability_sums: [K], of all routers side by side.
-        token_counts: [K], of this rank; no gradient.
+        parts: float32 [P], sums of the objective's parts, the mean over sub-models.
+        probability_sums: float32 [K], those of all routers side by side.
+        token_counts: float32 [K], this rank's tokens per expert; without a gradient.
     """
 
     parts: Tensor
@@ -56,22 +56,22 @@ class Passes(Protocol):
         """The teacher's pass.
 
         Returns:
-            What to hand to the students' passes: a batch, and what the teacher gave.
+            What to hand to the students' passes: the batch, and the teacher's targets for it.
         """
 
-    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
-        """A student's pass in training, of what :meth:`teach` returned."""
+    def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
+        """A student's pass in training, on the batch and targets that :meth:`teach` returned."""
 
     def backward(self, index: int, loss: Tensor) -> None:
         """Adds the gradients of a loss made of the last :meth:`forward` of that student."""
 
 
 class EagerPasses:
-    """Operator by operator.
+    """Passes that run operator by operator.
 
     Args:
         students: their modules are in training mode.
-        objective: of all of them.
+        objective: what all of them are trained for.
         seed: of dropout and router noise.
         packed: whether batches come without their padding.
     """
@@ -93,19 +93,19 @@ class EagerPasses:
     def teach(self, batch: Batch) -> tuple[Batch, Any]:
         return batch, self.objective.teach(batch)
 
-    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
+    def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
         student = self.students[index]
-        return self._measure(student, student, batch, given)
+        return self._measure(student, student, batch, targets)
 
     def backward(self, index: int, loss: Tensor) -> None:
         self.students[index].backward(loss)
 
     def _measure(
-        self, student: StudentEngine, run: Callable[..., Any], batch: Batch, given: Any
+        self, student: StudentEngine, run: Callable[..., Any], batch: Batch, targets: Any
     ) -> PassOutput:
         inputs = inputs_of(batch) | {"sample_ids": batch.sample_ids, "noise_seed": self._seed}
         sub_models = student.config.sub_models
-        measured = measure(self.objective, run, sub_models, inputs, batch, given)
+        measured = measure(self.objective, run, sub_models, inputs, batch, targets)
         none = measured.sums.new_zeros(0)
         return PassOutput(
             measured.sums.mean(0),
@@ -115,7 +115,7 @@ class EagerPasses:
 
 
 class CompiledPasses(EagerPasses):
-    """Compiled; of packed batches only. What does not compile runs eagerly from then on."""
+    """Compiled passes of packed batches; what does not compile runs eagerly from then on."""
 
     warms_up = True
 
@@ -132,13 +132,13 @@ class CompiledPasses(EagerPasses):
         with torch.no_grad():
             return batch, self._teach(batch)
 
-    def forward(self, index: int, batch: Batch, given: Any) -> PassOutput:
-        return self._runs[index](batch, given)
+    def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
+        return self._runs[index](batch, targets)
 
     def _pass_of(self, student: StudentEngine) -> Callable[[Batch, Any], PassOutput]:
-        def run(batch: Batch, given: Any) -> PassOutput:
+        def run(batch: Batch, targets: Any) -> PassOutput:
             # Not through the module's call: hooks on it are not for compilers.
-            return self._measure(student, student.module.forward, batch, given)
+            return self._measure(student, student.module.forward, batch, targets)
 
         return run
 
@@ -146,26 +146,26 @@ class CompiledPasses(EagerPasses):
 class _Compiled:
     """A function of a packed batch, compiled at its first call."""
 
-    def __init__(self, what: str, function: Callable[..., Any]) -> None:
-        self._what = what
+    def __init__(self, label: str, function: Callable[..., Any]) -> None:
+        self._label = label
         self._eager = function
         self._compiled: Callable[..., Any] | None = _compile(function)
         self._calls = 0
 
-    def __call__(self, batch: Batch, *given: Any) -> Any:
+    def __call__(self, batch: Batch, *arguments: Any) -> Any:
         assert isinstance(batch, PackedBatch)
         if self._compiled is None:
-            return self._eager(batch, *given)
+            return self._eager(batch, *arguments)
         started = time.perf_counter()
         try:
-            result = self._compiled(batch, *given)
+            result = self._compiled(batch, *arguments)
         except Exception as error:
-            _log.warning("%s is not compiled: %s", self._what, first_line(error))
+            _log.warning("%s is not compiled: %s", self._label, first_line(error))
             self._compiled = None
-            return self._eager(batch, *given)
+            return self._eager(batch, *arguments)
         self._calls += 1
         if self._calls == 1:
-            _log.info("%s compiled in %.0f s", self._what, time.perf_counter() - started)
+            _log.info("%s compiled in %.0f s", self._label, time.perf_counter() - started)
         return result
 
 

@@ -75,7 +75,7 @@ class TaskObjective:
             counts["relation_loss"] = rows
         return [counts[name] for name in self.parts]
 
-    def asks(self, micro: MicroBatch) -> Mapping[str, Any]:
+    def extra_inputs(self, micro: MicroBatch) -> Mapping[str, Any]:
         """Whether signals are wanted too."""
         return {"with_signals": self._with_signals}
 

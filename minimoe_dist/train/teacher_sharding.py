@@ -96,10 +96,10 @@ def load_sharded_teacher(
     else:
         teacher = _zero3(unfilled, group, device, offload)
     teacher.freeze()
-    whole = sum(_whole_numel(p) * p.element_size() for p in teacher.parameters())
+    total_bytes = sum(_whole_numel(p) * p.element_size() for p in teacher.parameters())
     _log.info(
         "%s: %s over %d of %d ranks, %.1f of %.1f MB of weights on this one",
-        path, layout, size, dist.get_world_size(), held_bytes(teacher) / 1e6, whole / 1e6,
+        path, layout, size, dist.get_world_size(), held_bytes(teacher) / 1e6, total_bytes / 1e6,
     )  # fmt: skip
     return teacher
 
@@ -134,13 +134,13 @@ def _zero3(
     with quiet_deepspeed():
         # Children before parents: Init takes whatever it finds below a module.
         for module, path in reversed(path_of.items()):
-            own = dict(module.named_parameters(recurse=False))
-            for name, parameter in own.items():
+            parameters = dict(module.named_parameters(recurse=False))
+            for name, parameter in parameters.items():
                 filled = torch.empty_like(parameter, device=device)
                 if reads:
                     unfilled.weights.copy_into(filled, unfilled.names[_joined(path, name)])
                 module.register_parameter(name, nn.Parameter(filled, requires_grad=False))
-            if own:
+            if parameters:
                 deepspeed.zero.Init(
                     module=module,
                     data_parallel_group=group,
@@ -183,13 +183,13 @@ def _check_divisible(path: str, unfilled: UnfilledTeacher, size: int) -> None:
             f"teacher.layout: tensor is not for {path}, a student of type {config.model_type}; use "
             "zero3 or replicated"
         )
-    for what, count in (
+    for kind, count in (
         ("attention heads", config.num_attention_heads),
         ("feed-forward neurons", config.intermediate_size),
     ):
         if count % size:
             raise UserError(
-                f"teacher.parallel_size: {size} does not divide the {count} {what} of {path}; use "
+                f"teacher.parallel_size: {size} does not divide the {count} {kind} of {path}; use "
                 "a divisor, or teacher.layout zero3"
             )
 
@@ -204,12 +204,12 @@ def _tensor_parallel(
     parallelize_module(teacher, mesh, _styles(teacher), src_data_rank=None)
     for module in teacher.modules():
         if hasattr(module, "all_head_size"):
-            _keep_own_heads(module, size)
+            _keep_local_heads(module, size)
     for path, module in teacher.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             filled = torch.empty_like(parameter, device=device)
-            own, dim, start = _own_part(filled, dist.get_rank(group))
-            unfilled.weights.copy_into(own, unfilled.names[_joined(path, name)], dim, start)
+            local_part, dim, start = _local_part(filled, dist.get_rank(group))
+            unfilled.weights.copy_into(local_part, unfilled.names[_joined(path, name)], dim, start)
             module.register_parameter(name, nn.Parameter(filled, requires_grad=False))
     teacher.to(device)  # buffers
     teacher.signals = _GroupSignals(teacher.signals, group)
@@ -220,20 +220,20 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _keep_own_heads(attention: Any, size: int) -> None:
+def _keep_local_heads(attention: Any, size: int) -> None:
     attention.num_attention_heads //= size
     attention.all_head_size //= size
 
 
-def _own_part(parameter: Tensor, rank: int) -> tuple[Tensor, int, int]:
+def _local_part(parameter: Tensor, rank: int) -> tuple[Tensor, int, int]:
     """What a rank holds of a parameter, along which dimension it is cut, and where it starts."""
     if not isinstance(parameter, DTensor):
         return parameter, 0, 0
-    own = parameter.to_local()
+    local = parameter.to_local()
     (placement,) = parameter.placements
     if not isinstance(placement, Shard):
-        return own, 0, 0
-    return own, placement.dim, rank * own.shape[placement.dim]
+        return local, 0, 0
+    return local, placement.dim, rank * local.shape[placement.dim]
 
 
 def _styles(teacher: nn.Module) -> dict[str, ParallelStyle]:
@@ -281,28 +281,29 @@ class _GroupSignals(nn.Module):
         return query, key, value
 
     def _gather(self, batch: Tensor) -> list[Tensor]:
-        """Each rank's [3, B, S]; sizes may differ."""
+        """The int64 [3, B, S] of every rank of the group; their sizes may differ."""
         size = torch.tensor(batch.shape[1:], device=batch.device)
         sizes = [torch.empty_like(size) for _ in range(self._size)]
         dist.all_gather(sizes, size, group=self._group)
-        shapes = [(3, *one.tolist()) for one in sizes]
+        shapes = [(3, *size.tolist()) for size in sizes]
         longest = max(map(math.prod, shapes))
         padded = nn.functional.pad(batch.flatten(), (0, longest - batch.numel()))
-        everyone = [torch.empty_like(padded) for _ in range(self._size)]
-        dist.all_gather(everyone, padded, group=self._group)
+        batches = [torch.empty_like(padded) for _ in range(self._size)]
+        dist.all_gather(batches, padded, group=self._group)
         return [
-            one[: math.prod(shape)].view(shape) for one, shape in zip(everyone, shapes, strict=True)
+            batch[: math.prod(shape)].view(shape)
+            for batch, shape in zip(batches, shapes, strict=True)
         ]
 
     def _exchange(self, columns: list[Tensor]) -> Tensor:
         """This rank's columns of all batches for all columns of its own: [3, B, S, H]."""
         sent = torch.cat([part.flatten() for part in columns])
-        own = columns[self._rank]
-        received = own.new_empty(self._size, *own.shape)
+        own_columns = columns[self._rank]
+        received = own_columns.new_empty(self._size, *own_columns.shape)
         dist.all_to_all_single(
             received.view(-1),
             sent,
-            [own.numel()] * self._size,
+            [own_columns.numel()] * self._size,
             [part.numel() for part in columns],
             group=self._group,
         )

@@ -215,12 +215,12 @@ def _flat_group(zero: Any, index: int) -> _Group:
         offset = (parameter.data_ptr() - weights.data_ptr()) // weights.element_size()
         parameter.grad = gradients.narrow(0, offset, parameter.numel()).view_as(parameter)
     size = weights.numel() // dist.get_world_size(peers)
-    own = slice(dist.get_rank(peers) * size, (dist.get_rank(peers) + 1) * size)
+    partition = slice(dist.get_rank(peers) * size, (dist.get_rank(peers) + 1) * size)
     return _Group(
         weights,
-        weights[own],
+        weights[partition],
         gradients,
-        gradients[own],
+        gradients[partition],
         zero.single_partition_of_fp32_groups[index],
         peers,
     )
