@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
 
+from ..config.schema import DataType
 from ..errors import UserError
 from .keyed import as_int64
 from .pairs import NO_MARKS, Pair, PairBatch
@@ -76,7 +77,7 @@ class MicroBatch:
         return int(np.count_nonzero(self.attention_mask.numpy()))
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What an encoder takes, by its argument's name."""
+        """An encoder's arguments, each int64 or bool [b, S]."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
@@ -84,9 +85,9 @@ class MicroBatch:
         }
 
     def tensors(self) -> list[torch.Tensor]:
-        """All that there are."""
-        found = [getattr(self, field.name) for field in fields(self)]
-        return [tensor for tensor in found if tensor is not None]
+        """The tensors of the batch in the order of its fields; labels only if there are any."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return [tensor for tensor in values if tensor is not None]
 
     def on_each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
         """The batch with every tensor moved."""
@@ -241,9 +242,6 @@ class MaskedCollate(UnmaskedCollate):
             micro_batch.labels.numpy(),
         )
         return micro_batch
-
-
-DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 
 
 def build_collate(

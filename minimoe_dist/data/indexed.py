@@ -62,8 +62,8 @@ class IndexedCorpus:
         self.prefix = prefix
         self.manifest: Manifest | None = read_manifest(prefix, layout)
         self._use(layout, arrays)
-        self._words = _open_words(prefix, self.manifest, self.num_tokens)
-        self.has_word_marks = self._words is not None
+        self._marks = _open_word_marks(prefix, self.manifest, self.num_tokens)
+        self.has_word_marks = self._marks is not None
 
     @classmethod
     def open(cls, prefix: str) -> IndexedCorpus:
@@ -125,14 +125,14 @@ class IndexedCorpus:
         Raises:
             UserError: the corpus was built without word marks.
         """
-        if self._words is None:
+        if self._marks is None:
             raise UserError(f"{self.prefix}: no word marks; build it with --whole_words")
-        return self._words.read(self.token_start(first), self.token_start(last))
+        return self._marks.read(self.token_start(first), self.token_start(last))
 
     @property
     def word_marks(self) -> np.ndarray | None:
         """The marks of all tokens as they are stored: a bit each, uint8; None without marks."""
-        return None if self._words is None else self._words.bits
+        return None if self._marks is None else self._marks.bits
 
     def sentence(self, index: int) -> np.ndarray:
         """A copy of the ids of one sentence, int64 [tokens]."""
@@ -198,7 +198,7 @@ class IndexedCorpus:
                 )
 
 
-def _open_words(prefix: str, manifest: Manifest | None, num_tokens: int) -> WordMarks | None:
+def _open_word_marks(prefix: str, manifest: Manifest | None, num_tokens: int) -> WordMarks | None:
     path = words_path(prefix)
     if os.path.isfile(path):
         return WordMarks(prefix, num_tokens)
@@ -233,13 +233,13 @@ def find_corpora(pattern_or_prefix: str) -> list[str]:
     if os.path.isfile(base + ".idx"):
         return [base]
     pattern = os.path.join(base, "*") if os.path.isdir(base) else base
-    found = sorted(path.removesuffix(".idx") for path in glob.glob(pattern + ".idx"))
+    prefixes = sorted(path.removesuffix(".idx") for path in glob.glob(pattern + ".idx"))
     if HELDOUT_SUFFIX not in pattern:
-        found = [prefix for prefix in found if not prefix.endswith(HELDOUT_SUFFIX)]
-    found = [p for p in found if _PART.sub("", p) == p or _PART.sub("", p) not in found]
-    if not found:
+        prefixes = [prefix for prefix in prefixes if not prefix.endswith(HELDOUT_SUFFIX)]
+    prefixes = [p for p in prefixes if _PART.sub("", p) == p or _PART.sub("", p) not in prefixes]
+    if not prefixes:
         raise UserError(
             f"{pattern_or_prefix!r}: no indexed corpus there (no {pattern}.idx); "
             f"give a prefix or a glob, or build one with tools/preprocess/build_indexed.py"
         )
-    return found
+    return prefixes

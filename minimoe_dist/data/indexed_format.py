@@ -52,7 +52,7 @@ def dtype_for_vocabulary(vocab_size: int) -> np.dtype:
 
 def dtype_code(dtype: np.dtype) -> int:
     """The code of `dtype` in the header of an `.idx` file."""
-    return next(code for code, known in DTYPES.items() if known == dtype)
+    return next(code for code, candidate in DTYPES.items() if candidate == dtype)
 
 
 def manifest_path(prefix: str) -> str:
@@ -139,9 +139,9 @@ class Manifest:
         try:
             with open(path, encoding="utf-8") as stream:
                 values = json.load(stream)
-            found = values.pop("format")
-            if found != _MANIFEST_FORMAT:
-                raise UserError(f"format {found!r}, expected {_MANIFEST_FORMAT!r}")
+            format_name = values.pop("format")
+            if format_name != _MANIFEST_FORMAT:
+                raise UserError(f"format {format_name!r}, expected {_MANIFEST_FORMAT!r}")
             if values["tokenizer"] is not None:
                 values["tokenizer"] = TokenizerRecord(**values["tokenizer"])
             if values.get("part") is not None:
@@ -307,14 +307,14 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
     if not os.path.exists(path):
         return None
     manifest = Manifest.read(path)
-    found = {
+    actual = {
         "dtype": layout.dtype.name,
         "num_sentences": layout.num_sentences,
         "num_documents": layout.num_document_ends - 1,
         "bin_bytes": os.path.getsize(prefix + ".bin"),
         "idx_bytes": os.path.getsize(prefix + ".idx"),
     }
-    for name, value in found.items():
+    for name, value in actual.items():
         if getattr(manifest, name) != value:
             raise UserError(
                 f"{path}: says {name} = {getattr(manifest, name)}, the files have {value}; "
@@ -404,9 +404,9 @@ class WordMarksWriter:
     def add(self, marks: np.ndarray) -> None:
         """Appends marks, bool [tokens]."""
         bits = np.concatenate([self._waiting, marks.astype(np.uint8)])
-        whole = bits.size // 8 * 8
-        self._stream.write(np.packbits(bits[:whole], bitorder="little").tobytes())
-        self._waiting = bits[whole:]
+        complete = bits.size // 8 * 8
+        self._stream.write(np.packbits(bits[:complete], bitorder="little").tobytes())
+        self._waiting = bits[complete:]
         self._count += marks.size
 
     def flush(self) -> None:

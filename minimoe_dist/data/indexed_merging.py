@@ -211,28 +211,28 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
 
 def _write_data(inputs: Sequence[_Input], out: IO[bytes]) -> tuple[str, int]:
     """Copies all ids; returns their hash and the largest one."""
-    whole, largest = RunningHash(), 0
+    output_hash, largest = RunningHash(), 0
     try:
         for item in inputs:
-            own = hashlib.sha256()
+            input_hash = hashlib.sha256()
             with open(item.prefix + ".bin", "rb") as stream:
                 for piece in pieces(stream):
                     out.write(piece)
-                    whole.update(piece)
-                    own.update(piece)
+                    output_hash.update(piece)
+                    input_hash.update(piece)
                     ids = np.frombuffer(piece, item.layout.dtype)
                     largest = max(largest, int(ids.max()))
                     if int(ids.min()) < 0:
                         raise UserError(f"{item.prefix}.bin: holds negative ids; build it again")
-            if item.manifest and own.hexdigest() != item.manifest.bin_sha256:
+            if item.manifest and input_hash.hexdigest() != item.manifest.bin_sha256:
                 raise UserError(
                     f"{item.prefix}.bin: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
                 )
         flush_stream(out)
-        return whole.hexdigest(), largest
+        return output_hash.hexdigest(), largest
     finally:
-        whole.close()
+        output_hash.close()
 
 
 def _index_pieces(layout: IndexLayout, inputs: Sequence[_Input]) -> Iterator[bytes]:

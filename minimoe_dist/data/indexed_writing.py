@@ -121,9 +121,9 @@ class IndexedCorpusWriter:
         self._bin = open_locked(prefix + ".bin" + PARTIAL, keep)
         self._lengths = _open(prefix + ".lengths" + PARTIAL, keep)
         self._ends = _open(prefix + ".documents" + PARTIAL, keep)
-        self._words: IO[bytes] | None = None
+        self._words_stream: IO[bytes] | None = None
         if self._segmenter is not None:
-            self._words = _open(words_path(prefix) + PARTIAL, keep)
+            self._words_stream = _open(words_path(prefix) + PARTIAL, keep)
         if keep:
             try:
                 _cut_to(self._bin, start.num_tokens * itemsize)
@@ -138,7 +138,11 @@ class IndexedCorpusWriter:
                 raise
         else:
             self._ends.write(np.zeros(1, np.int64).tobytes())
-        self._marks = None if self._words is None else WordMarksWriter(self._words, self.num_tokens)
+        self._marks = (
+            None
+            if self._words_stream is None
+            else WordMarksWriter(self._words_stream, self.num_tokens)
+        )
 
     def __enter__(self) -> IndexedCorpusWriter:
         return self
@@ -247,9 +251,9 @@ class IndexedCorpusWriter:
     def checkpoint(self) -> WriterState:
         """Puts all that was added on disk; a writer that is given the result goes on from here."""
         with naming(self.prefix + ".bin"):
-            if self._marks is not None and self._words is not None:
+            if self._marks is not None and self._words_stream is not None:
                 self._marks.flush()
-                flush_stream(self._words)
+                flush_stream(self._words_stream)
             for stream in (self._bin, self._lengths, self._ends):
                 flush_stream(stream)
         return WriterState(
@@ -281,7 +285,7 @@ class IndexedCorpusWriter:
         layout = IndexLayout(self._dtype, self.num_sentences, self.num_documents + 1)
         idx_hash = self._write_index(layout)
         state = self.checkpoint()
-        marks = self._words
+        marks = self._words_stream
         self.manifest = Manifest(
             dtype=self._dtype.name,
             vocab_size=self.vocab_size,
@@ -336,13 +340,13 @@ class IndexedCorpusWriter:
 
     def suspend(self) -> None:
         """Closes the files and leaves them as they are, to be continued from a checkpoint."""
-        for stream in (self._bin, self._lengths, self._ends, self._words):
+        for stream in (self._bin, self._lengths, self._ends, self._words_stream):
             if stream is not None:
                 close_quietly(stream)
         self._digest.close()
 
 
-def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> int:
+def check_ids(tokens: np.ndarray, vocab_size: int, path: str) -> int:
     """The largest of some ids (0 if there is none).
 
     Raises:
@@ -355,7 +359,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> int:
     if smallest < 0 or largest >= vocab_size:
         wrong = smallest if smallest < 0 else largest
         raise UserError(
-            f"{where}: token id {wrong} is outside the vocabulary of {vocab_size}; "
+            f"{path}: token id {wrong} is outside the vocabulary of {vocab_size}; "
             f"use the tokenizer that belongs to it"
         )
     return largest

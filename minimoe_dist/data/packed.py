@@ -32,13 +32,13 @@ class PackedBatch:
         num_tokens: rows that are tokens.
         sample_ids: int64 [B], the samples' global positions in the run.
         starts: int32 [B], each sample's first row.
-        lengths: int32 [B].
+        lengths: int32 [B], tokens of each sample.
         input_ids: int32 [T].
         token_type_ids: int32 [T].
         sample: int32 [T], a row's sample by its place in the batch.
-        position: int32 [T], in its sample.
-        predicted_rows: int32 [N].
-        predicted_labels: int32 [N]; -100 beyond what is to be predicted.
+        position: int32 [T], a row's position in its sample.
+        predicted_rows: int32 [N], the rows whose token is to be predicted.
+        predicted_labels: int32 [N], the ids that stood there; -100 beyond what is to be predicted.
     """
 
     numbers: Tensor
@@ -59,17 +59,17 @@ class PackedBatch:
 
     def __post_init__(self) -> None:
         sizes = [2 * self.samples, *[self.samples] * 2, *[self.rows] * 4, *[self.predictions] * 2]
-        ids, *others = self.numbers.split(sizes)
-        names = [one.name for one in fields(self) if not one.init]
-        for name, value in zip(names, [ids.view(torch.int64), *others], strict=True):
+        sample_ids, *views = self.numbers.split(sizes)
+        names = [declared.name for declared in fields(self) if not declared.init]
+        for name, value in zip(names, [sample_ids.view(torch.int64), *views], strict=True):
             object.__setattr__(self, name, value)  # frozen, but for this
 
     def tensors(self) -> list[Tensor]:
-        """What lies in memory."""
+        """The one tensor that all others are views of."""
         return [self.numbers]
 
     def on_each(self, move: Callable[[Tensor], Tensor]) -> PackedBatch:
-        """The same batch, moved."""
+        """The same batch with its numbers moved by ``move``."""
         return self.with_numbers(move(self.numbers))
 
     def with_numbers(self, numbers: Tensor) -> PackedBatch:
@@ -95,19 +95,21 @@ def pack(micro: MicroBatch, longest: int) -> PackedBatch:
     batch = PackedBatch(torch.from_numpy(numbers), samples, rows, predictions, longest, tokens)
     batch.sample_ids.numpy()[:] = micro.sample_ids.numpy()
     batch.lengths.numpy()[:] = lengths
-    filled = (batch.starts, batch.input_ids, batch.token_type_ids, batch.sample, batch.position)
-    given = (micro.input_ids, micro.attention_mask, micro.token_type_ids)
-    whole = fill_rows(
-        *(one.contiguous().numpy() for one in given), lengths, *(one.numpy() for one in filled)
+    inputs = (micro.input_ids, micro.attention_mask, micro.token_type_ids)
+    outputs = (batch.starts, batch.input_ids, batch.token_type_ids, batch.sample, batch.position)
+    packed_samples = fill_rows(
+        *(tensor.contiguous().numpy() for tensor in inputs),
+        lengths,
+        *(tensor.numpy() for tensor in outputs),
     )
-    assert whole == samples, "padding inside a sample"
+    assert packed_samples == samples, "padding inside a sample"
     if micro.labels is not None:
-        found = fill_predictions(
+        predicted = fill_predictions(
             micro.labels.contiguous().numpy(),
             lengths,
             IGNORED_LABEL,
             batch.predicted_rows.numpy(),
             batch.predicted_labels.numpy(),
         )
-        assert found >= 0, "more to predict than most_predicted"
+        assert predicted >= 0, "more to predict than most_predicted"
     return batch

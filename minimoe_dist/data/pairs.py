@@ -107,15 +107,15 @@ class PairBatch:
         return batch
 
     def _put(self, row: int, pair: Pair) -> None:
-        first, both = len(pair.first), len(pair.first) + len(pair.second)
-        self.first_lengths[row], self.second_lengths[row] = first, both - first
+        first, total = len(pair.first), len(pair.first) + len(pair.second)
+        self.first_lengths[row], self.second_lengths[row] = first, total - first
         self.is_random_next[row] = pair.is_random_next
-        self.tokens[row, :first], self.tokens[row, first:both] = pair.first, pair.second
+        self.tokens[row, :first], self.tokens[row, first:total] = pair.first, pair.second
         if self.continues is not None:
             if pair.first_continues is not None:
                 self.continues[row, :first] = pair.first_continues
             if pair.second_continues is not None:
-                self.continues[row, first:both] = pair.second_continues
+                self.continues[row, first:total] = pair.second_continues
 
     @property
     def lengths(self) -> np.ndarray:
@@ -127,14 +127,14 @@ class PairBatch:
 
     def __getitem__(self, row: int) -> Pair:
         first = int(self.first_lengths[row])
-        both = first + int(self.second_lengths[row])
+        total = first + int(self.second_lengths[row])
         pair = Pair(
-            self.tokens[row, :first], self.tokens[row, first:both], bool(self.is_random_next[row])
+            self.tokens[row, :first], self.tokens[row, first:total], bool(self.is_random_next[row])
         )
         if self.continues is None:
             return pair
         marks = self.continues[row]
-        return pair._replace(first_continues=marks[:first], second_continues=marks[first:both])
+        return pair._replace(first_continues=marks[:first], second_continues=marks[first:total])
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[row] for row in range(len(self)))

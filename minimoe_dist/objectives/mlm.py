@@ -149,7 +149,7 @@ def _(
     rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
 ) -> tuple[Tensor, ...]:
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    shapes = [(), *(one.shape if with_gradient else (0,) for one in (rows, weight, bias))]
+    shapes = [(), *(x.shape if with_gradient else (0,) for x in (rows, weight, bias))]
     return tuple(rows.new_empty(shape, dtype=wide) for shape in shapes)
 
 

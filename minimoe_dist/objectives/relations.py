@@ -117,8 +117,14 @@ def _by_kernel(student: Signals, teacher: Signals, valid: Tensor, heads: int) ->
     positions = torch.arange(1, length + 1, device=valid.device)
     bounds = (valid * positions).amax(1).to(torch.int32)
     starts = torch.arange(samples, device=valid.device, dtype=torch.int32) * length
-    rows = (tuple(signal.flatten(0, 1) for signal in signals) for signals in (student, teacher))
-    return packed_relation_loss(*rows, starts, bounds, heads, length, valid.flatten())  # type: ignore[arg-type]
+    student, teacher = (_rows_of(signals) for signals in (student, teacher))
+    return packed_relation_loss(student, teacher, starts, bounds, heads, length, valid.flatten())
+
+
+def _rows_of(signals: Signals) -> Signals:
+    """[B, S, H] three times to [B · S, H]."""
+    query, key, value = (signal.flatten(0, 1) for signal in signals)
+    return query, key, value
 
 
 def _check(student: Signals, teacher: Signals, mask: Tensor, num_relation_heads: int) -> None:

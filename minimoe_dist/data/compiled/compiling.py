@@ -45,8 +45,8 @@ _NOT_KEPT = (
 @cache
 def _fingerprint() -> str:
     digest = hashlib.sha256()
-    others = [Path(str(module.__file__)) for module in (keyed, row_counts)]
-    for path in (*sorted(_FOLDER.glob("*.py")), *others):
+    shared_sources = [Path(str(module.__file__)) for module in (keyed, row_counts)]
+    for path in (*sorted(_FOLDER.glob("*.py")), *shared_sources):
         digest.update(path.read_bytes())
     digest.update(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
     digest.update(llvmlite.binding.get_host_cpu_features().flatten().encode())
@@ -73,8 +73,8 @@ def entry(
         signature, options = returns(*arguments), {"nogil": not keeps_lock}
         try:
             compiled = njit(cache=True, **options)(function)
-            kept = Path(compiled.stats.cache_path).glob(f"*.{function.__qualname__}-*.nbc")
-            with nullcontext() if any(kept) else _one_process_at_a_time():
+            cached_files = Path(compiled.stats.cache_path).glob(f"*.{function.__qualname__}-*.nbc")
+            with nullcontext() if any(cached_files) else _one_process_at_a_time():
                 compiled.compile(signature)
             compiled.disable_compile()
             return compiled
@@ -99,11 +99,11 @@ def _one_process_at_a_time() -> Iterator[None]:
         lock.release()
 
 
-def given(dtype: types.Type, dimensions: int = 1) -> types.Array:
-    """An array that is only read; it may be a view that is not aligned, as those of an index."""
+def read_only(dtype: types.Type, dimensions: int = 1) -> types.Array:
+    """The type of an array that is only read; it may be a view that is not aligned."""
     return types.Array(dtype, dimensions, "C", readonly=True, aligned=False)
 
 
 def filled(dtype: types.Type, dimensions: int = 1) -> types.Array:
-    """An array that the function writes into."""
+    """The type of an array that the function writes into."""
     return types.Array(dtype, dimensions, "C")

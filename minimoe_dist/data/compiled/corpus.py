@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from .compiling import given, inner
+from .compiling import inner, read_only
 
 
 class CorpusArrays(NamedTuple):
@@ -48,9 +48,9 @@ STATUS = types.UniTuple(types.int64, 3)
 # How an entry is given one: a plain tuple, since numba widens no named tuple's arrays.
 CORPUS = types.Tuple(
     [
-        given(types.int32),
-        given(types.int64),
-        given(types.int64),
+        read_only(types.int32),
+        read_only(types.int64),
+        read_only(types.int64),
         types.Array(types.uint8, 1, "C", readonly=True),
         types.int64,
         types.int64,

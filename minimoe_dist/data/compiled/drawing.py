@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from .compiling import entry, filled, given, inner
+from .compiling import entry, filled, inner, read_only
 from .corpus import (
     CORPUS,
     DAMAGED,
@@ -68,7 +68,7 @@ def _second_segment(corpus: CorpusArrays, chunk: Chunk, generator: np.ndarray) -
         return chunk.middle, chunk.end
     starts = corpus.document_starts
     first_length = token_start(corpus, chunk.middle) - token_start(corpus, chunk.start)
-    wanted = max(chunk.target - first_length, 1)
+    second_target = max(chunk.target - first_length, 1)
     for attempt in range(_NON_EMPTY_TRIES):
         document = below(generator, len(starts) - 1)
         begin, end = starts[document], starts[document + 1]
@@ -76,7 +76,7 @@ def _second_segment(corpus: CorpusArrays, chunk: Chunk, generator: np.ndarray) -
         if begin == end or (is_own and attempt < _OTHER_DOCUMENT_TRIES):
             continue
         start = begin + below(generator, end - begin)
-        reached = token_start(corpus, start) + wanted
+        reached = token_start(corpus, start) + second_target
         stop, beyond = start + 1, end
         while stop < beyond:
             middle = (stop + beyond) // 2
@@ -139,12 +139,12 @@ def _draw_pair(
         rows.tokens.shape[1],
         generator,
     )
-    both = first + second
+    total = first + second
     copy_ids(corpus, first_start + lost_first, rows.tokens[row, :first])
-    copy_ids(corpus, second_start + lost_second, rows.tokens[row, first:both])
+    copy_ids(corpus, second_start + lost_second, rows.tokens[row, first:total])
     if len(rows.continues):
         copy_marks(corpus, first_start + lost_first, rows.continues[row, :first])
-        copy_marks(corpus, second_start + lost_second, rows.continues[row, first:both])
+        copy_marks(corpus, second_start + lost_second, rows.continues[row, first:total])
     rows.first_lengths[row], rows.second_lengths[row] = first, second
     rows.is_random_next[row] = chunk.is_random_next
     return FOUND, 0, 0
@@ -156,9 +156,9 @@ def _draw_pair(
     TARGET_GROUPS,
     types.int64,
     types.int64,
-    given(types.int64),
-    given(types.int64),
-    given(types.int64),
+    read_only(types.int64),
+    read_only(types.int64),
+    read_only(types.int64),
     _ROWS,
 )
 def draw_pairs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from .compiling import entry, filled, given, inner
+from .compiling import entry, filled, inner, read_only
 
 
 @inner
@@ -20,9 +20,9 @@ def _copy(tokens: np.ndarray, vocab_size: int, ids: np.ndarray) -> bool:
 
 @entry(
     types.int64,
-    given(types.int64, 2),
-    given(types.int64),
-    given(types.int64),
+    read_only(types.int64, 2),
+    read_only(types.int64),
+    read_only(types.int64),
     *[types.int64] * 5,
     filled(types.int64, 2),
     filled(types.bool_, 2),
@@ -62,20 +62,20 @@ def lay_out(
     """
     columns = input_ids.shape[1]
     for row in range(len(first_lengths)):
-        first, both = first_lengths[row], first_lengths[row] + second_lengths[row]
+        first, total = first_lengths[row], first_lengths[row] + second_lengths[row]
         ids = input_ids[row]
         ids[0] = cls
         ids[first + 1] = sep
         if not (
             _copy(tokens[row, :first], vocab_size, ids[1:])
-            and _copy(tokens[row, first:both], vocab_size, ids[first + 2 :])
+            and _copy(tokens[row, first:total], vocab_size, ids[first + 2 :])
         ):
             return row
-        ids[both + 2] = sep
-        ids[both + 3 :] = pad
+        ids[total + 2] = sep
+        ids[total + 3 :] = pad
         token_type_ids[row, : first + 2] = 0
-        token_type_ids[row, first + 2 : both + 3] = second_segment
-        token_type_ids[row, both + 3 :] = 0
-        attention_mask[row, : both + 3] = True
-        attention_mask[row, both + 3 : columns] = False
+        token_type_ids[row, first + 2 : total + 3] = second_segment
+        token_type_ids[row, total + 3 :] = 0
+        attention_mask[row, : total + 3] = True
+        attention_mask[row, total + 3 : columns] = False
     return len(first_lengths)

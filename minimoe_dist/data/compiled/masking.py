@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 
 from ..row_counts import MASKED_SHARE, MOST_MASKED
-from .compiling import entry, filled, given, inner
+from .compiling import entry, filled, inner, read_only
 from .hashing import absorb, key_of
 
 _REPLACED_BY_MASK = 0.8
@@ -56,15 +56,15 @@ def _word_start(words: Words, word: int) -> int:
 @inner
 def _next_word(words: Words, count: int, last: int, room: int) -> int:
     """The word of the lowest rank above that of ``last`` (-1: of any) that fits, or -1."""
-    found = -1
+    best = -1
     for word in range(count):
         if last >= 0 and words.ranks[word] <= words.ranks[last]:
             continue
-        if found >= 0 and words.ranks[word] >= words.ranks[found]:
+        if best >= 0 and words.ranks[word] >= words.ranks[best]:
             continue
         if words.ends[word] - _word_start(words, word) <= room:
-            found = word
-    return found
+            best = word
+    return best
 
 
 @inner
@@ -110,11 +110,11 @@ def _mask_words(
 
 @entry(
     types.void,
-    given(types.int64),
-    given(types.int64),
-    given(types.int64),
-    given(types.bool_, 2),
-    given(types.bool_),
+    read_only(types.int64),
+    read_only(types.int64),
+    read_only(types.int64),
+    read_only(types.bool_, 2),
+    read_only(types.bool_),
     *[types.int64] * 6,
     filled(types.int64, 2),
     filled(types.int64, 2),

@@ -34,14 +34,14 @@ def find_samples(
         numbers: int64 [b], gets ``keyed.permute`` of their places in their epochs.
     """
     round_keys = np.empty(keyed.FEISTEL_ROUNDS, dtype=np.uint64)
-    known = -1
+    keyed_epoch = -1
     for i in range(len(epochs)):
         epoch = (start + i) // num_samples
-        if epoch != known:
+        if epoch != keyed_epoch:
             key = key_of(seed, epoch)
             for r in range(keyed.FEISTEL_ROUNDS):
                 round_keys[r] = absorb(key, r)
-            known = epoch
+            keyed_epoch = epoch
         image = keyed.feistel(np.uint64(start + i - epoch * num_samples), bits, round_keys)
         while image >= np.uint64(num_samples):
             image = keyed.feistel(image, bits, round_keys)

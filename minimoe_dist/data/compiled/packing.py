@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from .compiling import entry, filled, given
+from .compiling import entry, filled, read_only
 
 
 @entry(
     types.int64,
-    given(types.int64, 2),
-    given(types.bool_, 2),
-    given(types.int64, 2),
-    given(types.int64),
+    read_only(types.int64, 2),
+    read_only(types.bool_, 2),
+    read_only(types.int64, 2),
+    read_only(types.int64),
     *[filled(types.int32)] * 5,
 )
 def fill_rows(
@@ -59,8 +59,8 @@ def fill_rows(
 
 @entry(
     types.int64,
-    given(types.int64, 2),
-    given(types.int64),
+    read_only(types.int64, 2),
+    read_only(types.int64),
     types.int64,
     *[filled(types.int32)] * 2,
 )
@@ -83,16 +83,16 @@ def fill_predictions(
     Returns:
         How many there are, or -1 if they are more than N.
     """
-    row = found = 0
+    row = count = 0
     for sample in range(len(lengths)):
         for column in range(lengths[sample]):
             if labels[sample, column] != ignored_label:
-                if found == len(predicted_rows):
+                if count == len(predicted_rows):
                     return -1
-                predicted_rows[found] = row
-                predicted_labels[found] = labels[sample, column]
-                found += 1
+                predicted_rows[count] = row
+                predicted_labels[count] = labels[sample, column]
+                count += 1
             row += 1
-    predicted_rows[found:] = 0
-    predicted_labels[found:] = ignored_label
-    return found
+    predicted_rows[count:] = 0
+    predicted_labels[count:] = ignored_label
+    return count

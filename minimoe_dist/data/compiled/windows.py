@@ -176,8 +176,8 @@ def _first_reaching(offsets: np.ndarray, tokens: int, low: int) -> int:
 @inner
 def _replay(window: Window, target: int, generator: np.ndarray, chunks: np.ndarray) -> int:
     sentences, offsets = window.sentences, window.offsets
-    start, count, found = 0, len(sentences), 0
-    while start < count and sentences[start] < window.last:
+    start, num_sentences, num_chunks = 0, len(sentences), 0
+    while start < num_sentences and sentences[start] < window.last:
         end = _first_reaching(offsets, offsets[start] + target, start + 1)
         size = end - start
         middle, is_random_next = start + 1, True
@@ -185,14 +185,14 @@ def _replay(window: Window, target: int, generator: np.ndarray, chunks: np.ndarr
             middle = start + 1 + below(generator, size - 1)
             is_random_next = uniform(generator) < 0.5
         if sentences[start] >= window.first:
-            chunks[found, 0] = sentences[start]
-            chunks[found, 1] = sentences[middle - 1] + 1
-            chunks[found, 2] = sentences[end - 1] + 1
-            chunks[found, 3] = is_random_next
-            chunks[found, 4] = target
-            found += 1
+            chunks[num_chunks, 0] = sentences[start]
+            chunks[num_chunks, 1] = sentences[middle - 1] + 1
+            chunks[num_chunks, 2] = sentences[end - 1] + 1
+            chunks[num_chunks, 3] = is_random_next
+            chunks[num_chunks, 4] = target
+            num_chunks += 1
         start = middle if is_random_next else end
-    return found
+    return num_chunks
 
 
 @inner
@@ -208,11 +208,11 @@ def replay_all(window: Window, group: np.record, generator: np.ndarray, chunks: 
     Returns:
         How many chunks start inside the window, all replays together.
     """
-    found = 0
+    num_chunks = 0
     for _ in range(_REPLAYS):
         target = group.low + below(generator, group.high - group.low + 1)
-        found += _replay(window, target, generator, chunks[found:])
-    return found
+        num_chunks += _replay(window, target, generator, chunks[num_chunks:])
+    return num_chunks
 
 
 @inner
@@ -246,9 +246,9 @@ def draw_chunk(
         if not window.is_sound:
             return DAMAGED, Chunk(window.low, window.low, window.high, False, 0)
         chunks = np.empty((_REPLAYS * (window.last - window.first), 5), dtype=np.int64)
-        found = replay_all(window, group, generator, chunks)
-        if uniform(generator) * group.bound * window.weight * _REPLAYS < found:
-            start, middle, end, is_random_next, target = chunks[below(generator, found)]
+        num_chunks = replay_all(window, group, generator, chunks)
+        if uniform(generator) * group.bound * window.weight * _REPLAYS < num_chunks:
+            start, middle, end, is_random_next, target = chunks[below(generator, num_chunks)]
             return FOUND, Chunk(start, middle, end, is_random_next != 0, target)
         # A retry near the first position would even out regions of unequal yield.
         position = uniform(generator)
