@@ -49,8 +49,7 @@ from ..models.build import PLAIN_FIELDS
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations, ElasticModel, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
-from ..models.elastic_mlm import ElasticForMaskedLM
-from ..models.mlm_head import MiniMoeForMaskedLM
+from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoeModel
 from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder

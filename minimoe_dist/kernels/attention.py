@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import dropout_numbers, hash_bits, kept, power_of_two, product_precision
+from .common import dropout_numbers, hash_bits, keep_mask, power_of_two, product_precision
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 _MASKED = tl.constexpr(-1e30)
@@ -24,36 +24,36 @@ _NUMBERS = ("site", "site_bits", "threshold")  # every layer has others: one ker
 
 @triton.jit
 def _part(
-    projected, start, positions, length, head, which,
+    projected, start, positions, length, head, part,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Rows [L, TILE] of a head's queries (0), keys (1) or values (2); zeros outside."""
     columns = tl.arange(0, TILE)
     at = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
-    at += (which * HEADS + head) * WIDTH + columns[None, :]
-    there = (positions < length)[:, None] & (columns[None, :] < WIDTH)
-    return tl.load(projected + at, mask=there, other=0.0)
+    at += (part * HEADS + head) * WIDTH + columns[None, :]
+    in_bounds = (positions < length)[:, None] & (columns[None, :] < WIDTH)
+    return tl.load(projected + at, mask=in_bounds, other=0.0)
 
 
 @triton.jit
 def _store_part(
-    projected, values, start, positions, length, head, which,
+    projected, values, start, positions, length, head, part,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, TILE)
     at = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
-    at += (which * HEADS + head) * WIDTH + columns[None, :]
-    there = (positions < length)[:, None] & (columns[None, :] < WIDTH)
-    tl.store(projected + at, values.to(projected.dtype.element_ty), mask=there)
+    at += (part * HEADS + head) * WIDTH + columns[None, :]
+    in_bounds = (positions < length)[:, None] & (columns[None, :] < WIDTH)
+    tl.store(projected + at, values.to(projected.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
 def _row_bits(keys, start, positions, length, head, site_bits):
     """Hashed keys uint32 [L] of rows of attention probabilities."""
-    own = tl.load(keys + start + positions, mask=positions < length, other=0)
+    token_keys = tl.load(keys + start + positions, mask=positions < length, other=0)
     head_bits = hash_bits(head.to(tl.uint32))
     return hash_bits(
-        (own.to(tl.uint32, bitcast=True) ^ head_bits) + site_bits.to(tl.uint32, bitcast=True)
+        (token_keys.to(tl.uint32, bitcast=True) ^ head_bits) + site_bits.to(tl.uint32, bitcast=True)
     )
 
 
@@ -61,7 +61,7 @@ def _row_bits(keys, start, positions, length, head, site_bits):
 def _kept_factors(row_bits, columns, site, threshold, factor):
     """0 or 1 / (1 − probability) for [L, M]."""
     column_bits = hash_bits((columns + site).to(tl.uint32))
-    return tl.where(kept(row_bits, column_bits, threshold), factor, 0.0)
+    return tl.where(keep_mask(row_bits, column_bits, threshold), factor, 0.0)
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -121,8 +121,8 @@ def _backward_queries(
         rows = first_query + tl.arange(0, QUERIES)
         query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
         arrived = _part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-        left = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-        mean = tl.sum(arrived.to(tl.float32) * left.to(tl.float32), 1)
+        attended = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+        mean = tl.sum(arrived.to(tl.float32) * attended.to(tl.float32), 1)
         at = head.to(tl.int64) * num_tokens + start + rows
         log = tl.load(logs + at, mask=rows < length, other=0.0)
         row_bits = tl.zeros((QUERIES,), tl.uint32)
@@ -168,18 +168,18 @@ def _backward_keys(
             rows = first + tl.arange(0, QUERIES)
             query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
             arrived = _part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-            left = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-            mean = tl.sum(arrived.to(tl.float32) * left.to(tl.float32), 1)
+            attended = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+            mean = tl.sum(arrived.to(tl.float32) * attended.to(tl.float32), 1)
             at = head.to(tl.int64) * num_tokens + start + rows
             log = tl.load(logs + at, mask=rows < length, other=0.0)
             scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
-            both = (columns < length)[:, None] & (rows < length)[None, :]
-            shares = tl.where(both, tl.exp2(scores - log[None, :]), 0.0)
+            in_bounds = (columns < length)[:, None] & (rows < length)[None, :]
+            shares = tl.where(in_bounds, tl.exp2(scores - log[None, :]), 0.0)
             slopes = tl.dot(value, tl.trans(arrived), input_precision=PRECISION)
             dropped = shares
             if DROPS:
                 row_bits = _row_bits(keys, start, rows, length, head, site_bits)
-                factors = tl.where(kept(column_bits, row_bits, threshold), factor, 0.0)
+                factors = tl.where(keep_mask(column_bits, row_bits, threshold), factor, 0.0)
                 dropped = shares * factors
                 slopes *= factors
             of_values += tl.dot(dropped.to(arrived.dtype), arrived, input_precision=PRECISION)
@@ -252,14 +252,14 @@ def attention_gradient(
     width = projected.shape[1] // (3 * heads)
     gradient = torch.zeros_like(projected)
     queries, keys = _blocks(projected, width, longest)
-    given = (projected, context, upstream, logs, gradient, starts, lengths)
+    tensors = (projected, context, upstream, logs, gradient, starts, lengths)
     numbers, shape = _numbers(projected, dropout), _shape(projected, heads, width, dropout)
     programs = starts.numel() * heads
     _backward_queries[(programs, triton.cdiv(longest, queries))](
-        *given, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
+        *tensors, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
     )
     _backward_keys[(programs, triton.cdiv(longest, keys))](
-        *given, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
+        *tensors, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
     )
     return gradient
 

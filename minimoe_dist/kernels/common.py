@@ -16,7 +16,7 @@ def hash_bits(bits):
 
 
 @triton.jit
-def kept(row_bits, column_bits, threshold):
+def keep_mask(row_bits, column_bits, threshold):
     """Which elements of [rows, columns] dropout keeps, as `models.noise` decides it.
 
     Args:

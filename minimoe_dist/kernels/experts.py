@@ -23,19 +23,19 @@ _MULTIPROCESSORS = 128  # about as many as the devices have that this is for
 @triton.jit
 def _sort(expert, order, offsets, num_rows, BLOCK: tl.constexpr):
     """A program an expert: counts the rows before its own, then lists its own in order."""
-    own = tl.program_id(0)
+    this_expert = tl.program_id(0)
     begin = 0
     for first in range(0, num_rows, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         ids = tl.load(expert + rows, mask=rows < num_rows, other=2147483647)
-        begin += tl.sum((ids < own).to(tl.int32), 0)
-    tl.store(offsets + own, begin)
+        begin += tl.sum((ids < this_expert).to(tl.int32), 0)
+    tl.store(offsets + this_expert, begin)
     for first in range(0, num_rows, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         ids = tl.load(expert + rows, mask=rows < num_rows, other=2147483647)
-        mine = (ids == own).to(tl.int32)
-        tl.store(order + begin + tl.cumsum(mine, 0) - 1, rows, mask=mine != 0)
-        begin += tl.sum(mine, 0)
+        matches = (ids == this_expert).to(tl.int32)
+        tl.store(order + begin + tl.cumsum(matches, 0) - 1, rows, mask=matches != 0)
+        begin += tl.sum(matches, 0)
 
 
 @triton.jit
@@ -69,36 +69,36 @@ def _products(
     if expert <= EXPERTS:
         sorted_rows = first + tl.arange(0, ROWS)
         inside = sorted_rows < end
-        own = sorted_rows
+        token_rows = sorted_rows
         if GATHERS or SCATTERS:
-            own = tl.load(order + sorted_rows, mask=inside, other=0)
-        source = (own if GATHERS else sorted_rows).to(tl.int64)
-        target = (own if SCATTERS else sorted_rows).to(tl.int64)
+            token_rows = tl.load(order + sorted_rows, mask=inside, other=0)
+        source = (token_rows if GATHERS else sorted_rows).to(tl.int64)
+        target = (token_rows if SCATTERS else sorted_rows).to(tl.int64)
         outputs = block * OUTPUTS + tl.arange(0, OUTPUTS)
-        wanted = outputs < N
+        output_mask = outputs < N
         result = tl.zeros((ROWS, OUTPUTS), tl.float32)
         if expert < EXPERTS:
             own_weight = weight + expert.to(tl.int64) * (K * N)
             for start in range(0, K, INPUTS):
                 inputs = start + tl.arange(0, INPUTS)
-                there = inputs < K
+                input_mask = inputs < K
                 x = tl.load(
                     rows + source[:, None] * K + inputs[None, :],
-                    mask=inside[:, None] & there[None, :],
+                    mask=inside[:, None] & input_mask[None, :],
                     other=0.0,
                 )
                 w = tl.load(
                     own_weight + inputs[:, None] * input_stride + outputs[None, :] * output_stride,
-                    mask=there[:, None] & wanted[None, :],
+                    mask=input_mask[:, None] & output_mask[None, :],
                     other=0.0,
                 )
                 result = tl.dot(x, w, result, input_precision=PRECISION)
             if HAS_BIAS:
-                own_bias = tl.load(bias + expert * N + outputs, mask=wanted, other=0.0)
+                own_bias = tl.load(bias + expert * N + outputs, mask=output_mask, other=0.0)
                 result += own_bias.to(tl.float32)[None, :]
         at = target[:, None] * N + outputs[None, :]
         result = result.to(out.dtype.element_ty)
-        tl.store(out + at, result, mask=inside[:, None] & wanted[None, :])
+        tl.store(out + at, result, mask=inside[:, None] & output_mask[None, :])
 
 
 @triton.jit
@@ -112,35 +112,35 @@ def _weight_gradients(
     begin, end = tl.load(offsets + expert), tl.load(offsets + expert + 1)
     outputs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     inputs = tl.program_id(2) * INPUTS + tl.arange(0, INPUTS)
-    wanted, there = outputs < N, inputs < K
+    output_mask, input_mask = outputs < N, inputs < K
     of_weight = tl.zeros((OUTPUTS, INPUTS), tl.float32)
     of_bias = tl.zeros((OUTPUTS,), tl.float32)
     for first in range(begin, end, ROWS):
         sorted_rows = first + tl.arange(0, ROWS)
         inside = sorted_rows < end
-        own = sorted_rows
+        token_rows = sorted_rows
         if GATHERS or SCATTERS:
-            own = tl.load(order + sorted_rows, mask=inside, other=0)
-        source = (own if GATHERS else sorted_rows).to(tl.int64)
-        target = (own if SCATTERS else sorted_rows).to(tl.int64)
+            token_rows = tl.load(order + sorted_rows, mask=inside, other=0)
+        source = (token_rows if GATHERS else sorted_rows).to(tl.int64)
+        target = (token_rows if SCATTERS else sorted_rows).to(tl.int64)
         arrived = tl.load(
             upstream + target[:, None] * N + outputs[None, :],
-            mask=inside[:, None] & wanted[None, :],
+            mask=inside[:, None] & output_mask[None, :],
             other=0.0,
         )
         x = tl.load(
             rows + source[:, None] * K + inputs[None, :],
-            mask=inside[:, None] & there[None, :],
+            mask=inside[:, None] & input_mask[None, :],
             other=0.0,
         )
         of_weight = tl.dot(tl.trans(arrived), x, of_weight, input_precision=PRECISION)
         of_bias += tl.sum(arrived.to(tl.float32), 0)
     at = (expert.to(tl.int64) * N + outputs)[:, None] * K + inputs[None, :]
     narrowed = of_weight.to(weight_gradient.dtype.element_ty)
-    tl.store(weight_gradient + at, narrowed, mask=wanted[:, None] & there[None, :])
+    tl.store(weight_gradient + at, narrowed, mask=output_mask[:, None] & input_mask[None, :])
     if tl.program_id(2) == 0:
         sums = of_bias.to(bias_gradient.dtype.element_ty)
-        tl.store(bias_gradient + expert * N + outputs, sums, mask=wanted)
+        tl.store(bias_gradient + expert * N + outputs, sums, mask=output_mask)
 
 
 def expert_order(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -41,10 +41,10 @@ def _head(signal, start, stride, positions, inside, head, WIDTH: tl.constexpr, T
 
 
 @triton.jit
-def _scores(rows, others, inside, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores / ln 2 of rows [L, TILE] for others [M, TILE], far below where those are padding."""
+def _scores(rows, keys, inside, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores / ln 2 of rows [L, TILE] for keys [M, TILE], far below where those are padding."""
     scale: tl.constexpr = WIDTH**-0.5 / _LN_2
-    scores = tl.dot(rows, tl.trans(others), input_precision=PRECISION) * scale
+    scores = tl.dot(rows, tl.trans(keys), input_precision=PRECISION) * scale
     return tl.where(inside[None, :], scores, _MASKED)
 
 
@@ -55,8 +55,8 @@ def _store_gradient(
 ):  # fmt: skip
     columns = tl.arange(0, TILE)
     at = (start + positions)[:, None] * (HEADS * WIDTH) + head * WIDTH + columns[None, :]
-    there = inside[:, None] & (columns[None, :] < WIDTH)
-    tl.store(gradient + at, result * WIDTH**-0.5, mask=there)
+    mask = inside[:, None] & (columns[None, :] < WIDTH)
+    tl.store(gradient + at, result * WIDTH**-0.5, mask=mask)
 
 
 @triton.jit
@@ -80,8 +80,8 @@ def _tile(
     t_shares = t_powers / t_sums[:, None]
     rows = tl.sum(t_shares * (t - s), 1) - tl.log2(t_sums) + tl.log2(s_sums)
     if WITH_GRADIENT:
-        both = inside[:, None] & inside[None, :]
-        slopes = tl.where(both, s_powers / s_sums[:, None] - t_shares, 0.0)
+        in_sample = inside[:, None] & inside[None, :]
+        slopes = tl.where(in_sample, s_powers / s_sums[:, None] - t_shares, 0.0)
         slopes = (slopes + tl.trans(slopes)).to(x.dtype)
         result = tl.dot(slopes, x, input_precision=PRECISION)
         _store_gradient(
@@ -141,12 +141,12 @@ def _log_sums(
         t_sums = tl.zeros((BLOCK,), tl.float32)
         differences = tl.zeros((BLOCK,), tl.float32)
         for first in range(0, length, BLOCK):
-            keys = first + tl.arange(0, BLOCK)
-            there = _inside(keys, length, valid, start, HAS_VALID)
-            others = _head(student, start, student_stride, keys, there, head, STUDENT, STUDENT_TILE)
-            s = _scores(x, others, there, STUDENT, PRECISION)
-            others = _head(teacher, start, teacher_stride, keys, there, head, TEACHER, TEACHER_TILE)
-            t = _scores(y, others, there, TEACHER, PRECISION)
+            columns = first + tl.arange(0, BLOCK)
+            mask = _inside(columns, length, valid, start, HAS_VALID)
+            keys = _head(student, start, student_stride, columns, mask, head, STUDENT, STUDENT_TILE)
+            s = _scores(x, keys, mask, STUDENT, PRECISION)
+            keys = _head(teacher, start, teacher_stride, columns, mask, head, TEACHER, TEACHER_TILE)
+            t = _scores(y, keys, mask, TEACHER, PRECISION)
             most = tl.maximum(s_most, tl.max(s, 1))
             s_sums = s_sums * tl.exp2(s_most - most) + tl.sum(tl.exp2(s - most[:, None]), 1)
             s_most = most
@@ -184,18 +184,18 @@ def _gradients(
         t_log = tl.load(t_logs + logs + positions, mask=inside, other=0.0)[:, None]
         result = tl.zeros((BLOCK, STUDENT_TILE), tl.float32)
         for first in range(0, length, BLOCK):
-            keys = first + tl.arange(0, BLOCK)
-            there = _inside(keys, length, valid, start, HAS_VALID)
-            others = _head(teacher, start, teacher_stride, keys, there, head, TEACHER, TEACHER_TILE)
-            t = _scores(y, others, there, TEACHER, PRECISION)
-            others = _head(student, start, student_stride, keys, there, head, STUDENT, STUDENT_TILE)
-            s = _scores(x, others, there, STUDENT, PRECISION)
-            s_other = tl.load(s_logs + logs + keys, mask=there, other=0.0)[None, :]
-            t_other = tl.load(t_logs + logs + keys, mask=there, other=0.0)[None, :]
+            columns = first + tl.arange(0, BLOCK)
+            mask = _inside(columns, length, valid, start, HAS_VALID)
+            keys = _head(teacher, start, teacher_stride, columns, mask, head, TEACHER, TEACHER_TILE)
+            t = _scores(y, keys, mask, TEACHER, PRECISION)
+            keys = _head(student, start, student_stride, columns, mask, head, STUDENT, STUDENT_TILE)
+            s = _scores(x, keys, mask, STUDENT, PRECISION)
+            s_other = tl.load(s_logs + logs + columns, mask=mask, other=0.0)[None, :]
+            t_other = tl.load(t_logs + logs + columns, mask=mask, other=0.0)[None, :]
             slopes = tl.exp2(s - s_log) - tl.exp2(t - t_log)
             slopes += tl.exp2(s - s_other) - tl.exp2(t - t_other)
-            slopes = tl.where(inside[:, None] & there[None, :], slopes, 0.0).to(others.dtype)
-            result += tl.dot(slopes, others, input_precision=PRECISION)
+            slopes = tl.where(inside[:, None] & mask[None, :], slopes, 0.0).to(keys.dtype)
+            result += tl.dot(slopes, keys, input_precision=PRECISION)
         _store_gradient(
             gradient, result, start, positions, inside, head, HEADS, STUDENT, STUDENT_TILE
         )

@@ -104,7 +104,7 @@ class Embeddings(nn.Module):
         return self.dropout(through(self, "LayerNorm", embedded), noise)
 
     def look_up(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
-        """The sum alone."""
+        """The sum of the three tables' rows, [T, H]."""
         segments = token_type_ids if self.reads_segments else torch.zeros_like(input_ids)
         positions = layout.positions(input_ids, self.first_position)
         embedded = layout.embed(self.word_embeddings, layout.pack(input_ids))
@@ -184,7 +184,7 @@ class RelationPass(StudentPass):
     relation: RelationProjections | None
 
     def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
-        """The signals alone."""
+        """The signals of one pass, which stops where they are."""
         stops_early = self.relation is None
         return self.compared(self.bert(input_ids, projections_only=stops_early, **inputs))
 

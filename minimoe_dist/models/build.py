@@ -1,4 +1,4 @@
-"""From a recipe's words to a fresh student, and how its experts start."""
+"""From a recipe's options to a fresh student, and how its experts start."""
 
 from typing import Any, TypeVar, overload
 
@@ -150,10 +150,12 @@ def continued(
         model_class: its class; parts of ``student`` that this has not are dropped.
         seed: of the fresh parts, which are a function of it and of the configuration alone.
     """
-    again = build_student(config, seed, model_class=model_class)
-    own, given = again.state_dict(), student.state_dict()
-    again.load_state_dict({name: given.get(name, value) for name, value in own.items()})
-    return again
+    fresh = build_student(config, seed, model_class=model_class)
+    weights = student.state_dict()
+    fresh.load_state_dict(
+        {name: weights.get(name, value) for name, value in fresh.state_dict().items()}
+    )
+    return fresh
 
 
 @torch.no_grad()
@@ -249,7 +251,7 @@ def _projected_signals(dense: MiniMoeForRelations) -> dict[str, Tensor]:
 
 
 def _spread_and_mean(weights: dict[str, Tensor], layers: int) -> tuple[float, float]:
-    """Of a token's H elements as the last layer reads them, by the LayerNorm before it."""
+    """Spread and mean of the H elements that the last layer reads, by the LayerNorm before it."""
     before = f"bert.encoder.layer.{layers - 2}.output" if layers > 1 else "bert.embeddings"
     scale, shift = (weights[f"{before}.LayerNorm.{kind}"] for kind in ("weight", "bias"))
     return float((scale.square().mean() + shift.var(correction=0)).sqrt()), float(shift.mean())
@@ -265,9 +267,9 @@ def _check_same_shape(dense: MiniMoeConfig, student: MiniMoeConfig) -> None:
     if not dense.is_dense:
         raise UserError("start: copies wants a plain student, not one with experts: name one")
     for name in _COPIED_SHAPE:
-        ours, theirs = getattr(student, name), getattr(dense, name)
-        if ours != theirs:
+        student_value, dense_value = getattr(student, name), getattr(dense, name)
+        if student_value != dense_value:
             raise UserError(
-                f"start: the plain student to copy has {name} {theirs}, the new one {ours}: make "
-                "them equal"
+                f"start: the plain student to copy has {name} {dense_value}, the new one "
+                f"{student_value}: make them equal"
             )

@@ -80,7 +80,7 @@ class RelationPath:
 
     @property
     def signal_width(self) -> int:
-        """Of each query, key and value that the relation loss reads."""
+        """Width of each query, key and value that the relation loss reads."""
         return self.hidden if self.signals is None else self.signals
 
     def macs_per_token(self, length: int) -> float:

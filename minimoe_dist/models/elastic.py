@@ -240,8 +240,8 @@ class ElasticPreTrainedModel(PreTrainedModel):
 
 
 def _recover_indices(config: ElasticConfig) -> Tensor:
-    given = config.recover_indices
-    return torch.arange(config.hidden_size) if given is None else torch.tensor(given)
+    indices = config.recover_indices
+    return torch.arange(config.hidden_size) if indices is None else torch.tensor(indices)
 
 
 class ElasticModel(ElasticPreTrainedModel):
@@ -322,11 +322,11 @@ class ElasticModel(ElasticPreTrainedModel):
         Raises:
             UserError: no such sub-model, or one of more than the weights that there are.
         """
-        own: SubModelShape = self.config.shape()
+        available: SubModelShape = self.config.shape()
         if sparsity is None or sparsity == self.config.sparsity:
-            return own
+            return available
         shape: SubModelShape = self.config.shape(sparsity)
-        if not shape.fits_in(own):
+        if not shape.fits_in(available):
             raise UserError(
                 f"sparsity: {sparsity} has elements that {self.config.sparsity}, whose weights "
                 "these are, has not; give the whole model"
@@ -335,11 +335,11 @@ class ElasticModel(ElasticPreTrainedModel):
 
     def recover(self, hidden: Tensor) -> Tensor:
         """[T, n] to [T, H]: every dimension at its original place, zeros at those not kept."""
-        kept, whole = hidden.shape[-1], self.config.hidden_size
+        size, whole_size = hidden.shape[-1], self.config.hidden_size
         if self.config.recover_indices is None:
-            return F.pad(hidden, (0, whole - kept)) if kept < whole else hidden
-        wide = hidden.new_zeros(*hidden.shape[:-1], whole)
-        return wide.index_copy(-1, self.recover_indices[:kept], hidden)
+            return F.pad(hidden, (0, whole_size - size)) if size < whole_size else hidden
+        wide = hidden.new_zeros(*hidden.shape[:-1], whole_size)
+        return wide.index_copy(-1, self.recover_indices[:size], hidden)
 
 
 class ElasticForRelations(RelationPass, ElasticPreTrainedModel):

@@ -12,8 +12,8 @@ from .auto import AutoConfig
 from .build import PLAIN_FIELDS, continued, student_config
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
-from .elastic_mlm import ElasticForMaskedLM
 from .elastic_surgery import cut
+from .mlm_head import ElasticForMaskedLM
 from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
@@ -27,8 +27,8 @@ def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
         base: a Hugging Face configuration of BERT's kind.
         fields: of :class:`ElasticConfig`, in addition or instead.
     """
-    own = {name: getattr(base, name) for name in PLAIN_FIELDS if hasattr(base, name)}
-    return ElasticConfig(**(own | fields))
+    inherited = {name: getattr(base, name) for name in PLAIN_FIELDS if hasattr(base, name)}
+    return ElasticConfig(**(inherited | fields))
 
 
 def load_masked_lm(path: str) -> ElasticForMaskedLM:
@@ -58,7 +58,7 @@ def load_masked_lm(path: str) -> ElasticForMaskedLM:
 
 
 def sparse_student(
-    whole: ElasticForRelations,
+    sparsified: ElasticForRelations,
     sparsity: str,
     *,
     num_relation_heads: int,
@@ -69,17 +69,17 @@ def sparse_student(
     """The student that a sub-model of a sparsified BERT starts.
 
     Args:
-        whole: the sparsified BERT, which is left as it is.
+        sparsified: the whole BERT with its map, which is left as it is.
         sparsity: a key of its map, for instance "90".
         num_relation_heads: R of the relation loss; divides the whole hidden size.
-        seed: of what ``whole`` does not have; that is a function of it alone.
+        seed: of what ``sparsified`` does not have; that is a function of it alone.
         relation_projections: whether the student learns relations.
         model_class: with a masked-LM head or without.
 
     Raises:
         UserError: there is no such sub-model, or R does not divide the width.
     """
-    config = copy.deepcopy(whole.config)
+    config = copy.deepcopy(sparsified.config)
     if config.hidden_size % num_relation_heads:
         raise UserError(
             f"num_relation_heads {num_relation_heads} does not divide the hidden size "
@@ -89,7 +89,7 @@ def sparse_student(
     config.num_relation_heads = num_relation_heads
     config.relation_projections = relation_projections
     config.with_pooler = False  # distillation would not train it, only let it decay
-    return cut(continued(whole, config, model_class, seed), sparsity)
+    return cut(continued(sparsified, config, model_class, seed), sparsity)
 
 
 def once_for_all_config(

@@ -48,7 +48,7 @@ class ElasticConfig(MiniMoeConfig):
 
     @property
     def sizes(self) -> Sizes:
-        """Of the whole model."""
+        """Sizes of the whole model, whichever sub-model's weights there are."""
         heads = self.num_attention_heads
         size = self.hidden_size // heads
         return Sizes(self.num_hidden_layers, heads, size, self.intermediate_size)

@@ -65,14 +65,14 @@ class _Selection(NamedTuple):
         name = name.removeprefix("bert.")
         if axes := _EMBEDDING_AXES.get(name):
             return self._take(tensor, axes, {"hidden": self.hidden})
-        found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
-        if found is None:
+        match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
+        if match is None:
             return tensor
-        layer = int(found[1])
+        layer = int(match[1])
         within = torch.arange(self.head_size)
         features = (self.heads[layer].cpu()[:, None] * self.head_size + within).flatten()
         places = {"hidden": self.hidden, "head": features, "neuron": self.neurons[layer]}
-        return self._take(tensor, _LAYER_AXES[found[2]], places)
+        return self._take(tensor, _LAYER_AXES[match[2]], places)
 
     @staticmethod
     def _take(tensor: Tensor, axes: tuple[str, ...], places: Mapping[str, Tensor]) -> Tensor:

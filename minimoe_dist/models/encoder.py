@@ -27,7 +27,7 @@ from .packing import Layout
 
 
 class LayerOutput(NamedTuple):
-    """Of one layer.
+    """What one layer gives.
 
     Attributes:
         hidden: [T, H].
@@ -63,14 +63,15 @@ class _Projections(nn.Module):
 
     def join(self) -> None:
         """Makes one map of the three plain ones, of an encoder that will not change any more."""
-        maps = [one for one in (self.query, self.key, self.value) if isinstance(one, nn.Linear)]
-        if len(maps) < 3:
+        maps = (self.query, self.key, self.value)
+        linears = [linear for linear in maps if isinstance(linear, nn.Linear)]
+        if len(linears) < len(maps):
             return
         joined = nn.Linear(
-            maps[0].in_features, sum(one.out_features for one in maps), device="meta"
+            linears[0].in_features, sum(linear.out_features for linear in linears), device="meta"
         )
-        joined.weight = nn.Parameter(torch.cat([one.weight.detach() for one in maps]))
-        joined.bias = nn.Parameter(torch.cat([one.bias.detach() for one in maps]))
+        joined.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]))
+        joined.bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in linears]))
         self.joined = joined
         del self.query, self.key, self.value
 
@@ -163,11 +164,11 @@ class Layer(nn.Module):
         return self._project(through(self.attention, "ln", hidden), None)
 
     def _project(self, tokens: Tensor, plan: Plan | None) -> Tensor:
-        own = self.attention.self
-        if own.joined is not None:
-            joined: Tensor = own.joined(tokens)
+        projections = self.attention.self
+        if projections.joined is not None:
+            joined: Tensor = projections.joined(tokens)
             return joined
-        maps = (own.query, own.key, own.value)
+        maps = (projections.query, projections.key, projections.value)
         if plan is not None:
             return plan.across(maps, tokens)
         return projected(tokens, maps)  # type: ignore[arg-type]
@@ -178,11 +179,11 @@ class Layer(nn.Module):
         output, dropout = self.attention.output, self.attention_dropout
         tokens = through(self.attention, "ln", hidden)
         route, plan = self._route("attn_gate", tokens, layout, noise)
-        made = self._project(tokens, plan)
-        context = layout.attend(made, self.num_heads, noise, dropout.probability, dropout.site)
+        qkv = self._project(tokens, plan)
+        context = layout.attend(qkv, self.num_heads, noise, dropout.probability, dropout.site)
         dense = output.dense
         out = dense(context) if plan is None else plan.across((dense,), context)
-        return output.finish(out, hidden, route, noise), made, route
+        return output.finish(out, hidden, route, noise), qkv, route
 
     def _feed_forward(
         self, hidden: Tensor, layout: Layout, noise: NoiseKeys | None
@@ -217,7 +218,7 @@ class Encoder(nn.Module):
             self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def layers(self) -> list[Layer]:
-        """In order."""
+        """The layers, the one that reads the embeddings first."""
         return [layer for layer in self.layer if isinstance(layer, Layer)]
 
     def finish(self, hidden: Tensor) -> Tensor:

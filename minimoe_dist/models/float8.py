@@ -46,7 +46,7 @@ class Float8Linear(nn.Module):
         """[…, K] to […, N] of the rows' type."""
         flat, scale = quantized(rows.flatten(0, -2))
         if flat.is_cuda:
-            made = torch._scaled_mm(
+            result = torch._scaled_mm(
                 flat,
                 self.weight.t(),
                 scale_a=scale,
@@ -57,9 +57,9 @@ class Float8Linear(nn.Module):
             )
         else:
             product = F.linear(flat.float(), self.weight.float()) * scale * self.weight_scale
-            made = product if self.bias is None else product + self.bias.float()
-            made = made.to(rows.dtype)
-        return made.unflatten(0, rows.shape[:-1])
+            result = product if self.bias is None else product + self.bias.float()
+            result = result.to(rows.dtype)
+        return result.unflatten(0, rows.shape[:-1])
 
 
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:

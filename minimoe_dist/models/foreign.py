@@ -40,9 +40,8 @@ def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeFo
         student = MiniMoeForRelations(config)
     last = student.bert.encoder.layers()[-1]
     del last.attention.output, last.intermediate, last.output
-    own = student.state_dict()
-    given = {f"bert.{name}": value for name, value in model.state_dict().items()}
-    student.load_state_dict({name: given[name] for name in own}, assign=True)
+    weights = {f"bert.{name}": value for name, value in model.state_dict().items()}
+    student.load_state_dict({name: weights[name] for name in student.state_dict()}, assign=True)
     for layer in student.bert.encoder.layers():
         layer.attention.self.join()
     return student

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .elastic import ElementValues
-from .elastic_mlm import ElasticForMaskedLM
 from .errors import UserError
+from .mlm_head import ElasticForMaskedLM
 from .submodels import Sizes
 
 
@@ -81,7 +81,7 @@ class ImportanceMeter:
         return ElementValues(*(_normalized(part).float() for part in parts))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything: ``sums`` float64 [elements], ``batches`` int64 scalar."""
+        """The meter's state: ``sums`` float64 [elements], ``batches`` int64 scalar."""
         return {"sums": self._sums.clone(), "batches": torch.tensor(self.batches)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -18,13 +18,13 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Latency:
-    """Of forward passes of one batch size.
+    """How long forward passes of one batch size take.
 
     Attributes:
         batch_size: sequences of a pass.
-        median_seconds: of a pass.
-        fastest_seconds: of a pass.
-        slowest_seconds: of a pass.
+        median_seconds: of all measured passes.
+        fastest_seconds: of all measured passes.
+        slowest_seconds: of all measured passes.
         sequences_per_second: batch size over the median.
         peak_bytes: what a pass took at most above what there was before the first of all passes,
             weights among it: on a GPU by PyTorch's allocator, on Linux by the process's resident
@@ -103,7 +103,7 @@ def _held_bytes(device: torch.device) -> int | None:
 def _peak_bytes(
     forward: Callable[[], None], device: torch.device, before: int | None
 ) -> int | None:
-    """Of a pass, above ``before``."""
+    """The most bytes that a pass had at once, above ``before``."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

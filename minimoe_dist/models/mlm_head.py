@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from ..objectives.mlm import masked_lm_loss_sum, masked_rows, packed_masked_lm_loss_sum
 from .blocks import StudentOutput, StudentPass
 from .configuration import MiniMoeConfig
+from .elastic import ElasticForRelations, ElasticModel
 from .moebert import MiniMoeForRelations
 
 
@@ -68,10 +69,10 @@ class MaskedLmHead(nn.Module):
         """
         if predicted_rows is not None:
             rows = self.transform(hidden.index_select(0, predicted_rows))
-            given = (rows, labels, decoder_weight, self.bias)
-            return packed_masked_lm_loss_sum(*given), len(labels)
-        rows, wanted = masked_rows(hidden, labels)
-        return masked_lm_loss_sum(self.transform(rows), wanted, decoder_weight, self.bias)
+            arguments = (rows, labels, decoder_weight, self.bias)
+            return packed_masked_lm_loss_sum(*arguments), len(labels)
+        rows, targets = masked_rows(hidden, labels)
+        return masked_lm_loss_sum(self.transform(rows), targets, decoder_weight, self.bias)
 
     def logits(self, rows: Tensor, decoder_weight: Tensor) -> Tensor:
         """[N, H] to [N, V], for a few rows."""
@@ -140,3 +141,18 @@ class MaskedLmPass(StudentPass):
 
 class MiniMoeForMaskedLM(MaskedLmPass, MiniMoeForRelations):
     """A student with a masked-LM head, and what the relation loss compares if it is wanted too."""
+
+
+class ElasticForMaskedLM(MaskedLmPass, ElasticForRelations):
+    """A sliceable BERT with a masked-LM head, on which importances of elements are measured.
+
+    The head reads hidden states in their original order and its decoder is the word embeddings,
+    brought into that order too; so reordering leaves the predictions as they are.
+    """
+
+    def decoder_weight(self, sparsity: str | None) -> Tensor:
+        """[V, H]; a sub-model's is the word embeddings' kept dimensions, zeros elsewhere."""
+        encoder = self.bert
+        assert isinstance(encoder, ElasticModel)
+        hidden = encoder.shape_of(sparsity).hidden
+        return encoder.recover(encoder.embeddings.word_embeddings.weight[:, :hidden])

@@ -65,7 +65,7 @@ class MiniMoePreTrainedModel(PreTrainedModel):
 
 
 class MiniMoeModel(MiniMoePreTrainedModel):
-    """The encoder."""
+    """The encoder of a student: embeddings, layers with or without experts, perhaps a pooler."""
 
     def __init__(self, config: MiniMoeConfig) -> None:
         super().__init__(config)

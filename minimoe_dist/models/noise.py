@@ -53,13 +53,13 @@ def sample_keys(seed: int, sample_ids: Tensor, length: int) -> Tensor:
 
 
 def token_keys(seed: int, sample_ids: Tensor, sample: Tensor, position: Tensor) -> Tensor:
-    """The same for packed tokens, each by its sample's place in the batch and its position.
+    """The keys of :func:`sample_keys` for packed tokens, by their samples and positions.
 
     Args:
         seed: the run's seed.
-        sample_ids: int64 [B].
-        sample: integers [T], below B.
-        position: integers [T].
+        sample_ids: int64 [B], unique for every sample a run draws.
+        sample: integers [T], each token's sample by its place in the batch, below B.
+        position: integers [T], each token's position in its sample.
 
     Returns:
         int32 [T].
@@ -121,8 +121,8 @@ class NoiseKeys:
 def _drop(values: Tensor, bits: Tensor, probability: float) -> Tensor:
     # int32 hashes are uniform in [-2**31, 2**31): comparing them saves a conversion to float.
     threshold = round(probability * 2**32) - 2**31
-    kept = bits >= min(threshold, 2**31 - 1)
-    return values * kept.to(values.dtype).mul_(1.0 / (1.0 - probability))
+    keep_mask = bits >= min(threshold, 2**31 - 1)
+    return values * keep_mask.to(values.dtype).mul_(1.0 / (1.0 - probability))
 
 
 class RelationDropout:

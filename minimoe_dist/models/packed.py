@@ -4,20 +4,21 @@ How many rows there are, and how long a sample may be, is known on the host; all
 on the device. So rows may be more than tokens (a batch is filled up to one of a few sizes, for
 which a pass can be compiled or captured once): the rest belongs to no sample and to no expert.
 
-Shapes: B samples, T rows.
+Shapes: B samples, T rows, H width.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .experts import Plan
 from .noise import NoiseKeys, token_keys
 from .packed_attention import packed_attention
-from .packed_embedding import packed_embedding
 from .packed_experts import Groups, group_rows, grouped_linear
 
 
@@ -27,9 +28,9 @@ class PackedLayout:
 
     Attributes:
         sample: int32 [T], a row's sample by its place in the batch; 0 for rows of none.
-        position: int32 [T], in its sample; 0 for rows of none.
+        position: int32 [T], a row's position in its sample; 0 for rows of none.
         starts: int32 [B], each sample's first row.
-        lengths: int32 [B].
+        lengths: int32 [B], rows of each sample.
         longest: no length is greater.
         real: bool [T], which rows are tokens.
     """
@@ -57,12 +58,12 @@ class PackedLayout:
         """int64 [T], where a row lies in what :meth:`padded` gives; anywhere for those of none."""
         return self.sample.long() * self.longest + self.position
 
-    def pack(self, given: Tensor) -> Tensor:
-        """It is packed."""
-        return given
+    def pack(self, values: Tensor) -> Tensor:
+        """Returns the rows [T, …] as they are: they came packed."""
+        return values
 
     def pad(self, packed: Tensor) -> Tensor:
-        """It stays packed."""
+        """Returns the rows [T, …] as they are: they stay packed."""
         return packed
 
     def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
@@ -114,3 +115,54 @@ class _KernelPlan(Plan):
         products = partial(self._products, gathers=gathers, scatters=scatters)
         parts = [each(rows, products) for each in maps]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def packed_embedding(table: nn.Embedding, ids: Tensor) -> Tensor:
+    """Rows of an embedding table whose gradient is summed in a fixed order.
+
+    A compiler would scatter the gradient with atomic additions, whose order, and hence whose last
+    bits, differ from run to run; PyTorch's own operator sorts the tokens first.
+
+    Args:
+        table: V rows of width H; the padding id's row gets no gradient.
+        ids: int64 [T].
+
+    Returns:
+        [T, H].
+    """
+    padding = -1 if table.padding_idx is None else table.padding_idx
+    return _embedding(table.weight, ids, padding)
+
+
+@torch.library.custom_op("minimoe_dist::embedding", mutates_args=())
+def _embedding(weight: Tensor, ids: Tensor, padding: int) -> Tensor:
+    return F.embedding(ids, weight)
+
+
+@_embedding.register_fake
+def _(weight: Tensor, ids: Tensor, padding: int) -> Tensor:
+    return weight.new_empty(*ids.shape, weight.shape[1])
+
+
+@torch.library.custom_op("minimoe_dist::embedding_gradient", mutates_args=())
+def _embedding_gradient(upstream: Tensor, ids: Tensor, rows: int, padding: int) -> Tensor:
+    return torch.ops.aten.embedding_dense_backward(upstream, ids, rows, padding, False)
+
+
+@_embedding_gradient.register_fake
+def _(upstream: Tensor, ids: Tensor, rows: int, padding: int) -> Tensor:
+    return upstream.new_empty(rows, upstream.shape[-1])
+
+
+def _keep_ids(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, ids, ctx.padding = inputs
+    ctx.rows = weight.shape[0]
+    ctx.save_for_backward(ids)
+
+
+def _embedding_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    (ids,) = ctx.saved_tensors
+    return _embedding_gradient(upstream, ids, ctx.rows, ctx.padding), None, None
+
+
+_embedding.register_autograd(_embedding_backward, setup_context=_keep_ids)

@@ -110,12 +110,12 @@ def _attention_gradient(
     from ..kernels.attention import Dropout, attention_gradient
 
     dropout = None if keys is None else Dropout(keys, probability, site)
-    given = (upstream.contiguous(), projected.contiguous(), context, logs, starts, lengths)
-    return attention_gradient(*given, heads, longest, dropout)
+    tensors = (upstream.contiguous(), projected.contiguous(), context, logs, starts, lengths)
+    return attention_gradient(*tensors, heads, longest, dropout)
 
 
 @_attention_gradient.register_fake
-def _(upstream: Tensor, projected: Tensor, *others: Any) -> Tensor:
+def _(upstream: Tensor, projected: Tensor, *unused: Any) -> Tensor:
     return torch.empty_like(projected, memory_format=torch.contiguous_format)
 
 
@@ -144,11 +144,11 @@ class _Sample(NamedTuple):
     factors: Tensor | float
 
     def context(self) -> Tensor:
-        """[S, A]."""
+        """The heads' contexts side by side, [S, A]."""
         return (self.shares * self.factors @ self.parts[2]).transpose(0, 1).flatten(1)
 
     def gradient(self, upstream: Tensor) -> Tensor:
-        """[S, 3 A] for [S, A] of contexts."""
+        """The gradient [S, 3 A] of the projections, for one [S, A] of the contexts."""
         query, key, value = self.parts
         arrived = upstream.unflatten(-1, (len(query), -1)).transpose(0, 1)
         slopes = arrived @ value.transpose(-1, -2) * self.factors

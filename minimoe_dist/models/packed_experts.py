@@ -18,7 +18,7 @@ from ..kernels.dispatch import runs_kernel
 
 
 class Groups(NamedTuple):
-    """Rows by expert.
+    """Rows sorted by their experts.
 
     Attributes:
         order: int32 [T], rows sorted by expert, those of none last.
@@ -87,13 +87,13 @@ def _grouped_linear(
     if runs_kernel(rows):
         from ..kernels.experts import grouped_product
 
-        given = (rows.contiguous(), weight, bias, order, offsets)
-        return grouped_product(*given, gathers=gathers, scatters=scatters)
+        tensors = (rows.contiguous(), weight, bias, order, offsets)
+        return grouped_product(*tensors, gathers=gathers, scatters=scatters)
     return _plainly(rows, weight, bias, order, offsets, gathers, scatters)
 
 
 @_grouped_linear.register_fake
-def _(rows: Tensor, weight: Tensor, *others: Any) -> Tensor:
+def _(rows: Tensor, weight: Tensor, *unused: Any) -> Tensor:
     return rows.new_empty(rows.shape[0], weight.shape[1])
 
 
@@ -124,7 +124,7 @@ def _gradient(
 
 
 @_gradient.register_fake
-def _(upstream: Tensor, rows: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _(upstream: Tensor, rows: Tensor, weight: Tensor, *unused: Any) -> tuple[Tensor, ...]:
     return rows.new_empty(rows.shape), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
 
 
@@ -180,5 +180,5 @@ def _places(
     begins = offsets.tolist()
     for begin, end in pairwise(begins):
         by_expert = torch.arange(begin, end, device=order.device)
-        own = order[begin:end].long()
-        yield own if gathers else by_expert, own if scatters else by_expert
+        token_rows = order[begin:end].long()
+        yield token_rows if gathers else by_expert, token_rows if scatters else by_expert

@@ -31,7 +31,7 @@ class Layout(Protocol):
 
     real: Tensor | None
 
-    def pack(self, given: Tensor) -> Tensor:
+    def pack(self, values: Tensor) -> Tensor:
         """What the batch gave for its positions as [T, …]."""
 
     def pad(self, packed: Tensor) -> Tensor:
@@ -83,15 +83,15 @@ class Packing:
     def __init__(self, attention_mask: Tensor, keep_padding: bool) -> None:
         self.batch, self.length = attention_mask.shape
         packed = attention_mask.reshape(-1)
-        whole = keep_padding or bool(packed.all())
-        self.rows = None if whole else packed.nonzero().squeeze(-1)
+        has_no_padding = keep_padding or bool(packed.all())
+        self.rows = None if has_no_padding else packed.nonzero().squeeze(-1)
         bias = torch.zeros(attention_mask.shape, device=attention_mask.device)
         bias = bias.masked_fill(~attention_mask, _PADDING_SCORE)
         self.key_bias = bias[:, None, None, :]
 
-    def pack(self, given: Tensor) -> Tensor:
+    def pack(self, values: Tensor) -> Tensor:
         """[B, S, …] to [T, …]."""
-        flat = given.flatten(0, 1)
+        flat = values.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
 
     def pad(self, packed: Tensor) -> Tensor:
@@ -124,8 +124,8 @@ class Packing:
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         else:
             scores = query @ key.transpose(-1, -2) * (1.0 / math.sqrt(query.shape[-1])) + bias
-            kept = noise.dropout_attention(scores.softmax(-1), dropout, site)
-            context = kept @ value
+            probabilities = noise.dropout_attention(scores.softmax(-1), dropout, site)
+            context = probabilities @ value
         return self.pack(context.transpose(1, 2).flatten(2))
 
     def noise(self, sample_ids: Tensor | None, seed: int) -> NoiseKeys:

@@ -133,7 +133,7 @@ def load_encoder(
             pickle.
     """
     options = _class_options(config)
-    where = f"teacher.model_name_or_path: {path}"
+    source = f"teacher.model_name_or_path: {path}"
     try:
         with quiet_transformers():
             model, report = ENCODERS[config.model_type].from_pretrained(
@@ -148,16 +148,16 @@ def load_encoder(
     except pickle.UnpicklingError as error:
         # PyTorch's own message advises to load without restriction.
         raise UserError(
-            f"{where} has weights in a pickle of more than tensors, which could run any code; "
+            f"{source} has weights in a pickle of more than tensors, which could run any code; "
             "give a model.safetensors"
         ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"{where} has no weights that can be loaded ({first_line(error)}); "
+            f"{source} has no weights that can be loaded ({first_line(error)}); "
             "give a complete model.safetensors"
         ) from error
     refuse_incomplete(
-        where,
+        source,
         config.model_type,
         list(report["missing_keys"]),
         [key for key, *_ in report["mismatched_keys"]],

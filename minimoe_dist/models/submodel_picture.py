@@ -39,12 +39,16 @@ def draw_sub_models(sizes: Sizes, sparsity_map: SparsityMap, target: str | Path)
 
 
 def _draw_kept(
-    axes: "Axes", kind: str, kept: Sequence[Sequence[int]], total: int, names: Sequence[str]
+    axes: "Axes",
+    kind: str,
+    counts_by_layer: Sequence[Sequence[int]],
+    total: int,
+    names: Sequence[str],
 ) -> None:
-    shares = [[count / total for count in row] for row in kept]
+    shares = [[count / total for count in row] for row in counts_by_layer]
     image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     if len(names) <= _MOST_LABELS:
-        for row, counts in enumerate(kept):
+        for row, counts in enumerate(counts_by_layer):
             for column, count in enumerate(counts):
                 color = "black" if count > 0.6 * total else "white"
                 axes.text(
@@ -55,7 +59,7 @@ def _draw_kept(
         xlabel="sub-model",
         ylabel="layer",
         xticks=range(len(names)),
-        yticks=range(len(kept)),
+        yticks=range(len(counts_by_layer)),
     )
     axes.set_xticklabels(names, rotation=60, fontsize=8)
     axes.figure.colorbar(image, ax=axes)

@@ -30,7 +30,7 @@ _MOST_HEADS = 90  # per cent: beyond it, neurons pay for the heads that stay
 
 
 class Sizes(NamedTuple):
-    """Of the whole model; the hidden size is heads · head_size."""
+    """Sizes of the whole model; its hidden size is heads · head_size."""
 
     layers: int
     heads: int
@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
     @property
     def hidden(self) -> int:
-        """H."""
+        """H, the hidden size."""
         return self.heads * self.head_size
 
 
@@ -52,7 +52,7 @@ class LayerShape(NamedTuple):
 
 
 class PlainSizes(NamedTuple):
-    """Of a sub-model that is a BERT of its own."""
+    """Sizes of a sub-model that is a BERT of its own."""
 
     layers: int
     hidden: int
@@ -72,9 +72,11 @@ class SubModelShape(NamedTuple):
             self.hidden <= other.hidden
             and len(self.layers) == len(other.layers)
             and all(
-                own.missing
-                or (not its.missing and own.heads <= its.heads and own.neurons <= its.neurons)
-                for own, its in zip(self.layers, other.layers, strict=True)
+                layer.missing
+                or (
+                    not room.missing and layer.heads <= room.heads and layer.neurons <= room.neurons
+                )
+                for layer, room in zip(self.layers, other.layers, strict=True)
             )
         )
 
@@ -104,7 +106,7 @@ class SubModelShape(NamedTuple):
 
 
 def whole_shape(sizes: Sizes) -> SubModelShape:
-    """All of it."""
+    """The shape of the whole model, in which every layer keeps everything."""
     return SubModelShape(sizes.hidden, (LayerShape(sizes.heads, sizes.neurons),) * sizes.layers)
 
 
@@ -169,22 +171,22 @@ def _removed_heads(count: int, sizes: Sizes, sparsity: str) -> int:
 
 
 def _check_entry(sizes: Sizes, sparsity: str, entry: MapEntry) -> None:
-    where = f"sparsity_map: entry {sparsity}"
+    location = f"sparsity_map: entry {sparsity}"
     totals = dict(zip(_KINDS, (sizes.heads, sizes.neurons, sizes.hidden), strict=True))
     if unknown := set(entry) - set(_KINDS):
-        raise UserError(f"{where} has {unknown.pop()}; choose among {', '.join(_KINDS)}")
+        raise UserError(f"{location} has {unknown.pop()}; choose among {', '.join(_KINDS)}")
     layers = {str(index) for index in range(sizes.layers)}
     for kind, total in totals.items():
         for layer, count in entry.get(kind, {}).items():
             if layer not in layers | ({_EMBEDDINGS} if kind == "hidden" else set()):
-                raise UserError(f"{where} names layer {layer} of a model of {sizes.layers}")
+                raise UserError(f"{location} names layer {layer} of a model of {sizes.layers}")
             if not 0 <= count <= total:
                 raise UserError(
-                    f"{where} takes {count} of {total} ({kind}, layer {layer}); "
+                    f"{location} takes {count} of {total} ({kind}, layer {layer}); "
                     f"the map belongs to another model"
                 )
     if len(set(entry.get("hidden", {}).values())) > 1:
-        raise UserError(f"{where} gives layers different hidden sizes; they share one")
+        raise UserError(f"{location} gives layers different hidden sizes; they share one")
 
 
 def build_sparsity_map(
@@ -269,22 +271,24 @@ def once_for_all_name(student: str, sub_model: str) -> str:
 
 
 def _check_hidden(size: int, sizes: Sizes) -> None:
-    whole = sizes.hidden
-    if not 1 <= size <= whole:
-        raise UserError(f"ofa_hidden: {size} of a student of hidden size {whole}; choose 1 to it")
+    full_size, removed = sizes.hidden, sizes.hidden - size
+    if not 1 <= size <= full_size:
+        raise UserError(
+            f"ofa_hidden: {size} of a student of hidden size {full_size}; choose 1 to it"
+        )
     uneven = [
         kind
         for kind, total in (("heads", sizes.heads), ("neurons", sizes.neurons))
-        if total * size % whole
+        if total * size % full_size
     ]
     if uneven:
         raise UserError(
-            f"ofa_hidden: {size} of {whole} is no whole number of {' and '.join(uneven)}; "
+            f"ofa_hidden: {size} of {full_size} is no whole number of {' and '.join(uneven)}; "
             f"choose a multiple of the head size {sizes.head_size}"
         )
-    if (whole - size) % _ROUNDING or sizes.neurons * (whole - size) // whole % _ROUNDING:
+    if removed % _ROUNDING or sizes.neurons * removed // full_size % _ROUNDING:
         raise UserError(
-            f"ofa_hidden: {size} removes {whole - size} of {whole} dimensions; "
+            f"ofa_hidden: {size} removes {removed} of {full_size} dimensions; "
             f"choose sizes that remove a multiple of {_ROUNDING}"
         )
 

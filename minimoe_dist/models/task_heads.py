@@ -61,10 +61,12 @@ class _TaskModel:
         super().__init__(config)  # type: ignore[call-arg]
         config.with_pooler = not self.tags_tokens
         self.bert = self.encoder_class(config)
-        given = getattr(config, "classifier_dropout", None)
+        dropout = getattr(config, "classifier_dropout", None)
+        if dropout is None:
+            dropout = config.hidden_dropout_prob
         # Behind the sites of all layers.
         site = 1 + Layer.sites * config.num_hidden_layers
-        self.head_dropout = Dropout(config.hidden_dropout_prob if given is None else given, site)
+        self.head_dropout = Dropout(dropout, site)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.relation: RelationProjections | None = None
         self.post_init()  # type: ignore[attr-defined]

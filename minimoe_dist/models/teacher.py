@@ -98,7 +98,7 @@ class FrozenModel(nn.Module):
     """A model that is always in evaluation mode, without gradients."""
 
     def freeze(self) -> None:
-        """To be called once all parts are there."""
+        """Takes gradients and dropout away; to be called once all parts are there."""
         self.requires_grad_(False)
         self.train(False)
 

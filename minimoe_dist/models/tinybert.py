@@ -38,7 +38,7 @@ class MiniMoeForStates(StudentPass, MiniMoePreTrainedModel):
         self.post_init()
 
     def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
-        """The whole encoder, with what is on the way."""
+        """The output of the encoder with all that States are made of."""
         encoded: EncoderOutput = self.bert(input_ids, output_states=True, **inputs)
         return encoded
 
@@ -53,7 +53,7 @@ class MiniMoeForStates(StudentPass, MiniMoePreTrainedModel):
 
 
 class MiniMoeForStatesAndMaskedLM(MaskedLmPass, MiniMoeForStates):
-    """The same with a masked-LM head."""
+    """TinyBERT's student with a masked-LM head."""
 
 
 class _StudentStates(nn.Module):
@@ -81,7 +81,7 @@ class _EncoderStates(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.reads_segments = not isinstance(encoder, RobertaModel)
-        self._seen: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
         attention = encoder.get_submodule("encoder.layer")[-1].attention.self  # type: ignore[index]
         for name, module in (
             ("embeddings", encoder.get_submodule("embeddings")),
@@ -92,7 +92,7 @@ class _EncoderStates(nn.Module):
 
     def _keep(self, name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._seen[name] = output
+            self._outputs[name] = output
 
         return hook
 
@@ -103,8 +103,8 @@ class _EncoderStates(nn.Module):
         hidden = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, **segments
         ).last_hidden_state
-        seen, self._seen = self._seen, {}
-        return States(seen["embeddings"], hidden, seen["queries"], seen["keys"])
+        outputs, self._outputs = self._outputs, {}
+        return States(outputs["embeddings"], hidden, outputs["queries"], outputs["keys"])
 
 
 class StateTeacher(FrozenModel):

@@ -22,12 +22,12 @@ _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def refuse_incomplete(
-    where: str, model_type: str, missing: list[str], mismatched: list[str]
+    source: str, model_type: str, missing: list[str], mismatched: list[str]
 ) -> None:
     """Refuses weights that are not those of the configuration.
 
     Args:
-        where: option and value, for the message.
+        source: option and value, for the message.
         model_type: of the configuration.
         missing: names of weights that are not there.
         mismatched: names of those of another shape.
@@ -36,13 +36,13 @@ def refuse_incomplete(
         UserError: one of the lists is not empty.
     """
     # transformers fills both with random numbers and only prints a warning.
-    for what, names in (
+    for fault, names in (
         ("are missing", sorted(missing)),
         ("have another shape than config.json says", sorted(mismatched)),
     ):
         if names:
             raise UserError(
-                f"{where}: {len(names)} weights of a {model_type} encoder {what}, the first is "
+                f"{source}: {len(names)} weights of a {model_type} encoder {fault}, the first is "
                 f"{names[0]}; give the checkpoint and the configuration of one model"
             )
 
@@ -51,7 +51,7 @@ class FolderWeights:
     """The tensors of a model folder by their names on disk, read when they are asked for.
 
     Args:
-        where: what the user gave, for messages.
+        source: what the user gave, for messages.
         folder: where that is, or its name on the hub.
         pickles: take a pickle, of tensors alone, where there are no safetensors.
 
@@ -59,9 +59,9 @@ class FolderWeights:
         UserError: there are no weights, or their index or pickle cannot be read.
     """
 
-    def __init__(self, where: str, folder: str, *, pickles: bool = False) -> None:
-        self._where, self._folder = where, folder
-        self._found: dict[str, str] = {}  # name of a file -> where it is
+    def __init__(self, source: str, folder: str, *, pickles: bool = False) -> None:
+        self._source, self._folder = source, folder
+        self._path_of: dict[str, str] = {}  # name of a file -> where it is
         self._pickled: dict[str, Tensor] = {}
         self._part_of = self._parts(pickles)
 
@@ -72,23 +72,23 @@ class FolderWeights:
         return iter(self._part_of)
 
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """Of some tensors; reads the header of each of their files once.
+        """The shapes of some tensors; reads the header of each of their files once.
 
         Raises:
             UserError: a file is missing or damaged.
         """
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         part_of = self._part_of.__getitem__
         for part, group in groupby(sorted(names, key=part_of), part_of):
             if not part:
-                found |= {name: tuple(self._pickled[name].shape) for name in group}
+                shapes |= {name: tuple(self._pickled[name].shape) for name in group}
                 continue
             try:
                 with self._open(part) as opened:
-                    found |= {name: tuple(opened.get_slice(name).get_shape()) for name in group}
+                    shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in group}
             except SafetensorError as error:  # the index promises what is not there
                 raise self._unreadable(part, error) from error
-        return found
+        return shapes
 
     def read(self, name: str, slices: tuple[slice, ...] = ()) -> Tensor:
         """One tensor, or a part of it.
@@ -97,19 +97,19 @@ class FolderWeights:
             UserError: there is none of that name, or its file is missing or damaged.
         """
         if name not in self._part_of:
-            raise UserError(f"{self._where}: has no weight {name}; give the model's whole folder")
+            raise UserError(f"{self._source}: has no weight {name}; give the model's whole folder")
         if name in self._pickled:
             return self._pickled[name][slices]
         part = self._part_of[name]
         # Opened anew each time: pages of a file that stays mapped would count as this process's.
         try:
             with self._open(part) as opened:
-                found: Tensor = (
+                tensor: Tensor = (
                     opened.get_slice(name)[slices] if slices else opened.get_tensor(name)
                 )
         except SafetensorError as error:
             raise self._unreadable(part, error) from error
-        return found
+        return tensor
 
     def _parts(self, pickles: bool) -> dict[str, str]:
         """Key -> name of the file that holds it."""
@@ -120,7 +120,7 @@ class FolderWeights:
             return self._index(WEIGHTS_INDEX)
         if not pickles:
             raise UserError(
-                f"{self._where} has no model.safetensors, and only safetensors can be read in "
+                f"{self._source} has no model.safetensors, and only safetensors can be read in "
                 "shards; convert it with transformers' save_pretrained, or give teacher.layout "
                 "replicated"
             )
@@ -129,14 +129,14 @@ class FolderWeights:
         elif self._find(_PICKLE_INDEX) is not None:
             files = sorted(set(self._index(_PICKLE_INDEX).values()))
         else:
-            raise UserError(f"{self._where}: no {WEIGHTS}; give a Hugging Face model's folder")
+            raise UserError(f"{self._source}: no {WEIGHTS}; give a Hugging Face model's folder")
         for part in files:
             self._pickled |= self._unpickled(part)
         return dict.fromkeys(self._pickled, "")
 
     def _index(self, index: str) -> dict[str, str]:
         try:
-            with open(self._found[index], encoding="utf-8") as file:
+            with open(self._path_of[index], encoding="utf-8") as file:
                 parts: Any = json.load(file)["weight_map"]
             return {str(name): str(part) for name, part in parts.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -153,23 +153,23 @@ class FolderWeights:
             raise self._unreadable(part, error) from error
 
     def _find(self, part: str) -> str | None:
-        if part not in self._found:
-            found = cached_file(
+        if part not in self._path_of:
+            path = cached_file(
                 self._folder,
                 part,
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
-            if found is None:
+            if path is None:
                 return None
-            self._found[part] = found
-        return self._found[part]
+            self._path_of[part] = path
+        return self._path_of[part]
 
     def _path(self, part: str) -> str:
-        found = self._find(part)
-        if found is None:
+        path = self._find(part)
+        if path is None:
             raise self._unreadable(part, FileNotFoundError("no such file"))
-        return found
+        return path
 
     def _open(self, part: str) -> safe_open:
         try:
@@ -178,9 +178,9 @@ class FolderWeights:
             raise self._unreadable(part, error) from error
 
     def _unreadable(self, part: str, error: Exception) -> UserError:
-        words = first_line(error)
+        reason = first_line(error)
         return UserError(
-            f"{self._where} has no weights that can be loaded ({part}: {words}); give a complete "
+            f"{self._source} has no weights that can be loaded ({part}: {reason}); give a complete "
             "model.safetensors"
         )
 
@@ -198,9 +198,9 @@ class SlicedWeights:
     """
 
     def __init__(self, path: str, folder: str, prefix: str) -> None:
-        self._where = f"teacher.model_name_or_path: {path}"
+        self._source = f"teacher.model_name_or_path: {path}"
         self._prefix = prefix
-        self._weights = FolderWeights(self._where, folder)
+        self._weights = FolderWeights(self._source, folder)
 
     def check(self, model_type: str, shapes: Mapping[str, torch.Size]) -> None:
         """Refuses a model whose parameters are not all there; reads headers only.
@@ -214,10 +214,10 @@ class SlicedWeights:
         """
         keys = {name: self._key(name) for name in shapes}
         missing = [name for name, key in keys.items() if key is None]
-        refuse_incomplete(self._where, model_type, missing, [])
-        there = self._weights.shapes(key for key in keys.values() if key is not None)
-        wrong = [name for name, key in keys.items() if key and there[key] != shapes[name]]
-        refuse_incomplete(self._where, model_type, [], wrong)
+        refuse_incomplete(self._source, model_type, missing, [])
+        on_disk = self._weights.shapes(key for key in keys.values() if key is not None)
+        wrong = [name for name, key in keys.items() if key and on_disk[key] != shapes[name]]
+        refuse_incomplete(self._source, model_type, [], wrong)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:
         """Fills ``target`` with a parameter, or with the slice of it that has ``target``'s shape.

@@ -21,8 +21,7 @@ from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations
 from ..models.elastic_build import once_for_all_config, sparse_student
-from ..models.elastic_mlm import ElasticForMaskedLM
-from ..models.mlm_head import MiniMoeForMaskedLM
+from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoePreTrainedModel
 from ..models.pretrained import encoder_dtype, read_encoder_config
 from ..models.teacher import RelationTeacher, load_teacher, teacher_of

@@ -24,9 +24,9 @@ from ..data.loader import PairLoader
 from ..data.placing import PlacedBatch, Placer
 from ..models.elastic import ElementValues
 from ..models.elastic_build import load_masked_lm
-from ..models.elastic_mlm import ElasticForMaskedLM
 from ..models.elastic_surgery import element_orders, reorder
 from ..models.importance import ImportanceMeter, mask_gradient
+from ..models.mlm_head import ElasticForMaskedLM
 from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
 from ..runs.folder import RunFolder

@@ -8,8 +8,8 @@ from transformers import BertModel
 from minimoe_dist.checkpoints.export import export_elastic, export_student, load_student
 from minimoe_dist.models.auto import AutoModel
 from minimoe_dist.models.elastic import ElasticForRelations
-from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
 from minimoe_dist.models.elastic_surgery import cut, reorder
+from minimoe_dist.models.mlm_head import ElasticForMaskedLM
 from tests.models.elastic_models import SPARSE_MAP, batch, elastic, kept_places, random_orders
 from tests.models.test_elastic import once_for_all
 

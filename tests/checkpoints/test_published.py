@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from minimoe_dist.checkpoints.published import load_published, save_published
 from minimoe_dist.models.elastic import ElasticForRelations
-from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
 from minimoe_dist.models.elastic_surgery import cut, reorder
+from minimoe_dist.models.mlm_head import ElasticForMaskedLM
 from minimoe_dist.models.moebert import MiniMoeForRelations
 from minimoe_dist.models.tinybert import MiniMoeForStates
 from tests.golden import FOLDER, TOLERANCE, load_golden, part

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minimoe_dist.models.packed_embedding import packed_embedding
+from minimoe_dist.models.packed import packed_embedding
 from tests.kernels import test_attention as attention
 from tests.kernels import test_experts as experts
 from tests.kernels import test_relations as relations

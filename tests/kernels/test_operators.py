@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minimoe_dist.models import packed_attention, packed_embedding, packed_experts
+from minimoe_dist.models import packed, packed_attention, packed_experts
 from minimoe_dist.objectives import packed_relations
 
 STARTS, LENGTHS = torch.tensor([0, 5, 5], dtype=torch.int32), torch.tensor([5, 0, 4]).int()
@@ -44,7 +44,7 @@ CALLS = {
         packed_experts._grouped_linear,
         (draw(TOKENS, 8), draw(2, 4, 8), draw(2, 4), ORDER, OFFSETS, False, True),
     ),
-    "embedding": (packed_embedding._embedding, (draw(7, 3), torch.tensor([1, 1, 0, 6]), 0)),
+    "embedding": (packed._embedding, (draw(7, 3), torch.tensor([1, 1, 0, 6]), 0)),
 }
 
 

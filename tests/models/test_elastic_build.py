@@ -16,7 +16,7 @@ from minimoe_dist.models.elastic_build import (
     once_for_all_config,
     sparse_student,
 )
-from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
+from minimoe_dist.models.mlm_head import ElasticForMaskedLM
 from tests.models.elastic_models import SIZES, SPARSE_MAP, batch, elastic
 from tests.models.test_importance import labels
 

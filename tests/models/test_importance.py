@@ -3,9 +3,9 @@ import torch
 from torch.testing import assert_close
 
 from minimoe_dist.models.elastic import ElementValues
-from minimoe_dist.models.elastic_mlm import ElasticForMaskedLM
 from minimoe_dist.models.elastic_surgery import cut, reorder
 from minimoe_dist.models.importance import ImportanceMeter, mask_gradient
+from minimoe_dist.models.mlm_head import ElasticForMaskedLM
 from tests.golden import TOLERANCE
 from tests.models.elastic_models import SPARSE_MAP, batch, elastic, random_orders
 from tests.models.test_elastic import golden_model

@@ -16,8 +16,7 @@ from ...errors import UserError
 from ...models.configuration import MiniMoeConfig
 from ...models.elastic import ElasticForRelations
 from ...models.elastic_configuration import ElasticConfig
-from ...models.elastic_mlm import ElasticForMaskedLM
-from ...models.mlm_head import MiniMoeForMaskedLM
+from ...models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ...models.moebert import MiniMoeForRelations
 from ...models.tinybert import MiniMoeForStates
 from ..tensors import save_tensors
