@@ -135,9 +135,10 @@ def export_elastic(
         if not keeps_map and elastic_surgery.is_plain_bert(config, sparsity):
             elastic_surgery.plain_bert(model, sparsity).save_pretrained(aside)
         else:
-            own = model if sparsity is None else elastic_surgery.cut(model, sparsity)
-            own.config.auto_map = code_map(AutoConfig=ElasticConfig, AutoModel=ElasticModel)
-            own.save_pretrained(aside)
+            if sparsity is not None:
+                model = elastic_surgery.cut(model, sparsity)
+            model.config.auto_map = code_map(AutoConfig=ElasticConfig, AutoModel=ElasticModel)
+            model.save_pretrained(aside)
             copy_code(ELASTIC_CODE, aside)
     return Path(folder)
 
@@ -154,10 +155,10 @@ def exported(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
 
 
 def code_map(**classes: type) -> dict[str, str]:
-    """Where :func:`copy_code` puts the class for each of transformers' automatic classes."""
+    """Maps each of transformers' automatic classes to "module.class" of the copied code."""
     return {
-        automatic: f"{one.__module__.rpartition('.')[2]}.{one.__name__}"
-        for automatic, one in classes.items()
+        automatic: f"{model_class.__module__.rpartition('.')[2]}.{model_class.__name__}"
+        for automatic, model_class in classes.items()
     }
 
 
@@ -179,8 +180,8 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
     head = tied_decoder(state, state[EMBEDDINGS])
     if head:
         plain: PreTrainedModel = masked_lm_class(config_class(**fields))
-        whole = {**state, **head}
-        named = {published_name(k, config.family): value for k, value in whole.items()}
+        full_state = {**state, **head}
+        named = {published_name(k, config.family): value for k, value in full_state.items()}
         plain.load_state_dict({k: v for k, v in named.items() if ".pooler." not in k})
         return plain
     plain = encoder_class(config_class(**fields))
@@ -190,10 +191,10 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
 
 
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
-    kept = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
-    with_head = any(name.startswith("cls.") for name in kept)
+    state = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
+    with_head = any(name.startswith("cls.") for name in state)
     model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(copy.deepcopy(config))
-    model.load_state_dict(kept)
+    model.load_state_dict(state)
     model.config.auto_map = code_map(AutoConfig=MiniMoeConfig, AutoModel=MiniMoeModel)
     model.save_pretrained(folder)
     copy_code(STUDENT_CODE, folder)
@@ -212,6 +213,6 @@ def load_student(folder: str | Path) -> Student:
         moe_class = MiniMoeForMaskedLM if with_head else MiniMoeForRelations
         return student_of(moe_class, MiniMoeConfig.from_dict(config), read_state(folder), folder)
     if model_type == ElasticConfig.model_type:
-        own_class = ElasticForMaskedLM if with_head else ElasticForRelations
-        return student_of(own_class, ElasticConfig.from_dict(config), read_state(folder), folder)
+        sliceable = ElasticForMaskedLM if with_head else ElasticForRelations
+        return student_of(sliceable, ElasticConfig.from_dict(config), read_state(folder), folder)
     return load_published(folder)

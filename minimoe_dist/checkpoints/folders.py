@@ -38,8 +38,8 @@ def copy_model(source: Path, target: Path) -> None:
     Raises:
         UserError: there are no safetensors; pickles are not handed on.
     """
-    files = [one for one in sorted(source.iterdir()) if one.suffix in _COPIED and one.is_file()]
-    if not any(one.suffix == ".safetensors" for one in files):
+    files = [path for path in sorted(source.iterdir()) if path.suffix in _COPIED and path.is_file()]
+    if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{source}: has no model.safetensors; save the model as safetensors first")
     for file in files:
         if file.name not in _OURS:

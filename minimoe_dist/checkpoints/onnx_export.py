@@ -66,7 +66,7 @@ def write_onnx(model: nn.Module, target: Path) -> OnnxExport:
     Raises:
         UserError: the outputs differ by more than `TOLERANCE`; the file is then removed.
     """
-    whole = _FirstOutput(model).eval()
+    reference = _FirstOutput(model).eval()
     config: Any = model.config
     names = ["input_ids", "attention_mask"]
     if getattr(config, "family", config.model_type) != "roberta":
@@ -74,9 +74,9 @@ def write_onnx(model: nn.Module, target: Path) -> OnnxExport:
     generator = torch.Generator().manual_seed(_SEED)
     inputs = _random_batch(config, _TRACED_LENGTHS, generator)[: len(names)]
     with torch.no_grad():
-        is_per_token = whole(*inputs).dim() == 3
+        is_per_token = reference(*inputs).dim() == 3
         axes = {name: {0: "batch", 1: "length"} for name in names}
-        axes[whole.output] = {0: "batch", 1: "length"} if is_per_token else {0: "batch"}
+        axes[reference.output] = {0: "batch", 1: "length"} if is_per_token else {0: "batch"}
         with warnings.catch_warnings():
             # Of the tracer's age, and of numbers that it takes for constants: checked below.
             warnings.simplefilter("ignore")
@@ -87,17 +87,17 @@ def write_onnx(model: nn.Module, target: Path) -> OnnxExport:
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=names,
-                output_names=[whole.output],
+                output_names=[reference.output],
                 dynamic_axes=axes,
             )
-        difference = _largest_difference(whole, names, target, generator)
+        difference = _largest_difference(reference, names, target, generator)
     if not difference <= TOLERANCE:
         target.unlink()
         raise UserError(
-            f"{target}: onnxruntime's {whole.output} is {difference:.2e} from PyTorch's, more than "
-            f"{TOLERANCE:g}, and was not kept; export without --onnx"
+            f"{target}: onnxruntime's {reference.output} is {difference:.2e} from PyTorch's, more "
+            f"than {TOLERANCE:g}, and was not kept; export without --onnx"
         )
-    return OnnxExport(tuple(names), whole.output, OPSET, difference, len(_CHECKED_SHAPES))
+    return OnnxExport(tuple(names), reference.output, OPSET, difference, len(_CHECKED_SHAPES))
 
 
 class _FirstOutput(nn.Module):
@@ -131,7 +131,7 @@ def traceable(model: nn.Module) -> nn.Module:
             if isinstance(child, ExpertLinear):
                 setattr(module, name, _SelectingLinear(child))
             elif isinstance(child, SlicedLinear | SlicedLayerNorm):
-                setattr(module, name, _Whole(child))
+                setattr(module, name, _Unsliced(child))
     return copied
 
 
@@ -169,8 +169,8 @@ class _SelectingLinear(nn.Module):
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(places)))
 
 
-class _Whole(nn.Module):
-    """All of a sliceable map or LayerNorm, which is all that its model's one sub-model has."""
+class _Unsliced(nn.Module):
+    """A sliceable map or LayerNorm as a plain one, where its model has one sub-model only."""
 
     def __init__(self, sliceable: SlicedLinear | SlicedLayerNorm) -> None:
         super().__init__()
@@ -214,12 +214,12 @@ def _largest_difference(
         if index % 2:
             lengths[:] = length
         inputs = _random_batch(config, lengths.tolist(), generator)
-        wanted = model(*inputs[: len(names)])
+        expected = model(*inputs[: len(names)])
         feed = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
-        got = torch.from_numpy(session.run([model.output], feed)[0])
-        apart = (got - wanted).abs()
-        apart = apart[inputs[1].bool()] if wanted.dim() == 3 else apart
-        if not torch.isfinite(apart).all():
+        actual = torch.from_numpy(session.run([model.output], feed)[0])
+        gaps = (actual - expected).abs()
+        gaps = gaps[inputs[1].bool()] if expected.dim() == 3 else gaps
+        if not torch.isfinite(gaps).all():
             return float("nan")
-        largest = max(largest, float(apart.max()))
+        largest = max(largest, float(gaps.max()))
     return largest

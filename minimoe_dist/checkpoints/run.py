@@ -232,10 +232,10 @@ def _announce(checkpoint: Path, keep: int) -> None:
         write_text(latest, checkpoint.name + "\n")
     except OSError as error:
         _log.warning("%s still names an earlier checkpoint: %s", latest, error)
-    found = list(list_checkpoints(checkpoint.parent).values())
-    here = found.index(checkpoint)
+    checkpoints = list(list_checkpoints(checkpoint.parent).values())
+    index = checkpoints.index(checkpoint)
     # Later ones were broken when this run started, or it would not have come by here again.
-    _remove([*found[here + 1 :], *_superfluous(found[:here], max(2, keep) - 1)])
+    _remove([*checkpoints[index + 1 :], *_superfluous(checkpoints[:index], max(2, keep) - 1)])
 
 
 def _superfluous(earlier: Sequence[Path], keep: int) -> list[Path]:
@@ -287,12 +287,12 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         file = checkpoint / name
         try:
-            found = hash_file(file)
+            actual = hash_file(file)
         except OSError as error:
             raise CheckpointError(f"{file}: unreadable ({error.strerror})") from error
-        if found["size"] != expected["size"]:
-            raise CheckpointError(f"{file}: {found['size']} bytes, not {expected['size']}")
-        if found["sha256"] != expected["sha256"]:
+        if actual["size"] != expected["size"]:
+            raise CheckpointError(f"{file}: {actual['size']} bytes, not {expected['size']}")
+        if actual["sha256"] != expected["sha256"]:
             raise CheckpointError(f"{file}: its SHA-256 differs from the manifest's")
     return manifest
 

@@ -110,29 +110,29 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
     model = _OURS[config.model_type][is_tagging](config)
     if with_relations:
         model.add_relations()
-    own = model.state_dict()
-    kept = {
+    parameters = model.state_dict()
+    read = {
         name: value
         for name, value in state.items()
-        if name in own and own[name].shape == value.shape
+        if name in parameters and parameters[name].shape == value.shape
     }
     places = _places_in_head(plain or config, state, task)
-    for name in [name for name in kept if name.startswith("classifier.")]:
+    for name in [name for name in read if name.startswith("classifier.")]:
         if places is None:
-            del kept[name]
+            del read[name]
         else:
-            kept[name] = kept[name][places]
-    missing = sorted(own.keys() - kept.keys())
+            read[name] = read[name][places]
+    missing = sorted(parameters.keys() - read.keys())
     wrong = [name for name in missing if not name.startswith(_HEADS)]
     if wrong:
         raise UserError(
             f"{path}: {len(wrong)} weights of its encoder are missing or of another shape, "
             f"{wrong[0]} for one; give the checkpoint and the configuration of one model"
         )
-    model.load_state_dict({**own, **kept})
-    for one in (config, plain):
-        if one is not None:
-            set_labels(one, task)
+    model.load_state_dict({**parameters, **read})
+    for labelled in (config, plain):
+        if labelled is not None:
+            set_labels(labelled, task)
     return TaskModel(model.eval(), plain, frozenset(missing))
 
 
@@ -142,26 +142,26 @@ def _read(
     """Our configuration, the weights by our names, and transformers' configuration if plain."""
     if is_published_student(read_model_json(folder)):
         student = load_published(folder)
-        own: MiniMoeConfig = copy.deepcopy(student.config)
-        _size_head(own, task)
-        return own, dict(student.state_dict()), None
+        ours: MiniMoeConfig = copy.deepcopy(student.config)
+        _size_head(ours, task)
+        return ours, dict(student.state_dict()), None
     config = read_encoder_config(path, folder)
     is_tagging = task.kind == "tagging"
     if config.model_type in _OURS:
-        own = copy.deepcopy(config)
-        assert isinstance(own, MiniMoeConfig)
-        if isinstance(own, ElasticConfig) and own.sub_models:
-            own.sparsity_map = {}  # of a once-for-all student, the whole one is trained
-        _size_head(own, task)
-        model_class = _with_relations(_OURS[config.model_type][is_tagging], own)
-        return own, _weights(path, folder, model_class, own)[0], None
+        ours = copy.deepcopy(config)
+        assert isinstance(ours, MiniMoeConfig)
+        if isinstance(ours, ElasticConfig) and ours.sub_models:
+            ours.sparsity_map = {}  # of a once-for-all student, the whole one is trained
+        _size_head(ours, task)
+        model_class = _with_relations(_OURS[config.model_type][is_tagging], ours)
+        return ours, _weights(path, folder, model_class, ours)[0], None
     plain = copy.deepcopy(config)
     state, missing = _weights(path, folder, _PLAIN[config.model_type][is_tagging], plain)
     named = {_our_head_name(name): value for name, value in state.items() if name not in missing}
-    own = config_from_published(config.to_dict())
-    own.classifier_dropout = getattr(config, "classifier_dropout", None)
-    _size_head(own, task)
-    return own, named, plain
+    ours = config_from_published(config.to_dict())
+    ours.classifier_dropout = getattr(config, "classifier_dropout", None)
+    _size_head(ours, task)
+    return ours, named, plain
 
 
 def _with_relations(model_class: type[PreTrainedModel], config: Any) -> type[PreTrainedModel]:
@@ -215,9 +215,9 @@ def _weights(
 
 
 def _our_head_name(name: str) -> str:
-    for theirs, ours in _ROBERTA_HEAD.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
+    for roberta_prefix, our_prefix in _ROBERTA_HEAD.items():
+        if name.startswith(roberta_prefix):
+            return our_prefix + name.removeprefix(roberta_prefix)
     return our_name(name)
 
 
@@ -283,16 +283,16 @@ def export_task_model(
     Returns:
         ``folder``.
     """
-    kept = {name: value for name, value in weights.items() if not name.startswith("relation.")}
+    state = {name: value for name, value in weights.items() if not name.startswith("relation.")}
     config = source.model.config
     is_tagging = source.model.tags_tokens
     with exported(Path(folder), tokenizer) as aside:
         if source.plain is not None:
             model = _PLAIN[config.family][is_tagging](copy.deepcopy(source.plain))
-            model.load_state_dict(_plain_state(kept, config.family, is_tagging))
+            model.load_state_dict(_plain_state(state, config.family, is_tagging))
             model.save_pretrained(aside)
         else:
-            _save_with_code(config, kept, aside, is_tagging)
+            _save_with_code(config, state, aside, is_tagging)
     return Path(folder)
 
 
@@ -309,13 +309,13 @@ def _plain_state(weights: Mapping[str, Tensor], family: str, is_tagging: bool) -
 def _save_with_code(
     config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path, is_tagging: bool
 ) -> None:
-    own = copy.deepcopy(config)
-    model_class: Any = _OURS[own.model_type][is_tagging]
-    model = model_class(own)
+    config_copy = copy.deepcopy(config)
+    model_class: Any = _OURS[config_copy.model_type][is_tagging]
+    model = model_class(config_copy)
     model.load_state_dict(dict(weights))
     head = "AutoModelForTokenClassification" if is_tagging else "AutoModelForSequenceClassification"
     model.config.auto_map = code_map(
-        AutoConfig=type(own), AutoModel=model_class.encoder_class, **{head: model_class}
+        AutoConfig=type(config_copy), AutoModel=model_class.encoder_class, **{head: model_class}
     )
     model.save_pretrained(folder)
     copy_code(dict.fromkeys([*STUDENT_CODE, *ELASTIC_CODE, task_heads]), folder)

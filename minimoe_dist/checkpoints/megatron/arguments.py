@@ -52,7 +52,7 @@ class Sizes:
         Raises:
             UserError: heads, feed-forward, vocabulary or layers are not divisible.
         """
-        for option, ranks, what, count in (
+        for option, ranks, dimension, count in (
             ("num_attention_heads", 1, "hidden size", self.hidden_size),
             ("tensor_parallel_size", tensor_parallel_size, "heads", self.num_attention_heads),
             ("tensor_parallel_size", tensor_parallel_size, "feed-forward", self.ffn_hidden_size),
@@ -62,7 +62,8 @@ class Sizes:
             divisor = self.num_attention_heads if option == "num_attention_heads" else ranks
             if divisor < 1 or count % divisor:
                 raise UserError(
-                    f"{option}: {divisor} does not divide the {what} of {count}; choose a divisor"
+                    f"{option}: {divisor} does not divide the {dimension} of {count}; choose a "
+                    "divisor"
                 )
 
 
@@ -82,8 +83,8 @@ class GivenFacts:
 
 def simple_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's arguments that are plain values; empty where it has none."""
-    found = state.get("args")
-    values = found if isinstance(found, Mapping) else vars(found) if found is not None else {}
+    arguments = state.get("args") or {}
+    values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     return {
         str(name): value
         for name, value in values.items()

@@ -28,7 +28,7 @@ _log = logger("convert")
 
 @dataclass(frozen=True)
 class Report:
-    """What was converted.
+    """What a conversion wrote.
 
     Attributes:
         megatron: the Megatron side in a few words.
@@ -73,8 +73,8 @@ def to_hugging_face(
         write_folder(checkpoint, config, aside, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
-        found = _compare(checkpoint, aside, config, dtype) if compare else {}
-    return Report(_describe(checkpoint), config.vocab_size, checkpoint.sizes.vocab_size, found)
+        compared = _compare(checkpoint, aside, config, dtype) if compare else {}
+    return Report(_describe(checkpoint), config.vocab_size, checkpoint.sizes.vocab_size, compared)
 
 
 def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = True) -> Report:
@@ -103,9 +103,9 @@ def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = Tru
         write_checkpoint(opened, aside, target)
         # What is compared is what stands on the disk, read anew.
         checkpoint = MegatronCheckpoint(find_rank_files(aside), GivenFacts())
-        found = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
+        compared = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
     return Report(
-        _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, found
+        _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, compared
     )
 
 
@@ -118,17 +118,20 @@ def _compare(
     heads = [head for head, names in HEADS.items() if names[0] in checkpoint.names]
     rows = min(config.vocab_size, checkpoint.sizes.vocab_size)
     probe = random_probe(config, rows)
-    found = differences(
+    compared = differences(
         megatron_outputs(checkpoint, config, probe, dtype),
         hugging_face_outputs(folder, class_name(heads), config, probe, dtype),
     )
-    wrong = {name: one for name, one in found.items() if not one.is_rounding}
+    wrong = [
+        f"{name} differ by {difference.largest:.1e}"
+        for name, difference in compared.items()
+        if not difference.is_rounding
+    ]
     if wrong:
         raise RuntimeError(
-            "; ".join(f"{name} differ by {one.largest:.1e}" for name, one in wrong.items())
-            + ": the two sides do not compute the same, nothing was written"
+            "; ".join(wrong) + ": the two sides do not compute the same, nothing was written"
         )
-    return found
+    return compared
 
 
 def _say_what_was_assumed(

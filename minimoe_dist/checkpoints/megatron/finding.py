@@ -21,7 +21,7 @@ _DEEPSPEED_FILES = ("layer_*model_states.pt", "mp_rank_*_model_states.pt", "zero
 
 @dataclass(frozen=True)
 class RankFiles:
-    """Where the ranks' weights are.
+    """The files that hold the ranks' weights.
 
     Attributes:
         root: what messages name.
@@ -59,9 +59,9 @@ def is_megatron_checkpoint(path: Path) -> bool:
         return path.suffix in _PLAIN_SUFFIXES
     if _deepspeed_folder(path) is not None:
         return True
-    inside = (path, *_iterations(path)) if path.is_dir() else ()
+    folders = (path, *_iterations(path)) if path.is_dir() else ()
     return (path / TRACKER).is_file() or any(
-        _is_distributed(one) or any(_rank_folders(one)) for one in inside
+        _is_distributed(folder) or any(_rank_folders(folder)) for folder in folders
     )
 
 
@@ -93,30 +93,34 @@ def find_rank_files(path: Path) -> RankFiles:
             f"{folder}: is a distributed checkpoint, whose index is a pickle that could run any "
             "code; load it in Megatron-LM and save it with --ckpt-format torch"
         )
-    found: dict[tuple[int, int], Path] = {}
-    for one in _rank_folders(folder):
-        ranks = _RANK.fullmatch(one.name)
+    file_of: dict[tuple[int, int], Path] = {}
+    for rank_folder in _rank_folders(folder):
+        ranks = _RANK.fullmatch(rank_folder.name)
         if ranks is None:
-            raise UserError(f"{one}: is of expert-parallel ranks, which BERT has not; give a BERT")
+            raise UserError(
+                f"{rank_folder}: is of expert-parallel ranks, which BERT has not; give a BERT"
+            )
         tensor_rank, pipeline_rank = (int(text or 0) for text in ranks.groups())
-        if (pipeline_rank, tensor_rank) in found:
-            raise UserError(f"{one}: is there with and without a pipeline rank; give one of both")
-        found[pipeline_rank, tensor_rank] = _weights_file(one)
-    if not found:
+        if (pipeline_rank, tensor_rank) in file_of:
+            raise UserError(
+                f"{rank_folder}: is there with and without a pipeline rank; give one of both"
+            )
+        file_of[pipeline_rank, tensor_rank] = _weights_file(rank_folder)
+    if not file_of:
         raise UserError(
             f"{folder}: has no folder mp_rank_00 with {WEIGHTS}; give a Megatron checkpoint"
         )
-    pipeline, tensor = (1 + max(ranks) for ranks in zip(*found, strict=True))
+    pipeline, tensor = (1 + max(ranks) for ranks in zip(*file_of, strict=True))
     missing = [
         rank_name(t, p, pipeline)
         for p in range(pipeline)
         for t in range(tensor)
-        if (p, t) not in found
+        if (p, t) not in file_of
     ]
     if missing:
         raise missing_ranks(folder, missing)
     return RankFiles(
-        folder, tuple(tuple(found[p, t] for t in range(tensor)) for p in range(pipeline))
+        folder, tuple(tuple(file_of[p, t] for t in range(tensor)) for p in range(pipeline))
     )
 
 
@@ -127,9 +131,9 @@ def missing_ranks(folder: Path, names: Iterable[str]) -> UserError:
 
 def _iterations(path: Path) -> list[Path]:
     return sorted(
-        one
-        for one in path.iterdir()
-        if one.is_dir() and (one.name == RELEASE or _ITERATION.fullmatch(one.name))
+        folder
+        for folder in path.iterdir()
+        if folder.is_dir() and (folder.name == RELEASE or _ITERATION.fullmatch(folder.name))
     )
 
 
@@ -145,20 +149,20 @@ def _iteration_folder(path: Path) -> Path:
         if not folder.is_dir():
             raise UserError(f"{tracker}: names {folder.name}, which is missing; give another one")
         return folder
-    inside = _iterations(path)
-    if len(inside) > 1:
-        names = ", ".join(one.name for one in inside)
+    iterations = _iterations(path)
+    if len(iterations) > 1:
+        names = ", ".join(iteration.name for iteration in iterations)
         raise UserError(f"{path}: has {names} and no {TRACKER}; give the folder of one")
-    if not inside:
+    if not iterations:
         raise UserError(f"{path}: has no {TRACKER} and no mp_rank_00; give a Megatron checkpoint")
-    return inside[0]
+    return iterations[0]
 
 
 def _deepspeed_folder(path: Path) -> Path | None:
     """Where DeepSpeed's files are: here, or in one of the folders of steps; None without any."""
     if not path.is_dir() or ((path / TRACKER).is_file() and any(_iterations(path))):
         return None
-    folders = (path, *sorted(one for one in path.glob("global_step*") if one.is_dir()))
+    folders = (path, *sorted(step for step in path.glob("global_step*") if step.is_dir()))
     return next((folder for folder in reversed(folders) if _deepspeed_files(folder)), None)
 
 
@@ -167,7 +171,7 @@ def _deepspeed_files(folder: Path) -> list[Path]:
 
 
 def _rank_folders(folder: Path) -> list[Path]:
-    return [one for one in folder.glob("mp_rank_*") if one.is_dir()]
+    return [path for path in folder.glob("mp_rank_*") if path.is_dir()]
 
 
 def _is_distributed(folder: Path) -> bool:

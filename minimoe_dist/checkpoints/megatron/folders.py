@@ -49,7 +49,7 @@ class MegatronBertFolder:
         self.padding: dict[str, Tensor] = load_file(path) if path.is_file() else {}
 
     def __contains__(self, common: object) -> bool:
-        return self._own(hugging_face_name(str(common))) in self._weights
+        return self._stored_name(hugging_face_name(str(common))) in self._weights
 
     def get(self, name: str) -> Tensor:
         """A tensor by Hugging Face's name with ``bert.`` before it.
@@ -59,22 +59,22 @@ class MegatronBertFolder:
         """
         if name == _BIAS and name not in self._weights and _TIED_BIAS in self._weights:
             name = _TIED_BIAS
-        return self._weights.read(self._own(name))
+        return self._weights.read(self._stored_name(name))
 
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The type of the weights, as that of one of them says."""
         return self.get(hugging_face_name("encoder.final_layernorm.weight")).dtype
 
-    def _own(self, name: str) -> str:
+    def _stored_name(self, name: str) -> str:
         return name.removeprefix(self._prefix) if self._prefix else name
 
 
 def class_name(heads: Iterable[str]) -> str:
     """The class in transformers of a model with some of `HEADS`."""
-    there = set(heads)
-    if "lm_head" not in there:
+    present = set(heads)
+    if "lm_head" not in present:
         return ENCODER_CLASS
-    return "MegatronBertForPreTraining" if "binary_head" in there else "MegatronBertForMaskedLM"
+    return "MegatronBertForPreTraining" if "binary_head" in present else "MegatronBertForMaskedLM"
 
 
 def read_config(folder: Path) -> MegatronBertConfig:
@@ -122,9 +122,9 @@ def write_folder(
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         for key, value in checkpoint.tensors(config.vocab_size):
-            own = value if dtype is None else value.to(dtype)
-            types.add(own.dtype)
-            yield key.removeprefix(_ENCODER) if is_encoder else key, own
+            converted = value if dtype is None else value.to(dtype)
+            types.add(converted.dtype)
+            yield key.removeprefix(_ENCODER) if is_encoder else key, converted
         if SEGMENTS not in checkpoint.names:
             key = hugging_face_name(SEGMENTS)
             empty = torch.zeros(

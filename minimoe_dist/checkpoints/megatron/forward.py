@@ -60,16 +60,18 @@ def random_probe(config: MegatronBertConfig, vocab_size: int, seed: int = 0) -> 
     return Probe(ids, segments, mask)
 
 
-def differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Difference]:
-    """By output, of those that both sides have."""
-    found = {}
-    for name in ours.keys() & theirs.keys():
+def differences(
+    megatron: dict[str, Tensor], hugging_face: dict[str, Tensor]
+) -> dict[str, Difference]:
+    """How far the two sides are apart, by the names of the outputs that both have."""
+    result = {}
+    for name in megatron.keys() & hugging_face.keys():
         # Of logits, one side may have fewer rows of padding.
-        width = min(ours[name].shape[-1], theirs[name].shape[-1])
-        one, other = ours[name][..., :width], theirs[name][..., :width]
-        apart = (one - other).abs().nan_to_num(math.inf).max()
-        found[name] = Difference(float(apart), float(other.abs().max()))
-    return dict(sorted(found.items()))
+        width = min(megatron[name].shape[-1], hugging_face[name].shape[-1])
+        expected = hugging_face[name][..., :width]
+        largest = (megatron[name][..., :width] - expected).abs().nan_to_num(math.inf).max()
+        result[name] = Difference(float(largest), float(expected.abs().max()))
+    return dict(sorted(result.items()))
 
 
 @torch.no_grad()
@@ -90,14 +92,14 @@ def hugging_face_outputs(
         output_hidden_states=True,
     )
     outputs = {"hidden states": result.hidden_states[-1][probe.mask]}
-    for attribute, what in (
+    for attribute, output in (
         ("prediction_logits", "masked-LM logits"),
         ("logits", "masked-LM logits"),
         ("seq_relationship_logits", "next-sentence logits"),
     ):
         if getattr(result, attribute, None) is not None:
             value = getattr(result, attribute)
-            outputs[what] = value[probe.mask] if value.dim() == 3 else value
+            outputs[output] = value[probe.mask] if value.dim() == 3 else value
     return outputs
 
 
@@ -108,16 +110,16 @@ def megatron_outputs(
     probe: Probe,
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
-    """The same of a Megatron checkpoint, stage by stage and rank by rank."""
+    """Outputs of a Megatron checkpoint at real positions, stage by stage and rank by rank."""
     norm_epsilon, activation = config.layer_norm_eps, ACT2FN[config.hidden_act]
     heads = checkpoint.sizes.num_attention_heads // checkpoint.files.tensor_parallel_size
-    hidden, words = torch.empty(0), [torch.empty(0)]
+    hidden, tables = torch.empty(0), [torch.empty(0)]
     outputs: dict[str, Tensor] = {}
     for stage in checkpoint.stages():
         ranks = [_Rank(weights, dtype, norm_epsilon) for weights in stage.ranks]
         if "embedding.word_embeddings.weight" in stage.ranks[0]:
-            words = [rank["embedding.word_embeddings.weight"] for rank in ranks]
-            hidden = _embed(ranks[0], words, probe)
+            tables = [rank["embedding.word_embeddings.weight"] for rank in ranks]
+            hidden = _embed(ranks[0], tables, probe)
         for layer in range(stage.num_layers):
             prefix = f"encoder.layers.{layer}."
             normed = ranks[0].norm(hidden, prefix + "input_layernorm")
@@ -134,7 +136,7 @@ def megatron_outputs(
                 inner = activation(rank.linear(normed, prefix + "mlp.linear_fc1"))
                 hidden = hidden + inner @ rank[prefix + "mlp.linear_fc2.weight"].T
         if "encoder.final_layernorm.weight" in stage.ranks[0]:
-            outputs = _heads(ranks, hidden, words, probe, activation)
+            outputs = _heads(ranks, hidden, tables, probe, activation)
     return outputs
 
 
@@ -161,13 +163,13 @@ class _Rank:
         return F.layer_norm(value, weight.shape, weight, bias, self._epsilon)
 
 
-def _embed(rank: _Rank, words: list[Tensor], probe: Probe) -> Tensor:
+def _embed(rank: _Rank, tables: list[Tensor], probe: Probe) -> Tensor:
     """Each rank looks up the ids of its own rows; the others' give zeros."""
     looked_up, start = torch.zeros(()), 0
-    for table in words:
-        own = (probe.ids >= start) & (probe.ids < start + table.shape[0])
-        rows = table[(probe.ids - start).where(own, 0)]
-        looked_up = looked_up + rows * own[..., None]
+    for table in tables:
+        is_local = (probe.ids >= start) & (probe.ids < start + table.shape[0])
+        rows = table[(probe.ids - start).where(is_local, 0)]
+        looked_up = looked_up + rows * is_local[..., None]
         start += table.shape[0]
     embedded = looked_up + rank["embedding.position_embeddings.weight"][: probe.ids.shape[1]]
     if "embedding.tokentype_embeddings.weight" in rank:
@@ -193,7 +195,7 @@ def _attend(mixed: Tensor, heads: int, version: float, mask: Tensor) -> Tensor:
 def _heads(
     ranks: list[_Rank],
     hidden: Tensor,
-    words: list[Tensor],
+    word_tables: list[Tensor],
     probe: Probe,
     activation: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
@@ -203,7 +205,7 @@ def _heads(
     if "lm_head.dense.weight" in first:
         state = first.norm(activation(first.linear(final, "lm_head.dense")), "lm_head.layer_norm")
         again = "output_layer.weight"
-        tables = [rank[again] for rank in ranks] if again in first else words
+        tables = [rank[again] for rank in ranks] if again in first else word_tables
         logits = [
             F.linear(state, table, rank["output_layer.bias"])
             for table, rank in zip(tables, ranks, strict=True)

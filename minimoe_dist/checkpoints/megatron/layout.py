@@ -112,13 +112,13 @@ def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
+            pairs += _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            found.append((f"{prefix}{name}", value))
-    return found
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
 
 
 def _is_known(name: str) -> bool:
@@ -190,8 +190,8 @@ def _nested(weights: Mapping[str, Tensor], version: float) -> dict[str, Any]:
         layer = LAYER.fullmatch(name)
         if layer is not None:
             number, part, kind = layer.groups()
-            own = f"layers.{number}.{parts.get(part, part)}.{kind}"
-            language.setdefault(encoder, {})[own] = value
+            local_name = f"layers.{number}.{parts.get(part, part)}.{kind}"
+            language.setdefault(encoder, {})[local_name] = value
         elif name.startswith("encoder."):
             language.setdefault(encoder, {})[name.removeprefix("encoder.")] = value
         elif name.startswith("embedding."):
@@ -204,6 +204,7 @@ def _nested(weights: Mapping[str, Tensor], version: float) -> dict[str, Any]:
         elif name == WORDS_AGAIN:
             model["word_embeddings_for_head"] = {"weight": value}
         else:
-            head, _, rest = name.partition(".")
-            model.setdefault(head, {})[rest.replace("layer_norm", "layernorm")] = value
+            head, _, local_name = name.partition(".")
+            local_name = local_name.replace("layer_norm", "layernorm")
+            model.setdefault(head, {})[local_name] = value
     return model

@@ -115,7 +115,7 @@ class MegatronCheckpoint:
             for row in self.files.files:
                 ranks = [self._chunk(path, chunk) for path in row]
                 _check_same_names(row, ranks)
-                numbers = {int(found[1]) for name in ranks[0] if (found := LAYER.fullmatch(name))}
+                numbers = {int(match[1]) for name in ranks[0] if (match := LAYER.fullmatch(name))}
                 count = len(numbers)
                 if numbers != set(range(count)):
                     raise UserError(f"{row[0]}: its layers are {sorted(numbers)}; some are missing")
@@ -143,13 +143,14 @@ class MegatronCheckpoint:
                 if kind == "by_heads":
                     split = [unfuse(part, local_heads, self.version) for part in parts]
                     for number, part_name in enumerate(QKV_NAMES):
-                        yield target.format(part_name), torch.cat([own[number] for own in split])
+                        joined = torch.cat([unfused[number] for unfused in split])
+                        yield target.format(part_name), joined
                     continue
                 if kind == "whole":
-                    differing += any(not torch.equal(parts[0], other) for other in parts[1:])
-                whole = merge(parts, kind)
+                    differing += any(not torch.equal(parts[0], part) for part in parts[1:])
+                merged = merge(parts, kind)
                 is_of_words = name in (WORDS, OUTPUT_BIAS)
-                yield target, whole[:vocab_size].clone() if is_of_words else whole
+                yield target, merged[:vocab_size].clone() if is_of_words else merged
         if differing:
             _log.warning(
                 "%d weights that all tensor ranks hold differ between them; the first rank's are "
@@ -163,8 +164,8 @@ class MegatronCheckpoint:
         for stage in self.stages():
             for name in (WORDS, OUTPUT_BIAS):
                 if name in stage.ranks[0]:
-                    whole = merge([rank[name] for rank in stage.ranks], "by_output")
-                    rows[name] = whole[vocab_size:].clone()
+                    merged = merge([rank[name] for rank in stage.ranks], "by_output")
+                    rows[name] = merged[vocab_size:].clone()
         return rows
 
     def _open(self, path: Path) -> _Rank:
@@ -192,10 +193,10 @@ class MegatronCheckpoint:
             check_same_model(self.arguments)
         except UserError as error:
             raise UserError(f"{self.files.root}: {error}") from None
-        said = self.arguments.get("tensor_model_parallel_size") or self.arguments.get(
+        recorded = self.arguments.get("tensor_model_parallel_size") or self.arguments.get(
             "model_parallel_size"
         )
-        tensor = int(said or self.files.tensor_parallel_size)
+        tensor = int(recorded or self.files.tensor_parallel_size)
         pipeline = int(
             self.arguments.get("pipeline_model_parallel_size") or self.files.pipeline_parallel_size
         )
@@ -204,9 +205,9 @@ class MegatronCheckpoint:
             self.files.pipeline_parallel_size,
         ):
             return
-        there = {path.parent.name for row in self.files.files for path in row}
-        wanted = [rank_name(t, p, pipeline) for p in range(pipeline) for t in range(tensor)]
-        missing = [name for name in wanted if name not in there]
+        present = {path.parent.name for row in self.files.files for path in row}
+        expected = [rank_name(t, p, pipeline) for p in range(pipeline) for t in range(tensor)]
+        missing = [name for name in expected if name not in present]
         if missing:
             raise missing_ranks(self.files.root, missing)
         raise UserError(
@@ -216,7 +217,7 @@ class MegatronCheckpoint:
         )
 
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]], layers: int, heads: int) -> Sizes:
-        for name in self._wanted(shapes, layers):
+        for name in self._required_names(shapes, layers):
             if name not in shapes:
                 raise UserError(
                     f"{self.files.root}: has no {name}; give a whole checkpoint of Megatron's BERT"
@@ -230,24 +231,24 @@ class MegatronCheckpoint:
             type_vocab_size=shapes.get(SEGMENTS, (2,))[0],
             vocab_size=shapes[WORDS][0],
         )
-        for name, found in (
+        for name, size in (
             ("num_layers", sizes.num_layers),
             ("hidden_size", sizes.hidden_size),
             ("ffn_hidden_size", sizes.ffn_hidden_size),
             ("max_position_embeddings", sizes.max_position_embeddings),
             ("padded_vocab_size", sizes.vocab_size),
         ):
-            said = self.arguments.get(name)
-            if said and said != found:
+            recorded = self.arguments.get(name)
+            if recorded and recorded != size:
                 raise UserError(
-                    f"{self.files.root}: its arguments say {name} {said}, its tensors {found}; "
+                    f"{self.files.root}: its arguments say {name} {recorded}, its tensors {size}; "
                     "ranks are missing or of another checkpoint: copy it again"
                 )
         sizes.check_split(self.files.tensor_parallel_size, 1)
         return sizes
 
     @staticmethod
-    def _wanted(shapes: Mapping[str, Any], layers: int) -> Iterator[str]:
+    def _required_names(shapes: Mapping[str, Any], layers: int) -> Iterator[str]:
         yield from (WORDS, POSITIONS)
         for number in range(max(1, layers)):
             yield from layer_names(number)
@@ -257,12 +258,12 @@ class MegatronCheckpoint:
                 yield from names
 
     def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        for name, found in shapes.items():
-            wanted = expected_shape(name, self.sizes)
-            if found != wanted:
+        for name, shape in shapes.items():
+            expected = expected_shape(name, self.sizes)
+            if shape != expected:
                 raise UserError(
-                    f"{self.files.root}: {name} of all ranks is {list(found)}, but must be "
-                    f"{list(wanted)}; ranks are missing or of another checkpoint: copy it again"
+                    f"{self.files.root}: {name} of all ranks is {list(shape)}, but must be "
+                    f"{list(expected)}; ranks are missing or of another checkpoint: copy it again"
                 )
 
     def _check_tied(self, stage: Stage, parts: list[Tensor]) -> None:
@@ -361,10 +362,11 @@ def _with_model(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _check_same_names(row: tuple[Path, ...], ranks: list[Weights]) -> None:
     for path, rank in zip(row, ranks, strict=True):
-        other = rank.keys() ^ ranks[0].keys()
-        if other:
+        differing = rank.keys() ^ ranks[0].keys()
+        if differing:
             raise UserError(
-                f"{path}: {min(other)} is not in every tensor rank; give those of one checkpoint"
+                f"{path}: {min(differing)} is not in every tensor rank; give those of one "
+                "checkpoint"
             )
 
 

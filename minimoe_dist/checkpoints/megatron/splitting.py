@@ -47,14 +47,14 @@ def check_version(version: float) -> None:
 
 def unfuse(fused: Tensor, heads: int, version: float) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each [N·D, …], of a rank's fused tensor [3·N·D, …]."""
-    size, rest = fused.shape[0] // (3 * heads), fused.shape[1:]
+    size, inputs = fused.shape[0] // (3 * heads), fused.shape[1:]
     if version == 0:
-        ordered = fused.view(3, heads, size, *rest)
+        ordered = fused.view(3, heads, size, *inputs)
     elif version == 1:
-        ordered = fused.view(heads, size, 3, *rest).movedim(2, 0)
+        ordered = fused.view(heads, size, 3, *inputs).movedim(2, 0)
     else:
-        ordered = fused.view(heads, 3, size, *rest).movedim(1, 0)
-    query, key, value = (part.reshape(heads * size, *rest) for part in ordered)
+        ordered = fused.view(heads, 3, size, *inputs).movedim(1, 0)
+    query, key, value = (part.reshape(heads * size, *inputs) for part in ordered)
     return query, key, value
 
 

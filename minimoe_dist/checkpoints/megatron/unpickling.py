@@ -100,14 +100,14 @@ def _only_allowed(allowed: list[Any]) -> Iterator[None]:
     Libraries add names of their own to PyTorch's list when they are imported (numpy's true
     constructors among them): a file must not be read otherwise for what else was imported.
     """
-    others = torch.serialization.get_safe_globals()
+    previous = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(allowed)
     try:
         yield
     finally:
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
+        torch.serialization.add_safe_globals(previous)
 
 
 def _reason(error: Exception) -> str:

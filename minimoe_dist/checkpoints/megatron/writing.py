@@ -83,9 +83,10 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
         for tensor_rank in range(target.tensor_parallel_size):
             weights: Weights = {}
             for name, value in _rank_weights(source, sizes, target, pipeline_rank, tensor_rank):
-                own = value if target.dtype is None else value.to(target.dtype)
+                converted = value if target.dtype is None else value.to(target.dtype)
                 # A view would bring the whole tensor into the file.
-                weights[name] = own.clone() if own.untyped_storage().nbytes() > own.nbytes else own
+                is_view = converted.untyped_storage().nbytes() > converted.nbytes
+                weights[name] = converted.clone() if is_view else converted
             state = {
                 "args": arguments,
                 "checkpoint_version": target.version,
@@ -152,23 +153,25 @@ def _rank_weights(
     for name in names:
         kind = kind_of(name)
         if kind == "by_heads":
-            own = hugging_face_name(name, first_layer)
-            wholes = [source.get(own.format(part)) for part in QKV_NAMES]
-            parts = [part_of(whole, "by_output", tensor_rank, ranks) for whole in wholes]
+            template = hugging_face_name(name, first_layer)
+            parts = [
+                part_of(source.get(template.format(part)), "by_output", tensor_rank, ranks)
+                for part in QKV_NAMES
+            ]
             yield name, fuse(parts, heads, target.version)
         elif name in (WORDS, WORDS_AGAIN, OUTPUT_BIAS):
             yield name, part_of(_padded(source, name, sizes), kind, tensor_rank, ranks)
         else:
-            whole = source.get(hugging_face_name(name, first_layer))
-            yield name, part_of(whole, kind, tensor_rank, ranks)
+            tensor = source.get(hugging_face_name(name, first_layer))
+            yield name, part_of(tensor, kind, tensor_rank, ranks)
 
 
 def _padded(source: MegatronBertFolder, name: str, sizes: Sizes) -> Tensor:
     """A table of the vocabulary with the rows that are kept for it, then zeros."""
     common = WORDS if name == WORDS_AGAIN else name
     table = source.get(hugging_face_name(common))[: sizes.vocab_size]
-    kept = source.padding.get(common, table[:0])[: sizes.vocab_size - table.shape[0]].to(
+    padding = source.padding.get(common, table[:0])[: sizes.vocab_size - table.shape[0]].to(
         table.dtype
     )
-    missing = sizes.vocab_size - table.shape[0] - kept.shape[0]
-    return torch.cat([table, kept, table.new_zeros(missing, *table.shape[1:])])
+    missing = sizes.vocab_size - table.shape[0] - padding.shape[0]
+    return torch.cat([table, padding, table.new_zeros(missing, *table.shape[1:])])

@@ -112,11 +112,11 @@ def _tied_decoder(state: Mapping[str, Tensor], config: ElasticConfig) -> dict[st
 
 def _is_of_empty_block(key: str, config: ElasticConfig) -> bool:
     """Whether a key is of a block without heads or neurons, LayerNorms aside."""
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"bert\.encoder\.layer\.(\d+)\.(attention\.(?:self|output\.dense)|intermediate|output\.dense)\..+",
         key,
     )
-    if found is None or int(found[1]) >= config.num_hidden_layers:
+    if match is None or int(match[1]) >= config.num_hidden_layers:
         return False
-    layer = config.shape().layers[int(found[1])]
-    return not (layer.heads if found[2].startswith("attention") else layer.neurons)
+    layer = config.shape().layers[int(match[1])]
+    return not (layer.heads if match[2].startswith("attention") else layer.neurons)

@@ -102,11 +102,11 @@ def state_from_published(
 def state_to_published(state: Mapping[str, Tensor], config: MiniMoeConfig) -> dict[str, Tensor]:
     """A published state dict of our parameters."""
     head = tied_decoder(state, state[EMBEDDINGS])
-    whole = {**state, **head}
+    ours = {**state, **head}
     if not config.with_pooler and not head:
-        whole |= fresh_pooler(config)
-    whole.update({key: torch.zeros(shape) for key, shape in _idle_keys(config).items()})
-    return published_tensors(whole, config)
+        ours |= fresh_pooler(config)
+    ours |= {key: torch.zeros(shape) for key, shape in _idle_keys(config).items()}
+    return published_tensors(ours, config)
 
 
 def _idle_keys(config: MiniMoeConfig) -> dict[str, tuple[int, ...]]:

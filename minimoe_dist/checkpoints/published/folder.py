@@ -184,10 +184,10 @@ def save_published(model: Student, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Clones, since tied tensors share memory, which the format refuses.
-    whole = {
+    contiguous = {
         key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
     }
     # Where one of them cannot be written, neither takes its name.
     with written(folder / "config.json") as aside:
         aside.write_text(json.dumps(published, indent=1) + "\n", "utf-8")
-        save_tensors(whole, folder / "model.safetensors")
+        save_tensors(contiguous, folder / "model.safetensors")

@@ -62,18 +62,19 @@ def shared_fields(config: Any) -> dict[str, Any]:
 
 
 def our_name(key: str) -> str:
-    """A published key in our words: ``self.query.weight`` to ``relation.query.weight``."""
-    for theirs, ours in (_PREFIXES | _ROBERTA_PREFIXES).items():
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
+    """Our name of a published key: ``self.query.weight`` to ``relation.query.weight``."""
+    for published, our_prefix in (_PREFIXES | _ROBERTA_PREFIXES).items():
+        if key.startswith(published):
+            return our_prefix + key.removeprefix(published)
     return key
 
 
 def published_name(key: str, family: str = "bert") -> str:
     """The inverse of :func:`our_name`."""
-    for theirs, ours in (_PREFIXES | (_ROBERTA_PREFIXES if family == "roberta" else {})).items():
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
+    prefixes = _PREFIXES | (_ROBERTA_PREFIXES if family == "roberta" else {})
+    for published, our_prefix in prefixes.items():
+        if key.startswith(our_prefix):
+            return published + key.removeprefix(our_prefix)
     return key
 
 
@@ -86,7 +87,7 @@ def published_tensors(state: Mapping[str, Tensor], config: Any) -> dict[str, Ten
 
 
 def tied_decoder(state: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """The decoder of a masked-LM head in our words: tied weights, and the bias once more."""
+    """The decoder of a masked-LM head by our names: tied weights, and the bias once more."""
     if _HEAD_BIAS not in state:
         return {}
     return {f"{DECODER}weight": weight, f"{DECODER}bias": state[_HEAD_BIAS]}
