@@ -158,8 +158,8 @@ def _node_address(host: str) -> str:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         return host
-    found = re.search(r"\bNodeAddr=(\S+)", shown)
-    return found.group(1) if found else host
+    match = re.search(r"\bNodeAddr=(\S+)", shown)
+    return match.group(1) if match else host
 
 
 def prepare_environment(use_cpu: bool) -> DeviceType:
@@ -223,7 +223,7 @@ def start_process_group(
         LaunchError: the rendezvous cannot be reached, its port is taken, ranks are missing, or NCCL
             does not connect.
     """
-    where = f"{launch.master_addr}:{launch.master_port}"
+    rendezvous = f"{launch.master_addr}:{launch.master_port}"
     # torchrun has its own server at that port already; alone there is none.
     own_server = launch.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if launch.world_size > 1:
@@ -257,7 +257,7 @@ def start_process_group(
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LaunchError(
-            f"rank {launch.rank} of {launch.world_size}: rendezvous at {where} failed within "
+            f"rank {launch.rank} of {launch.world_size}: rendezvous at {rendezvous} failed within "
             f"{timeout_seconds:g} s ({reason}); check that every rank was started and that the "
             "port is open between the nodes"
         ) from error
@@ -273,7 +273,7 @@ def stop_process_group() -> None:
 
 def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: float) -> None:
     """Fails with one line where torch would print stack traces: a taken port, a silent host."""
-    where = f"{launch.master_addr}:{launch.master_port}"
+    rendezvous = f"{launch.master_addr}:{launch.master_port}"
     if own_server and launch.rank == 0:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -281,7 +281,7 @@ def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: floa
                 probe.bind(("", launch.master_port))
             except OSError as error:
                 raise LaunchError(
-                    f"rank 0: cannot listen at {where} ({error.strerror}); "
+                    f"rank 0: cannot listen at {rendezvous} ({error.strerror}); "
                     "set MASTER_PORT (torchrun, deepspeed: --master_port) to a free port"
                 ) from error
         return
@@ -294,9 +294,9 @@ def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: floa
         except OSError as error:
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"rank {launch.rank} of {launch.world_size}: no rendezvous at {where} within "
-                    f"{timeout_seconds:g} s ({error.strerror or error}); check that rank 0 runs "
-                    "and that MASTER_ADDR and MASTER_PORT are right"
+                    f"rank {launch.rank} of {launch.world_size}: no rendezvous at {rendezvous} "
+                    f"within {timeout_seconds:g} s ({error.strerror or error}); check that rank 0 "
+                    "runs and that MASTER_ADDR and MASTER_PORT are right"
                 ) from error
         time.sleep(min(0.2, timeout_seconds / 10))
 

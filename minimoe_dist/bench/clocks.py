@@ -27,7 +27,7 @@ HOST = Stamps(time.perf_counter, lambda first, last: last - first)
 
 
 def stamps_of(device: torch.device) -> Stamps:
-    """Of what a device computes: events of the current stream on a GPU."""
+    """Time stamps of what a device computes: events of the current stream on a GPU."""
     return Stamps(_event, _between_events) if device.type == "cuda" else HOST
 
 
@@ -62,7 +62,7 @@ class StepClock:
         self._steps[-1].append((str(part), self._stamps.take()))
 
     def steps(self) -> list[dict[str, float]]:
-        """Of each step: part -> seconds, in the order of their first ends."""
+        """The parts of each step: name -> seconds, in the order of their first ends."""
         return [self._read(marks) for marks in self._steps]
 
     def _read(self, marks: list[tuple[str, Any]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ class MeasuredProduct(NamedTuple):
 
 
 class DeviceRates(NamedTuple):
-    """What was measured.
+    """What a device does a second, as it was measured.
 
     Attributes:
         products: by type and size.
@@ -105,8 +105,8 @@ def measure_product(
     numbers = torch.randn(rows, inner, device=device).to(_torch_type(dtype))
     with torch.no_grad():
         at_once = _AT_ONCE[device.type]
-        found = fastest(lambda: multiply(numbers), stamps_of(device), seconds, at_once)
-    return MeasuredProduct(dtype, rows, inner, outer, found)
+        fastest_seconds = fastest(lambda: multiply(numbers), stamps_of(device), seconds, at_once)
+    return MeasuredProduct(dtype, rows, inner, outer, fastest_seconds)
 
 
 def measure_copies(device: torch.device, seconds: float) -> float:
@@ -123,8 +123,8 @@ def _shapes(device: torch.device) -> tuple[tuple[int, int, int], ...]:
 
 
 def _torch_type(dtype: str) -> torch.dtype:
-    found: torch.dtype = torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
-    return found
+    result: torch.dtype = torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
+    return result
 
 
 def _map(device: torch.device, dtype: str, inner: int, outer: int) -> Callable[[Tensor], Tensor]:

@@ -64,7 +64,7 @@ def fit_machine(
         early = kind == "gradients" and layout.zero_stage >= 2
         inside = (BACKWARD,) if early else _EXCHANGED_IN.get(kind, (UPDATE,))
         for part in inside:
-            left = seconds[part] - exchanged.seconds / len(inside)
-            seconds[part] = max(left, _LEAST_LEFT * seconds[part])
-    parts = {part: rounded(seconds[part] / one) for part, one in counted.items()}
+            remaining = seconds[part] - exchanged.seconds / len(inside)
+            seconds[part] = max(remaining, _LEAST_LEFT * seconds[part])
+    parts = {part: rounded(seconds[part] / predicted) for part, predicted in counted.items()}
     return machine.model_copy(update={"parts": parts})

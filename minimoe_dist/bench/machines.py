@@ -24,13 +24,13 @@ _CPU_FRAMEWORK_GIB, _GPU_FRAMEWORK_GIB = 0.47, 1.0
 
 
 def machine_folders() -> list[Path]:
-    """Where machines are described: beside the package's source, or where it was installed."""
+    """Folders that describe machines: beside the package's source, or where it was installed."""
     root = Path(__file__).parents[2] / "configs" / "machines"
     return [root, Path(sys.prefix) / "share" / "minimoe_dist" / "machines"]
 
 
 def described_machines() -> list[Machine]:
-    """All of them."""
+    """The machines of all folders, by name."""
     names = {path.stem for folder in machine_folders() for path in folder.glob("*.yaml")}
     return [load_machine(name, machine_folders()) for name in sorted(names)]
 
@@ -41,8 +41,8 @@ def machine_of(options: PlanOptions) -> Machine:
     Raises:
         ConfigError: no such machine, or a wrong description.
     """
-    given = {name: getattr(options, name) for name in _CHANGES}
-    changes = {name: value for name, value in given.items() if value is not None}
+    flags = {name: getattr(options, name) for name in _CHANGES}
+    changes = {name: value for name, value in flags.items() if value is not None}
     if options.machine is None:
         return _at_hand(changes)
     machine = load_machine(options.machine, machine_folders(), changes)
@@ -111,9 +111,9 @@ def measure_rates(device: str, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     kind = torch.device(device)
     try:
-        found = {name: measure_product(kind, name, _SHAPE, _SECONDS) for name in dtypes_of(kind)}
+        products = {name: measure_product(kind, name, _SHAPE, _SECONDS) for name in dtypes_of(kind)}
     finally:
         torch.set_num_threads(former)
-    rates = {name: one.rate / 1e12 for name, one in found.items()}
+    rates = {name: product.rate / 1e12 for name, product in products.items()}
     # What nothing there multiplies itself is converted, and slower.
     return {name: rate for name, rate in rates.items() if rate >= rates["float32"]}

@@ -26,7 +26,7 @@ from .clocks import StepClock, stamps_of
 from .device import DeviceRates, count_measurements, measure_device
 from .fitting import fit_machine, machine_of_rates
 from .machines import at_hand
-from .recipe import Words, make_batches, with_models
+from .recipe import Labels, make_batches, with_models
 from .steps import StepTimes, measure_steps
 from .view import Findings
 
@@ -48,7 +48,7 @@ class Measurement:
         self.stop = scope.stop
         self.device = scope.device
         folder = Path(options.output) / RANDOM_MODEL
-        self.config, self.words = with_models(with_precision(config, scope.device), folder)
+        self.config, self.labels = with_models(with_precision(config, scope.device), folder)
 
     def findings(self) -> Findings:
         """Measures everything; a collective."""
@@ -56,14 +56,14 @@ class Measurement:
         measure = partial(measure_device, self.device, self.options.seconds)
         rates = self._measured("measuring the machine", count, measure)
         link = self._link()
-        times, filled, words = self._step()
-        return self._found(rates, link, times, filled, words)
+        times, filled, labels = self._step()
+        return self._findings(rates, link, times, filled, labels)
 
     def _measured(
-        self, what: str, count: int, measure: Callable[[Callable[[], None]], Result]
+        self, label: str, count: int, measure: Callable[[Callable[[], None]], Result]
     ) -> Result:
         """What is measured, with its progress; ends where a signal asks for it."""
-        progress = Progress(sys.stdout, count, 0, what) if self.launch.rank == 0 else None
+        progress = Progress(sys.stdout, count, 0, label) if self.launch.rank == 0 else None
         done, started = 0, time.perf_counter()
 
         def tell() -> None:
@@ -72,7 +72,7 @@ class Measurement:
             if self.stop.requested:
                 raise KeyboardInterrupt
             if progress is not None:
-                rate = {f"{what}, a second": done / (time.perf_counter() - started)}
+                rate = {f"{label}, a second": done / (time.perf_counter() - started)}
                 progress.advance(rate)
                 progress.say_unless_shown(done, rate)
 
@@ -85,16 +85,18 @@ class Measurement:
     def _link(self) -> Link:
         if self.launch.world_size == 1:
             return None
-        found = {"latency": latency(self.device)}
+        link = {"latency": latency(self.device)}
         for kind, by_size in bandwidths(self.device).items():
-            found |= {f"{kind} of {size}": 1e9 * speed for size, speed in by_size.items()}
-        return found
+            link |= {f"{kind} of {size}": 1e9 * speed for size, speed in by_size.items()}
+        return link
 
-    def _step(self) -> tuple[StepTimes, float, Words]:
-        """Its times, the share of positions that are no padding, and what was measured."""
+    def _step(self) -> tuple[StepTimes, float, Labels]:
+        """Times of steps, the share of positions that are no padding, and what was measured."""
         config, steps, device = self.config, self.options.steps, self.device
         lesson = open_lesson(config, device)
-        batches, share, words = make_batches(config, self.options.filled, lesson.teacher.vocab_size)
+        batches, share, labels = make_batches(
+            config, self.options.filled, lesson.teacher.vocab_size
+        )
         clock = StepClock(stamps_of(device))
         total = steps + _COMPILING_WARM_UP
         distiller = make_distiller(config, lesson, self.launch, device, total, clock.mark)
@@ -114,16 +116,16 @@ class Measurement:
             student.close()
         if lesson.model is not None:
             release(lesson.model)
-        return times, share, words
+        return times, share, labels
 
-    def _found(
-        self, rates: DeviceRates, link: Link, times: StepTimes, filled: float, words: Words
+    def _findings(
+        self, rates: DeviceRates, link: Link, times: StepTimes, filled: float, labels: Labels
     ) -> Findings:
         config = self.config
         planner = Planner(config, Corpus(1, filled * config.data.max_length))
         layout = layout_of_recipe(config, self.launch.world_size)
         device = describe_machine(self.device)
-        machine = machine_of_rates(self._known(str(device["name"]), link), rates)
+        machine = machine_of_rates(self._fixed_fields(str(device["name"]), link), rates)
         machine = fit_machine(machine, planner, layout, times.fastest)
         products: dict[str, float] = {}
         for part, work in planner.work(layout, machine):
@@ -134,14 +136,14 @@ class Measurement:
             device=f"{device['name']}{threads}",
             rates=rates,
             link=link,
-            recipe=[*self.words, *words],
+            recipe=[*self.labels, *labels],
             sequences=layout.global_batch,
             times=times,
             planned=planner.predict(layout, machine).seconds,
             products=products,
         )
 
-    def _known(self, name: str, link: Link) -> dict[str, Any]:
+    def _fixed_fields(self, name: str, link: Link) -> dict[str, Any]:
         """The machine's fields that its device's rates do not tell."""
         launch = self.launch
         nodes = max(1, launch.world_size // launch.local_world_size)

@@ -13,10 +13,10 @@ from ..planning.sizes import model_json
 from ..preflight.bench import has_weights
 from ..recipes.random_batches import make_micro_batches
 
-Words = list[tuple[str, str]]
+Labels = list[tuple[str, str]]
 
 
-def with_models(config: RunConfig, folder: Path) -> tuple[RunConfig, Words]:
+def with_models(config: RunConfig, folder: Path) -> tuple[RunConfig, Labels]:
     """The recipe with models that are there; a collective.
 
     A teacher that is not there is written with random weights of its sizes, which changes no
@@ -27,28 +27,28 @@ def with_models(config: RunConfig, folder: Path) -> tuple[RunConfig, Words]:
         folder: for random weights; all nodes must see it.
 
     Returns:
-        The recipe, and what stands for what, in words.
+        The recipe, and what stands for what, as pairs of text.
     """
-    name, words = config.teacher.model_name_or_path, "its own weights"
+    name, origin = config.teacher.model_name_or_path, "its own weights"
     if not has_weights(name):
-        words = "random weights of its sizes"
+        origin = "random weights of its sizes"
         if dist.get_rank() == 0:
             values = dict(model_json(name, "teacher.model_name_or_path", {}))
             write_random_model(AutoConfig.for_model(values.pop("model_type"), **values), folder)
         dist.barrier()
         teacher = config.teacher.model_copy(update={"model_name_or_path": str(folder)})
         config = config.model_copy(update={"teacher": teacher})
-    said = [("teacher", f"{name}, {words}")]
+    labels = [("teacher", f"{name}, {origin}")]
     for student in config.students:
         start = student.initial_weights or "a random start"
         sizes = f"{student.layer}L;{student.hidden}H {student.moe}"
-        said.append((f"student {student.name}", f"{sizes}, from {start}"))
-    return config, said
+        labels.append((f"student {student.name}", f"{sizes}, from {start}"))
+    return config, labels
 
 
 def make_batches(
     config: RunConfig, filled: float | None, vocabulary: int
-) -> tuple[list[MicroBatch], float, Words]:
+) -> tuple[list[MicroBatch], float, Labels]:
     """A step of random ids, the share of positions that are no padding, and both in words.
 
     Args:
@@ -71,10 +71,10 @@ def make_batches(
         vocabulary=vocabulary,
         masked=data.data_type.endswith("mlm"),
     )
-    share = sum(float(one.attention_mask.double().mean()) for one in batches) / times
-    words = [
+    share = sum(float(batch.attention_mask.double().mean()) for batch in batches) / times
+    labels = [
         ("batch of a rank", f"{samples} × {data.max_length} random ids, {times} times a step"),
         ("no padding", f"{share:.0%} of positions ({source})"),
         ("precision", config.parallel.precision),
     ]
-    return batches, share, words
+    return batches, share, labels

@@ -62,15 +62,15 @@ def within(seconds: float, action: Callable[[], Any]) -> Any:
 
 def versions() -> dict[str, str]:
     """Name -> version of Python, the packages that must agree, and this code."""
-    found = {"python": platform.python_version()}
+    versions_by_name = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions_by_name[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    found["minimoe-dist"] = __version__
-    found["code"] = code_hash()
-    return found
+            versions_by_name[name] = "not installed"
+    versions_by_name["minimoe-dist"] = __version__
+    versions_by_name["code"] = code_hash()
+    return versions_by_name
 
 
 def code_hash() -> str:
@@ -87,8 +87,8 @@ def apex() -> str:
     spec = find_spec("apex")
     if spec is None:
         return "none"
-    folders = [Path(one) for one in spec.submodule_search_locations or []]
-    offers = all(any((one / part).is_dir() for one in folders) for part in _REAL_APEX)
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    offers = all(any((folder / part).is_dir() for folder in folders) for part in _REAL_APEX)
     return "real" if offers else "other"
 
 
@@ -122,16 +122,21 @@ def network(launch: Launch) -> dict[str, Any]:
     import psutil
 
     addresses = {
-        name: [one.address for one in found if one.family == socket.AF_INET]
-        for name, found in psutil.net_if_addrs().items()
+        name: [entry.address for entry in interface_addresses if entry.family == socket.AF_INET]
+        for name, interface_addresses in psutil.net_if_addrs().items()
     }
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # Sends nothing; tells which of our addresses faces the rendezvous.
         probe.connect((launch.master_addr, launch.master_port))
-        own = probe.getsockname()[0]
-    leading = next((name for name, found in addresses.items() if own in found), None)
-    asked = {name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}
-    return {"interface": leading, "address": own, "there": sorted(addresses), "asked": asked}
+        own_address = probe.getsockname()[0]
+    leading = next((name for name, ours in addresses.items() if own_address in ours), None)
+    requested = {name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}
+    return {
+        "interface": leading,
+        "address": own_address,
+        "there": sorted(addresses),
+        "asked": requested,
+    }
 
 
 def port_is_free(port: int) -> bool:
@@ -191,7 +196,7 @@ def _operators() -> dict[str, str]:
 
 
 def facts(launch: Launch, output_dir: str, megabytes: int, seconds: float) -> dict[str, Any]:
-    """All of this, together within `seconds`; what failed is its error's words."""
+    """All facts of this node, together within `seconds`; a check that failed gives its error."""
     checks: dict[str, Callable[[], Any]] = {
         "versions": versions,
         "apex": apex,
@@ -201,7 +206,7 @@ def facts(launch: Launch, output_dir: str, megabytes: int, seconds: float) -> di
         "operators": _operators,
         "disk": lambda: disk(Path(output_dir), megabytes),
     }
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "rank": launch.rank,
         "local_rank": launch.local_rank,
         "node": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
@@ -212,14 +217,14 @@ def facts(launch: Launch, output_dir: str, megabytes: int, seconds: float) -> di
         # Packages that do not fit each other fail here. It may take long, but it does not hang.
         import_module("minimoe_dist.train.operators")
     except Exception as error:
-        found["failed"]["import"] = " ".join(str(error).split())
+        result["failed"]["import"] = " ".join(str(error).split())
         del checks["operators"]
     deadline = time.monotonic() + seconds
     for name, check in checks.items():
         if launch.local_rank > 0 and name in ("disk", "operators"):
             continue  # once a node
         try:
-            found[name] = within(max(1.0, deadline - time.monotonic()), check)
+            result[name] = within(max(1.0, deadline - time.monotonic()), check)
         except Exception as error:
-            found["failed"][name] = " ".join(str(error).split()) or type(error).__name__
-    return found
+            result["failed"][name] = " ".join(str(error).split()) or type(error).__name__
+    return result

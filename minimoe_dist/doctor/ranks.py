@@ -36,22 +36,22 @@ def clock_offsets(
     """
     offsets: dict[int, tuple[float, float]] = {}
     rank, time_there = dist.get_rank(), torch.zeros(1, dtype=torch.float64)
-    for other in ranks:
+    for peer in ranks:
         trips = []
         for _ in range(_ROUND_TRIPS):
             if rank == 0:
-                asked = clock()
-                dist.send(time_there, other, group=group)
-                dist.recv(time_there, other, group=group)
+                sent = clock()
+                dist.send(time_there, peer, group=group)
+                dist.recv(time_there, peer, group=group)
                 answered = clock()
-                ahead = float(time_there) - (asked + answered) / 2
-                trips.append(((answered - asked) / 2, ahead))
-            elif rank == other:
+                ahead = float(time_there) - (sent + answered) / 2
+                trips.append(((answered - sent) / 2, ahead))
+            elif rank == peer:
                 dist.recv(time_there, 0, group=group)
                 dist.send(torch.tensor([clock()], dtype=torch.float64), 0, group=group)
         if trips:
             error, ahead = min(trips)
-            offsets[other] = (ahead, error)
+            offsets[peer] = (ahead, error)
     return offsets
 
 
@@ -96,16 +96,16 @@ def bandwidths(device: torch.device) -> dict[str, dict[str, float]]:
     """
     world = dist.get_world_size()
     share = (world - 1) / world
-    found: dict[str, dict[str, float]] = {"all-reduce": {}, "all-to-all": {}}
+    result: dict[str, dict[str, float]] = {"all-reduce": {}, "all-to-all": {}}
     for size in _SIZES:
         elements = size * _MEBIBYTE // 4 // world * world
         values = torch.ones(elements, device=device)
         target = torch.empty_like(values)
         reduced = _seconds(partial(dist.all_reduce, values), device)
         sent = _seconds(partial(dist.all_to_all_single, target, values), device)
-        found["all-reduce"][f"{size} MiB"] = 2 * share * values.nbytes / reduced / 1e9
-        found["all-to-all"][f"{size} MiB"] = share * values.nbytes / sent / 1e9
-    return found
+        result["all-reduce"][f"{size} MiB"] = 2 * share * values.nbytes / reduced / 1e9
+        result["all-to-all"][f"{size} MiB"] = share * values.nbytes / sent / 1e9
+    return result
 
 
 def latency(device: torch.device) -> float:
@@ -120,7 +120,7 @@ def latency(device: torch.device) -> float:
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Of the fastest of some runs after one that warms up."""
+    """Seconds of the fastest of some runs after one that warms up."""
     times = []
     for _ in range(_REPEATS + 1):
         started = time.perf_counter()

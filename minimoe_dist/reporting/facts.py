@@ -36,7 +36,7 @@ class Model:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """The model as the page's JSON has it."""
         scores = {"scores": self.scores} if self.scores else {}
         return {"name": self.name, "role": self.role, "path": self.key, **self.values, **scores}
 
@@ -71,7 +71,7 @@ def key_of(path: str) -> str:
 
 
 def _role_of(key: str, model_type: object) -> str:
-    """Of a model whose own training is not among the runs: what a run exported is a student."""
+    """The role of a model whose training is not among the runs: a run's export is a student."""
     is_student = str(model_type).startswith("minimoe") or EXPORT in Path(key).parts[-2:]
     return STUDENT if is_student else TEACHER
 
@@ -110,11 +110,14 @@ def _known(**values: float | None) -> dict[str, float]:
 
 
 def _add_evaluation(run: Run, evaluation: Evaluation, models: dict[str, Model]) -> None:
-    keys = [key_of(one) for one in (evaluation.source, evaluation.model) if one is not None]
+    paths = (evaluation.source, evaluation.model)
+    keys = [key_of(path) for path in paths if path is not None]
     if run.results:
         keys = [key_of(run.results.model)]
     at_home = key_of(str(run.folder.export(evaluation.student)))
-    key = next((one for one in [at_home, *keys] if one in models), [at_home, *keys][-1])
+    key = next(
+        (candidate for candidate in [at_home, *keys] if candidate in models), [at_home, *keys][-1]
+    )
     if key not in models:
         name = f"{_basename(([*keys, key])[0])}: {evaluation.description}".removesuffix(": ")
         models[key] = Model(key, name, _role_of(key, evaluation.model_type))
@@ -125,15 +128,15 @@ def _add_evaluation(run: Run, evaluation: Evaluation, models: dict[str, Model]) 
     ):  # fmt: skip
         if name in measured:
             models[key].values[name] = measured[name]
-    told = evaluation.task_scores
-    if told is not None:
-        models[key].scores[told.task] = {
-            "metric": told.metric,
-            "mean": told.scores.get(told.metric),
+    scores = evaluation.task_scores
+    if scores is not None:
+        models[key].scores[scores.task] = {
+            "metric": scores.metric,
+            "mean": scores.scores.get(scores.metric),
             "deviation": None,
             "seeds": 1,
-            "split": told.split,
-            "samples": told.samples,
+            "split": scores.split,
+            "samples": scores.samples,
         }
 
 
@@ -176,44 +179,46 @@ def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, TuningResults])
     teachers = [model for model in models.values() if model.role == TEACHER]
     for model in models.values():
         for task, score in model.scores.items():
-            told = tuned.get(key_of(str(score.get("teacher"))))
-            own = models.get(key_of(told.model)) if told else None
-            own = own or _first_teacher(model, models)
-            if own is None and len(teachers) == 1:
-                own = teachers[0]
-            wanted = own.scores.get(task) if own is not None and own is not model else None
-            if own and wanted and wanted["mean"] and wanted["metric"] == score["metric"]:
-                score["share_of_teacher"] = score["mean"] / wanted["mean"]
-                score["held_against"] = own.name
+            results = tuned.get(key_of(str(score.get("teacher"))))
+            teacher = models.get(key_of(results.model)) if results else None
+            teacher = teacher or _first_teacher(model, models)
+            if teacher is None and len(teachers) == 1:
+                teacher = teachers[0]
+            if teacher is None or teacher is model:
+                continue
+            best = teacher.scores.get(task)
+            if best and best["mean"] and best["metric"] == score["metric"]:
+                score["share_of_teacher"] = score["mean"] / best["mean"]
+                score["held_against"] = teacher.name
 
 
 def _first_teacher(model: Model, models: Mapping[str, Model]) -> Model | None:
     """The teacher of a student, behind its assistants if there were any."""
-    seen = {model.key}
-    found = models.get(key_of(str(model.values.get("teacher"))))
-    while found is not None and found.role == STUDENT and found.key not in seen:
-        seen.add(found.key)
-        found = models.get(key_of(str(found.values.get("teacher"))))
-    return found
+    visited = {model.key}
+    teacher = models.get(key_of(str(model.values.get("teacher"))))
+    while teacher is not None and teacher.role == STUDENT and teacher.key not in visited:
+        visited.add(teacher.key)
+        teacher = models.get(key_of(str(teacher.values.get("teacher"))))
+    return teacher
 
 
 def _sizes(folder: Path) -> dict[str, Any]:
     """Type, compute and parameters of a Hugging Face folder, as its files tell."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        found: dict[str, Any] = {"model_type": config.get("model_type")}
+        values: dict[str, Any] = {"model_type": config.get("model_type")}
         if config.get("model_type") != "minimoe-elastic":  # whose layers may be of many sizes
             hidden, inner = config["hidden_size"], config["intermediate_size"]
             token = config["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * inner)
-            found["gmac_of_128"] = token * 128 / 1e9
+            values["gmac_of_128"] = token * 128 / 1e9
         with (folder / "model.safetensors").open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(size))
     except (OSError, ValueError, KeyError, struct.error):
         return {}
-    shapes = [one["shape"] for name, one in header.items() if name != "__metadata__"]
-    found["parameters"] = sum(_product(shape) for shape in shapes)
-    return found
+    shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    values["parameters"] = sum(_product(shape) for shape in shapes)
+    return values
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -225,10 +230,10 @@ def _product(sizes: Sequence[int]) -> int:
 
 def _describe(run: Run) -> dict[str, Any]:
     """A run's costs and curves."""
-    found: dict[str, Any] = {"name": run.name, "folder": str(run.folder.path)}
+    values: dict[str, Any] = {"name": run.name, "folder": str(run.folder.path)}
     results, summary, trained = run.results, run.summary, run.metrics.trained
     if results:
-        found |= {
+        values |= {
             "command": "finetune",
             "task": results.task,
             "metric": results.metric,
@@ -237,24 +242,26 @@ def _describe(run: Run) -> dict[str, Any]:
             "epochs": [_epochs(cell, results.metric) for cell in results.cells],
         }
     elif summary or trained:
-        found |= {"command": "distill", "finished": summary is not None}
+        values |= {"command": "distill", "finished": summary is not None}
         if summary:
-            found |= {
+            values |= {
                 "teacher": summary.teacher,
                 "world_size": summary.world_size,
                 "steps": summary.steps,
                 "seconds": _seconds(summary, trained),
                 "sequences_per_second": summary.sequences_per_second,
             }
-        found["curves"] = list(_curves(run.metrics))
-        found["experts"] = dict(_expert_loads(run.recipe, trained))
-    return {name: value for name, value in found.items() if value not in (None, [], {})}
+        values["curves"] = list(_curves(run.metrics))
+        values["experts"] = dict(_expert_loads(run.recipe, trained))
+    return {name: value for name, value in values.items() if value not in (None, [], {})}
 
 
 def _epochs(cell: CellResult, metric: str) -> dict[str, Any]:
     return {
         "name": f"seed {cell.seed}, rate {cell.learning_rate:g}, batch {cell.batch_size}",
-        "points": [[one.epoch, one.scores[metric]] for one in cell.epochs if metric in one.scores],
+        "points": [
+            [epoch.epoch, epoch.scores[metric]] for epoch in cell.epochs if metric in epoch.scores
+        ],
     }
 
 
@@ -264,7 +271,9 @@ def _seconds(summary: Summary, trained: Sequence[TrainingRecord]) -> float | Non
     if not batch:
         return None
     return sum(
-        one.steps * batch / one.sequences_per_second for one in trained if one.sequences_per_second
+        record.steps * batch / record.sequences_per_second
+        for record in trained
+        if record.sequences_per_second
     )
 
 
@@ -273,11 +282,11 @@ def _curves(metrics: SavedMetrics) -> Iterator[dict[str, Any]]:
     for name, student in last.items():
         part = "relation_loss" if student.learns_relations_alone else "loss"
         losses = [
-            (one.step, one.students[name].loss_of(part))
-            for one in metrics.trained
-            if name in one.students
+            (record.step, record.students[name].loss_of(part))
+            for record in metrics.trained
+            if name in record.students
         ]
-        heldout = [(one.step, one.heldout_loss.get(name)) for one in metrics.evaluated]
+        heldout = [(record.step, record.heldout_loss.get(name)) for record in metrics.evaluated]
         yield {
             "student": name,
             "part": part,

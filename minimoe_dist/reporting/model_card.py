@@ -165,11 +165,11 @@ def _data(export: Export) -> str:
     data = export.run.recipe.data if export.run else None
     if not data or not data.record_path_or_regex:
         return "Not known: the folder was exported without the run that made it."
-    corpora = [_basename(one.path) for one in data.record_path_or_regex]
-    heldout = [_basename(one.path) for one in data.heldout_path_or_regex or ()]
-    words = f"Trained on {_listed(corpora)} (names of indexed corpora; what text they hold is not "
-    words += f"recorded here), in pairs of up to {data.max_length} tokens."
-    return words + (f" Measured on {_listed(heldout)}." if heldout else "")
+    corpora = [_basename(corpus.path) for corpus in data.record_path_or_regex]
+    heldout = [_basename(corpus.path) for corpus in data.heldout_path_or_regex or ()]
+    text = f"Trained on {_listed(corpora)} (names of indexed corpora; what text they hold is not "
+    text += f"recorded here), in pairs of up to {data.max_length} tokens."
+    return text + (f" Measured on {_listed(heldout)}." if heldout else "")
 
 
 def _recipe_words(export: Export) -> str:
@@ -206,9 +206,9 @@ def _recipe(export: Export) -> str | None:
 def _without_folders(value: Any) -> Any:
     """Options with the last part of each path alone: a machine's folders are nobody's business."""
     if isinstance(value, Mapping):
-        return {key: _without_folders(one) for key, one in value.items()}
+        return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_folders(one) for one in value]
+        return [_without_folders(item) for item in value]
     return _basename(value) if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
@@ -218,8 +218,8 @@ def _scores(export: Export) -> Iterator[str]:
     before = student.heldout_loss_before if student else None
     after = student.heldout_loss_after if student else None
     if after is not None:
-        told = f" ({before:.4f} before training)" if before is not None else ""
-        yield f"Held-out loss of the run's own objective: {after:.4f}{told}."
+        comparison = f" ({before:.4f} before training)" if before is not None else ""
+        yield f"Held-out loss of the run's own objective: {after:.4f}{comparison}."
     elif not (run and run.results):
         yield "Held-out loss: not measured."
     scores = list(_task_scores(run.results)) if run and run.results else []

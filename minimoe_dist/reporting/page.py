@@ -20,7 +20,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render(facts: Mapping[str, Any], title: str) -> str:
-    """The page.
+    """The page as HTML text.
 
     Args:
         facts: of :func:`.facts.collect`.
@@ -41,10 +41,10 @@ def render(facts: Mapping[str, Any], title: str) -> str:
 def _lines(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a model's card says, and nothing that is not known."""
     for task, score in model.get("scores", {}).items():
-        told = f"{score['mean']:.4f}"
+        text = f"{score['mean']:.4f}"
         if score.get("deviation") is not None:
-            told += f" ± {score['deviation']:.4f}"
-        yield f"{task} ({score['metric']})", told
+            text += f" ± {score['deviation']:.4f}"
+        yield f"{task} ({score['metric']})", text
         if "share_of_teacher" in score:
             yield f"{task}, of the teacher's", f"{100 * score['share_of_teacher']:.1f} %"
     if "parameters" in model:
@@ -58,12 +58,15 @@ def _lines(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if "heldout_loss_after" in model:
         before = model.get("heldout_loss_before")
-        told = f"{model['heldout_loss_after']:.4f}"
-        yield "held-out loss", told if before is None else f"{before:.4f} → {told}"
+        text = f"{model['heldout_loss_after']:.4f}"
+        yield "held-out loss", text if before is None else f"{before:.4f} → {text}"
     batches = model.get("speed", {}).get("batches") or []
     if batches:
-        one = batches[0]
-        yield f"latency, batch {one['batch_size']}", f"{1000 * one['median_seconds']:.1f} ms"
+        smallest = batches[0]
+        yield (
+            f"latency, batch {smallest['batch_size']}",
+            f"{1000 * smallest['median_seconds']:.1f} ms",
+        )
         best = max(batches, key=lambda b: b["sequences_per_second"])
         yield (
             "best throughput",

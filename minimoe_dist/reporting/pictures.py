@@ -95,21 +95,21 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, note: str
         y: the vertical axis.
         note: below the picture.
     """
-    drawn = [_finite(one, x, y) for one in series]
-    drawn = [one for one in drawn if one.points]
-    everything = [point for one in drawn for point in one.points]
-    across, up = _scales(everything, [s for one in drawn for s in _ends(one)], x, y)
-    shapes = "".join("".join(_shapes(one, across, up)) for one in drawn)
-    words = f"{title}: {y.label} over {x.label}. " + "; ".join(
-        f"{one.name} from {number(one.points[0][1])} to {number(one.points[-1][1])}"
-        for one in drawn
+    drawn = [_finite(line, x, y) for line in series]
+    drawn = [line for line in drawn if line.points]
+    points = [point for line in drawn for point in line.points]
+    across, up = _scales(points, [s for line in drawn for s in _ends(line)], x, y)
+    shapes = "".join("".join(_shapes(line, across, up)) for line in drawn)
+    description = f"{title}: {y.label} over {x.label}. " + "; ".join(
+        f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}"
+        for line in drawn
     )
     return Picture(
         title,
-        _svg(words, _axes(across, up, x, y) + shapes),
-        (x.label, *(one.name for one in drawn)),
+        _svg(description, _axes(across, up, x, y) + shapes),
+        (x.label, *(line.name for line in drawn)),
         _joined(drawn),
-        [(_kind(one), one.colour, one.name) for one in drawn],
+        [(_kind(line), line.colour, line.name) for line in drawn],
         note,
     )
 
@@ -121,13 +121,13 @@ def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = 
     shapes = []
     for place, (mark, at) in enumerate(zip(marks, _side_by_side(marks, across), strict=True), 1):
         shapes.append(_numbered(mark, place, at, up(mark.y), up))
-    words = f"{title}: {y.label} over {x.label}. " + "; ".join(
+    description = f"{title}: {y.label} over {x.label}. " + "; ".join(
         f"{m.name}: {number(m.y)} at {number(m.x)}" for m in marks
     )
     spread = any(m.spread is not None for m in marks)
     return Picture(
         title,
-        _svg(words, _axes(across, up, x, y) + "".join(shapes)),
+        _svg(description, _axes(across, up, x, y) + "".join(shapes)),
         ("", x.label, y.label, *(["±"] if spread else [])),
         [
             (m.name, number(m.x), f"{m.y:.4g}", *([number(m.spread or 0.0)] if spread else []))
@@ -144,7 +144,7 @@ def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = 
 def bars(
     title: str, values: Sequence[tuple[str, float, str]], unit: str, note: str = ""
 ) -> Picture:
-    """Horizontal bars.
+    """Draws horizontal bars.
 
     Args:
         title: the heading.
@@ -155,19 +155,19 @@ def bars(
     most = max(value for _, value, _ in values) or 1.0
     height = 40 * len(values) + 8
     shapes = []
-    for place, (name, value, told) in enumerate(values):
+    for place, (name, value, label) in enumerate(values):
         top = 40 * place + 4
         width = max(1.0, value / most * (WIDTH - 4))
         shapes.append(
             f'<text x="2" y="{top + 12}">{escape(name)}</text>'
-            f'<text x="{WIDTH - 2}" y="{top + 12}" class="value">{escape(told)}</text>'
+            f'<text x="{WIDTH - 2}" y="{top + 12}" class="value">{escape(label)}</text>'
             f'<rect x="2" y="{top + 18}" width="{WIDTH - 4}" height="12" rx="3" class="rail"/>'
             f'<rect x="2" y="{top + 18}" width="{width:.1f}" height="12" rx="3" '
             f'class="fill{place % COLOURS}"/>'
         )
-    words = f"{title}: " + "; ".join(f"{name} {told}" for name, _, told in values)
+    description = f"{title}: " + "; ".join(f"{name} {label}" for name, _, label in values)
     rows = [(name, number(value)) for name, value, _ in values]
-    return Picture(title, _svg(words, "".join(shapes), height), ("", unit), rows, (), note)
+    return Picture(title, _svg(description, "".join(shapes), height), ("", unit), rows, (), note)
 
 
 def heat_map(
@@ -207,20 +207,22 @@ def heat_map(
                 f'<rect x="{at:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
                 f'height="{tall - 1}" style="--s:{100 * share:.0f}%" class="cell"/>'
             )
-            told = f"{value:.{decimals}f}"
-            if cell >= _DIGIT * (len(told) - 0.25) and tall > 20:
+            label = f"{value:.{decimals}f}"
+            if cell >= _DIGIT * (len(label) - 0.25) and tall > 20:
                 ink = "on" if share > 0.6 else "off"
                 shapes.append(
                     f'<text x="{at + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
-                    f"{told}</text>"
+                    f"{label}</text>"
                 )
     bottom = len(values) * tall + 18
     shapes += _column_numbers(left, cell, widest, bottom, columns)
     flat = [value for row in values for value in row]
-    words = f"{title}: {len(values)} rows of {columns}s from {min(flat):.3g} to {max(flat):.3g}"
+    description = (
+        f"{title}: {len(values)} rows of {columns}s from {min(flat):.3g} to {max(flat):.3g}"
+    )
     return Picture(
         title,
-        _svg(words, "".join(shapes), bottom + 22),
+        _svg(description, "".join(shapes), bottom + 22),
         ("", *(f"{columns} {number + 1}" for number in range(widest))),
         [
             (name, *(f"{v:.{decimals + 1}f}" for v in row), *([""] * (widest - len(row))))
@@ -243,17 +245,19 @@ def _column_numbers(
 
 
 def _finite(series: Series, x: Axis, y: Axis) -> Series:
-    """Without points that cannot be drawn, thinned out where there are very many."""
+    """The series without points that cannot be drawn, thinned out where there are very many."""
     spreads = list(series.spreads) or [0.0] * len(series.points)
-    kept = [
+    drawable = [
         (point, spread)
         for point, spread in zip(series.points, spreads, strict=True)
         if all(map(math.isfinite, point))
         and (point[0] > 0 or not x.logarithmic)
         and (point[1] > 0 or not y.logarithmic)
     ]
-    every = math.ceil(len(kept) / _MOST_POINTS) or 1
-    thinned = [one for place, one in enumerate(kept) if place % every == 0 or one is kept[-1]]
+    every = math.ceil(len(drawable) / _MOST_POINTS) or 1
+    thinned = [
+        pair for place, pair in enumerate(drawable) if place % every == 0 or pair is drawable[-1]
+    ]
     return Series(
         series.name,
         [point for point, _ in thinned],
@@ -274,11 +278,11 @@ def _ends(series: Series) -> Iterator[float]:
 def _scales(
     points: Sequence[Point], heights: Sequence[float], x: Axis, y: Axis
 ) -> tuple[Scale, Scale]:
-    positive = [one for one in heights if one > 0 or not y.logarithmic]
+    positive = [height for height in heights if height > 0 or not y.logarithmic]
     up = Scale.over(positive, HEIGHT - _BOTTOM, _TOP, y.logarithmic)
     # The axis's label stands left of the longest number.
     left = max(_LEFT, 26 + _DIGIT * max((len(number(tick)) for tick in up.ticks), default=0))
-    across = Scale.over([one for one, _ in points], left, WIDTH - _RIGHT, x.logarithmic)
+    across = Scale.over([x_value for x_value, _ in points], left, WIDTH - _RIGHT, x.logarithmic)
     if x.whole:
         across.ticks = [tick for tick in across.ticks if tick == int(tick)]
     return across, up
@@ -322,12 +326,12 @@ def _side_by_side(marks: Sequence[Mark], across: Scale) -> list[float]:
     together: dict[int, list[int]] = {}
     for place, mark in enumerate(marks):
         together.setdefault(round(across(mark.x)), []).append(place)
-    found = [across(mark.x) for mark in marks]
+    coordinates = [across(mark.x) for mark in marks]
     for places in together.values():
         apart = min(_MARK + 2, 90 / len(places))
         for rank, place in enumerate(places):
-            found[place] += (rank - (len(places) - 1) / 2) * apart
-    return found
+            coordinates[place] += (rank - (len(places) - 1) / 2) * apart
+    return coordinates
 
 
 def _numbered(mark: Mark, place: int, x: float, y: float, up: Scale) -> str:
@@ -349,12 +353,12 @@ def _numbered(mark: Mark, place: int, x: float, y: float, up: Scale) -> str:
 def _joined(series: Sequence[Series]) -> list[tuple[str, ...]]:
     """One row for each x, one column for each series."""
     by_x: dict[float, dict[int, float]] = {}
-    for place, one in enumerate(series):
-        for x, y in one.points:
+    for place, line in enumerate(series):
+        for x, y in line.points:
             by_x.setdefault(x, {})[place] = y
     columns = range(len(series))
     return [
-        (f"{x:g}", *(f"{by_x[x][one]:.4g}" if one in by_x[x] else "" for one in columns))
+        (f"{x:g}", *(f"{by_x[x][column]:.4g}" if column in by_x[x] else "" for column in columns))
         for x in sorted(by_x)
     ]
 
@@ -365,8 +369,8 @@ def _kind(series: Series) -> str:
     return "dash" if series.dashed else "line"
 
 
-def _svg(words: str, content: str, height: float = HEIGHT) -> str:
+def _svg(description: str, content: str, height: float = HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(words)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(description)}">'
         f"{content}</svg>"
     )

@@ -68,7 +68,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     folders: list[Path] = []
     for path in paths:
-        folders += [found for found in _run_folders(Path(path)) if found not in folders]
+        folders += [folder for folder in _run_folders(Path(path)) if folder not in folders]
     names = _short_names([str(folder) for folder in folders])
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -80,17 +80,17 @@ def _run_folders(path: Path) -> list[Path]:
         raise UserError(f"{path}: no such folder: give the output_dir of a run")
     if _is_run(path):
         return [path]
-    found = [one for one in _below(path, _MOST_FOLDERS_DOWN) if _is_run(one)]
-    if not found:
+    folders = [folder for folder in _below(path, _MOST_FOLDERS_DOWN) if _is_run(folder)]
+    if not folders:
         raise UserError(
             f"{path}: not the folder of a run (none of {SUMMARY}, {METRICS}, {RESULTS}, "
             "evaluation.json in it): give the output_dir of distill, finetune or evaluate"
         )
-    return found
+    return folders
 
 
 def _below(folder: Path, levels: int) -> Iterator[Path]:
-    for child in sorted(one for one in folder.iterdir() if one.is_dir()):
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
         yield child
         if levels > 1 and not _is_run(child):
             yield from _below(child, levels - 1)
@@ -112,22 +112,24 @@ def _read(path: Path, name: str) -> Run:
             raise UserError(f"{path}:1: not an evaluation: give a file that evaluate wrote")
         return Run(RunFolder(path.parent), name, evaluations={evaluation.student: evaluation})
     run = RunFolder(path)
-    evaluations = [found for one in run.evaluations() if (found := find_evaluation(one))]
+    evaluations = [
+        evaluation for file in run.evaluations() if (evaluation := find_evaluation(file))
+    ]
     return Run(
         run,
         name,
         Summary.read(run.summary) if run.summary.is_file() else None,
         SavedMetrics.read(run.metrics) if run.metrics.is_file() else SavedMetrics(),
         TuningResults.read(run.results) if run.results.is_file() else None,
-        {one.student: one for one in evaluations},
+        {evaluation.student: evaluation for evaluation in evaluations},
     )
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
     """The fewest last parts of each path that tell all of them apart."""
     parts = [Path(path).absolute().with_suffix("").parts for path in paths]
-    for count in range(1, max((len(one) for one in parts), default=1) + 1):
-        names = ["/".join(one[-count:]) for one in parts]
+    for count in range(1, max((len(path_parts) for path_parts in parts), default=1) + 1):
+        names = ["/".join(path_parts[-count:]) for path_parts in parts]
         if len(set(names)) == len(names):
             return names
     return list(paths)
@@ -135,12 +137,13 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
 def _exported(folder: Path) -> Export:
     """A model's folder, with the run that it stands in if it does."""
-    whole = folder.absolute()
-    if whole.name == EXPORT and RunFolder(whole.parent).results.is_file():  # of a fine-tuning run
-        return Export(folder, whole.parent.name, _read(whole.parent, whole.parent.name))
-    above = whole.parents[1] if whole.parent.name == EXPORT else None
+    absolute = folder.absolute()
+    is_fine_tuned = absolute.name == EXPORT and RunFolder(absolute.parent).results.is_file()
+    if is_fine_tuned:
+        return Export(folder, absolute.parent.name, _read(absolute.parent, absolute.parent.name))
+    above = absolute.parents[1] if absolute.parent.name == EXPORT else None
     run = _read(above, above.name) if above is not None and _is_run(above) else None
-    return Export(folder, whole.name, run)
+    return Export(folder, absolute.name, run)
 
 
 def find_export(source: str, student: str | None = None) -> Export:
@@ -165,7 +168,9 @@ def find_export(source: str, student: str | None = None) -> Export:
     exported = RunFolder(folder).exports
     if (exported / "config.json").is_file():
         return Export(exported, folder.absolute().name, _read(folder, folder.name))
-    runs = [one for one in _run_folders(folder) if RunFolder(one).exports.is_dir()]
+    runs = [
+        candidate for candidate in _run_folders(folder) if RunFolder(candidate).exports.is_dir()
+    ]
     if len(runs) != 1:
         raise UserError(
             f"{source}: holds {len(runs)} runs with exports: give one run's folder"
@@ -176,7 +181,9 @@ def find_export(source: str, student: str | None = None) -> Export:
     if student is None and len(exports) > 1:
         raise UserError(f"{source}: has {', '.join(sorted(exports))}: choose one with --student")
     if not exports or (student is not None and student not in exports):
-        there = ", ".join(sorted(exports)) or "none yet"
-        raise UserError(f"--student: {student or 'none'} is not among {source}'s exports: {there}")
+        available = ", ".join(sorted(exports)) or "none yet"
+        raise UserError(
+            f"--student: {student or 'none'} is not among {source}'s exports: {available}"
+        )
     name = student or next(iter(exports))
     return Export(exports[name], name, _read(runs[0], runs[0].name))

@@ -50,8 +50,8 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
-def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    raw = (high - low) / wanted
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -61,10 +61,10 @@ def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-        found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
-        if len(found) >= 3:
-            return found[:: 1 + len(found) // 7]
-    return [one for one in _ticks(low, high) if one > 0]
+        ticks = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
+        if len(ticks) >= 3:
+            return ticks[:: 1 + len(ticks) // 7]
+    return [tick for tick in _ticks(low, high) if tick > 0]
 
 
 def number(value: float) -> str:

@@ -24,7 +24,7 @@ class Section:
 def sections(facts: Mapping[str, Any]) -> list[Section]:
     """All sections that have something to show, or something to say."""
     models, runs = facts["models"], facts["runs"]
-    found = [
+    all_sections = [
         Section("Quality against compute", [*_scores(models), *_losses(models)]),
         Section("Share of the teacher's score kept", list(_shares(models))),
         Section("Speed and memory", list(_speed(models))),
@@ -33,7 +33,7 @@ def sections(facts: Mapping[str, Any]) -> list[Section]:
         Section("Relation loss by relation and head", list(_relations(models))),
         Section("What each run cost", list(_costs(runs))),
     ]
-    return [one for one in found if one.pictures]
+    return [section for section in all_sections if section.pictures]
 
 
 def _is_teacher(model: Mapping[str, Any]) -> bool:
@@ -42,21 +42,23 @@ def _is_teacher(model: Mapping[str, Any]) -> bool:
 
 def _scores(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
     for task in _tasks(models):
-        there = [one for one in models if task in one.get("scores", {}) and "gmac_of_128" in one]
-        if not there:
+        scored = [
+            model for model in models if task in model.get("scores", {}) and "gmac_of_128" in model
+        ]
+        if not scored:
             continue
-        metric = there[0]["scores"][task]["metric"]
+        metric = scored[0]["scores"][task]["metric"]
         marks = [
             Mark(
-                one["name"],
-                one["gmac_of_128"],
-                one["scores"][task]["mean"],
-                one["scores"][task]["deviation"],
-                _is_teacher(one),
+                model["name"],
+                model["gmac_of_128"],
+                model["scores"][task]["mean"],
+                model["scores"][task]["deviation"],
+                _is_teacher(model),
             )
-            for one in there
+            for model in scored
         ]
-        seeds = sorted({one["scores"][task]["seeds"] for one in there})
+        seeds = sorted({model["scores"][task]["seeds"] for model in scored})
         yield comparison(
             f"{task}: {metric}",
             marks,
@@ -69,7 +71,7 @@ def _scores(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
 
 
 def _tasks(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({task for one in models for task in one.get("scores", {})})
+    return sorted({task for model in models for task in model.get("scores", {})})
 
 
 def _or(numbers: Sequence[int]) -> str:
@@ -77,10 +79,14 @@ def _or(numbers: Sequence[int]) -> str:
 
 
 def _losses(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
-    there = [one for one in models if "heldout_loss_after" in one and "gmac_of_128" in one]
-    if len(there) < 2:
+    measured = [
+        model for model in models if "heldout_loss_after" in model and "gmac_of_128" in model
+    ]
+    if len(measured) < 2:
         return  # nothing to compare: its card tells the number
-    marks = [Mark(one["name"], one["gmac_of_128"], one["heldout_loss_after"]) for one in there]
+    marks = [
+        Mark(model["name"], model["gmac_of_128"], model["heldout_loss_after"]) for model in measured
+    ]
     yield comparison(
         "Held-out loss",
         marks,
@@ -92,40 +98,40 @@ def _losses(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
 
 def _shares(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
     for task in _tasks(models):
-        kept = [
-            (one["name"], one["scores"][task]["share_of_teacher"])
-            for one in models
-            if "share_of_teacher" in one.get("scores", {}).get(task, {})
+        shares = [
+            (model["name"], model["scores"][task]["share_of_teacher"])
+            for model in models
+            if "share_of_teacher" in model.get("scores", {}).get(task, {})
         ]
-        if kept:
+        if shares:
             against = sorted(
                 {
-                    one["scores"][task]["held_against"]
-                    for one in models
-                    if "held_against" in one.get("scores", {}).get(task, {})
+                    model["scores"][task]["held_against"]
+                    for model in models
+                    if "held_against" in model.get("scores", {}).get(task, {})
                 }
             )
             yield bars(
                 task,
-                [(name, share, f"{100 * share:.1f} %") for name, share in kept],
+                [(name, share, f"{100 * share:.1f} %") for name, share in shares],
                 "share of the teacher's score",
                 f"Held against {', '.join(against)}.",
             )
 
 
 def _speed(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
-    there = [one for one in models if one.get("speed", {}).get("batches")]
-    if not there:
+    measured = [model for model in models if model.get("speed", {}).get("batches")]
+    if not measured:
         return
-    machine = there[0].get("machine", {})
-    told = f"{machine.get('name')}" + (
+    machine = measured[0].get("machine", {})
+    machine_name = f"{machine.get('name')}" + (
         f", {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
         if "threads" in machine
         else ""
     )
-    lengths = sorted({one["speed"]["length"] for one in there})
-    repeats = min(one["speed"]["repeats"] for one in there)
-    how = f"{told}; length {_or(lengths)}, no padding, float32; "
+    lengths = sorted({model["speed"]["length"] for model in measured})
+    repeats = min(model["speed"]["repeats"] for model in measured)
+    how = f"{machine_name}; length {_or(lengths)}, no padding, float32; "
     batch = Axis("sequences of a batch", logarithmic=True)
     for title, key, factor, unit, note in (
         ("Latency of a batch", "median_seconds", 1000, "milliseconds", f"median of {repeats} "),
@@ -133,13 +139,13 @@ def _speed(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
     ):
         yield line_chart(
             title,
-            _by_batch(there, key, factor),
+            _by_batch(measured, key, factor),
             batch,
             Axis(unit, logarithmic=True),
             f"{how}{note}passes after two that were not counted.",
         )
     with_memory = [
-        one for one in there if any(b.get("peak_bytes") for b in one["speed"]["batches"])
+        model for model in measured if any(b.get("peak_bytes") for b in model["speed"]["batches"])
     ]
     if with_memory:
         yield line_chart(
@@ -154,17 +160,17 @@ def _speed(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
 def _by_batch(models: Sequence[Mapping[str, Any]], key: str, factor: float) -> list[Series]:
     return [
         Series(
-            one["name"],
+            model["name"],
             [
                 (float(b["batch_size"]), float(b[key]) * factor)
-                for b in one["speed"]["batches"]
+                for b in model["speed"]["batches"]
                 if b.get(key)
             ],
             place,
             dots=True,
-            dashed=_is_teacher(one),
+            dashed=_is_teacher(model),
         )
-        for place, one in enumerate(models)
+        for place, model in enumerate(models)
     ]
 
 
@@ -204,9 +210,9 @@ def _points(pairs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
 def _experts(
     models: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> Iterator[Picture]:
-    evaluated = [one for one in models if one.get("experts")]
-    for one in evaluated:
-        yield _load(one["name"], one["experts"], "On held-out text.")
+    evaluated = [model for model in models if model.get("experts")]
+    for model in evaluated:
+        yield _load(model["name"], model["experts"], "On held-out text.")
     if not evaluated:
         for run in runs:
             for student, blocks in run.get("experts", {}).items():
@@ -215,7 +221,7 @@ def _experts(
                 )
 
 
-def _load(name: str, blocks: Sequence[Mapping[str, Any]], where: str) -> Picture:
+def _load(name: str, blocks: Sequence[Mapping[str, Any]], source: str) -> Picture:
     even = []
     for block in blocks:
         total = sum(block["tokens"]) or 1
@@ -226,18 +232,21 @@ def _load(name: str, blocks: Sequence[Mapping[str, Any]], where: str) -> Picture
         even,
         "expert",
         2.0,
-        f"{where} 1 is an even share, 2 (the full colour) twice as many tokens. ffn: feed-forward.",
+        f"{source} 1 is an even share, 2 (the full colour) twice as many tokens. "
+        "ffn: feed-forward.",
     )
 
 
 def _relations(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
-    there = [one for one in models if "relations" in one]
-    most = max((max(map(max, one["relations"]["by_head"].values())) for one in there), default=0)
-    for one in there:
-        relations = one["relations"]
+    compared = [model for model in models if "relations" in model]
+    most = max(
+        (max(map(max, model["relations"]["by_head"].values())) for model in compared), default=0
+    )
+    for model in compared:
+        relations = model["relations"]
         means = {name: sum(heads) / len(heads) for name, heads in relations["by_head"].items()}
         yield heat_map(
-            f"{one['name']}: {number(relations['loss'])}",
+            f"{model['name']}: {number(relations['loss'])}",
             [f"{name} {number(mean)}" for name, mean in means.items()],
             list(relations["by_head"].values()),
             "relation head",
@@ -248,19 +257,19 @@ def _relations(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
-    timed = [one for one in runs if one.get("seconds")]
+    timed = [run for run in runs if run.get("seconds")]
     if not timed:
         return
     values = []
-    for one in timed:
-        told = _time(one["seconds"])
-        if "steps" in one:
-            processes = one.get("world_size", 1)
-            told += f", {one['steps']:,} steps"
-            told += f" on {processes} processes" if processes > 1 else ""
-        elif "trainings" in one:
-            told += f", {one['trainings']} training{'s' if one['trainings'] != 1 else ''}"
-        values.append((one["name"], float(one["seconds"]), told))
+    for run in timed:
+        label = _time(run["seconds"])
+        if "steps" in run:
+            processes = run.get("world_size", 1)
+            label += f", {run['steps']:,} steps"
+            label += f" on {processes} processes" if processes > 1 else ""
+        elif "trainings" in run:
+            label += f", {run['trainings']} training{'s' if run['trainings'] != 1 else ''}"
+        values.append((run["name"], float(run["seconds"]), label))
     yield bars(
         "Training time",
         values,
