@@ -301,9 +301,11 @@ class Indexing:
 
     def _check_losses(self) -> None:
         """Refuses a corpus most of which is missing, but leaves what is done for --force."""
-        num_tokens = sum(writer.num_tokens for writer in self._writers if writer is not None)
         files = self._files
-        if not files.options.force:
+        writers = [writer for writer in self._writers if writer is not None]
+        # A corpus that has its name already was found good before.
+        if not files.options.force and len(writers) == len(self._writers):
+            num_tokens = sum(writer.num_tokens for writer in writers)
             losses = Losses(files.characters, num_tokens, files.unknown_tokens)
             losses.check(self._prefixes[0])
 
