@@ -53,7 +53,7 @@ class Tradeoff(Record):
 
     best: str
     export: str
-    candidates: dict[str, float]
+    candidates: dict[str, dict[str, float]]
 
 
 class Summary(Record):
