@@ -166,7 +166,8 @@ def test_an_export_replaces_the_former_one_wholly(tmp_path) -> None:
     for moe in ((1, 4), (1, 1)):
         student = make_student(moe)
         export_student(student.config, student.state_dict(), folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [".minimoe_dist", "config.json", "model.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 

@@ -113,7 +113,8 @@ def _in_a_terminal(arguments: list[str], path: str) -> None:
         os.dup2(descriptor, stream)
     from minimoe_dist import cli
 
-    sys.exit(cli.main(arguments))
+    # At once: what stands in a stream of a closed terminal cannot be flushed.
+    os._exit(cli.main(arguments))
 
 
 def test_a_closed_terminal_saves_and_repeats_no_step(

@@ -11,6 +11,7 @@ from minimoe_dist import cli
 from minimoe_dist.config import load_run_config
 from minimoe_dist.config.commands import SubmitOptions
 from minimoe_dist.config.flags import known_flags
+from minimoe_dist.durable import replaced
 from minimoe_dist.slurm.script import directives
 from tests.commands.support import Workshop
 
@@ -77,8 +78,9 @@ def test_of_a_chain_the_finished_stages_are_left_out(
     )
     options = yaml.safe_load(dry_run(capsys, str(recipe))[1].partition("\n# ")[0])
     folder = tmp_path / "run" / "first"
-    (folder / "export" / "student").mkdir(parents=True)
-    (folder / "export" / "student" / "config.json").write_text("{}")
+    (folder / "export").mkdir(parents=True)
+    with replaced(folder / "export" / "student") as aside:
+        (aside / "config.json").write_text("{}")
     told = {"students": {"student": {}}, "options": options}
     (folder / "summary.json").write_text(json.dumps(told))
     assert cli.main(["submit", str(recipe), "--dry_run"]) == 0
