@@ -107,6 +107,7 @@ def test_a_signal_to_any_rank_saves_at_one_step_and_repeats_none(
 def _in_a_terminal(arguments: list[str], path: str) -> None:
     """The main program of a process whose terminal is the one at ``path``."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     descriptor = os.open(path, os.O_RDWR)
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
     for stream in range(3):
