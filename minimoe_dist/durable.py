@@ -155,7 +155,7 @@ def _files(folder: Path) -> set[str]:
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if _BY_THE_WAY not in path.parts
+        if _BY_THE_WAY not in path.relative_to(folder).parts
         and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
     }
 

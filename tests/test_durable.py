@@ -71,6 +71,18 @@ def test_what_fails_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
     assert (final / "file").read_text() == "before"
 
 
+def test_only_what_python_leaves_inside_of_it_does_not_count(tmp_path: Path) -> None:
+    final = tmp_path / "__pycache__" / "export"
+    final.parent.mkdir()
+    with replaced(final) as aside:
+        (aside / "model").write_text("ours")
+    folder_of(final / "__pycache__", "compiled")
+    check_replaceable(final)
+    folder_of(final / "below", "theirs")
+    with pytest.raises(UserError, match="holds below/file"):
+        check_replaceable(final)
+
+
 def test_a_folder_that_was_written_so_is_replaced_again(tmp_path: Path) -> None:
     for content in ("first", "second"):
         with replaced(tmp_path / "export") as aside:

@@ -63,7 +63,7 @@ class Measurement:
         self, label: str, count: int, measure: Callable[[Callable[[], None]], Result]
     ) -> Result:
         """What is measured, with its progress; ends where a signal asks for it."""
-        progress = Progress(sys.stdout, count, 0, label) if self.launch.rank == 0 else None
+        stream = sys.stdout if self.launch.rank == 0 else None
         done, started = 0, time.perf_counter()
 
         def tell() -> None:
@@ -71,16 +71,12 @@ class Measurement:
             done += 1
             if self.stop.requested:
                 raise KeyboardInterrupt
-            if progress is not None:
-                rate = {f"{label}, a second": done / (time.perf_counter() - started)}
-                progress.advance(rate)
-                progress.say_unless_shown(done, rate)
+            rate = {f"{label}, a second": done / (time.perf_counter() - started)}
+            progress.advance(rate)
+            progress.say_unless_shown(done, rate)
 
-        try:
+        with Progress(stream, count, 0, label) as progress:
             return measure(tell)
-        finally:
-            if progress is not None:
-                progress.close()
 
     def _link(self) -> Link:
         if self.launch.world_size == 1:

@@ -209,6 +209,14 @@ def is_sparsification(config: RunOptions) -> bool:
     return own and all(student.sparsity is None for student in config.students)
 
 
+def exported_names(config: RunOptions) -> list[str]:
+    """What a run exports: its students and the best one of a tradeoff, or a sparsified model."""
+    if is_sparsification(config):
+        return [SPARSIFIED]
+    best = [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []
+    return [*(student.name for student in config.students), *best]
+
+
 def check_command(config: RunOptions, command: str) -> None:
     """Refuses a run that another command is for.
 

@@ -3,9 +3,10 @@
 import os
 import re
 
+from ..durable import PARTIAL, REPLACED
+
 _MAX_BYTES = 100  # of 255 that a file system allows: suffixes come behind
-# What is being written, or makes way for it, is beside its folder under these.
-_RESERVED = (".partial", ".replaced")
+_RESERVED = (PARTIAL, REPLACED)
 
 
 def check_name(name: str) -> str:

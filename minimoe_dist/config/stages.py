@@ -15,7 +15,7 @@ from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
-from .checks import BEST_CANDIDATE
+from .checks import exported_names
 from .flags import Setting, read_settings
 from .folder_names import check_name
 from .loading import read_recipe, resolve_run
@@ -203,9 +203,7 @@ def _taught_by(stage: RunConfig, teacher: str, of_teacher: Collection[str]) -> R
 
 def _teaching(stage: RunConfig, entry: Mapping[str, Any], where: str) -> str:
     """The student, or the best one by λ-tradeoff, whose export is the next stage's teacher."""
-    names = [student.name for student in stage.students]
-    if stage.tradeoff_lambda is not None:
-        names.append(BEST_CANDIDATE)
+    names = exported_names(stage)
     chosen = entry.get("teaches", names[0] if len(names) == 1 else None)
     if chosen not in names:
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import UserError
 
@@ -37,14 +37,15 @@ class Losses:
     characters: Mapping[str, int]
     num_tokens: int = 0
     unknown_tokens: int = 0
-    _total: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_total", sum(self.characters.values()))
+    @property
+    def _total(self) -> int:
+        return sum(self.characters.values())
 
     def by_kind(self) -> dict[str, float]:
         """The shares of characters that were left out, large ones first."""
-        lost = [(kind, n / self._total) for kind, n in self.characters.items() if kind != KEPT]
+        total = self._total
+        lost = [(kind, n / total) for kind, n in self.characters.items() if kind != KEPT]
         return dict(sorted(lost, key=lambda item: -item[1]))
 
     @property

@@ -22,6 +22,7 @@ from .indexed_format import (
     IndexArrays,
     IndexLayout,
     Manifest,
+    TokenizerRecord,
     WordMarks,
     WordMarksWriter,
     check_arrays,
@@ -133,7 +134,7 @@ def _check_kind(inputs: Sequence[_Input]) -> None:
                 f"{item.prefix}: has {item.layout.dtype} ids, {first.prefix} has "
                 f"{first.layout.dtype}; build them with the same vocabulary"
             )
-        if _tokenizer(item) != _tokenizer(first):
+        if not _same_tokenizer(item, first):
             raise UserError(
                 f"{item.prefix}: was built with {_tokenizer_name(item)}, {first.prefix} with "
                 f"{_tokenizer_name(first)}; build them with the same tokenizer"
@@ -145,16 +146,28 @@ def _check_kind(inputs: Sequence[_Input]) -> None:
             )
 
 
-def _tokenizer(item: _Input) -> tuple[str, bool | None] | None:
-    record = item.manifest.tokenizer if item.manifest else None
-    return None if record is None else (record.fingerprint, record.lower_case)
+def _tokenizer(item: _Input) -> TokenizerRecord | None:
+    return item.manifest.tokenizer if item.manifest else None
+
+
+def _same_tokenizer(one: _Input, other: _Input) -> bool:
+    first, second = _tokenizer(one), _tokenizer(other)
+    if first is None or second is None:
+        return first is second
+    # Corpora of earlier versions do not know whether accents were stripped.
+    accents = {first.strips_accents, second.strips_accents} - {None}
+    same = (first.fingerprint, first.lower_case) == (second.fingerprint, second.lower_case)
+    return same and len(accents) < 2
 
 
 def _tokenizer_name(item: _Input) -> str:
-    record = item.manifest.tokenizer if item.manifest else None
+    record = _tokenizer(item)
     if record is None:
         return "a tokenizer that it does not name"
-    return f"{record.name} (vocabulary {record.fingerprint[:8]}, lower case: {record.lower_case})"
+    return (
+        f"{record.name} (vocabulary {record.fingerprint[:8]}, lower case: {record.lower_case}, "
+        f"accents stripped: {record.strips_accents})"
+    )
 
 
 def _segmenter(item: _Input) -> str | None:

@@ -11,7 +11,7 @@ from ..data.tasks import TASKS, check_table, find_task_file, task_of
 from ..data.tasks.sources import scored_table, table_split
 from ..model_paths import resolve_model_path
 from ..reporting.runs import find_export
-from ..runs.options import TuningOptions
+from ..runs.options import SavedTuning
 from ..runtime import Launch
 
 
@@ -36,7 +36,7 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
     _check_widths(options, model)
     _check_relations(options, model)
     results = export.run.results if export.run else None
-    _check_task(options, model, results.options if results else TuningOptions())
+    _check_task(options, model, results.options if results else SavedTuning())
 
 
 def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None:
@@ -49,7 +49,7 @@ def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None
         )
 
 
-def _check_table(options: EvaluateOptions, model: dict[str, object], tuning: TuningOptions) -> None:
+def _check_table(options: EvaluateOptions, model: dict[str, object], tuning: SavedTuning) -> None:
     if options.task is not None:
         raise ConfigError(
             "dataset: give --task NAME with --data_dir FOLDER, or --dataset, not both"
@@ -75,7 +75,7 @@ def _check_head(
         )
 
 
-def _check_task(options: EvaluateOptions, model: dict[str, object], tuning: TuningOptions) -> None:
+def _check_task(options: EvaluateOptions, model: dict[str, object], tuning: SavedTuning) -> None:
     if options.dataset is not None:
         _check_table(options, model, tuning)
         return

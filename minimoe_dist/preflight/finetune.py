@@ -7,7 +7,8 @@ from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_length, check_output_dir, read_model_json
 from ..data.tasks import Task, places_of_labels
-from ..data.tasks.sources import open_both, sources
+from ..data.tasks.sources import folder_of, open_both, sources
+from ..durable import check_replaceable
 from ..errors import UserError
 from ..model_paths import resolve_model_path
 from ..runs.folder import RunFolder
@@ -35,6 +36,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
         if options.teacher is not None and len(found) > 1:
             raise ConfigError("teacher: is of one task; give one --task with it")
         for source in found:
+            check_replaceable(RunFolder(folder_of(options, source)).exports)
             task = open_both(source, options)[0].task
             if options.teacher is not None:
                 check_same_labels(options.teacher, read["teacher"], task)

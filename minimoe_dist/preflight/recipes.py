@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..checkpoints.megatron.finding import is_megatron_checkpoint
 from ..config import ConfigError, RunConfig
-from ..config.checks import BEST_CANDIDATE, SPARSIFIED, check_world_size, is_sparsification
+from ..config.checks import check_world_size, exported_names, is_sparsification
 from ..config.paths import (
     check_masked_lm_head,
     check_output_dir,
@@ -41,8 +41,7 @@ def problems_of_stages(
         launch: the processes that they were started with.
         device_type: what they would train on.
     """
-    exported = {stage.export_folder(s.name) for stage in stages for s in stage.students}
-    exported |= {stage.export_folder(BEST_CANDIDATE) for stage in stages}
+    exported = {stage.export_folder(name) for stage in stages for name in exported_names(stage)}
     found = []
     for stage in stages:
         teacher = stage.teacher.model_name_or_path
@@ -93,8 +92,7 @@ def problems_before_start(
 
 def _check_exports(config: RunConfig) -> None:
     """Finds out ahead of hours of training that an export could not take its place."""
-    names = [student.name for student in config.students]
-    for name in [SPARSIFIED] if is_sparsification(config) else [*names, BEST_CANDIDATE]:
+    for name in exported_names(config):
         check_replaceable(config.export_folder(name))
 
 

@@ -14,7 +14,7 @@ from ..models.teacher import RelationTeacher, load_teacher
 from ..objectives.relations_by_head import relation_loss_by_head
 from ..reporting.runs import Export
 from ..runs.evaluations import ExpertLoad, Relations
-from ..runs.options import RecipeOptions
+from ..runs.options import SavedRecipe
 from ..runtime import Launch, logger
 from .corpora import open_data
 
@@ -105,7 +105,7 @@ def _check_heads(heads: int, student: RelationTeacher, teacher: RelationTeacher)
 
 def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None:
     """The run whose held-out text and teacher are measured with."""
-    saved = export.run.recipe if export.run else RecipeOptions()
+    saved = export.run.recipe if export.run else SavedRecipe()
     teacher = options.teacher or saved.teacher.model_name_or_path
     corpora = [{"path": one, "weight": 1.0} for one in options.corpus]
     corpora = corpora or [one.model_dump() for one in saved.data.heldout_path_or_regex or ()]

@@ -15,7 +15,7 @@ from ..data.loader import PairLoader
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runs.folder import RunFolder
 from ..runs.metrics import SavedMetrics
-from ..runs.options import RecipeOptions
+from ..runs.options import SavedRecipe
 from ..runs.summaries import StudentSummary, Summary
 from ..runtime import Launch, logger
 from ..train.curves import draw_curves
@@ -195,7 +195,7 @@ class Distillation:
             sequences_per_second=self._metrics.sequences_per_second,
             teacher_gmac=encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
             students=dict(students),
-            options=RecipeOptions.model_validate(config.model_dump(mode="json")),
+            options=SavedRecipe.model_validate(config.model_dump(mode="json")),
         )
         if config.tradeoff_lambda is not None:
             tradeoff = keep_best(config, self._heldout_after)

@@ -11,7 +11,7 @@ from torch import nn
 from ..checkpoints.tasks import TaskModel, export_task_model, gives_signals, load_task_model
 from ..config.commands import FinetuneOptions
 from ..config.deepspeed_json import task_settings
-from ..corpus.tokenizing import load_tokenizer
+from ..corpus.tokenizing import embedding_rows, load_tokenizer
 from ..data.tasks import Table, TaskData, unknown_in_words
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
@@ -162,7 +162,7 @@ class TaskRun:
     def _material(self) -> Material:
         options = self._options
         name = options.tokenizer_name_or_path or options.model_name_or_path
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, options.do_lower_case)
         train = encode(self._train, tokenizer, options.max_length)
         dev = encode(self._dev, tokenizer, options.max_length)
         for data, encoded in ((self._train, train), (self._dev, dev)):
@@ -173,10 +173,11 @@ class TaskRun:
             with_relations=bool(options.relation_weight),
         )
         vocabulary = source.model.config.vocab_size
-        if len(tokenizer) > vocabulary:
+        rows = embedding_rows(tokenizer)
+        if rows > vocabulary:
             raise UserError(
-                f"tokenizer_name_or_path: {name} has {len(tokenizer)} tokens, the model "
-                f"{vocabulary}; give the model's own tokenizer"
+                f"tokenizer_name_or_path: {name} has ids up to {rows - 1}, the model rows of "
+                f"embeddings for {vocabulary}; give the model's own tokenizer"
             )
         if options.relation_weight and not gives_signals(source.model):
             raise UserError(_no_signals("model_name_or_path", options.model_name_or_path))

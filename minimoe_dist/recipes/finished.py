@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..config import RunConfig
 from ..config.changes import changed_options, in_words
-from ..config.checks import BEST_CANDIDATE
+from ..config.checks import exported_names
 from ..errors import UserError
 from ..runs.folder import RunFolder
 from ..runs.summaries import Summary
@@ -18,9 +18,7 @@ def is_finished(config: RunConfig) -> bool:
             cannot be read.
     """
     path = RunFolder(Path(config.output_dir)).summary
-    names = [student.name for student in config.students]
-    names += [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []
-    exports = [Path(config.export_folder(name)) for name in names]
+    exports = [Path(config.export_folder(name)) for name in exported_names(config)]
     wanted = [path, *(folder / "config.json" for folder in exports)]
     if config.resume != "auto" or not all(one.is_file() for one in wanted):
         return False

@@ -23,6 +23,7 @@ from ..config.model_types import Learns
 from ..data.packed import PackedBatch
 from ..data.row_counts import most_predicted, rows_for
 from ..models.auto import AutoConfig
+from ..models.configuration import FAMILIES
 from ..models.foreign import as_student
 from ..models.pretrained import empty_encoder
 from ..models.teacher import RelationTeacher, signals_of
@@ -95,7 +96,7 @@ class MetaPasses:
         model: Any = empty_encoder(cut, getattr(torch, dtype.replace("float8", "bfloat16")))
         if config.kind.learns is Learns.STATES:
             return state_teacher_of(model)
-        if packed and model.config.model_type in _FOREIGN:
+        if packed and model.config.model_type in FAMILIES:
             model = as_student(model)
         return RelationTeacher(signals_of(model), whole, cut.num_hidden_layers)
 
@@ -125,7 +126,6 @@ class MetaPasses:
 
 
 _META = torch.device("meta")
-_FOREIGN = ("bert", "roberta", "megatron-bert")
 
 
 def _packed(batch: Batch, masked: bool) -> PackedBatch:

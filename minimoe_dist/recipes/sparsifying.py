@@ -179,7 +179,7 @@ class Sparsification:
         )
         difference = self._reorder(model, importances)
         model.config.sparsity_map = model.bert.config.sparsity_map = sparsity_map
-        target = self._folder.export(SPARSIFIED + self._config.model_suffix)
+        target = Path(self._config.export_folder(SPARSIFIED))
         export_elastic(model, target, self._data.tokenizer)
         draw_sub_models(sizes, sparsity_map, self._folder.sub_models)
         summary = SparsificationSummary(

@@ -17,7 +17,7 @@ from typing import Any
 from ..runs.evaluations import Evaluation
 from ..runs.folder import EXPORT
 from ..runs.metrics import SavedMetrics, TrainingRecord
-from ..runs.options import RecipeOptions
+from ..runs.options import SavedRecipe
 from ..runs.summaries import Summary
 from ..runs.tuning import CellResult, TuningResults
 from .runs import Run
@@ -296,7 +296,7 @@ def _curves(metrics: SavedMetrics) -> Iterator[dict[str, Any]]:
 
 
 def _expert_loads(
-    recipe: RecipeOptions, trained: Sequence[TrainingRecord]
+    recipe: SavedRecipe, trained: Sequence[TrainingRecord]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Of the last record of training, by student; blocks are named as far as options tell."""
     last = trained[-1].students if trained else {}

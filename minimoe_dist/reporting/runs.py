@@ -12,7 +12,7 @@ from ..model_paths import resolve_model_path
 from ..runs.evaluations import Evaluation, find_evaluation
 from ..runs.folder import EXPORT, METRICS, RESULTS, SUMMARY, RunFolder
 from ..runs.metrics import SavedMetrics
-from ..runs.options import RecipeOptions
+from ..runs.options import SavedRecipe
 from ..runs.reading import parse_object, read_text
 from ..runs.summaries import StudentSummary, Summary
 from ..runs.tuning import TuningResults
@@ -46,9 +46,9 @@ class Run:
         return self.summary.students if self.summary else {}
 
     @property
-    def recipe(self) -> RecipeOptions:
+    def recipe(self) -> SavedRecipe:
         """The recipe as it was resolved; without a summary its tree is empty."""
-        return self.summary.options if self.summary else RecipeOptions()
+        return self.summary.options if self.summary else SavedRecipe()
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class _Parallel(Record):
     precision: str | None = None
 
 
-class RecipeOptions(SavedOptions):
+class SavedRecipe(SavedOptions):
     """The resolved recipe of distilling or sparsifying."""
 
     model_type: str | None = None
@@ -75,7 +75,7 @@ class RecipeOptions(SavedOptions):
     parallel: _Parallel = _Parallel()
 
 
-class TuningOptions(SavedOptions):
+class SavedTuning(SavedOptions):
     """The options of fine-tuning."""
 
     text_columns: list[str] | None = None

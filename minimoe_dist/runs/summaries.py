@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from .options import RecipeOptions
+from .options import SavedRecipe
 from .reading import Record
 
 
@@ -87,7 +87,7 @@ class Summary(Record):
     teacher_gmac: float | None = None
     students: dict[str, StudentSummary]
     tradeoff: Tradeoff | None = None
-    options: RecipeOptions = RecipeOptions()
+    options: SavedRecipe = SavedRecipe()
 
 
 class SparsificationSummary(Record):

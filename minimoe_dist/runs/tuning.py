@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from .folder import CellFolder, RunFolder
-from .options import TuningOptions
+from .options import SavedTuning
 from .reading import Record
 
 
@@ -114,7 +114,7 @@ class TuningResults(Record):
     best: BestResult | None = None
     export: str | None = None
     world_size: int | None = None
-    options: TuningOptions = TuningOptions()
+    options: SavedTuning = SavedTuning()
 
     @property
     def best_setting(self) -> SettingResult | None:

@@ -75,7 +75,7 @@ def report(folder: Path) -> RunReport:
     """What is known of the run in a folder."""
     events, submission = _events(folder), _submission(folder)
     started = [event for event in events if event.event == "start"]
-    number = newest_job(folder)
+    number = _newest_job(started, submission)
     job = find_job(number) if number else None
     state, detail = _state(folder, events, job)
     saved = newest_state(folder)
@@ -109,8 +109,11 @@ def report(folder: Path) -> RunReport:
 
 def newest_job(folder: Path) -> str | None:
     """The job of a run's last start or of its last submission, whichever came later."""
-    submission = _submission(folder)
     started = [event for event in _events(folder) if event.event == "start"]
+    return _newest_job(started, _submission(folder))
+
+
+def _newest_job(started: Sequence[Event], submission: Submission | None) -> str | None:
     if submission and (not started or submission.time > started[-1].time):
         return submission.job
     return started[-1].job if started else None

@@ -13,10 +13,10 @@ from rich.table import Table as RichTable
 from ..config.changes import changed_options, in_words
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData, unlearnt_rows
-from ..durable import hash_file, replace_folder, set_aside
+from ..durable import check_replaceable, hash_file, replace_folder, set_aside
 from ..errors import UserError
 from ..runs.folder import CellFolder, RunFolder
-from ..runs.options import TuningOptions
+from ..runs.options import SavedTuning
 from ..runs.tuning import BestResult, CellRecord, CellResult, SettingResult, TuningResults
 from ..runtime import logger
 from .agreement import decided_by_rank_0
@@ -213,6 +213,7 @@ class Grid:
         self._results = self._read_all()
         best, folder = self._best(), self.folder
         if best is not None and self.cell_folder(best).model.is_dir():
+            check_replaceable(folder.exports)
             folder.results.unlink(missing_ok=True)
             replace_folder(self.cell_folder(best).model, folder.exports)
         results = self.results(world_size)
@@ -244,7 +245,7 @@ class Grid:
             best=winner and BestResult(**winner),
             export=str(self.folder.exports),
             world_size=world_size,
-            options=TuningOptions.model_validate(self._options.model_dump(mode="json")),
+            options=SavedTuning.model_validate(self._options.model_dump(mode="json")),
         )
 
     def _settings(self) -> Iterator[SettingResult]:

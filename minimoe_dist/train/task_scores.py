@@ -27,7 +27,7 @@ from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import EncodedTask, encode, tags_of_words
 from ..data.tasks.sources import scored_table, table_split, word_columns
 from ..runs.evaluations import TaskScores
-from ..runs.options import TuningOptions
+from ..runs.options import SavedTuning
 from ..runs.tuning import TuningResults
 from ..runtime import logger
 
@@ -57,7 +57,7 @@ def score_on_task(
     Raises:
         UserError: a file is missing or has another layout, or hardly a label that the model knows.
     """
-    tuning = tuned.options if tuned else TuningOptions()
+    tuning = tuned.options if tuned else SavedTuning()
     data = _open(model, options, tuning)
     if data.unknown:
         _log.warning("%s: they count as wrong", unknown_in_words(data))
@@ -78,7 +78,7 @@ def score_on_task(
     )
 
 
-def _open(model: nn.Module, options: EvaluateOptions, tuning: TuningOptions) -> TaskData:
+def _open(model: nn.Module, options: EvaluateOptions, tuning: SavedTuning) -> TaskData:
     labels = label_names(model.config)
     if options.dataset is not None:
         # One label is a number to predict; two or more are classes.

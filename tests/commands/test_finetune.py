@@ -1,6 +1,7 @@
 """``minimoe-dist finetune`` on tasks of made-up words, which tiny models learn in seconds."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from tests.commands import support
 from tests.commands.support import Workshop, wait_for
@@ -336,6 +341,32 @@ def test_what_does_not_fit_is_refused(
     changes: dict[str, Any], words: str, workshop: Workshop, tasks: Path, tmp_path: Path
 ) -> None:
     assert words in refused(options(workshop, tasks, tmp_path / "run", **changes))
+
+
+def test_an_export_that_is_somebody_elses_is_refused_before_it_is_trained(
+    workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "run" / "export" / "notes"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    said = refused(options(workshop, tasks, tmp_path / "run"))
+    assert "is to be replaced, and holds notes" in said
+    assert theirs.read_text() == "theirs"
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--do_lower_case", "false")])
+def test_capitals_are_what_the_option_says(
+    flags: tuple[str, ...], workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "vocab.txt"):
+        shutil.copy(workshop.teacher / name, model)
+    changes = {"model_name_or_path": str(model), "num_train_epochs": 1}
+    finetune(options(workshop, tasks, tmp_path / "run", **changes), *flags)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
+    assert tokenizer.tokenize("Word1 word1") == ["[UNK]" if flags else "word1", "word1"]
 
 
 def test_a_label_column_of_texts_is_refused(workshop: Workshop, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Merging: bytes equal to megatron-core's own merge, and what does not belong together refused."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,10 @@ REFUSED = {
     ],
     "was built with other": lambda p: [write(p / "a", 0), write(p / "b", 1, OTHER)],
     "a tokenizer that it does not name": lambda p: [write(p / "a", 0), write(p / "b", 1, None)],
+    "accents stripped: True": lambda p: [
+        write(p / name, 0, replace(RECORD, strips_accents=strips))
+        for name, strips in (("a", False), ("b", True))
+    ],
     "has word marks of None": lambda p: [write(p / "a", 0, segmenter="s 1"), write(p / "b", 1)],
     "part 1 of 2 is missing": lambda p: [write(p / "a", 0, part=(0, 2))],
     "is the same part as": lambda p: [write(p / n, 0, part=(0, 2)) for n in "ab"],
@@ -107,6 +112,12 @@ def test_what_does_not_belong_together_is_refused(tmp_path, message):
         merge_corpora(inputs, str(tmp_path / "out"))
     assert "\n" not in str(refusal.value)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_corpus_that_does_not_know_of_accents_goes_with_any(tmp_path):
+    inputs = [write(tmp_path / "a", 0, replace(RECORD, strips_accents=True))]
+    inputs.append(write(tmp_path / "b", 1))
+    assert merge_corpora(inputs, str(tmp_path / "out")).num_documents == 40
 
 
 def test_parts_come_in_their_own_order(tmp_path):

@@ -41,18 +41,13 @@ class ParquetSource:
     longest_sentence: int = SentenceRules.longest
     lines_are_sentences: ClassVar[bool] = False
 
-    def check(self, stream: InputStream) -> None:
-        """Looks for the columns.
+    def first_texts(self, stream: InputStream) -> list[str]:
+        """The texts of some of the first rows.
 
         Raises:
             UserError: there is no column of text, the file is damaged or lies inside another,
                 or pyarrow is not installed.
         """
-        with _opened(stream) as table:
-            self._columns(stream, table)
-
-    def first_texts(self, stream: InputStream) -> list[str]:
-        """The texts of some of the first rows."""
         with _opened(stream) as table:
             rows = _Rows(stream.path, table, *self._columns(stream, table))
             lines = rows.read(1 << 16).split(b"\n")[:-1]

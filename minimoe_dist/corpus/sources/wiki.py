@@ -14,6 +14,7 @@ from .text import LineSource
 
 _OPENING, _CLOSING = "<doc ", "</doc>"
 _CLOSING_AT_END = re.compile(rb"(?:\A|\n)</doc>[ \t\r]*\n\s*\Z")
+_REACH = 1024
 _TITLE = re.compile(r'title="(.*)"')
 _OUTSIDE = "text_outside_documents"
 _UNCLOSED = "unclosed_documents"
@@ -85,9 +86,6 @@ class WikiSource(LineSource):
         if before.rstrip().endswith(b"</doc>"):
             return None
         return _UNCLOSED, "the document before is not closed"
-
-
-_REACH = 1024
 
 
 def _title_of(tag: str) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ...config import ConfigError
 from ...config.commands import EvaluateOptions, FinetuneOptions
 from ...config.problems import nearest
-from ...runs.options import TuningOptions
+from ...runs.options import SavedTuning
 from . import (
     TASKS,
     Table,
@@ -79,7 +79,7 @@ def _check_word_columns(options: FinetuneOptions | EvaluateOptions) -> None:
         raise ConfigError(f"tag_column: {tag} is the words' column too; give the tags'")
 
 
-def word_columns(options: EvaluateOptions, tuning: TuningOptions) -> WordColumns:
+def word_columns(options: EvaluateOptions, tuning: SavedTuning) -> WordColumns:
     """The columns of words and tags to score a fine-tuned model on.
 
     Args:
@@ -95,7 +95,7 @@ def word_columns(options: EvaluateOptions, tuning: TuningOptions) -> WordColumns
     return WordColumns(options.word_column or 1, options.tag_column)
 
 
-def scored_table(options: EvaluateOptions, tuning: TuningOptions, *, values: bool) -> Table:
+def scored_table(options: EvaluateOptions, tuning: SavedTuning, *, values: bool) -> Table:
     """The table to score a fine-tuned model on.
 
     Args:
