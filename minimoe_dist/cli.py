@@ -196,8 +196,8 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
         if command.check is not None:
             preflight = import_module(f"minimoe_dist.preflight.{command.check}")
             if getattr(options, "dry_run", False):
-                preflight.show(options, launch)
-                return ExitStatus.DONE
+                shown: int = preflight.show(options, launch)
+                return shown
             preflight.check(options, launch)
     start_logging(launch)
     status: int = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)

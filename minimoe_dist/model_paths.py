@@ -3,45 +3,107 @@
 import json
 import os
 import re
+import socket
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 
-def resolve_model_path(path: str) -> str:
+def resolve_model_path(path: str, option: str | None = None) -> str:
     """The folder or hub name of a model that a user names.
 
     ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME.
     A local folder must exist and hold ``config.json``; a hub name ("bert-base-uncased", "org/name")
     comes back unchanged.
 
+    Args:
+        path: the model.
+        option: that names it, for messages.
+
     Raises:
         UserError: no such package or folder, or no configuration in it.
     """
+    shown = f"{option}: {path}" if option else path
     if path.startswith("package:"):
-        return _packaged_model(path)
+        return _packaged_model(path, shown)
     local = Path(path).expanduser()
     if local.exists():
         if not (local / "config.json").is_file():
-            raise UserError(f"{path}: no config.json in it; give a Hugging Face model folder")
+            raise UserError(f"{shown}: no config.json in it; give a Hugging Face model folder")
         return str(local)
     owner, _, _ = path.partition("/")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or ("/" in path and os.path.isdir(owner)):
-        raise UserError(f"{path}: no such model folder; give an existing one or package:NAME")
+        raise UserError(f"{shown}: no such model folder; give an existing one or package:NAME")
     return path
 
 
-def _packaged_model(path: str) -> str:
+def _packaged_model(path: str, shown: str) -> str:
     name = path.removeprefix("package:")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None:
         raise UserError(
-            f"{path}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
+            f"{shown}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
             "or give a model folder"
         )
     for root in map(Path, spec.submodule_search_locations or []):
         for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
             if "model_type" in json.loads(config.read_text("utf-8")):
                 return str(config.parent)
-    raise UserError(f"{path}: that package holds no Hugging Face config.json; give a model folder")
+    raise UserError(f"{shown}: that package holds no Hugging Face config.json; give a model folder")
+
+
+def cached_file(name: str, file: str) -> str | None:
+    """Where the Hugging Face cache of this machine has a file of a hub's model, if it has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, file)
+    return path if isinstance(path, str) else None
+
+
+def download_config(name: str, option: str) -> None:
+    """Downloads the ``config.json`` of a hub's model into the cache.
+
+    Args:
+        name: on the Hugging Face hub.
+        option: that names the model, for messages.
+
+    Raises:
+        UserError: the hub is not reachable, or does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not hub_is_reachable():
+        raise not_downloadable(name, option, "it is not on this machine")
+    try:
+        hf_hub_download(name, "config.json")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise not_downloadable(name, option, first_line(error)) from error
+
+
+def not_downloadable(name: str, option: str, reason: str) -> UserError:
+    """The error for a hub's model that this machine can neither find nor get."""
+    reachable = "" if hub_is_reachable() else ", and the Hugging Face hub is not reachable"
+    return UserError(
+        f"{option}: {name}: no folder here, and not to be had from the hub ({reason}{reachable}); "
+        f"check the name, or run hf download {name} where there is a network and the same cache, "
+        "or give a folder"
+    )
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub's name resolves: without that, its client would retry for a minute."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return False
+    return True

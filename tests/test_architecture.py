@@ -28,6 +28,7 @@ FLOORS = {
     "corpus": 4,
     "data": 3,
     "objectives": 3,
+    "model_description": 3,
     "config": 2,
     "model_paths": 2,
     "runtime": 2,
@@ -39,8 +40,8 @@ FLOORS = {
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
-    *("cli", "config", "durable", "errors", "exit_status", "model_paths", "preflight", "runtime"),
-    *("runs", "slurm"),
+    *("cli", "config", "durable", "errors", "exit_status", "model_description", "model_paths"),
+    *("preflight", "runs", "runtime", "slurm"),
 )
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),

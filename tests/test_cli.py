@@ -24,6 +24,8 @@ BERT = {
     "model_type": "bert",
     "hidden_size": 64,
     "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
     "max_position_embeddings": 128,
     "vocab_size": 100,
 }
@@ -40,6 +42,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def write_teacher(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**BERT, **changes}))
+    (folder / "model.safetensors").touch()
     return folder
 
 
@@ -90,11 +93,11 @@ def test_dry_run_prints_a_run_that_reads_back(
     assert load_run_config(str(tmp_path / "run.yaml")).students[0].layer == 5
 
 
-def test_dry_run_says_what_would_stop_the_run(
+def test_dry_run_says_what_would_stop_the_run_and_ends_with_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = arguments(tmp_path, "--dry_run", f"--record_path_or_regex={tmp_path / 'none'}")
-    assert cli.main(tokens) == 0
+    assert cli.main(tokens) == 2
     assert "# would stop: " in capsys.readouterr().out
 
 

@@ -32,6 +32,7 @@ from transformers import (
 
 from .. import errors  # what models.errors finds beside exported code
 from ..durable import replaced
+from ..model_description import read_model_json
 from ..models import (
     blocks,
     configuration,
@@ -51,7 +52,7 @@ from ..models.elastic import ElasticForRelations, ElasticModel, ElasticPreTraine
 from ..models.elastic_configuration import ElasticConfig
 from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoeModel
-from .published import Student, fresh_pooler, load_published, read_config, read_state, student_of
+from .published import Student, fresh_pooler, load_published, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 
 STUDENT_CODE = (blocks, configuration, encoder, errors, experts, moebert, noise, packing)
@@ -206,7 +207,7 @@ def load_student(folder: str | Path) -> Student:
     Raises:
         ValueError: the folder holds no student, or only a part of one.
     """
-    config = read_config(folder)
+    config = read_model_json(folder)
     model_type = config.get("model_type")
     with_head = any("MaskedLM" in name for name in config.get("architectures") or ())
     if model_type == MiniMoeConfig.model_type:

@@ -11,13 +11,13 @@ from torch import nn
 from ..corpus.casing import undeclared_casing
 from ..durable import write_json
 from ..errors import UserError
+from ..model_description import read_model_json
 from ..models.auto import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 from ..models.pretrained import quiet_transformers
-from .published import read_config
 
 _COPIED = {".json", ".safetensors", ".txt", ".model", ".py"}
 # What an earlier export put beside the model, and this one writes anew.
@@ -72,7 +72,7 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         UserError: its configuration cannot be read.
     """
-    names = read_config(folder).get("architectures") or [""]
+    names = read_model_json(folder).get("architectures") or [""]
     loader: Any = AutoModel
     for part, with_head in _HEADS.items():
         if part in names[0]:

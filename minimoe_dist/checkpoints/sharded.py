@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..config.paths import WEIGHTS, WEIGHTS_INDEX
 from ..durable import write_json
+from ..model_description import WEIGHTS, WEIGHTS_INDEX
 from .tensors import save_tensors
 
 MAX_PIECE_BYTES = 10**9

@@ -27,9 +27,9 @@ from transformers import (
     RobertaForTokenClassification,
 )
 
-from ..config.paths import read_model_json
 from ..data.tasks import Task, places_of_labels
 from ..errors import UserError, first_line
+from ..model_description import describe_model
 from ..model_paths import resolve_model_path
 from ..models import task_heads
 from ..models.configuration import MiniMoeConfig
@@ -42,7 +42,7 @@ from ..models.task_heads import (
     MiniMoeForTokenClassification,
 )
 from .export import ELASTIC_CODE, STUDENT_CODE, code_map, copy_code, exported
-from .published import config_from_published, is_published_student, load_published
+from .published import config_from_published, load_published
 from .published.layout import our_name, published_name
 
 # By family: for texts, for tokens.
@@ -140,7 +140,8 @@ def _read(
     path: str, folder: str, task: Task
 ) -> tuple[MiniMoeConfig, dict[str, Tensor], PreTrainedConfig | None]:
     """Our configuration, the weights by our names, and transformers' configuration if plain."""
-    if is_published_student(read_model_json(folder)):
+    described = describe_model(path)
+    if described is not None and described.is_published_student:
         student = load_published(folder)
         ours: MiniMoeConfig = copy.deepcopy(student.config)
         _size_head(ours, task)

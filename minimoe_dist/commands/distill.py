@@ -7,9 +7,10 @@ from pathlib import Path
 from ..config import RunConfig
 from ..config.commands import DistillOptions
 from ..exit_status import ExitStatus
+from ..preflight.recipes import check_stages
 from ..recipes.distilling import Distillation
 from ..recipes.finished import is_finished
-from ..runtime import Launch, logger
+from ..runtime import DeviceType, Launch, logger
 from ..train.agreement import decided_by_rank_0
 from ..train.loop import run_steps
 from ..train.scope import Scope, only_run_in, run_resumable
@@ -35,6 +36,9 @@ def run(options: DistillOptions, launch: Launch) -> int:
                     _log.info("%s: finished before", shown)
                     continue
                 _log.info("%s: begins", shown)
+                # What earlier stages trained is there now.
+                device_type: DeviceType = "cuda" if scope.device.type == "cuda" else "cpu"
+                decided_by_rank_0(partial(check_stages, [stage], launch, device_type))
             with only_run_in(Path(stage.output_dir)):
                 is_done = _train(stage, launch, scope)
             gc.collect()  # what was closed is held in cycles

@@ -11,9 +11,9 @@ from ..checkpoints.folders import (
     write_sentence_layout,
 )
 from ..checkpoints.onnx_export import write_onnx
-from ..checkpoints.published import read_config
 from ..config.commands import ExportOptions
 from ..durable import replaced
+from ..model_description import read_model_json
 from ..models.compute import sequence_gmac
 from ..models.pretrained import longest_sequence
 from ..reporting.model_card import CardFacts, model_card
@@ -32,7 +32,7 @@ def run(options: ExportOptions, launch: Launch) -> int:
     """
     export = find_export(options.source, options.student)
     target = Path(options.output_dir)
-    config = read_config(export.folder)
+    config = read_model_json(export.folder)
     model = load_model(export.folder)
     with replaced(target) as aside:
         copy_model(export.folder, aside)

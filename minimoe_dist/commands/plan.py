@@ -8,10 +8,12 @@ from ..bench.machines import described_machines, machine_of
 from ..config import ConfigError, RunConfig
 from ..config.commands import PlanOptions
 from ..durable import write_json
+from ..model_description import ModelDescription
 from ..planning.corpora import corpus_of
 from ..planning.plan import Plan, Planner, nothing_fits
 from ..planning.sizes import student_json
 from ..planning.view import as_json, draw, show
+from ..preflight.recipes import model_problems
 from ..runtime import Launch
 
 
@@ -30,7 +32,11 @@ def run(options: PlanOptions, launch: Launch) -> int:
 
     to_come: dict[str, dict[str, Any]] = {}
     plans: list[tuple[RunConfig, Plan]] = []
+    described: dict[str, ModelDescription | None] = {}
     for config in options.stages:
+        problems = list(model_problems(config, machine.ranks, described, starts_here=False))
+        if problems:
+            raise ConfigError("; ".join(problems))
         corpus = corpus_of(config, options.tokens)
         planner = Planner(config, corpus, to_come, MetaPasses(config, to_come))
         plan = planner.plan(machine)

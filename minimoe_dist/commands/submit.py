@@ -17,7 +17,7 @@ from ..config.commands import SubmitOptions
 from ..config.model_types import SPARSIFICATION
 from ..durable import write_text
 from ..errors import UserError
-from ..preflight.recipes import problems_of_stages
+from ..preflight.recipes import check_stages
 from ..recipes.finished import is_finished
 from ..runs.submissions import Submission, next_submission
 from ..runtime import DeviceType, Launch
@@ -106,9 +106,7 @@ def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> Non
     on_cpus = stages[0].parallel.use_cpu or options.gpus_per_node is None
     device: DeviceType = "cpu" if on_cpus else "cuda"
     launch = Launch(0, ranks, 0, ranks // options.nodes, "", 0, "slurm")
-    found = [line for lines in problems_of_stages(stages, launch, device) for line in lines]
-    if found:
-        raise ConfigError("; ".join(found))
+    check_stages(stages, launch, device)
 
 
 def _tasks_per_node(options: SubmitOptions) -> int:

@@ -237,24 +237,6 @@ def check_command(config: RunOptions, command: str) -> None:
                 )
 
 
-def check_tinybert_heads(student: StudentConfig, path: str, heads: int | None) -> None:
-    """Refuses a TinyBERT student whose attention heads are not its teacher's.
-
-    Args:
-        student: its options.
-        path: the teacher's.
-        heads: the teacher's attention heads; None where they are not known yet.
-
-    Raises:
-        ConfigError: there are more or fewer.
-    """
-    if heads is not None and student.heads != heads:
-        raise ConfigError(
-            f"students.{student.name}.heads: {student.heads}, but TinyBERT compares attention head "
-            f"by head and {path} has {heads}: give as many"
-        )
-
-
 def check_world_size(config: RunOptions, world_size: int) -> None:
     """Refuses a number of processes that the run cannot be spread over.
 

@@ -50,7 +50,7 @@ def describe(
             path = detail["loc"]
             lines.append(f"{dotted(path)} is missing; {remedy_of(path)}")
         else:
-            lines.append(f"{_origin(detail['loc'], origins)} {_message(detail)}")
+            lines.append(f"{_origin(detail['loc'], origins)} {message_of(detail)}")
     if len(lines) > _SHOWN:
         lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more"]
     return "; ".join(lines)
@@ -65,7 +65,8 @@ def _origin(path: Path, origins: Mapping[Path, str]) -> str:
     return f"{dotted(path)}:"
 
 
-def _message(detail: Mapping[str, Any]) -> str:
+def message_of(detail: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says is wrong with a value; without its place."""
     kind, context, value = detail["type"], detail.get("ctx", {}), shown(detail["input"])
     if kind == "literal_error":
         expected = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")

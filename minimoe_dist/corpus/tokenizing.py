@@ -10,17 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import socket
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from ..data.indexed_format import TokenizerRecord
 from ..errors import UserError
-from ..model_paths import resolve_model_path
+from ..model_paths import cached_file, hub_is_reachable, resolve_model_path
 from ..runtime import logger
 from .casing import say_casing, undeclared_casing
 from .sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
@@ -202,10 +200,8 @@ def _local_folder(name_or_path: str) -> str | None:
     path = resolve_model_path(name_or_path)
     if os.path.isdir(path):
         return path
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(path, "config.json")
-    return os.path.dirname(cached) if isinstance(cached, str) else None
+    cached = cached_file(path, "config.json")
+    return None if cached is None else os.path.dirname(cached)
 
 
 def load_tokenizer(
@@ -263,7 +259,7 @@ def _load(name_or_path: str, path: str, options: dict[str, Any]) -> PreTrainedTo
         if os.path.isdir(path):
             own_options = {name: value for name, value in options.items() if name in _BERT_OPTIONS}
             return _by_vocabulary_file(name_or_path, path, own_options, error)
-        if not _hub_is_reachable():
+        if not hub_is_reachable():
             raise _no_tokenizer(name_or_path, error) from None
     try:
         return _with_words(AutoTokenizer.from_pretrained(path, **options))
@@ -309,22 +305,6 @@ def _no_tokenizer(name_or_path: str, error: Exception) -> UserError:
         f"give a folder with tokenizer.json or vocab.txt, a sentencepiece .model file, "
         f"package:NAME or a hub name"
     )
-
-
-def _hub_is_reachable() -> bool:
-    """Whether the hub's name resolves: without that, its client would retry for a minute."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(constants.ENDPOINT)
-    try:
-        socket.getaddrinfo(address.hostname, address.port or 443)
-    except OSError:
-        return False
-    return True
 
 
 class HasVocabulary(Protocol):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ..config.schema import Start
 from .configuration import MiniMoeConfig, family_of
-from .errors import UserError
 from .experts import ExpertLinear
 from .moebert import MiniMoeForRelations
 
@@ -25,6 +24,11 @@ PLAIN_FIELDS = (
 )  # fmt: skip
 # What a student takes over from the configuration it is derived from, usually the teacher's.
 _INHERITED = (*COMMON_FIELDS, "bos_token_id", "eos_token_id")
+# In which a plain student has to equal the one whose experts become its copies.
+_COPIED_SHAPE = (
+    "family", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
 
 
 def student_config(
@@ -50,14 +54,8 @@ def student_config(
         router_noise: ε of the noise on router logits in training.
         compat_seed: route and count padding, as the published implementation does.
 
-    Raises:
-        UserError: the sizes do not fit each other, or ``base`` is of no family of students.
     """
-    if hidden % num_relation_heads:
-        raise UserError(
-            f"num_relation_heads {num_relation_heads} does not divide the student's hidden size "
-            f"{hidden}: change one of them"
-        )
+    assert hidden % num_relation_heads == 0, f"{num_relation_heads} relation heads of {hidden}"
     attention, feedforward = experts
     with_experts = experts != (1, 1)
     return MiniMoeConfig(
@@ -119,16 +117,8 @@ def build_student(
         dense: the plain student of ``copies``.
         copy_noise: noise on each copy, relative to its weights' standard deviation.
         model_class: the student with what its objective needs on top.
-
-    Raises:
-        UserError: ``dense`` is missing, not wanted, or of another shape than ``config``.
     """
-    if (start == "copies") != (dense is not None):
-        raise UserError(
-            f"start: {start} needs a plain student to copy: name a trained one"
-            if dense is None
-            else f"start: {start} takes no plain student to copy: leave it out, or choose copies"
-        )
+    assert (start == "copies") == (dense is not None), f"{start} with {type(dense).__name__}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = model_class(config)
@@ -186,11 +176,10 @@ def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> 
         dense: of the same layers, width, heads, neurons and vocabulary.
         student: any student class; its noise comes from PyTorch's generator.
         noise: relative to each weight's standard deviation.
-
-    Raises:
-        UserError: ``dense`` has experts itself or another shape.
     """
-    _check_same_shape(dense.config, student.config)  # type: ignore[arg-type]
+    for name in _COPIED_SHAPE:
+        assert getattr(dense.config, name) == getattr(student.config, name), name
+    assert dense.config.is_dense
     source = {**dense.state_dict(), **_projected_signals(dense)}
     experts = {
         f"{prefix}.{kind}": module
@@ -255,21 +244,3 @@ def _spread_and_mean(weights: dict[str, Tensor], layers: int) -> tuple[float, fl
     before = f"bert.encoder.layer.{layers - 2}.output" if layers > 1 else "bert.embeddings"
     scale, shift = (weights[f"{before}.LayerNorm.{kind}"] for kind in ("weight", "bias"))
     return float((scale.square().mean() + shift.var(correction=0)).sqrt()), float(shift.mean())
-
-
-_COPIED_SHAPE = (
-    "family", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "max_position_embeddings", "type_vocab_size",
-)  # fmt: skip
-
-
-def _check_same_shape(dense: MiniMoeConfig, student: MiniMoeConfig) -> None:
-    if not dense.is_dense:
-        raise UserError("start: copies wants a plain student, not one with experts: name one")
-    for name in _COPIED_SHAPE:
-        student_value, dense_value = getattr(student, name), getattr(dense, name)
-        if student_value != dense_value:
-            raise UserError(
-                f"start: the plain student to copy has {name} {dense_value}, the new one "
-                f"{student_value}: make them equal"
-            )

@@ -42,7 +42,8 @@ def load_masked_lm(path: str) -> ElasticForMaskedLM:
         UserError: the checkpoint has no such model.
     """
     folder = resolve_model_path(path)
-    config = _read_config(folder, path)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    assert config.model_type in ("bert", ElasticConfig.model_type), config.model_type
     if config.model_type == "bert":
         config = elastic_config(config, relation_projections=False, with_pooler=True)
     model, missing = _load(folder, path, config)
@@ -77,14 +78,10 @@ def sparse_student(
         model_class: with a masked-LM head or without.
 
     Raises:
-        UserError: there is no such sub-model, or R does not divide the width.
+        UserError: there is no such sub-model.
     """
     config = copy.deepcopy(sparsified.config)
-    if config.hidden_size % num_relation_heads:
-        raise UserError(
-            f"num_relation_heads {num_relation_heads} does not divide the hidden size "
-            f"{config.hidden_size} of the sparsified model: change one of them"
-        )
+    assert config.hidden_size % num_relation_heads == 0, num_relation_heads
     config.shape(sparsity)
     config.num_relation_heads = num_relation_heads
     config.relation_projections = relation_projections
@@ -130,16 +127,6 @@ def once_for_all_config(
     )
     config = elastic_config(plain, keep_missing_layers=compat_seed)
     config.sparsity_map = once_for_all_map(config.sizes, sub_layers, sub_hidden)
-    return config
-
-
-def _read_config(folder: str, path: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no configuration ({first_line(error)})") from error
-    if config.model_type not in ("bert", ElasticConfig.model_type):
-        raise UserError(f"{path}: model_type {config.model_type} cannot be sliced; give a bert")
     return config
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import torch
 import transformers.utils.logging as transformers_logging
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     BertModel,
     MegatronBertModel,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from ..errors import UserError, first_line
+from ..model_description import MODEL_TYPES, description_of, require_model
 from .auto import AutoConfig
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
@@ -37,25 +37,15 @@ ENCODERS: dict[str, type[PreTrainedModel]] = {
     ElasticConfig.model_type: ElasticForRelations,
 }
 
+assert ENCODERS.keys() == set(MODEL_TYPES)
+
+_OPTION = "teacher.model_name_or_path"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:
     """Tokens of the longest sequence that an encoder takes."""
-    positions: int = config.max_position_embeddings
-    if getattr(config, "family", config.model_type) == "roberta":
-        return positions - (config.pad_token_id or 0) - 1
-    return positions
-
-
-def supported() -> str:
-    """The model types that can be loaded."""
-    return ", ".join(sorted(ENCODERS))
-
-
-def refuse_class(model: nn.Module) -> UserError:
-    """The error for a model of a class that cannot teach."""
-    return UserError(f"{type(model).__name__} cannot teach; supported: {supported()}")
+    return description_of(config.to_dict(), config.name_or_path, "").longest_sequence
 
 
 def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
@@ -68,24 +58,21 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
     Raises:
         UserError: no model there, or none that can teach as it stands.
     """
+    described = require_model(path, _OPTION, weights=False)
+    if described.is_published_student:
+        raise UserError(
+            f"{_OPTION}: {path} is a published student (moe {described.moe}, sparsity "
+            f"{described.sparsity}), which is no plain {described.model_type}; convert it to an "
+            "export and give that"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"teacher.model_name_or_path: {path} has no readable config.json "
-            f"({first_line(error)}); give a Hugging Face folder with one of: {supported()}"
+            f"{_OPTION}: {path} has no readable config.json ({first_line(error)}); give a Hugging "
+            "Face folder"
         ) from error
-    if config.model_type not in ENCODERS:
-        raise UserError(
-            f"teacher.model_name_or_path: {path} is of type {config.model_type}; "
-            f"supported: {supported()}"
-        )
-    moe = str(getattr(config, "moe", "1,1"))
-    if not isinstance(config, MiniMoeConfig) and moe != "1,1":
-        raise UserError(
-            f"teacher.model_name_or_path: {path} is a published student with experts (moe {moe}), "
-            f"which is no plain {config.model_type}; convert it to an export and give that"
-        )
+    assert isinstance(config, PreTrainedConfig)
     return config
 
 
@@ -133,7 +120,7 @@ def load_encoder(
             pickle.
     """
     options = _class_options(config)
-    source = f"teacher.model_name_or_path: {path}"
+    source = f"{_OPTION}: {path}"
     try:
         with quiet_transformers():
             model, report = ENCODERS[config.model_type].from_pretrained(

@@ -29,7 +29,6 @@ from .pretrained import (
     encoder_dtype,
     load_encoder,
     read_encoder_config,
-    refuse_class,
 )
 from .weights import SlicedWeights
 
@@ -167,14 +166,10 @@ def signals_of(model: nn.Module) -> nn.Module:
     each [B, S, H]. It takes over the parts of `model` that it needs. The relation layer is the last
     one of `model`, which loading has already shortened; a student with relation projections has
     its signals behind that.
-
-    Raises:
-        UserError: If the class is none that can teach.
     """
     if isinstance(model, MiniMoeForRelations | ElasticForRelations):
         return StudentSignals(model)
-    if not isinstance(model, BertModel | RobertaModel | MegatronBertModel):
-        raise refuse_class(model)
+    assert isinstance(model, BertModel | RobertaModel | MegatronBertModel), type(model).__name__
     layers = model.encoder.layer
     attention = layers[-1].attention
     model.encoder.layer = layers[:-1]
@@ -189,9 +184,6 @@ def teacher_of(model: nn.Module) -> RelationTeacher:
     """A teacher of a loaded model, which it takes over: an encoder or a student, at its last layer.
 
     For what has a layout of its own on disk, such as a published student with experts.
-
-    Raises:
-        UserError: If the class is none that can teach.
     """
     config = model.config
     assert isinstance(config, PreTrainedConfig)
@@ -215,22 +207,23 @@ def load_teacher(
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
-        relation_layer: layer from 1; -1 is the last one.
+        relation_layer: layer from 1; -1 is the last one, and the only one of a student with
+            relation projections behind its layers.
         dtype: a torch type, its name, or "auto": bfloat16 (float16 where there is none) on a
             GPU and on a CPU that multiplies bfloat16 itself, else float32. "float8": bfloat16
             with linear maps of 8 bits (:mod:`.float8`).
         device: where the teacher shall live.
 
     Raises:
-        UserError: If there is no such model, its type is not supported, `relation_layer` is out
-            of range, weights are missing or of another shape, or the file is an unsafe pickle.
+        UserError: If there is no such model, its type is not supported, weights are missing or
+            of another shape, or the file is an unsafe pickle.
     """
     from ..model_paths import resolve_model_path
 
     folder = resolve_model_path(path)
     device = torch.device(device)
     config = read_encoder_config(path, folder)
-    layer = _layer_number(path, config, relation_layer)
+    layer = _layer_number(config, relation_layer)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = layer
     in_8_bits = dtype == FLOAT8
@@ -281,7 +274,7 @@ def unfilled_teacher(
 
     folder = resolve_model_path(path)
     config = read_encoder_config(path, folder)
-    layer = _layer_number(path, config, relation_layer)
+    layer = _layer_number(config, relation_layer)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = layer
     model = empty_encoder(cut, encoder_dtype(dtype, torch.device("cpu")))
@@ -294,17 +287,9 @@ def unfilled_teacher(
     return UnfilledTeacher(teacher, weights, names)
 
 
-def _layer_number(path: str, config: PreTrainedConfig, relation_layer: int) -> int:
+def _layer_number(config: PreTrainedConfig, relation_layer: int) -> int:
     layers: int = config.num_hidden_layers
-    if getattr(config, "relation_projections", False) and relation_layer not in (-1, layers):
-        raise UserError(
-            f"teacher.relation_layer: {relation_layer} is no layer with signals of {path}, a "
-            "student with relation projections behind its last layer; give -1"
-        )
     layer = layers if relation_layer == -1 else relation_layer
-    if not 1 <= layer <= layers:
-        raise UserError(
-            f"teacher.relation_layer: {relation_layer} is not a layer of {path}; "
-            f"choose 1 to {layers}, or -1 for the last"
-        )
+    assert 1 <= layer <= layers, f"relation layer {relation_layer} of {layers}"
+    assert layer == layers or not getattr(config, "relation_projections", False), "has none inside"
     return layer

@@ -18,7 +18,7 @@ from .configuration import MiniMoeConfig
 from .errors import UserError
 from .mlm_head import MaskedLmPass
 from .moebert import MiniMoeForRelations, MiniMoeModel, MiniMoePreTrainedModel
-from .pretrained import encoder_dtype, load_encoder, read_encoder_config, refuse_class
+from .pretrained import encoder_dtype, load_encoder, read_encoder_config
 from .teacher import FrozenModel
 
 
@@ -140,18 +140,13 @@ class StateTeacher(FrozenModel):
 
 
 def state_teacher_of(model: nn.Module) -> StateTeacher:
-    """A TinyBERT teacher of a loaded encoder, which it takes over.
-
-    Raises:
-        UserError: if the class is none that can teach.
-    """
+    """A TinyBERT teacher of a loaded encoder, which it takes over."""
     if isinstance(model, MiniMoeForRelations):
         model = model.bert
     if isinstance(model, MiniMoeModel):
         return StateTeacher(_StudentStates(model), model.config)
-    if isinstance(model, BertModel | RobertaModel | MegatronBertModel):
-        return StateTeacher(_EncoderStates(model), model.config)
-    raise refuse_class(model)
+    assert isinstance(model, BertModel | RobertaModel | MegatronBertModel), type(model).__name__
+    return StateTeacher(_EncoderStates(model), model.config)
 
 
 def load_state_teacher(

@@ -15,10 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
-from ..config.paths import WEIGHTS, WEIGHTS_INDEX
 from ..errors import UserError, first_line
-
-_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+from ..model_description import PICKLE, PICKLE_INDEX, WEIGHTS, WEIGHTS_INDEX
 
 
 def refuse_incomplete(
@@ -124,10 +122,10 @@ class FolderWeights:
                 "shards; convert it with transformers' save_pretrained, or give teacher.layout "
                 "replicated"
             )
-        if self._find(_PICKLE) is not None:
-            files = [_PICKLE]
-        elif self._find(_PICKLE_INDEX) is not None:
-            files = sorted(set(self._index(_PICKLE_INDEX).values()))
+        if self._find(PICKLE) is not None:
+            files = [PICKLE]
+        elif self._find(PICKLE_INDEX) is not None:
+            files = sorted(set(self._index(PICKLE_INDEX).values()))
         else:
             raise UserError(f"{self._source}: no {WEIGHTS}; give a Hugging Face model's folder")
         for part in files:

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .packed_relations import packed_relation_loss
 
 Signals = tuple[Tensor, Tensor, Tensor]
@@ -81,17 +80,9 @@ def relation_loss_sum(
     Returns:
         The sum as a scalar, and the rows of each of the three: R x positions not padding; on a
         GPU a scalar tensor, for which nobody has to wait.
-
-    Raises:
-        UserError: If a width is no multiple of `num_relation_heads`, or there is dropout without
-            `compat_seed`.
     """
     _check(student, teacher, attention_mask, num_relation_heads)
-    if dropout is not None and not compat_seed:
-        raise UserError(
-            "relation_dropout: needs compat seed, since a dropped relation has an infinite "
-            "divergence; set relation_dropout to 0"
-        )
+    assert dropout is None or compat_seed, "a dropped relation has an infinite divergence"
     device, valid = attention_mask.device, attention_mask.bool()
     takes_kernel = student[0].is_cuda and student[0].dtype != torch.float64
     if takes_kernel and not compat_seed and tile_elements is None:
@@ -130,11 +121,7 @@ def _rows_of(signals: Signals) -> Signals:
 def _check(student: Signals, teacher: Signals, mask: Tensor, num_relation_heads: int) -> None:
     for side, signals in (("student", student), ("teacher", teacher)):
         for signal in signals:
-            if num_relation_heads < 1 or signal.shape[-1] % num_relation_heads:
-                raise UserError(
-                    f"num_relation_heads: {num_relation_heads} does not divide the {side}'s width "
-                    f"{signal.shape[-1]}; choose a divisor of both widths"
-                )
+            assert signal.shape[-1] % num_relation_heads == 0, (side, signal.shape)
             assert signal.shape[:2] == mask.shape, (side, signal.shape, mask.shape)
 
 

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-
 # As for relations: what stays in a CPU's cache, and what fills a GPU.
 _CPU_TILE_ELEMENTS = 2**19
 _GPU_TILE_ELEMENTS = 2**24
@@ -101,9 +99,6 @@ def tinybert_loss_sums(
         num_heads: attention heads, the same number on both sides; their sizes may differ.
         padded_length: see :func:`tinybert_counts`.
         tile_elements: scores made at a time; by default what suits the device.
-
-    Raises:
-        UserError: the sides' widths differ, or ``num_heads`` does not divide an attention width.
     """
     width = teacher.hidden.shape[-1]
     _check(student, teacher, num_heads)
@@ -134,17 +129,9 @@ def _check(student: States, teacher: States, num_heads: int) -> None:
         (student.embeddings.shape, teacher.embeddings.shape),
         (student.hidden.shape, teacher.hidden.shape),
     ):
-        if student_shape != teacher_shape:
-            raise UserError(
-                f"student states {tuple(student_shape)} and teacher states {tuple(teacher_shape)} "
-                "differ: map the student's to the teacher's width"
-            )
-    for side, states in (("student", student), ("teacher", teacher)):
-        if num_heads < 1 or states.queries.shape[-1] % num_heads:
-            raise UserError(
-                f"heads: {num_heads} does not divide the {side}'s attention width "
-                f"{states.queries.shape[-1]}: TinyBERT needs as many heads on both sides"
-            )
+        assert student_shape == teacher_shape, (student_shape, teacher_shape)
+    for states in (student, teacher):
+        assert states.queries.shape[-1] % num_heads == 0, (states.queries.shape, num_heads)
 
 
 def _squared_error(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:

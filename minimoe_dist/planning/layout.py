@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..config import ConfigError, RunConfig
+from ..config import RunConfig
+from ..config.checks import check_world_size
 from .machine import Machine
 from .sizes import EncoderSizes
 
@@ -58,24 +59,14 @@ def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
     Raises:
         ConfigError: the ranks cannot be divided as it says.
     """
-    expert, teacher = config.parallel.expert_parallel_size, config.teacher
-    kind, size = teacher.layout, teacher.ranks(ranks)
-    for option, value in (
-        ("parallel.expert_parallel_size", expert),
-        ("teacher.parallel_size", size),
-    ):
-        if ranks % value:
-            raise ConfigError(
-                f"{option}: {value} does not divide the {ranks} ranks of the machine; use a "
-                "divisor, or other nodes and ranks_per_node"
-            )
-    training = config.training
+    check_world_size(config, ranks)
+    teacher, training = config.teacher, config.training
     return Layout(
         ranks=ranks,
         zero_stage=config.parallel.zero_stage,
-        expert_parallel_size=expert,
-        teacher_layout=kind,
-        teacher_parallel_size=size,
+        expert_parallel_size=config.parallel.expert_parallel_size,
+        teacher_layout=teacher.layout,
+        teacher_parallel_size=teacher.ranks(ranks),
         teacher_waits_outside=teacher.offload == "cpu",
         micro_batch=training.per_device_train_batch_size,
         accumulation=training.num_grad_accum_steps,

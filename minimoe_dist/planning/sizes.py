@@ -6,9 +6,8 @@ from typing import Any
 
 from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
-from ..config.paths import read_model_json
 from ..data.row_counts import MASKED_SHARE
-from ..model_paths import resolve_model_path
+from ..model_description import describe_model, read_model_json
 from ..models.compute import RelationPath
 from ..models.submodels import (
     WHOLE,
@@ -195,8 +194,9 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
         start = start or options.model_name_or_path
     # A student of an earlier stage is of the size that the options give (checked before a run).
     if start is not None and start not in to_come:
-        given = read_model_json(resolve_model_path(start))
-        if given.get("family") is not None:
+        described = describe_model(start, f"students.{options.name}")
+        if described is not None and described.is_ours:
+            given = read_model_json(described.folder)
             sparse = {} if options.sparsity is None else {"sparsity": options.sparsity}
             return {**given, **sparse, "relation_projections": True} if sparse else given
     at = f"students.{options.name}.model_name_or_path"
@@ -266,25 +266,16 @@ def model_json(name: str, option: str, to_come: Exports) -> Mapping[str, Any]:
     """
     if name in to_come:
         return to_come[name]
-    folder = resolve_model_path(name)
-    values = read_model_json(folder) or _downloaded(folder) or _PUBLISHED.get(name, {})
-    if not values:
+    described = describe_model(name, option)
+    if described is not None:
+        return read_model_json(described.folder)
+    if name not in _PUBLISHED:
         known = ", ".join(_PUBLISHED)
         raise ConfigError(
             f"{option}: the sizes of {name} are not known here; give a folder with its "
             f"config.json, or one of {known}"
         )
-    for key in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
-        if key not in values:
-            raise ConfigError(f"{option}: {name}: its config.json has no {key}; give another model")
-    return values
-
-
-def _downloaded(name: str) -> dict[str, Any]:
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(name, "config.json")
-    return read_model_json(path.removesuffix("config.json")) if isinstance(path, str) else {}
+    return _PUBLISHED[name]
 
 
 def _of_json(values: Mapping[str, Any]) -> EncoderSizes:

@@ -1,14 +1,12 @@
 """What would make ``minimoe-dist bench`` fail, found before anything heavy is imported."""
 
-from pathlib import Path
-
 from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.checks import check_command
 from ..config.commands import BenchOptions
 from ..config.model_types import Students
 from ..config.paths import check_output_dir
 from ..errors import UserError
-from ..model_paths import resolve_model_path
+from ..model_description import describe_model
 from ..planning.layout import layout_of_recipe
 from ..planning.plan import Planner
 from ..runtime import Launch, prepare_environment
@@ -64,7 +62,7 @@ def _with_start(config: RunConfig, student: StudentConfig) -> StudentConfig:
 def has_weights(path: str) -> bool:
     """Whether a model is a folder with weights, not a name alone."""
     try:
-        folder = Path(resolve_model_path(path))
+        model = describe_model(path)
     except UserError:
         return False
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+    return model is not None and model.has_weights

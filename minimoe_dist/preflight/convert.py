@@ -6,10 +6,12 @@ from typing import Any, Literal
 from ..checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
 from ..config import ConfigError
 from ..config.commands import ConvertOptions
-from ..config.paths import check_writable, read_model_json
+from ..config.paths import check_writable
 from ..durable import check_replaceable
 from ..errors import UserError
+from ..model_description import ModelDescription, read_model_json, require_model
 from ..runtime import Launch
+from .models import check_divided
 
 
 def check(options: ConvertOptions, launch: Launch) -> None:
@@ -26,7 +28,7 @@ def check(options: ConvertOptions, launch: Launch) -> None:
         except UserError as error:
             raise ConfigError(f"input: {error}") from None
     else:
-        _check_split(options, source, read_model_json(str(source)))
+        _check_split(options, require_model(str(source), "input"))
     if options.model_config_path is not None and not config_json(options.model_config_path):
         raise ConfigError(
             f"model_config_path: {options.model_config_path} is no config.json; give a model's"
@@ -40,30 +42,27 @@ def check(options: ConvertOptions, launch: Launch) -> None:
     check_replaceable(output)
 
 
-def _check_split(options: ConvertOptions, source: Path, model: dict[str, Any]) -> None:
-    if not model:
-        raise ConfigError(f"input: {source} has no config.json; give a Hugging Face model's folder")
-    if model.get("model_type") != "megatron-bert":
+def _check_split(options: ConvertOptions, model: ModelDescription) -> None:
+    if model.model_type != "megatron-bert":
         raise ConfigError(
-            f"input: {source} is of type {model.get('model_type')}; only megatron-bert has its "
+            f"input: {model.path} is of type {model.model_type}; only megatron-bert has its "
             "LayerNorms where Megatron's BERT has them: give such a model"
         )
-    for option, key, what in (
-        ("tensor_parallel_size", "num_attention_heads", "heads"),
-        ("tensor_parallel_size", "intermediate_size", "feed-forward neurons"),
-        ("pipeline_parallel_size", "num_hidden_layers", "layers"),
-    ):
-        ranks, count = getattr(options, option), model.get(key)
-        if isinstance(count, int) and count % ranks:
-            raise ConfigError(
-                f"{option}: {ranks} does not divide the input's {count} {what}; choose a divisor"
-            )
+    remedy = "choose a divisor"
+    check_divided("tensor_parallel_size", options.tensor_parallel_size, model, remedy)
+    ranks, layers = options.pipeline_parallel_size, model.num_hidden_layers
+    if layers % ranks:
+        raise ConfigError(
+            f"pipeline_parallel_size: {ranks} does not divide the {layers} layers of "
+            f"{model.path}; {remedy}"
+        )
 
 
 def config_json(path: str) -> dict[str, Any]:
     """A model's configuration, of its file or its folder; empty where there is none."""
     given = Path(path).expanduser()
-    return read_model_json(str(given.parent if given.is_file() else given))
+    folder = given.parent if given.is_file() else given
+    return read_model_json(folder) if (folder / "config.json").is_file() else {}
 
 
 def direction_of(options: ConvertOptions) -> Literal["huggingface", "megatron"]:
@@ -73,14 +72,14 @@ def direction_of(options: ConvertOptions) -> Literal["huggingface", "megatron"]:
         ConfigError: nobody says it, and the input is neither.
     """
     source = Path(options.input).expanduser()
+    if not source.exists():
+        raise ConfigError(f"input: {source} does not exist; check the path")
     if options.to is not None:
         return options.to
     if is_megatron_checkpoint(source):
         return "huggingface"
     if (source / "config.json").is_file():
         return "megatron"
-    if not source.exists():
-        raise ConfigError(f"input: {source} does not exist; check the path")
     raise ConfigError(
         f"input: {source} is no Megatron checkpoint and no Hugging Face folder; check the path, or "
         "say with --to huggingface that it is the file of a checkpoint's only rank"

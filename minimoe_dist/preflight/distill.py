@@ -1,10 +1,11 @@
 """What would make ``minimoe-dist distill`` or ``sparsify`` fail, and what it would do."""
 
-from ..config import ConfigError, RunConfig
+from ..config import RunConfig
 from ..config.checks import check_command
 from ..config.commands import DistillOptions, SparsifyOptions
+from ..exit_status import ExitStatus
 from ..runtime import DeviceType, Launch, prepare_environment
-from .recipes import problems_of_stages
+from .recipes import check_stages, problems_of_stages
 
 
 def check(options: DistillOptions, launch: Launch) -> None:
@@ -13,29 +14,31 @@ def check(options: DistillOptions, launch: Launch) -> None:
     Raises:
         ConfigError: one line of everything that would stop it, with the remedies.
     """
-    _, problems = _look_at(options, launch)
-    if any(problems):
-        raise ConfigError("; ".join(line for of_stage in problems for line in of_stage))
+    check_stages(options.stages, launch, _device_type(options))
 
 
-def show(options: DistillOptions, launch: Launch) -> None:
+def show(options: DistillOptions, launch: Launch) -> ExitStatus:
     """Prints the resolved run, once for all ranks, with what would stop it as comments.
+
+    Returns:
+        the status that the run would end with at its start.
 
     Raises:
         ConfigError: an option is wrong, or the run is another command's.
     """
-    device_type, problems = _look_at(options, launch)
+    device_type = _device_type(options)
+    problems = problems_of_stages(options.stages, launch, device_type)
     if launch.rank == 0:
         for stage, of_stage in zip(options.stages, problems, strict=True):
             print(_resolved(stage, launch.world_size, device_type, of_stage), end="")
+    return ExitStatus.REFUSED if any(problems) else ExitStatus.DONE
 
 
-def _look_at(options: DistillOptions, launch: Launch) -> tuple[DeviceType, list[list[str]]]:
-    """What the run would train on, and each stage's problems."""
+def _device_type(options: DistillOptions) -> DeviceType:
+    """What the run would train on; refuses a run that is another command's."""
     for stage in options.stages:
         check_command(stage, "sparsify" if isinstance(options, SparsifyOptions) else "distill")
-    device_type = prepare_environment(options.stages[0].parallel.use_cpu)
-    return device_type, problems_of_stages(options.stages, launch, device_type)
+    return prepare_environment(options.stages[0].parallel.use_cpu)
 
 
 def _resolved(config: RunConfig, world_size: int, device_type: str, problems: list[str]) -> str:

@@ -1,18 +1,22 @@
 """What can be refused of an evaluation before torch is imported."""
 
 from pathlib import Path
+from typing import Any
 
 from ..config import ConfigError
 from ..config.commands import EvaluateOptions
-from ..config.paths import check_output_dir, read_model_json
+from ..config.paths import check_output_dir
 from ..config.problems import nearest
 from ..data.indexed import find_corpora
 from ..data.tasks import TASKS, check_table, find_task_file, task_of
 from ..data.tasks.sources import scored_table, table_split
-from ..model_paths import resolve_model_path
+from ..model_description import ModelDescription, require_model
 from ..reporting.runs import find_export
-from ..runs.options import SavedTuning
+from ..runs.options import SavedRecipe, SavedTuning
 from ..runtime import Launch
+from .models import check_relation_heads, check_same_vocabulary
+
+_DEFAULT_RELATION_HEADS = 32
 
 
 def check(options: EvaluateOptions, launch: Launch) -> None:
@@ -23,7 +27,7 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
         UserError: the same, of the source, the teacher or a corpus.
     """
     export = find_export(options.source, options.student)
-    model = read_model_json(str(export.folder))
+    model = require_model(str(export.folder), "source")
     if options.output is not None:
         check_output_dir(str(Path(options.output).parent))
     for path in options.corpus:
@@ -33,23 +37,59 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
             f"--corpus: without --teacher there is nothing to hold {options.source} against; "
             "give one"
         )
-    _check_widths(options, model)
-    _check_relations(options, model)
+    _check_relations(options, model, export.run.recipe if export.run else SavedRecipe())
     results = export.run.results if export.run else None
     _check_task(options, model, results.options if results else SavedTuning())
 
 
-def _check_relations(options: EvaluateOptions, model: dict[str, object]) -> None:
-    if options.teacher is None or not model.get("relation_projections"):
-        return
-    if "Classification" in _architecture(model):
+def teacher_of(options: EvaluateOptions, saved: SavedRecipe) -> str | None:
+    """The teacher to hold a model against: given, or of the run that trained the model."""
+    return options.teacher or saved.teacher.model_name_or_path
+
+
+def corpora_of(options: EvaluateOptions, saved: SavedRecipe) -> list[dict[str, Any]]:
+    """The text to do so on: given, or held out by that run; may be empty."""
+    given = [{"path": path, "weight": 1.0} for path in options.corpus]
+    return given or [corpus.model_dump() for corpus in saved.data.heldout_path_or_regex or ()]
+
+
+def relation_heads_of(options: EvaluateOptions, saved: SavedRecipe) -> int:
+    """The relation heads to compare: given, of that run, or what recipes take."""
+    saved_heads = saved.objective.num_relation_heads
+    return options.num_relation_heads or saved_heads or _DEFAULT_RELATION_HEADS
+
+
+def _check_relations(options: EvaluateOptions, model: ModelDescription, saved: SavedRecipe) -> None:
+    """Refuses relation heads that do not fit, and a teacher that the model has no relations to."""
+    compared = {"source": model}
+    path, corpora = teacher_of(options, saved), corpora_of(options, saved)
+    if path is not None and (options.teacher is not None or corpora):
+        compared["teacher"] = teacher = require_model(path, "--teacher")
+        _check_teacher(options, model, teacher)
+    if options.num_relation_heads is not None or ("teacher" in compared and corpora):
+        heads = relation_heads_of(options, saved)
+        for what, one in compared.items():
+            check_relation_heads("--num_relation_heads", heads, what, one)
+
+
+def _check_teacher(
+    options: EvaluateOptions, model: ModelDescription, teacher: ModelDescription
+) -> None:
+    if model.relation_projections and "Classification" in model.architecture:
         raise ConfigError(
             f"--teacher: {options.source} is fine-tuned and has no relation projections to hold "
             "against it; evaluate the student that it was tuned from, or leave --teacher out"
         )
+    check_same_vocabulary("source", model, teacher)
+    for what, compared in (("source", model), ("teacher", teacher)):
+        if compared.is_published_student:
+            raise ConfigError(
+                f"{what}: {compared.path} is a published student, whose relations are not "
+                "compared here; distil from it, or give an export"
+            )
 
 
-def _check_table(options: EvaluateOptions, model: dict[str, object], tuning: SavedTuning) -> None:
+def _check_table(options: EvaluateOptions, model: ModelDescription, tuning: SavedTuning) -> None:
     if options.task is not None:
         raise ConfigError(
             "dataset: give --task NAME with --data_dir FOLDER, or --dataset, not both"
@@ -59,23 +99,17 @@ def _check_table(options: EvaluateOptions, model: dict[str, object], tuning: Sav
     check_table(table, table_split(table, options.split))
 
 
-def _architecture(model: dict[str, object]) -> str:
-    names = model.get("architectures") or [""]
-    assert isinstance(names, list)
-    return str(names[0])
-
-
 def _check_head(
-    options: EvaluateOptions, model: dict[str, object], wanted: str, task: str | None
+    options: EvaluateOptions, model: ModelDescription, wanted: str, task: str | None
 ) -> None:
-    if wanted not in _architecture(model):
+    if wanted not in model.architecture:
         raise ConfigError(
             f"task: {task} needs a model with a head for it, and {options.source} is a "
-            f"{_architecture(model) or 'model without a name'}; fine-tune it first"
+            f"{model.architecture or 'model without a name'}; fine-tune it first"
         )
 
 
-def _check_task(options: EvaluateOptions, model: dict[str, object], tuning: SavedTuning) -> None:
+def _check_task(options: EvaluateOptions, model: ModelDescription, tuning: SavedTuning) -> None:
     if options.dataset is not None:
         _check_table(options, model, tuning)
         return
@@ -91,23 +125,3 @@ def _check_task(options: EvaluateOptions, model: dict[str, object], tuning: Save
     is_tagging = task_of(options.task).kind == "tagging"
     wanted = "TokenClassification" if is_tagging else "SequenceClassification"
     _check_head(options, model, wanted, options.task)
-
-
-def _check_widths(options: EvaluateOptions, model: dict[str, object]) -> None:
-    models = {"source": (options.source, model)}
-    if options.teacher is not None:
-        teacher = read_model_json(resolve_model_path(options.teacher))
-        models["--teacher"] = (options.teacher, teacher)
-        if teacher and teacher.get("vocab_size") != model.get("vocab_size"):
-            raise ConfigError(
-                f"--teacher: {options.teacher} has {teacher.get('vocab_size')} words and "
-                f"{options.source} {model.get('vocab_size')}; give its own teacher"
-            )
-    heads = options.num_relation_heads
-    for name, (path, config) in models.items():
-        hidden = config.get("hidden_size")
-        if heads is not None and isinstance(hidden, int) and hidden % heads:
-            raise ConfigError(
-                f"--num_relation_heads: {heads} does not divide the hidden size {hidden} of "
-                f"{name} {path}; choose a divisor"
-            )

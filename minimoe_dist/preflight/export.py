@@ -7,10 +7,9 @@ from ..config import ConfigError
 from ..config.commands import ExportOptions
 from ..config.paths import check_output_dir
 from ..durable import check_replaceable
+from ..model_description import require_model
 from ..reporting.runs import find_export
 from ..runtime import Launch
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
 
 
 def check(options: ExportOptions, launch: Launch) -> None:
@@ -23,12 +22,13 @@ def check(options: ExportOptions, launch: Launch) -> None:
     source = find_export(options.source, options.student).folder
     check_output_dir(options.output_dir)
     _check_target(options.output_dir, source)
-    if not any(source.glob("*.safetensors")):
+    model = require_model(str(source), "source")
+    if not model.has_safetensors:
         raise ConfigError(
             f"{source}: has no model.safetensors; pickles are not handed on: save the model as "
             "safetensors first"
         )
-    if options.sentence_transformers and not any((source / n).is_file() for n in _TOKENIZER_FILES):
+    if options.sentence_transformers and not model.has_tokenizer:
         raise ConfigError(
             f"--sentence_transformers: {source} has no tokenizer; save the teacher's there first"
         )

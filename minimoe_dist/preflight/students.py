@@ -1,158 +1,234 @@
-"""What options say of students, held against the folders that they start from; without torch."""
+"""What options say of students, held against the models that they start from; without torch."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, RunConfig, StudentConfig
-from ..config.checks import check_tinybert_heads
 from ..config.model_types import Learns, Students, types_that
-from ..config.paths import check_same_vocabulary, read_model_json
+from ..errors import UserError
+from ..model_description import EXPERTS, SLICEABLE, ModelDescription, require_model
 from ..model_paths import resolve_model_path
 from ..models.submodels import Sizes, once_for_all_map
+from .models import check_relation_heads, check_same_vocabulary
+from .problems import problems_of
 
-_SLICEABLE = "minimoe-elastic"
+# Beside the sizes that options give, in what a plain student has to equal one made of its copies.
+_COPIED = ("family", "intermediate_size", "max_position_embeddings", "type_vocab_size")
+# Exports that earlier stages of a recipe will leave, as far as their sizes are known.
+ToCome = Mapping[str, ModelDescription | None]
 
 
-def check_students(
-    config: RunConfig, teacher: Mapping[str, Any], to_come: Collection[str] = ()
-) -> None:
-    """Refuses students whose folders are missing, or have other sizes than the options say.
+def is_to_come(path: str, to_come: ToCome) -> bool:
+    """Whether a model is an export that an earlier stage has yet to leave."""
+    return path in to_come and not Path(path, "config.json").is_file()
+
+
+def student_problems(
+    config: RunConfig, teacher: ModelDescription | None, to_come: ToCome, starts_here: bool = True
+) -> Iterator[str]:
+    """Yields, one line each, why students cannot start as their options say.
 
     Args:
         config: the run.
-        teacher: the teacher's ``config.json``; empty where it is not known yet.
-        to_come: exports of earlier stages; one that is not there yet is not looked at.
-
-    Raises:
-        ConfigError: one does not fit.
+        teacher: its description; None where that is not known.
+        to_come: exports that need not be there yet.
+        starts_here: refuse models that are not on this machine, too.
     """
     for student in config.students:
-        at = f"students.{student.name}"
-        for option in ("model_name_or_path", "initial_weights"):
-            path = getattr(student, option)
-            if path is None or (path in to_come and not Path(path, "config.json").is_file()):
-                continue
-            model = read_model_json(resolve_model_path(path))
-            check_same_vocabulary(dict(teacher), model, f"{at}.{option}", path)
-            if _gives_weights(config, student, option):
-                _check_origin(config, student, f"{at}.{option}", path, model)
-        if config.kind.learns is Learns.STATES:
-            name, heads = config.teacher.model_name_or_path, teacher.get("num_attention_heads")
-            check_tinybert_heads(student, name, heads)
-        _check_sub_models(student)
+        yield from problems_of(_check_student, config, student, teacher, to_come, starts_here)
 
 
-def _gives_weights(config: RunConfig, student: StudentConfig, option: str) -> bool:
+def _check_student(
+    config: RunConfig,
+    student: StudentConfig,
+    teacher: ModelDescription | None,
+    to_come: ToCome,
+    starts_here: bool,
+) -> None:
+    for name in ("model_name_or_path", "initial_weights"):
+        path = getattr(student, name)
+        if path is None:
+            continue
+        option, starts_it = f"students.{student.name}.{name}", _starts(config, student, name)
+        model = _describe(path, option, to_come, needed=starts_here, weights=starts_it)
+        if model is None:
+            continue
+        if teacher is not None:
+            check_same_vocabulary(option, model, teacher)
+        if starts_it:
+            _check_origin(config, student, option, model)
+        if starts_it and student.start == "copies":
+            _check_copied(option, model, student_to_come(config, student, teacher, to_come))
+        _check_family(config, option, model)
+    if config.kind.learns is Learns.STATES and teacher is not None:
+        _check_tinybert_heads(student, teacher)
+    if student.ofa_layer and student.ofa_hidden:
+        head_size = student.hidden // student.heads
+        sizes = Sizes(student.layer, student.heads, head_size, 4 * student.hidden)
+        once_for_all_map(sizes, student.ofa_layer, student.ofa_hidden)
+
+
+def _starts(config: RunConfig, student: StudentConfig, option: str) -> bool:
+    """Whether an option gives weights, not a configuration alone."""
     if option == "initial_weights":
         return True
     return config.kind.students is Students.SUB_MODEL and student.initial_weights is None
 
 
-def _check_sub_models(student: StudentConfig) -> None:
-    """Raises UserError for sizes that a once-for-all student cannot have."""
-    if student.ofa_layer and student.ofa_hidden:
-        sizes = Sizes(
-            student.layer, student.heads, student.hidden // student.heads, 4 * student.hidden
+def _describe(
+    path: str, option: str, to_come: ToCome, *, needed: bool, weights: bool
+) -> ModelDescription | None:
+    if is_to_come(path, to_come):
+        return to_come[path]
+    if not needed and not Path(path).expanduser().is_dir():
+        return None
+    if weights and not Path(resolve_model_path(path, option)).is_dir():
+        raise ConfigError(f"{option}: {path} is no local folder; download it and give its folder")
+    return require_model(path, option, weights=weights)
+
+
+def _check_tinybert_heads(student: StudentConfig, teacher: ModelDescription) -> None:
+    if student.heads != teacher.num_attention_heads:
+        raise ConfigError(
+            f"students.{student.name}.heads: {student.heads}, but TinyBERT compares attention head "
+            f"by head and {teacher.path} has {teacher.num_attention_heads}: give as many"
         )
-        once_for_all_map(sizes, student.ofa_layer, student.ofa_hidden)
 
 
 def _check_origin(
-    config: RunConfig, student: StudentConfig, option: str, path: str, model: Mapping[str, Any]
+    config: RunConfig, student: StudentConfig, option: str, model: ModelDescription
 ) -> None:
     """Refuses a folder that the student cannot start from."""
-    if not model:
-        raise ConfigError(f"{option}: {path} is no local folder; download it and give its folder")
-    written, at = _written_sizes(model), f"students.{student.name}"
-    is_sparse = config.kind.students is Students.SUB_MODEL
+    is_sparse, at = config.kind.students is Students.SUB_MODEL, f"students.{student.name}"
     if is_sparse or config.kind.students is Students.ONCE_FOR_ALL:
-        there = model.get("sparsity_map")
-        if there is None:
+        if model.sparsity_map is None:
             raise ConfigError(
-                f"{option}: {path} has no sparsity map; "
+                f"{option}: {model.path} has no sparsity map; "
                 + ("sparsify it first" if is_sparse else "give a once-for-all student's folder")
             )
         if is_sparse:
-            _check_sparse(config, student, path, model)
+            _check_sparse(config, student, model)
             # A sparse student has its origin's sizes; only what was asked for can contradict.
-            _check_sizes(at, path, student, written, student.model_fields_set)
+            _check_sizes(at, student, model, student.model_fields_set)
             return
         wanted = {f"{x},{y}" for x in student.ofa_layer or () for y in student.ofa_hidden or ()}
-        if set(there) != wanted:
+        if set(model.sparsity_map) != wanted:
             raise ConfigError(
-                f"{at}.ofa_layer, ofa_hidden: {path} has the sub-models {' '.join(there)}, not "
-                f"{' '.join(sorted(wanted))}; give the same sizes"
+                f"{at}.ofa_layer, ofa_hidden: {model.path} has the sub-models "
+                f"{' '.join(model.sparsity_map)}, not {' '.join(sorted(wanted))}; give the same "
+                "sizes"
             )
-    elif model.get("model_type") == _SLICEABLE:
+    elif model.model_type == SLICEABLE:
         raise ConfigError(
-            f"{option}: {path} is a sliceable student, no start of {config.model_type}; use "
+            f"{option}: {model.path} is a sliceable student, no start of {config.model_type}; use "
             f"model_type sparsebert_minilm or {types_that(students=Students.ONCE_FOR_ALL)[0]}"
         )
-    _check_family(config, option, path, model)
-    if student.start == "copies" and written["moe"] != "1,1":
+    if student.start == "copies" and model.experts != (1, 1):
         raise ConfigError(
-            f"{option}: {path} has experts itself ({written['moe']}), but start: copies wants a "
+            f"{option}: {model.path} has experts itself ({_moe(model)}), but start: copies wants a "
             "plain student; give one, or start split"
         )
     compared = {"layer", "hidden", "heads"} | ({"moe"} if student.start != "copies" else set())
-    _check_sizes(at, path, student, written, compared)
+    _check_sizes(at, student, model, compared)
 
 
-def _check_sparse(
-    config: RunConfig, student: StudentConfig, path: str, model: Mapping[str, Any]
-) -> None:
-    there = model["sparsity_map"] or {}
-    if student.sparsity not in there:
-        choices = " ".join(there) or "none; sparsify it first"
+def _check_copied(option: str, dense: ModelDescription, student: ModelDescription | None) -> None:
+    """Refuses a plain student whose blocks are not of the size of a new student's experts."""
+    for name in _COPIED if student is not None else ():
+        ours, theirs = getattr(student, name), getattr(dense, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"{option}: {dense.path} has {name} {theirs}, and the student to be made of its "
+                f"copies {ours}; give a plain student of the same base"
+            )
+
+
+def _check_sparse(config: RunConfig, student: StudentConfig, model: ModelDescription) -> None:
+    if student.sparsity not in (model.sparsity_map or {}):
+        choices = " ".join(model.sparsity_map or {}) or "none; sparsify it first"
         raise ConfigError(
-            f"students.{student.name}.sparsity: {student.sparsity} is not in the map of {path}; it "
-            f"has: {choices}"
+            f"students.{student.name}.sparsity: {student.sparsity} is not in the map of "
+            f"{model.path}; it has: {choices}"
         )
-    relation_heads, hidden = config.objective.num_relation_heads, model.get("hidden_size", 0)
-    if config.objective.relation_weight and hidden % relation_heads:
-        raise ConfigError(
-            f"objective.num_relation_heads: {relation_heads} does not divide the hidden size "
-            f"{hidden} of {path}; choose a divisor"
-        )
+    if config.learns_relations:
+        heads = config.objective.num_relation_heads
+        check_relation_heads("objective.num_relation_heads", heads, "student", model)
 
 
-def _check_family(config: RunConfig, option: str, path: str, model: Mapping[str, Any]) -> None:
-    family, wanted = model.get("family", model.get("model_type")), config.kind.family
-    if wanted is not None and family not in (None, wanted, _SLICEABLE):
+def _check_family(config: RunConfig, option: str, model: ModelDescription) -> None:
+    wanted = config.kind.family
+    if wanted is not None and model.family != wanted:
         raise ConfigError(
-            f"{option}: {path} is of family {family}, but {config.model_type} makes students of "
-            f"{wanted}; give one of these"
+            f"{option}: {model.path} is of family {model.family}, but {config.model_type} makes "
+            f"students of {wanted}; give one of these"
         )
 
 
 def _check_sizes(
-    at: str,
-    path: str,
-    student: StudentConfig,
-    written: Mapping[str, Any],
-    compared: Collection[str],
+    at: str, student: StudentConfig, model: ModelDescription, compared: Collection[str]
 ) -> None:
-    for name, theirs in written.items():
+    sizes = {
+        "layer": model.num_hidden_layers,
+        "hidden": model.hidden_size,
+        "heads": model.heads_of_an_expert,
+        "moe": _moe(model),
+    }
+    for name, theirs in sizes.items():
         ours = getattr(student, name)
-        if name in compared and theirs is not None and ours != theirs:
+        if name in compared and ours != theirs:
             raise ConfigError(
-                f"{at}.{name}: {ours}, but {path} has {theirs}; give {name} {theirs}, or start "
-                "from another folder"
+                f"{at}.{name}: {ours}, but {model.path} has {theirs}; give {name} {theirs}, or "
+                "start from another folder"
             )
 
 
-def _written_sizes(model: Mapping[str, Any]) -> dict[str, Any]:
-    """By their options' names; the published layout counts the heads of all experts."""
-    moe = str(model.get("moe", "1,1")).replace(" ", "")
-    heads = model.get("num_attention_heads")
-    if "attention_experts" in model:
-        moe = f"{model['attention_experts']},{model.get('feedforward_experts', 1)}"
-    elif heads is not None and moe.split(",")[0].isdigit():
-        heads //= max(1, int(moe.split(",")[0]))
-    return {
-        "layer": model.get("num_hidden_layers"),
-        "hidden": model.get("hidden_size"),
-        "heads": heads,
-        "moe": moe,
+def _moe(model: ModelDescription) -> str:
+    return "{},{}".format(*model.experts)
+
+
+def student_to_come(
+    config: RunConfig, student: StudentConfig, teacher: ModelDescription | None, to_come: ToCome
+) -> ModelDescription | None:
+    """What a student will be as an export; None where only its weights will tell.
+
+    Args:
+        config: the run that trains it.
+        student: of that run.
+        teacher: of the run; None where that is not known.
+        to_come: exports of stages before.
+    """
+    base = teacher
+    if student.model_name_or_path is not None:
+        option = f"students.{student.name}.model_name_or_path"
+        try:
+            path = student.model_name_or_path
+            base = _describe(path, option, to_come, needed=False, weights=False)
+        except UserError:  # which is a problem of the student already
+            return None
+    if base is None or config.kind.students is Students.SUB_MODEL:
+        return None
+    folder = config.export_folder(student.name)
+    is_sliceable = config.kind.students is Students.ONCE_FOR_ALL
+    is_plain = student.moe == "1,1" and not is_sliceable
+    changes: dict[str, Any] = {
+        "path": folder,
+        "folder": Path(folder),
+        "model_type": base.family if is_plain else (SLICEABLE if is_sliceable else EXPERTS),
+        "family_name": base.family,
+        "hidden_size": student.hidden,
+        "num_hidden_layers": student.layer,
+        "num_attention_heads": student.heads,
+        "intermediate_size": 4 * student.hidden,
+        "attention_experts": student.attention_experts,
+        "feedforward_experts": student.feedforward_experts,
+        "moe": "1,1",
+        "sparsity": "0",
+        "sparsity_map": None,
+        "relation_projections": not is_plain and config.learns_relations,
+        "num_relation_heads": config.objective.num_relation_heads,
     }
+    if is_sliceable:
+        sizes = (student.ofa_layer or (), student.ofa_hidden or ())
+        changes["sparsity_map"] = {f"{x},{y}": {} for x in sizes[0] for y in sizes[1]}
+    return base.model_copy(update=changes)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..config import RunConfig, load_run_config
 from ..config.commands import EvaluateOptions
-from ..errors import UserError
 from ..models.experts import Route, Router
-from ..models.teacher import RelationTeacher, load_teacher
+from ..models.teacher import load_teacher
 from ..objectives.relations_by_head import relation_loss_by_head
+from ..preflight.evaluate import corpora_of, relation_heads_of, teacher_of
 from ..reporting.runs import Export
 from ..runs.evaluations import ExpertLoad, Relations
 from ..runs.options import SavedRecipe
@@ -19,7 +19,6 @@ from ..runtime import Launch, logger
 from .corpora import open_data
 
 _RELATIONS = ("query", "key", "value")
-_DEFAULT_HEADS = 32
 _BATCH = 16
 _log = logger("evaluate")
 
@@ -52,7 +51,7 @@ def compare_with_teacher(
         device: of this process.
 
     Raises:
-        UserError: relation heads do not divide a width, or a corpus is of another vocabulary.
+        UserError: a corpus is of another vocabulary.
     """
     config = _measuring_run(export, options)
     if config is None:
@@ -67,7 +66,6 @@ def compare_with_teacher(
         device=device,
     )
     student = load_teacher(str(export.folder), device=device)
-    _check_heads(heads, student, teacher)
     loads = _count_tokens(student)
     sums = torch.zeros(3, heads, dtype=torch.float64)
     tokens = sequences = 0
@@ -94,22 +92,11 @@ def compare_with_teacher(
     return AgainstTeacher(tokens / max(1, sequences), relations, experts)
 
 
-def _check_heads(heads: int, student: RelationTeacher, teacher: RelationTeacher) -> None:
-    for name, model in (("model", student), ("teacher", teacher)):
-        if model.hidden_size % heads:
-            raise UserError(
-                f"--num_relation_heads: {heads} does not divide the {name}'s hidden size "
-                f"{model.hidden_size}; choose a divisor of both"
-            )
-
-
 def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None:
     """The run whose held-out text and teacher are measured with."""
     saved = export.run.recipe if export.run else SavedRecipe()
-    teacher = options.teacher or saved.teacher.model_name_or_path
-    corpora = [{"path": one, "weight": 1.0} for one in options.corpus]
-    corpora = corpora or [one.model_dump() for one in saved.data.heldout_path_or_regex or ()]
-    if not teacher or not corpora:
+    teacher, corpora = teacher_of(options, saved), corpora_of(options, saved)
+    if teacher is None or not corpora:
         return None
     if saved.tree:
         tree = copy.deepcopy(saved.tree)
@@ -120,15 +107,13 @@ def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None
             "output_dir=.",
         ]
         tree = load_run_config(None, overrides).model_dump(mode="json")
-        tree["objective"]["num_relation_heads"] = _DEFAULT_HEADS
     if options.teacher:
         tree["teacher"] |= {"model_name_or_path": options.teacher, "relation_layer": -1}
     # Training text is not read here, and need not be there any more.
     tree["data"] |= {"record_path_or_regex": corpora, "heldout_path_or_regex": corpora}
     if options.max_length is not None:
         tree["data"]["max_length"] = options.max_length
-    if options.num_relation_heads is not None:
-        tree["objective"]["num_relation_heads"] = options.num_relation_heads
+    tree["objective"]["num_relation_heads"] = relation_heads_of(options, saved)
     tree["training"] |= {
         "eval_sequences": options.num_sequences,
         "per_device_eval_batch_size": _BATCH,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import CorpusPath, RunConfig
-from ..config.paths import read_model_json
 from ..corpus.tokenizing import (
     check_casing,
     check_fingerprint,
@@ -21,7 +20,7 @@ from ..data.loader import PairLoader, heldout_batches
 from ..data.pairs import BlendedPairs, Pairs, PairSource
 from ..data.placing import Placer
 from ..errors import UserError
-from ..model_paths import resolve_model_path
+from ..model_description import require_model
 from ..runtime import Launch, logger
 
 _log = logger("corpora")
@@ -159,8 +158,8 @@ def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
 def _check_rows(config: RunConfig, tokens: int, tokenizer_name: str) -> None:
     """Holds the teacher's word embeddings against its tokenizer, and says what padding is."""
     teacher = config.teacher.model_name_or_path
-    rows = read_model_json(resolve_model_path(teacher)).get("vocab_size")
-    if rows is None or rows == tokens:
+    rows = require_model(teacher, "teacher.model_name_or_path", weights=False).vocab_size
+    if rows == tokens:
         return
     if rows < tokens:
         raise UserError(

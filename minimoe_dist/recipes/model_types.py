@@ -9,12 +9,10 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import load_student
-from ..checkpoints.published import is_published_student
 from ..config import RunConfig, StudentConfig
-from ..config.checks import check_tinybert_heads
 from ..config.model_types import Learns, Students
-from ..config.paths import read_model_json
 from ..errors import UserError
+from ..model_description import require_model
 from ..model_paths import resolve_model_path
 from ..models.build import build_student, continued, student_config
 from ..models.compute import RelationPath
@@ -138,12 +136,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
         )
     making = _MAKING[config.kind.learns, config.kind.students]
     student = making.make(config, options, base, student_class(config))
-    theirs, ours = lesson.teacher.vocab_size, student.config.vocab_size
-    if theirs != ours:
-        raise UserError(
-            f"students.{options.name}: has a vocabulary of {ours}, its teacher "
-            f"{config.teacher.model_name_or_path} of {theirs}: give two of one tokenizer"
-        )
+    assert student.config.vocab_size == lesson.teacher.vocab_size, options.name
     return student
 
 
@@ -164,12 +157,8 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
             dtype=options.dtype,
             device=device,
         )
-    if is_published_student(read_model_json(folder)):
-        if options.relation_layer != -1:
-            raise UserError(
-                f"teacher.relation_layer: {options.relation_layer} is no layer with signals of "
-                f"{path}, a student with relation projections behind its last layer; give -1"
-            )
+    if require_model(path, "teacher.model_name_or_path").is_published_student:
+        assert options.relation_layer == -1, options.relation_layer
         dtype = encoder_dtype(options.dtype, device)
         return teacher_of(load_student(folder)).to(device, dtype)
     return load_teacher(
@@ -289,7 +278,7 @@ def _make_tinybert(
 ) -> PreTrainedModel:
     path = config.teacher.model_name_or_path
     teacher = read_encoder_config(path, resolve_model_path(path))
-    check_tinybert_heads(options, path, teacher.num_attention_heads)
+    assert options.heads == teacher.num_attention_heads, options.heads
     if options.initial_weights is not None:
         student = _load(options.initial_weights, MiniMoePreTrainedModel)
         student.config.teacher_hidden_size = teacher.hidden_size

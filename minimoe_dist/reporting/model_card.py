@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from ..model_description import description_of
 from ..runs.folder import EXPORT
 from ..runs.tuning import TuningResults
 from .runs import Export, Run
@@ -134,10 +135,7 @@ def _usage(architecture: str, needs_code: bool) -> str:
 
 
 def _longest(config: Mapping[str, Any]) -> int:
-    positions = int(config.get("max_position_embeddings", 512))
-    if "roberta" in (config.get("model_type"), config.get("family")):
-        return positions - int(config.get("pad_token_id") or 0) - 1
-    return positions
+    return description_of(config, "model", "").longest_sequence
 
 
 def _sizes(config: Mapping[str, Any], facts: CardFacts) -> Iterator[tuple[str, str]]:

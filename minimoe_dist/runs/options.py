@@ -44,6 +44,10 @@ class _Teacher(Record):
     model_name_or_path: str | None = None
 
 
+class _Objective(Record):
+    num_relation_heads: int | None = None
+
+
 class _Student(Record):
     name: str
     moe: str = ""
@@ -71,6 +75,7 @@ class SavedRecipe(SavedOptions):
     students: list[_Student] = Field(default_factory=list)
     data: _Data = _Data()
     teacher: _Teacher = _Teacher()
+    objective: _Objective = _Objective()
     training: _Training = _Training()
     parallel: _Parallel = _Parallel()
 

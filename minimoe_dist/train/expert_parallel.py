@@ -18,7 +18,6 @@ from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..models.experts import ExpertLinear, Plan, grouped_linear, permute_rows
 from ..models.moebert import Layer
 from ..models.packed_experts import Groups
@@ -47,15 +46,8 @@ def create_expert_parallel_group(size: int) -> ExpertParallelGroup:
 
     Consecutive ranks share a set of experts; ranks that hold the same experts average their
     gradients.
-
-    Raises:
-        UserError: the ranks cannot be grouped evenly.
     """
-    if dist.get_world_size() % size:
-        raise UserError(
-            f"expert_parallel_size {size} does not divide the {dist.get_world_size()} ranks: use a "
-            "divisor"
-        )
+    assert dist.get_world_size() % size == 0, (dist.get_world_size(), size)
     name = f"ep_size_{size}"
     if name not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(size)
@@ -78,19 +70,11 @@ class _ExpertsMarker(MoE):
 
 
 def apply_expert_parallelism(model: nn.Module, group: ExpertParallelGroup) -> None:
-    """Cuts the stacked weights of ``model`` to this rank's experts, in place.
-
-    Raises:
-        UserError: a block's experts cannot be shared evenly.
-    """
+    """Cuts the stacked weights of ``model`` to this rank's experts, in place."""
     num_experts = 0
     for name, module in model.named_modules():
         if isinstance(module, ExpertLinear):
-            if module.num_experts % group.size:
-                raise UserError(
-                    f"expert_parallel_size {group.size} does not divide the {module.num_experts} "
-                    f"experts of {name}: use a divisor"
-                )
+            assert module.num_experts % group.size == 0, f"{name}: {module.num_experts} experts"
             num_experts = max(num_experts, module.num_experts)
             _keep_local_experts(module, group)
         elif isinstance(module, Layer):

@@ -32,7 +32,6 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ..errors import UserError
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import CutEncoder, RelationTeacher, UnfilledTeacher, unfilled_teacher
 from ..runtime import logger
@@ -75,21 +74,14 @@ def load_sharded_teacher(
         teacher but for the order of sums.
 
     Raises:
-        UserError: as ``load_teacher``; or n does not divide the ranks or the model; or ``tensor``
-            for one of our own students.
+        UserError: as ``load_teacher``.
     """
     device = torch.device(device)
     size = dist.get_world_size() if parallel_size is None else parallel_size
-    if dist.get_world_size() % size:
-        raise UserError(
-            f"teacher.parallel_size: {size} does not divide the {dist.get_world_size()} ranks; use "
-            "a divisor"
-        )
+    assert dist.get_world_size() % size == 0, (dist.get_world_size(), size)
     # "auto" depends on the processor, and what ranks exchange must be of one type.
     chosen = decided_by_rank_0(lambda: encoder_dtype(dtype, device))
     unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen)
-    if layout == "tensor":
-        _check_divisible(path, unfilled, size)
     group, _ = dist.new_subgroups(size)
     if layout == "tensor":
         teacher = _tensor_parallel(unfilled, group, device)
@@ -176,29 +168,14 @@ def _return_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
-def _check_divisible(path: str, unfilled: UnfilledTeacher, size: int) -> None:
-    config = unfilled.teacher.config
-    if not isinstance(unfilled.teacher.signals, CutEncoder):
-        raise UserError(
-            f"teacher.layout: tensor is not for {path}, a student of type {config.model_type}; use "
-            "zero3 or replicated"
-        )
-    for kind, count in (
-        ("attention heads", config.num_attention_heads),
-        ("feed-forward neurons", config.intermediate_size),
-    ):
-        if count % size:
-            raise UserError(
-                f"teacher.parallel_size: {size} does not divide the {count} {kind} of {path}; use "
-                "a divisor, or teacher.layout zero3"
-            )
-
-
 def _tensor_parallel(
     unfilled: UnfilledTeacher, group: dist.ProcessGroup, device: torch.device
 ) -> RelationTeacher:
     """Cuts the maps by columns and rows (Megatron-LM, Shoeybi et al. 2019, section 3)."""
     teacher, size = unfilled.teacher, dist.get_world_size(group)
+    assert isinstance(teacher.signals, CutEncoder), type(teacher.signals).__name__
+    assert teacher.config.num_attention_heads % size == 0, teacher.config.num_attention_heads
+    assert teacher.config.intermediate_size % size == 0, teacher.config.intermediate_size
     mesh = DeviceMesh.from_group(group, device.type)
     # None: every rank takes its own part, nothing is sent.
     parallelize_module(teacher, mesh, _styles(teacher), src_data_rank=None)

@@ -253,7 +253,7 @@ def test_exported_files_can_be_read_by_whom_the_folder_lets_in(name, exports) ->
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"config.json: missing: name a student's folder"):
+    with pytest.raises(ValueError, match=r"config.json: missing; give a model's folder"):
         load_student(tmp_path)
 
 

@@ -168,9 +168,3 @@ def test_weights_of_another_model_are_refused(tmp_path):
     (source / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
     with pytest.raises(ValueError, match=r"weights do not fit config\.json"):
         load_published(source)
-
-
-def test_a_folder_without_weights_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no model.safetensors or pytorch_model.bin"):
-        load_published(tmp_path)

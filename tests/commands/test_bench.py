@@ -105,7 +105,7 @@ def test_two_ranks_measure_their_link(workshop, tmp_path):
     ("given", "words"),
     [
         (["--teacher_model_name_or_path", "some/model"], "the sizes of some/model are not known"),
-        (["--expert_parallel_size", "2"], "2 does not divide the 1 ranks"),
+        (["--expert_parallel_size", "2"], "2 does not divide the 1 processes"),
         (["--filled", "1.5"], "filled"),
         (["--output", "{file}"], "is a file; give another folder"),
         (

@@ -120,10 +120,13 @@ def test_a_config_json_beside_the_ranks_is_found(tmp_path, model, inner):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tensor_parallel_size", 3], "tensor_parallel_size: 3 does not divide the input's 4"),
+        (
+            ["--tensor_parallel_size", 3],
+            "tensor_parallel_size: 3 does not divide the 4 attention heads",
+        ),
         (
             ["--pipeline_parallel_size", 4],
-            "pipeline_parallel_size: 4 does not divide the input's 2",
+            "pipeline_parallel_size: 4 does not divide the 2 layers",
         ),
     ],
 )

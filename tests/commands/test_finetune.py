@@ -315,8 +315,7 @@ def test_a_teacher_of_other_labels_is_refused(
 ) -> None:
     said = refused(options(workshop, tasks, tmp_path / "run", teacher=str(workshop.teacher)))
     assert "names no labels in its config.json; give a model that was fine-tuned on sst2" in said
-    other = tmp_path / "other"
-    other.mkdir()
+    other = shutil.copytree(workshop.teacher, tmp_path / "other")
     config = json.loads((workshop.teacher / "config.json").read_text())
     renamed = {"0": "negative", "1": "positive"}
     (other / "config.json").write_text(json.dumps({**config, "id2label": renamed}))

@@ -148,7 +148,7 @@ def test_a_tokenizer_larger_than_the_teacher_is_refused(chinese: Path, tmp_path:
 
 def test_a_megatron_checkpoint_as_a_teacher_names_the_remedy(chinese: Path, tmp_path: Path) -> None:
     from minimoe_dist.config import load_run_config
-    from minimoe_dist.preflight.recipes import problems_before_start
+    from minimoe_dist.preflight.recipes import problems_of_stages
     from minimoe_dist.runtime import detect_launch
 
     (tmp_path / "m" / "release" / "mp_rank_00").mkdir(parents=True)
@@ -156,6 +156,7 @@ def test_a_megatron_checkpoint_as_a_teacher_names_the_remedy(chinese: Path, tmp_
         "bert_xlarge_chinese_minimoe", chinese, tmp_path / "run",
         teacher={"model_name_or_path": str(tmp_path / "m")},
     )  # fmt: skip
-    found = list(problems_before_start(load_run_config(str(recipe), []), detect_launch({}), "cpu"))
+    config = load_run_config(str(recipe), [])
+    (found,) = problems_of_stages([config], detect_launch({}), "cpu")
     assert len(found) == 1, found
     assert f"minimoe-dist convert --input {tmp_path / 'm'}" in found[0]

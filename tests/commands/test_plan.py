@@ -67,7 +67,7 @@ def test_a_picture_of_memory_is_drawn(tmp_path, capsys):
         ),
         (
             ["--machine", "8xh100", "--expert_parallel_size", "4", "--ranks_per_node", "6"],
-            "6 ranks",
+            "6 processes",
         ),
         (["--machine", "8xh100", "--output", "plan.txt"], "ends with .json or .png"),
         (["--machine", "8xh100", "--teacher_model_name_or_path", "some/model"], "not known here"),

@@ -1,6 +1,7 @@
 """``minimoe-dist submit`` up to sbatch: the job's script, the run's folder, refusals."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_of_a_chain_the_finished_stages_are_left_out(
     folder = tmp_path / "run" / "first"
     (folder / "export").mkdir(parents=True)
     with replaced(folder / "export" / "student") as aside:
-        (aside / "config.json").write_text("{}")
+        shutil.copytree(workshop.teacher, aside, dirs_exist_ok=True)
     told = {"students": {"student": {}}, "options": options}
     (folder / "summary.json").write_text(json.dumps(told))
     assert cli.main(["submit", str(recipe), "--dry_run"]) == 0

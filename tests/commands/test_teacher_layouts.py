@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minimoe_dist.config import load_run_config
-from minimoe_dist.preflight.recipes import problems_before_start
+from minimoe_dist.preflight.recipes import problems_of_stages
 from minimoe_dist.runtime import Launch
 from tests.commands import support
 from tests.commands.support import Workshop
@@ -142,7 +142,8 @@ def problems(workshop: Workshop, output_dir: Path, *overrides: str, ranks: int =
     recipe = workshop.recipe(output_dir, parallel={"expert_parallel_size": 1})
     config = load_run_config(str(recipe), list(overrides))
     launch = Launch(0, ranks, 0, ranks, "127.0.0.1", 29500, "torchrun")
-    return list(problems_before_start(config, launch, "cpu"))
+    (found,) = problems_of_stages([config], launch, "cpu")
+    return found
 
 
 @pytest.mark.parametrize(

@@ -166,27 +166,6 @@ def test_copies_work_for_every_class_of_student(dense) -> None:
     assert torch.equal(student.state_dict()[name], dense.state_dict()[name])
 
 
-def test_copies_need_a_plain_student() -> None:
-    with pytest.raises(ValueError, match="start: copies needs a plain student to copy: name"):
-        build_student(config_of((1, 4)), 0, start="copies")
-
-
-def test_other_starts_take_no_plain_student(dense) -> None:
-    with pytest.raises(ValueError, match="start: random takes no plain student to copy: leave"):
-        build_student(config_of((1, 4)), 0, start="random", dense=dense)
-
-
-def test_a_plain_student_of_another_size_is_refused(dense) -> None:
-    with pytest.raises(ValueError, match="has num_hidden_layers 2, the new one 3: make them equal"):
-        build_student(config_of((1, 4), num_hidden_layers=3), 0, start="copies", dense=dense)
-
-
-def test_a_student_with_experts_cannot_be_copied() -> None:
-    config = config_of((1, 4))
-    with pytest.raises(ValueError, match="copies wants a plain student, not one with experts"):
-        build_student(config, 0, start="copies", dense=build_student(config, 0))
-
-
 def test_a_students_family_is_its_bases() -> None:
     sizes = {"layers": 2, "hidden": 96, "heads": 12, "experts": (1, 4), "num_relation_heads": 8}
     roberta = student_config(RobertaConfig(), **sizes)

@@ -230,29 +230,6 @@ def test_no_tensor_exceeds_the_tiles_whatever_the_batch(batch):
     assert largest.elements == 3 * 64 * 64
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
-def test_heads_that_do_not_divide_a_width_are_refused(side):
-    widths = {"student": 12, "teacher": 12} | {side: 10}
-    with pytest.raises(ValueError, match=rf"num_relation_heads: 4 .* {side}'s width 10"):
-        relation_loss_sum(
-            draw(1, 5, widths["student"]),
-            draw(1, 5, widths["teacher"]),
-            torch.ones(1, 5, dtype=torch.bool),
-            4,
-        )
-
-
-def test_dropout_without_compat_seed_is_refused():
-    with pytest.raises(ValueError, match="relation_dropout"):
-        relation_loss_sum(
-            draw(1, 5, 6),
-            draw(1, 5, 6),
-            torch.ones(1, 5, dtype=torch.bool),
-            2,
-            dropout=drawn_dropout(1, 5, 0.1),
-        )
-
-
 def test_compat_seed_is_the_plain_formula_with_epsilons():
     student = draw(3, 13, 12, torch.float64, requires_grad=True)
     teacher, mask = draw(3, 13, 20, torch.float64, seed=1), MASKS["padded"]

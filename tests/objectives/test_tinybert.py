@@ -95,17 +95,3 @@ def test_a_teacher_in_half_precision_is_compared_in_float32() -> None:
     ours = tinybert_loss_sums(student, teacher, MASK, HEADS)
     wide = tinybert_loss_sums(student, States(*(x.float() for x in teacher)), MASK, HEADS)
     assert torch.equal(ours.scores, wide.scores) and torch.equal(ours.states, wide.states)
-
-
-def test_states_of_another_width_are_refused() -> None:
-    teacher = draw(12, 1)
-    narrow = teacher._replace(hidden=teacher.hidden[..., :4])
-    with pytest.raises(ValueError, match="map the student's to the teacher's width"):
-        tinybert_loss_sums(draw(6, 0), narrow, MASK, HEADS)
-
-
-def test_heads_that_do_not_divide_a_width_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="heads: 4 does not divide the student's attention width 6"
-    ):
-        tinybert_loss_sums(draw(6, 0), draw(12, 1), MASK, 4)

@@ -146,7 +146,7 @@ def test_where_nothing_fits_the_smallest_machine_that_would_is_named():
 
 def test_ranks_that_an_expert_parallel_size_does_not_divide_are_refused():
     planned = planner(parallel={"expert_parallel_size": 4})
-    with pytest.raises(ConfigError, match="4 does not divide the 6 ranks of the machine"):
+    with pytest.raises(ConfigError, match="4 does not divide the 6 processes"):
         layout_of_recipe(planned.config, 6)
 
 

@@ -1,10 +1,8 @@
 """What a run opens: corpora of the right vocabulary, with the marks that its masks need."""
 
-import json
-
 import numpy as np
 import pytest
-from transformers import BertTokenizerFast
+from transformers import BertConfig, BertTokenizerFast
 
 from minimoe_dist.config import load_run_config
 from minimoe_dist.corpus.build import build_indexed
@@ -25,9 +23,7 @@ def write_teacher(folder, *more):
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
     tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "bert", "vocab_size": len(tokens)})
-    )
+    BertConfig(vocab_size=len(tokens)).save_pretrained(folder)
     return tokenizer
 
 
@@ -93,7 +89,10 @@ def test_a_corpus_that_kept_its_capitals_is_refused_for_a_teacher_without(check,
     build(tmp_path, BertTokenizerFast(vocab=vocabulary, do_lower_case=False))
     config = configuration(tmp_path)
     with pytest.raises(ValueError, match=r"that keeps capitals, and that of .* lower-cases"):
-        _check_corpora(config) if check == "preflight" else open_data(config)
+        if check == "preflight":
+            _check_corpora(config, None, str(tmp_path / "teacher"))
+        else:
+            open_data(config)
     open_data(configuration(tmp_path, "teacher.do_lower_case=false"))
 
 

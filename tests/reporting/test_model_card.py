@@ -16,6 +16,8 @@ CONFIG: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"],
     "num_hidden_layers": 3,
     "hidden_size": 192,
+    "num_attention_heads": 12,
+    "intermediate_size": 768,
     "vocab_size": 30522,
     "max_position_embeddings": 512,
 }

@@ -232,32 +232,3 @@ def test_the_measured_growth_sees_a_whole_teacher(middle: tuple[str, int]) -> No
     folder, whole = middle
     ((held, growth, _),) = run_distributed(memory_of_a_teacher, 1, folder, "replicated")
     assert held == whole and growth > 0.8 * whole
-
-
-def refusal(folder: str, options: dict[str, Any]) -> str:
-    try:
-        load_sharded_teacher(folder, **options)
-    except ValueError as error:
-        return str(error)
-    return "loaded"
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"layout": "zero3", "parallel_size": 3}, "3 does not divide the 2 ranks"),
-        ({"layout": "tensor"}, "2 does not divide the 3 attention heads"),
-    ],
-    ids=str,
-)
-def test_sizes_that_do_not_divide_are_refused(
-    options: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    folder = save_encoder(tmp_path, num_attention_heads=3)
-    assert all(words in said for said in run_distributed(refusal, 2, folder, options))
-
-
-def test_a_tensor_parallel_assistant_is_refused(tmp_path: Path) -> None:
-    folder = save_assistant(tmp_path / "assistant", "experts")
-    for said in run_distributed(refusal, 2, folder, {"layout": "tensor"}):
-        assert "a student of type minimoe; use zero3 or replicated" in said

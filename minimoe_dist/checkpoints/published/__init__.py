@@ -9,29 +9,24 @@ keys and configuration correspond (:mod:`.experts`: dense students and mixtures 
 from .experts import (
     config_from_published,
     config_to_published,
-    parse_moe,
     state_from_published,
     state_to_published,
 )
 from .folder import (
     Student,
     load_published,
-    read_config,
     read_state,
     save_published,
     student_of,
 )
-from .layout import fresh_pooler, is_published_student
+from .layout import fresh_pooler
 
 __all__ = [
     "Student",
     "config_from_published",
     "config_to_published",
     "fresh_pooler",
-    "is_published_student",
     "load_published",
-    "parse_moe",
-    "read_config",
     "read_state",
     "save_published",
     "state_from_published",

@@ -12,32 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...model_description import description_of
 from ...models.configuration import MiniMoeConfig
 from .layout import (
     DECODER,
     EMBEDDINGS,
     POSITION_IDS,
     SHARED_FIELDS,
-    check_fields,
     fresh_pooler,
     our_name,
     published_tensors,
     shared_fields,
     tied_decoder,
 )
-
-
-def parse_moe(text: str) -> tuple[int, int]:
-    """``"x,y"`` to (attention experts, feed-forward experts).
-
-    Raises:
-        UserError: anything else.
-    """
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise UserError(f'moe: {text!r} is not two counts of experts: write "1,4"')
-    return int(parts[0]), int(parts[1])
 
 
 def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
@@ -49,27 +36,21 @@ def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
     Raises:
         UserError: a field is missing, or the fields do not fit each other.
     """
-    check_fields(published)
-    attention, feedforward = parse_moe(str(published.get("moe", "1,1")))
+    described = description_of(published, "published student", "")
     fields = {name: published[name] for name in SHARED_FIELDS if name in published}
+    attention, feedforward = described.experts
+    with_experts = described.experts != (1, 1)
     return MiniMoeConfig(
         **fields,
-        family=published.get("model_type", "bert"),
-        num_attention_heads=_of_one_expert(published, "num_attention_heads", attention),
-        intermediate_size=_of_one_expert(published, "intermediate_size", feedforward),
+        family=described.family,
+        num_attention_heads=described.heads_of_an_expert,
+        intermediate_size=described.intermediate_size // feedforward,
         attention_experts=attention,
         feedforward_experts=feedforward,
-        relation_projections=(attention, feedforward) != (1, 1),
-        route_padding=(attention, feedforward) != (1, 1),
+        relation_projections=with_experts,
+        route_padding=with_experts,
         router_noise=published.get("hidden_dropout_prob", 0.1),
     )
-
-
-def _of_one_expert(published: Mapping[str, Any], name: str, experts: int) -> int:
-    total: int = published[name]
-    if total < 1 or total % experts:
-        raise UserError(f"{name}: {total} is no multiple of the {experts} experts of moe")
-    return total // experts
 
 
 def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:

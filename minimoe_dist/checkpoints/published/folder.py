@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...durable import written
 from ...errors import UserError
+from ...model_description import description_of, read_model_json
 from ...models.configuration import MiniMoeConfig
 from ...models.elastic import ElasticForRelations
 from ...models.elastic_configuration import ElasticConfig
@@ -21,7 +22,7 @@ from ...models.moebert import MiniMoeForRelations
 from ...models.tinybert import MiniMoeForStates
 from ..tensors import save_tensors
 from . import elastic, experts
-from .layout import POOLER_WEIGHT, check_fields
+from .layout import POOLER_WEIGHT
 
 Student = MiniMoeForRelations | MiniMoeForStates | ElasticForRelations
 
@@ -60,7 +61,8 @@ def load_published(folder: str | Path) -> Student:
             together.
     """
     folder = Path(folder)
-    published = read_config(folder)
+    published = read_model_json(folder)
+    description_of(published, str(folder), folder)
     state = read_state(folder)
     try:
         model_class, config, ours, extras = _from_published(published, state)
@@ -77,7 +79,6 @@ def _from_published(
     published: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[type[Student], MiniMoeConfig, dict[str, Tensor], dict[str, Tensor]]:
     """Class, configuration and weights of a student, and the tensors that have no effect."""
-    check_fields(published)
     if elastic.is_elastic(published, state):
         sliceable = elastic.config_from_published(published, state)
         ours, extras = elastic.state_from_published(state, sliceable)
@@ -110,24 +111,6 @@ def student_of(
         reason = textwrap.shorten(str(error), 300)
         raise UserError(f"{folder}: weights do not fit config.json: {reason}") from error
     return model.eval()
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """``config.json`` of a Hugging Face folder.
-
-    Raises:
-        UserError: it is missing or not a JSON object.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path}: missing: name a student's folder")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): copy the folder again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a JSON object: copy the folder again")
-    return config
 
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:

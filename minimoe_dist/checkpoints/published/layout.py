@@ -6,16 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import UserError
 from ...models.build import COMMON_FIELDS
 
 POSITION_IDS = "bert.embeddings.position_ids"
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 SHARED_FIELDS = (*COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_relation_heads")
 POOLER_WEIGHT = "bert.pooler.dense.weight"
-_REQUIRED_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-)  # fmt: skip
 # Published beginnings of keys, and ours.
 _PREFIXES = {"self.": "relation."}
 _ROBERTA_PREFIXES = {
@@ -25,24 +21,6 @@ _ROBERTA_PREFIXES = {
     "lm_head.": "cls.predictions.",
 }
 _HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
-
-
-def is_published_student(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of a published student that transformers cannot load itself."""
-    is_ours = str(config.get("model_type", "")).startswith("minimoe")
-    has_experts = str(config.get("moe", "1,1")) != "1,1"
-    return not is_ours and (has_experts or str(config.get("sparsity", "0")) != "0")
-
-
-def check_fields(published: Mapping[str, Any]) -> None:
-    """Refuses a ``config.json`` without the sizes of a BERT.
-
-    Raises:
-        UserError: a field is missing or no number.
-    """
-    missing = [name for name in _REQUIRED_FIELDS if not isinstance(published.get(name), int)]
-    if missing:
-        raise UserError(f"{missing[0]}: missing or not a number: give a BERT student's config")
 
 
 def fresh_pooler(config: Any) -> dict[str, Tensor]:

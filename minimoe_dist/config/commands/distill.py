@@ -11,7 +11,9 @@ from .base import RecipeOptions
 class DistillOptions(RecipeOptions):
     """A run to do, or to look at first."""
 
-    dry_run: bool = Field(False, description="print the resolved run and stop")
+    dry_run: bool = Field(
+        False, description="print the resolved run and what would stop it (then status 2)"
+    )
 
 
 class SparsifyOptions(DistillOptions):

@@ -1,0 +1,300 @@
+"""What a model is, by its ``config.json`` and the names of its files: read once, without torch."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from .config.problems import dotted, message_of
+from .errors import UserError, first_line
+from .model_paths import (
+    cached_file,
+    download_config,
+    hub_is_reachable,
+    not_downloadable,
+    resolve_model_path,
+)
+
+# What can be distilled, fine-tuned and exported; `models.pretrained` has their classes.
+FAMILIES = ("bert", "roberta", "megatron-bert")
+EXPERTS, SLICEABLE = "minimoe", "minimoe-elastic"  # the students of this package
+MODEL_TYPES = (*FAMILIES, EXPERTS, SLICEABLE)
+# Weights in one file, or the list of the files that they are in.
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# Vocabularies, of which a tokenizer has at least one.
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
+_WHOLE = "0"  # the sparsity of a model that nothing was cut out of
+_REMEDY = "give the config.json that the model was saved with"
+
+
+def _size(most: int, default: Any = ...) -> Any:
+    """A field that counts; the bounds are far beyond any model, and tell a damaged file."""
+    return Field(default, ge=1, le=most)
+
+
+class ModelDescription(BaseModel):
+    """A BERT-like model; the fields are those of its ``config.json``, checked.
+
+    Attributes:
+        path: the model, as the user names it.
+        folder: where its files are.
+        num_attention_heads, intermediate_size: of one expert; in a published student of all.
+        family_name: of a student, the encoder that it is built like.
+        moe: of a published student, ``attention_experts,feedforward_experts``.
+        sparsity: the sub-model whose weights there are; "0" for the whole model.
+        sparsity_map: sub-models that can be cut out; None where there is no map.
+        num_relation_heads: that a student was distilled with; None for others.
+        id2label: labels of a classification head by number; empty where there is none.
+        architectures: classes that the weights were saved from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
+
+    path: str
+    folder: Path
+    model_type: str
+    hidden_size: int = _size(1 << 17)
+    num_hidden_layers: int = _size(4096)
+    num_attention_heads: int = _size(4096)
+    intermediate_size: int = _size(1 << 21)
+    vocab_size: int = _size(1 << 30)
+    max_position_embeddings: int = _size(1 << 24, 512)
+    type_vocab_size: int = _size(4096, 2)
+    pad_token_id: int | None = Field(None, ge=0)
+    hidden_dropout_prob: float = Field(0.1, ge=0, le=1)
+    family_name: str | None = Field(None, alias="family")
+    attention_experts: int = _size(4096, 1)
+    feedforward_experts: int = _size(4096, 1)
+    moe: str = "1,1"
+    sparsity: Annotated[str, BeforeValidator(str)] = _WHOLE
+    sparsity_map: dict[str, Any] | None = None
+    relation_projections: bool = False
+    num_relation_heads: int | None = _size(4096, None)
+    id2label: dict[str, Any] = Field(default_factory=dict)
+    architectures: list[str] = Field(default_factory=list)
+
+    @field_validator("moe")
+    @classmethod
+    def _two_counts(cls, value: str) -> str:
+        if not re.fullmatch(r" *[1-9]\d{0,3} *, *[1-9]\d{0,3} *", value):
+            raise ValueError("must be two counts of experts, as 1,4")
+        return value
+
+    @field_validator("id2label", mode="before")
+    @classmethod
+    def _by_number(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        labels = {str(number): label for number, label in value.items()}
+        if not all(map(str.isdecimal, labels)):
+            raise ValueError("must name labels by their numbers")
+        return labels
+
+    @property
+    def family(self) -> str:
+        """The encoder that it is, or that a student is built like."""
+        return self.family_name or (self.model_type if self.model_type in FAMILIES else "bert")
+
+    @property
+    def architecture(self) -> str:
+        """The class that the weights were saved from; empty where that is not told."""
+        return self.architectures[0] if self.architectures else ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a student with the layout of this package, which has code of its own."""
+        return self.model_type in (EXPERTS, SLICEABLE)
+
+    @property
+    def experts(self) -> tuple[int, int]:
+        """Of attention and of feed-forward; 1 is a plain block."""
+        if self.is_ours:
+            return self.attention_experts, self.feedforward_experts
+        attention, feedforward = map(int, self.moe.split(","))
+        return attention, feedforward
+
+    @property
+    def is_published_student(self) -> bool:
+        """Whether it is a student in the published layout, which transformers cannot load."""
+        return not self.is_ours and (self.experts != (1, 1) or self.sparsity != _WHOLE)
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it was distilled."""
+        return self.num_relation_heads is not None
+
+    @property
+    def heads_of_an_expert(self) -> int:
+        """Attention heads; where attention is a mixture, of one expert."""
+        return self.num_attention_heads // (1 if self.is_ours else self.experts[0])
+
+    @property
+    def signals_on_top(self) -> bool:
+        """Whether the relation signals come from maps of their own behind the last layer."""
+        return self.relation_projections or self.is_published_student
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence; RoBERTa's positions begin behind its padding id."""
+        if self.family != "roberta":
+            return self.max_position_embeddings
+        padding = 1 if self.pad_token_id is None else self.pad_token_id
+        return self.max_position_embeddings - padding - 1
+
+    @property
+    def has_safetensors(self) -> bool:
+        """Whether the folder has weights that can be read tensor by tensor."""
+        return _has_any(self.folder, WEIGHTS, WEIGHTS_INDEX)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the folder has weights of any kind."""
+        return self.has_safetensors or _has_any(self.folder, PICKLE, PICKLE_INDEX)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder has a vocabulary."""
+        return _has_any(self.folder, *TOKENIZERS)
+
+    def tensor_names(self) -> set[str] | None:
+        """Names of the tensors, from the head of the one safetensors file.
+
+        None where that does not tell: another format, several files, or a damaged one.
+        """
+        path = self.folder / WEIGHTS
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                head = file.read(length) if length <= path.stat().st_size else b""
+            return set(json.loads(head))
+        except (OSError, ValueError):
+            return None
+
+
+def _has_any(folder: Path, *names: str) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def describe_model(path: str, option: str | None = None) -> ModelDescription | None:
+    """The description of a model on this machine; None for a hub name that is not.
+
+    Args:
+        path: folder, ``package:NAME``, or name on the Hugging Face hub.
+        option: that names the model, for messages.
+
+    Raises:
+        UserError: no such folder, a model of another type, or a ``config.json`` that has fields
+            missing, of the wrong type or out of range.
+    """
+    folder = resolve_model_path(path, option)
+    if not Path(folder).is_dir():
+        cached = cached_file(folder, "config.json")
+        if cached is None:
+            return None
+        folder = os.path.dirname(cached)
+    return description_of(read_model_json(folder), path, folder, option)
+
+
+def require_model(path: str, option: str, *, weights: bool = True) -> ModelDescription:
+    """The description of a model that a run needs; of a hub's, ``config.json`` is downloaded.
+
+    Args:
+        path: folder, ``package:NAME``, or name on the Hugging Face hub.
+        option: that names the model, for messages.
+        weights: whether its weights are needed too. They are not downloaded here.
+
+    Raises:
+        UserError: as :func:`describe_model`; or the name is neither on this machine nor can be
+            downloaded, or weights that are needed are not there.
+    """
+    described = describe_model(path, option)
+    if described is None:
+        download_config(path, option)
+        described = describe_model(path, option)
+        assert described is not None, "it has just been downloaded"
+    if weights and not described.has_weights:
+        if Path(resolve_model_path(path, option)).is_dir():
+            raise UserError(f"{option}: {path} has no weights; copy its {WEIGHTS} into the folder")
+        if not hub_is_reachable():
+            raise not_downloadable(path, option, "its weights are not on this machine")
+    return described
+
+
+def read_model_json(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder as it stands there.
+
+    Raises:
+        UserError: it is missing or not a JSON object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; give a model's folder")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({first_line(error)}); {_REMEDY}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: no JSON object; {_REMEDY}")
+    return values
+
+
+def description_of(
+    values: Mapping[str, Any], path: str, folder: str | Path, option: str | None = None
+) -> ModelDescription:
+    """The description of a configuration.
+
+    Args:
+        values: of ``config.json``.
+        path: the model, as the user names it.
+        folder: where it is.
+        option: that names the model, for messages.
+
+    Raises:
+        UserError: as :func:`describe_model`.
+    """
+    kind = values.get("model_type")
+    if kind not in MODEL_TYPES:
+        where = f"{option}: {path}" if option else path
+        raise UserError(
+            f"{where} is of type {kind or 'none (config.json has no model_type)'}, which neither "
+            f"teaches nor is a student; give a model of type {', '.join(MODEL_TYPES)}"
+        )
+    # transformers writes null for what a model has not.
+    there = {key: value for key, value in values.items() if value is not None}
+    try:
+        described = ModelDescription.model_validate({**there, "path": path, "folder": Path(folder)})
+    except ValidationError as error:
+        (detail, *_) = error.errors()
+        what = "is missing" if detail["type"] == "missing" else message_of(detail)
+        raise UserError(
+            f"{Path(folder) / 'config.json'}: {dotted(detail['loc'])}: {what}; {_REMEDY}"
+        ) from None
+    problem = _contradiction(described)
+    if problem is not None:
+        raise UserError(f"{Path(folder) / 'config.json'}: {problem}; {_REMEDY}")
+    return described
+
+
+def _contradiction(model: ModelDescription) -> str | None:
+    """The first two fields that cannot be one model's."""
+    attention, feedforward = (1, 1) if model.is_ours else model.experts
+    heads, hidden = model.num_attention_heads, model.hidden_size
+    if heads % attention:
+        return f"num_attention_heads: {heads} is no multiple of the {attention} experts of moe"
+    if model.intermediate_size % feedforward:
+        return (
+            f"intermediate_size: {model.intermediate_size} is no multiple of the {feedforward} "
+            "experts of moe"
+        )
+    if hidden % model.heads_of_an_expert:
+        return f"hidden_size: {hidden} is no multiple of its {model.heads_of_an_expert} heads"
+    if model.family not in FAMILIES:
+        return f"family: {model.family} is none of {', '.join(FAMILIES)}"
+    if (model.pad_token_id or 0) >= model.vocab_size:
+        return f"pad_token_id: {model.pad_token_id} is not below vocab_size {model.vocab_size}"
+    return None

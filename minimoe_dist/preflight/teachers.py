@@ -1,0 +1,154 @@
+"""What a run asks of its teacher, held against the teacher's description; without torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoints.megatron.finding import is_megatron_checkpoint
+from ..config import ConfigError, RunConfig
+from ..config.checks import is_sparsification
+from ..config.model_types import Learns, types_that
+from ..model_description import SLICEABLE, ModelDescription, describe_model, require_model
+from .models import check_divided, check_length, check_relation_heads
+from .problems import problems_of
+
+_OPTION = "teacher.model_name_or_path"
+
+
+def describe_teacher(config: RunConfig, starts_here: bool = True) -> ModelDescription | None:
+    """A run's teacher, as its files describe it; None for a hub's that nothing is known of.
+
+    Args:
+        config: the run.
+        starts_here: refuse one that is not on this machine, instead of knowing nothing of it.
+
+    Raises:
+        UserError: it is not there, a checkpoint of Megatron-LM's, or no model that can teach.
+    """
+    path = Path(config.teacher.model_name_or_path).expanduser()
+    if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
+        raise ConfigError(
+            f"{_OPTION}: {path} is a checkpoint of Megatron-LM's; convert it first: "
+            f"minimoe-dist convert --input {path} --output {path}-huggingface"
+        )
+    if not starts_here:
+        return describe_model(config.teacher.model_name_or_path, _OPTION)
+    runs = bool(config.objective.relation_weight) or is_sparsification(config)
+    return require_model(config.teacher.model_name_or_path, _OPTION, weights=runs)
+
+
+def teacher_problems(
+    config: RunConfig, teacher: ModelDescription, world_size: int
+) -> Iterator[str]:
+    """Yields, one line each, in what a teacher does not fit a run.
+
+    Args:
+        config: the run.
+        teacher: its description; of an export that is still to come, as it will be.
+        world_size: processes of the run.
+    """
+    length, heads = config.data.max_length, config.objective.num_relation_heads
+    yield from problems_of(_check_family, config, teacher)
+    yield from problems_of(_check_iteration, config, teacher)
+    yield from problems_of(check_length, "data.max_length", length, "teacher", teacher)
+    if is_sparsification(config):
+        yield from problems_of(_check_masked_lm_head, teacher)
+    elif config.objective.relation_weight:
+        yield from problems_of(_check_teaches, config, teacher)
+        yield from problems_of(_check_relation_layer, config, teacher)
+        yield from problems_of(_check_layout, config, teacher, config.teacher.ranks(world_size))
+    if config.learns_relations:
+        option = "objective.num_relation_heads"
+        yield from problems_of(check_relation_heads, option, heads, "teacher", teacher)
+
+
+def _check_family(config: RunConfig, teacher: ModelDescription) -> None:
+    family = config.kind.family
+    # A student of another family comes from a configuration of its own.
+    is_base = all(student.model_name_or_path is None for student in config.students)
+    if family is not None and is_base and teacher.family != family:
+        fitting = types_that(family=teacher.family)
+        remedy = f"model_type {fitting[0]}" if fitting else f"a teacher of family {family}"
+        raise ConfigError(
+            f"model_type: {config.model_type} makes students of family {family}, but teacher "
+            f"{teacher.path} is of {teacher.family}; give {remedy}"
+        )
+
+
+def _check_iteration(config: RunConfig, teacher: ModelDescription) -> None:
+    if config.iteration == 2 and not teacher.is_student:
+        raise ConfigError(
+            f"iteration: 2 learns from an assistant, but {teacher.path} was not distilled; run "
+            "iteration 1 first and give its export as the teacher"
+        )
+    if config.iteration == 1 and teacher.is_student:
+        raise ConfigError(
+            f"iteration: 1 learns from a plain teacher, but {teacher.path} is a student; use "
+            "iteration 2"
+        )
+
+
+def _check_teaches(config: RunConfig, teacher: ModelDescription) -> None:
+    is_for_relations = teacher.is_published_student or teacher.model_type == SLICEABLE
+    if config.kind.learns is Learns.STATES and is_for_relations:
+        raise ConfigError(
+            f"{_OPTION}: {teacher.path} is a student that teaches relations only, and "
+            f"{config.model_type} learns states; give an encoder, or model_type "
+            f"{types_that(family='bert', learns=Learns.RELATIONS)[0]}"
+        )
+
+
+def _check_relation_layer(config: RunConfig, teacher: ModelDescription) -> None:
+    layer, layers = config.teacher.relation_layer, teacher.num_hidden_layers
+    if layer > layers:
+        raise ConfigError(
+            f"teacher.relation_layer: {layer}, but {teacher.path} has {layers} layers; use at most "
+            f"{layers}"
+        )
+    whole = layer == layers and not teacher.is_published_student
+    if config.learns_relations and teacher.signals_on_top and layer != -1 and not whole:
+        raise ConfigError(
+            f"teacher.relation_layer: {layer} is no layer with signals of {teacher.path}, a "
+            "student with relation projections behind its last layer; give -1"
+        )
+
+
+def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> None:
+    layout = config.teacher.layout
+    if layout == "replicated":
+        return
+    if teacher.is_published_student:
+        raise ConfigError(
+            f"teacher.layout: {layout}, but {teacher.path} is a published student, which is loaded "
+            "whole; use replicated"
+        )
+    if layout == "tensor" and teacher.is_ours:
+        raise ConfigError(
+            f"teacher.layout: tensor is not for {teacher.path}, a student of type "
+            f"{teacher.model_type}; use zero3 or replicated"
+        )
+    if layout == "tensor":
+        remedy = "use a divisor, or teacher.layout zero3"
+        check_divided("teacher.parallel_size", ranks, teacher, remedy)
+    if teacher.has_weights and not teacher.has_safetensors:
+        raise ConfigError(
+            f"teacher.layout: {layout} reads weights in pieces, and {teacher.path} has no "
+            "model.safetensors; convert it with transformers' save_pretrained, or use replicated"
+        )
+
+
+def _check_masked_lm_head(model: ModelDescription) -> None:
+    """Refuses to sparsify a model without the head that importances are measured with."""
+    names = model.tensor_names()
+    if names is None or any(name.startswith("cls.predictions.transform.") for name in names):
+        return
+    sizes = {
+        "layer": model.num_hidden_layers,
+        "hidden": model.hidden_size,
+        "heads": model.num_attention_heads,
+    }
+    flags = " ".join(f"--{name} {value}" for name, value in sizes.items())
+    raise ConfigError(
+        f"{model.path}: has no masked-LM head, by whose loss importances are measured; train one "
+        f"with the encoder first (minimoe-dist distill --model_type bert_mlm --initial_weights "
+        f"{model.path} {flags}) and sparsify what that exports"
+    )

@@ -1,0 +1,220 @@
+"""What a model's ``config.json`` and files say, and what is refused of them in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from minimoe_dist.errors import UserError
+from minimoe_dist.model_description import (
+    FAMILIES,
+    MODEL_TYPES,
+    ModelDescription,
+    describe_model,
+    description_of,
+    require_model,
+)
+from minimoe_dist.models import configuration
+from minimoe_dist.models.pretrained import ENCODERS
+from tests.families import CONFIGURATIONS, SIZES, student_options
+
+BERT = {**SIZES, "model_type": "bert"}
+
+
+def write(folder: Path, values: object, *files: str) -> str:
+    folder.mkdir(exist_ok=True)
+    text = values if isinstance(values, str) else json.dumps(values)
+    (folder / "config.json").write_text(text)
+    for name in files:
+        (folder / name).touch()
+    return str(folder)
+
+
+def described(**changes: Any) -> ModelDescription:
+    return description_of({**BERT, **changes}, "model", "model")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_described_as_transformers_saves_it(family: str, tmp_path: Path) -> None:
+    CONFIGURATIONS[family](**SIZES).save_pretrained(tmp_path)
+    model = describe_model(str(tmp_path))
+    assert model is not None and model.family == model.model_type == family
+    assert {name: getattr(model, name) for name in SIZES if name in model.model_fields} == {
+        name: SIZES[name] for name in SIZES if name in model.model_fields
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_is_described_as_it_is_exported(family: str, tmp_path: Path) -> None:
+    student_options(family, (2, 4)).save_pretrained(tmp_path)
+    model = describe_model(str(tmp_path))
+    assert model is not None and (model.model_type, model.family) == ("minimoe", family)
+    assert (model.experts, model.heads_of_an_expert) == ((2, 4), SIZES["num_attention_heads"])
+    assert model.is_ours and model.is_student and model.signals_on_top
+
+
+def test_a_published_student_counts_the_heads_of_all_experts() -> None:
+    model = described(moe="2, 4", num_relation_heads=4)
+    assert (model.experts, model.heads_of_an_expert) == ((2, 4), 2)
+    assert model.is_published_student and not model.is_ours
+
+
+def test_a_published_student_without_experts_is_a_plain_encoder() -> None:
+    assert not described(moe="1,1", sparsity="0").is_published_student
+
+
+def test_the_types_are_those_that_have_classes() -> None:
+    assert set(MODEL_TYPES) == ENCODERS.keys()
+    assert FAMILIES == configuration.FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_sequence_is_the_longest_that_the_encoder_embeds(
+    family: str, tmp_path: Path
+) -> None:
+    config = CONFIGURATIONS[family](**SIZES)
+    config.save_pretrained(tmp_path)
+    encoder = ENCODERS[family](AutoConfig.from_pretrained(tmp_path)).eval()
+    model = describe_model(str(tmp_path))
+    assert model is not None
+    ids = torch.full((1, model.longest_sequence), 5)
+    encoder(ids)
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(torch.nn.functional.pad(ids, (0, 1), value=5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": "big"}, "hidden_size: must be a whole number, not 'big'"),
+        ({"hidden_size": 24.5}, "hidden_size: must be a whole number, not 24.5"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: must be a whole number, not True"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers: must be at least 1, not -2"),
+        ({"num_attention_heads": 0}, "num_attention_heads: must be at least 1, not 0"),
+        ({"vocab_size": 10**12}, "vocab_size: must be at most"),
+        ({"intermediate_size": None}, "intermediate_size: is missing"),
+        ({"hidden_size": 25}, "hidden_size: 25 is no multiple of its 4 heads"),
+        ({"pad_token_id": 60}, "pad_token_id: 60 is not below vocab_size 60"),
+        ({"moe": "4"}, "moe: must be two counts of experts, as 1,4, not '4'"),
+        ({"moe": "3,1"}, "num_attention_heads: 4 is no multiple of the 3 experts of moe"),
+        ({"moe": "1,5"}, "intermediate_size: 48 is no multiple of the 5 experts of moe"),
+        ({"sparsity_map": ["90"]}, "sparsity_map: must be a mapping of options, not ['90']"),
+        ({"id2label": {"no": "yes"}}, "id2label: must name labels by their numbers, not"),
+        ({"model_type": "minimoe", "family": "gpt2"}, "family: gpt2 is none of bert, roberta"),
+    ],
+)
+def test_a_field_that_no_model_has_is_one_line(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        describe_model(write(tmp_path / "model", {**BERT, **changes}))
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / 'model' / 'config.json'}: {words}")
+    assert said.endswith("; give the config.json that the model was saved with")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "gpt2", "n_embd": 8}, "teacher: {} is of type gpt2, which neither teaches"),
+        ({"hidden_size": 8}, "teacher: {} is of type none (config.json has no model_type)"),
+        ("{", "{}/config.json: not readable as JSON"),
+        ("[1]", "{}/config.json: no JSON object"),
+    ],
+)
+def test_what_is_no_encoder_is_refused(values: object, words: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", values)
+    with pytest.raises(UserError) as refused:
+        describe_model(folder, "teacher")
+    assert str(refused.value).startswith(words.replace("{}", folder))
+
+
+def test_a_folder_without_weights_is_refused_where_they_are_needed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", BERT)
+    assert require_model(folder, "teacher", weights=False).path == folder
+    with pytest.raises(UserError, match=f"^teacher: {folder} has no weights; copy its model"):
+        require_model(folder, "teacher")
+
+
+@pytest.mark.parametrize(
+    ("file", "safetensors"),
+    [
+        ("model.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("pytorch_model.bin", False),
+        ("pytorch_model.bin.index.json", False),
+    ],
+)
+def test_weights_are_found_by_their_names(file: str, safetensors: bool, tmp_path: Path) -> None:
+    model = require_model(write(tmp_path / "model", BERT, file), "teacher")
+    assert model.has_weights and model.has_safetensors is safetensors
+
+
+def test_a_hub_name_that_is_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as refused:
+        require_model("owner/absent", "teacher")
+    said = str(refused.value)
+    assert said.startswith("teacher: owner/absent: no folder here, and not to be had from the hub")
+    assert "hf download owner/absent" in said and "give a folder" in said
+
+
+HUB = """
+import sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(False)
+    def do_GET(self):
+        self.answer(True)
+    def answer(self, with_body):
+        body = open(sys.argv[1], "rb").read()
+        there = self.path == "/owner/there/resolve/main/config.json"
+        self.send_response(200 if there else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(body) if there else 0))
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        if there and with_body:
+            self.wfile.write(body)
+    def log_message(self, *given):
+        pass
+
+server = HTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+import os
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from minimoe_dist.errors import UserError
+from minimoe_dist.model_description import describe_model, require_model
+assert describe_model("owner/there") is None
+print(require_model("owner/there", "teacher").hidden_size)
+print(describe_model("owner/there").hidden_size)
+try:
+    require_model("owner/absent", "teacher")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_reachable_hub_is_asked_for_the_configuration_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "model", BERT)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-c", HUB, str(tmp_path / "model" / "config.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    there, again, absent = done.stdout.splitlines()
+    assert (there, again) == ("24", "24")
+    assert absent.startswith("teacher: owner/absent: no folder here, and not to be had")
+    cached = [one.name for one in (tmp_path / "home" / "hub").rglob("snapshots/*/*")]
+    assert cached == ["config.json"]
