@@ -40,6 +40,7 @@ REQUIREMENTS = [
     "google-crc32c>=1.5",
     "zstandard>=0.22",
     "psutil>=5.9",
+    "charset-normalizer>=3.4,<4",
 ]
 
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...data.encodings import certain_encoding, is_utf8, likely_encoding
 from ...durable import PARTIAL
 from ...errors import UserError
 from ..blocks import BYTE_ORDER_MARK, Source
@@ -21,7 +22,6 @@ from .archives import (
     check_zip,
     is_tar,
 )
-from .encodings import certain_encoding, is_utf8, likely_encodings
 from .json_documents import RecordReader
 from .json_records import (
     JsonLinesSource,
@@ -186,10 +186,10 @@ def _decode(stream: InputStream, encoding: str | None) -> None:
     if encoding is not None:
         stream.transcode(encoding)
     elif not is_utf8(beginning):
-        fitting = ", ".join(likely_encodings(beginning)[:3])
+        guess = likely_encoding([beginning])
         raise UnreadableError(
-            f"{stream.name}: looks like text that is not in UTF-8; give --encoding (its beginning "
-            f"can be read as {fitting})",
+            f"{stream.name}: looks like text that is not in UTF-8; give --encoding"
+            + (f" (its beginning looks like {guess})" if guess else ""),
             holds_text=True,
         )
 

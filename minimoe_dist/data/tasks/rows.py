@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ..likely_encoding import likely_encoding
+from ..encodings import likely_encoding
 
 _BYTE_ORDER_MARK = "\ufeff"
 # Bytes that are no UTF-8 are read as lone surrogates, which no UTF-8 text holds.
@@ -57,6 +57,8 @@ class BadRows:
     def encoding_remedy(self) -> str:
         """How to make UTF-8 of the file, with the encoding that it looks like."""
         encoding = likely_encoding(self.undecodable)
+        if encoding is None:
+            return "save it as UTF-8"
         return f"it looks like {encoding}: save it as UTF-8, as with iconv -f {encoding} -t UTF-8"
 
 

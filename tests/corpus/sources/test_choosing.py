@@ -94,7 +94,7 @@ def test_a_key_that_the_records_do_not_have_is_refused(tmp_path, text):
         (b'.\\" a comment\n.TH CAT 1\n.SH NAME\ncat\n', "manual page.*man"),
         (b"id,text\n" + b'1,"A text, it is."\n' * 9, "CSV table.*pandas"),
         (b"id\ttext\n" + b"1\tA text.\n" * 9, "TSV table.*pandas"),
-        ("Les \u00e9l\u00e8ves fatigu\u00e9s.".encode("latin-1"), "UTF-8; give --encoding.*cp1252"),
+        ("Les \u00e9l\u00e8ves fatigu\u00e9s.".encode("latin-1"), "UTF-8; give --encoding.*CP1252"),
     ],
 )
 def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, what):

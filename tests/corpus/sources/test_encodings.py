@@ -6,8 +6,8 @@ import pytest
 
 from minimoe_dist.corpus.reading import Inputs, ReadingOptions
 from minimoe_dist.corpus.sources import FormatSource, SourceOptions, TextSource, choose_source
-from minimoe_dist.corpus.sources.encodings import certain_encoding
 from minimoe_dist.corpus.streams import InputStream
+from minimoe_dist.data.encodings import certain_encoding
 from tests.corpus.sources.documents import read
 
 SIMPLIFIED = "今天 北京 的 天气 非常 好 。 我们 去 公园 散步 。 他 说 这 是 一个 很 大 的 问题 。\n"
@@ -27,9 +27,13 @@ CYRILLIC = "Все счастливые семьи похожи друг на д
         (SIMPLIFIED, "utf-8", None),
         (SIMPLIFIED, "utf-16", "utf-16"),
         (SIMPLIFIED, "utf-32", "utf-32"),
-        (WESTERN, "utf-16-le", "utf-16-le"),
-        (WESTERN, "utf-16-be", "utf-16-be"),
+        (WESTERN, "utf-16-le", "utf-16le"),
+        (WESTERN, "utf-16-be", "utf-16be"),
         (WESTERN, "latin-1", None),
+        ("In ~{braces~} nothing is Chinese, and ~{this~} is none either.\n", "ascii", None),
+        (SIMPLIFIED, "hz", "hz"),
+        (JAPANESE, "iso2022_jp", "iso2022_jp_2"),
+        (KOREAN, "iso2022_kr", "iso2022_kr"),
         (KOREAN, "euc-kr", None),
         (JAPANESE, "euc-jp", None),
         (JAPANESE, "cp932", None),
@@ -47,9 +51,12 @@ def test_only_what_is_certain_is_taken_for_certain(text, encoding, certain):
         (SIMPLIFIED, "gbk", None),
         (TRADITIONAL, "big5", None),
         (SIMPLIFIED, "utf-16", None),
+        (SIMPLIFIED, "hz", None),
+        (JAPANESE, "iso2022_jp", None),
+        (KOREAN, "iso2022_kr", None),
         (WESTERN, "latin-1", "latin-1"),
         (JAPANESE, "cp932", "cp932"),
-        (SIMPLIFIED, "utf-16-le", "utf-16-le"),
+        (SIMPLIFIED, "utf-16-le", "utf-16le"),
     ],
 )
 def test_text_is_read_in_its_encoding(tmp_path, text, encoding, declared):

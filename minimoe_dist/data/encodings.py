@@ -1,9 +1,8 @@
-"""Which encoding a text is in, where its bytes leave no doubt."""
-
-from __future__ import annotations
+"""Which encoding a text is in: what its bytes make certain, and what a message may suggest."""
 
 import codecs
 import re
+from collections.abc import Iterable
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -11,6 +10,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_SHIFTS = {b"\x1b$B": "iso2022_jp_2", b"\x1b$@": "iso2022_jp_2", b"\x1b$)C": "iso2022_kr"}
 _FEWEST_UNITS, _ZERO_SHARE = 8, 0.4
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 _BROKEN_UTF8 = 0.2
@@ -30,9 +30,34 @@ _TRADITIONAL = frozenset(
     "已老從動兩長知民樣現分將外但身些與高意進把法此實回二理美點月明其種聲全工己話兒者向情部正名定女"
     "問力機給等幾很業最間新什打便位因重被走電四第門相次東政海口使教西再平真聽世氣信北少關並內加化由"
 )
-_CANDIDATES = (
-    "gb18030", "big5hkscs", "cp932", "euc-jp", "euc-kr", "cp1252", "cp1251", "latin-1",
-)  # fmt: skip
+# Python's names of the encodings that text is handed out in, and iconv's; where a few words could
+# be in several, the one that is named first is the likeliest.
+_ENCODINGS = {
+    "utf_16": "UTF-16",
+    "gb18030": "GB18030",
+    "big5": "BIG5",
+    "cp932": "CP932",
+    "euc_jp": "EUC-JP",
+    "cp949": "CP949",
+    "cp1252": "CP1252",
+    "cp1251": "CP1251",
+    "koi8_r": "KOI8-R",
+    "koi8_u": "KOI8-U",
+    "cp1250": "CP1250",
+    "cp1253": "CP1253",
+    "cp1254": "CP1254",
+    "cp1255": "CP1255",
+    "cp1256": "CP1256",
+    "cp1257": "CP1257",
+    "cp1258": "CP1258",
+    "cp866": "CP866",
+    "cp874": "CP874",
+    "iso8859_2": "ISO8859-2",
+    "iso8859_5": "ISO8859-5",
+    "utf_16_le": "UTF-16LE",
+    "utf_16_be": "UTF-16BE",
+}
+_MOST_BYTES = 1 << 16
 _CHINESE = {"gb18030": _SIMPLIFIED | _TRADITIONAL, "big5hkscs": _TRADITIONAL}
 
 
@@ -41,13 +66,16 @@ def certain_encoding(beginning: bytes) -> str | None:
 
     UTF-16 and UTF-32 are certain by their byte order mark, UTF-16 also by the zero byte that
     every other byte of Western text is. GBK (gb18030) and Big5 are certain where all bytes can
-    be read so and the commonest Chinese characters come out as often as in any Chinese text.
+    be read so and the commonest Chinese characters come out as often as in any Chinese text; so is
+    HZ. ISO-2022 is certain by its escape sequences.
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if beginning.startswith(mark):
             return encoding
     if (wide := _utf16(beginning)) is not None:
         return wide
+    if beginning.isascii():
+        return _shifted(beginning)
     if is_utf8(beginning):
         return None
     certain = [name for name, common in _CHINESE.items() if _is_chinese(beginning, name, common)]
@@ -68,25 +96,54 @@ def is_utf8(beginning: bytes) -> bool:
     return broken <= max(_BROKEN_UTF8 * high, _STRAY_BYTES, _STRAY_SHARE * len(beginning))
 
 
-def likely_encodings(beginning: bytes) -> list[str]:
-    """Encodings in which a text can be read without a fault, likely ones first."""
-    fitting = [name for name in _CANDIDATES if _decoded(beginning, name) is not None]
-    high = sum(map(len, _HIGH_BYTES.findall(beginning)))
-    # Accented letters stand alone between ASCII ones; bytes of Asian text stand in rows.
-    is_western = high < 2 * len(_HIGH_BYTES.findall(beginning))
-    return sorted(fitting, key=lambda name: (name in ("cp1252", "latin-1")) != is_western)
+def likely_encoding(lines: Iterable[bytes]) -> str | None:
+    """The likeliest encoding of a text, as a name that ``iconv -f`` and Python take.
+
+    It is a guess, for messages that name a remedy; nothing is decoded by it.
+
+    Args:
+        lines: of a text that is no UTF-8; those that are none suffice.
+
+    Returns:
+        The name; None where nothing fits.
+    """
+    # What is not needed for sound input is not imported for it.
+    import charset_normalizer
+
+    text = b"".join(lines)[:_MOST_BYTES]
+    if (certain := certain_encoding(text)) is not None:
+        return certain.upper()
+    text = text[: text.rfind(b"\n") + 1] or text  # without a character that is cut off
+    ranked = list(_ENCODINGS)
+    guesses = charset_normalizer.from_bytes(text, cp_isolation=ranked)
+    guess = guesses.best()
+    if guess is None:
+        return None
+    if not guess.coherence:  # no language was recognised
+        guess = min(guesses, key=lambda other: (other.chaos, ranked.index(other.encoding)))
+    is_western = _decoded(text, "cp1252") == str(guess)
+    return _ENCODINGS["cp1252" if is_western else guess.encoding]
 
 
 def _utf16(beginning: bytes) -> str | None:
     units = len(beginning) // 2
     if units < _FEWEST_UNITS:
         return None
-    for offset, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+    for offset, encoding in ((1, "utf-16le"), (0, "utf-16be")):
         zeros = beginning[offset::2].count(0) / units
         others = beginning[1 - offset :: 2].count(0) / units
         if zeros >= _ZERO_SHARE and others < 0.01:
             return encoding
     return None
+
+
+def _shifted(beginning: bytes) -> str | None:
+    """The encoding of Asian text that is ASCII with signs of where it shifts; None for ASCII."""
+    for shift, encoding in _SHIFTS.items():
+        if shift in beginning and _decoded(beginning, encoding) is not None:
+            return encoding
+    is_hz = b"~{" in beginning and _is_chinese(beginning, "hz", _SIMPLIFIED)
+    return "hz" if is_hz else None
 
 
 def _is_chinese(beginning: bytes, encoding: str, common: frozenset[str]) -> bool:
