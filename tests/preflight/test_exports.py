@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist.config import load_run_config
-from minimoe_dist.preflight.recipes import problems_before_start
+from minimoe_dist.preflight.recipes import problems_of_stages
 from minimoe_dist.runtime import detect_launch
 
 STUDENT = {"layer": 2, "hidden": 48, "heads": 12, "moe": "1,1"}
@@ -45,5 +45,5 @@ def test_only_what_the_run_exports_counts(
     theirs = Path(config.export_folder(taken), "notes")
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs")
-    problems = list(problems_before_start(config, detect_launch({}), "cpu"))
+    (problems,) = problems_of_stages([config], detect_launch({}), "cpu")
     assert any("is to be replaced, and holds notes" in one for one in problems) == is_told
