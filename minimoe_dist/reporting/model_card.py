@@ -1,4 +1,4 @@
-"""The model card of an export: what is known of it, and a word where something is not."""
+"""Writes the model card of an export: what is known of it, and where something is not."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,14 +36,14 @@ _PIPELINES = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the command that exports knows besides the run.
+    """The facts of an export that its run does not tell.
 
     Attributes:
-        config: the model's ``config.json``.
-        parameters: of the exported weights.
-        gmac: 10⁹ multiply-accumulates of a sequence of 128.
-        license: of the model, an identifier of the Hugging Face hub; None where nobody said.
-        languages: codes such as "en"; empty where nobody said.
+        config: content of the model's ``config.json``.
+        parameters: number of exported parameters.
+        gmac: 10⁹ multiply-accumulates of a sequence of 128 tokens.
+        license: identifier of the Hugging Face hub; None where it was not given.
+        languages: codes such as "en"; empty where they were not given.
         onnx: file, opset, inputs, output, largest_difference, checked_batches; None without ONNX.
         sentences: how sentence embeddings are made, in words; None without.
     """
@@ -58,11 +58,11 @@ class CardFacts:
 
 
 def model_card(export: Export, facts: CardFacts) -> str:
-    """The card as Markdown with YAML front matter.
+    """Renders the card as Markdown with YAML front matter.
 
     Args:
         export: the model's folder and its run.
-        facts: of the model itself.
+        facts: facts of the model itself.
     """
     config, run = facts.config, export.run
     needs_code = bool(config.get("auto_map"))
@@ -91,8 +91,8 @@ def model_card(export: Export, facts: CardFacts) -> str:
 
 
 def _teacher(run: Run) -> str | None:
-    told = run.summary.teacher if run.summary else None
-    return told or (run.results.teacher if run.results else None)
+    teacher = run.summary.teacher if run.summary else None
+    return teacher or (run.results.teacher if run.results else None)
 
 
 def _title(kind: str, export: Export) -> str:
@@ -202,7 +202,7 @@ def _recipe(export: Export) -> str | None:
 
 
 def _without_folders(value: Any) -> Any:
-    """Options with the last part of each path alone: a machine's folders are nobody's business."""
+    """Cuts paths in options to their last part: a machine's folders are nobody's business."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -227,7 +227,7 @@ def _scores(export: Export) -> Iterator[str]:
 
 
 def _task_scores(results: TuningResults) -> Iterator[str]:
-    """What fine-tuning measured; the exported model is the best one, chosen on the same data."""
+    """Words what fine-tuning measured; the export is the best model, chosen on the same data."""
     best, metric = results.best, results.metric
     if best is None or best.scores is None:
         return
@@ -267,7 +267,7 @@ def _basename(path: Any) -> str:
 
 
 def _model_name(path: Any) -> str:
-    """As "run/student" of "…/run/export/student": students are often called just that."""
+    """Returns "run/student" for "…/run/export/student": a student's own name says little."""
     parts = Path(str(path)).parts
     return f"{parts[-3]}/{parts[-1]}" if EXPORT in parts[-2:-1] and parts[2:] else _basename(path)
 
