@@ -30,7 +30,7 @@ class Command:
     Attributes:
         summary: one line for the help pages.
         options: class of its options.
-        module: of ``commands``, whose ``run(options, launch)`` returns the exit status.
+        module: module of ``commands`` whose ``run(options, launch)`` returns the exit status.
         check: module of ``preflight`` whose ``check(options, launch)`` raises `ConfigError` for
             what can be refused before anything heavy is imported; where there is a ``--dry_run``,
             ``show(options, launch)`` prints what would be done instead.
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _refuse(str(error), ExitStatus.REFUSED)
     except BrokenPipeError:
-        # The interpreter would try to write what is left, and tell of it.
+        # The interpreter would try to flush stdout when it ends, and report the failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.PIPE_CLOSED
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files and folders that are whole under their names, or not there at all.
+"""Writes files and folders that are whole under their names, or not there at all.
 
 What is being written has the suffix ``.partial``; it is flushed to the disk before it gets its
 name. A folder that takes the place of another one moves it to ``.replaced`` for the moment between

@@ -107,14 +107,14 @@ class ModelDescription(BaseModel):
         return self.architectures[0] if self.architectures else ""
 
     @property
-    def is_ours(self) -> bool:
-        """Whether it is a student with the layout of this package, which has code of its own."""
+    def is_native_student(self) -> bool:
+        """Whether it is a student in the layout of this package, whose code it needs."""
         return self.model_type in (EXPERTS, SLICEABLE)
 
     @property
     def experts(self) -> tuple[int, int]:
         """The numbers of attention and of feed-forward experts; 1 is a plain block."""
-        if self.is_ours:
+        if self.is_native_student:
             return self.attention_experts, self.feedforward_experts
         attention, feedforward = map(int, self.moe.split(","))
         return attention, feedforward
@@ -122,7 +122,7 @@ class ModelDescription(BaseModel):
     @property
     def is_published_student(self) -> bool:
         """Whether it is a student in the published layout, which transformers cannot load."""
-        return not self.is_ours and (self.experts != (1, 1) or self.sparsity != _WHOLE)
+        return not self.is_native_student and (self.experts != (1, 1) or self.sparsity != _WHOLE)
 
     @property
     def is_student(self) -> bool:
@@ -132,7 +132,7 @@ class ModelDescription(BaseModel):
     @property
     def heads_of_an_expert(self) -> int:
         """The attention heads of a plain block, or of one attention expert."""
-        return self.num_attention_heads // (1 if self.is_ours else self.experts[0])
+        return self.num_attention_heads // (1 if self.is_native_student else self.experts[0])
 
     @property
     def signals_on_top(self) -> bool:
@@ -285,7 +285,7 @@ def description_of(
 
 def _contradiction(model: ModelDescription) -> str | None:
     """Returns a message about the first two fields that cannot be of one model, if any."""
-    attention, feedforward = (1, 1) if model.is_ours else model.experts
+    attention, feedforward = (1, 1) if model.is_native_student else model.experts
     heads, hidden = model.num_attention_heads, model.hidden_size
     if heads % attention:
         return f"num_attention_heads: {heads} is no multiple of the {attention} experts of moe"

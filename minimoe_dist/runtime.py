@@ -43,9 +43,9 @@ class Launch:
     """The place of this process among all, and the address where they meet.
 
     Attributes:
-        rank: of this process among all, from 0.
+        rank: rank of this process among all, from 0.
         world_size: number of processes on all nodes.
-        local_rank: of this process on its node, from 0.
+        local_rank: rank of this process on its node, from 0.
         local_world_size: number of processes on this node.
         master_addr: host name or address of rank 0's node.
         master_port: TCP port of the rendezvous.
@@ -117,7 +117,7 @@ def _slurm_launch(environ: Mapping[str, str]) -> Launch:
     counts = _tasks_per_node(per_node)
     node = _integer(environ, "SLURM_NODEID", "0")
     node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST", "localhost")
-    # Two steps of one job may run at once, and a former start of it may not be gone yet.
+    # Two steps of one job may run at once, and an earlier start of it may not have ended yet.
     seed = _integer(environ, "SLURM_JOB_ID", "0") * 7 + _integer(environ, "SLURM_STEP_ID", "0")
     seed += _integer(environ, "SLURM_RESTART_COUNT", "0") * 1009
     port = environ.get("MASTER_PORT", str(_FIRST_SLURM_PORT + seed % _SLURM_PORTS))

@@ -46,7 +46,7 @@ def changed_options(saved: Mapping[str, Any], current: Mapping[str, Any]) -> lis
     ]
 
 
-def in_words(changes: Sequence[str]) -> str:
+def join_changes(changes: Sequence[str]) -> str:
     """Joins the first few changes, each cut to a maximal length, for a message of one line.
 
     Args:
@@ -71,4 +71,6 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         items = [(f"{path}.{index}", item) for index, item in enumerate(value)]
     else:
         return {path: value}
-    return {name: leaf for at, item in items for name, leaf in _flat(item, at).items()}
+    return {
+        name: leaf for item_path, item in items for name, leaf in _flat(item, item_path).items()
+    }

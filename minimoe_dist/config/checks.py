@@ -59,35 +59,35 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
         message = f"{teacher.offload!r} goes with layout zero3 only; use none"
         problems.append((("teacher", "offload"), message))
     if teacher.dtype == "float8":
-        at: Path = ("teacher", "dtype")
+        path: Path = ("teacher", "dtype")
         if teacher.layout != "replicated" or config.kind.learns is Learns.STATES:
             message = "'float8' is for teachers of relations that every rank holds whole; use auto"
-            problems.append((at, message))
+            problems.append((path, message))
         elif config.parallel.use_cpu:
-            problems.append((at, "'float8' needs a GPU that multiplies it; use auto"))
+            problems.append((path, "'float8' needs a GPU that multiplies it; use auto"))
     if teacher.layout == "replicated":
         if teacher.parallel_size is not None:
             message = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"
             problems.append((("teacher", "parallel_size"), message))
         return problems
-    at = ("teacher", "layout")
+    path = ("teacher", "layout")
     if config.kind.learns is Learns.STATES:
         message = f"{teacher.layout!r} has no place in {config.model_type}; use replicated"
-        problems.append((at, message))
+        problems.append((path, message))
     elif not config.objective.relation_weight:
         message = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
-        problems.append((at, message))
+        problems.append((path, message))
     return problems
 
 
 def _student_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     for index, student in enumerate(config.students):
-        at: Path = ("students", index)
+        path: Path = ("students", index)
         student_problems = _size_problems(config, student) + _start_problems(
             config.model_type, student
         )
-        problems += [((*at, name), message) for name, message in student_problems]
+        problems += [((*path, name), message) for name, message in student_problems]
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
             problems.append((("students",), f"{count} are named {name!r}; give each its own name"))
@@ -175,7 +175,7 @@ def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, 
 def _parallel_problems(config: RunOptions) -> list[Problem]:
     parallel = config.parallel
     problems: list[Problem] = []
-    size, at = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
+    size, path = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
     if parallel.zero_stage == 0 and parallel.precision not in ("auto", "fp32"):
         message = f"0 does not train in {parallel.precision}; use zero_stage 1, or precision fp32"
         problems.append((("parallel", "zero_stage"), message))
@@ -189,7 +189,7 @@ def _parallel_problems(config: RunOptions) -> list[Problem]:
         return problems
     if parallel.zero_stage == 3:
         message = f"{size} does not go with ZeRO stage 3; use 1, or zero_stage 2"
-        problems.append((at, message))
+        problems.append((path, message))
     counts = {
         count
         for student in config.students
@@ -197,11 +197,11 @@ def _parallel_problems(config: RunOptions) -> list[Problem]:
         if count > 1
     }
     if not counts:
-        problems.append((at, f"{size}, but no student has experts; use 1, or moe such as 1,4"))
+        problems.append((path, f"{size}, but no student has experts; use 1, or moe such as 1,4"))
     for count in sorted(counts):
         if count % size:
             message = f"{size} does not divide the {count} experts of a student; use a divisor"
-            problems.append((at, message))
+            problems.append((path, message))
     return problems
 
 

@@ -111,7 +111,7 @@ class _Reader:
             has_value = self.remaining and self.remaining[0].lower() in _TRUTH
             return self.remaining.pop(0) if has_value else "true"
         values = [self._next(label)]
-        # The shell may have spread a pattern into many words.
+        # The shell may have expanded a pattern to many values.
         while kind == WORDS and self.remaining and not self.remaining[0].startswith("-"):
             if "=" in self.remaining[0]:
                 break

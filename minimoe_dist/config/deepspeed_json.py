@@ -230,21 +230,21 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _check_keys(
-    settings: Mapping[str, Any], known: Mapping[str, Any], prefix: str, label: str
+    settings: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, label: str
 ) -> None:
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        if key not in known:
+        if key not in schema:
             if not prefix and key in _ELSEWHERE:
                 raise ConfigError(f"{label}: {name} has no place here; {_ELSEWHERE[key]}")
-            suggestion = nearest(key, known)
+            suggestion = nearest(key, schema)
             hint = (
                 f"did you mean {prefix}{suggestion}?"
                 if suggestion
-                else f"there are {', '.join(known)}"
+                else f"there are {', '.join(schema)}"
             )
             raise ConfigError(f"{label}: {name} is not a key for ZeRO or precision; {hint}")
-        expected = known[key]
+        expected = schema[key]
         if isinstance(expected, Mapping):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{label}: {name} must be an object, not {shown(value)}")

@@ -65,9 +65,9 @@ def known_options() -> Mapping[Path, FieldInfo | None]:
     """Maps every option's path to its field, depth first; a section maps to None."""
     table: dict[Path, FieldInfo | None] = {}
 
-    def add(section: type[Section], at: Path) -> None:
+    def add(section: type[Section], prefix: Path) -> None:
         for name, field in section.model_fields.items():
-            path: Path = (*at, name)
+            path: Path = (*prefix, name)
             nested: Any = field.annotation
             if path == STUDENTS:
                 table[path] = field
@@ -167,14 +167,14 @@ def unknown_option(path: Path, label: str, prefix: str = "") -> ConfigError:
         label: the path with its file, or with its prefix.
         prefix: dashes or ``stages.NAME.`` before it, which the remedy repeats.
     """
-    known = known_options()
+    options = known_options()
     siblings = {
         str(option[len(path) - 1]): dotted(option[: len(path)])
-        for option in known
+        for option in options
         if len(option) >= len(path) and option[: len(path) - 1] == any_student(path)[:-1]
     }
     siblings.pop("*", None)
-    leaves = {str(option[-1]): dotted(option) for option in known}
+    leaves = {str(option[-1]): dotted(option) for option in options}
     leaves |= {name: dotted(option.path) for name, option in known_flags().items()}
     name = str(path[-1])
     suggestion = leaves.get(name)

@@ -77,15 +77,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Loads YAML, but refuses a key given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if key.value in seen:
+            if key.value in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is given twice; keep one", key.start_mark
                 )
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -127,15 +127,15 @@ class _Merge:
         self._note_origins(tree, (), config_path)
         self.tree = tree
 
-    def _note_origins(self, node: Any, at: Path, config_path: str) -> None:
+    def _note_origins(self, node: Any, prefix: Path, config_path: str) -> None:
         """Refuses unknown keys, and notes for every known one the file that it came from."""
         entries: list[tuple[Any, Any]] = []
         if isinstance(node, dict):
             entries = list(node.items())
-        elif isinstance(node, list) and at == ("students",):
+        elif isinstance(node, list) and prefix == ("students",):
             entries = list(enumerate(node))
         for key, value in entries:
-            path = (*at, key)
+            path = (*prefix, key)
             if any_student(path) not in known_options():
                 raise unknown_option(path, f"{config_path}: {dotted(path)}")
             self.origins[path] = f"{config_path}: {dotted(path)}"

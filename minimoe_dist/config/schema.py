@@ -269,7 +269,7 @@ class ParallelConfig(Section):
 
 
 class SparsifyConfig(Section):
-    """What ``minimoe-dist sparsify`` measures and makes of ``teacher``."""
+    """The share of text that ``minimoe-dist sparsify`` reads, and the sub-models that it makes."""
 
     fraction: float = Field(0.1, gt=0, le=1, description="share of the corpus that is read")
     sparsities: list[float] = Field(

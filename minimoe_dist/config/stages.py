@@ -75,17 +75,19 @@ def _names(entries: Sequence[Any], where: str) -> list[str]:
     names: list[str] = []
     for index, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
-        at = f"{where}.{index}"
+        label = f"{where}.{index}"
         if not isinstance(name, str):
-            raise ConfigError(f"{at}: needs a name for its folder; give name: assistant, for one")
+            raise ConfigError(
+                f"{label}: needs a name for its folder; give name: assistant, for one"
+            )
         try:
             check_name(name)
         except ValueError as error:
-            raise ConfigError(f"{at}.name: {error}, not {shown(name)}") from None
+            raise ConfigError(f"{label}.name: {error}, not {shown(name)}") from None
         if name in names:
-            raise ConfigError(f"{at}.name: {name} is another stage's; choose one more")
+            raise ConfigError(f"{label}.name: {name} is another stage's; choose one more")
         if "output_dir" in entry:
-            raise _writes_to(f"{at}.output_dir", entry["output_dir"], name)
+            raise _writes_to(f"{label}.output_dir", entry["output_dir"], name)
         names.append(name)
     return names
 

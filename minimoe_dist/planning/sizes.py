@@ -50,7 +50,7 @@ class EncoderSizes:
     Attributes:
         family: ``bert``, ``roberta`` or ``megatron-bert``.
         shape: hidden size of the layers, and each layer's heads and neurons (of one expert).
-        head_size: of an attention head.
+        head_size: size of an attention head.
         width: hidden size of the whole model: of the signals and of what stands on top.
         vocabulary, positions, types: rows of the embedding tables.
         experts: numbers of attention and of feed-forward experts.
@@ -199,7 +199,7 @@ def student_json(
     # A student of an earlier stage is of the size that the options give (checked before a run).
     if start is not None and start not in future_exports:
         described = describe_model(start, f"students.{options.name}")
-        if described is not None and described.is_ours:
+        if described is not None and described.is_native_student:
             values = read_model_json(described.folder)
             sparse = {} if options.sparsity is None else {"sparsity": options.sparsity}
             return {**values, **sparse, "relation_projections": True} if sparse else values

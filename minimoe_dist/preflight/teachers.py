@@ -121,7 +121,7 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
             f"teacher.layout: {layout}, but {teacher.path} is a published student, which is loaded "
             "whole; use replicated"
         )
-    if layout == "tensor" and teacher.is_ours:
+    if layout == "tensor" and teacher.is_native_student:
         raise ConfigError(
             f"teacher.layout: tensor is not for {teacher.path}, a student of type "
             f"{teacher.model_type}; use zero3 or replicated"
