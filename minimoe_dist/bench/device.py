@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.float8 import Float8Linear, multiplies_float8
+from ..planning.work import product
 from .clocks import fastest, stamps_of
 
 # (rows, inner, outer) of maps as steps have them; a GPU is not filled by a CPU's.
@@ -33,12 +34,12 @@ class MeasuredProduct(NamedTuple):
     @property
     def size(self) -> float:
         """The harmonic mean of the extents."""
-        return 3.0 / (1.0 / self.rows + 1.0 / self.inner + 1.0 / self.outer)
+        return product(self.rows, self.inner, self.outer).size
 
     @property
     def rate(self) -> float:
         """The operations a second, two a multiply-accumulate."""
-        return 2.0 * self.rows * self.inner * self.outer / self.seconds
+        return product(self.rows, self.inner, self.outer).operations / self.seconds
 
 
 class DeviceRates(NamedTuple):

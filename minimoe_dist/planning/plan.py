@@ -292,16 +292,16 @@ def takes_packed(config: RunConfig) -> bool:
 
 
 def _preference(prediction: Prediction) -> tuple[float, ...]:
-    """Sorts predictions: faster first, and the simpler of those within two per cent."""
+    """Returns a sort key: faster first, and the simpler of those within two per cent."""
     layout = prediction.layout
-    speed = round(math.log(max(prediction.step_seconds, 1e-12)) / math.log(1.02))
+    coarse_seconds = round(math.log(max(prediction.step_seconds, 1e-12)) / math.log(1.02))
     complexity = (
         layout.accumulation,
         layout.teacher_parallel_size,
         layout.expert_parallel_size,
         abs(layout.zero_stage - 1),
     )
-    return (speed, *complexity)
+    return (coarse_seconds, *complexity)
 
 
 def nothing_fits(planner: Planner, machines: Sequence[Machine], machine: Machine) -> ConfigError:

@@ -20,7 +20,7 @@ from ..runs.metrics import SavedMetrics, TrainingRecord
 from ..runs.options import SavedRecipe
 from ..runs.summaries import Summary
 from ..runs.tuning import CellResult, TuningResults
-from .runs import Run
+from .runs import Run, basename
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -82,7 +82,7 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
         return
     if summary.teacher is not None:
         key = key_of(summary.teacher)
-        model = models.setdefault(key, Model(key, _basename(summary.teacher), TEACHER))
+        model = models.setdefault(key, Model(key, basename(summary.teacher), TEACHER))
         if summary.teacher_gmac is not None:
             model.values.setdefault("gmac_of_128", summary.teacher_gmac)
     for name, student in summary.students.items():
@@ -119,7 +119,7 @@ def _add_evaluation(run: Run, evaluation: Evaluation, models: dict[str, Model]) 
         (candidate for candidate in [at_home, *keys] if candidate in models), [at_home, *keys][-1]
     )
     if key not in models:
-        name = f"{_basename(([*keys, key])[0])}: {evaluation.description}".removesuffix(": ")
+        name = f"{basename(([*keys, key])[0])}: {evaluation.description}".removesuffix(": ")
         models[key] = Model(key, name, _role_of(key, evaluation.model_type))
     measured = evaluation.as_json()
     for name in (
@@ -144,7 +144,7 @@ def _add_scores(run: Run, results: TuningResults, models: dict[str, Model]) -> N
     """Adds a fine-tuning's score: that of its best setting, over seeds."""
     key = key_of(results.model)
     if key not in models:
-        models[key] = Model(key, _basename(results.model), TEACHER)
+        models[key] = Model(key, basename(results.model), TEACHER)
         models[key].values.update(_sizes(run.folder.exports))
         models[key].role = _role_of(key, models[key].values.pop("model_type", ""))
     best = results.best_setting
@@ -322,7 +322,7 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
     teachers = sorted({run.summary.teacher for run in runs if run.summary and run.summary.teacher})
     if len(teachers) > 1:
         yield (
-            f"The runs have different teachers ({', '.join(map(_basename, teachers))}): their "
+            f"The runs have different teachers ({', '.join(map(basename, teachers))}): their "
             "relation losses are not on one scale."
         )
     unfinished = [run.name for run in runs if run.metrics and not run.summary and not run.results]
@@ -362,7 +362,3 @@ def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
                 f"{task}: which teacher {', '.join(without)} had is not known, so no share of its "
                 "score is told: show the run that distilled it as well."
             )
-
-
-def _basename(path: str) -> str:
-    return path if path.startswith("package:") else path.rstrip("/").rpartition("/")[2] or path

@@ -11,7 +11,7 @@ import yaml
 from ..model_description import description_of
 from ..runs.folder import EXPORT
 from ..runs.tuning import TuningResults
-from .runs import Export, Run
+from .runs import Export, Run, basename
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -75,7 +75,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
         front_matter=_front_matter(facts, architecture, bool(experts > 1)),
         title=(student and student.student) or _title(kind, export),
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
-        teacher=_basename(teacher) if teacher else None,
+        teacher=basename(teacher) if teacher else None,
         experts=experts if experts > 1 else None,
         usage=_usage(architecture, needs_code),
         trusting=", trust_remote_code=True" if needs_code else "",
@@ -163,8 +163,8 @@ def _data(export: Export) -> str:
     data = export.run.recipe.data if export.run else None
     if not data or not data.record_path_or_regex:
         return "Not known: the folder was exported without the run that made it."
-    corpora = [_basename(corpus.path) for corpus in data.record_path_or_regex]
-    heldout = [_basename(corpus.path) for corpus in data.heldout_path_or_regex or ()]
+    corpora = [basename(corpus.path) for corpus in data.record_path_or_regex]
+    heldout = [basename(corpus.path) for corpus in data.heldout_path_or_regex or ()]
     text = f"Trained on {_listed(corpora)} (names of indexed corpora; what text they hold is not "
     text += f"recorded here), in pairs of up to {data.max_length} tokens."
     return text + (f" Measured on {_listed(heldout)}." if heldout else "")
@@ -207,7 +207,7 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return _basename(value) if isinstance(value, str) and value.startswith(("/", "~")) else value
+    return basename(value) if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _scores(export: Export) -> Iterator[str]:
@@ -261,15 +261,10 @@ def _limits(export: Export, facts: CardFacts, architecture: str) -> Iterator[str
     yield "Biases of its data and teacher were not examined."
 
 
-def _basename(path: Any) -> str:
-    text = str(path)
-    return text if text.startswith("package:") else text.rstrip("/").rpartition("/")[2] or text
-
-
-def _model_name(path: Any) -> str:
+def _model_name(path: str) -> str:
     """Returns "run/student" for "…/run/export/student": a student's own name says little."""
-    parts = Path(str(path)).parts
-    return f"{parts[-3]}/{parts[-1]}" if EXPORT in parts[-2:-1] and parts[2:] else _basename(path)
+    parts = Path(path).parts
+    return f"{parts[-3]}/{parts[-1]}" if EXPORT in parts[-2:-1] and parts[2:] else basename(path)
 
 
 def _listed(names: list[str]) -> str:

@@ -119,8 +119,10 @@ def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = 
     ends = [m.y + sign * (m.spread or 0.0) for m in marks for sign in (-1, 1)]
     across, up = _scales([(m.x, m.y) for m in marks], ends, x, y)
     shapes = []
-    for place, (mark, at) in enumerate(zip(marks, _side_by_side(marks, across), strict=True), 1):
-        shapes.append(_numbered(mark, place, at, up(mark.y), up))
+    for place, (mark, position) in enumerate(
+        zip(marks, _side_by_side(marks, across), strict=True), 1
+    ):
+        shapes.append(_numbered(mark, place, position, up(mark.y), up))
     description = f"{title}: {y.label} over {x.label}. " + "; ".join(
         f"{m.name}: {number(m.y)} at {number(m.x)}" for m in marks
     )
@@ -202,16 +204,16 @@ def heat_map(
         )
         for column, value in enumerate(numbers):
             share = min(1.0, max(0.0, value / most))
-            at = left + column * cell
+            position = left + column * cell
             shapes.append(
-                f'<rect x="{at:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
+                f'<rect x="{position:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
                 f'height="{tall - 1}" style="--s:{100 * share:.0f}%" class="cell"/>'
             )
             label = f"{value:.{decimals}f}"
             if cell >= _DIGIT * (len(label) - 0.25) and tall > 20:
                 ink = "on" if share > 0.6 else "off"
                 shapes.append(
-                    f'<text x="{at + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
+                    f'<text x="{position + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
                     f"{label}</text>"
                 )
     bottom = len(values) * tall + 18
@@ -238,8 +240,8 @@ def _column_numbers(
 ) -> Iterator[str]:
     every = max(1, math.ceil(22 / cell))
     for column in range(0, widest, every):
-        at = left + (column + 0.5) * cell
-        yield f'<text x="{at:.1f}" y="{bottom}" class="middle">{column + 1}</text>'
+        position = left + (column + 0.5) * cell
+        yield f'<text x="{position:.1f}" y="{bottom}" class="middle">{column + 1}</text>'
     middle = left + widest * cell / 2
     yield f'<text x="{middle:.1f}" y="{bottom + 16}" class="middle label">{escape(columns)}</text>'
 
@@ -292,13 +294,17 @@ def _axes(across: Scale, up: Scale, x: Axis, y: Axis) -> str:
     floor, right, left = HEIGHT - _BOTTOM, WIDTH - _RIGHT, round(across.start, 1)
     parts = []
     for tick in up.ticks:
-        at = up(tick)
-        parts.append(f'<path d="M{left} {at:.1f}H{right}" class="grid"/>')
-        parts.append(f'<text x="{left - 6:.1f}" y="{at + 4:.1f}" class="end">{number(tick)}</text>')
+        position = up(tick)
+        parts.append(f'<path d="M{left} {position:.1f}H{right}" class="grid"/>')
+        parts.append(
+            f'<text x="{left - 6:.1f}" y="{position + 4:.1f}" class="end">{number(tick)}</text>'
+        )
     for tick in across.ticks:
-        at = across(tick)
-        parts.append(f'<path d="M{at:.1f} {floor}v4" class="axis"/>')
-        parts.append(f'<text x="{at:.1f}" y="{floor + 17}" class="middle">{number(tick)}</text>')
+        position = across(tick)
+        parts.append(f'<path d="M{position:.1f} {floor}v4" class="axis"/>')
+        parts.append(
+            f'<text x="{position:.1f}" y="{floor + 17}" class="middle">{number(tick)}</text>'
+        )
     parts.append(f'<path d="M{left} {_TOP}V{floor}H{right}" class="axis"/>')
     middle = (left + right) / 2
     parts.append(

@@ -135,6 +135,11 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
+def basename(path: str) -> str:
+    """Returns the last part of a path, or ``package:NAME`` as it is."""
+    return path if path.startswith("package:") else path.rstrip("/").rpartition("/")[2] or path
+
+
 def _exported(folder: Path) -> Export:
     """Returns a model's folder, with the run whose export it is, if any."""
     absolute = folder.absolute()
