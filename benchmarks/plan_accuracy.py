@@ -181,7 +181,7 @@ def predict(recipe: Path, ranks: int) -> float:
     config = load_run_config(str(recipe))
     machine = load_machine("2core", machine_folders(), {"ranks_per_node": ranks})
     planner = Planner(config, corpus_of(config, None), passes=MetaPasses(config, {}))
-    return planner.plan(machine).own.memory_total
+    return planner.plan(machine).recipe.memory_total
 
 
 def main() -> None:

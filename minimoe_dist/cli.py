@@ -1,4 +1,4 @@
-"""The command ``minimoe-dist`` and its subcommands: parsing only.
+"""Parses the command line of ``minimoe-dist`` and runs the subcommand that it names.
 
 Options and paths are refused in one line, with exit status 2, before anything heavy is imported.
 The same command runs alone, under torchrun, under deepspeed and under srun.
@@ -25,18 +25,18 @@ _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 
 @dataclass(frozen=True)
 class Command:
-    """A command, by names of what is imported for it once its options have been read.
+    """A subcommand, and the names of the modules that are imported once its options are read.
 
     Attributes:
         summary: one line for the help pages.
         options: class of its options.
-        module: of ``commands``, whose ``run(options, launch)`` returns the exit status.
+        module: module of ``commands`` whose ``run(options, launch)`` returns the exit status.
         check: module of ``preflight`` whose ``check(options, launch)`` raises `ConfigError` for
             what can be refused before anything heavy is imported; where there is a ``--dry_run``,
             ``show(options, launch)`` prints what would be done instead.
         on_ranks: whether it may be started on several processes.
-        uses_torch: whether torch is told its device; what starts jobs elsewhere leaves the
-            environment alone, and a recipe's check tells it what the recipe says.
+        uses_torch: whether the environment is prepared for torch here; a command that starts jobs
+            elsewhere leaves it alone, and a recipe's check prepares it as the recipe says.
     """
 
     summary: str
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _refuse(str(error), ExitStatus.REFUSED)
     except BrokenPipeError:
-        # The interpreter would try to write what is left, and tell of it.
+        # The interpreter would try to flush stdout when it ends, and report the failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.PIPE_CLOSED
     except OSError as error:
@@ -166,14 +166,14 @@ def _dispatch(tokens: list[str]) -> int:
         return 0
     if name in COMMANDS:
         return _run_command(name, COMMANDS[name], rest)
-    found = nearest(name, COMMANDS)
-    hint = f"did you mean {found}?" if found else f"there are {', '.join(COMMANDS)}"
+    suggestion = nearest(name, COMMANDS)
+    hint = f"did you mean {suggestion}?" if suggestion else f"there are {', '.join(COMMANDS)}"
     raise ConfigError(f"{name} is not a command; {hint}")
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS)) + 2
-    lines = "".join(f"  {name:<{width}}{one.summary}\n" for name, one in COMMANDS.items())
+    lines = "".join(f"  {name:<{width}}{command.summary}\n" for name, command in COMMANDS.items())
     return (
         f"usage: minimoe-dist COMMAND [options]\n\ncommands:\n{lines}\n"
         "minimoe-dist COMMAND --help tells a command's options; --version tells the version.\n"
@@ -184,7 +184,7 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
     if {"-h", "--help"} & set(tokens):
         print(help_page(name, command.summary, command.options), end="")
         return 0
-    with _paths_are_the_users():
+    with _os_error_as_user_error():
         options = read_options(name, command.options, tokens)
         launch = detect_launch(os.environ)
         if launch.world_size > 1 and not command.on_ranks:
@@ -196,17 +196,17 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
         if command.check is not None:
             preflight = import_module(f"minimoe_dist.preflight.{command.check}")
             if getattr(options, "dry_run", False):
-                shown: int = preflight.show(options, launch)
-                return shown
+                status: int = preflight.show(options, launch)
+                return status
             preflight.check(options, launch)
     start_logging(launch)
-    status: int = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)
+    status = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)
     return status
 
 
 @contextmanager
-def _paths_are_the_users() -> Iterator[None]:
-    """Before a start, what a system call says is about a path that the user named."""
+def _os_error_as_user_error() -> Iterator[None]:
+    """Turns an `OSError` into a `UserError`: before a start, it is about a path of the user's."""
     try:
         yield
     except OSError as error:
@@ -214,7 +214,7 @@ def _paths_are_the_users() -> Iterator[None]:
 
 
 def _refuse(message: str, status: int) -> int:
-    """Says it once a node: every rank of a node finds the same."""
+    """Prints a refusal once a node, where every rank finds the same, and returns ``status``."""
     if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         print(f"minimoe-dist: {' '.join(message.split())}", file=sys.stderr)
     return status
@@ -222,11 +222,11 @@ def _refuse(message: str, status: int) -> int:
 
 def _without_launcher_flags(tokens: list[str]) -> list[str]:
     """Drops ``--local_rank N``: the environment says it too, and deepspeed puts it in front."""
-    kept: list[str] = []
+    result: list[str] = []
     remaining = iter(tokens)
     for token in remaining:
         if token in _LAUNCHER_FLAGS:
             next(remaining, None)
         elif token.partition("=")[0] not in _LAUNCHER_FLAGS:
-            kept.append(token)
-    return kept
+            result.append(token)
+    return result

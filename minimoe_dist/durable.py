@@ -1,4 +1,4 @@
-"""Files and folders that are whole under their names, or not there at all.
+"""Writes files and folders that are whole under their names, or not there at all.
 
 What is being written has the suffix ``.partial``; it is flushed to the disk before it gets its
 name. A folder that takes the place of another one moves it to ``.replaced`` for the moment between
@@ -20,20 +20,20 @@ from .errors import UserError
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
-_LIST = ".minimoe_dist"
-_BY_THE_WAY = "__pycache__"
+_FILE_LIST = ".minimoe_dist"
+_IGNORED = "__pycache__"
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """The name of ``path`` with another suffix behind all it has."""
+    """Returns ``path`` with ``suffix`` appended to its name."""
     return path.with_name(path.name + suffix)
 
 
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
-    """A name to write a file under, which becomes ``path`` at the end, on disk and whole.
+    """Yields a path to write a file to, which becomes ``path`` at the end, on disk and whole.
 
-    An exception leaves nothing of it, and what was there as it was.
+    After an exception nothing of it is left, and an earlier file at ``path`` is as it was.
 
     Raises:
         OSError: the file cannot be written; it names the file.
@@ -76,10 +76,10 @@ def give_names(paths: Sequence[str]) -> None:
     What stands under these names goes first, the last one ahead: nobody sees old and new files
     together. Names whose partial file is gone were given before an interruption, and stay.
     """
-    waiting = [path for path in paths if os.path.exists(path + PARTIAL)]
-    for path in reversed(waiting):
+    pending = [path for path in paths if os.path.exists(path + PARTIAL)]
+    for path in reversed(pending):
         remove(path)
-    for path in waiting:
+    for path in pending:
         os.rename(path + PARTIAL, path)
     flush_folder(Path(paths[0]).parent)
 
@@ -139,7 +139,7 @@ def check_replaceable(folder: str | Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, and a folder is to be written there; move it away")
     try:
-        listed = {*(path / _LIST).read_text("utf-8").split("\n"), _LIST}
+        listed = {*(path / _FILE_LIST).read_text("utf-8").split("\n"), _FILE_LIST}
     except (OSError, UnicodeDecodeError):
         listed = set()
     foreign = sorted(_files(path) - listed)
@@ -151,20 +151,20 @@ def check_replaceable(folder: str | Path) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """What is in a folder and below, by path; only files, links and empty folders count."""
+    """Returns the relative paths of all files, links and empty folders below a folder."""
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if _BY_THE_WAY not in path.relative_to(folder).parts
+        if _IGNORED not in path.relative_to(folder).parts
         and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
     }
 
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``folder`` at the end, on disk and whole.
+    """Yields a folder to write into, which replaces ``folder`` at the end, on disk and whole.
 
-    An exception leaves nothing of it, and what was there as it was.
+    After an exception nothing of it is left, and an earlier ``folder`` is as it was.
 
     Raises:
         UserError: something is there that was not written so.
@@ -175,7 +175,9 @@ def replaced(folder: Path) -> Iterator[Path]:
     make_empty(aside)
     try:
         yield aside
-        (aside / _LIST).write_text("\n".join(sorted(_files(aside) - {_LIST})) + "\n", "utf-8")
+        (aside / _FILE_LIST).write_text(
+            "\n".join(sorted(_files(aside) - {_FILE_LIST})) + "\n", "utf-8"
+        )
         for path in aside.rglob("*"):
             if path.is_file():
                 share(path)
@@ -197,14 +199,14 @@ def share(path: Path) -> None:
 
 
 def hash_file(path: Path) -> dict[str, Any]:
-    """``{"size": bytes, "sha256": hexadecimal}`` of a file."""
+    """Returns ``{"size": bytes, "sha256": hexadecimal}`` of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
 
 
 def hash_json(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON value, whatever its layout in a file."""
+    """Returns the SHA-256 of a JSON value, whatever its layout in a file."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -231,7 +233,7 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Lets an I/O error (a full disk) name the file."""
+    """Adds the file's name to an I/O error that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What a user did wrong, as opposed to what this program did."""
+"""The exception for mistakes of the user, as opposed to faults of this program."""
 
 
 class UserError(ValueError):
-    """What a user gave cannot be used; the text is one line: the option or file, the remedy.
+    """Says that a user's input cannot be used; the text is one line: option or file, and remedy.
 
     Commands end with it as their only words, and with status 2. Every other exception is a fault
     of this program or of the machine, and keeps its traceback.
@@ -10,5 +10,5 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its class where it says nothing."""
+    """Returns the first line of an error's message, or its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

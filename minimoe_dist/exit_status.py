@@ -1,10 +1,10 @@
-"""How processes of this program end."""
+"""The exit statuses of this program."""
 
 from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Statuses, for people, job scripts and launchers.
+    """Tells people, job scripts and launchers how a process ended.
 
     A Slurm job is requeued after all of them but `DONE` and `REFUSED`.
     """

@@ -1,4 +1,4 @@
-"""What a model is, by its ``config.json`` and the names of its files: read once, without torch."""
+"""Describes models by their ``config.json`` and the names of their files, without torch."""
 
 import json
 import os
@@ -33,7 +33,7 @@ _REMEDY = "give the config.json that the model was saved with"
 
 
 def _size(most: int, default: Any = ...) -> Any:
-    """A field that counts; the bounds are far beyond any model, and tell a damaged file."""
+    """Declares a field that counts; its bounds, far beyond any model, tell a damaged file."""
     return Field(default, ge=1, le=most)
 
 
@@ -42,15 +42,16 @@ class ModelDescription(BaseModel):
 
     Attributes:
         path: the model, as the user names it.
-        folder: where its files are.
-        num_attention_heads, intermediate_size: of one expert; in a published student of all.
-        family_name: of a student, the encoder that it is built like.
+        folder: the folder of its files.
+        num_attention_heads, intermediate_size: of one expert; in a published student, of all
+            experts together.
+        family_name: the family that a student is built like.
         moe: of a published student, ``attention_experts,feedforward_experts``.
-        sparsity: the sub-model whose weights there are; "0" for the whole model.
+        sparsity: the sub-model whose weights the folder holds; "0" for the whole model.
         sparsity_map: sub-models that can be cut out; None where there is no map.
-        num_relation_heads: that a student was distilled with; None for others.
+        num_relation_heads: relation heads that a student was distilled with; None for others.
         id2label: labels of a classification head by number; empty where there is none.
-        architectures: classes that the weights were saved from.
+        architectures: names of the classes that the weights were saved from.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
@@ -97,23 +98,23 @@ class ModelDescription(BaseModel):
 
     @property
     def family(self) -> str:
-        """The encoder that it is, or that a student is built like."""
+        """The family that the model is of, or that a student is built like."""
         return self.family_name or (self.model_type if self.model_type in FAMILIES else "bert")
 
     @property
     def architecture(self) -> str:
-        """The class that the weights were saved from; empty where that is not told."""
+        """The class that the weights were saved from; empty where the file does not say."""
         return self.architectures[0] if self.architectures else ""
 
     @property
-    def is_ours(self) -> bool:
-        """Whether it is a student with the layout of this package, which has code of its own."""
+    def is_native_student(self) -> bool:
+        """Whether it is a student in the layout of this package, whose code it needs."""
         return self.model_type in (EXPERTS, SLICEABLE)
 
     @property
     def experts(self) -> tuple[int, int]:
-        """Of attention and of feed-forward; 1 is a plain block."""
-        if self.is_ours:
+        """The numbers of attention and of feed-forward experts; 1 is a plain block."""
+        if self.is_native_student:
             return self.attention_experts, self.feedforward_experts
         attention, feedforward = map(int, self.moe.split(","))
         return attention, feedforward
@@ -121,7 +122,7 @@ class ModelDescription(BaseModel):
     @property
     def is_published_student(self) -> bool:
         """Whether it is a student in the published layout, which transformers cannot load."""
-        return not self.is_ours and (self.experts != (1, 1) or self.sparsity != _WHOLE)
+        return not self.is_native_student and (self.experts != (1, 1) or self.sparsity != _WHOLE)
 
     @property
     def is_student(self) -> bool:
@@ -130,8 +131,8 @@ class ModelDescription(BaseModel):
 
     @property
     def heads_of_an_expert(self) -> int:
-        """Attention heads; where attention is a mixture, of one expert."""
-        return self.num_attention_heads // (1 if self.is_ours else self.experts[0])
+        """The attention heads of a plain block, or of one attention expert."""
+        return self.num_attention_heads // (1 if self.is_native_student else self.experts[0])
 
     @property
     def signals_on_top(self) -> bool:
@@ -140,7 +141,7 @@ class ModelDescription(BaseModel):
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of the longest sequence; RoBERTa's positions begin behind its padding id."""
+        """The tokens of the longest sequence; RoBERTa's positions begin behind its padding id."""
         if self.family != "roberta":
             return self.max_position_embeddings
         padding = 1 if self.pad_token_id is None else self.pad_token_id
@@ -162,16 +163,16 @@ class ModelDescription(BaseModel):
         return _has_any(self.folder, *TOKENIZERS)
 
     def tensor_names(self) -> set[str] | None:
-        """Names of the tensors, from the head of the one safetensors file.
+        """Returns the names of the tensors, from the header of the one safetensors file.
 
-        None where that does not tell: another format, several files, or a damaged one.
+        It is None for another format, for several files, and for a damaged one.
         """
         path = self.folder / WEIGHTS
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                head = file.read(length) if length <= path.stat().st_size else b""
-            return set(json.loads(head))
+                header = file.read(length) if length <= path.stat().st_size else b""
+            return set(json.loads(header))
         except (OSError, ValueError):
             return None
 
@@ -181,11 +182,11 @@ def _has_any(folder: Path, *names: str) -> bool:
 
 
 def describe_model(path: str, option: str | None = None) -> ModelDescription | None:
-    """The description of a model on this machine; None for a hub name that is not.
+    """Describes a model on this machine; returns None for a hub name that is not cached here.
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
-        option: that names the model, for messages.
+        option: the option that names the model, for messages.
 
     Raises:
         UserError: no such folder, a model of another type, or a ``config.json`` that has fields
@@ -201,11 +202,11 @@ def describe_model(path: str, option: str | None = None) -> ModelDescription | N
 
 
 def require_model(path: str, option: str, *, weights: bool = True) -> ModelDescription:
-    """The description of a model that a run needs; of a hub's, ``config.json`` is downloaded.
+    """Describes a model that a run needs, and downloads the ``config.json`` of a hub's.
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
-        option: that names the model, for messages.
+        option: the option that names the model, for messages.
         weights: whether its weights are needed too. They are not downloaded here.
 
     Raises:
@@ -226,7 +227,7 @@ def require_model(path: str, option: str, *, weights: bool = True) -> ModelDescr
 
 
 def read_model_json(folder: str | Path) -> dict[str, Any]:
-    """The ``config.json`` of a folder as it stands there.
+    """Reads the ``config.json`` of a folder, unchecked.
 
     Raises:
         UserError: it is missing or not a JSON object.
@@ -246,13 +247,13 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
 def description_of(
     values: Mapping[str, Any], path: str, folder: str | Path, option: str | None = None
 ) -> ModelDescription:
-    """The description of a configuration.
+    """Checks a configuration and returns its description.
 
     Args:
-        values: of ``config.json``.
+        values: content of ``config.json``.
         path: the model, as the user names it.
-        folder: where it is.
-        option: that names the model, for messages.
+        folder: the folder of its files.
+        option: the option that names the model, for messages.
 
     Raises:
         UserError: as :func:`describe_model`.
@@ -265,14 +266,16 @@ def description_of(
             f"teaches nor is a student; give a model of type {', '.join(MODEL_TYPES)}"
         )
     # transformers writes null for what a model has not.
-    there = {key: value for key, value in values.items() if value is not None}
+    present = {key: value for key, value in values.items() if value is not None}
     try:
-        described = ModelDescription.model_validate({**there, "path": path, "folder": Path(folder)})
+        described = ModelDescription.model_validate(
+            {**present, "path": path, "folder": Path(folder)}
+        )
     except ValidationError as error:
         (detail, *_) = error.errors()
-        what = "is missing" if detail["type"] == "missing" else message_of(detail)
+        fault = "is missing" if detail["type"] == "missing" else message_of(detail)
         raise UserError(
-            f"{Path(folder) / 'config.json'}: {dotted(detail['loc'])}: {what}; {_REMEDY}"
+            f"{Path(folder) / 'config.json'}: {dotted(detail['loc'])}: {fault}; {_REMEDY}"
         ) from None
     problem = _contradiction(described)
     if problem is not None:
@@ -281,8 +284,8 @@ def description_of(
 
 
 def _contradiction(model: ModelDescription) -> str | None:
-    """The first two fields that cannot be one model's."""
-    attention, feedforward = (1, 1) if model.is_ours else model.experts
+    """Returns a message about the first two fields that cannot be of one model, if any."""
+    attention, feedforward = (1, 1) if model.is_native_student else model.experts
     heads, hidden = model.num_attention_heads, model.hidden_size
     if heads % attention:
         return f"num_attention_heads: {heads} is no multiple of the {attention} experts of moe"

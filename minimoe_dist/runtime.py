@@ -1,4 +1,4 @@
-"""Where a process runs: launcher, ranks, device, process group, signals, logs.
+"""Sets up a process: its launch, device, process group, signals and log.
 
 One command runs alone, under ``torchrun``, under ``deepspeed`` and under ``srun``: `detect_launch`
 reads which from the environment, `prepare_environment` chooses the device before torch is imported,
@@ -35,17 +35,17 @@ _FIRST_SLURM_PORT, _SLURM_PORTS = 10_000, 20_000  # below Linux's ephemeral port
 
 
 class LaunchError(RuntimeError):
-    """The processes of a run could not be brought together; one line with host and port."""
+    """Says in one line, with host and port, why the processes of a run could not connect."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Which process of how many this is, and where they meet.
+    """The place of this process among all, and the address where they meet.
 
     Attributes:
-        rank: of this process among all, from 0.
+        rank: rank of this process among all, from 0.
         world_size: number of processes on all nodes.
-        local_rank: of this process on its node, from 0.
+        local_rank: rank of this process on its node, from 0.
         local_world_size: number of processes on this node.
         master_addr: host name or address of rank 0's node.
         master_port: TCP port of the rendezvous.
@@ -83,7 +83,7 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
     return launch
 
 
-def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
+def _integer(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environ.get(name, default)
     if text is None:
         raise UserError(
@@ -97,37 +97,37 @@ def _number(environ: Mapping[str, str], name: str, default: str | None = None) -
 
 
 def _torch_launch(environ: Mapping[str, str]) -> Launch:
-    world_size = _number(environ, "WORLD_SIZE")
+    world_size = _integer(environ, "WORLD_SIZE")
     local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environ else "LOCAL_SIZE"
     return Launch(
-        rank=_number(environ, "RANK"),
+        rank=_integer(environ, "RANK"),
         world_size=world_size,
-        local_rank=_number(environ, "LOCAL_RANK"),
-        local_world_size=_number(environ, local_size, str(world_size)),
+        local_rank=_integer(environ, "LOCAL_RANK"),
+        local_world_size=_integer(environ, local_size, str(world_size)),
         master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
-        master_port=_number(environ, "MASTER_PORT"),
+        master_port=_integer(environ, "MASTER_PORT"),
         launcher="deepspeed" if "CROSS_SIZE" in environ else "torchrun",
     )
 
 
 def _slurm_launch(environ: Mapping[str, str]) -> Launch:
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    world_size = _number(environ, tasks, "1")
+    world_size = _integer(environ, tasks, "1")
     per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
     counts = _tasks_per_node(per_node)
-    node = _number(environ, "SLURM_NODEID", "0")
+    node = _integer(environ, "SLURM_NODEID", "0")
     node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST", "localhost")
-    # Two steps of one job may run at once, and a former start of it may not be gone yet.
-    seed = _number(environ, "SLURM_JOB_ID", "0") * 7 + _number(environ, "SLURM_STEP_ID", "0")
-    seed += _number(environ, "SLURM_RESTART_COUNT", "0") * 1009
+    # Two steps of one job may run at once, and an earlier start of it may not have ended yet.
+    seed = _integer(environ, "SLURM_JOB_ID", "0") * 7 + _integer(environ, "SLURM_STEP_ID", "0")
+    seed += _integer(environ, "SLURM_RESTART_COUNT", "0") * 1009
     port = environ.get("MASTER_PORT", str(_FIRST_SLURM_PORT + seed % _SLURM_PORTS))
     return Launch(
-        rank=_number(environ, "SLURM_PROCID"),
+        rank=_integer(environ, "SLURM_PROCID"),
         world_size=world_size,
-        local_rank=_number(environ, "SLURM_LOCALID", "0"),
+        local_rank=_integer(environ, "SLURM_LOCALID", "0"),
         local_world_size=counts[node] if node < len(counts) else world_size,
         master_addr=environ.get("MASTER_ADDR") or _node_address(first_host(node_list)),
-        master_port=_number({"MASTER_PORT": port}, "MASTER_PORT"),
+        master_port=_integer({"MASTER_PORT": port}, "MASTER_PORT"),
         launcher="slurm",
     )
 
@@ -141,24 +141,24 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def first_host(node_list: str) -> str:
-    """The first host of a Slurm node list: ``rack[2-3]n[01-04,7],x`` gives ``rack2n01``."""
+    """Returns the first host of a Slurm node list: ``rack[2-3]n[01-04,7],x`` gives ``rack2n01``."""
     first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", node_list)
     assert first is not None
     return re.sub(r"\[([^\]\-,]+)[^\]]*\]", r"\1", first.group())
 
 
 def _node_address(host: str) -> str:
-    """`host` where it resolves, otherwise the address that Slurm knows it by."""
+    """Returns `host` where it resolves, otherwise the address that Slurm knows it by."""
     try:
         socket.getaddrinfo(host, None)
         return host
     except OSError:
         command = ["scontrol", "show", "node", host]
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         return host
-    match = re.search(r"\bNodeAddr=(\S+)", shown)
+    match = re.search(r"\bNodeAddr=(\S+)", output)
     return match.group(1) if match else host
 
 
@@ -232,22 +232,22 @@ def start_process_group(
     import torch.distributed as dist
 
     device = torch.device("cpu")
-    group: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
+    options: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
     if device_type == "cuda":
         device = torch.device("cuda", _device_index(launch, torch.cuda.device_count()))
         torch.cuda.set_device(device)
         # Or NCCL guesses the device from the rank, and warns of that at each barrier.
-        group["device_id"] = device
+        options["device_id"] = device
     _announce(launch, device.index or 0 if device_type == "cuda" else launch.local_rank)
     timeout = timedelta(seconds=timeout_seconds)
     try:
         if launch.world_size == 1:
-            group["store"] = dist.HashStore()
+            options["store"] = dist.HashStore()
         elif own_server:
             address = (launch.master_addr, launch.master_port)
-            group["store"] = dist.TCPStore(*address, launch.world_size, launch.rank == 0, timeout)
+            options["store"] = dist.TCPStore(*address, launch.world_size, launch.rank == 0, timeout)
         backend = "nccl" if device_type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout, **group)
+        dist.init_process_group(backend, timeout=timeout, **options)
     except dist.DistBackendError as error:
         raise LaunchError(
             f"rank {launch.rank} of {launch.world_size}: NCCL cannot connect {device} to the other "
@@ -302,7 +302,7 @@ def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: floa
 
 
 def _device_index(launch: Launch, device_count: int) -> int:
-    """The local rank, or 0 where the launcher shows each process only its own GPU."""
+    """Returns the local rank, or 0 where the launcher shows each process only its own GPU."""
     if device_count == 1:
         return 0
     if launch.local_rank >= device_count:
@@ -323,9 +323,9 @@ def _announce(launch: Launch, device_index: int) -> None:
 
 
 class StopRequest:
-    """Notes signals that ask for an end instead of dying of them, so that a run can save first.
+    """Notes signals that ask for an end, so that a run can save before it ends.
 
-    SIGHUP is among them, which a closed terminal sends, unless it was ignored before, as by nohup.
+    SIGHUP, which a closed terminal sends, is among them unless it was ignored before, as by nohup.
 
     Use as a context manager in the main thread; leaving it restores the former handlers. Later
     signals change nothing: a save under way completes. Ranks agree on a stop in ``train/``.
@@ -336,23 +336,23 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.signal_name: str | None = None
-        self._former: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         for number in self.SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
-            self._former[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._former.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._former.clear()
+        self._previous.clear()
 
     def ignore_from_now_on(self) -> None:
-        """After this nothing is restored: a late signal must not change the exit status."""
-        self._former = dict.fromkeys(self.SIGNALS, signal.SIG_IGN)
+        """Ignores all later signals: none of them must change the exit status."""
+        self._previous = dict.fromkeys(self.SIGNALS, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
@@ -361,7 +361,7 @@ class StopRequest:
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of one part of the package, for example ``logger("train")``."""
+    """Returns the logger of one part of the package, for example ``logger("train")``."""
     return logging.getLogger(f"minimoe_dist.{name}")
 
 

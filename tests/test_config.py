@@ -13,7 +13,7 @@ from minimoe_dist.config import (
     deepspeed_settings,
     load_run_config,
 )
-from minimoe_dist.config.changes import changed_options, in_words
+from minimoe_dist.config.changes import changed_options, join_changes
 from minimoe_dist.config.checks import check_world_size
 from minimoe_dist.config.flags import known_flags
 
@@ -316,7 +316,7 @@ def test_deepspeed_settings_refuse_another_global_batch(tmp_path: Path) -> None:
 
 def test_many_changes_are_told_in_a_line_that_can_be_read() -> None:
     before = {"labels": ["long " * 100] * 2000, "seed": 1}
-    words = in_words(changed_options(before, {"labels": ["a", "b"], "seed": 1}))
+    words = join_changes(changed_options(before, {"labels": ["a", "b"], "seed": 1}))
     assert words.startswith("labels.0: long long") and words.endswith("; and 1,992 more")
     assert len(words) < 1500
 

@@ -55,13 +55,13 @@ def test_a_student_is_described_as_it_is_exported(family: str, tmp_path: Path) -
     model = describe_model(str(tmp_path))
     assert model is not None and (model.model_type, model.family) == ("minimoe", family)
     assert (model.experts, model.heads_of_an_expert) == ((2, 4), SIZES["num_attention_heads"])
-    assert model.is_ours and model.is_student and model.signals_on_top
+    assert model.is_native_student and model.is_student and model.signals_on_top
 
 
 def test_a_published_student_counts_the_heads_of_all_experts() -> None:
     model = described(moe="2, 4", num_relation_heads=4)
     assert (model.experts, model.heads_of_an_expert) == ((2, 4), 2)
-    assert model.is_published_student and not model.is_ours
+    assert model.is_published_student and not model.is_native_student
 
 
 def test_a_published_student_without_experts_is_a_plain_encoder() -> None:

@@ -1,1 +1,1 @@
-"""What a machine does and how long a step takes on it, by the clock."""
+"""Measures a machine, and how long a step takes on it, by the clock."""

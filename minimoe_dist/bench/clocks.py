@@ -1,4 +1,4 @@
-"""Clocks: the host's, and a GPU's, whose stamps nobody waits for until they are read."""
+"""Clocks of the host and of a GPU, whose stamps are not waited for until they are read."""
 
 import itertools
 import math
@@ -12,11 +12,11 @@ _FEWEST_RUNS = 3
 
 
 class Stamps(NamedTuple):
-    """How moments are noted.
+    """The functions of a clock.
 
     Attributes:
-        take: notes this moment; on a GPU, the moment at which it gets there.
-        between: seconds from one to another.
+        take: function that notes this moment; on a GPU, the moment when it gets there.
+        between: function that returns the seconds from one stamp to another.
     """
 
     take: Callable[[], Any]
@@ -27,7 +27,7 @@ HOST = Stamps(time.perf_counter, lambda first, last: last - first)
 
 
 def stamps_of(device: torch.device) -> Stamps:
-    """Time stamps of what a device computes: events of the current stream on a GPU."""
+    """Returns the clock of what a device computes: events of the current stream on a GPU."""
     return Stamps(_event, _between_events) if device.type == "cuda" else HOST
 
 
@@ -43,10 +43,10 @@ def _between_events(first: Any, last: Any) -> float:
 
 
 class StepClock:
-    """Seconds of the parts of steps.
+    """Measures the seconds of the parts of steps.
 
     Args:
-        stamps: how moments are noted.
+        stamps: clock that notes moments.
     """
 
     def __init__(self, stamps: Stamps) -> None:
@@ -54,15 +54,15 @@ class StepClock:
         self._steps: list[list[tuple[str, Any]]] = []
 
     def begin(self) -> None:
-        """A step starts."""
+        """Starts a step."""
         self._steps.append([("", self._stamps.take())])
 
     def mark(self, part: str) -> None:
-        """A part of the step has ended; the next one starts. One may come several times."""
+        """Ends a part of the step, which may have several pieces, and starts the next one."""
         self._steps[-1].append((str(part), self._stamps.take()))
 
     def steps(self) -> list[dict[str, float]]:
-        """The parts of each step: name -> seconds, in the order of their first ends."""
+        """Returns the seconds of each step by part, in the order in which parts first ended."""
         return [self._read(marks) for marks in self._steps]
 
     def _read(self, marks: list[tuple[str, Any]]) -> dict[str, float]:
@@ -75,12 +75,12 @@ class StepClock:
 def fastest(
     action: Callable[[], object], stamps: Stamps, seconds: float, at_once: int = 1
 ) -> float:
-    """Seconds of the fastest run of an action, after one that warms up.
+    """Returns the seconds of an action's fastest run, after one that warms up.
 
     Args:
-        action: what is run.
-        stamps: of where it runs.
-        seconds: until when it is run again, three times at least.
+        action: function to run.
+        stamps: clock of the device that it runs on.
+        seconds: time for which it is repeated, three times at least.
         at_once: runs between two stamps, so that a GPU does not wait for a host that reads them.
     """
     action()

@@ -1,4 +1,4 @@
-"""What a device does at best: matrix products by type and size, copies, launches."""
+"""Measures a device at its best: matrix products by type and size, copies, launches."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.float8 import Float8Linear, multiplies_float8
+from ..planning.work import product
 from .clocks import fastest, stamps_of
 
 # (rows, inner, outer) of maps as steps have them; a GPU is not filled by a CPU's.
@@ -32,23 +33,23 @@ class MeasuredProduct(NamedTuple):
 
     @property
     def size(self) -> float:
-        """Harmonic mean of the extents."""
-        return 3.0 / (1.0 / self.rows + 1.0 / self.inner + 1.0 / self.outer)
+        """The harmonic mean of the extents."""
+        return product(self.rows, self.inner, self.outer).size
 
     @property
     def rate(self) -> float:
-        """Operations a second, two a multiply-accumulate."""
-        return 2.0 * self.rows * self.inner * self.outer / self.seconds
+        """The operations a second, two a multiply-accumulate."""
+        return product(self.rows, self.inner, self.outer).operations / self.seconds
 
 
 class DeviceRates(NamedTuple):
-    """What a device does a second, as it was measured.
+    """The measured rates of a device.
 
     Attributes:
-        products: by type and size.
+        products: measured products, by type and size.
         memory: bytes a second that are read and written in a copy.
-        launch: seconds of an operator on next to nothing.
-        recorded_launch: the same in a CUDA graph; None on CPUs.
+        launch: seconds of an operator on one number.
+        recorded_launch: seconds of one in a CUDA graph; None on CPUs.
     """
 
     products: list[MeasuredProduct]
@@ -58,26 +59,26 @@ class DeviceRates(NamedTuple):
 
 
 def dtypes_of(device: torch.device) -> list[str]:
-    """Types whose products a device has; a CPU without bfloat16 of its own converts it."""
+    """Lists the types that a device multiplies; a CPU without bfloat16 of its own converts it."""
     if device.type == "cpu":
         return ["float32", "bfloat16"]
     return ["float32", "bfloat16", "float16", *["float8"] * multiplies_float8(device)]
 
 
 def count_measurements(device: torch.device) -> int:
-    """How often :func:`measure_device` tells."""
+    """Returns how often :func:`measure_device` calls ``tell``."""
     return len(dtypes_of(device)) * len(_shapes(device)) + (2 if device.type == "cpu" else 3)
 
 
 def measure_device(
     device: torch.device, seconds: float, tell: Callable[[], None] = lambda: None
 ) -> DeviceRates:
-    """Measures with the threads that torch has.
+    """Measures a device, a CPU with the threads that torch has.
 
     Args:
-        device: what is measured.
-        seconds: of each measurement; a slow one takes longer.
-        tell: called behind each.
+        device: device to measure.
+        seconds: time of each measurement; a slow one takes longer.
+        tell: function that is called after each measurement.
     """
     products = []
     for dtype in dtypes_of(device):
@@ -86,20 +87,20 @@ def measure_device(
             tell()
     memory = measure_copies(device, seconds)
     tell()
-    nothing = torch.zeros(1, device=device)
-    run = fastest(lambda: nothing.add_(1), stamps_of(device), seconds, _LAUNCHES)
+    number = torch.zeros(1, device=device)
+    launch = fastest(lambda: number.add_(1), stamps_of(device), seconds, _LAUNCHES)
     tell()
     recorded = None
     if device.type == "cuda":
-        recorded = _recorded_launch(nothing, seconds)
+        recorded = _recorded_launch(number, seconds)
         tell()
-    return DeviceRates(products, memory, run, recorded)
+    return DeviceRates(products, memory, launch, recorded)
 
 
 def measure_product(
     device: torch.device, dtype: str, shape: tuple[int, int, int], seconds: float
 ) -> MeasuredProduct:
-    """One type and (rows, inner, outer); 8-bit ones with their rows' quantisation."""
+    """Measures a product of (rows, inner, outer); of 8 bits, with its rows' quantisation."""
     rows, inner, outer = shape
     multiply = _map(device, dtype, inner, outer)
     numbers = torch.randn(rows, inner, device=device).to(_torch_type(dtype))
@@ -110,12 +111,12 @@ def measure_product(
 
 
 def measure_copies(device: torch.device, seconds: float) -> float:
-    """Bytes a second that are read and written."""
+    """Measures the bytes a second that a copy reads and writes."""
     source = torch.zeros(_COPIED[device.type], device=device)
     target = torch.empty_like(source)
     at_once = _AT_ONCE[device.type]
-    run = fastest(lambda: target.copy_(source), stamps_of(device), seconds, at_once)
-    return 2 * source.nbytes / run
+    copy_seconds = fastest(lambda: target.copy_(source), stamps_of(device), seconds, at_once)
+    return 2 * source.nbytes / copy_seconds
 
 
 def _shapes(device: torch.device) -> tuple[tuple[int, int, int], ...]:
@@ -135,10 +136,10 @@ def _map(device: torch.device, dtype: str, inner: int, outer: int) -> Callable[[
     return lambda rows: F.linear(rows, weight)
 
 
-def _recorded_launch(nothing: Tensor, seconds: float) -> float:
-    """Seconds of one of many kernels that a CUDA graph plays, one after the other."""
+def _recorded_launch(number: Tensor, seconds: float) -> float:
+    """Measures the seconds of one of many kernels that a CUDA graph plays in turn."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(_LAUNCHES):
-            nothing.add_(1)
-    return fastest(graph.replay, stamps_of(nothing.device), seconds) / _LAUNCHES
+            number.add_(1)
+    return fastest(graph.replay, stamps_of(number.device), seconds) / _LAUNCHES

@@ -1,4 +1,4 @@
-"""From what was measured to a machine that plans can be made for."""
+"""Fits the description of a machine, for plans, to measurements."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,7 @@ from ..planning.rates import BACKWARD, FORWARD, TEACHER, UPDATE, fit_rate, round
 from ..planning.timing import part_seconds
 from .device import DeviceRates
 
-# What is left of a part's time at least when exchanges inside of it are taken away.
-_LEAST_LEFT = 0.1
+_LEAST_SHARE = 0.1  # of a part's time, that remains when exchanges inside of it are taken away
 _EXCHANGED_IN = {
     "teacher": (TEACHER,),
     "experts": (FORWARD, BACKWARD),
@@ -20,17 +19,17 @@ _EXCHANGED_IN = {
 
 
 def machine_of_rates(values: Mapping[str, Any], rates: DeviceRates) -> Machine:
-    """A machine of what was measured of its device; a step's parts are not yet known.
+    """Makes a machine of its device's measured rates; the factors of a step's parts are unknown.
 
     Args:
-        values: its other fields.
-        rates: of the device.
+        values: the machine's other fields.
+        rates: measured rates of the device.
     """
     by_type: dict[str, list[tuple[float, float]]] = {}
     for product in rates.products:
         by_type.setdefault(product.dtype, []).append((product.size, product.rate))
     best = {dtype: max(rate for _, rate in points) for dtype, points in by_type.items()}
-    # What a CPU only converts is no type to choose for its speed.
+    # A type that a CPU only converts is not to be chosen for its speed.
     fast = {dtype: rate for dtype, rate in best.items() if rate >= best["float32"]}
     measured = {
         "tflops": {dtype: rounded(rate / 1e12) for dtype, rate in fast.items()},
@@ -45,13 +44,13 @@ def machine_of_rates(values: Mapping[str, Any], rates: DeviceRates) -> Machine:
 def fit_machine(
     machine: Machine, planner: Planner, layout: Layout, step: Mapping[str, float]
 ) -> Machine:
-    """The machine on which a plan takes as long as a measured step, part by part.
+    """Fits a machine so that a plan takes as long as a measured step, part by part.
 
     Args:
-        machine: of measured rates.
-        planner: of the recipe, and of batches as they were.
-        layout: as it was measured.
-        step: seconds by part; those that are none of a plan's go with the update.
+        machine: machine of measured rates.
+        planner: planner of the recipe, with batches as they were measured.
+        layout: layout of the measured step.
+        step: measured seconds by part; parts that a plan does not have go with the update.
     """
     counted: dict[str, float] = {}
     for part, work in planner.work(layout, machine):
@@ -65,6 +64,6 @@ def fit_machine(
         inside = (BACKWARD,) if early else _EXCHANGED_IN.get(kind, (UPDATE,))
         for part in inside:
             remaining = seconds[part] - exchanged.seconds / len(inside)
-            seconds[part] = max(remaining, _LEAST_LEFT * seconds[part])
+            seconds[part] = max(remaining, _LEAST_SHARE * seconds[part])
     parts = {part: rounded(seconds[part] / predicted) for part, predicted in counted.items()}
     return machine.model_copy(update={"parts": parts})

@@ -1,4 +1,4 @@
-"""The machine of a plan: described by name or file, changed by flags, or the one at hand."""
+"""Finds the machine of a plan: by name or file, changed by flags, or the one at hand."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 from ..config.commands import PlanOptions
 from ..planning.machine import GIB, Machine, load_machine
 
-_CHANGES = (
+_FLAGS = (
     "nodes",
     "ranks_per_node",
     "memory_gib",
@@ -24,24 +24,24 @@ _CPU_FRAMEWORK_GIB, _GPU_FRAMEWORK_GIB = 0.47, 1.0
 
 
 def machine_folders() -> list[Path]:
-    """Folders that describe machines: beside the package's source, or where it was installed."""
+    """Returns the folders of machines, beside the package's source and where it is installed."""
     root = Path(__file__).parents[2] / "configs" / "machines"
     return [root, Path(sys.prefix) / "share" / "minimoe_dist" / "machines"]
 
 
 def described_machines() -> list[Machine]:
-    """The machines of all folders, by name."""
+    """Loads the machines of all folders, sorted by name."""
     names = {path.stem for folder in machine_folders() for path in folder.glob("*.yaml")}
     return [load_machine(name, machine_folders()) for name in sorted(names)]
 
 
 def machine_of(options: PlanOptions) -> Machine:
-    """The machine that options name; without a name the one at hand, measured.
+    """Returns the machine that options name, or the one at hand, measured.
 
     Raises:
         ConfigError: no such machine, or a wrong description.
     """
-    flags = {name: getattr(options, name) for name in _CHANGES}
+    flags = {name: getattr(options, name) for name in _FLAGS}
     changes = {name: value for name, value in flags.items() if value is not None}
     if options.machine is None:
         return _at_hand(changes)
@@ -66,11 +66,11 @@ def _at_hand(changes: dict[str, Any]) -> Machine:
 
 
 def at_hand(kind: str, ranks: int) -> dict[str, Any]:
-    """What is known of this machine without measuring, or has to be assumed.
+    """Returns the fields of this machine that are known, or assumed, without measuring.
 
     Args:
-        kind: ``cuda`` or ``cpu``: what ranks compute on.
-        ranks: of this node.
+        kind: device that ranks compute on, ``cuda`` or ``cpu``.
+        ranks: number of ranks of this node.
     """
     import torch
 
@@ -97,23 +97,23 @@ def _threads(ranks: int) -> int:
 
 
 def measure_rates(device: str, threads: int) -> dict[str, float]:
-    """Rates of matrix products of a step's size by type, in 10^12 operations a second.
+    """Measures matrix products of a step's size by type, in 10^12 operations a second.
 
     Args:
         device: ``cuda`` or ``cpu``.
-        threads: that a rank computes with on a CPU.
+        threads: number of threads of a rank on a CPU.
     """
     import torch
 
     from .device import dtypes_of, measure_product
 
-    former = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     kind = torch.device(device)
     try:
         products = {name: measure_product(kind, name, _SHAPE, _SECONDS) for name in dtypes_of(kind)}
     finally:
-        torch.set_num_threads(former)
+        torch.set_num_threads(previous)
     rates = {name: product.rate / 1e12 for name, product in products.items()}
-    # What nothing there multiplies itself is converted, and slower.
+    # A type that the device does not multiply is converted, and slower.
     return {name: rate for name, rate in rates.items() if rate >= rates["float32"]}

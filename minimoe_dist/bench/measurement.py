@@ -1,4 +1,4 @@
-"""One call of ``minimoe-dist bench``: the machine, the link between ranks, a recipe's step."""
+"""Measures the machine, the link between ranks, and a recipe's step."""
 
 import sys
 import time
@@ -38,7 +38,7 @@ Link = dict[str, float] | None
 
 
 class Measurement:
-    """One call on this rank."""
+    """One call of ``minimoe-dist bench`` on this rank."""
 
     def __init__(
         self, options: BenchOptions, config: RunConfig, launch: Launch, scope: Scope
@@ -54,26 +54,26 @@ class Measurement:
         """Measures everything; a collective."""
         count = count_measurements(self.device)
         measure = partial(measure_device, self.device, self.options.seconds)
-        rates = self._measured("measuring the machine", count, measure)
+        rates = self._with_progress("measuring the machine", count, measure)
         link = self._link()
         times, filled, labels = self._step()
         return self._findings(rates, link, times, filled, labels)
 
-    def _measured(
+    def _with_progress(
         self, label: str, count: int, measure: Callable[[Callable[[], None]], Result]
     ) -> Result:
-        """What is measured, with its progress; ends where a signal asks for it."""
+        """Runs ``measure`` and shows its progress; ends where a signal asks for it."""
         stream = sys.stdout if self.launch.rank == 0 else None
-        done, started = 0, time.perf_counter()
+        completed, started = 0, time.perf_counter()
 
         def tell() -> None:
-            nonlocal done
-            done += 1
+            nonlocal completed
+            completed += 1
             if self.stop.requested:
                 raise KeyboardInterrupt
-            rate = {f"{label}, a second": done / (time.perf_counter() - started)}
+            rate = {f"{label}, a second": completed / (time.perf_counter() - started)}
             progress.advance(rate)
-            progress.say_unless_shown(done, rate)
+            progress.say_unless_shown(completed, rate)
 
         with Progress(stream, count, 0, label) as progress:
             return measure(tell)
@@ -87,7 +87,7 @@ class Measurement:
         return link
 
     def _step(self) -> tuple[StepTimes, float, Labels]:
-        """Times of steps, the share of positions that are no padding, and what was measured."""
+        """Returns times of steps, the share of positions without padding, and labels of both."""
         config, steps, device = self.config, self.options.steps, self.device
         lesson = open_lesson(config, device)
         batches, share, labels = make_batches(
@@ -107,7 +107,9 @@ class Measurement:
             steps=steps,
             reads_behind=device.type == "cuda",
         )
-        times = self._measured("measuring steps", warm_up + steps, lambda tell: measure(tell=tell))
+        times = self._with_progress(
+            "measuring steps", warm_up + steps, lambda tell: measure(tell=tell)
+        )
         for student in distiller.students:
             student.close()
         if lesson.model is not None:
@@ -140,7 +142,7 @@ class Measurement:
         )
 
     def _fixed_fields(self, name: str, link: Link) -> dict[str, Any]:
-        """The machine's fields that its device's rates do not tell."""
+        """Returns the machine's fields that its device's rates do not tell."""
         launch = self.launch
         nodes = max(1, launch.world_size // launch.local_world_size)
         values = at_hand(self.device.type, launch.local_world_size)

@@ -1,4 +1,4 @@
-"""What ``minimoe-dist bench`` measures of a recipe: models of its sizes, batches of its shapes."""
+"""Makes what ``minimoe-dist bench`` measures: models of a recipe's sizes, and random batches."""
 
 from pathlib import Path
 
@@ -17,17 +17,16 @@ Labels = list[tuple[str, str]]
 
 
 def with_models(config: RunConfig, folder: Path) -> tuple[RunConfig, Labels]:
-    """The recipe with models that are there; a collective.
+    """Replaces a teacher that is not on this machine by random weights; a collective.
 
-    A teacher that is not there is written with random weights of its sizes, which changes no
-    step's time.
+    Random weights of the same sizes change no step's time.
 
     Args:
         config: the recipe.
-        folder: for random weights; all nodes must see it.
+        folder: folder for random weights; all nodes must see it.
 
     Returns:
-        The recipe, and what stands for what, as pairs of text.
+        The recipe, and pairs of each model's role and description.
     """
     name, origin = config.teacher.model_name_or_path, "its own weights"
     if not has_weights(name):
@@ -49,12 +48,12 @@ def with_models(config: RunConfig, folder: Path) -> tuple[RunConfig, Labels]:
 def make_batches(
     config: RunConfig, filled: float | None, vocabulary: int
 ) -> tuple[list[MicroBatch], float, Labels]:
-    """A step of random ids, the share of positions that are no padding, and both in words.
+    """Returns a step of random ids, the share of positions without padding, and labels of both.
 
     Args:
         config: the recipe.
-        filled: share of positions that are no padding; None: as in the corpus, where it is there.
-        vocabulary: ids are below.
+        filled: share of positions that are no padding; None for that of the corpus, if any.
+        vocabulary: number of token ids.
     """
     training, data = config.training, config.data
     source = "as given"

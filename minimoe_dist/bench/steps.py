@@ -1,4 +1,4 @@
-"""Steps, and how long their parts take."""
+"""Measures how long the parts of steps take."""
 
 import statistics
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Protocol
 
 from .clocks import StepClock
 
-METRICS = "metrics"  # behind a step's last part: what it found out, on its way to the host
+METRICS = "metrics"  # the part behind a step's last one: its numbers are read on the host
 
 
 class Pending(Protocol):
-    """Of a step: reading its numbers waits for it."""
+    """A step that may still run: reading its numbers waits for it."""
 
     @property
     def metrics(self) -> object: ...
@@ -19,10 +19,10 @@ class Pending(Protocol):
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Of some steps.
+    """The measured times of some steps.
 
     Attributes:
-        steps: of each, part -> seconds.
+        steps: seconds of each step by part.
     """
 
     steps: list[dict[str, float]]
@@ -34,12 +34,12 @@ class StepTimes:
 
     @property
     def seconds(self) -> float:
-        """Of the fastest step."""
+        """The seconds of the fastest step."""
         return sum(self.fastest.values())
 
     @property
     def median_seconds(self) -> float:
-        """Of all steps."""
+        """The median of the seconds of all steps."""
         return statistics.median(sum(parts.values()) for parts in self.steps)
 
 
@@ -52,22 +52,22 @@ def measure_steps(
     reads_behind: bool,
     tell: Callable[[], None] = lambda: None,
 ) -> StepTimes:
-    """Runs steps as a training does, and times those behind the first ones.
+    """Runs steps as a training does, and times those after the first ones.
 
     Args:
-        train_step: of a number; it marks ``clock`` behind each of its parts.
-        clock: that runs.
-        warm_up: steps that are not counted: they compile, record and fill caches.
-        steps: that are.
+        train_step: function that runs the step of a number and marks ``clock`` after each part.
+        clock: clock of the steps.
+        warm_up: number of first steps, which compile, record and fill caches, and do not count.
+        steps: number of steps that count.
         reads_behind: whether a step's numbers are read when the next has been started, as on GPUs.
-        tell: called behind each step.
+        tell: function that is called after each step.
     """
-    before: Pending | None = None
+    previous: Pending | None = None
     for number in range(warm_up + steps):
         clock.begin()
         pending: Pending | None = train_step(number)
         if reads_behind:
-            pending, before = before, pending
+            pending, previous = previous, pending
         if pending is not None:
             _ = pending.metrics
         clock.mark(METRICS)

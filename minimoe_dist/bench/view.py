@@ -1,4 +1,4 @@
-"""All that was found, as tables for people, JSON for programs, and a picture."""
+"""Shows findings as tables for people, JSON for programs, and a picture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one call of ``bench`` found.
+    """The findings of one call of ``bench``.
 
     Attributes:
-        machine: as it is written.
-        device: what it is, in words.
-        rates: of the device.
+        machine: machine that was fitted to the measurements.
+        device: description of the device.
+        rates: measured rates of the device.
         link: bytes a second of a rank by what was sent, and the seconds of a collective as
-            ``latency``; None of one process.
-        recipe: what was measured, as pairs of words.
-        sequences: of a step, of all ranks.
-        times: of the steps.
-        planned: by the machine, part -> seconds of the same step.
-        products: part -> seconds of its matrix products alone.
+            ``latency``; None for one process.
+        recipe: labels of what was measured, and their values.
+        sequences: sequences of a step, on all ranks.
+        times: measured times of the steps.
+        planned: seconds of the same step by part, as planned for the machine.
+        products: seconds of each part's matrix products alone.
     """
 
     machine: Machine
@@ -49,7 +49,7 @@ class Findings:
         return sum(self.planned.values()) / self.times.seconds - 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """Seconds, bytes a second, operations a second."""
+        """Returns the findings in seconds, bytes a second and operations a second."""
         times = self.times
         return {
             "device": self.device,
@@ -137,8 +137,8 @@ def _time(seconds: float) -> str:
 
 
 def draw(findings: Findings, target: Path) -> None:
-    """Rates of products by size, and the step's parts beside plan and products, as a PNG."""
-    # Takes a second to import: only where something is drawn.
+    """Draws rates of products by size, and the step's parts beside plan and products, as a PNG."""
+    # The import takes a second, so it is left to where something is drawn.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

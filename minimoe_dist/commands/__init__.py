@@ -1,1 +1,1 @@
-"""What each subcommand does: wires rooms together, with no logic of its own."""
+"""Runs each subcommand: wires rooms together, with no logic of its own."""

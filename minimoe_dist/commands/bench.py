@@ -1,4 +1,4 @@
-"""``minimoe-dist bench``: what this machine does, and how long a recipe's step takes on it."""
+"""``minimoe-dist bench``: measures this machine, and a recipe's step on it."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,13 @@ from ..train.scope import started
 
 
 def run(options: BenchOptions, launch: Launch) -> int:
-    """Measures on all ranks; rank 0 shows what it found and writes it.
+    """Measures on all ranks; rank 0 shows the findings and writes them.
 
     Returns:
         0.
 
     Raises:
-        UserError: a model that the recipe names is there and cannot be loaded.
+        UserError: a model of the recipe is on this machine and cannot be loaded.
     """
     config, folder = recipe_of(options), Path(options.output)
     parallel = config.parallel
@@ -32,14 +32,14 @@ def run(options: BenchOptions, launch: Launch) -> int:
     ) as scope:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            found = Measurement(options, config, launch, scope).findings()
+            findings = Measurement(options, config, launch, scope).findings()
         finally:
             if launch.rank == 0:
                 shutil.rmtree(folder / RANDOM_MODEL, ignore_errors=True)
     if launch.rank == 0:
-        show(found, Console())
-        write_text(folder / "machine.yaml", machine_yaml(found.machine))
-        write_json(folder / "bench.json", found.as_json())
-        draw(found, folder / "bench.png")
+        show(findings, Console())
+        write_text(folder / "machine.yaml", machine_yaml(findings.machine))
+        write_json(folder / "bench.json", findings.as_json())
+        draw(findings, folder / "bench.png")
         print(f"{folder}/machine.yaml is for plan --machine; bench.json and bench.png beside it")
     return ExitStatus.DONE

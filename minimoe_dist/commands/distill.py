@@ -1,4 +1,4 @@
-"""``minimoe-dist distill``: corpora, teacher and students of a recipe, trained to their exports."""
+"""``minimoe-dist distill``: trains the students of a recipe and exports them."""
 
 import gc
 from functools import partial
@@ -31,12 +31,12 @@ def run(options: DistillOptions, launch: Launch) -> int:
         for number, stage in enumerate(stages, 1):
             if len(stages) > 1:
                 folder = Path(stage.output_dir)
-                shown = f"stage {folder.name} ({number} of {len(stages)}), {folder}"
+                label = f"stage {folder.name} ({number} of {len(stages)}), {folder}"
                 if decided_by_rank_0(partial(is_finished, stage)):
-                    _log.info("%s: finished before", shown)
+                    _log.info("%s: finished before", label)
                     continue
-                _log.info("%s: begins", shown)
-                # What earlier stages trained is there now.
+                _log.info("%s: begins", label)
+                # The exports of earlier stages can only be checked once they are written.
                 device_type: DeviceType = "cuda" if scope.device.type == "cuda" else "cpu"
                 decided_by_rank_0(partial(check_stages, [stage], launch, device_type))
             with only_run_in(Path(stage.output_dir)):

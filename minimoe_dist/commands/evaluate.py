@@ -1,4 +1,4 @@
-"""``minimoe-dist evaluate``: what a model costs here, and how near it is to its teacher."""
+"""``minimoe-dist evaluate``: measures what a model costs, and how near it is to its teacher."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ _log = logger("evaluate")
 
 
 def run(options: EvaluateOptions, launch: Launch) -> int:
-    """Measures and writes the JSON.
+    """Measures a model and writes the evaluation as JSON.
 
     Returns:
         0.
@@ -39,23 +39,25 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
     model = load_model(export.folder).to(device)
     config: Any = model.config
     tuned = export.run.results if export.run is not None else None
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     if tuned is not None:
-        found["fine_tuning"] = _tuned(tuned)
+        measured["fine_tuning"] = _tuned(tuned)
     if options.task is not None or options.dataset is not None:
-        scores = found["task_scores"] = score_on_task(model, export.folder, options, tuned, device)
+        scores = measured["task_scores"] = score_on_task(
+            model, export.folder, options, tuned, device
+        )
         _log.info("%s", ", ".join(f"{k} {v:.4f}" for k, v in scores.scores.items()))
     if options.speed:
-        found["speed"] = _speed(model, options)
-    against = compare_with_teacher(export, options, launch, device)
-    if against is not None:
-        found |= {
-            "mean_length": against.mean_length,
-            "relations": against.relations,
-            "gmac_of_mean_length": sequence_gmac(config, against.mean_length),
+        measured["speed"] = _speed(model, options)
+    comparison = compare_with_teacher(export, options, launch, device)
+    if comparison is not None:
+        measured |= {
+            "mean_length": comparison.mean_length,
+            "relations": comparison.relations,
+            "gmac_of_mean_length": sequence_gmac(config, comparison.mean_length),
         }
-        if against.experts:
-            found["experts"] = against.experts
+        if comparison.experts:
+            measured["experts"] = comparison.experts
     evaluation = Evaluation(
         kind="evaluation",
         student=export.name,
@@ -66,7 +68,7 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         parameters=exported_parameters(export.folder),
         gmac_of_128=sequence_gmac(config),
         machine=Machine.model_validate(describe_machine(device)),
-        **found,
+        **measured,
     )
     path = Path(options.output) if options.output else _default_output(export)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +78,7 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
 
 
 def _tuned(results: TuningResults) -> TunedScores:
-    """Of a fine-tuning run: its best model, and its best setting over seeds."""
+    """Sums up a fine-tuning run: its best model, and its best setting over seeds."""
     best, setting = results.best, results.best_setting
     return TunedScores(
         task=results.task,

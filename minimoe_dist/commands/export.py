@@ -1,4 +1,4 @@
-"""``minimoe-dist export``: a model as a folder for others, with card, ONNX, sentence layout."""
+"""``minimoe-dist export``: writes a model's folder for others, with card, ONNX, sentence layout."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ _log = logger("export")
 
 
 def run(options: ExportOptions, launch: Launch) -> int:
-    """Writes the folder, whole or not at all.
+    """Writes the export's folder, whole or not at all.
 
     Returns:
         0.

@@ -1,4 +1,4 @@
-"""``minimoe-dist finetune``: a model on tasks, over a grid of seeds, learning rates and batches.
+"""``minimoe-dist finetune``: trains a model on tasks, over a grid of hyperparameters.
 
 Each cell of the grid leaves ``cells/NAME/result.json`` when it is done; the best one's model is
 ``export``. Started again, the run goes on at the first cell that is not done, and in it where it

@@ -1,4 +1,4 @@
-"""``minimoe-dist plan``: what a run would need on a machine, before anything is started."""
+"""``minimoe-dist plan``: predicts what a run needs on a machine, before anything is started."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..runtime import Launch
 
 
 def run(options: PlanOptions, launch: Launch) -> int:
-    """Predicts every stage of a recipe, shows it and writes it where that is wanted.
+    """Predicts every stage of a recipe, shows it, and writes it where ``--output`` is given.
 
     Returns:
         0.
@@ -27,10 +27,10 @@ def run(options: PlanOptions, launch: Launch) -> int:
         ConfigError: the recipe or the machine is wrong, or no layout fits.
     """
     machine = machine_of(options)
-    # Brings torch and transformers, which take seconds, once nothing above is wrong.
+    # Imports torch and transformers, which take seconds, only once nothing above is wrong.
     from ..recipes.meta_passes import MetaPasses
 
-    to_come: dict[str, dict[str, Any]] = {}
+    future_exports: dict[str, dict[str, Any]] = {}
     plans: list[tuple[RunConfig, Plan]] = []
     described: dict[str, ModelDescription | None] = {}
     for config in options.stages:
@@ -38,14 +38,16 @@ def run(options: PlanOptions, launch: Launch) -> int:
         if problems:
             raise ConfigError("; ".join(problems))
         corpus = corpus_of(config, options.tokens)
-        planner = Planner(config, corpus, to_come, MetaPasses(config, to_come))
+        planner = Planner(config, corpus, future_exports, MetaPasses(config, future_exports))
         plan = planner.plan(machine)
         if not plan.best:
             raise nothing_fits(planner, described_machines(), machine)
         plans.append((config, plan))
         show(config, plan, corpus)
         for student in config.students:
-            to_come[config.export_folder(student.name)] = student_json(config, student, to_come)
+            future_exports[config.export_folder(student.name)] = student_json(
+                config, student, future_exports
+            )
     if options.output is not None:
         _write(Path(options.output), plans)
     return 0

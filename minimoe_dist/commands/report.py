@@ -1,4 +1,4 @@
-"""``minimoe-dist report``: one HTML page, and its numbers as JSON, about one run or several."""
+"""``minimoe-dist report``: writes an HTML page, and its numbers as JSON, about runs."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ _log = logger("report")
 
 
 def run(options: ReportOptions, launch: Launch) -> int:
-    """Reads the runs and writes both files.
+    """Reads the runs and writes the page and its JSON.
 
     Returns:
         0.
 
     Raises:
-        UserError: a path holds no run, or a file of one is not readable.
+        UserError: a path holds no run, or a file of a run is not readable.
     """
     page = Path(options.output)
     if page.suffix != ".html":
@@ -29,7 +29,7 @@ def run(options: ReportOptions, launch: Launch) -> int:
     check_output_dir(str(page.parent))
     runs = read_runs(options.runs)
     facts = collect(runs)
-    names = ", ".join(one.name for one in runs)
+    names = ", ".join(run.name for run in runs)
     title = options.title or (names if len(names) <= 80 else f"{len(runs)} runs")
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, render(facts, title))

@@ -1,4 +1,4 @@
-"""``minimoe-dist sparsify``: importances of a BERT's elements, its order, its sub-models."""
+"""``minimoe-dist sparsify``: measures a BERT's elements, orders them, and cuts sub-models."""
 
 from pathlib import Path
 

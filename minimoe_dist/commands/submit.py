@@ -1,4 +1,4 @@
-"""``minimoe-dist submit``: a run as a Slurm job, or a recipe's stages as a chain of jobs.
+"""``minimoe-dist submit``: submits a run as a Slurm job, or a recipe's stages as a chain of jobs.
 
 The shipped sbatch file of the command becomes the job's script: the options given here replace its
 ``#SBATCH`` lines, what follows them stays.
@@ -32,7 +32,7 @@ _SHORTEST_TRAINING_SECONDS = 120
 
 @dataclass(frozen=True)
 class _Job:
-    """One job: its command, its run as YAML, and where the run goes."""
+    """One job to submit: its command, its run's folder, and its run as YAML."""
 
     command: str
     folder: Path
@@ -40,15 +40,15 @@ class _Job:
 
 
 def run(options: SubmitOptions, launch: Launch) -> int:
-    """Checks, writes, submits and tells; returns the exit status.
+    """Checks the run, then writes and submits its jobs; returns the exit status.
 
     Raises:
-        ConfigError: an option, the recipe or what it points at is wrong, or sbatch refuses.
+        ConfigError: an option, the recipe or a file that it names is wrong, or sbatch refuses.
     """
-    _check_signal(options)
+    _check_time_limit(options)
     jobs = _jobs(options)
     for job in jobs:
-        _refuse_second(job.folder)
+        _refuse_second_job(job.folder)
     after: str | None = None
     for job in jobs:
         after = _submit(job, options, after)
@@ -58,21 +58,21 @@ def run(options: SubmitOptions, launch: Launch) -> int:
 
 
 def find_slurm_folder() -> Path:
-    """The folder of the sbatch files: $MINIMOE_SLURM, a clone's, or where pip installed them.
+    """Finds the folder of the sbatch files: $MINIMOE_SLURM, a clone's, or the installed one.
 
     Raises:
         ConfigError: they are in none of these places.
     """
-    given = os.environ.get("MINIMOE_SLURM")
+    override = os.environ.get("MINIMOE_SLURM")
     places = [Path(__file__).parents[2] / "slurm", Path(sys.prefix) / "share/minimoe_dist/slurm"]
-    for place in [Path(given)] if given else places:
+    for place in [Path(override)] if override else places:
         if (place / "job.sh").is_file():
             return place.absolute()
-    shown = given or " nor ".join(map(str, places))
-    raise ConfigError(f"slurm/job.sh: not in {shown}; set MINIMOE_SLURM to its folder")
+    searched = override or " nor ".join(map(str, places))
+    raise ConfigError(f"slurm/job.sh: not in {searched}; set MINIMOE_SLURM to its folder")
 
 
-def _check_signal(options: SubmitOptions) -> None:
+def _check_time_limit(options: SubmitOptions) -> None:
     try:
         limit = time_limit_seconds(options.time)
     except UserError as error:
@@ -87,21 +87,21 @@ def _check_signal(options: SubmitOptions) -> None:
 
 
 def _jobs(options: SubmitOptions) -> list[_Job]:
-    """The jobs to submit, in order; finished stages of a chain are left out."""
+    """Returns the jobs to submit, in order, without finished stages of a chain."""
     stages = options.stages
     command = "sparsify" if stages[0].model_type == SPARSIFICATION else "distill"
     if options.command not in ("auto", command):
         raise ConfigError(f"--command: {options.command}, but the recipe is one to {command}")
     _refuse_problems(stages, options)
-    left = [stage for stage in stages if len(stages) == 1 or not is_finished(stage)]
-    return [_Job(command, Path(one.output_dir), one.to_yaml()) for one in left]
+    remaining = [stage for stage in stages if len(stages) == 1 or not is_finished(stage)]
+    return [_Job(command, Path(stage.output_dir), stage.to_yaml()) for stage in remaining]
 
 
 def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> None:
-    """What would stop the run at its start, as far as it shows from here."""
+    """Refuses a run that would stop at its start, as far as that shows from here."""
     tasks = _tasks_per_node(options)
-    a_task = options.processes_per_task or (options.gpus_per_node or 1 if tasks == 1 else 1)
-    ranks = options.nodes * tasks * a_task
+    ranks_per_task = options.processes_per_task or (options.gpus_per_node or 1 if tasks == 1 else 1)
+    ranks = options.nodes * tasks * ranks_per_task
     # The GPUs are on other nodes than this one.
     on_cpus = stages[0].parallel.use_cpu or options.gpus_per_node is None
     device: DeviceType = "cpu" if on_cpus else "cuda"
@@ -115,8 +115,8 @@ def _tasks_per_node(options: SubmitOptions) -> int:
     )
 
 
-def _refuse_second(folder: Path) -> None:
-    """Two jobs of one run would only refuse each other later."""
+def _refuse_second_job(folder: Path) -> None:
+    """Refuses a second job of a run: the two would only refuse each other later."""
     former = newest_job(folder)
     job = find_job(former) if former else None
     if job is not None and job.is_alive:
@@ -127,7 +127,7 @@ def _refuse_second(folder: Path) -> None:
 
 
 def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dict[str, str | None]:
-    found: dict[str, str | None] = {
+    sbatch: dict[str, str | None] = {
         "job-name": options.job_name or job.folder.name,
         "nodes": str(options.nodes),
         "ntasks-per-node": str(_tasks_per_node(options)),
@@ -142,17 +142,17 @@ def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dic
         ("account", options.account),
     ):
         if value is not None:
-            found[name] = str(value)
+            sbatch[name] = str(value)
     if after is not None:
-        found |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+        sbatch |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     try:
-        return found | parse_free_options(options.sbatch)
+        return sbatch | parse_free_options(options.sbatch)
     except UserError as error:
         raise ConfigError(str(error)) from None
 
 
 def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
-    """Writes a job's folder and submits it, or prints both; returns its number."""
+    """Writes a job's script and recipe and submits it, or prints both; returns its number."""
     slurm, submission = find_slurm_folder(), next_submission(job.folder)
     variables = {"MINIMOE_SLURM": str(slurm), "MINIMOE_PYTHON": sys.executable}
     if options.processes_per_task is not None:

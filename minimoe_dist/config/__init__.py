@@ -1,10 +1,10 @@
-"""Typed options of a run: one home for every one of them, refused by name when they are wrong.
+"""Declares, reads and checks all options of runs and commands.
 
-Defaults < recipe (YAML) < flags and ``key.path=value`` in the order given. `schema` declares the
-options, `checks` holds them against each other, which `run` puts together, `flags` derives the
-command line from them, `loading` merges, `stages` reads chains, `command_line` turns the words of
-any command into its options (`commands`), `problems` words the errors, `deepspeed_json` holds ZeRO
-and precision. Nothing here imports torch or deepspeed.
+Defaults < recipe (YAML) < flags and ``key.path=value`` in the order given. `schema` declares a
+run's options and `checks` holds them against each other; `run` joins the two. `flags` derives the
+command line from them, `loading` merges, `stages` reads chains, `command_line` parses the arguments
+of any command into its options (`commands`), `problems` words the errors, and `deepspeed_json`
+reads ZeRO and precision. Nothing here imports torch or deepspeed.
 """
 
 from .deepspeed_json import check_deepspeed_json, deepspeed_settings

@@ -1,9 +1,9 @@
-"""Which options of a resumed run differ from the saved ones in a way that changes the training."""
+"""Finds the options of a resumed run whose change would change its training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SHOWN, _LONGEST = 8, 160  # changes in a message, and characters of one
+_MAX_SHOWN, _MAX_LENGTH = 8, 160  # changes in a message, and characters of one
 # Where a run is, how it is spread and what it reports does not change what it learns; batch sizes
 # count through the global batch, corpora through their contents.
 _FREE = (
@@ -32,11 +32,11 @@ _FREE = (
 
 
 def changed_options(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One "path: saved -> current" a difference that would change the training.
+    """Lists the differences that would change the training, as "path: saved -> current".
 
     Args:
-        saved: what the checkpoint says: a run's options and facts about it, as JSON.
-        current: the same of the run that wants to go on.
+        saved: options and facts of the run in the checkpoint, as JSON.
+        current: the same of the run that is to be resumed.
     """
     before, after = _flat(saved), _flat(current)
     return [
@@ -46,13 +46,16 @@ def changed_options(saved: Mapping[str, Any], current: Mapping[str, Any]) -> lis
     ]
 
 
-def in_words(changes: Sequence[str]) -> str:
-    """Changes for a message of one line: the first few, none of them long.
+def join_changes(changes: Sequence[str]) -> str:
+    """Joins the first few changes, each cut to a maximal length, for a message of one line.
 
     Args:
-        changes: of :func:`changed_options`.
+        changes: result of :func:`changed_options`.
     """
-    shown = [one if len(one) <= _LONGEST else f"{one[:_LONGEST]}…" for one in changes[:_SHOWN]]
+    shown = [
+        change if len(change) <= _MAX_LENGTH else f"{change[:_MAX_LENGTH]}…"
+        for change in changes[:_MAX_SHOWN]
+    ]
     more = len(changes) - len(shown)
     return "; ".join(shown) + (f"; and {more:,} more" if more else "")
 
@@ -63,9 +66,11 @@ def _is_free(path: str) -> bool:
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
-        items = [(f"{path}.{key}" if path else str(key), one) for key, one in value.items()]
+        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
     elif isinstance(value, list):
-        items = [(f"{path}.{index}", one) for index, one in enumerate(value)]
+        items = [(f"{path}.{index}", item) for index, item in enumerate(value)]
     else:
         return {path: value}
-    return {name: leaf for at, one in items for name, leaf in _flat(one, at).items()}
+    return {
+        name: leaf for item_path, item in items for name, leaf in _flat(item, item_path).items()
+    }

@@ -1,4 +1,4 @@
-"""Options that do not fit each other or the number of processes.
+"""Checks that options fit each other and the number of processes.
 
 Each check returns problems as (path of the option, what is wrong with its value and the remedy).
 """
@@ -21,7 +21,7 @@ Problem = tuple[Path, str]
 
 
 def run_problems(config: RunOptions) -> list[Problem]:
-    """What does not fit together in one run's options."""
+    """Lists what does not fit together in one run's options."""
     return (
         _objective_problems(config)
         + _teacher_problems(config)
@@ -35,20 +35,20 @@ def _objective_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     objective, data_type = config.objective, config.data.data_type
     if config.kind.learns is Learns.STATES and not objective.relation_weight:
-        words = "0 leaves nothing of TinyBERT; use 1, or model_type bert_mlm"
-        problems.append((("objective", "relation_weight"), words))
+        message = "0 leaves nothing of TinyBERT; use 1, or model_type bert_mlm"
+        problems.append((("objective", "relation_weight"), message))
     if objective.mlm_weight and not data_type.endswith("mlm"):
-        words = f"{data_type!r} masks nothing to predict; use bert_mlm, or mlm_weight 0"
-        problems.append((("data", "data_type"), words))
+        message = f"{data_type!r} masks nothing to predict; use bert_mlm, or mlm_weight 0"
+        problems.append((("data", "data_type"), message))
     if not objective.mlm_weight and not objective.relation_weight:
-        words = "0, and so is mlm_weight: nothing is learnt; use 1"
-        problems.append((("objective", "relation_weight"), words))
+        message = "0, and so is mlm_weight: nothing is learnt; use 1"
+        problems.append((("objective", "relation_weight"), message))
     if config.kind.family == "roberta" and not data_type.startswith("roberta"):
-        words = f"{data_type!r} gives segments, which RoBERTa has not; use roberta_nil"
-        problems.append((("data", "data_type"), words))
+        message = f"{data_type!r} gives segments, which RoBERTa has not; use roberta_nil"
+        problems.append((("data", "data_type"), message))
     if config.data.whole_word_mask and data_type.startswith("roberta"):
-        words = "true, but RoBERTa's pieces do not mark continued words; use false"
-        problems.append((("data", "whole_word_mask"), words))
+        message = "true, but RoBERTa's pieces do not mark continued words; use false"
+        problems.append((("data", "whole_word_mask"), message))
     return problems
 
 
@@ -56,36 +56,38 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
     teacher = config.teacher
     problems: list[Problem] = []
     if teacher.layout != "zero3" and teacher.offload != "none":
-        words = f"{teacher.offload!r} goes with layout zero3 only; use none"
-        problems.append((("teacher", "offload"), words))
+        message = f"{teacher.offload!r} goes with layout zero3 only; use none"
+        problems.append((("teacher", "offload"), message))
     if teacher.dtype == "float8":
-        at: Path = ("teacher", "dtype")
+        path: Path = ("teacher", "dtype")
         if teacher.layout != "replicated" or config.kind.learns is Learns.STATES:
-            words = "'float8' is for teachers of relations that every rank holds whole; use auto"
-            problems.append((at, words))
+            message = "'float8' is for teachers of relations that every rank holds whole; use auto"
+            problems.append((path, message))
         elif config.parallel.use_cpu:
-            problems.append((at, "'float8' needs a GPU that multiplies it; use auto"))
+            problems.append((path, "'float8' needs a GPU that multiplies it; use auto"))
     if teacher.layout == "replicated":
         if teacher.parallel_size is not None:
-            words = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"
-            problems.append((("teacher", "parallel_size"), words))
+            message = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"
+            problems.append((("teacher", "parallel_size"), message))
         return problems
-    at = ("teacher", "layout")
+    path = ("teacher", "layout")
     if config.kind.learns is Learns.STATES:
-        words = f"{teacher.layout!r} has no place in {config.model_type}; use replicated"
-        problems.append((at, words))
+        message = f"{teacher.layout!r} has no place in {config.model_type}; use replicated"
+        problems.append((path, message))
     elif not config.objective.relation_weight:
-        words = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
-        problems.append((at, words))
+        message = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
+        problems.append((path, message))
     return problems
 
 
 def _student_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     for index, student in enumerate(config.students):
-        at: Path = ("students", index)
-        found = _size_problems(config, student) + _start_problems(config.model_type, student)
-        problems += [((*at, name), words) for name, words in found]
+        path: Path = ("students", index)
+        student_problems = _size_problems(config, student) + _start_problems(
+            config.model_type, student
+        )
+        problems += [((*path, name), message) for name, message in student_problems]
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
             problems.append((("students",), f"{count} are named {name!r}; give each its own name"))
@@ -97,15 +99,15 @@ def _tradeoff_problems(config: RunOptions) -> list[Problem]:
         return []
     problems: list[Problem] = []
     if config.kind.students is not Students.SUB_MODEL or config.model_type == SPARSIFICATION:
-        words = f"chooses among sparse students, not those of {config.model_type}; leave it out"
-        problems.append((("tradeoff_lambda",), words))
+        message = f"chooses among sparse students, not those of {config.model_type}; leave it out"
+        problems.append((("tradeoff_lambda",), message))
     if config.data.heldout_path_or_regex is None:
-        words = "is missing, and tradeoff_lambda measures students on it; give a corpus"
-        problems.append((("data", "heldout_path_or_regex"), words))
+        message = "is missing, and tradeoff_lambda measures students on it; give a corpus"
+        problems.append((("data", "heldout_path_or_regex"), message))
     for index, student in enumerate(config.students):
         if student.name == BEST_CANDIDATE:
-            words = f"{student.name!r} is where the best student goes; choose another name"
-            problems.append((("students", index, "name"), words))
+            message = f"{student.name!r} is where the best student goes; choose another name"
+            problems.append((("students", index, "name"), message))
     return problems
 
 
@@ -113,22 +115,22 @@ def _size_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str
     problems: list[tuple[str, str]] = []
     relation_heads, model_type = config.objective.num_relation_heads, config.model_type
     if student.hidden % student.heads:
-        words = (
+        message = (
             f"{student.hidden} is not divisible by heads {student.heads}; "
             "choose a multiple or other heads"
         )
-        problems.append(("hidden", words))
+        problems.append(("hidden", message))
     # A sparse student has the sizes of the model that it is cut out of.
     if (
         config.learns_relations
         and config.kind.students is not Students.SUB_MODEL
         and student.hidden % relation_heads
     ):
-        words = (
+        message = (
             f"{student.hidden} is not divisible by objective.num_relation_heads "
             f"{relation_heads}; choose a multiple or other relation heads"
         )
-        problems.append(("hidden", words))
+        problems.append(("hidden", message))
     if not config.kind.has_experts and student.moe != "1,1":
         remedy = f"use '1,1', or model_type {types_that(has_experts=True)[0]}"
         problems.append(("moe", f"{student.moe!r} has no place in {model_type}; {remedy}"))
@@ -138,23 +140,23 @@ def _size_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str
 def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
     if student.start == "copies" and student.initial_weights is None:
-        words = "'copies' needs a plain student; give its folder as initial_weights"
-        problems.append(("start", words))
+        message = "'copies' needs a plain student; give its folder as initial_weights"
+        problems.append(("start", message))
     if student.start == "copies" and student.moe == "1,1":
-        words = "'copies' is for students with experts; use split, or moe such as 1,4"
-        problems.append(("start", words))
+        message = "'copies' is for students with experts; use split, or moe such as 1,4"
+        problems.append(("start", message))
     kind = MODEL_TYPES[model_type].students
     is_sparse, is_sliced = kind is Students.SUB_MODEL, kind is Students.ONCE_FOR_ALL
     if is_sparse and student.sparsity is None and model_type != SPARSIFICATION:
         problems.append(("sparsity", "is missing; give one of the sparsified model's map, as 90"))
     starts_from = (student.initial_weights, student.model_name_or_path)
     if student.sparsity is not None and is_sparse and starts_from == (None, None):
-        words = "is missing; give the folder that minimoe-dist sparsify wrote"
-        problems.append(("initial_weights", words))
+        message = "is missing; give the folder that minimoe-dist sparsify wrote"
+        problems.append(("initial_weights", message))
     if not is_sparse and student.sparsity is not None:
         owners = " and ".join(types_that(students=Students.SUB_MODEL))
-        words = f"{student.sparsity!r} belongs to {owners}; leave it out"
-        problems.append(("sparsity", words))
+        message = f"{student.sparsity!r} belongs to {owners}; leave it out"
+        problems.append(("sparsity", message))
     for name, total in (("ofa_layer", student.layer), ("ofa_hidden", student.hidden)):
         sizes = getattr(student, name)
         if is_sliced and not sizes:
@@ -165,29 +167,29 @@ def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, 
         for size in sizes or ():
             if is_sliced and not 1 <= size <= total:
                 whole = name.removeprefix("ofa_")
-                words = f"{size} is not in a student of {whole} {total}; choose 1 to {total}"
-                problems.append((name, words))
+                message = f"{size} is not in a student of {whole} {total}; choose 1 to {total}"
+                problems.append((name, message))
     return problems
 
 
 def _parallel_problems(config: RunOptions) -> list[Problem]:
     parallel = config.parallel
     problems: list[Problem] = []
-    size, at = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
+    size, path = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
     if parallel.zero_stage == 0 and parallel.precision not in ("auto", "fp32"):
-        words = f"0 does not train in {parallel.precision}; use zero_stage 1, or precision fp32"
-        problems.append((("parallel", "zero_stage"), words))
+        message = f"0 does not train in {parallel.precision}; use zero_stage 1, or precision fp32"
+        problems.append((("parallel", "zero_stage"), message))
     if parallel.adamw in ("deepspeed", "apex") and parallel.zero_stage != 1:
-        words = f"{parallel.adamw!r} goes with zero_stage 1; use auto"
-        problems.append((("parallel", "adamw"), words))
+        message = f"{parallel.adamw!r} goes with zero_stage 1; use auto"
+        problems.append((("parallel", "adamw"), message))
     if parallel.use_cpu and parallel.precision == "fp16":
-        words = "'fp16' does not train on CPUs; use bf16 or fp32, or drop use_cpu"
-        problems.append((("parallel", "precision"), words))
+        message = "'fp16' does not train on CPUs; use bf16 or fp32, or drop use_cpu"
+        problems.append((("parallel", "precision"), message))
     if size == 1:
         return problems
     if parallel.zero_stage == 3:
-        words = f"{size} does not go with ZeRO stage 3; use 1, or zero_stage 2"
-        problems.append((at, words))
+        message = f"{size} does not go with ZeRO stage 3; use 1, or zero_stage 2"
+        problems.append((path, message))
     counts = {
         count
         for student in config.students
@@ -195,22 +197,22 @@ def _parallel_problems(config: RunOptions) -> list[Problem]:
         if count > 1
     }
     if not counts:
-        problems.append((at, f"{size}, but no student has experts; use 1, or moe such as 1,4"))
+        problems.append((path, f"{size}, but no student has experts; use 1, or moe such as 1,4"))
     for count in sorted(counts):
         if count % size:
-            words = f"{size} does not divide the {count} experts of a student; use a divisor"
-            problems.append((at, words))
+            message = f"{size} does not divide the {count} experts of a student; use a divisor"
+            problems.append((path, message))
     return problems
 
 
 def is_sparsification(config: RunOptions) -> bool:
-    """Whether a run is ``minimoe-dist sparsify``'s and has no students."""
-    own = config.model_type == SPARSIFICATION
-    return own and all(student.sparsity is None for student in config.students)
+    """Tells whether a run is one of ``minimoe-dist sparsify``, which has no students."""
+    has_students = any(student.sparsity is not None for student in config.students)
+    return config.model_type == SPARSIFICATION and not has_students
 
 
 def exported_names(config: RunOptions) -> list[str]:
-    """What a run exports: its students and the best one of a tradeoff, or a sparsified model."""
+    """Names a run's exports: students and the best of a tradeoff, or the sparsified model."""
     if is_sparsification(config):
         return [SPARSIFIED]
     best = [BEST_CANDIDATE] if config.tradeoff_lambda is not None else []

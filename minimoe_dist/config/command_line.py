@@ -1,4 +1,4 @@
-"""The command line of every command: its words to typed options, and its help page."""
+"""Parses the arguments of every command into typed options, and prints its help page."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from .stages import load_stages
 Options = TypeVar("Options", bound=CommandOptions)
 
 _TRUTH = ("true", "false")
-_OF_RUN = """\
+_RUN_USAGE = """\
 Defaults < recipe < flags and key.path=value in the order given. A recipe of several stages runs
 them in order, finished ones are skipped; stages.NAME.OPTION=value is for one. Starts alone, or as
   torchrun --nproc-per-node N -m minimoe_dist {command} …
@@ -37,15 +37,15 @@ them in order, finished ones are skipped; stages.NAME.OPTION=value is for one. S
 
 
 def read_options(command: str, options_class: type[Options], tokens: Sequence[str]) -> Options:
-    """The options that a command's words mean.
+    """Parses a command's arguments into its options.
 
-    Words are flags with their values, positional words, ``--config FILE`` and, where the command
+    Arguments are flags with their values, positional ones, ``--config FILE`` and, where the command
     takes a run, that run's options as flags or as ``key.path=value``.
 
     Args:
         command: its name, for messages.
-        options_class: of its options.
-        tokens: what stands behind the command's name.
+        options_class: class of its options.
+        tokens: the arguments behind the command's name.
 
     Raises:
         ConfigError: one line that names the option, the value and the remedy.
@@ -59,15 +59,15 @@ def read_options(command: str, options_class: type[Options], tokens: Sequence[st
         raise ConfigError(text) from None
     if not isinstance(options, RecipeOptions):
         return options
-    run = {
+    run_options = {
         "overrides": [str(setting) for setting in reader.settings],
         "stages": load_stages(options.recipe, [*options.presets, *reader.settings]),
     }
-    return options.model_copy(update=run)
+    return options.model_copy(update=run_options)
 
 
 class _Reader:
-    """Reads words from left to right."""
+    """Reads the arguments of a command from left to right."""
 
     def __init__(
         self, command: str, options_class: type[CommandOptions], tokens: Sequence[str]
@@ -76,7 +76,7 @@ class _Reader:
         self.fields = options_class.model_fields
         self.takes_run = issubclass(options_class, RecipeOptions)
         self.flags = _flags(options_class)
-        self.waiting = [
+        self.positionals = [
             name for name, field in self.fields.items() if field.json_schema_extra == POSITIONAL
         ]
         self.remaining = list(tokens)
@@ -88,62 +88,64 @@ class _Reader:
         while self.remaining:
             token = self.remaining.pop(0)
             label, separator, text = token.partition("=")
-            name, given = label.removeprefix("--"), text if separator else None
+            name, value = label.removeprefix("--"), text if separator else None
             if not token.startswith("--"):
-                self._read_word(token)
+                self._read_positional(token)
             elif name in self.flags:
-                self._set_by_flag(name, label, given)
+                self._set_by_flag(name, label, value)
             elif name == "config":
-                self._read_file(self._next(label) if given is None else given)
+                self._read_file(self._next(label) if value is None else value)
             elif self.takes_run and (name in known_flags() or "." in name):
                 option = find_option(label)
-                value = self._value(label, option.field, given)
-                self.settings.append(Setting(label, option, value))
+                parsed = self._value(label, option.field, value)
+                self.settings.append(Setting(label, option, parsed))
             else:
                 self._refuse(label, name)
 
-    def _value(self, label: str, field: FieldInfo, given: str | None) -> Any:
-        """What stands behind "=", else nothing for a switch, many words for a list, or one."""
-        if given is not None:
-            return parse_value(field, given)
+    def _value(self, label: str, field: FieldInfo, text: str | None) -> Any:
+        """Parses what stands behind "=", else no token for a switch, several for a list, or one."""
+        if text is not None:
+            return parse_value(field, text)
         kind = kind_of(field.annotation)
         if kind == SWITCH:
-            says = self.remaining and self.remaining[0].lower() in _TRUTH
-            return self.remaining.pop(0) if says else "true"
-        words = [self._next(label)]
-        # The shell may have spread a pattern into many words.
+            has_value = self.remaining and self.remaining[0].lower() in _TRUTH
+            return self.remaining.pop(0) if has_value else "true"
+        values = [self._next(label)]
+        # The shell may have expanded a pattern to many values.
         while kind == WORDS and self.remaining and not self.remaining[0].startswith("-"):
             if "=" in self.remaining[0]:
                 break
-            words.append(self.remaining.pop(0))
-        return parse_value(field, words[0]) if len(words) == 1 else words
+            values.append(self.remaining.pop(0))
+        return parse_value(field, values[0]) if len(values) == 1 else values
 
     def _next(self, label: str) -> str:
-        """The word after a flag; a negative number is one, a flag is not."""
+        """Takes the value after a flag; it may be a negative number, but not another flag."""
         if not self.remaining or self.remaining[0].startswith("--"):
             raise ConfigError(f"{label}: needs a value; give {label} VALUE")
         return self.remaining.pop(0)
 
-    def _set_by_flag(self, name: str, label: str, given: str | None) -> None:
+    def _set_by_flag(self, name: str, label: str, text: str | None) -> None:
         path, field, _ = self.flags[name]
         option = str(path[0])
         if self.origins.get(path) == option:
             raise ConfigError(
                 f"{label}: {option} {self.values[option]} is given already; keep one of the two"
             )
-        self.waiting = [other for other in self.waiting if other != option]
-        self._set(option, self._value(label, field, given), label)
+        self.positionals = [name for name in self.positionals if name != option]
+        self._set(option, self._value(label, field, text), label)
 
-    def _read_word(self, token: str) -> None:
+    def _read_positional(self, token: str) -> None:
         if self.takes_run and "=" in token and not token.startswith("-"):
             self.settings += read_settings([token])
-        elif not self.waiting or token.startswith("-"):
-            other = " or key.path=value" * self.takes_run
-            raise ConfigError(f"{token}: not an option of {self.command}; give --flag value{other}")
-        elif get_origin(self.fields[self.waiting[0]].annotation) is list:
-            self.values.setdefault(self.waiting[0], []).append(token)
+        elif not self.positionals or token.startswith("-"):
+            alternative = " or key.path=value" * self.takes_run
+            raise ConfigError(
+                f"{token}: not an option of {self.command}; give --flag value{alternative}"
+            )
+        elif get_origin(self.fields[self.positionals[0]].annotation) is list:
+            self.values.setdefault(self.positionals[0], []).append(token)
         else:
-            name = self.waiting.pop(0)
+            name = self.positionals.pop(0)
             self._set(name, token, name)
 
     def _read_file(self, path: str) -> None:
@@ -158,16 +160,18 @@ class _Reader:
         self.origins[(name,)] = origin
 
     def _refuse(self, shown: str, name: str) -> None:
-        found = nearest(name, [*self.flags, *(known_flags() if self.takes_run else ()), "help"])
-        there = f"there are {', '.join(f'--{flag}' for flag in self.flags)}"
+        suggestion = nearest(
+            name, [*self.flags, *(known_flags() if self.takes_run else ()), "help"]
+        )
+        choices = f"there are {', '.join(f'--{flag}' for flag in self.flags)}"
         if self.takes_run:
-            there = f"see minimoe-dist {self.command} --help"
-        hint = f"did you mean --{found}?" if found else there
+            choices = f"see minimoe-dist {self.command} --help"
+        hint = f"did you mean --{suggestion}?" if suggestion else choices
         raise ConfigError(f"{shown} is not an option of {self.command}; {hint}")
 
 
 def _flags(options_class: type[CommandOptions]) -> dict[str, Option]:
-    """A command's own flags, without dashes."""
+    """Maps a command's own flags, without dashes, to their options."""
     return {
         _flag_name(name): Option((name,), field)
         for name, field in options_class.model_fields.items()
@@ -176,19 +180,19 @@ def _flags(options_class: type[CommandOptions]) -> dict[str, Option]:
 
 
 def _flag_name(field: str) -> str:
-    """Of a field; one that would hide a method of pydantic's classes has a ``_`` more."""
+    """Returns a field's flag: without the ``_`` that keeps it from hiding a pydantic method."""
     return "config" if field == "recipe" else field.rstrip("_")
 
 
 def help_page(command: str, summary: str, options_class: type[CommandOptions]) -> str:
-    """The page of ``COMMAND --help``; of those that do a run with all options of it."""
+    """Returns the page of ``COMMAND --help``, for commands that do a run with all its options."""
     takes_run = issubclass(options_class, RecipeOptions)
-    words = [command, *_positional_words(options_class), "[--FLAG VALUE …]"]
-    usage = " ".join([*words, "[key.path=value …]"] if takes_run else words)
+    tokens = [command, *_positional_names(options_class), "[--FLAG VALUE …]"]
+    usage = " ".join([*tokens, "[key.path=value …]"] if takes_run else tokens)
     lines = [f"usage: minimoe-dist {usage}\n\n{summary[:1].upper()}{summary[1:]}.\n\n"]
     does_run = issubclass(options_class, DistillOptions)
     if does_run:
-        lines.append(_OF_RUN.format(command=command))
+        lines.append(_RUN_USAGE.format(command=command))
     lines += [_entry(name, option.field) for name, option in _flags(options_class).items()]
     if does_run:
         lines += _run_entries()
@@ -197,7 +201,7 @@ def help_page(command: str, summary: str, options_class: type[CommandOptions]) -
     return "".join(lines)
 
 
-def _positional_words(options_class: type[CommandOptions]) -> Iterator[str]:
+def _positional_names(options_class: type[CommandOptions]) -> Iterator[str]:
     for name, field in options_class.model_fields.items():
         if field.json_schema_extra == POSITIONAL:
             word = name.upper() + " …" * (get_origin(field.annotation) is list)
@@ -205,27 +209,29 @@ def _positional_words(options_class: type[CommandOptions]) -> Iterator[str]:
 
 
 def _run_entries() -> Iterator[str]:
-    """Every flag of a run under its section."""
+    """Yields the help of every flag of a run, section by section."""
     section: str | None = None
     for name, option in known_flags().items():
-        of = str(option.path[0]) if len(option.path) > 1 else "run"
-        if of != section:
-            section = of
-            note = " (set for every student; students.NAME.KEY=value for one)" * (of == "students")
-            yield f"\n{of}{note}:\n"
+        owner = str(option.path[0]) if len(option.path) > 1 else "run"
+        if owner != section:
+            section = owner
+            note = " (set for every student; students.NAME.KEY=value for one)" * (
+                owner == "students"
+            )
+            yield f"\n{owner}{note}:\n"
         yield _entry(name, option.field)
 
 
 def _entry(name: str, field: FieldInfo) -> str:
-    """One entry of a help page: the flag, and what it means, wrapped."""
+    """Formats one entry of a help page: the flag, and its description, wrapped."""
     kind = kind_of(field.annotation)
     is_long = len(kind) >= 40
-    left = f"--{name}" + ("" if kind == SWITCH else f" {'NAME' if is_long else kind}")
+    flag = f"--{name}" + ("" if kind == SWITCH else f" {'NAME' if is_long else kind}")
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    right = (field.description or "") + f"; {kind.replace('|', ', ')}" * is_long
+    text = (field.description or "") + f"; {kind.replace('|', ', ')}" * is_long
     if default not in (None, "", False, []):
         shown = ",".join(map(str, default)) if isinstance(default, list) else default
-        right += f" (default {shown})"
+        text += f" (default {shown})"
     indent = " " * 34
-    first = f"  {left:<32}" if len(left) < 32 else f"  {left}\n{indent}"
-    return first + f"\n{indent}".join(textwrap.wrap(right, 66)) + "\n"
+    first = f"  {flag:<32}" if len(flag) < 32 else f"  {flag}\n{indent}"
+    return first + f"\n{indent}".join(textwrap.wrap(text, 66)) + "\n"

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: ZeRO and precision only, checked by name, its "auto" values from the run.
+"""Checks DeepSpeed's JSON, for ZeRO and precision only, and fills in its "auto" values.
 
 DeepSpeed itself takes misspelt keys and contradictions silently. The keys are listed here by hand,
 because DeepSpeed's own list cannot be read without importing torch.
@@ -113,7 +113,7 @@ def check_deepspeed_json(
 
 
 def find_deepspeed_json(path: str, config_path: str | None) -> str:
-    """The JSON's path: from the working directory, else from the recipe's folder.
+    """Returns the JSON's path: from the working directory, else from the recipe's folder.
 
     Raises:
         ConfigError: it is in neither.
@@ -129,13 +129,13 @@ def find_deepspeed_json(path: str, config_path: str | None) -> str:
 
 
 def chosen_stage(settings: Mapping[str, Any]) -> int | None:
-    """The ZeRO stage that a JSON fixes; None where it leaves it to the run."""
+    """Returns the ZeRO stage that a JSON fixes; None where it leaves it to the run."""
     stage = settings.get("zero_optimization", {}).get("stage", AUTO)
     return None if stage == AUTO else int(stage)
 
 
 def chosen_precision(settings: Mapping[str, Any]) -> str | None:
-    """The precision that a JSON fixes: bf16, fp16, fp32, or None where it leaves it to the run."""
+    """Returns the precision that a JSON fixes; None where it leaves it to the run."""
     enabled = {name: settings.get(name, {}).get("enabled", AUTO) for name in ("bf16", "fp16")}
     for name, value in enabled.items():
         if value is True:
@@ -144,7 +144,7 @@ def chosen_precision(settings: Mapping[str, Any]) -> str | None:
 
 
 def deepspeed_settings(config: "RunConfig", world_size: int) -> dict[str, Any]:
-    """The dictionary for ``deepspeed.initialize``, nothing in it left to "auto".
+    """Builds the dictionary for ``deepspeed.initialize``, without "auto" values.
 
     Args:
         config: the run; its ``parallel.deepspeed``, if any, is read again.
@@ -159,10 +159,10 @@ def deepspeed_settings(config: "RunConfig", world_size: int) -> dict[str, Any]:
         settings = check_deepspeed_json(config.parallel.deepspeed, config)
     training = config.training
     total = config.global_batch_size(world_size)
-    given = settings.get("train_batch_size", AUTO)
-    if given not in (AUTO, total):
+    batch_size = settings.get("train_batch_size", AUTO)
+    if batch_size not in (AUTO, total):
         raise ConfigError(
-            f"{config.parallel.deepspeed}: train_batch_size {given} is not the run's {total} "
+            f"{config.parallel.deepspeed}: train_batch_size {batch_size} is not the run's {total} "
             f'({world_size} ranks); use "auto"'
         )
     zero = _without_auto(settings.get("zero_optimization", {}))
@@ -192,7 +192,7 @@ def deepspeed_settings(config: "RunConfig", world_size: int) -> dict[str, Any]:
 def task_settings(
     zero_stage: int, precision: str, micro_batch_size: int, world_size: int
 ) -> dict[str, Any]:
-    """The same for fine-tuning, which has no JSON of the user's and no accumulation."""
+    """Builds it for fine-tuning, which has no JSON of the user's and no accumulation."""
     zero: dict[str, Any] = {name: value for name, (value, _) in _FIXED.items()}
     return {
         "train_batch_size": micro_batch_size * world_size,
@@ -229,45 +229,51 @@ def _read(path: str) -> dict[str, Any]:
     return settings
 
 
-def _check_keys(settings: Mapping[str, Any], known: Mapping[str, Any], at: str, label: str) -> None:
+def _check_keys(
+    settings: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, label: str
+) -> None:
     for key, value in settings.items():
-        name = f"{at}{key}"
-        if key not in known:
-            if not at and key in _ELSEWHERE:
+        name = f"{prefix}{key}"
+        if key not in schema:
+            if not prefix and key in _ELSEWHERE:
                 raise ConfigError(f"{label}: {name} has no place here; {_ELSEWHERE[key]}")
-            found = nearest(key, known)
-            hint = f"did you mean {at}{found}?" if found else f"there are {', '.join(known)}"
+            suggestion = nearest(key, schema)
+            hint = (
+                f"did you mean {prefix}{suggestion}?"
+                if suggestion
+                else f"there are {', '.join(schema)}"
+            )
             raise ConfigError(f"{label}: {name} is not a key for ZeRO or precision; {hint}")
-        wanted = known[key]
-        if isinstance(wanted, Mapping):
+        expected = schema[key]
+        if isinstance(expected, Mapping):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{label}: {name} must be an object, not {shown(value)}")
-            _check_keys(value, wanted, f"{name}.", label)
+            _check_keys(value, expected, f"{name}.", label)
         elif value != AUTO:
-            _check_value(name, value, wanted, label)
+            _check_value(name, value, expected, label)
 
 
-def _check_value(name: str, value: Any, wanted: Any, label: str) -> None:
-    is_choice = isinstance(wanted, tuple) and not isinstance(wanted[0], type)
+def _check_value(name: str, value: Any, expected: Any, label: str) -> None:
+    is_choice = isinstance(expected, tuple) and not isinstance(expected[0], type)
     if is_choice:
-        fits = value in wanted and not isinstance(value, bool)
-        words = f"one of {', '.join(map(str, wanted))}"
+        fits = value in expected and not isinstance(value, bool)
+        description = f"one of {', '.join(map(str, expected))}"
     else:
-        fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
-        if wanted is int and isinstance(value, float):
+        fits = isinstance(value, expected) and isinstance(value, bool) == (expected is bool)
+        if expected is int and isinstance(value, float):
             fits = value.is_integer()  # DeepSpeed's own examples write bucket sizes as 5e8
-        words = {bool: "true or false", int: "a whole number"}.get(wanted, "a number")
+        description = {bool: "true or false", int: "a whole number"}.get(expected, "a number")
     if not fits:
-        raise ConfigError(f'{label}: {name} must be {words} or "auto", not {shown(value)}')
+        raise ConfigError(f'{label}: {name} must be {description} or "auto", not {shown(value)}')
 
 
 def _check_together(settings: Mapping[str, Any], label: str) -> None:
     zero = settings.get("zero_optimization", {})
     for name, (value, reason) in _FIXED.items():
-        given = zero.get(name, AUTO)
-        if given not in (AUTO, value):
+        chosen = zero.get(name, AUTO)
+        if chosen not in (AUTO, value):
             remedy = f"{reason}; use {str(value).lower()}, or leave it out"
-            raise ConfigError(f"{label}: zero_optimization.{name} {str(given).lower()}: {remedy}")
+            raise ConfigError(f"{label}: zero_optimization.{name} {str(chosen).lower()}: {remedy}")
     if settings.get("bf16", {}).get("check_grad_overflow") is False:
         remedy = "a loss that is no number would spoil the weights; use true, or leave it out"
         raise ConfigError(f"{label}: bf16.check_grad_overflow false: {remedy}")
@@ -293,16 +299,16 @@ def _check_against_run(settings: Mapping[str, Any], config: "RunConfig", label: 
     }
     homes = ("per_device_train_batch_size", "num_grad_accum_steps", "max_grad_norm")
     for (name, value), home in zip(pairs.items(), homes, strict=True):
-        given = settings.get(name, AUTO)
-        if given not in (AUTO, value):
+        setting = settings.get(name, AUTO)
+        if setting not in (AUTO, value):
             raise ConfigError(
-                f"{label}: {name} {given} contradicts training.{home} {value}; "
+                f"{label}: {name} {setting} contradicts training.{home} {value}; "
                 'use "auto" and set it there'
             )
-    given, one_rank = settings.get("train_batch_size", AUTO), config.global_batch_size(1)
-    if given != AUTO and given % one_rank:
+    setting, one_rank = settings.get("train_batch_size", AUTO), config.global_batch_size(1)
+    if setting != AUTO and setting % one_rank:
         raise ConfigError(
-            f"{label}: train_batch_size {given} is no multiple of the run's {one_rank} a rank; "
+            f"{label}: train_batch_size {setting} is no multiple of the run's {one_rank} a rank; "
             'use "auto"'
         )
     chosen = {"zero_stage": chosen_stage(settings), "precision": chosen_precision(settings)}
@@ -319,7 +325,7 @@ def _check_against_run(settings: Mapping[str, Any], config: "RunConfig", label: 
 
 
 def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without "auto" values, for which DeepSpeed's defaults or the run's values stand."""
+    """Copies settings without "auto", for which DeepSpeed's defaults or the run's values stand."""
     return {
         key: _without_auto(value) if isinstance(value, Mapping) else value
         for key, value in settings.items()

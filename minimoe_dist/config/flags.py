@@ -1,4 +1,4 @@
-"""The options of a run as one table, and how the command line names them.
+"""Lists the options of a run in one table, with their names on the command line.
 
 An option is named by its path in a recipe (``training.max_steps``) or by its flag, which is the
 last name of the path wherever that says enough (``max_steps``), with dashes in front or without. A
@@ -35,7 +35,7 @@ WORDS = "TEXT …"  # the kind of an option that takes a list of words
 
 
 class Option(NamedTuple):
-    """An option of a run: its path ("*" stands for every student), its field, its stage if one."""
+    """An option of a run: its path ("*" for every student), its field, and its stage if any."""
 
     path: Path
     field: FieldInfo
@@ -44,12 +44,12 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """A value for an option of a run, from beside its recipe.
+    """A value that the command line gives an option of a run.
 
     Attributes:
         label: the option as the user wrote it, for messages.
-        option: that it names.
-        value: text, a list of words, or what YAML makes of text that is a list.
+        option: the option that it names.
+        value: text, a list of texts, or what YAML makes of text that is a list.
     """
 
     label: str
@@ -62,12 +62,12 @@ class Setting:
 
 @cache
 def known_options() -> Mapping[Path, FieldInfo | None]:
-    """Path -> field of every option, depth first; sections come before theirs, as None."""
+    """Maps every option's path to its field, depth first; a section maps to None."""
     table: dict[Path, FieldInfo | None] = {}
 
-    def add(section: type[Section], at: Path) -> None:
+    def add(section: type[Section], prefix: Path) -> None:
         for name, field in section.model_fields.items():
-            path: Path = (*at, name)
+            path: Path = (*prefix, name)
             nested: Any = field.annotation
             if path == STUDENTS:
                 table[path] = field
@@ -83,7 +83,7 @@ def known_options() -> Mapping[Path, FieldInfo | None]:
 
 @cache
 def known_flags() -> Mapping[str, Option]:
-    """Name, without dashes -> option, in the order of the schema."""
+    """Maps every flag, without dashes, to its option, in the order of the schema."""
     flags: dict[str, Option] = {}
     for path, field in known_options().items():
         name = _FLAG_NAMES.get(path, str(path[-1]))
@@ -96,7 +96,7 @@ def known_flags() -> Mapping[str, Option]:
 
 
 def find_option(label: str) -> Option:
-    """The option that ``--max_steps`` means, ``training.max_steps``, or ``stages.NAME.max_steps``.
+    """Finds the option of ``--max_steps``, ``training.max_steps`` or ``stages.NAME.max_steps``.
 
     Raises:
         ConfigError: there is none, with the nearest; or it is a section.
@@ -120,7 +120,7 @@ def find_option(label: str) -> Option:
 
 
 def read_settings(overrides: Iterable["str | Setting"]) -> list[Setting]:
-    """Settings from ``key.path=value`` and ``--flag=value``; those that were read already stay.
+    """Parses ``key.path=value`` and ``--flag=value``; settings that were read already stay.
 
     Raises:
         ConfigError: a text is none of these, or names no option.
@@ -138,7 +138,7 @@ def read_settings(overrides: Iterable["str | Setting"]) -> list[Setting]:
 
 
 def parse_value(field: FieldInfo, text: str) -> Any:
-    """The value that `text` means for an option; pydantic does the rest."""
+    """Parses null and lists of an option's value; pydantic does the rest."""
     kinds = (field.annotation, *get_args(field.annotation))
     if type(None) in kinds and text in ("null", "none"):
         return None
@@ -151,50 +151,50 @@ def parse_value(field: FieldInfo, text: str) -> Any:
 
 
 def _unknown(label: str, key: str, path: Path) -> ConfigError:
-    """The refusal of what a user wrote beside a recipe: the nearest flag, else the nearest path."""
-    before = label.removesuffix(key)
-    found = nearest(key, known_flags()) if len(path) == 1 else None
-    if found is None:
-        return unknown_option(path, label, before)
-    return ConfigError(f"{label} is not an option; did you mean {before}{found}?")
+    """Words the refusal of an unknown label, with the nearest flag, else the nearest path."""
+    prefix = label.removesuffix(key)
+    suggestion = nearest(key, known_flags()) if len(path) == 1 else None
+    if suggestion is None:
+        return unknown_option(path, label, prefix)
+    return ConfigError(f"{label} is not an option; did you mean {prefix}{suggestion}?")
 
 
-def unknown_option(path: Path, label: str, before: str = "") -> ConfigError:
-    """The refusal of a path that is not there, with the nearest one in full.
+def unknown_option(path: Path, label: str, prefix: str = "") -> ConfigError:
+    """Words the refusal of a path that does not exist, with the nearest one in full.
 
     Args:
         path: as the user wrote it.
-        label: the same with the file that it stands in, or with what stood before it.
-        before: what stood before it, which the remedy repeats.
+        label: the path with its file, or with its prefix.
+        prefix: dashes or ``stages.NAME.`` before it, which the remedy repeats.
     """
-    known = known_options()
+    options = known_options()
     siblings = {
         str(option[len(path) - 1]): dotted(option[: len(path)])
-        for option in known
+        for option in options
         if len(option) >= len(path) and option[: len(path) - 1] == any_student(path)[:-1]
     }
     siblings.pop("*", None)
-    leaves = {str(option[-1]): dotted(option) for option in known}
+    leaves = {str(option[-1]): dotted(option) for option in options}
     leaves |= {name: dotted(option.path) for name, option in known_flags().items()}
     name = str(path[-1])
-    found = leaves.get(name)
+    suggestion = leaves.get(name)
     for candidates in (siblings, leaves):
         guess = nearest(name, candidates)
-        found = found or (candidates[guess] if guess else None)
-    there = f"there are {', '.join(siblings)}" if siblings else "see --help for all"
-    hint = f"did you mean {before}{found}?" if found else there
+        suggestion = suggestion or (candidates[guess] if guess else None)
+    choices = f"there are {', '.join(siblings)}" if siblings else "see --help for all"
+    hint = f"did you mean {prefix}{suggestion}?" if suggestion else choices
     return ConfigError(f"{label} is not an option; {hint}")
 
 
 def any_student(path: Path) -> Path:
-    """`path` with "*" in the place of a student."""
+    """Returns `path` with "*" in the place of a student."""
     if len(path) > 1 and path[:1] == STUDENTS:
         return ("students", "*", *path[2:])
     return path
 
 
 def kind_of(annotation: Any) -> str:
-    """What an option of this type takes, for the help page: "N", "X", "TEXT", WORDS, "a|b"."""
+    """Names what an option of a type takes, for the help page: "N", "X", "TEXT", WORDS, "a|b"."""
     if annotation is bool:
         return SWITCH
     if get_origin(annotation) is Literal:
@@ -203,7 +203,7 @@ def kind_of(annotation: Any) -> str:
         (element,) = get_args(annotation)
         element = get_args(element)[0] if get_origin(element) is Annotated else element
         return "N,N" if element in (int, float) else WORDS
-    members = [one for one in get_args(annotation) if one is not type(None)]
+    members = [member for member in get_args(annotation) if member is not type(None)]
     if members:
         return kind_of(members[0])
     return {int: "N", float: "X"}.get(annotation, "TEXT")

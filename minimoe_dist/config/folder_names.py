@@ -1,4 +1,4 @@
-"""Names that become folders of a run: they cannot lead out of it, and fit into any file system."""
+"""Checks names that become folders of a run: they stay inside it and fit any file system."""
 
 import os
 import re
@@ -10,30 +10,30 @@ _RESERVED = (PARTIAL, REPLACED)
 
 
 def check_name(name: str) -> str:
-    """The name of a student or a stage, as it is.
+    """Returns the name of a student or a stage, checked.
 
     Raises:
-        ValueError: it is no name for a folder.
+        ValueError: it cannot name a folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise ValueError(
             "must be letters, digits, dots, hyphens and underscores, a letter or digit first"
         )
-    return _short(name)
+    return _check_ending(name)
 
 
 def check_suffix(suffix: str) -> str:
-    """What is put behind the name of an export's folder, as it is.
+    """Returns the suffix of an export's folder, checked.
 
     Raises:
-        ValueError: it would lead elsewhere.
+        ValueError: it would lead to another folder.
     """
     if not re.fullmatch(r"[\w.-]*", suffix):
         raise ValueError("must be letters, digits, dots, hyphens, underscores: it names a folder")
-    return _short(suffix)
+    return _check_ending(suffix)
 
 
-def _short(name: str) -> str:
+def _check_ending(name: str) -> str:
     if len(os.fsencode(name)) > _MAX_BYTES:
         raise ValueError(f"must have at most {_MAX_BYTES} bytes: it names a folder")
     if name.endswith(_RESERVED):

@@ -1,4 +1,4 @@
-"""Merging: defaults < recipe YAML < flags and ``key.path=value`` in the order given."""
+"""Merges options: defaults < recipe YAML < flags and ``key.path=value`` in the order given."""
 
 from collections.abc import Hashable, Sequence
 from copy import deepcopy
@@ -53,7 +53,7 @@ def resolve_run(
     settings: Sequence[Setting],
     stage: str | None = None,
 ) -> RunConfig:
-    """The same of a recipe that was read already, from ``config_path``; of a stage of it, if any.
+    """Builds the options of a recipe that was read from ``config_path``, or of a stage of it.
 
     Raises:
         ConfigError: as `load_run_config`, or a setting is for a stage, and this is none.
@@ -74,23 +74,23 @@ def resolve_run(
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently keep the last."""
+    """Loads YAML, but refuses a key given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if key.value in seen:
+            if key.value in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is given twice; keep one", key.start_mark
                 )
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_recipe(config_path: str) -> dict[str, Any]:
-    """A recipe's YAML.
+    """Reads a recipe's YAML.
 
     Raises:
         ConfigError: the file is not there, or no YAML mapping.
@@ -115,7 +115,7 @@ def read_recipe(config_path: str) -> dict[str, Any]:
 
 
 class _Merge:
-    """The options given so far, and where each came from."""
+    """Collects options, and where each came from, in the order in which they win."""
 
     def __init__(self) -> None:
         self.tree: dict[str, Any] = {}
@@ -127,15 +127,15 @@ class _Merge:
         self._note_origins(tree, (), config_path)
         self.tree = tree
 
-    def _note_origins(self, node: Any, at: Path, config_path: str) -> None:
+    def _note_origins(self, node: Any, prefix: Path, config_path: str) -> None:
         """Refuses unknown keys, and notes for every known one the file that it came from."""
         entries: list[tuple[Any, Any]] = []
         if isinstance(node, dict):
             entries = list(node.items())
-        elif isinstance(node, list) and at == ("students",):
+        elif isinstance(node, list) and prefix == ("students",):
             entries = list(enumerate(node))
         for key, value in entries:
-            path = (*at, key)
+            path = (*prefix, key)
             if any_student(path) not in known_options():
                 raise unknown_option(path, f"{config_path}: {dotted(path)}")
             self.origins[path] = f"{config_path}: {dotted(path)}"
@@ -146,29 +146,29 @@ class _Merge:
         """Takes one setting on top."""
         label, value = setting.label, setting.value
         if setting.option.field is USE_FP16:
-            value = self._precision(label, value)
+            value = self._fp16_precision(label, value)
             if value is None:
                 return
-        for path in self._of_students(setting.option.path):
+        for path in self._student_paths(setting.option.path):
             node: Any = self.tree
             for key in path[:-1]:
                 if isinstance(node, dict) and node.get(key) is None:
                     node[key] = {}
                 node = node[key]
                 if not isinstance(node, dict | list):
-                    words = f"{dotted(path[:-1])} is {shown(node)}, not a section"
-                    raise ConfigError(f"{label}: {words}; correct the recipe")
+                    message = f"{dotted(path[:-1])} is {shown(node)}, not a section"
+                    raise ConfigError(f"{label}: {message}; correct the recipe")
             node[path[-1]] = value
             self.origins = {
-                known: origin
-                for known, origin in self.origins.items()
-                if known[: len(path)] != path
+                option: origin
+                for option, origin in self.origins.items()
+                if option[: len(path)] != path
             }
             self.origins[path] = label
             self.after_recipe.add(path)
 
-    def _precision(self, label: str, value: str) -> str | None:
-        """The precision that ``--use_fp16 value`` asks for; None where nothing changes."""
+    def _fp16_precision(self, label: str, value: str) -> str | None:
+        """Returns the precision that ``--use_fp16 value`` asks for; None where nothing changes."""
         text = value.lower()
         if text not in _TRUE + _FALSE:
             raise ConfigError(f"{label}: must be true or false, not {shown(value)}")
@@ -178,23 +178,25 @@ class _Merge:
         may_be_fp16 = isinstance(parallel, dict) and parallel.get("precision") in ("auto", "fp16")
         return "fp32" if may_be_fp16 else None
 
-    def _of_students(self, path: Path) -> list[Path]:
+    def _student_paths(self, path: Path) -> list[Path]:
         """Replaces the student of a path (index, name or "*") by the indices that it means."""
         if path[:1] != STUDENTS or len(path) < 2:
             return [path]
         students = self.tree.setdefault("students", [{}])
-        if not isinstance(students, list) or not all(isinstance(one, dict) for one in students):
+        if not isinstance(students, list) or not all(
+            isinstance(student, dict) for student in students
+        ):
             raise ConfigError(f"students: must be a list of mappings, not {shown(students)}")
-        names = [one.get("name", "student") for one in students]
+        names = [student.get("name", "student") for student in students]
         which = path[1]
         chosen = [i for i, name in enumerate(names) if which in ("*", i, name)]
         if not chosen:
-            there = ", ".join(map(str, names))
-            raise ConfigError(f"{dotted(path)}: no student {which!r}; there are {there}")
+            choices = ", ".join(map(str, names))
+            raise ConfigError(f"{dotted(path)}: no student {which!r}; there are {choices}")
         return [("students", index, *path[2:]) for index in chosen]
 
     def validated(self) -> RunConfig:
-        """Checks everything that was given."""
+        """Builds the run from everything that was given, checked."""
         # Empty sections name their missing options where absent ones would only name themselves.
         sections = {name: self.tree.get(name) or {} for name in ("teacher", "data")}
         sections |= {
@@ -213,13 +215,13 @@ class _Merge:
         tree = deepcopy(self.tree)
         chosen = {"zero_stage": chosen_stage(settings), "precision": chosen_precision(settings)}
         for name, value in chosen.items():
-            given = getattr(config.parallel, name)
+            stated = getattr(config.parallel, name)
             if value is None:
                 continue
-            if given not in (value, "auto") and self._stands_beside_json(("parallel", name)):
+            if stated not in (value, "auto") and self._contends_with_json(("parallel", name)):
                 label = self.origins[("parallel", name)]
                 raise ConfigError(
-                    f"{path}: has {name} {value}, but {label} is {given}; drop one of the two"
+                    f"{path}: has {name} {value}, but {label} is {stated}; drop one of the two"
                 )
             tree["parallel"][name] = value
             self.origins[("parallel", name)] = f"{path}: {name}"
@@ -229,13 +231,13 @@ class _Merge:
         check_deepspeed_json(path, config)
         return config
 
-    def _stands_beside_json(self, path: Path) -> bool:
-        """Whether the option at `path` was given, and not only in a recipe that flags overrule."""
+    def _contends_with_json(self, path: Path) -> bool:
+        """Tells whether `path` was given, and not only in a recipe that flags overrule."""
         json_by_flag = ("parallel", "deepspeed") in self.after_recipe
         return path in (self.after_recipe if json_by_flag else self.origins)
 
 
 def _where_to_give(path: Path) -> str:
-    """The remedy for an option that is missing."""
+    """Words the remedy for an option that is missing."""
     flags = [name for name, option in known_flags().items() if option.path == any_student(path)]
     return "give it in the recipe" + "".join(f" or as --{name}" for name in flags[:1])

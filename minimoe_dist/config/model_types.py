@@ -1,4 +1,4 @@
-"""Every model type, once: what a run of it teaches, and what its students are."""
+"""Defines every model type: what a run of it teaches, and what its students are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Students(StrEnum):
-    """What students are built as."""
+    """The kinds of students that a run builds."""
 
     ENCODER = "encoder"
     SUB_MODEL = "sub-model"  # cut out of a sparsified model
@@ -15,7 +15,7 @@ class Students(StrEnum):
 
 
 class Learns(StrEnum):
-    """What students learn from their teacher, if one runs."""
+    """The signals that students learn from their teacher, if one runs."""
 
     RELATIONS = "relations"
     STATES = "states"  # TinyBERT's: states of layers, and attention scores
@@ -26,11 +26,11 @@ class ModelType:
     """One model type; `recipes.model_types` has the classes and functions that go with it.
 
     Attributes:
-        family: of its students; None: any.
+        family: the students' family; None for any.
         students: how they are made.
-        learns: from the teacher.
+        learns: what they learn from the teacher.
         has_experts: whether students may be mixtures of experts.
-        defaults: section -> options that stand where a run leaves them open.
+        defaults: section -> options that hold where a run does not set them.
     """
 
     family: str | None = None
@@ -60,7 +60,7 @@ MODEL_TYPES: dict[str, ModelType] = {
 
 
 def types_that(**values: Any) -> list[str]:
-    """Names of the model types with these attributes."""
+    """Returns the names of the model types with these attributes."""
     return [
         name
         for name, kind in MODEL_TYPES.items()
@@ -69,7 +69,7 @@ def types_that(**values: Any) -> list[str]:
 
 
 def defaults_of(model_type: object) -> dict[str, Mapping[str, Any]]:
-    """Section -> options that stand where a run of a model type leaves them open."""
+    """Maps sections to the options that hold where a run of a model type does not set them."""
     kind = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
     if kind is None:
         return {}

@@ -1,4 +1,4 @@
-"""Folders that options name and a command will write."""
+"""Checks the folders that options name and a command will write."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,7 @@ def check_writable(option: str, path: str) -> None:
         ConfigError: it is a file, or it or its nearest existing parent is not writable.
     """
     folder = Path(path).expanduser().absolute()
-    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         raise ConfigError(f"{option}: {path}: {existing} is a file; give another folder")
     try:

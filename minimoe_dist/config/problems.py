@@ -1,4 +1,4 @@
-"""How a wrong option is worded: one line with the file or option, the value and the remedy."""
+"""Words wrong options: in one line, the file or option, the value and the remedy."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ _SHOWN = 5  # problems on one line; more would bury the first
 
 
 class ConfigError(UserError):
-    """What a user gave cannot be run; the text is one line."""
+    """Says in one line that a user's options cannot be run."""
 
 
 def dotted(path: Path) -> str:
@@ -23,10 +23,10 @@ def dotted(path: Path) -> str:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` most probably misspells, or None."""
+    """Returns the candidate that `name` most probably misspells, or None."""
     plain = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1, cutoff=0.6)
-    return plain[found[0]] if found else None
+    matches = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1, cutoff=0.6)
+    return plain[matches[0]] if matches else None
 
 
 def describe(
@@ -39,7 +39,7 @@ def describe(
     Args:
         error: what pydantic raised.
         origins: path of an option -> where its value came from ("--moe", "recipe.yaml: …").
-        remedy_of: says how the option at a path is given, where it is missing.
+        remedy_of: words how the missing option at a path is given.
     """
     lines: list[str] = []
     for detail in error.errors():
@@ -57,7 +57,7 @@ def describe(
 
 
 def _origin(path: Path, origins: Mapping[Path, str]) -> str:
-    """Where the value at `path` came from; its own name where it is a default."""
+    """Returns where the value at `path` came from; its own name where it is a default."""
     for length in range(len(path), 0, -1):
         if path[:length] in origins:
             rest = dotted(path[length:])
@@ -66,12 +66,12 @@ def _origin(path: Path, origins: Mapping[Path, str]) -> str:
 
 
 def message_of(detail: Mapping[str, Any]) -> str:
-    """What one of pydantic's errors says is wrong with a value; without its place."""
+    """Words what one of pydantic's errors says of a value, without its path."""
     kind, context, value = detail["type"], detail.get("ctx", {}), shown(detail["input"])
     if kind == "literal_error":
         expected = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        found = nearest(str(detail["input"]), expected)
-        hint = f"; did you mean {found}?" if found else ""
+        suggestion = nearest(str(detail["input"]), expected)
+        hint = f"; did you mean {suggestion}?" if suggestion else ""
         return f"must be one of {', '.join(expected)}, not {value}{hint}"
     if kind == "extra_forbidden":
         return "is not an option here; correct its name or drop it"
@@ -81,7 +81,7 @@ def message_of(detail: Mapping[str, Any]) -> str:
         return f"needs at least {context['min_length']} entry, not {value}"
     if kind == "string_type" and isinstance(detail["input"], int | float):
         return f"must be text, not the number {value}; put it in quotes"
-    for prefix, wanted in (
+    for prefix, description in (
         ("int_", "a whole number"),
         ("float_", "a number"),
         ("bool_", "true or false"),
@@ -92,14 +92,14 @@ def message_of(detail: Mapping[str, Any]) -> str:
         ("dict_", "a mapping of options"),
     ):
         if kind.startswith(prefix):
-            return f"must be {wanted}, not {value}"
-    for name, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+            return f"must be {description}, not {value}"
+    for name, relation in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
         if name in context:
-            return f"must be {words} {context[name]:g}, not {value}"
+            return f"must be {relation} {context[name]:g}, not {value}"
     return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, not {value}"
 
 
 def shown(value: object) -> str:
-    """`value` as it is shown in an error: short, and on one line."""
+    """Formats `value` for an error: short, and on one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

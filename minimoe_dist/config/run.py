@@ -1,4 +1,4 @@
-"""A run: its options, filled in by its model type and held against each other."""
+"""The options of a run, filled in by its model type and checked against each other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,17 +17,17 @@ class RunConfig(RunOptions):
     @model_validator(mode="before")
     @classmethod
     def _fill_by_model_type(cls, values: Any) -> Any:
-        """What a model type means for options that were left open."""
+        """Fills in what the model type says of options that were not set."""
         if not isinstance(values, Mapping):
             return values
         filled = dict(values)
         for section, defaults in defaults_of(values.get("model_type")).items():
-            given = values.get(section, [{}] if section == "students" else {})
-            if isinstance(given, Mapping):
-                filled[section] = {**defaults, **given}
-            elif isinstance(given, list):
+            options = values.get(section, [{}] if section == "students" else {})
+            if isinstance(options, Mapping):
+                filled[section] = {**defaults, **options}
+            elif isinstance(options, list):
                 filled[section] = [
-                    {**defaults, **one} if isinstance(one, Mapping) else one for one in given
+                    {**defaults, **item} if isinstance(item, Mapping) else item for item in options
                 ]
         return filled
 
@@ -35,7 +35,7 @@ class RunConfig(RunOptions):
     def _check_across_sections(self) -> "RunConfig":
         problems = run_problems(self)
         if problems:
-            text = "; ".join(f"{'.'.join(map(str, path))}: {words}" for path, words in problems)
+            text = "; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in problems)
             raise PydanticCustomError(
                 "run_problems", "{text}", {"text": text, "problems": tuple(problems)}
             )

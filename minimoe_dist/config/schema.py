@@ -1,4 +1,4 @@
-"""The options of a run, as a pydantic tree: names, defaults, units and bounds.
+"""Declares the options of a run as a pydantic tree: names, defaults, units and bounds.
 
 Names are those of the command line wherever that has one (SEED arguments keep theirs). Every class
 is frozen and refuses unknown keys.
@@ -88,7 +88,7 @@ class TeacherConfig(Section):
         return value
 
     def ranks(self, world_size: int) -> int:
-        """Ranks that hold one teacher together, of a run on `world_size`."""
+        """Returns the number of ranks that hold one teacher together, of `world_size` ranks."""
         if self.layout == "replicated":
             return 1
         return world_size if self.parallel_size is None else self.parallel_size
@@ -151,17 +151,17 @@ class StudentConfig(Section):
 
     @property
     def attention_experts(self) -> int:
-        """Number of attention experts, the x of ``moe``."""
+        """The number of attention experts, the x of ``moe``."""
         return int(self.moe.split(",")[0])
 
     @property
     def feedforward_experts(self) -> int:
-        """Number of feed-forward experts, the y of ``moe``."""
+        """The number of feed-forward experts, the y of ``moe``."""
         return int(self.moe.split(",")[1])
 
 
 class ObjectiveConfig(Section):
-    """What is minimised: the relation loss, masked LM, or both, plus the experts' balance."""
+    """The loss: relations, masked LM, or both, plus the experts' balance."""
 
     num_relation_heads: int = Field(
         32, ge=1, description="relation heads; divide the teacher's and every student's hidden size"
@@ -194,7 +194,7 @@ def _as_corpora(value: Any) -> Any:
 
 
 class DataConfig(Section):
-    """What is read, and how it becomes batches."""
+    """The corpora, and how they become batches."""
 
     record_path_or_regex: list[CorpusPath] = Field(
         min_length=1, description="training corpora: a prefix, a glob, or a list of them"
@@ -241,7 +241,7 @@ class TrainingConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How the run is spread over processes and devices."""
+    """The run's spread over processes and devices, and its precision."""
 
     zero_stage: int = Field(1, ge=0, le=3, description="ZeRO stage")
     deepspeed: str | None = Field(
@@ -269,7 +269,7 @@ class ParallelConfig(Section):
 
 
 class SparsifyConfig(Section):
-    """What ``minimoe-dist sparsify`` measures and makes of ``teacher``."""
+    """The share of text that ``minimoe-dist sparsify`` reads, and the sub-models that it makes."""
 
     fraction: float = Field(0.1, gt=0, le=1, description="share of the corpus that is read")
     sparsities: list[float] = Field(
@@ -331,7 +331,7 @@ class RunOptions(Section):
 
     @property
     def kind(self) -> ModelType:
-        """What its model type means."""
+        """The description of its model type."""
         return MODEL_TYPES[self.model_type]
 
     @property
@@ -340,14 +340,14 @@ class RunOptions(Section):
         return bool(self.objective.relation_weight) and self.kind.learns is Learns.RELATIONS
 
     def global_batch_size(self, world_size: int) -> int:
-        """Pairs of one optimizer step on `world_size` ranks."""
+        """Returns the number of pairs of one optimizer step on `world_size` ranks."""
         training = self.training
         return training.per_device_train_batch_size * training.num_grad_accum_steps * world_size
 
     def export_folder(self, student: str) -> str:
-        """Where the student of that name is exported to."""
+        """Returns the folder that a student is exported to."""
         return str(RunFolder(Path(self.output_dir)).export(student + self.model_suffix))
 
     def to_yaml(self) -> str:
-        """The whole run as YAML that `load_run_config` reads back to an equal one."""
+        """Returns the run as YAML that `load_run_config` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,1 +1,1 @@
-"""What is wrong with the nodes of a job: looked at alone, together, and told with a remedy."""
+"""Finds what is wrong with the nodes of a job, alone and together, and names the remedies."""

@@ -1,4 +1,4 @@
-"""What facts of all ranks mean: findings, each with what is wrong and how to mend it."""
+"""Derives findings from the facts of all ranks: what is wrong, and how to mend it."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        check: what was looked at.
+        check: name of what was checked.
         state: ``problem`` decides the exit status, a ``note`` is only worth knowing.
         words: what was found.
         remedy: how to mend it; empty where nothing is to be done.
@@ -30,10 +30,10 @@ class Finding:
 
 
 def findings_of(facts: Sequence[Facts]) -> list[Finding]:
-    """What the ranks said of themselves, compared.
+    """Compares the facts of all ranks.
 
     Args:
-        facts: of every rank, from ``doctor.node.facts``.
+        facts: facts of every rank, from ``doctor.node.facts``.
     """
     return [
         *_failures(facts),
@@ -58,7 +58,7 @@ def _place(report: Facts) -> str:
 
 
 def _groups(facts: Sequence[Facts], values: Mapping[int, str]) -> str:
-    """Which nodes say what: ``2.13.0 on n1; 2.12.0 on n2``."""
+    """Groups nodes by value: ``2.13.0 on n1; 2.12.0 on n2``."""
     nodes: dict[str, list[str]] = defaultdict(list)
     for report in facts:
         value = values.get(report["rank"])
@@ -193,7 +193,7 @@ def _operators(facts: Sequence[Facts]) -> Iterator[Finding]:
 def clock_findings(
     offsets: Mapping[int, tuple[float, float]], facts: Sequence[Facts]
 ) -> Iterator[Finding]:
-    """Findings about the clocks, of what ``doctor.ranks.clock_offsets`` returned."""
+    """Yields findings about the clocks, from the result of ``doctor.ranks.clock_offsets``."""
     names = {report["rank"]: report["node"] for report in facts}
     for rank, (ahead, error) in offsets.items():
         text = f"{names[rank]} is {ahead:+.3f} s from rank 0's node (± {error:.3f})"
@@ -204,9 +204,11 @@ def clock_findings(
             yield Finding("clock", "ok", text)
 
 
-def shared_findings(seen: Sequence[bool], facts: Sequence[Facts], folder: str) -> Finding:
-    """The finding about a shared folder, of ``doctor.ranks.sees_file`` on every rank."""
-    blind = sorted({report["node"] for report, sees in zip(facts, seen, strict=True) if not sees})
+def shared_finding(visible: Sequence[bool], facts: Sequence[Facts], folder: str) -> Finding:
+    """Returns the finding about a shared folder, from ``doctor.ranks.sees_file`` on every rank."""
+    blind = sorted(
+        {report["node"] for report, sees in zip(facts, visible, strict=True) if not sees}
+    )
     if not blind:
         return Finding("shared output_dir", "ok", f"{folder} is seen by all nodes")
     text = f"{folder}: what rank 0 writes there is not seen by {', '.join(blind)}"

@@ -1,4 +1,4 @@
-"""What one node says of itself: versions, devices, networks, disks. Knows no other rank."""
+"""Collects the facts of one node: versions, devices, networks, disks. It knows no other rank."""
 
 import hashlib
 import os
@@ -35,11 +35,11 @@ _MEBIBYTE = 1 << 20
 
 
 def within(seconds: float, action: Callable[[], Any]) -> Any:
-    """What `action` returns, or a `TimeoutError` where it takes longer (a dead disk can hang).
+    """Runs `action` with a time limit, as a dead disk can hang, and returns its result.
 
     Raises:
         TimeoutError: it did not end in time; its thread is left behind.
-        Exception: what it raised itself.
+        Exception: an exception that the action itself raised.
     """
     outcome: list[Any] = []
 
@@ -61,7 +61,7 @@ def within(seconds: float, action: Callable[[], Any]) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of Python, the packages that must agree, and this code."""
+    """Returns the versions of Python, of the packages that must agree, and of this code."""
     versions_by_name = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def code_hash() -> str:
-    """A short hash of this package's files: equal where the code is."""
+    """Returns a short hash of this package's files, which is equal where the code is."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -83,7 +83,7 @@ def code_hash() -> str:
 
 
 def apex() -> str:
-    """``real``, ``other`` (the web toolkit of that name on PyPI), or ``none``."""
+    """Returns ``real``, ``other`` (the web toolkit of that name on PyPI), or ``none``."""
     spec = find_spec("apex")
     if spec is None:
         return "none"
@@ -93,7 +93,7 @@ def apex() -> str:
 
 
 def gpus() -> dict[str, Any]:
-    """Devices as torch sees them, the driver, and NCCL."""
+    """Returns the devices as torch sees them, the driver, and NCCL."""
     import torch
 
     if not torch.cuda.is_available():
@@ -104,32 +104,32 @@ def gpus() -> dict[str, Any]:
 
 
 def _listed_gpus() -> int:
-    """GPUs that the kernel knows, whatever torch can use."""
+    """Returns the number of GPUs that the kernel knows, whether torch can use them or not."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return shown.splitlines()[0].strip() if shown.strip() else None
+    return output.splitlines()[0].strip() if output.strip() else None
 
 
 def network(launch: Launch) -> dict[str, Any]:
-    """Which interface leads to the rendezvous, which there are, and which were asked for."""
+    """Returns the interface that leads to the rendezvous, all others, and those asked for."""
     import psutil
 
     addresses = {
-        name: [entry.address for entry in interface_addresses if entry.family == socket.AF_INET]
-        for name, interface_addresses in psutil.net_if_addrs().items()
+        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
+        for name, entries in psutil.net_if_addrs().items()
     }
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # Sends nothing; tells which of our addresses faces the rendezvous.
         probe.connect((launch.master_addr, launch.master_port))
         own_address = probe.getsockname()[0]
-    leading = next((name for name, ours in addresses.items() if own_address in ours), None)
+    leading = next((name for name, values in addresses.items() if own_address in values), None)
     requested = {name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}
     return {
         "interface": leading,
@@ -140,7 +140,7 @@ def network(launch: Launch) -> dict[str, Any]:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether this node could listen there."""
+    """Tells whether this node could listen at a TCP port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -151,10 +151,10 @@ def port_is_free(port: int) -> bool:
 
 
 def disk(folder: Path, megabytes: int) -> dict[str, float]:
-    """Free GiB, and MB/s of a file that is written (flushed to the disk) and read again.
+    """Returns free GiB, and MB/s of a file that is written (flushed to the disk) and read again.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / (1 << 30)
@@ -185,7 +185,7 @@ def disk(folder: Path, megabytes: int) -> dict[str, float]:
 
 
 def compilers() -> dict[str, str | None]:
-    """What building DeepSpeed's operators needs -> where it is."""
+    """Returns the paths of the tools that build DeepSpeed's operators."""
     return {name: shutil.which(name) for name in ("c++", "ninja", "nvcc")}
 
 
@@ -196,7 +196,7 @@ def _operators() -> dict[str, str]:
 
 
 def facts(launch: Launch, output_dir: str, megabytes: int, seconds: float) -> dict[str, Any]:
-    """All facts of this node, together within `seconds`; a check that failed gives its error."""
+    """Collects all facts of this node within `seconds`; a check that failed gives its error."""
     checks: dict[str, Callable[[], Any]] = {
         "versions": versions,
         "apex": apex,

@@ -1,4 +1,4 @@
-"""What only several ranks can find out: clocks, a shared folder, and the network's speed."""
+"""Measures what takes several ranks: clocks, a shared folder, and the network's speed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,39 +15,39 @@ _REPEATS = 3
 _MEBIBYTE = 1 << 20
 _COLLECTIVES = 20  # between two looks at the clock
 _SIZES = (1, 16)  # MiB
-_SEEN_SECONDS, _POLL_SECONDS = 10.0, 0.1  # network file systems show new files late
+_VISIBLE_SECONDS, _POLL_SECONDS = 10.0, 0.1  # network file systems show new files late
 
 
 def clock_offsets(
     ranks: Sequence[int], group: dist.ProcessGroup, clock: Callable[[], float] = time.time
 ) -> dict[int, tuple[float, float]]:
-    """How far the clocks of some ranks are ahead of rank 0's; a collective.
+    """Measures how far the clocks of some ranks are ahead of rank 0's; a collective.
 
     Rank 0 asks one rank after the other. Of some round trips the shortest counts, and its middle is
-    when the other answered.
+    taken for the time of the answer.
 
     Args:
-        ranks: to be asked, without 0.
-        group: of all ranks, on CPUs.
-        clock: this rank's, in seconds.
+        ranks: ranks to be asked, without 0.
+        group: process group of all ranks, on CPUs.
+        clock: this rank's clock, in seconds.
 
     Returns:
         On rank 0: rank -> (seconds ahead, half of the round trip, which is the error's bound).
     """
     offsets: dict[int, tuple[float, float]] = {}
-    rank, time_there = dist.get_rank(), torch.zeros(1, dtype=torch.float64)
+    rank, peer_time = dist.get_rank(), torch.zeros(1, dtype=torch.float64)
     for peer in ranks:
         trips = []
         for _ in range(_ROUND_TRIPS):
             if rank == 0:
                 sent = clock()
-                dist.send(time_there, peer, group=group)
-                dist.recv(time_there, peer, group=group)
+                dist.send(peer_time, peer, group=group)
+                dist.recv(peer_time, peer, group=group)
                 answered = clock()
-                ahead = float(time_there) - (sent + answered) / 2
+                ahead = float(peer_time) - (sent + answered) / 2
                 trips.append(((answered - sent) / 2, ahead))
             elif rank == peer:
-                dist.recv(time_there, 0, group=group)
+                dist.recv(peer_time, 0, group=group)
                 dist.send(torch.tensor([clock()], dtype=torch.float64), 0, group=group)
         if trips:
             error, ahead = min(trips)
@@ -55,8 +55,8 @@ def clock_offsets(
     return offsets
 
 
-def sees_file(folder: Path, group: dist.ProcessGroup, seconds: float = _SEEN_SECONDS) -> bool:
-    """Whether this rank reads within `seconds` what rank 0 writes into `folder`; a collective."""
+def sees_file(folder: Path, group: dist.ProcessGroup, seconds: float = _VISIBLE_SECONDS) -> bool:
+    """Tells whether this rank reads in time what rank 0 writes into `folder`; a collective."""
     path = folder / f".doctor.shared.{time.time_ns()}"
 
     def write() -> str | None:
@@ -68,11 +68,11 @@ def sees_file(folder: Path, group: dist.ProcessGroup, seconds: float = _SEEN_SEC
         return path.name
 
     note = decided_by_rank_0(write, group)
-    seen = note is not None and _appears(folder / note, note, seconds)
+    is_visible = note is not None and _appears(folder / note, note, seconds)
     dist.barrier(group=group)
     if dist.get_rank() == 0:
         path.unlink(missing_ok=True)
-    return seen
+    return is_visible
 
 
 def _appears(path: Path, content: str, seconds: float) -> bool:
@@ -89,7 +89,7 @@ def _appears(path: Path, content: str, seconds: float) -> bool:
 
 
 def bandwidths(device: torch.device) -> dict[str, dict[str, float]]:
-    """GB/s that each rank sends in an all-reduce and in an all-to-all, by size; a collective.
+    """Measures GB/s that a rank sends in all-reduce and all-to-all, by size; a collective.
 
     The training's own process group is used: NCCL on GPUs, gloo on CPUs. Of n ranks an all-reduce
     counts as 2 (n - 1) / n of its bytes, an all-to-all as (n - 1) / n.
@@ -109,7 +109,7 @@ def bandwidths(device: torch.device) -> dict[str, dict[str, float]]:
 
 
 def latency(device: torch.device) -> float:
-    """Seconds of an all-reduce of next to nothing; a collective."""
+    """Measures the seconds of an all-reduce of one number; a collective."""
     value = torch.ones(1, device=device)
 
     def several() -> None:
@@ -120,7 +120,7 @@ def latency(device: torch.device) -> float:
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some runs after one that warms up."""
+    """Returns the seconds of the fastest of some runs after one that warms up."""
     times = []
     for _ in range(_REPEATS + 1):
         started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What a run would need on a machine, by arithmetic alone: memory, traffic, time and cost."""
+"""Predicts what a run needs on a machine: memory, traffic, time and cost."""

@@ -1,4 +1,4 @@
-"""Bytes of tensors, apart by what becomes of them when they are freed.
+"""Counts bytes of tensors, apart by what becomes of them when they are freed.
 
 On CPUs glibc keeps freed blocks of up to 32 MiB for later ones and gives larger ones back at once.
 So the memory of a process is the largest sum of small tensors that there ever was, and the
@@ -30,49 +30,49 @@ class Amount:
 
     @property
     def total(self) -> float:
-        """Both."""
+        """The bytes of both."""
         return self.small + self.large
 
 
 def tensors(*sizes: float) -> Amount:
-    """Of tensors of these sizes in bytes."""
+    """Returns the amount of tensors of these sizes in bytes."""
     return Amount(
         sum(size for size in sizes if size <= _SMALL), sum(size for size in sizes if size > _SMALL)
     )
 
 
-Moment = Mapping[str, Amount]
+Moment = Mapping[str, Amount]  # part of a process -> what it holds at one time
 
 
 @dataclass(frozen=True)
 class Peak:
-    """When a process holds most.
+    """The memory of a process at its highest.
 
     Attributes:
         parts: bytes by part of the tensors that are in use then.
-        kept: bytes that glibc keeps besides, in free blocks and in the holes between used ones.
+        retained: bytes that glibc keeps besides, in free blocks and in holes between used ones.
     """
 
     parts: dict[str, float]
-    kept: float
+    retained: float
 
 
 def peak(passes: Iterable[Moment], copies: Iterable[Moment] = (), holes: float = HOLES) -> Peak:
-    """The largest sum of parts at one time, and what a process of a CPU keeps besides.
+    """Finds the largest sum of parts at one time, and what a process on a CPU retains besides.
 
     Args:
         passes: moments of steps, whose small tensors come and go in a heap that gets holes.
-        copies: moments behind steps, whose tensors fill the holes that are there.
+        copies: moments after steps, whose tensors fill these holes.
         holes: share of small tensors by which the heap outgrows them.
     """
     in_passes = [(_sum(moment.values()), moment) for moment in passes]
     sums = in_passes + [(_sum(moment.values()), moment) for moment in copies]
-    highest, best = max(sums, key=lambda one: one[0].total)
-    heap = max(one.small for one, _ in in_passes) * (1 + holes)
-    small = max(heap, *(one.small for one, _ in sums))
-    large = max(one.large for one, _ in sums)
-    kept = max(0.0, small + large - highest.total)
-    return Peak({part: amount.total for part, amount in best.items()}, kept)
+    highest, best = max(sums, key=lambda pair: pair[0].total)
+    heap = max(amount.small for amount, _ in in_passes) * (1 + holes)
+    small = max(heap, *(amount.small for amount, _ in sums))
+    large = max(amount.large for amount, _ in sums)
+    retained = max(0.0, small + large - highest.total)
+    return Peak({part: amount.total for part, amount in best.items()}, retained)
 
 
 def _sum(amounts: Iterable[Amount]) -> Amount:

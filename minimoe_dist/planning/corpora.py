@@ -1,4 +1,4 @@
-"""How much text a recipe's corpora hold, as far as a plan needs it."""
+"""Measures how much text a recipe's corpora hold, as far as a plan needs it."""
 
 import numpy as np
 
@@ -12,10 +12,17 @@ _SAMPLED_PAIRS = 512
 
 
 def corpus_of(config: RunConfig, tokens: int | None) -> Corpus | None:
-    """Samples and their length: of the recipe's corpora, or of so many tokens of text.
+    """Counts samples and their mean length, in the recipe's corpora or in assumed text.
+
+    Args:
+        config: the run.
+        tokens: number of tokens to assume instead of the recipe's corpora.
+
+    Returns:
+        The counts; None where a corpus is missing.
 
     Raises:
-        ConfigError: a corpus that is there is damaged.
+        ConfigError: a corpus is damaged.
     """
     data = config.data
     if tokens is not None:

@@ -1,4 +1,4 @@
-"""How a run is spread over a machine: what a plan chooses between, and what cannot be."""
+"""Describes how a run is spread over a machine, and lists the layouts that a plan tries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Layout:
     """One way to spread a run.
 
     Attributes:
-        ranks: in all.
-        zero_stage: of the students.
+        ranks: number of ranks on all nodes.
+        zero_stage: ZeRO stage of the students.
         expert_parallel_size: ranks that share one set of experts.
-        teacher_layout: as `teacher.layout`.
+        teacher_layout: ``replicated``, ``zero3`` or ``tensor``.
         teacher_parallel_size: ranks that share one teacher.
         teacher_waits_outside: whether its parts lie in the host's memory between layers.
         micro_batch: sequences of a rank in one pass.
@@ -39,22 +39,22 @@ class Layout:
 
     @property
     def global_batch(self) -> int:
-        """Sequences of a step."""
+        """The number of sequences of a step."""
         return self.ranks * self.micro_batch * self.accumulation
 
     def describe(self) -> str:
-        """In words: "ZeRO-1, EP 2, teacher zero3 / 4, batch 64 × 2"."""
-        words = [f"ZeRO-{self.zero_stage}"]
+        """Formats it as "ZeRO-1, EP 2, teacher zero3 / 4, batch 64 × 2"."""
+        parts = [f"ZeRO-{self.zero_stage}"]
         if self.expert_parallel_size > 1:
-            words.append(f"EP {self.expert_parallel_size}")
+            parts.append(f"EP {self.expert_parallel_size}")
         if self.teacher_layout != "replicated":
-            words.append(f"teacher {self.teacher_layout} / {self.teacher_parallel_size}")
-        times = f" × {self.accumulation}" if self.accumulation > 1 else ""
-        return ", ".join([*words, f"batch {self.micro_batch}{times}"])
+            parts.append(f"teacher {self.teacher_layout} / {self.teacher_parallel_size}")
+        factor = f" × {self.accumulation}" if self.accumulation > 1 else ""
+        return ", ".join([*parts, f"batch {self.micro_batch}{factor}"])
 
 
 def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
-    """The recipe as it stands.
+    """Returns the layout that a recipe states.
 
     Raises:
         ConfigError: the ranks cannot be divided as it says.
@@ -76,8 +76,8 @@ def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
 def alternatives(
     config: RunConfig, machine: Machine, students: list[EncoderSizes], has_teacher: bool
 ) -> Iterator[Layout]:
-    """Every layout that trains the same global batch on the machine."""
-    own = layout_of_recipe(config, machine.ranks)
+    """Yields every layout that trains the same global batch on the machine."""
+    stated = layout_of_recipe(config, machine.ranks)
     for zero_stage in (0, 1, 2, 3):
         if zero_stage == 0 and config.parallel.precision not in ("auto", "fp32"):
             continue
@@ -85,15 +85,15 @@ def alternatives(
             if zero_stage == 3 and expert > 1:
                 continue
             for kind, size in _teacher_layouts(machine, has_teacher):
-                for split in _splits(own.micro_batch):
+                for split in _splits(stated.micro_batch):
                     yield Layout(
-                        ranks=own.ranks,
+                        ranks=stated.ranks,
                         zero_stage=zero_stage,
                         expert_parallel_size=expert,
                         teacher_layout=kind,
                         teacher_parallel_size=size,
-                        micro_batch=own.micro_batch // split,
-                        accumulation=own.accumulation * split,
+                        micro_batch=stated.micro_batch // split,
+                        accumulation=stated.accumulation * split,
                     )
 
 

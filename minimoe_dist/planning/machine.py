@@ -1,4 +1,4 @@
-"""Machines as plans see them: ranks, memory, rates and prices, from YAML and flags."""
+"""Describes machines for plans: ranks, memory, rates and prices, from YAML and flags."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,30 +70,30 @@ class Machine(Section):
     @field_validator("products", "parts")
     @classmethod
     def _known_names(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        known = DTYPES if info.field_name == "products" else PARTS
-        if set(value) - set(known):
-            raise ValueError(f"may name {', '.join(known)}, no others")
+        names = DTYPES if info.field_name == "products" else PARTS
+        if set(value) - set(names):
+            raise ValueError(f"may name {', '.join(names)}, no others")
         return value
 
     @property
     def ranks(self) -> int:
-        """Of all nodes."""
+        """The number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
     def rate(self, dtype: str) -> float:
-        """Operations a second that a training step reaches in a type.
+        """Returns the operations a second that a training step reaches in a type.
 
-        Of a type that is not stated, bfloat16's for float8, else float32's.
+        Where the type is not stated, it is bfloat16's for float8, else float32's.
         """
         if dtype == "float8" and dtype not in self.tflops:
             dtype = "bfloat16"
         return 1e12 * self.efficiency * self.tflops.get(dtype, self.tflops["float32"])
 
     def product_rate(self, dtype: str, size: float) -> float:
-        """Operations a second of matrix products of a size, alone.
+        """Returns the operations a second of matrix products of a size, alone.
 
-        Where that was not measured, what :meth:`rate` says of the type; of a type of 16 bits, or
-        of float8, that was not measured beside others, bfloat16's or float16's.
+        Where the type was not measured, a measured type of 16 bits stands for another one and for
+        float8; where no such type was measured either, it is :meth:`rate`.
         """
         narrow = () if dtype == "float32" else ("bfloat16", "float16")
         for name in (dtype, *narrow):
@@ -102,7 +102,7 @@ class Machine(Section):
         return self.rate(dtype)
 
     def bandwidth(self, group: int, stride: int = 1) -> float:
-        """Bytes a second and rank between the ranks of a group of every `stride`-th rank."""
+        """Returns the bytes a second and rank within a group of every `stride`-th rank."""
         inside = self.nodes == 1 or group * stride <= self.ranks_per_node
         return 1e9 * (self.link_gb_per_second if inside else self.network_gb_per_second)
 
@@ -110,12 +110,12 @@ class Machine(Section):
 def load_machine(
     name: str, folders: Sequence[Path], changes: Mapping[str, Any] | None = None
 ) -> Machine:
-    """A described machine, with what is known better of the one at hand.
+    """Loads the description of a machine.
 
     Args:
         name: a YAML file, or the name of one in `folders`.
-        folders: where machines are described.
-        changes: fields that stand instead of the file's.
+        folders: folders of machines' descriptions.
+        changes: fields that replace the file's.
 
     Raises:
         ConfigError: no such machine, or its description is wrong.
@@ -130,19 +130,21 @@ def load_machine(
 
 
 def machine_yaml(machine: Machine) -> str:
-    """A description that :func:`load_machine` reads."""
+    """Returns a description that :func:`load_machine` reads."""
     return yaml.safe_dump(machine.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:
-    given = Path(name).expanduser()
-    if given.suffix in (".yaml", ".yml"):
-        if given.is_file():
-            return given
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
         raise ConfigError(f"machine: {name}: no such file; give a YAML of a machine")
-    there = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-    if name in there:
-        return there[name]
-    found = nearest(name, there)
-    hint = f"did you mean {found}?" if found else f"there are {', '.join(there) or 'none'}"
+    paths = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    if name in paths:
+        return paths[name]
+    suggestion = nearest(name, paths)
+    hint = (
+        f"did you mean {suggestion}?" if suggestion else f"there are {', '.join(paths) or 'none'}"
+    )
     raise ConfigError(f"machine: {name} is not described; {hint} (or give a YAML file)")

@@ -1,4 +1,4 @@
-"""Memory of a rank by part: what it holds between steps, and at the moments of a step."""
+"""Predicts the memory of a rank by part: between steps, and at the moments of a step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Precision:
-    """Types of a run's passes: torch's names of them."""
+    """The types of a run's passes, by torch's names."""
 
     student: str
     teacher: str
@@ -41,55 +41,57 @@ def memory_of(
     machine: Machine,
     passes: Passes,
 ) -> dict[str, float]:
-    """Bytes by part of the rank that holds most, at its highest.
+    """Predicts the bytes by part of the rank that holds most, at its highest.
 
     Args:
-        students: that are trained.
-        teacher: None where no teacher runs.
-        layout: how all is spread.
+        students: the students that are trained.
+        teacher: the teacher; None where none runs.
+        layout: how the run is spread.
         batch: a rank's micro-batch.
-        precision: of the passes.
-        machine: where.
-        passes: of the run.
+        precision: types of the passes.
+        machine: the machine that it runs on.
+        passes: the passes of the run.
 
     Returns:
         Every part of PARTS. On GPUs, beside the framework, what torch counts as allocated at its
-        peak; on CPUs the resident memory of the process. Of that, tensors are what there is at
-        one time, and "allocator" is what glibc keeps of those that were freed.
+        peak; on CPUs the resident memory of the process, in which "allocator" is what glibc keeps
+        of tensors that were freed.
     """
     on_gpu = machine.device == "cuda"
     element = ELEMENT_BYTES[precision.student]
-    held = [_Held(one, layout, element, on_gpu) for one in students]
+    memories = [_StudentMemory(student, layout, element, on_gpu) for student in students]
     steady = dict.fromkeys(PARTS, 0.0)
     steady["framework"] = machine.framework_gib * GIB
-    steady["student weights"] = sum(one.weights for one in held)
-    steady["optimizer state"] = sum(one.optimizer for one in held)
-    steady["buffers"] = sum(one.bucket for one in held) if on_gpu else 0.0
-    signals, moments = Amount(), [one.building() for one in held]
+    steady["student weights"] = sum(memory.weights for memory in memories)
+    steady["optimizer state"] = sum(memory.optimizer for memory in memories)
+    steady["buffers"] = sum(memory.bucket for memory in memories) if on_gpu else 0.0
+    signals, moments = Amount(), [memory.building() for memory in memories]
     if teacher is not None:
         weight = ELEMENT_BYTES[precision.teacher]
         if not (on_gpu and layout.teacher_waits_outside):
             steady["teacher weights"] = teacher_weight_bytes(teacher, layout, weight)
-        taught = passes.teacher(of_teacher(batch, layout), precision.teacher)
-        signals = taught.result
+        teacher_pass = passes.teacher(teacher_batch(batch, layout), precision.teacher)
+        signals = teacher_pass.result
         shared = _shared_teacher(teacher, layout, max(weight, 2), signals)
-        moments += [{"teacher pass": amount + shared} for amount in taught.peaks]
-    for index, one in enumerate(held):
+        moments += [{"teacher pass": amount + shared} for amount in teacher_pass.peaks]
+    for index, memory in enumerate(memories):
         keeps_gradients = layout.zero_stage == 0
-        made = passes.student(index, batch, precision.student, precision.teacher, keeps_gradients)
-        moments += [{**moment, "teacher pass": signals} for moment in one.moments(made)]
+        student_pass = passes.student(
+            index, batch, precision.student, precision.teacher, keeps_gradients
+        )
+        moments += [{**moment, "teacher pass": signals} for moment in memory.moments(student_pass)]
     # On GPUs a checkpoint's copies are made outside the device.
-    copies = [] if on_gpu else [one.saving() for one in held]
-    more = layout.expert_parallel_size > 1 or element < _MASTER
-    highest = peak(moments, copies, MORE_HOLES if more else HOLES)
+    copies = [] if on_gpu else [memory.saving() for memory in memories]
+    has_more_holes = layout.expert_parallel_size > 1 or element < _MASTER
+    highest = peak(moments, copies, MORE_HOLES if has_more_holes else HOLES)
     for part, amount in highest.parts.items():
         steady[part] += amount
-    steady["allocator"] = 0.0 if on_gpu else highest.kept
+    steady["allocator"] = 0.0 if on_gpu else highest.retained
     return steady
 
 
 def teacher_parameters(teacher: EncoderSizes) -> int:
-    """Of a teacher that is cut: of its relation layer only the three maps."""
+    """Counts the parameters of a cut teacher: of its relation layer only the three maps."""
     count = sum(teacher.parameters())
     for layer in teacher.shape.layers[teacher.whole_layers :]:
         hidden, width = teacher.shape.hidden, layer.heads * teacher.head_size
@@ -98,106 +100,110 @@ def teacher_parameters(teacher: EncoderSizes) -> int:
 
 
 def teacher_weight_bytes(teacher: EncoderSizes, layout: Layout, element: int) -> float:
-    """Weights of a teacher on one rank; what each holds whole (LayerNorms) is not told apart."""
+    """Returns the bytes of a teacher's weights on a rank, as if LayerNorms were shared out too."""
     return teacher_parameters(teacher) * element / layout.teacher_parallel_size
 
 
-def of_teacher(batch: Batch, layout: Layout) -> Batch:
-    """The batch as the teacher reads it: one that is shared out wants it padded."""
+def teacher_batch(batch: Batch, layout: Layout) -> Batch:
+    """Returns the batch as the teacher reads it: padded, where the teacher is shared out."""
     return batch if layout.teacher_layout == "replicated" else replace(batch, packed=False)
 
 
 def _shared_teacher(teacher: EncoderSizes, layout: Layout, element: int, signals: Amount) -> Amount:
-    """What the pass of a teacher that is shared out holds besides."""
+    """Returns what the pass of a shared teacher holds beside that of a whole one."""
     if layout.teacher_parallel_size == 1:
         return Amount()
     if layout.teacher_layout == "tensor":
         # Columns of all batches of the group, and what is sent and received of them.
         return signals + signals
-    layers = [sum(teacher.layer_parameters(one)) for one in teacher.shape.layers]
+    layers = [sum(teacher.layer_parameters(layer)) for layer in teacher.shape.layers]
     # The layer that runs and the next one are whole; the table is gathered alone.
     return tensors(max(2 * max(layers, default=0), teacher.embedding_parameters()) * element)
 
 
-class _Held:
-    """A student on a rank.
+class _StudentMemory:
+    """The memory of a student on one rank.
 
     Attributes:
         weights: bytes, between steps.
         optimizer: bytes of masters, moments and what ZeRO keeps beside them.
-        bucket: bytes of the buffer in which other stages reduce theirs.
+        bucket: bytes of the buffer in which ZeRO stages 2 and 3 reduce gradients.
     """
 
     def __init__(self, sizes: EncoderSizes, layout: Layout, element: int, on_gpu: bool) -> None:
         shared, experts = sizes.parameters()
         size = layout.expert_parallel_size if sizes.has_experts else 1
         self._sizes, self._layout, self._element = sizes, layout, element
-        self._own = own = shared + experts / size
+        self._parameters = count = shared + experts / size
         # Experts are shared out only between the ranks that hold the same ones.
-        self._part = shared / layout.ranks + experts / size / max(1, layout.ranks // size)
+        self._shard = shared / layout.ranks + experts / size / max(1, layout.ranks // size)
         stage = layout.zero_stage
-        buffered = BUCKET_ELEMENTS if on_gpu else min(own, BUCKET_ELEMENTS)
+        buffered = BUCKET_ELEMENTS if on_gpu else min(count, BUCKET_ELEMENTS)
         self.bucket = buffered * element if stage > 1 else 0.0
         # Stage 1 sums gradients in flat tensors, which are there from the first step on.
-        self._flat_gradients = tensors(own * element) if stage == 1 else Amount()
+        self._flat_gradients = tensors(count * element) if stage == 1 else Amount()
         # Pages that are never written take no memory on a CPU, and the bucket is a tensor of a
         # moment; on a GPU it is there all the time.
-        self._reduced = Amount() if on_gpu else tensors(self.bucket)
+        self._reduction = Amount() if on_gpu else tensors(self.bucket)
         if stage == 0:
-            self.weights, self.optimizer = own * _MASTER, own * _MOMENTS
+            self.weights, self.optimizer = count * _MASTER, count * _MOMENTS
         elif stage < 3:
-            self.weights, self.optimizer = own * element, self._part * (_MASTER + _MOMENTS)
+            self.weights, self.optimizer = count * element, self._shard * (_MASTER + _MOMENTS)
         else:
             # Parts of weights and gradients; the weights in use are gathered for each pass.
-            self.weights = self._part * element
-            self.optimizer = self._part * (_MASTER + _MOMENTS + element)
+            self.weights = self._shard * element
+            self.optimizer = self._shard * (_MASTER + _MOMENTS + element)
 
     def building(self) -> Moment:
-        """The student as it was made, before DeepSpeed copies it into one flat tensor."""
+        """Returns the moment before DeepSpeed copies the student into one flat tensor."""
         if self._layout.zero_stage == 0:
             return {}
         return {"buffers": self._whole(_MASTER)}
 
-    def moments(self, made: PassMemory) -> Iterator[Moment]:
-        """Of a step, whose pass makes these tensors."""
+    def moments(self, memory: PassMemory) -> Iterator[Moment]:
+        """Yields the moments of a step whose pass makes the tensors of ``memory``."""
         stage, flat = self._layout.zero_stage, self._flat_gradients
         gathered = {"buffers": self._gathered()} if stage == 3 else {}
-        for amount in made.peaks:
+        for amount in memory.peaks:
             yield {**gathered, "student pass": amount, "gradients": flat}
         if stage == 0:
             # All gradients are there, and reduced as one flat copy, by a rank alone too.
-            whole = tensors(self._own * _MASTER)
+            whole = tensors(self._parameters * _MASTER)
             yield {"gradients": whole, "buffers": whole}
         else:
             yield {"gradients": flat, "buffers": self._update()}
 
     def saving(self) -> Moment:
-        """Rank 0's piece of a checkpoint."""
+        """Returns the moment when rank 0 holds its piece of a checkpoint."""
         pieces = sum([self._whole(_MASTER)] * _STATES, start=Amount())
         return {"gradients": self._flat_gradients, "buffers": pieces}
 
     def _whole(self, element: int) -> Amount:
-        """All parameters in `element` bytes each: the word embeddings are the one large tensor."""
+        """Returns all parameters at `element` bytes each; only word embeddings are large."""
         table = self._sizes.vocabulary * self._sizes.shape.hidden
-        return tensors(table * element) + Amount((self._own - table) * element)
+        return tensors(table * element) + Amount((self._parameters - table) * element)
 
     def _gathered(self) -> Amount:
-        """ZeRO-3's weights of a pass, whole, and two buckets: of gathering and of reducing."""
+        """Returns ZeRO-3's whole weights of a pass, and its buckets to gather and to reduce."""
         whole = self._whole(self._element)
-        return whole + tensors(min(self._own, BUCKET_ELEMENTS) * self._element) + self._reduced
+        return (
+            whole
+            + tensors(min(self._parameters, BUCKET_ELEMENTS) * self._element)
+            + self._reduction
+        )
 
     def _update(self) -> Amount:
-        """The bucket, a flat gradient of the own part, and the norm, which sums in float64."""
+        """Returns what an update holds: bucket, flat gradient of the shard, norm in float64."""
         if self._layout.zero_stage == 1:
-            return tensors(self._part * _MASTER) if self._element < _MASTER else Amount()
+            return tensors(self._shard * _MASTER) if self._element < _MASTER else Amount()
         norm = tensors(2 * _MASTER * self._sizes.largest_tensor())
         if self._layout.zero_stage == 3:
             return norm
-        copies = [self._part * _MASTER]
+        copies = [self._shard * _MASTER]
         if self._element < _MASTER:
-            copies.append(self._part * self._element)
-        reduced = self._reduced
+            copies.append(self._shard * self._element)
+        reduction = self._reduction
         if self._layout.zero_stage == 2:
-            reduced += tensors(self._part * self._element)
+            reduction += tensors(self._shard * self._element)
         flat = tensors(*copies)
-        return reduced + (flat if flat.total > norm.total else norm)
+        return reduction + (flat if flat.total > norm.total else norm)

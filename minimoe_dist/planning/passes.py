@@ -1,4 +1,4 @@
-"""What plans ask of the passes of a step, and what passes read.
+"""Declares the passes of a step whose memory plans ask for, and the batch that they read.
 
 Passes are not counted here but run: whoever plans a run's memory hands in something that runs its
 modules without numbers (`recipes.meta_passes`). Nothing of this room imports torch.
@@ -15,8 +15,8 @@ class Batch:
     """A rank's micro-batch.
 
     Attributes:
-        samples: B.
-        length: S, positions of a sample.
+        samples: number of samples, B.
+        length: positions of a sample, S.
         filled: share of positions that are no padding.
         packed: whether it comes without its padding.
     """
@@ -28,22 +28,22 @@ class Batch:
 
     @property
     def positions(self) -> int:
-        """N = B · S."""
+        """The number of positions, N = B · S."""
         return self.samples * self.length
 
     @property
     def tokens(self) -> float:
-        """T, positions that are no padding."""
+        """The number of positions that are no padding, T."""
         return self.positions * self.filled
 
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Tensors that a pass makes, beside weights and what it is given.
+    """The memory of tensors that a pass makes, beside weights and inputs.
 
     Attributes:
-        peaks: at the moments when most is there of all, of small and of large ones.
-        result: what is left when the pass has ended.
+        peaks: amounts at the moments when all, small and large tensors are largest.
+        result: amount that remains after the pass.
     """
 
     peaks: tuple[Amount, ...]
@@ -51,21 +51,21 @@ class PassMemory:
 
 
 class Passes(Protocol):
-    """The passes of a run; types are torch's names."""
+    """Measures the passes of a run; types are torch's names."""
 
     def teacher(self, batch: Batch, dtype: str) -> PassMemory:
-        """The teacher's, with its signals as the result."""
+        """Returns the memory of the teacher's pass; its signals are the result."""
 
     def student(
         self, index: int, batch: Batch, dtype: str, teacher_dtype: str, keeps_gradients: bool
     ) -> PassMemory:
-        """A student's, forward with its objective and backward.
+        """Returns the memory of a student's forward pass with its objective, and backward.
 
         Args:
             index: the student's place in the run.
             batch: the micro-batch.
-            dtype: of its weights.
-            teacher_dtype: of the signals that it is compared with.
-            keeps_gradients: whether gradients stay where they were made; as under ZeRO, each is
-                gone as soon as it is summed up elsewhere.
+            dtype: type of its weights.
+            teacher_dtype: type of the signals that it is compared with.
+            keeps_gradients: whether gradients stay where they were made; under ZeRO each is freed
+                as soon as it is summed up elsewhere.
         """

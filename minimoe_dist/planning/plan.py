@@ -1,4 +1,4 @@
-"""A plan: memory, time, traffic, size and cost of a run in each layout, and which one to take."""
+"""Predicts memory, time, traffic, size and cost of a run in each layout, and recommends one."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from ..config import ConfigError, RunConfig
 from ..config.model_types import Learns
 from .layout import PRECISIONS, Layout, alternatives, layout_of_recipe
 from .machine import GIB, Machine
-from .memory import Precision, memory_of, of_teacher, teacher_parameters
+from .memory import Precision, memory_of, teacher_batch, teacher_parameters
 from .passes import Batch, Passes
 from .rates import BACKWARD, FORWARD, TEACHER, UPDATE
 from .sizes import EncoderSizes, Exports, student_sizes, teacher_sizes
@@ -26,15 +26,15 @@ from .work import (
 
 _CHECKPOINT_BYTES = 12  # float32 masters and two moments of a parameter
 _SECONDS_A_DAY = 86_400
-MOST_LAYOUTS = 8  # that a plan offers: a way of its own each, for whose memory passes are run
+MOST_LAYOUTS = 8  # that a plan offers, of different kinds; passes are run for each one's memory
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a run reads.
+    """The size of the text that a run reads.
 
     Attributes:
-        samples: of one epoch.
+        samples: number of samples of one epoch.
         mean_length: tokens of a sample that are no padding.
         known: False where both were assumed.
     """
@@ -46,12 +46,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One layout on one machine.
+    """The prediction of one layout on one machine.
 
     Attributes:
         layout: how the run is spread.
-        seconds: of a step by part.
-        traffic: by kind, of a rank and step.
+        seconds: seconds of a step by part.
+        traffic: traffic of a rank in a step, by kind.
         tflops: operations of a rank and step in 10^12.
     """
 
@@ -64,42 +64,42 @@ class Prediction:
 
     @cached_property
     def memory(self) -> dict[str, float]:
-        """Bytes by part of a rank at its highest: passes are run for it when it is asked for."""
+        """The bytes by part of a rank at its highest; passes are run for it at the first read."""
         return self._memory()
 
     @property
     def fits(self) -> bool:
-        """Whether that is within a rank's memory."""
+        """Whether the layout fits into a rank's memory."""
         return self.memory_total <= self._machine.memory_gib * GIB
 
     @property
     def memory_total(self) -> float:
-        """Bytes of a rank."""
+        """The bytes of a rank at its highest."""
         return sum(self.memory.values())
 
     @property
     def step_seconds(self) -> float:
-        """Of a step; parts run one after the other."""
+        """The seconds of a step, whose parts run one after the other."""
         return sum(self.seconds.values())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it starts.
+    """The predictions of a run on a machine.
 
     Attributes:
-        machine: where.
-        own: the recipe as it stands.
-        best: of each way to hold students and teacher the fastest that fits, of eight ways at
+        machine: the machine that it runs on.
+        recipe: prediction of the layout that the recipe states.
+        best: fastest layout that fits of each way to hold students and teacher, of eight ways at
             most; the recommended one first. Empty where nothing fits.
-        parameters: of each student.
-        teacher_parameters: of the part that runs.
-        checkpoint_bytes, export_bytes: of one checkpoint, and of all exports.
-        steps: of the whole run; None where the corpus is not known.
+        parameters: number of parameters of each student.
+        teacher_parameters: number of parameters of the teacher's part that runs.
+        checkpoint_bytes, export_bytes: bytes of one checkpoint, and of all exports.
+        steps: steps of the whole run; None where the corpus is not known.
     """
 
     machine: Machine
-    own: Prediction
+    recipe: Prediction
     best: list[Prediction]
     parameters: dict[str, int]
     teacher_parameters: int
@@ -108,13 +108,13 @@ class Plan:
     steps: int | None
 
     def days(self, prediction: Prediction) -> float | None:
-        """Of the whole run."""
+        """Returns the days of the whole run; None where its steps are not known."""
         if self.steps is None:
             return None
         return self.steps * prediction.step_seconds / _SECONDS_A_DAY
 
     def price(self, prediction: Prediction) -> float | None:
-        """Of the whole run, in the machine's currency."""
+        """Returns the price of the whole run, in the machine's currency; None where unknown."""
         days = self.days(prediction)
         if days is None or not self.machine.price_per_device_hour:
             return None
@@ -122,13 +122,13 @@ class Plan:
 
 
 class Planner:
-    """A run's models and batches, to be held against layouts and machines.
+    """Predicts a run in layouts and on machines, by the sizes of its models and batches.
 
     Args:
         config: the run.
-        corpus: what it reads; None where that is not known.
-        to_come: models that an earlier stage will leave.
-        passes: of the run, for its memory; where only times are asked for, None.
+        corpus: the text that it reads; None where that is not known.
+        future_exports: configurations of models that an earlier stage will export.
+        passes: passes of the run, for its memory; None where only times are asked for.
 
     Raises:
         ConfigError: a model's sizes are not known here.
@@ -138,17 +138,20 @@ class Planner:
         self,
         config: RunConfig,
         corpus: Corpus | None,
-        to_come: Exports | None = None,
+        future_exports: Exports | None = None,
         passes: Passes | None = None,
     ) -> None:
+        future_exports = future_exports or {}
         self._passes = passes
         self.config = config
         self.corpus = corpus
-        self.teacher = teacher_sizes(config, to_come or {})
-        self.students = [student_sizes(config, one, to_come or {}) for one in config.students]
+        self.teacher = teacher_sizes(config, future_exports)
+        self.students = [
+            student_sizes(config, student, future_exports) for student in config.students
+        ]
 
     def plan(self, machine: Machine) -> Plan:
-        """Predicts the recipe's own layout and all others on a machine.
+        """Predicts the recipe's layout and all others on a machine.
 
         Raises:
             ConfigError: the machine's ranks cannot be divided as the recipe says.
@@ -158,20 +161,20 @@ class Planner:
             for options, sizes in zip(self.config.students, self.students, strict=True)
         }
         total = sum(counts.values())
-        own = self.predict(layout_of_recipe(self.config, machine.ranks), machine)
+        stated = self.predict(layout_of_recipe(self.config, machine.ranks), machine)
         return Plan(
             machine=machine,
-            own=own,
+            recipe=stated,
             best=self._best(machine),
             parameters=counts,
             teacher_parameters=teacher_parameters(self.teacher) if self.teacher else 0,
             checkpoint_bytes=_CHECKPOINT_BYTES * total,
             export_bytes=4 * total,
-            steps=self._steps(own.layout.global_batch),
+            steps=self._steps(stated.layout.global_batch),
         )
 
     def predict(self, layout: Layout, machine: Machine) -> Prediction:
-        """One layout on a machine."""
+        """Predicts one layout on a machine."""
         traffic, works = traffic_of(*self._conditions(layout, machine)), self.work(layout, machine)
         seconds: dict[str, float] = {}
         for part, work in works:
@@ -198,49 +201,54 @@ class Planner:
         return self.students, self.teacher, layout, batch, precision, machine
 
     def work(self, layout: Layout, machine: Machine) -> list[tuple[str, Work]]:
-        """What a rank computes in a step: its parts' names, and the work of each student's."""
+        """Lists the work of a rank in a step, each with the name of its part of the step."""
         batch, precision = self._batch(layout, machine), self._precision(layout, machine)
         recorded = (
             batch.packed and layout.zero_stage == 1 and self.config.parallel.compile == "auto"
         )
         times, size = layout.accumulation, layout.expert_parallel_size
-        found: list[tuple[str, Work]] = []
+        works: list[tuple[str, Work]] = []
         if self.teacher is not None:
             whole = layout.teacher_layout == "replicated"
-            taught = teacher_work(self.teacher, of_teacher(batch, layout), precision.teacher)
-            found.append((TEACHER, replace(taught, recorded=recorded and whole)))
-        for one in self.students:
-            parallel = size if one.has_experts else 1
-            passes = student_work(one, batch, precision.student, parallel)
+            teacher_pass = teacher_work(
+                self.teacher, teacher_batch(batch, layout), precision.teacher
+            )
+            works.append((TEACHER, replace(teacher_pass, recorded=recorded and whole)))
+        for student in self.students:
+            parallel = size if student.has_experts else 1
+            passes = student_work(student, batch, precision.student, parallel)
             for part, work in zip((FORWARD, BACKWARD), passes, strict=True):
-                found.append((part, replace(work, recorded=recorded and parallel == 1)))
+                works.append((part, replace(work, recorded=recorded and parallel == 1)))
             heads = self.config.objective.num_relation_heads
             dtype = precision.student if batch.packed else "float32"
-            compared = relation_work(one, self.teacher, heads, batch, dtype)
-            found.append((FORWARD, compared))
-        found = [(part, work.times(times)) for part, work in found]
-        updates = [update_work(self._updated(one, layout)) for one in self.students]
-        return found + [(UPDATE, work) for work in updates]
+            comparison = relation_work(student, self.teacher, heads, batch, dtype)
+            works.append((FORWARD, comparison))
+        works = [(part, work.times(times)) for part, work in works]
+        updates = [update_work(self._updated(student, layout)) for student in self.students]
+        return works + [(UPDATE, work) for work in updates]
 
     def smallest_memory(self, machine: Machine) -> float:
-        """GiB of a rank with which the machine would be large enough."""
+        """Returns the memory of a rank, in GiB, with which some layout would fit."""
         layouts = self._layouts(machine)
-        batch = min(one.micro_batch for one in layouts)
-        smallest = [one for one in layouts if one.micro_batch == batch]
-        return min(self.predict(one, machine).memory_total for one in smallest) / GIB
+        batch = min(layout.micro_batch for layout in layouts)
+        smallest = [layout for layout in layouts if layout.micro_batch == batch]
+        return min(self.predict(layout, machine).memory_total for layout in smallest) / GIB
 
     def _layouts(self, machine: Machine) -> list[Layout]:
-        own = layout_of_recipe(self.config, machine.ranks)
-        return [own, *alternatives(self.config, machine, self.students, self.teacher is not None)]
+        stated = layout_of_recipe(self.config, machine.ranks)
+        return [
+            stated,
+            *alternatives(self.config, machine, self.students, self.teacher is not None),
+        ]
 
     def _best(self, machine: Machine) -> list[Prediction]:
         best: dict[tuple[Any, ...], Prediction] = {}
         predictions = (self.predict(layout, machine) for layout in self._layouts(machine))
-        for prediction in sorted(predictions, key=_rank):
+        for prediction in sorted(predictions, key=_preference):
             layout = prediction.layout
-            way = (layout.zero_stage, layout.expert_parallel_size, layout.teacher_layout)
-            if way not in best and prediction.fits:
-                best[way] = prediction
+            kind = (layout.zero_stage, layout.expert_parallel_size, layout.teacher_layout)
+            if kind not in best and prediction.fits:
+                best[kind] = prediction
             if len(best) == MOST_LAYOUTS:
                 break
         return list(best.values())
@@ -253,7 +261,7 @@ class Planner:
 
     def _precision(self, layout: Layout, machine: Machine) -> Precision:
         teacher, student = self.config.teacher.dtype, self.config.parallel.precision
-        narrow = [one for one in ("bfloat16", "float16") if one in machine.tflops]
+        narrow = [dtype for dtype in ("bfloat16", "float16") if dtype in machine.tflops]
         fast: Any = narrow[0] if narrow else "float32"
         if student == "auto":
             students = "float32" if layout.zero_stage == 0 else fast
@@ -262,11 +270,11 @@ class Planner:
         return Precision(students, fast if teacher == "auto" else teacher)
 
     def _updated(self, student: EncoderSizes, layout: Layout) -> float:
-        """Parameters that a rank updates."""
+        """Returns the number of parameters that a rank updates."""
         shared, experts = student.parameters()
         parts = layout.ranks if layout.zero_stage else 1
-        own = experts / (layout.expert_parallel_size if student.has_experts else 1)
-        return (shared + own) / parts
+        rank_experts = experts / (layout.expert_parallel_size if student.has_experts else 1)
+        return (shared + rank_experts) / parts
 
     def _steps(self, global_batch: int) -> int | None:
         training = self.config.training
@@ -279,29 +287,29 @@ class Planner:
 
 
 def takes_packed(config: RunConfig) -> bool:
-    """Whether a run's batches may come without their padding, on devices that like that."""
+    """Tells whether a run's batches may come without their padding."""
     return config.compat != "seed" and config.kind.learns is not Learns.STATES
 
 
-def _rank(prediction: Prediction) -> tuple[float, ...]:
-    """Faster is better; of those within two per cent, the simpler."""
+def _preference(prediction: Prediction) -> tuple[float, ...]:
+    """Returns a sort key: faster first, and the simpler of those within two per cent."""
     layout = prediction.layout
-    coarse = round(math.log(max(prediction.step_seconds, 1e-12)) / math.log(1.02))
-    simple = (
+    coarse_seconds = round(math.log(max(prediction.step_seconds, 1e-12)) / math.log(1.02))
+    complexity = (
         layout.accumulation,
         layout.teacher_parallel_size,
         layout.expert_parallel_size,
         abs(layout.zero_stage - 1),
     )
-    return (coarse, *simple)
+    return (coarse_seconds, *complexity)
 
 
 def nothing_fits(planner: Planner, machines: Sequence[Machine], machine: Machine) -> ConfigError:
-    """The error that names the smallest machine which would do."""
-    wanted = planner.smallest_memory(machine)
+    """Words the error that nothing fits, and names the smallest machine that would do."""
+    needed = planner.smallest_memory(machine)
     larger = sorted(
-        (one for one in machines if planner.smallest_memory(one) <= one.memory_gib),
-        key=lambda one: (one.ranks * one.memory_gib, one.ranks),
+        (other for other in machines if planner.smallest_memory(other) <= other.memory_gib),
+        key=lambda other: (other.ranks * other.memory_gib, other.ranks),
     )
     hint = (
         f"the smallest that would do of those described is {larger[0].name}"
@@ -309,6 +317,6 @@ def nothing_fits(planner: Planner, machines: Sequence[Machine], machine: Machine
         else ("none of those described would do; use smaller students or a smaller teacher")
     )
     return ConfigError(
-        f"machine: nothing fits {machine.name}: a rank needs {wanted:.1f} GiB at least and has "
+        f"machine: nothing fits {machine.name}: a rank needs {needed:.1f} GiB at least and has "
         f"{machine.memory_gib:g}; {hint}"
     )

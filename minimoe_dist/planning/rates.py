@@ -1,4 +1,4 @@
-"""How fast matrix products of a size are, and the parts that a step's time is told by."""
+"""Models the speed of matrix products by their size, and names the parts of a step."""
 
 from collections.abc import Iterable
 
@@ -6,15 +6,15 @@ from pydantic import Field
 
 from ..config.schema import Section
 
-# As a step's clock names them; the objective with its gradients is part of the forward pass, and
-# what belongs to no pass part of the update.
+# As a step's clock names them; the objective with its gradients belongs to the forward pass, and
+# what belongs to no pass to the update.
 TEACHER, FORWARD, BACKWARD = "teacher", "student forward", "student backward"
 UPDATE = "update"
 PARTS = (TEACHER, FORWARD, BACKWARD, UPDATE)
 
 
 class ProductRate(Section):
-    """Rate of matrix products of one type: ``tflops`` · size / (size + ``half_size``).
+    """The rate of matrix products of one type: ``tflops`` · size / (size + ``half_size``).
 
     The size of a product is the harmonic mean of its three extents: operations a byte that it
     moves, but for a factor.
@@ -24,14 +24,14 @@ class ProductRate(Section):
     half_size: float = Field(ge=0, description="size of products that reach half of that")
 
     def of(self, size: float) -> float:
-        """Operations a second."""
+        """Returns the operations a second of products of a size."""
         return 1e12 * self.tflops * size / (size + self.half_size)
 
 
 def fit_rate(measured: Iterable[tuple[float, float]]) -> ProductRate:
-    """A rate by size that meets measured ones best.
+    """Fits a rate by size to measured ones, by least squares of relative errors.
 
-    The inverse of the rate is linear in the inverse of the size; shares of what was measured count.
+    The inverse of the rate is linear in the inverse of the size.
 
     Args:
         measured: (size, operations a second) of some products.
@@ -49,5 +49,5 @@ def fit_rate(measured: Iterable[tuple[float, float]]) -> ProductRate:
 
 
 def rounded(value: float) -> float:
-    """To four digits: what a file should say of a measurement."""
+    """Rounds a measurement to the four digits that a file should say of it."""
     return float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""Sizes of a run's teacher and students, from the recipe and a model's ``config.json`` alone."""
+"""Derives the sizes of teacher and students from a recipe and ``config.json`` files alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from ..models.submodels import (
     whole_shape,
 )
 
-# What recipes name, for machines that have not got it: (layers, hidden, heads, vocabulary).
+# Configurations of models that recipes name, for machines that do not have them.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     name: {
         "model_type": kind,
@@ -45,15 +45,15 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """What decides an encoder's parameters and tensors.
+    """The sizes that decide an encoder's parameters and tensors.
 
     Attributes:
         family: ``bert``, ``roberta`` or ``megatron-bert``.
         shape: hidden size of the layers, and each layer's heads and neurons (of one expert).
-        head_size: of an attention head.
+        head_size: size of an attention head.
         width: hidden size of the whole model: of the signals and of what stands on top.
         vocabulary, positions, types: rows of the embedding tables.
-        experts: of attention and of feed-forward.
+        experts: numbers of attention and of feed-forward experts.
         relation_maps: whether signals come from maps of their own on the final hidden states.
         whole_layers: layers that run wholly; the one behind them, if any, gives its query, key
             and value only.
@@ -84,12 +84,12 @@ class EncoderSizes:
         return self.experts != (1, 1)
 
     def embedding_parameters(self) -> int:
-        """Of the three tables and their LayerNorm."""
+        """Returns the number of parameters of the three tables and their LayerNorm."""
         rows = self.vocabulary + self.positions + self.types
         return self.shape.hidden * (rows + (0 if self.family == "megatron-bert" else 2))
 
     def layer_parameters(self, layer: LayerShape) -> tuple[int, int]:
-        """(what every rank holds, what experts hold in all) of one layer."""
+        """Returns a layer's parameters: (those on every rank, those of all experts)."""
         hidden, attention = self.shape.hidden, layer.heads * self.head_size
         shared, experts = 4 * hidden, 0
         blocks = (
@@ -97,8 +97,8 @@ class EncoderSizes:
             (self.experts[1], 2 * hidden * layer.neurons + layer.neurons + hidden),
         )
         empty = (attention == 0, layer.neurons == 0)
-        for (count, size), nothing in zip(blocks, empty, strict=True):
-            if nothing:
+        for (count, size), is_empty in zip(blocks, empty, strict=True):
+            if is_empty:
                 continue
             if count > 1:
                 experts += count * size
@@ -108,16 +108,16 @@ class EncoderSizes:
         return shared, experts
 
     def parameters(self) -> tuple[int, int]:
-        """(what every rank holds, what experts hold in all) of the whole model."""
+        """Returns the model's parameters: (those on every rank, those of all experts)."""
         shared, experts = self.embedding_parameters() + self.top_parameters(), 0
         for layer in self.shape.layers:
             if not layer.missing:
-                own = self.layer_parameters(layer)
-                shared, experts = shared + own[0], experts + own[1]
+                layer_shared, layer_experts = self.layer_parameters(layer)
+                shared, experts = shared + layer_shared, experts + layer_experts
         return shared, experts
 
     def top_parameters(self) -> int:
-        """Of what stands behind the layers."""
+        """Returns the number of parameters behind the layers."""
         width = self.width
         count = 2 * self.shape.hidden if self.family == "megatron-bert" else 0
         if self.relation_maps:
@@ -129,28 +129,28 @@ class EncoderSizes:
         return count
 
     def largest_tensor(self) -> int:
-        """Elements: the word embeddings, or one stack of experts."""
+        """Returns the elements of the largest tensor: word embeddings, or a stack of experts."""
         stacks = [
             self.experts[1] * layer.neurons * self.shape.hidden for layer in self.shape.layers
         ]
         return max([self.vocabulary * self.shape.hidden, *stacks])
 
     def paths(self) -> list[RelationPath]:
-        """What each pass of a step computes."""
+        """Lists what each pass of a step computes."""
         return [self._path(shape) for shape in self.passes or (self.shape,)]
 
     def _path(self, shape: SubModelShape) -> RelationPath:
-        there = [layer for layer in shape.layers if not layer.missing]
-        count, width = len(there), self.width
+        layers = [layer for layer in shape.layers if not layer.missing]
+        count, width = len(layers), self.width
         on_top = 2.0 * width * self.mapped_to
         if self.masked_lm:
             on_top += MASKED_SHARE * (width**2 + width * self.vocabulary)
         return RelationPath(
             layers=min(self.whole_layers, count),
             hidden=shape.hidden,
-            intermediate=sum(layer.neurons for layer in there) / max(1, count),
+            intermediate=sum(layer.neurons for layer in layers) / max(1, count),
             router_outputs=sum(number for number in self.experts if number > 1),
-            attention=sum(layer.heads for layer in there) * self.head_size / max(1, count),
+            attention=sum(layer.heads for layer in layers) * self.head_size / max(1, count),
             signals=width if self.gives_signals else 0,
             on_top=on_top,
         )
@@ -160,19 +160,21 @@ class EncoderSizes:
 Exports = Mapping[str, Mapping[str, Any]]
 
 
-def teacher_sizes(config: RunConfig, to_come: Exports) -> EncoderSizes | None:
-    """The teacher, cut at its relation layer; None where no teacher runs.
+def teacher_sizes(config: RunConfig, future_exports: Exports) -> EncoderSizes | None:
+    """Returns the sizes of the teacher, cut at its relation layer; None where none runs.
 
     Args:
         config: the run.
-        to_come: models that are not there yet.
+        future_exports: configurations of models that an earlier stage will export.
 
     Raises:
         ConfigError: its sizes are not known here.
     """
     if not config.objective.relation_weight:
         return None
-    values = model_json(config.teacher.model_name_or_path, "teacher.model_name_or_path", to_come)
+    values = model_json(
+        config.teacher.model_name_or_path, "teacher.model_name_or_path", future_exports
+    )
     layer = config.teacher.relation_layer
     layers = values["num_hidden_layers"] if layer == -1 else layer
     whole = _of_json({**values, "num_hidden_layers": layers})
@@ -183,8 +185,10 @@ def teacher_sizes(config: RunConfig, to_come: Exports) -> EncoderSizes | None:
     return replace(whole, whole_layers=layers - 1)
 
 
-def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) -> dict[str, Any]:
-    """A student's configuration, as its export will have it.
+def student_json(
+    config: RunConfig, options: StudentConfig, future_exports: Exports
+) -> dict[str, Any]:
+    """Returns a student's configuration, as its export will have it.
 
     Raises:
         ConfigError: the model that it starts from is not known here.
@@ -193,17 +197,17 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
     if config.kind.students is Students.SUB_MODEL:
         start = start or options.model_name_or_path
     # A student of an earlier stage is of the size that the options give (checked before a run).
-    if start is not None and start not in to_come:
+    if start is not None and start not in future_exports:
         described = describe_model(start, f"students.{options.name}")
-        if described is not None and described.is_ours:
-            given = read_model_json(described.folder)
+        if described is not None and described.is_native_student:
+            values = read_model_json(described.folder)
             sparse = {} if options.sparsity is None else {"sparsity": options.sparsity}
-            return {**given, **sparse, "relation_projections": True} if sparse else given
-    at = f"students.{options.name}.model_name_or_path"
+            return {**values, **sparse, "relation_projections": True} if sparse else values
+    option = f"students.{options.name}.model_name_or_path"
     if options.model_name_or_path is None:
-        at = "teacher.model_name_or_path"
+        option = "teacher.model_name_or_path"
     name = options.model_name_or_path or config.teacher.model_name_or_path
-    base = model_json(name, at, to_come)
+    base = model_json(name, option, future_exports)
     values = {
         **base,
         "model_type": "minimoe",
@@ -221,33 +225,43 @@ def student_json(config: RunConfig, options: StudentConfig, to_come: Exports) ->
     if options.ofa_layer and options.ofa_hidden:
         head_size = options.hidden // options.heads
         whole = Sizes(options.layer, options.heads, head_size, 4 * options.hidden)
-        chosen = once_for_all_map(whole, options.ofa_layer, options.ofa_hidden)
-        values |= {"model_type": "minimoe-elastic", "sparsity_map": chosen, "sparsity": WHOLE}
+        sub_models = once_for_all_map(whole, options.ofa_layer, options.ofa_hidden)
+        values |= {"model_type": "minimoe-elastic", "sparsity_map": sub_models, "sparsity": WHOLE}
     return values
 
 
-def student_sizes(config: RunConfig, options: StudentConfig, to_come: Exports) -> EncoderSizes:
-    """A student of a run; arguments and errors are those of :func:`student_json`."""
-    values = student_json(config, options, to_come)
+def student_sizes(
+    config: RunConfig, options: StudentConfig, future_exports: Exports
+) -> EncoderSizes:
+    """Returns the sizes of a student; arguments and errors are those of :func:`student_json`."""
+    values = student_json(config, options, future_exports)
     sizes = _of_json(values)
     if config.kind.students is Students.ONCE_FOR_ALL:
         whole = Sizes(
             len(sizes.shape.layers), options.heads, sizes.head_size, 4 * sizes.shape.hidden
         )
-        chosen = values["sparsity_map"]
-        passes = tuple(sub_model_shape(whole, chosen, one) for one in chosen)
+        sub_models = values["sparsity_map"]
+        passes = tuple(sub_model_shape(whole, sub_models, name) for name in sub_models)
         sizes = replace(sizes, passes=passes)
-    return _fitted(config, sizes, to_come)
+    return _with_objective(config, sizes, future_exports)
 
 
-def _fitted(config: RunConfig, sizes: EncoderSizes, to_come: Exports) -> EncoderSizes:
-    """The student with what its objective puts on top, and as far as that runs it."""
+def _with_objective(
+    config: RunConfig, sizes: EncoderSizes, future_exports: Exports
+) -> EncoderSizes:
+    """Adds what the objective puts on top of a student, and sets which layers it runs."""
     layers = len(sizes.shape.layers)
     if config.kind.learns is Learns.STATES:
         name = config.teacher.model_name_or_path
-        wide = model_json(name, "teacher.model_name_or_path", to_come)["hidden_size"]
+        teacher_hidden = model_json(name, "teacher.model_name_or_path", future_exports)[
+            "hidden_size"
+        ]
         return replace(
-            sizes, relation_maps=False, whole_layers=layers, mapped_to=wide, gives_signals=False
+            sizes,
+            relation_maps=False,
+            whole_layers=layers,
+            mapped_to=teacher_hidden,
+            gives_signals=False,
         )
     if config.objective.mlm_weight:
         # The head reads the last states; a plain student's signals are then a by-product.
@@ -258,28 +272,27 @@ def _fitted(config: RunConfig, sizes: EncoderSizes, to_come: Exports) -> Encoder
     return sizes
 
 
-def model_json(name: str, option: str, to_come: Exports) -> Mapping[str, Any]:
-    """A model's configuration: a folder's, a downloaded one's, or that of a well-known name.
+def model_json(name: str, option: str, future_exports: Exports) -> Mapping[str, Any]:
+    """Returns a model's configuration: a folder's, a downloaded one's, or a well-known name's.
 
     Raises:
         ConfigError: it is none of these, or its sizes are not in it.
     """
-    if name in to_come:
-        return to_come[name]
+    if name in future_exports:
+        return future_exports[name]
     described = describe_model(name, option)
     if described is not None:
         return read_model_json(described.folder)
     if name not in _PUBLISHED:
-        known = ", ".join(_PUBLISHED)
         raise ConfigError(
             f"{option}: the sizes of {name} are not known here; give a folder with its "
-            f"config.json, or one of {known}"
+            f"config.json, or one of {', '.join(_PUBLISHED)}"
         )
     return _PUBLISHED[name]
 
 
 def _of_json(values: Mapping[str, Any]) -> EncoderSizes:
-    """A whole encoder of Hugging Face's or of our own configuration."""
+    """Returns the sizes of a whole encoder from its ``config.json``."""
     hidden, layers = values["hidden_size"], values["num_hidden_layers"]
     heads = values.get("num_attention_heads", 12)
     sizes = Sizes(layers, heads, hidden // heads, values.get("intermediate_size", 4 * hidden))

@@ -1,4 +1,4 @@
-"""How long the parts of a step take on a machine."""
+"""Predicts how long the parts of a step take on a machine."""
 
 from .machine import Machine
 from .rates import UPDATE
@@ -6,15 +6,19 @@ from .work import Work
 
 
 def product_seconds(machine: Machine, work: Work) -> float:
-    """Of a part's matrix products alone: its matmul-bound limit."""
-    return sum(one.operations / machine.product_rate(work.dtype, one.size) for one in work.products)
+    """Returns the seconds of a part's matrix products alone: its matmul-bound limit."""
+    return sum(
+        product.operations / machine.product_rate(work.dtype, product.size)
+        for product in work.products
+    )
 
 
 def part_seconds(machine: Machine, part: str, work: Work) -> float:
-    """Of one part: products, launches and what is read and written, times what was measured.
+    """Returns the seconds of one part: those of its products, launches and moved bytes.
 
-    On a machine whose products were not measured by size, ``efficiency`` stands for all that is
-    not counted: then only products, and what an update moves, take time.
+    The sum is scaled by the part's measured factor. On a machine whose products were not measured
+    by size, ``efficiency`` stands for all that is not counted: only products, and what an update
+    moves, take time there.
     """
     moved = work.moved_bytes / (1e9 * machine.memory_gb_per_second)
     if not machine.products:

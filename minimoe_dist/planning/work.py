@@ -1,4 +1,4 @@
-"""What the parts of a step compute of a micro-batch: matrix products, elements, launches.
+"""Counts what the parts of a step compute: matrix products, moved bytes, launches.
 
 Counts follow what the trainer does. On CPUs batches are padded: teachers and attention compute
 padding, students' other layers do not. On GPUs batches come packed, and nothing computes padding.
@@ -20,7 +20,7 @@ class Product(NamedTuple):
     """Matrix products of one size.
 
     Attributes:
-        operations: two a multiply-accumulate, of all of them.
+        operations: operations of all of them, two a multiply-accumulate.
         size: harmonic mean of the three extents of one.
     """
 
@@ -29,7 +29,7 @@ class Product(NamedTuple):
 
 
 def product(rows: float, inner: float, outer: float, count: float = 1.0) -> Product:
-    """``count`` products [rows, inner] · [inner, outer]."""
+    """Returns ``count`` products [rows, inner] · [inner, outer]."""
     if not rows * inner * outer:
         return Product(0.0, 1.0)
     size = 3.0 / (1.0 / rows + 1.0 / inner + 1.0 / outer)
@@ -38,14 +38,14 @@ def product(rows: float, inner: float, outer: float, count: float = 1.0) -> Prod
 
 @dataclass(frozen=True)
 class Work:
-    """Of one part of a step.
+    """The work of one part of a step.
 
     Attributes:
-        dtype: of its products.
-        products: all of them.
-        moved_bytes: that are read and written, as few as compilers leave.
-        launches: of operators, or of kernels.
-        recorded: whether they are played as one graph.
+        dtype: type of its products.
+        products: its matrix products.
+        moved_bytes: bytes that are read and written, as few as compilers leave.
+        launches: launches of operators, or of kernels.
+        recorded: whether these are played as one CUDA graph.
     """
 
     dtype: str
@@ -56,11 +56,11 @@ class Work:
 
     @property
     def operations(self) -> float:
-        """Of all products."""
-        return sum(one.operations for one in self.products)
+        """The operations of all products."""
+        return sum(product.operations for product in self.products)
 
     def __add__(self, other: "Work") -> "Work":
-        """Both, of one type."""
+        """Returns the sum of two works of one type."""
         return replace(
             self,
             products=self.products + other.products,
@@ -69,22 +69,24 @@ class Work:
         )
 
     def times(self, count: float) -> "Work":
-        """Of so many micro-batches."""
+        """Returns the work of ``count`` micro-batches."""
         return replace(
             self,
-            products=tuple(Product(count * one.operations, one.size) for one in self.products),
+            products=tuple(
+                Product(count * product.operations, product.size) for product in self.products
+            ),
             moved_bytes=count * self.moved_bytes,
             launches=count * self.launches,
         )
 
 
 class Rows(NamedTuple):
-    """What a pass makes of a micro-batch.
+    """The numbers of rows and pairs that a pass computes of a micro-batch.
 
     Attributes:
-        rows: of products.
-        pairs: of positions of one head that are held against each other.
-        length: of samples.
+        rows: rows of its products.
+        pairs: pairs of positions of which a head computes scores.
+        length: positions of a sample, on average.
     """
 
     rows: float
@@ -92,13 +94,13 @@ class Rows(NamedTuple):
     length: float
 
     def attention(self, head_size: float, heads: float, count: float) -> Product:
-        """``count`` products of all heads with scores on one side."""
+        """Returns ``count`` products of all heads with scores on one side."""
         size = 3.0 / (2.0 / self.length + 1.0 / head_size) if heads else 1.0
         return Product(2.0 * self.pairs * head_size * heads * count, size)
 
 
 def rows_of(batch: Batch, drops_padding: bool) -> Rows:
-    """Of a pass that may leave padding out; where batches come padded, its attention does not."""
+    """Counts the rows of a pass that drops padding, outside of attention, or computes it."""
     if not batch.packed:
         rows = batch.tokens if drops_padding else batch.positions
         return Rows(rows, batch.positions * batch.length, batch.length)
@@ -106,8 +108,8 @@ def rows_of(batch: Batch, drops_padding: bool) -> Rows:
     return Rows(rows_for(round(batch.tokens), batch.positions), batch.tokens * mean, mean)
 
 
-class _Pass(NamedTuple):
-    """What a pass does beside its products.
+class _PassCosts(NamedTuple):
+    """The costs of a pass beside its products.
 
     Attributes:
         ends, layer, experts: launches at its ends, of a plain layer, and of a block of experts
@@ -124,8 +126,8 @@ class _Pass(NamedTuple):
     routed: int
 
 
-_TAUGHT, _FORWARD = _Pass(6, 5, 0, 18, 1, 0), _Pass(44, 7, 33, 18, 2, 4)
-_BACKWARD = _Pass(14, 17, 13, 42, 4, 10)
+_TEACHER, _FORWARD = _PassCosts(6, 5, 0, 18, 1, 0), _PassCosts(44, 7, 33, 18, 2, 4)
+_BACKWARD = _PassCosts(14, 17, 13, 42, 4, 10)
 _UPDATE_LAUNCHES = 38
 # How often a parameter's gradient is touched backward, and the parameter in an update; how often a
 # score of the objective is.
@@ -133,23 +135,23 @@ _GRADIENT, _UPDATED, _COMPARED = 3, 10, 3
 
 
 def teacher_work(sizes: EncoderSizes, batch: Batch, dtype: str) -> Work:
-    """A teacher's forward pass up to its signals."""
+    """Counts the work of a teacher's forward pass up to its signals."""
     width = max(2, ELEMENT_BYTES[dtype])  # 8-bit products leave 16 bits
     rows = rows_of(batch, drops_padding=False)
-    return _pass(sizes, sizes.shape, rows, dtype, _TAUGHT, width)
+    return _pass(sizes, sizes.shape, rows, dtype, _TEACHER, width)
 
 
 def student_work(
     sizes: EncoderSizes, batch: Batch, dtype: str, expert_parallel_size: int = 1
 ) -> tuple[Work, Work]:
-    """A student's forward pass, its objective left out, and its backward pass."""
+    """Counts the work of a student's forward pass without its objective, and backward."""
     rows, width = rows_of(batch, drops_padding=True), ELEMENT_BYTES[dtype]
     forward, backward = Work(dtype), Work(dtype)
     for shape in sizes.passes or (sizes.shape,):
-        given = (sizes, shape, rows, dtype)
-        forward += _pass(*given, _FORWARD, width, expert_parallel_size)
-        again = _pass(*given, _BACKWARD, width, expert_parallel_size)
-        backward += replace(again, products=again.times(2).products)
+        arguments = (sizes, shape, rows, dtype)
+        forward += _pass(*arguments, _FORWARD, width, expert_parallel_size)
+        backward_pass = _pass(*arguments, _BACKWARD, width, expert_parallel_size)
+        backward += replace(backward_pass, products=backward_pass.times(2).products)
     shared, experts = sizes.parameters()
     gradients = _GRADIENT * width * (shared + experts / expert_parallel_size)
     return forward, backward + Work(dtype, moved_bytes=gradients)
@@ -162,14 +164,14 @@ def relation_work(
     batch: Batch,
     dtype: str = "float32",
 ) -> Work:
-    """What the student is compared by, with its gradient.
+    """Counts the work of the objective against a teacher, with its gradient.
 
     Args:
-        student: whose signals or states are compared.
-        teacher: None where none runs.
-        heads: relation heads.
-        batch: of samples.
-        dtype: of the products.
+        student: the student whose signals or states are compared.
+        teacher: the teacher; None where none runs.
+        heads: number of relation heads.
+        batch: the micro-batch.
+        dtype: type of the products.
     """
     if teacher is None:
         return Work(dtype)
@@ -188,7 +190,7 @@ def relation_work(
 
 
 def update_work(parameters: float) -> Work:
-    """The optimizer's update of a rank's share of parameters, in float32."""
+    """Counts the work of the optimizer's update of ``parameters`` on a rank, in float32."""
     return Work("float32", (), 4 * _UPDATED * parameters, _UPDATE_LAUNCHES)
 
 
@@ -197,22 +199,24 @@ def _pass(
     shape: SubModelShape,
     rows: Rows,
     dtype: str,
-    own: _Pass,
+    costs: _PassCosts,
     width: int,
     parallel: int = 1,
 ) -> Work:
-    """One pass, with the products of a forward one."""
-    there = [layer for layer in shape.layers if not layer.missing]
-    whole = there[: sizes.whole_layers]
-    products = [one for layer in whole for one in _layer(sizes, shape, layer, rows, parallel)]
+    """Counts the work of a pass, with the products of a forward one."""
+    layers = [layer for layer in shape.layers if not layer.missing]
+    whole = layers[: sizes.whole_layers]
+    products: list[Product] = []
+    for layer in whole:
+        products += _layer(sizes, shape, layer, rows, parallel)
     mixtures = sum(count > 1 for count in sizes.experts)
     numbers = rows.rows * shape.hidden
-    moved = own.numbers * numbers * (len(whole) + 1)
-    moved += own.scores * rows.pairs * sum(layer.heads for layer in whole)
-    moved += own.routed * numbers * len(whole) * mixtures
+    moved = costs.numbers * numbers * (len(whole) + 1)
+    moved += costs.scores * rows.pairs * sum(layer.heads for layer in whole)
+    moved += costs.routed * numbers * len(whole) * mixtures
     if sizes.masked_lm:
-        moved += own.numbers * MASKED_SHARE * rows.rows * sizes.vocabulary
-    launches = own.ends + len(whole) * (own.layer + mixtures * own.experts)
+        moved += costs.numbers * MASKED_SHARE * rows.rows * sizes.vocabulary
+    launches = costs.ends + len(whole) * (costs.layer + mixtures * costs.experts)
     return Work(dtype, (*products, *_top(sizes, rows)), width * moved, launches)
 
 
@@ -233,20 +237,20 @@ def _layer(
 
 
 def _of_experts(rows: float, inner: float, outer: float, count: int, parallel: int) -> Product:
-    """Rows shared out evenly among experts; those that a rank holds get its peers' too."""
+    """Returns a rank's products: rows are shared out evenly among experts, its peers' included."""
     if count == 1:
         return product(rows, inner, outer)
     return product(rows * parallel / count, inner, outer, count / parallel)
 
 
 def _top(sizes: EncoderSizes, rows: Rows) -> list[Product]:
-    """The maps of signals, and what else stands on the encoder."""
-    width, made = sizes.width, []
+    """Lists the products of the maps of signals, and of what else stands on the encoder."""
+    width, products = sizes.width, []
     if sizes.gives_signals:
-        made.append(product(rows.rows, width, 3 * width))
+        products.append(product(rows.rows, width, 3 * width))
     if sizes.mapped_to:
-        made.append(product(rows.rows, width, sizes.mapped_to, 2))
+        products.append(product(rows.rows, width, sizes.mapped_to, 2))
     if sizes.masked_lm:
         masked = MASKED_SHARE * rows.rows
-        made += [product(masked, width, width), product(masked, width, sizes.vocabulary)]
-    return made
+        products += [product(masked, width, width), product(masked, width, sizes.vocabulary)]
+    return products

@@ -1,1 +1,1 @@
-"""What would make a subcommand fail, found before it starts and before torch is imported."""
+"""Finds what would make a subcommand fail, before it starts and before torch is imported."""

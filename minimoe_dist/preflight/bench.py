@@ -1,4 +1,4 @@
-"""What would make ``minimoe-dist bench`` fail, found before anything heavy is imported."""
+"""Finds what would make ``minimoe-dist bench`` fail, before anything heavy is imported."""
 
 from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.checks import check_command
@@ -29,12 +29,12 @@ def check(options: BenchOptions, launch: Launch) -> None:
 
 
 def recipe_of(options: BenchOptions) -> RunConfig:
-    """The run whose step is measured: of a recipe with stages the first.
+    """Returns the run whose step is measured: of a recipe with stages, the first.
 
-    Students whose first weights are not there start at random: that changes no step's time.
+    Students whose first weights are missing start at random: that changes no step's time.
 
     Raises:
-        ConfigError: a wrong option, or a sparse student whose first weights are not there.
+        ConfigError: a wrong option, or a sparse student whose first weights are missing.
     """
     config = options.stages[0]
     check_command(config, "distill")
@@ -60,7 +60,7 @@ def _with_start(config: RunConfig, student: StudentConfig) -> StudentConfig:
 
 
 def has_weights(path: str) -> bool:
-    """Whether a model is a folder with weights, not a name alone."""
+    """Tells whether a model's weights are on this machine."""
     try:
         model = describe_model(path)
     except UserError:

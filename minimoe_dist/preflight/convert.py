@@ -1,4 +1,4 @@
-"""What can be refused of ``minimoe-dist convert`` before torch is imported: paths and kinds."""
+"""Finds what would make ``minimoe-dist convert`` fail, before torch is imported."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from .models import check_divided
 
 
 def check(options: ConvertOptions, launch: Launch) -> None:
-    """Refuses an input that is not there or incomplete, and an output that may not be written.
+    """Refuses an input that is missing or incomplete, and an output that may not be written.
 
     Raises:
         ConfigError: one line that names the option, the value and the remedy.
@@ -34,8 +34,8 @@ def check(options: ConvertOptions, launch: Launch) -> None:
             f"model_config_path: {options.model_config_path} is no config.json; give a model's"
         )
     check_writable("output", options.output)
-    own, other = output.absolute(), source.absolute()
-    if own == other or other in own.parents or own in other.parents:
+    target, origin = output.absolute(), source.absolute()
+    if target == origin or origin in target.parents or target in origin.parents:
         raise ConfigError(f"output: {output} and the input are in each other; give another folder")
     if output.is_dir() and any(output.iterdir()) and not options.overwrite:
         raise ConfigError(f"output: {output} is there already; give another, or --overwrite")
@@ -59,17 +59,18 @@ def _check_split(options: ConvertOptions, model: ModelDescription) -> None:
 
 
 def config_json(path: str) -> dict[str, Any]:
-    """A model's configuration, of its file or its folder; empty where there is none."""
-    given = Path(path).expanduser()
-    folder = given.parent if given.is_file() else given
+    """Reads a model's configuration by its file or folder; empty where there is none."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        folder = folder.parent
     return read_model_json(folder) if (folder / "config.json").is_file() else {}
 
 
 def direction_of(options: ConvertOptions) -> Literal["huggingface", "megatron"]:
-    """What is to be made.
+    """Returns the format to convert to.
 
     Raises:
-        ConfigError: nobody says it, and the input is neither.
+        ConfigError: the options do not say it, and the input is of neither format.
     """
     source = Path(options.input).expanduser()
     if not source.exists():

@@ -1,4 +1,4 @@
-"""What would make ``minimoe-dist distill`` or ``sparsify`` fail, and what it would do."""
+"""Finds what would make ``minimoe-dist distill`` or ``sparsify`` fail, and shows their runs."""
 
 from ..config import RunConfig
 from ..config.checks import check_command
@@ -21,7 +21,7 @@ def show(options: DistillOptions, launch: Launch) -> ExitStatus:
     """Prints the resolved run, once for all ranks, with what would stop it as comments.
 
     Returns:
-        the status that the run would end with at its start.
+        The status that the run would end with at its start.
 
     Raises:
         ConfigError: an option is wrong, or the run is another command's.
@@ -29,20 +29,20 @@ def show(options: DistillOptions, launch: Launch) -> ExitStatus:
     device_type = _device_type(options)
     problems = problems_of_stages(options.stages, launch, device_type)
     if launch.rank == 0:
-        for stage, of_stage in zip(options.stages, problems, strict=True):
-            print(_resolved(stage, launch.world_size, device_type, of_stage), end="")
+        for stage, stage_problems in zip(options.stages, problems, strict=True):
+            print(_resolved(stage, launch.world_size, device_type, stage_problems), end="")
     return ExitStatus.REFUSED if any(problems) else ExitStatus.DONE
 
 
 def _device_type(options: DistillOptions) -> DeviceType:
-    """What the run would train on; refuses a run that is another command's."""
+    """Chooses what the run would train on, and refuses a run that is another command's."""
     for stage in options.stages:
         check_command(stage, "sparsify" if isinstance(options, SparsifyOptions) else "distill")
     return prepare_environment(options.stages[0].parallel.use_cpu)
 
 
 def _resolved(config: RunConfig, world_size: int, device_type: str, problems: list[str]) -> str:
-    """The run as YAML, with what follows from it and from this start as comments."""
+    """Formats the run as YAML, with what follows from it and from this start as comments."""
     facts = (
         f"# world size {world_size} on {device_type}, "
         f"global batch {config.global_batch_size(world_size)} "
@@ -54,7 +54,7 @@ def _resolved(config: RunConfig, world_size: int, device_type: str, problems: li
 
 
 def _teacher_layout(config: RunConfig, world_size: int) -> str:
-    """For people: "tensor, each copy over 2 of 4 ranks"."""
+    """Describes the teacher's layout: "tensor, each copy over 2 of 4 ranks"."""
     teacher = config.teacher
     if teacher.layout == "replicated":
         return "replicated, whole on each rank"

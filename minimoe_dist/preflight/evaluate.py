@@ -1,4 +1,4 @@
-"""What can be refused of an evaluation before torch is imported."""
+"""Finds what would make ``minimoe-dist evaluate`` fail, before torch is imported."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _DEFAULT_RELATION_HEADS = 32
 
 
 def check(options: EvaluateOptions, launch: Launch) -> None:
-    """Refuses models and corpora that are not there or do not fit each other.
+    """Refuses models and corpora that are missing or do not fit each other.
 
     Raises:
         ConfigError: one line that names option, value and remedy.
@@ -43,18 +43,18 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
 
 
 def teacher_of(options: EvaluateOptions, saved: SavedRecipe) -> str | None:
-    """The teacher to hold a model against: given, or of the run that trained the model."""
+    """Returns the teacher to compare a model with: given, or of the run that trained it."""
     return options.teacher or saved.teacher.model_name_or_path
 
 
 def corpora_of(options: EvaluateOptions, saved: SavedRecipe) -> list[dict[str, Any]]:
-    """The text to do so on: given, or held out by that run; may be empty."""
-    given = [{"path": path, "weight": 1.0} for path in options.corpus]
-    return given or [corpus.model_dump() for corpus in saved.data.heldout_path_or_regex or ()]
+    """Returns the corpora to compare them on: given, or held out by that run; may be empty."""
+    corpora = [{"path": path, "weight": 1.0} for path in options.corpus]
+    return corpora or [corpus.model_dump() for corpus in saved.data.heldout_path_or_regex or ()]
 
 
 def relation_heads_of(options: EvaluateOptions, saved: SavedRecipe) -> int:
-    """The relation heads to compare: given, of that run, or what recipes take."""
+    """Returns the number of relation heads to compare: given, of that run, or the default."""
     saved_heads = saved.objective.num_relation_heads
     return options.num_relation_heads or saved_heads or _DEFAULT_RELATION_HEADS
 
@@ -68,8 +68,8 @@ def _check_relations(options: EvaluateOptions, model: ModelDescription, saved: S
         _check_teacher(options, model, teacher)
     if options.num_relation_heads is not None or ("teacher" in compared and corpora):
         heads = relation_heads_of(options, saved)
-        for what, one in compared.items():
-            check_relation_heads("--num_relation_heads", heads, what, one)
+        for role, described in compared.items():
+            check_relation_heads("--num_relation_heads", heads, role, described)
 
 
 def _check_teacher(
@@ -81,10 +81,10 @@ def _check_teacher(
             "against it; evaluate the student that it was tuned from, or leave --teacher out"
         )
     check_same_vocabulary("source", model, teacher)
-    for what, compared in (("source", model), ("teacher", teacher)):
+    for role, compared in (("source", model), ("teacher", teacher)):
         if compared.is_published_student:
             raise ConfigError(
-                f"{what}: {compared.path} is a published student, whose relations are not "
+                f"{role}: {compared.path} is a published student, whose relations are not "
                 "compared here; distil from it, or give an export"
             )
 
@@ -100,9 +100,9 @@ def _check_table(options: EvaluateOptions, model: ModelDescription, tuning: Save
 
 
 def _check_head(
-    options: EvaluateOptions, model: ModelDescription, wanted: str, task: str | None
+    options: EvaluateOptions, model: ModelDescription, head: str, task: str | None
 ) -> None:
-    if wanted not in model.architecture:
+    if head not in model.architecture:
         raise ConfigError(
             f"task: {task} needs a model with a head for it, and {options.source} is a "
             f"{model.architecture or 'model without a name'}; fine-tune it first"
@@ -118,10 +118,10 @@ def _check_task(options: EvaluateOptions, model: ModelDescription, tuning: Saved
     if options.task is None or options.data_dir is None:
         return
     if options.task not in TASKS:
-        found = nearest(options.task, TASKS)
-        hint = f"did you mean {found}?" if found else f"there are {', '.join(TASKS)}"
+        suggestion = nearest(options.task, TASKS)
+        hint = f"did you mean {suggestion}?" if suggestion else f"there are {', '.join(TASKS)}"
         raise ConfigError(f"task: {options.task!r} is not known; {hint}")
     find_task_file(options.task, options.data_dir, options.split)
     is_tagging = task_of(options.task).kind == "tagging"
-    wanted = "TokenClassification" if is_tagging else "SequenceClassification"
-    _check_head(options, model, wanted, options.task)
+    head = "TokenClassification" if is_tagging else "SequenceClassification"
+    _check_head(options, model, head, options.task)

@@ -1,4 +1,4 @@
-"""What can be refused of an export before torch is imported."""
+"""Finds what would make ``minimoe-dist export`` fail, before torch is imported."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +42,7 @@ def check(options: ExportOptions, launch: Launch) -> None:
 
 def _check_target(output_dir: str, source: Path) -> None:
     target = Path(output_dir).absolute()
-    own = source.absolute()
-    if target == own or target in own.parents or own in target.parents:
+    origin = source.absolute()
+    if target == origin or target in origin.parents or origin in target.parents:
         raise ConfigError(f"output_dir: {output_dir} and {source} hold one another; choose another")
     check_replaceable(output_dir)

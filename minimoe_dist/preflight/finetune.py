@@ -1,4 +1,4 @@
-"""What would make ``minimoe-dist finetune`` fail, found before anything heavy is imported."""
+"""Finds what would make ``minimoe-dist finetune`` fail, before anything heavy is imported."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
     Raises:
         ConfigError: one line that names what is wrong and the remedy.
     """
-    found = sources(options)
+    task_sources = sources(options)
     _check_numbers(options)
     check_output_dir(options.output_dir)
     RunFolder(Path(options.output_dir)).check()
@@ -33,9 +33,9 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
         for option, path in models.items():
             described[option] = require_model(path, option)
             check_length("max_length", options.max_length, option, described[option])
-        if options.teacher is not None and len(found) > 1:
+        if options.teacher is not None and len(task_sources) > 1:
             raise ConfigError("teacher: is of one task; give one --task with it")
-        for source in found:
+        for source in task_sources:
             check_replaceable(RunFolder(folder_of(options, source)).exports)
             task = open_both(source, options)[0].task
             if options.teacher is not None:
@@ -81,11 +81,11 @@ def _check_same_labels(teacher: ModelDescription, task: Task) -> None:
             )
     elif places_of_labels(labels, task.labels) is None:
         raise ConfigError(
-            f"teacher: {teacher.path} has the labels {_shown(labels)}, {task.name} has "
-            f"{_shown(task.labels)}; give a teacher that was fine-tuned on {task.name}, or name "
+            f"teacher: {teacher.path} has the labels {_join(labels)}, {task.name} has "
+            f"{_join(task.labels)}; give a teacher that was fine-tuned on {task.name}, or name "
             "its labels alike in its config.json (id2label)"
         )
 
 
-def _shown(labels: tuple[str, ...]) -> str:
+def _join(labels: tuple[str, ...]) -> str:
     return ",".join(labels[:8]) + ",…" * (len(labels) > 8)

@@ -1,44 +1,44 @@
-"""What options ask of models, held against the models' descriptions."""
+"""Checks what options ask of models against the models' descriptions."""
 
 from ..config import ConfigError
 from ..model_description import ModelDescription
 
 
-def check_relation_heads(option: str, heads: int, what: str, model: ModelDescription) -> None:
+def check_relation_heads(option: str, heads: int, role: str, model: ModelDescription) -> None:
     """Refuses relation heads that a model's width cannot be cut into.
 
     Args:
-        option: of the relation heads.
-        heads: how many.
-        what: the model is.
-        model: that is compared.
+        option: the option of the relation heads.
+        heads: number of relation heads.
+        role: the model's role, for messages.
+        model: the model that is compared.
 
     Raises:
         ConfigError: they do not divide its hidden size.
     """
     if model.hidden_size % heads:
         raise ConfigError(
-            f"{option}: {heads} does not divide the hidden size {model.hidden_size} of {what} "
+            f"{option}: {heads} does not divide the hidden size {model.hidden_size} of {role} "
             f"{model.path}; choose a divisor"
         )
 
 
-def check_length(option: str, length: int, what: str, model: ModelDescription) -> None:
+def check_length(option: str, length: int, role: str, model: ModelDescription) -> None:
     """Refuses samples that are longer than a model's positions.
 
     Args:
-        option: of the length.
+        option: the option of the length.
         length: tokens of a sample.
-        what: the model is.
-        model: that reads them.
+        role: the model's role, for messages.
+        model: the model that reads them.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: the samples are too long.
     """
     positions = model.longest_sequence
     if length > positions:
         raise ConfigError(
-            f"{option}: {length} is longer than the {positions} positions of {what} {model.path}; "
+            f"{option}: {length} is longer than the {positions} positions of {role} {model.path}; "
             f"use at most {positions}"
         )
 
@@ -47,9 +47,9 @@ def check_same_vocabulary(option: str, model: ModelDescription, teacher: ModelDe
     """Refuses a model whose vocabulary is not its teacher's.
 
     Args:
-        option: that names the model.
-        model: that learns.
-        teacher: that it learns from.
+        option: the option that names the model.
+        model: the model that learns.
+        teacher: the model that it learns from.
 
     Raises:
         ConfigError: the numbers of rows of their word embeddings differ.
@@ -65,19 +65,19 @@ def check_divided(option: str, ranks: int, model: ModelDescription, remedy: str)
     """Refuses a number of ranks that cannot share out each layer of a model.
 
     Args:
-        option: of the ranks.
-        ranks: how many.
-        model: to be shared out.
-        remedy: what to give instead.
+        option: the option of the ranks.
+        ranks: number of ranks.
+        model: the model to be shared out.
+        remedy: what to give instead, for the message.
 
     Raises:
         ConfigError: they do not divide its heads or its feed-forward neurons.
     """
-    for what, count in (
+    for parts, count in (
         ("attention heads", model.num_attention_heads),
         ("feed-forward neurons", model.intermediate_size),
     ):
         if count % ranks:
             raise ConfigError(
-                f"{option}: {ranks} does not divide the {count} {what} of {model.path}; {remedy}"
+                f"{option}: {ranks} does not divide the {count} {parts} of {model.path}; {remedy}"
             )

@@ -1,4 +1,4 @@
-"""Checks that go on after the first refusal, so that a dry run names all that would stop a run."""
+"""Turns refusals into lines, so that a dry run can name all that would stop a run."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,11 +6,11 @@ from ..errors import UserError
 
 
 def problems_of(check: Callable[..., object], *arguments: object) -> Iterator[str]:
-    """What a check refuses, as one line; nothing where it does not.
+    """Yields what a check refuses, as one line; nothing where it refuses nothing.
 
     Args:
-        check: raises UserError, or OSError of a path that the user named.
-        arguments: of the check.
+        check: function that raises UserError, or OSError for a path that the user named.
+        arguments: arguments of the check.
     """
     try:
         check(*arguments)

@@ -1,4 +1,4 @@
-"""What can be refused before torch is imported: paths, corpora, models and launch of a run."""
+"""Checks paths, corpora, models and launch of a run before torch is imported."""
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,7 +24,7 @@ from ..model_paths import cached_file, hub_is_reachable, not_downloadable, resol
 from ..runs.folder import RunFolder
 from ..runtime import DeviceType, Launch
 from .problems import problems_of
-from .students import is_to_come, student_problems, student_to_come
+from .students import describe_export, is_future_export, student_problems
 from .teachers import describe_teacher, teacher_problems
 
 _TOKENIZER = "teacher.tokenizer_name_or_path"
@@ -36,46 +36,50 @@ def check_stages(stages: Sequence[RunConfig], launch: Launch, device_type: Devic
     Raises:
         ConfigError: all of its problems, on one line.
     """
-    found = problems_of_stages(stages, launch, device_type)
-    if any(found):
-        raise ConfigError("; ".join(line for lines in found for line in lines))
+    problems = problems_of_stages(stages, launch, device_type)
+    if any(problems):
+        raise ConfigError("; ".join(line for lines in problems for line in lines))
 
 
 def problems_of_stages(
     stages: Sequence[RunConfig], launch: Launch, device_type: DeviceType
 ) -> list[list[str]]:
-    """Each stage's problems, one line each: what would make it fail; nothing heavy is imported.
+    """Lists for each stage what would make it fail, one line a problem.
 
     A model that an earlier stage is still to train is taken for what its options say.
 
     Args:
-        stages: of the recipe, in order.
+        stages: stages of the recipe, in order.
         launch: the processes that they were started with.
-        device_type: what they would train on.
+        device_type: device that they would train on.
     """
-    to_come: dict[str, ModelDescription | None] = {}
-    found = []
+    future_exports: dict[str, ModelDescription | None] = {}
+    problems = []
     for stage in stages:
-        problems = _problems_of_stage(stage, launch, device_type, to_come)
-        found.append(list(dict.fromkeys(problems)))
-    return found
+        stage_problems = _problems_of_stage(stage, launch, device_type, future_exports)
+        problems.append(list(dict.fromkeys(stage_problems)))
+    return problems
 
 
 def _problems_of_stage(
     config: RunConfig,
     launch: Launch,
     device_type: DeviceType,
-    to_come: dict[str, ModelDescription | None],
+    future_exports: dict[str, ModelDescription | None],
 ) -> Iterator[str]:
-    """Yields a stage's problems, and adds what it will export to ``to_come``."""
+    """Yields a stage's problems, and adds its exports to ``future_exports``."""
     yield from problems_of(check_world_size, config, launch.world_size)
     yield from problems_of(_check_device, config, device_type)
     yield from problems_of(check_output_dir, config.output_dir)
     yield from problems_of(RunFolder(Path(config.output_dir)).check)
     yield from problems_of(_check_exports, config)
-    teacher = yield from model_problems(config, launch.world_size, to_come)
+    teacher = yield from model_problems(config, launch.world_size, future_exports)
     tokenizer = config.teacher.tokenizer_name_or_path
-    if tokenizer is None and teacher is not None and not is_to_come(teacher.path, to_come):
+    if (
+        tokenizer is None
+        and teacher is not None
+        and not is_future_export(teacher.path, future_exports)
+    ):
         tokenizer = teacher.path
     if tokenizer is not None:
         yield from problems_of(_check_tokenizer_is_here, tokenizer)
@@ -85,20 +89,20 @@ def _problems_of_stage(
 def model_problems(
     config: RunConfig,
     world_size: int,
-    to_come: dict[str, ModelDescription | None],
+    future_exports: dict[str, ModelDescription | None],
     starts_here: bool = True,
 ) -> Generator[str, None, ModelDescription | None]:
-    """Yields, one line each, in what teacher and students do not fit a run; returns the teacher.
+    """Yields, one line each, how teacher and students do not fit a run; returns the teacher.
 
     Args:
         config: the run.
-        world_size: its processes.
-        to_come: what earlier stages will export; gets what this run will.
-        starts_here: refuse models that are not on this machine, too.
+        world_size: number of its processes.
+        future_exports: models that earlier stages will export; this run's are added.
+        starts_here: whether models that are not on this machine are refused.
     """
     path = config.teacher.model_name_or_path
-    teacher = to_come.get(path)
-    if not is_to_come(path, to_come):
+    teacher = future_exports.get(path)
+    if not is_future_export(path, future_exports):
         try:
             teacher = describe_teacher(config, starts_here)
         except UserError as error:
@@ -106,17 +110,17 @@ def model_problems(
     if teacher is not None:
         yield from teacher_problems(config, teacher, world_size)
     if not is_sparsification(config):
-        yield from student_problems(config, teacher, to_come, starts_here)
+        yield from student_problems(config, teacher, future_exports, starts_here)
     for student in config.students:
-        export = student_to_come(config, student, teacher, to_come)
-        to_come[config.export_folder(student.name)] = export
+        export = describe_export(config, student, teacher, future_exports)
+        future_exports[config.export_folder(student.name)] = export
     for name in exported_names(config):
-        to_come.setdefault(config.export_folder(name), None)
+        future_exports.setdefault(config.export_folder(name), None)
     return teacher
 
 
 def _check_exports(config: RunConfig) -> None:
-    """Finds out ahead of hours of training that an export could not take its place."""
+    """Refuses, before hours of training, export folders that could not be written."""
     for name in exported_names(config):
         check_replaceable(config.export_folder(name))
 
@@ -163,18 +167,18 @@ def _check_corpora(
 def _vocabulary_check(
     name: str | None, do_lower_case: bool | None
 ) -> Callable[[str, Manifest], None]:
-    """A check of corpora against the tokenizer's own file, for what that alone can tell."""
+    """Returns a check of corpora against the tokenizer's own file."""
     tokenizer = None if name is None else read_tokenizer_file(name)
     if name is None or tokenizer is None:
         return lambda prefix, manifest: None
     size, fingerprint = embedding_rows(tokenizer), vocabulary_fingerprint(tokenizer)
-    known = open_known_tokenizer(name, do_lower_case)
+    known_tokenizer = open_known_tokenizer(name, do_lower_case)
 
     def check(prefix: str, manifest: Manifest) -> None:
         # A larger vocabulary may be this one with the tokens that transformers adds.
         if manifest.tokenizer is not None and manifest.tokenizer.vocab_size <= size:
             check_fingerprint(prefix, manifest.tokenizer, fingerprint, name)
-        if known is not None:
-            check_casing(prefix, manifest.tokenizer, known, name)
+        if known_tokenizer is not None:
+            check_casing(prefix, manifest.tokenizer, known_tokenizer, name)
 
     return check

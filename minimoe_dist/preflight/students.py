@@ -1,4 +1,4 @@
-"""What options say of students, held against the models that they start from; without torch."""
+"""Checks options of students against the models that they start from, without torch."""
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,37 +13,42 @@ from ..models.submodels import Sizes, once_for_all_map
 from .models import check_relation_heads, check_same_vocabulary
 from .problems import problems_of
 
-# Beside the sizes that options give, in what a plain student has to equal one made of its copies.
+# What a plain student must share with a student made of its copies, beside the sizes in options.
 _COPIED = ("family", "intermediate_size", "max_position_embeddings", "type_vocab_size")
-# Exports that earlier stages of a recipe will leave, as far as their sizes are known.
-ToCome = Mapping[str, ModelDescription | None]
+# Folders that earlier stages of a recipe will export, with descriptions where these are known.
+FutureExports = Mapping[str, ModelDescription | None]
 
 
-def is_to_come(path: str, to_come: ToCome) -> bool:
-    """Whether a model is an export that an earlier stage has yet to leave."""
-    return path in to_come and not Path(path, "config.json").is_file()
+def is_future_export(path: str, future_exports: FutureExports) -> bool:
+    """Tells whether a model is an export that an earlier stage has yet to write."""
+    return path in future_exports and not Path(path, "config.json").is_file()
 
 
 def student_problems(
-    config: RunConfig, teacher: ModelDescription | None, to_come: ToCome, starts_here: bool = True
+    config: RunConfig,
+    teacher: ModelDescription | None,
+    future_exports: FutureExports,
+    starts_here: bool = True,
 ) -> Iterator[str]:
     """Yields, one line each, why students cannot start as their options say.
 
     Args:
         config: the run.
-        teacher: its description; None where that is not known.
-        to_come: exports that need not be there yet.
-        starts_here: refuse models that are not on this machine, too.
+        teacher: description of its teacher; None where that is not known.
+        future_exports: exports that earlier stages will write.
+        starts_here: whether models that are not on this machine are refused.
     """
     for student in config.students:
-        yield from problems_of(_check_student, config, student, teacher, to_come, starts_here)
+        yield from problems_of(
+            _check_student, config, student, teacher, future_exports, starts_here
+        )
 
 
 def _check_student(
     config: RunConfig,
     student: StudentConfig,
     teacher: ModelDescription | None,
-    to_come: ToCome,
+    future_exports: FutureExports,
     starts_here: bool,
 ) -> None:
     for name in ("model_name_or_path", "initial_weights"):
@@ -51,7 +56,7 @@ def _check_student(
         if path is None:
             continue
         option, starts_it = f"students.{student.name}.{name}", _starts(config, student, name)
-        model = _describe(path, option, to_come, needed=starts_here, weights=starts_it)
+        model = _describe(path, option, future_exports, needed=starts_here, weights=starts_it)
         if model is None:
             continue
         if teacher is not None:
@@ -59,7 +64,7 @@ def _check_student(
         if starts_it:
             _check_origin(config, student, option, model)
         if starts_it and student.start == "copies":
-            _check_copied(option, model, student_to_come(config, student, teacher, to_come))
+            _check_copied(option, model, describe_export(config, student, teacher, future_exports))
         _check_family(config, option, model)
     if config.kind.learns is Learns.STATES and teacher is not None:
         _check_tinybert_heads(student, teacher)
@@ -70,17 +75,17 @@ def _check_student(
 
 
 def _starts(config: RunConfig, student: StudentConfig, option: str) -> bool:
-    """Whether an option gives weights, not a configuration alone."""
+    """Tells whether an option gives the first weights, not a configuration alone."""
     if option == "initial_weights":
         return True
     return config.kind.students is Students.SUB_MODEL and student.initial_weights is None
 
 
 def _describe(
-    path: str, option: str, to_come: ToCome, *, needed: bool, weights: bool
+    path: str, option: str, future_exports: FutureExports, *, needed: bool, weights: bool
 ) -> ModelDescription | None:
-    if is_to_come(path, to_come):
-        return to_come[path]
+    if is_future_export(path, future_exports):
+        return future_exports[path]
     if not needed and not Path(path).expanduser().is_dir():
         return None
     if weights and not Path(resolve_model_path(path, option)).is_dir():
@@ -100,7 +105,7 @@ def _check_origin(
     config: RunConfig, student: StudentConfig, option: str, model: ModelDescription
 ) -> None:
     """Refuses a folder that the student cannot start from."""
-    is_sparse, at = config.kind.students is Students.SUB_MODEL, f"students.{student.name}"
+    is_sparse, prefix = config.kind.students is Students.SUB_MODEL, f"students.{student.name}"
     if is_sparse or config.kind.students is Students.ONCE_FOR_ALL:
         if model.sparsity_map is None:
             raise ConfigError(
@@ -110,13 +115,13 @@ def _check_origin(
         if is_sparse:
             _check_sparse(config, student, model)
             # A sparse student has its origin's sizes; only what was asked for can contradict.
-            _check_sizes(at, student, model, student.model_fields_set)
+            _check_sizes(prefix, student, model, student.model_fields_set)
             return
-        wanted = {f"{x},{y}" for x in student.ofa_layer or () for y in student.ofa_hidden or ()}
-        if set(model.sparsity_map) != wanted:
+        expected = {f"{x},{y}" for x in student.ofa_layer or () for y in student.ofa_hidden or ()}
+        if set(model.sparsity_map) != expected:
             raise ConfigError(
-                f"{at}.ofa_layer, ofa_hidden: {model.path} has the sub-models "
-                f"{' '.join(model.sparsity_map)}, not {' '.join(sorted(wanted))}; give the same "
+                f"{prefix}.ofa_layer, ofa_hidden: {model.path} has the sub-models "
+                f"{' '.join(model.sparsity_map)}, not {' '.join(sorted(expected))}; give the same "
                 "sizes"
             )
     elif model.model_type == SLICEABLE:
@@ -130,17 +135,17 @@ def _check_origin(
             "plain student; give one, or start split"
         )
     compared = {"layer", "hidden", "heads"} | ({"moe"} if student.start != "copies" else set())
-    _check_sizes(at, student, model, compared)
+    _check_sizes(prefix, student, model, compared)
 
 
 def _check_copied(option: str, dense: ModelDescription, student: ModelDescription | None) -> None:
     """Refuses a plain student whose blocks are not of the size of a new student's experts."""
     for name in _COPIED if student is not None else ():
-        ours, theirs = getattr(student, name), getattr(dense, name)
-        if ours != theirs:
+        expected, value = getattr(student, name), getattr(dense, name)
+        if expected != value:
             raise ConfigError(
-                f"{option}: {dense.path} has {name} {theirs}, and the student to be made of its "
-                f"copies {ours}; give a plain student of the same base"
+                f"{option}: {dense.path} has {name} {value}, and the student to be made of its "
+                f"copies {expected}; give a plain student of the same base"
             )
 
 
@@ -157,16 +162,16 @@ def _check_sparse(config: RunConfig, student: StudentConfig, model: ModelDescrip
 
 
 def _check_family(config: RunConfig, option: str, model: ModelDescription) -> None:
-    wanted = config.kind.family
-    if wanted is not None and model.family != wanted:
+    family = config.kind.family
+    if family is not None and model.family != family:
         raise ConfigError(
             f"{option}: {model.path} is of family {model.family}, but {config.model_type} makes "
-            f"students of {wanted}; give one of these"
+            f"students of {family}; give one of these"
         )
 
 
 def _check_sizes(
-    at: str, student: StudentConfig, model: ModelDescription, compared: Collection[str]
+    prefix: str, student: StudentConfig, model: ModelDescription, compared: Collection[str]
 ) -> None:
     sizes = {
         "layer": model.num_hidden_layers,
@@ -174,11 +179,11 @@ def _check_sizes(
         "heads": model.heads_of_an_expert,
         "moe": _moe(model),
     }
-    for name, theirs in sizes.items():
-        ours = getattr(student, name)
-        if name in compared and ours != theirs:
+    for name, size in sizes.items():
+        value = getattr(student, name)
+        if name in compared and value != size:
             raise ConfigError(
-                f"{at}.{name}: {ours}, but {model.path} has {theirs}; give {name} {theirs}, or "
+                f"{prefix}.{name}: {value}, but {model.path} has {size}; give {name} {size}, or "
                 "start from another folder"
             )
 
@@ -187,23 +192,26 @@ def _moe(model: ModelDescription) -> str:
     return "{},{}".format(*model.experts)
 
 
-def student_to_come(
-    config: RunConfig, student: StudentConfig, teacher: ModelDescription | None, to_come: ToCome
+def describe_export(
+    config: RunConfig,
+    student: StudentConfig,
+    teacher: ModelDescription | None,
+    future_exports: FutureExports,
 ) -> ModelDescription | None:
-    """What a student will be as an export; None where only its weights will tell.
+    """Describes a student's future export; returns None where only its weights will tell.
 
     Args:
         config: the run that trains it.
-        student: of that run.
-        teacher: of the run; None where that is not known.
-        to_come: exports of stages before.
+        student: the student.
+        teacher: description of the run's teacher; None where that is not known.
+        future_exports: exports that earlier stages will write.
     """
     base = teacher
     if student.model_name_or_path is not None:
         option = f"students.{student.name}.model_name_or_path"
         try:
             path = student.model_name_or_path
-            base = _describe(path, option, to_come, needed=False, weights=False)
+            base = _describe(path, option, future_exports, needed=False, weights=False)
         except UserError:  # which is a problem of the student already
             return None
     if base is None or config.kind.students is Students.SUB_MODEL:

@@ -1,4 +1,4 @@
-"""What a run asks of its teacher, held against the teacher's description; without torch."""
+"""Checks what a run asks of its teacher against the teacher's description, without torch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +15,14 @@ _OPTION = "teacher.model_name_or_path"
 
 
 def describe_teacher(config: RunConfig, starts_here: bool = True) -> ModelDescription | None:
-    """A run's teacher, as its files describe it; None for a hub's that nothing is known of.
+    """Describes a run's teacher by its files; returns None for a hub's that is not cached here.
 
     Args:
         config: the run.
-        starts_here: refuse one that is not on this machine, instead of knowing nothing of it.
+        starts_here: whether one that is not on this machine is refused.
 
     Raises:
-        UserError: it is not there, a checkpoint of Megatron-LM's, or no model that can teach.
+        UserError: it is missing, a checkpoint of Megatron-LM's, or no model that can teach.
     """
     path = Path(config.teacher.model_name_or_path).expanduser()
     if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
@@ -39,12 +39,12 @@ def describe_teacher(config: RunConfig, starts_here: bool = True) -> ModelDescri
 def teacher_problems(
     config: RunConfig, teacher: ModelDescription, world_size: int
 ) -> Iterator[str]:
-    """Yields, one line each, in what a teacher does not fit a run.
+    """Yields, one line each, how a teacher does not fit a run.
 
     Args:
         config: the run.
-        teacher: its description; of an export that is still to come, as it will be.
-        world_size: processes of the run.
+        teacher: description of the teacher, which an earlier stage may still have to export.
+        world_size: number of the run's processes.
     """
     length, heads = config.data.max_length, config.objective.num_relation_heads
     yield from problems_of(_check_family, config, teacher)
@@ -121,7 +121,7 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
             f"teacher.layout: {layout}, but {teacher.path} is a published student, which is loaded "
             "whole; use replicated"
         )
-    if layout == "tensor" and teacher.is_ours:
+    if layout == "tensor" and teacher.is_native_student:
         raise ConfigError(
             f"teacher.layout: tensor is not for {teacher.path}, a student of type "
             f"{teacher.model_type}; use zero3 or replicated"

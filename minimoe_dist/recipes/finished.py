@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..config import RunConfig
-from ..config.changes import changed_options, in_words
+from ..config.changes import changed_options, join_changes
 from ..config.checks import exported_names
 from ..errors import UserError
 from ..runs.folder import RunFolder
@@ -26,7 +26,7 @@ def is_finished(config: RunConfig) -> bool:
     changes = changed_options(saved.tree, config.model_dump(mode="json"))
     if changes and not config.allow_changed_options:
         raise UserError(
-            f"{path.parent}: was finished with other options ({in_words(changes)}): give "
+            f"{path.parent}: was finished with other options ({join_changes(changes)}): give "
             "--allow_changed_options to take it as it is, or another output_dir"
         )
     return True

@@ -1,4 +1,4 @@
-"""What a page shows, as plain values: models with scores, sizes and costs; runs with their curves.
+"""Collects what a page shows: models with scores, sizes and costs, and runs with their curves.
 
 The same values are the page's JSON. Models of several runs are put together by their folders: a
 student's fine-tuning belongs to the student, a teacher's to the teacher. What is not known is left
@@ -20,14 +20,14 @@ from ..runs.metrics import SavedMetrics, TrainingRecord
 from ..runs.options import SavedRecipe
 from ..runs.summaries import Summary
 from ..runs.tuning import CellResult, TuningResults
-from .runs import Run
+from .runs import Run, basename
 
 TEACHER, STUDENT = "teacher", "student"
 
 
 @dataclass
 class Model:
-    """A teacher or a student, with what its runs say of it."""
+    """A teacher or a student, with the facts that runs tell of it."""
 
     key: str
     name: str
@@ -36,13 +36,13 @@ class Model:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The model as the page's JSON has it."""
+        """Returns the model as the page's JSON has it."""
         scores = {"scores": self.scores} if self.scores else {}
         return {"name": self.name, "role": self.role, "path": self.key, **self.values, **scores}
 
 
 def collect(runs: Sequence[Run]) -> dict[str, Any]:
-    """Everything that a page shows of some runs.
+    """Collects everything that a page shows of some runs.
 
     Returns:
         ``models``, ``runs`` (each with its curves and costs) and ``notes`` (what is missing, or
@@ -66,12 +66,12 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def key_of(path: str) -> str:
-    """What tells one model from another: its real folder, or its name elsewhere."""
+    """Returns what identifies a model: its real folder, or its name where it has none here."""
     return os.path.realpath(path) if os.path.isdir(path) or path.startswith("/") else path
 
 
 def _role_of(key: str, model_type: object) -> str:
-    """The role of a model whose training is not among the runs: a run's export is a student."""
+    """Infers the role of a model whose training is not among the runs: an export is a student."""
     is_student = str(model_type).startswith("minimoe") or EXPORT in Path(key).parts[-2:]
     return STUDENT if is_student else TEACHER
 
@@ -82,7 +82,7 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
         return
     if summary.teacher is not None:
         key = key_of(summary.teacher)
-        model = models.setdefault(key, Model(key, _basename(summary.teacher), TEACHER))
+        model = models.setdefault(key, Model(key, basename(summary.teacher), TEACHER))
         if summary.teacher_gmac is not None:
             model.values.setdefault("gmac_of_128", summary.teacher_gmac)
     for name, student in summary.students.items():
@@ -93,7 +93,7 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
         # An assistant was met as a teacher before: it is a student of this run.
         model.name = f"{title}: {student.student or name}"
         model.role = STUDENT
-        model.values |= _known(
+        model.values |= _finite(
             gmac_of_128=student.student_gmac,
             parameters=student.student_parameters,
             heldout_loss_before=student.heldout_loss_before,
@@ -102,8 +102,8 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
         model.values["teacher"] = summary.teacher
 
 
-def _known(**values: float | None) -> dict[str, float]:
-    """The values that are numbers."""
+def _finite(**values: float | None) -> dict[str, float]:
+    """Returns the values that are finite numbers."""
     return {
         name: value for name, value in values.items() if value is not None and math.isfinite(value)
     }
@@ -119,7 +119,7 @@ def _add_evaluation(run: Run, evaluation: Evaluation, models: dict[str, Model]) 
         (candidate for candidate in [at_home, *keys] if candidate in models), [at_home, *keys][-1]
     )
     if key not in models:
-        name = f"{_basename(([*keys, key])[0])}: {evaluation.description}".removesuffix(": ")
+        name = f"{basename(([*keys, key])[0])}: {evaluation.description}".removesuffix(": ")
         models[key] = Model(key, name, _role_of(key, evaluation.model_type))
     measured = evaluation.as_json()
     for name in (
@@ -141,10 +141,10 @@ def _add_evaluation(run: Run, evaluation: Evaluation, models: dict[str, Model]) 
 
 
 def _add_scores(run: Run, results: TuningResults, models: dict[str, Model]) -> None:
-    """A fine-tuning's result: of its best setting, over seeds."""
+    """Adds a fine-tuning's score: that of its best setting, over seeds."""
     key = key_of(results.model)
     if key not in models:
-        models[key] = Model(key, _basename(results.model), TEACHER)
+        models[key] = Model(key, basename(results.model), TEACHER)
         models[key].values.update(_sizes(run.folder.exports))
         models[key].role = _role_of(key, models[key].values.pop("model_type", ""))
     best = results.best_setting
@@ -162,16 +162,16 @@ def _add_scores(run: Run, results: TuningResults, models: dict[str, Model]) -> N
     }
     if results.teacher:
         score["teacher"] = results.teacher
-    task, former = results.task, models[key].scores
+    task, scores = results.task, models[key].scores
     # An evaluation is of the best seed's model on the samples that chose it: the mean goes first.
-    is_tuned = "run" in former.get(task, {})
-    if is_tuned and former[task]["mean"] >= score["mean"]:
+    is_tuned = "run" in scores.get(task, {})
+    if is_tuned and scores[task]["mean"] >= score["mean"]:
         return
-    former[task] = score
+    scores[task] = score
 
 
 def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, TuningResults]) -> None:
-    """Each student's share of its teacher's score, where both were measured.
+    """Adds each student's share of its teacher's score, where both were measured.
 
     The teacher is the one that its fine-tuning was distilled from (one of ``tuned``, results by
     their exports), else the one at the start of its chain, else the only one there is.
@@ -193,7 +193,7 @@ def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, TuningResults])
 
 
 def _first_teacher(model: Model, models: Mapping[str, Model]) -> Model | None:
-    """The teacher of a student, behind its assistants if there were any."""
+    """Returns the teacher at the start of a student's chain, behind any assistants."""
     visited = {model.key}
     teacher = models.get(key_of(str(model.values.get("teacher"))))
     while teacher is not None and teacher.role == STUDENT and teacher.key not in visited:
@@ -203,7 +203,7 @@ def _first_teacher(model: Model, models: Mapping[str, Model]) -> Model | None:
 
 
 def _sizes(folder: Path) -> dict[str, Any]:
-    """Type, compute and parameters of a Hugging Face folder, as its files tell."""
+    """Reads type, compute and number of parameters from the files of a Hugging Face folder."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         values: dict[str, Any] = {"model_type": config.get("model_type")}
@@ -217,19 +217,12 @@ def _sizes(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, struct.error):
         return {}
     shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
-    values["parameters"] = sum(_product(shape) for shape in shapes)
+    values["parameters"] = sum(map(math.prod, shapes))
     return values
 
 
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
 def _describe(run: Run) -> dict[str, Any]:
-    """A run's costs and curves."""
+    """Returns a run's costs and curves."""
     values: dict[str, Any] = {"name": run.name, "folder": str(run.folder.path)}
     results, summary, trained = run.results, run.summary, run.metrics.trained
     if results:
@@ -266,7 +259,7 @@ def _epochs(cell: CellResult, metric: str) -> dict[str, Any]:
 
 
 def _seconds(summary: Summary, trained: Sequence[TrainingRecord]) -> float | None:
-    """Of training alone: each record's sequences over their rate."""
+    """Sums up the seconds of training alone: each record's sequences over their rate."""
     batch = summary.options.training.global_batch_size(summary.world_size or 0)
     if not batch:
         return None
@@ -298,7 +291,7 @@ def _curves(metrics: SavedMetrics) -> Iterator[dict[str, Any]]:
 def _expert_loads(
     recipe: SavedRecipe, trained: Sequence[TrainingRecord]
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Of the last record of training, by student; blocks are named as far as options tell."""
+    """Yields each student's tokens by block and expert, from the last record of training."""
     last = trained[-1].students if trained else {}
     experts = {student.name: student.moe for student in recipe.students}
     for name, student in last.items():
@@ -325,29 +318,29 @@ def _expert_loads(
 
 
 def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
-    everyone = list(models)
+    all_models = list(models)
     teachers = sorted({run.summary.teacher for run in runs if run.summary and run.summary.teacher})
     if len(teachers) > 1:
         yield (
-            f"The runs have different teachers ({', '.join(map(_basename, teachers))}): their "
+            f"The runs have different teachers ({', '.join(map(basename, teachers))}): their "
             "relation losses are not on one scale."
         )
     unfinished = [run.name for run in runs if run.metrics and not run.summary and not run.results]
     if unfinished:
         yield f"Not finished yet, so without sizes and exports: {', '.join(unfinished)}."
-    if not any(model.scores for model in everyone):
+    if not any(model.scores for model in all_models):
         yield "No task scores: no fine-tuning run is among the folders (minimoe-dist finetune)."
-    yield from _unknown_shares(everyone)
-    if not any("speed" in model.values for model in everyone):
+    yield from _unknown_shares(all_models)
+    if not any("speed" in model.values for model in all_models):
         yield "No latency, throughput or memory: nothing was evaluated (minimoe-dist evaluate)."
-    if not any("relations" in model.values for model in everyone):
+    if not any("relations" in model.values for model in all_models):
         yield (
             "No relation loss by relation and head: nothing was evaluated against a teacher "
             "(minimoe-dist evaluate)."
         )
     machines = {
         json.dumps(model.values["machine"], sort_keys=True)
-        for model in everyone
+        for model in all_models
         if "machine" in model.values
     }
     if len(machines) > 1:
@@ -369,7 +362,3 @@ def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
                 f"{task}: which teacher {', '.join(without)} had is not known, so no share of its "
                 "score is told: show the run that distilled it as well."
             )
-
-
-def _basename(path: str) -> str:
-    return path if path.startswith("package:") else path.rstrip("/").rpartition("/")[2] or path

@@ -1,4 +1,4 @@
-"""The model card of an export: what is known of it, and a word where something is not."""
+"""Writes the model card of an export: what is known of it, and where something is not."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import yaml
 from ..model_description import description_of
 from ..runs.folder import EXPORT
 from ..runs.tuning import TuningResults
-from .runs import Export, Run
+from .runs import Export, Run, basename
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -36,14 +36,14 @@ _PIPELINES = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the command that exports knows besides the run.
+    """The facts of an export that its run does not tell.
 
     Attributes:
-        config: the model's ``config.json``.
-        parameters: of the exported weights.
-        gmac: 10⁹ multiply-accumulates of a sequence of 128.
-        license: of the model, an identifier of the Hugging Face hub; None where nobody said.
-        languages: codes such as "en"; empty where nobody said.
+        config: content of the model's ``config.json``.
+        parameters: number of exported parameters.
+        gmac: 10⁹ multiply-accumulates of a sequence of 128 tokens.
+        license: identifier of the Hugging Face hub; None where it was not given.
+        languages: codes such as "en"; empty where they were not given.
         onnx: file, opset, inputs, output, largest_difference, checked_batches; None without ONNX.
         sentences: how sentence embeddings are made, in words; None without.
     """
@@ -58,11 +58,11 @@ class CardFacts:
 
 
 def model_card(export: Export, facts: CardFacts) -> str:
-    """The card as Markdown with YAML front matter.
+    """Renders the card as Markdown with YAML front matter.
 
     Args:
         export: the model's folder and its run.
-        facts: of the model itself.
+        facts: facts of the model itself.
     """
     config, run = facts.config, export.run
     needs_code = bool(config.get("auto_map"))
@@ -75,7 +75,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
         front_matter=_front_matter(facts, architecture, bool(experts > 1)),
         title=(student and student.student) or _title(kind, export),
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
-        teacher=_basename(teacher) if teacher else None,
+        teacher=basename(teacher) if teacher else None,
         experts=experts if experts > 1 else None,
         usage=_usage(architecture, needs_code),
         trusting=", trust_remote_code=True" if needs_code else "",
@@ -91,8 +91,8 @@ def model_card(export: Export, facts: CardFacts) -> str:
 
 
 def _teacher(run: Run) -> str | None:
-    told = run.summary.teacher if run.summary else None
-    return told or (run.results.teacher if run.results else None)
+    teacher = run.summary.teacher if run.summary else None
+    return teacher or (run.results.teacher if run.results else None)
 
 
 def _title(kind: str, export: Export) -> str:
@@ -163,8 +163,8 @@ def _data(export: Export) -> str:
     data = export.run.recipe.data if export.run else None
     if not data or not data.record_path_or_regex:
         return "Not known: the folder was exported without the run that made it."
-    corpora = [_basename(corpus.path) for corpus in data.record_path_or_regex]
-    heldout = [_basename(corpus.path) for corpus in data.heldout_path_or_regex or ()]
+    corpora = [basename(corpus.path) for corpus in data.record_path_or_regex]
+    heldout = [basename(corpus.path) for corpus in data.heldout_path_or_regex or ()]
     text = f"Trained on {_listed(corpora)} (names of indexed corpora; what text they hold is not "
     text += f"recorded here), in pairs of up to {data.max_length} tokens."
     return text + (f" Measured on {_listed(heldout)}." if heldout else "")
@@ -202,12 +202,12 @@ def _recipe(export: Export) -> str | None:
 
 
 def _without_folders(value: Any) -> Any:
-    """Options with the last part of each path alone: a machine's folders are nobody's business."""
+    """Cuts paths in options to their last part: a machine's folders are nobody's business."""
     if isinstance(value, Mapping):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return _basename(value) if isinstance(value, str) and value.startswith(("/", "~")) else value
+    return basename(value) if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _scores(export: Export) -> Iterator[str]:
@@ -227,7 +227,7 @@ def _scores(export: Export) -> Iterator[str]:
 
 
 def _task_scores(results: TuningResults) -> Iterator[str]:
-    """What fine-tuning measured; the exported model is the best one, chosen on the same data."""
+    """Words what fine-tuning measured; the export is the best model, chosen on the same data."""
     best, metric = results.best, results.metric
     if best is None or best.scores is None:
         return
@@ -261,15 +261,10 @@ def _limits(export: Export, facts: CardFacts, architecture: str) -> Iterator[str
     yield "Biases of its data and teacher were not examined."
 
 
-def _basename(path: Any) -> str:
-    text = str(path)
-    return text if text.startswith("package:") else text.rstrip("/").rpartition("/")[2] or text
-
-
-def _model_name(path: Any) -> str:
-    """As "run/student" of "…/run/export/student": students are often called just that."""
-    parts = Path(str(path)).parts
-    return f"{parts[-3]}/{parts[-1]}" if EXPORT in parts[-2:-1] and parts[2:] else _basename(path)
+def _model_name(path: str) -> str:
+    """Returns "run/student" for "…/run/export/student": a student's own name says little."""
+    parts = Path(path).parts
+    return f"{parts[-3]}/{parts[-1]}" if EXPORT in parts[-2:-1] and parts[2:] else basename(path)
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""One HTML page about some runs: everything inside it, for light and dark, narrow and wide."""
+"""Renders runs as one self-contained HTML page, for light and dark, narrow and wide screens."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -20,10 +20,10 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render(facts: Mapping[str, Any], title: str) -> str:
-    """The page as HTML text.
+    """Renders the page as HTML text.
 
     Args:
-        facts: of :func:`.facts.collect`.
+        facts: result of :func:`.facts.collect`.
         title: its heading.
     """
     models = [{**model, "lines": list(_lines(model))} for model in facts["models"]]
@@ -39,7 +39,7 @@ def render(facts: Mapping[str, Any], title: str) -> str:
 
 
 def _lines(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a model's card says, and nothing that is not known."""
+    """Yields the labels and values of a model's card, as far as they are known."""
     for task, score in model.get("scores", {}).items():
         text = f"{score['mean']:.4f}"
         if score.get("deviation") is not None:

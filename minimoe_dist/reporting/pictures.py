@@ -1,7 +1,7 @@
-"""Charts as inline SVG: no script, no network, colours from the page's own light or dark palette.
+"""Draws charts as inline SVG, without script or network, in the page's light or dark palette.
 
-Every picture carries its words (for those who do not see it) and its numbers (as a table). Text is
-12 units in a box of 380, so that it stays legible where a telephone shows the box whole.
+Every picture carries a description (for those who do not see it) and its numbers (as a table).
+Text is 12 units in a box of 380, so that it stays legible where a telephone shows the box whole.
 """
 
 import math
@@ -26,12 +26,12 @@ class Series:
     """One line or cloud.
 
     Attributes:
-        name: for the legend.
+        name: name in the legend.
         points: (x, y), in the order that a line connects them.
         colour: number of a palette colour.
         line: whether points are connected.
         dots: whether points are marked.
-        dashed: the line.
+        dashed: whether the line is dashed.
         spreads: half heights of the points' error bars; empty without.
     """
 
@@ -46,7 +46,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says; whether equal factors are equal lengths, and only whole numbers ticks."""
+    """An axis: its label, whether it is logarithmic, and whether only whole numbers are ticks."""
 
     label: str
     logarithmic: bool = False
@@ -60,10 +60,10 @@ class Picture:
     Attributes:
         title: its heading.
         svg: the markup.
-        header: of the table behind it.
-        rows: of that table.
+        header: header of the table behind it.
+        rows: rows of that table.
         legend: (kind, colour, name); kinds are ``line``, ``dash``, ``dot``, ``square`` and numbers.
-        note: how it was measured, or what is missing.
+        note: text about how it was measured, or what is missing.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mark:
-    """A numbered point of a comparison: ``is_teacher`` is drawn as a square."""
+    """A numbered point of a comparison; a teacher is drawn as a square."""
 
     name: str
     x: float
@@ -86,7 +86,7 @@ class Mark:
 
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, note: str = "") -> Picture:
-    """Lines and clouds over two axes.
+    """Draws lines and clouds over two axes.
 
     Args:
         title: the heading.
@@ -115,12 +115,14 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, note: str
 
 
 def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = "") -> Picture:
-    """Numbered points, named in the legend; teachers are squares, equal x stand side by side."""
+    """Draws numbered points, named in the legend; equal x stand side by side."""
     ends = [m.y + sign * (m.spread or 0.0) for m in marks for sign in (-1, 1)]
     across, up = _scales([(m.x, m.y) for m in marks], ends, x, y)
     shapes = []
-    for place, (mark, at) in enumerate(zip(marks, _side_by_side(marks, across), strict=True), 1):
-        shapes.append(_numbered(mark, place, at, up(mark.y), up))
+    for place, (mark, position) in enumerate(
+        zip(marks, _side_by_side(marks, across), strict=True), 1
+    ):
+        shapes.append(_numbered(mark, place, position, up(mark.y), up))
     description = f"{title}: {y.label} over {x.label}. " + "; ".join(
         f"{m.name}: {number(m.y)} at {number(m.x)}" for m in marks
     )
@@ -149,7 +151,7 @@ def bars(
     Args:
         title: the heading.
         values: (name, value from 0 on, what is written behind the bar).
-        unit: of the values.
+        unit: unit of the values.
         note: below the picture.
     """
     most = max(value for _, value, _ in values) or 1.0
@@ -178,12 +180,12 @@ def heat_map(
     most: float,
     note: str = "",
 ) -> Picture:
-    """A grid of cells, the darker the more; rows may be of different lengths.
+    """Draws a grid of cells, the darker the larger; rows may be of different lengths.
 
     Args:
         title: the heading.
-        names: of the rows.
-        values: of the rows' cells.
+        names: names of the rows.
+        values: values of each row's cells.
         columns: what a column is, such as "expert".
         most: the value of the strongest colour.
         note: below the picture.
@@ -202,16 +204,16 @@ def heat_map(
         )
         for column, value in enumerate(numbers):
             share = min(1.0, max(0.0, value / most))
-            at = left + column * cell
+            position = left + column * cell
             shapes.append(
-                f'<rect x="{at:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
+                f'<rect x="{position:.1f}" y="{top}" width="{max(cell - 1, 0.5):.1f}" '
                 f'height="{tall - 1}" style="--s:{100 * share:.0f}%" class="cell"/>'
             )
             label = f"{value:.{decimals}f}"
             if cell >= _DIGIT * (len(label) - 0.25) and tall > 20:
                 ink = "on" if share > 0.6 else "off"
                 shapes.append(
-                    f'<text x="{at + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
+                    f'<text x="{position + cell / 2:.1f}" y="{middle:.1f}" class="middle {ink}">'
                     f"{label}</text>"
                 )
     bottom = len(values) * tall + 18
@@ -238,14 +240,14 @@ def _column_numbers(
 ) -> Iterator[str]:
     every = max(1, math.ceil(22 / cell))
     for column in range(0, widest, every):
-        at = left + (column + 0.5) * cell
-        yield f'<text x="{at:.1f}" y="{bottom}" class="middle">{column + 1}</text>'
+        position = left + (column + 0.5) * cell
+        yield f'<text x="{position:.1f}" y="{bottom}" class="middle">{column + 1}</text>'
     middle = left + widest * cell / 2
     yield f'<text x="{middle:.1f}" y="{bottom + 16}" class="middle label">{escape(columns)}</text>'
 
 
 def _finite(series: Series, x: Axis, y: Axis) -> Series:
-    """The series without points that cannot be drawn, thinned out where there are very many."""
+    """Drops a series' points that cannot be drawn, and thins out very many."""
     spreads = list(series.spreads) or [0.0] * len(series.points)
     drawable = [
         (point, spread)
@@ -292,13 +294,17 @@ def _axes(across: Scale, up: Scale, x: Axis, y: Axis) -> str:
     floor, right, left = HEIGHT - _BOTTOM, WIDTH - _RIGHT, round(across.start, 1)
     parts = []
     for tick in up.ticks:
-        at = up(tick)
-        parts.append(f'<path d="M{left} {at:.1f}H{right}" class="grid"/>')
-        parts.append(f'<text x="{left - 6:.1f}" y="{at + 4:.1f}" class="end">{number(tick)}</text>')
+        position = up(tick)
+        parts.append(f'<path d="M{left} {position:.1f}H{right}" class="grid"/>')
+        parts.append(
+            f'<text x="{left - 6:.1f}" y="{position + 4:.1f}" class="end">{number(tick)}</text>'
+        )
     for tick in across.ticks:
-        at = across(tick)
-        parts.append(f'<path d="M{at:.1f} {floor}v4" class="axis"/>')
-        parts.append(f'<text x="{at:.1f}" y="{floor + 17}" class="middle">{number(tick)}</text>')
+        position = across(tick)
+        parts.append(f'<path d="M{position:.1f} {floor}v4" class="axis"/>')
+        parts.append(
+            f'<text x="{position:.1f}" y="{floor + 17}" class="middle">{number(tick)}</text>'
+        )
     parts.append(f'<path d="M{left} {_TOP}V{floor}H{right}" class="axis"/>')
     middle = (left + right) / 2
     parts.append(
@@ -322,7 +328,7 @@ def _shapes(series: Series, across: Scale, up: Scale) -> Iterator[str]:
 
 
 def _side_by_side(marks: Sequence[Mark], across: Scale) -> list[float]:
-    """Coordinates of the marks, those of one x moved apart so that none covers another."""
+    """Returns the marks' coordinates; those of one x are moved apart so that none is covered."""
     together: dict[int, list[int]] = {}
     for place, mark in enumerate(marks):
         together.setdefault(round(across(mark.x)), []).append(place)
@@ -351,7 +357,7 @@ def _numbered(mark: Mark, place: int, x: float, y: float, up: Scale) -> str:
 
 
 def _joined(series: Sequence[Series]) -> list[tuple[str, ...]]:
-    """One row for each x, one column for each series."""
+    """Joins series into a table of one row for each x and one column for each series."""
     by_x: dict[float, dict[int, float]] = {}
     for place, line in enumerate(series):
         for x, y in line.points:

@@ -1,4 +1,4 @@
-"""Folders of finished runs, and what they say about themselves.
+"""Reads folders of runs, and finds exports in them.
 
 A lone evaluation may stand for a run. Only JSON is read here.
 """
@@ -22,15 +22,15 @@ _MOST_FOLDERS_DOWN = 2
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """The files of one run.
 
     Attributes:
-        folder: the run's, or the one that holds a lone evaluation.
-        name: for people; unique among the runs that were read together.
-        summary: of `distill`; None where it is not finished, or was another command.
-        metrics: what training wrote.
-        results: of `finetune`.
-        evaluations: of `evaluate`, by student.
+        folder: folder of the run, or the one that holds a lone evaluation.
+        name: name for people; unique among the runs that were read together.
+        summary: summary of ``distill``; None where that is not finished, or was another command.
+        metrics: records of training and evaluations.
+        results: results of ``finetune``.
+        evaluations: results of ``evaluate``, by student.
     """
 
     folder: RunFolder
@@ -61,10 +61,10 @@ class Export:
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs that paths name: folders of runs, folders of such folders, or evaluations' files.
+    """Reads the runs that paths name: their folders, folders of these, or evaluations' files.
 
     Raises:
-        UserError: a path holds no run, or a file of one is not readable.
+        UserError: a path holds no run, or a file of a run is not readable.
     """
     folders: list[Path] = []
     for path in paths:
@@ -126,7 +126,7 @@ def _read(path: Path, name: str) -> Run:
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
-    """The fewest last parts of each path that tell all of them apart."""
+    """Returns the fewest last parts of each path that tell all of them apart."""
     parts = [Path(path).absolute().with_suffix("").parts for path in paths]
     for count in range(1, max((len(path_parts) for path_parts in parts), default=1) + 1):
         names = ["/".join(path_parts[-count:]) for path_parts in parts]
@@ -135,8 +135,13 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
+def basename(path: str) -> str:
+    """Returns the last part of a path, or ``package:NAME`` as it is."""
+    return path if path.startswith("package:") else path.rstrip("/").rpartition("/")[2] or path
+
+
 def _exported(folder: Path) -> Export:
-    """A model's folder, with the run that it stands in if it does."""
+    """Returns a model's folder, with the run whose export it is, if any."""
     absolute = folder.absolute()
     is_fine_tuned = absolute.name == EXPORT and RunFolder(absolute.parent).results.is_file()
     if is_fine_tuned:
@@ -147,14 +152,14 @@ def _exported(folder: Path) -> Export:
 
 
 def find_export(source: str, student: str | None = None) -> Export:
-    """A model's folder: given itself, or as the run that exported it.
+    """Finds a model's folder by itself, or by the run that exported it.
 
     Args:
         source: a Hugging Face folder, ``package:NAME``, or a run's folder.
-        student: which one of a run with several.
+        student: name of the student, where a run has several.
 
     Raises:
-        UserError: neither, or the run has several students and none is chosen.
+        UserError: source is none of these, or the run has several students and none is chosen.
     """
     if source.startswith("package:"):
         return Export(Path(resolve_model_path(source)), source.removeprefix("package:"), None)

@@ -1,4 +1,4 @@
-"""Axes of pictures: data to coordinates, round ticks, and numbers as people write them."""
+"""Maps data to coordinates, chooses round ticks, and formats numbers as people write them."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ class Scale:
 
     Attributes:
         low: smallest value of the axis.
-        high: largest one.
+        high: largest value of the axis.
         start: coordinate of ``low``.
         end: coordinate of ``high``.
         logarithmic: whether equal factors are equal lengths.
@@ -27,7 +27,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, logarithmic: bool) -> "Scale":
-        """A scale with some room around values; from 0 on where they come near it."""
+        """Makes a scale with some room around values; it begins at 0 where they come near it."""
         low, high = min(values), max(values)
         if logarithmic:
             margin = 1.3 if high > low else 2.0
@@ -68,7 +68,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A few digits, without an exponent where people use none."""
+    """Formats a number in a few digits, without an exponent where people use none."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     size = abs(value)

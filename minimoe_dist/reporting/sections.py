@@ -1,4 +1,4 @@
-"""The pictures of a page, section by section, from the values of :mod:`.facts`."""
+"""Draws the pictures of a page, section by section, from the values of :mod:`.facts`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,14 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its pictures; ``missing`` is said where there are none."""
+    """A heading and its pictures."""
 
     title: str
     pictures: Sequence[Picture]
-    missing: str = ""
 
 
 def sections(facts: Mapping[str, Any]) -> list[Section]:
-    """All sections that have something to show, or something to say."""
+    """Returns all sections that have pictures."""
     models, runs = facts["models"], facts["runs"]
     all_sections = [
         Section("Quality against compute", [*_scores(models), *_losses(models)]),
@@ -184,14 +183,14 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
                 series.append(
                     Series(f"{name}, held out", _points(curve["heldout"]), place, True, True, True)
                 )
-        series = [one for one in series if one.points]
+        series = [line for line in series if line.points]
         if series:
             part = run["curves"][0]["part"].replace("_", " ")
             yield line_chart(f"{run['name']}", series, Axis("step", whole=True), Axis(part))
         epochs = [
-            Series(one["name"], _points(one["points"]), place, dots=True)
-            for place, one in enumerate(run.get("epochs", ()))
-            if one["points"]
+            Series(epoch_curve["name"], _points(epoch_curve["points"]), place, dots=True)
+            for place, epoch_curve in enumerate(run.get("epochs", ()))
+            if epoch_curve["points"]
         ]
         if epochs:
             yield line_chart(

@@ -1,4 +1,5 @@
-"""Slurm: job scripts, what a job does around its srun, the queue, a run's starts.
+"""Writes Slurm job scripts, runs around a job's srun, and reads the queue and a run's starts.
 
-Pure parts and small files only; ``job`` alone knows recipes and runs. Nothing here imports torch.
+These are pure functions and small files; ``job`` alone knows recipes and runs. Nothing here imports
+torch.
 """

@@ -1,4 +1,4 @@
-"""What a job does around its srun: ``python -m minimoe_dist.slurm.job begin|end …``.
+"""Runs around a job's srun: ``python -m minimoe_dist.slurm.job begin|end …``.
 
 ``slurm/job.sh`` calls it on the job's first node. ``begin`` notes the start in the run's folder and
 refuses a run that does not get on; ``end`` reads srun's exit status and requeues the job where
@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -47,12 +46,12 @@ _RECIPE_COMMANDS = {"distill": DistillOptions, "sparsify": SparsifyOptions}
 
 @dataclass(frozen=True)
 class JobRun:
-    """What a job's words mean.
+    """The run that a job's command starts.
 
     Attributes:
-        folder: of the run.
-        stages: of its recipe; none of a fine-tuning.
-        check: raises ConfigError for what would stop every rank at its start.
+        folder: folder of the run.
+        stages: stages of its recipe; empty for a fine-tuning.
+        check: function that raises ConfigError for what would stop every rank at its start.
     """
 
     folder: Path
@@ -60,26 +59,26 @@ class JobRun:
     check: Callable[[Launch], None]
 
 
-def open_run(command: str, words: Sequence[str]) -> JobRun:
-    """The run that a job's words mean.
+def open_run(command: str, arguments: Sequence[str]) -> JobRun:
+    """Parses a job's command and its arguments into the run that they start.
 
     Raises:
-        ConfigError: they mean none.
+        ConfigError: the command is not one for jobs, or an argument is wrong.
     """
     if command in _RECIPE_COMMANDS:
-        options = read_options(command, _RECIPE_COMMANDS[command], words)
+        options = read_options(command, _RECIPE_COMMANDS[command], arguments)
         check = partial(preflight_distill.check, options)
         return JobRun(run_folder(options.stages), options.stages, check)
     if command != "finetune":
-        there = ", ".join([*_RECIPE_COMMANDS, "finetune"])
-        raise ConfigError(f"{command}: not a command for jobs; there are {there}")
-    finetuning = read_options(command, FinetuneOptions, words)
+        choices = ", ".join([*_RECIPE_COMMANDS, "finetune"])
+        raise ConfigError(f"{command}: not a command for jobs; there are {choices}")
+    finetuning = read_options(command, FinetuneOptions, arguments)
     check_finetuning = partial(preflight_finetune.check, finetuning)
     return JobRun(Path(finetuning.output_dir), [], check_finetuning)
 
 
 def run_folder(stages: Sequence[RunConfig]) -> Path:
-    """The folder of a run: of its only stage, or the one above all stages."""
+    """Returns the folder of a run: of its only stage, or the one above all stages."""
     folder = Path(stages[0].output_dir)
     return folder.parent if len(stages) > 1 else folder
 
@@ -88,7 +87,7 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
     """Notes a start; returns 0, or 1 where the run does not get on.
 
     Raises:
-        ConfigError: what would stop every rank at its start.
+        ConfigError: something would stop every rank at its start.
     """
     folder, ranks = run.folder, _ranks(environ)
     run.check(Launch(0, ranks, 0, 1, "", 0, "slurm"))
@@ -117,7 +116,7 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
 
 
 def _plans(run: JobRun, ranks: int) -> dict[str, SavedFacts]:
-    """Each stage's global batch and, where the recipe says it, number of steps."""
+    """Returns each stage's global batch and, where the recipe says it, number of steps."""
     return {
         Path(stage.output_dir).relative_to(run.folder).as_posix(): SavedFacts(
             global_batch_size=stage.global_batch_size(ranks),
@@ -128,7 +127,7 @@ def _plans(run: JobRun, ranks: int) -> dict[str, SavedFacts]:
 
 
 def _ranks(environ: Mapping[str, str]) -> int:
-    """The ranks that srun will start."""
+    """Returns the number of ranks that srun will start."""
     tasks = environ.get("SLURM_NTASKS") or environ.get("SLURM_JOB_NUM_NODES", "1")
     return int(tasks) * processes_per_task(environ)
 
@@ -164,7 +163,7 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
 
 
 def _is_stuck(folder: Path, job: str, restart: int) -> bool:
-    """Whether the run has come no further in its last restarts; says and notes it then."""
+    """Tells whether the last restarts made no progress; prints and records it then."""
     progress, most = progress_of(folder), MOST_RESTARTS_WITHOUT_PROGRESS
     if restarts_without_progress(read_events(folder), job, progress) < most:
         return False
@@ -175,22 +174,22 @@ def _is_stuck(folder: Path, job: str, restart: int) -> bool:
 
 
 def _why_not_requeue(job: str, restart: int) -> str | None:
-    """What speaks against requeueing a job: that it was cancelled, or that Slurm did it already."""
+    """Returns why a job is not requeued: it was cancelled, or Slurm did it already; else None."""
     try:
-        shown = show_job(job)
+        record = show_job(job)
     except SlurmError as error:
         return f"not requeued ({error}); submit again to go on"
-    if shown.get("Restarts", str(restart)) != str(restart):
+    if record.get("Restarts", str(restart)) != str(restart):
         return "Slurm requeued it already"
-    if shown.get("JobState") != "RUNNING":
-        return f"not requeued (it is {shown.get('JobState')}); submit again to go on"
-    if shown.get("Requeue") == "0":
+    if record.get("JobState") != "RUNNING":
+        return f"not requeued (it is {record.get('JobState')}); submit again to go on"
+    if record.get("Requeue") == "0":
         return "not requeued (submitted with --no-requeue); submit again to go on"
     return None
 
 
 def _wait_for_former_start(folder: Path) -> None:
-    """Lets a start that Slurm has given up, but that still saves, end first."""
+    """Waits for a start that Slurm has given up, but that still saves."""
     with ExitStack() as stack:
         for path in RunFolder.locks(folder):
             try:
@@ -205,16 +204,16 @@ def _start_of(environ: Mapping[str, str]) -> tuple[str, int]:
     return environ["SLURM_JOB_ID"], int(environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _say(words: str) -> None:
-    print(f"minimoe-dist: {words}", flush=True)
+def _say(message: str) -> None:
+    print(f"minimoe-dist: {message}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``begin COMMAND …`` or ``end STATUS COMMAND …``; returns the exit status."""
+    """Runs ``begin COMMAND …`` or ``end STATUS COMMAND …``; returns the exit status."""
     action, *rest = arguments
-    words: list[Any] = rest if action == "begin" else rest[1:]
+    command, *options = rest if action == "begin" else rest[1:]
     try:
-        run = open_run(words[0], words[1:])
+        run = open_run(command, options)
         if action == "begin":
             return begin(run, os.environ)
         return end(int(rest[0]), run.folder, os.environ)

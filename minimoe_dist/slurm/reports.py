@@ -1,4 +1,4 @@
-"""How far a run is, read from its own files: starts, metrics, checkpoints, summary, submission."""
+"""Reports how far a run is, from its starts, metrics, checkpoints, summary and submission."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _TAIL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest saved state; `age` in seconds."""
+    """The newest saved state; ``age`` is in seconds."""
 
     step: int
     path: str
@@ -29,14 +29,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What is known of one run; None where something is not.
+    """The state of one run; a field is None where it is not known.
 
     Attributes:
-        detail: what more there is to say of the state.
-        seconds_left: to the last step, at the last rate.
-        losses: last ones of students; of the last evaluation as "NAME held-out".
-        restarts: of the newest job.
-        log: of that job.
+        detail: explanation of the state.
+        seconds_left: seconds to the last step, at the last rate.
+        losses: last losses of students; those of the last evaluation as "NAME held-out".
+        restarts: number of restarts of the newest job.
+        log: log file of that job.
     """
 
     folder: str
@@ -55,24 +55,24 @@ class RunReport:
     log: str | None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Returns all fields as JSON."""
         return asdict(self)
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The runs in a folder: those of its stages, or itself."""
+    """Lists the folders of runs: those of the folder's stages, or itself."""
     below = sorted(path for path in folder.glob("*") if path.is_dir() and _is_run(path))
     return below or ([folder] if _is_run(folder) else [])
 
 
 def _is_run(folder: Path) -> bool:
     run = RunFolder(folder)
-    signs = (run.metrics, run.checkpoints, run.submissions, run.starts)
-    return any(path.exists() for path in signs)
+    files = (run.metrics, run.checkpoints, run.submissions, run.starts)
+    return any(path.exists() for path in files)
 
 
 def report(folder: Path) -> RunReport:
-    """What is known of the run in a folder."""
+    """Reports on the run in a folder."""
     events, submission = _events(folder), _submission(folder)
     started = [event for event in events if event.event == "start"]
     number = _newest_job(started, submission)
@@ -108,7 +108,7 @@ def report(folder: Path) -> RunReport:
 
 
 def newest_job(folder: Path) -> str | None:
-    """The job of a run's last start or of its last submission, whichever came later."""
+    """Returns the job of a run's last start or of its last submission, whichever came later."""
     started = [event for event in _events(folder) if event.event == "start"]
     return _newest_job(started, _submission(folder))
 
@@ -120,7 +120,7 @@ def _newest_job(started: Sequence[Event], submission: Submission | None) -> str 
 
 
 def _events(folder: Path) -> list[Event]:
-    """Of the run, or of the chain that it is a stage of."""
+    """Reads the events of the run, or of the chain that it is a stage of."""
     return read_events(folder) or read_events(folder.parent)
 
 
@@ -129,10 +129,10 @@ def _submission(folder: Path) -> Submission | None:
 
 
 def _state(folder: Path, events: Sequence[Event], job: Job | None) -> tuple[str, str]:
-    """A word for the state, and what more there is to say."""
+    """Returns the name of a run's state, and its explanation."""
     if job is not None and job.is_alive:
-        words = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending"}
-        return words.get(job.state, job.state.lower()), job.reason
+        names = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending"}
+        return names.get(job.state, job.state.lower()), job.reason
     if saved_step(folder) == FINISHED:
         return "finished", ""
     if _is_locked(folder):
@@ -154,16 +154,18 @@ def _state(folder: Path, events: Sequence[Event], job: Job | None) -> tuple[str,
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a run on this machine holds the folder.
+    """Tells whether a run on this machine holds the folder.
 
-    The kernel's list tells it: taking the lock to see would refuse a run that starts just then.
+    It reads the kernel's list: trying the lock would refuse a run that starts just then.
     """
     try:
         ending = f":{RunFolder(folder).lock.stat().st_ino}"
-        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:
         return False
-    return any("FLOCK" in fields and any(one.endswith(ending) for one in fields) for fields in held)
+    return any(
+        "FLOCK" in fields and any(field.endswith(ending) for field in fields) for fields in locks
+    )
 
 
 def _checkpoint(saved: SavedState) -> Checkpoint:
@@ -171,16 +173,16 @@ def _checkpoint(saved: SavedState) -> Checkpoint:
 
 
 def _losses(metrics: SavedMetrics) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    losses: dict[str, float | None] = {}
     if metrics.evaluated:
-        last = metrics.evaluated[-1].heldout_loss
-        found |= {f"{name} held-out": loss for name, loss in last.items()}
+        heldout = metrics.evaluated[-1].heldout_loss
+        losses |= {f"{name} held-out": loss for name, loss in heldout.items()}
     if metrics.trained:
-        found |= {name: one.loss for name, one in metrics.trained[-1].students.items()}
-    return found
+        losses |= {name: student.loss for name, student in metrics.trained[-1].students.items()}
+    return losses
 
 
 def _plan(started: Sequence[Event], folder: Path) -> SavedFacts:
-    """What the last start said of the run in `folder`, or of that stage."""
+    """Returns the plan in the last start for the run in `folder`, or for that stage."""
     plans = started[-1].plans if started else {}
     return plans.get(".") or plans.get(folder.name) or SavedFacts()

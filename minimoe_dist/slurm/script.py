@@ -1,4 +1,4 @@
-"""Job scripts: the ``#SBATCH`` lines of a shipped file, changed for one job."""
+"""Renders job scripts from shipped ones, with ``#SBATCH`` lines for one job."""
 
 import re
 import shlex
@@ -10,13 +10,13 @@ _DIRECTIVE = re.compile(r"#SBATCH\s+--(?P<name>[a-z][\w-]*)(?:=(?P<value>.*?))?(
 
 
 def directives(text: str) -> dict[str, str]:
-    """The options of a script's ``#SBATCH`` lines; those without a value have an empty one."""
-    found = {}
+    """Parses the options of a script's ``#SBATCH`` lines; a missing value is an empty one."""
+    options = {}
     for line in text.splitlines():
         match = _DIRECTIVE.match(line)
         if match:
-            found[match["name"]] = match["value"] or ""
-    return found
+            options[match["name"]] = match["value"] or ""
+    return options
 
 
 def render(
@@ -25,16 +25,16 @@ def render(
     variables: Mapping[str, str],
     arguments: Sequence[str],
 ) -> str:
-    """A shipped script as a script for one job.
+    """Renders the script of one job from a shipped script.
 
     Args:
-        text: of the shipped file.
-        options: of sbatch, without dashes; they win over the file's, None takes one away.
-        variables: exported before anything else.
-        arguments: that the script is called with.
+        text: content of the shipped file.
+        options: options of sbatch, without dashes; they win over the file's, None removes one.
+        variables: variables to export first.
+        arguments: arguments that the script is called with.
 
     Returns:
-        The script; the comments of the shipped file stay behind.
+        The script, without the comments of the shipped file.
     """
     merged = {**directives(text), **options}
     header = [
@@ -44,32 +44,32 @@ def render(
     ]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     body = [line for line in text.splitlines() if line and not line.startswith("#")]
-    given = f"set -- {shlex.join(arguments)}"
-    return "\n".join(["#!/bin/bash", *header, *exports, given, *body]) + "\n"
+    set_arguments = f"set -- {shlex.join(arguments)}"
+    return "\n".join(["#!/bin/bash", *header, *exports, set_arguments, *body]) + "\n"
 
 
-def parse_free_options(words: Sequence[str]) -> dict[str, str]:
-    """Options of sbatch as a user gives them, with or without dashes: ``constraint=a100``.
+def parse_free_options(texts: Sequence[str]) -> dict[str, str]:
+    """Parses options of sbatch, with or without dashes, such as ``constraint=a100``.
 
     Raises:
-        UserError: a word that is no long option.
+        UserError: a text is no long option.
     """
-    found = {}
-    for word in words:
-        name, _, value = word.removeprefix("--").partition("=")
+    options = {}
+    for text in texts:
+        name, _, value = text.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            raise UserError(f"--sbatch: {word!r} is no long option of sbatch; give NAME=VALUE")
-        found[name] = value
-    return found
+            raise UserError(f"--sbatch: {text!r} is no long option of sbatch; give NAME=VALUE")
+        options[name] = value
+    return options
 
 
 def time_limit_seconds(text: str) -> int | None:
-    """Seconds of a time limit as sbatch takes it; None for one without end.
+    """Parses a time limit of sbatch into seconds; None for one without end.
 
     The forms are M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
 
     Raises:
-        UserError: it is none of them.
+        UserError: the text has none of these forms.
     """
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return None
@@ -77,8 +77,8 @@ def time_limit_seconds(text: str) -> int | None:
     if match is None:
         raise UserError(f"--time: {text!r} is no time limit; give H:M:S or D-H:M:S")
     days, *parts = match.groups()
-    given = [int(part) for part in parts if part is not None]
+    numbers = [int(part) for part in parts if part is not None]
     units: tuple[int, ...] = (3600, 60, 1)
-    if days is None and len(given) < 3:
+    if days is None and len(numbers) < 3:
         units = (60, 1)
-    return int(days or 0) * 86400 + sum(n * unit for n, unit in zip(given, units, strict=False))
+    return int(days or 0) * 86400 + sum(n * unit for n, unit in zip(numbers, units, strict=False))

@@ -1,4 +1,4 @@
-"""A task of a job: ``srun python -m minimoe_dist.slurm.task COMMAND …``, one rank or several.
+"""Runs a task of a job: ``srun python -m minimoe_dist.slurm.task COMMAND …``.
 
 With one task per device the task is the rank. With one task per node and several devices it starts
 one rank for each, as children that know their place from the task's own variables: torchrun would
@@ -24,27 +24,27 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 def processes_per_task(environ: Mapping[str, str]) -> int:
-    """Ranks that one task stands for: as told, else one for each GPU of a task alone on its node.
+    """Returns the ranks of one task: as set, else one for each GPU of a task alone on its node.
 
     Raises:
         UserError: the variable is no number, or several tasks of a node want several ranks each.
     """
-    alone = environ.get("SLURM_NTASKS_PER_NODE") == "1" or _tasks_here(environ) == 1
-    told = environ.get(PROCESSES) or (_gpus_per_node(environ) if alone else "1")
-    if not told.isdigit() or int(told) < 1:
-        raise UserError(f"environment: {PROCESSES}={told!r} is no number of at least 1")
-    if int(told) > 1 and not alone:
+    is_alone = environ.get("SLURM_NTASKS_PER_NODE") == "1" or _tasks_here(environ) == 1
+    text = environ.get(PROCESSES) or (_gpus_per_node(environ) if is_alone else "1")
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"environment: {PROCESSES}={text!r} is no number of at least 1")
+    if int(text) > 1 and not is_alone:
         raise UserError(
-            f"environment: {PROCESSES}={told} with several tasks a node; give --ntasks-per-node=1, "
+            f"environment: {PROCESSES}={text} with several tasks a node; give --ntasks-per-node=1, "
             f"or one task per device and {PROCESSES}=1"
         )
-    return int(told)
+    return int(text)
 
 
 def _gpus_per_node(environ: Mapping[str, str]) -> str:
-    """The job's request, equal on all nodes ("a100:4" or "4"), else what this node has of it."""
-    asked = environ.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
-    return asked or environ.get("SLURM_GPUS_ON_NODE") or "1"
+    """Returns the number of GPUs that the job requests ("a100:4" or "4"), else this node's."""
+    requested = environ.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
+    return requested or environ.get("SLURM_GPUS_ON_NODE") or "1"
 
 
 def _tasks_here(environ: Mapping[str, str]) -> int:
@@ -52,12 +52,12 @@ def _tasks_here(environ: Mapping[str, str]) -> int:
 
 
 def variables_of_rank(task: Launch, index: int, count: int) -> dict[str, str]:
-    """The variables of torchrun for one of a task's ranks.
+    """Returns torchrun's variables for one of a task's ranks.
 
     Args:
-        task: the task's own place; one task a node.
-        index: of the rank in the task, from 0.
-        count: ranks of every task.
+        task: the task's own launch; one task a node.
+        index: index of the rank in the task, from 0.
+        count: number of ranks of every task.
     """
     return {
         "RANK": str(task.rank * count + index),
@@ -94,14 +94,14 @@ def _run_children(arguments: Sequence[str], variables: Sequence[Mapping[str, str
     command = [sys.executable, "-m", "minimoe_dist", *arguments]
     children: list[subprocess.Popen[bytes]] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward_signal(number: int, frame: FrameType | None) -> None:
         for child in children:
             child.send_signal(number)
 
     for number in _SIGNALS:
-        signal.signal(number, hand_on)
-    for own in variables:
-        children.append(subprocess.Popen(command, env={**os.environ, **own}))
+        signal.signal(number, forward_signal)
+    for rank_variables in variables:
+        children.append(subprocess.Popen(command, env={**os.environ, **rank_variables}))
     first_failure = 0
     running = list(children)
     while running:
@@ -113,8 +113,8 @@ def _run_children(arguments: Sequence[str], variables: Sequence[Mapping[str, str
                 status: int = child.returncode
                 first_failure = status if status > 0 else 128 - status
                 # One that has saved ends by itself, and the others with it.
-                for other in running if first_failure != ExitStatus.STOPPED else ():
-                    other.terminate()
+                for sibling in running if first_failure != ExitStatus.STOPPED else ():
+                    sibling.terminate()
     return first_failure
 
 

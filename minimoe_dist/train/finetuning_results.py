@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ..config.changes import changed_options, in_words
+from ..config.changes import changed_options, join_changes
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData, unlearnt_rows
 from ..durable import check_replaceable, hash_file, replace_folder, set_aside
@@ -162,8 +162,8 @@ class Grid:
         changes = changed_options(saved.facts, self.facts_of(cell))
         if changes:
             raise UserError(
-                f"{path}: was trained with other options ({in_words(changes)}): give the former "
-                "ones, --resume never, or another output_dir"
+                f"{path}: was trained with other options ({join_changes(changes)}): give the "
+                "former ones, --resume never, or another output_dir"
             )
         return saved.result
 

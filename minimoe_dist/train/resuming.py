@@ -18,7 +18,7 @@ from ..checkpoints.run import (
     save_checkpoint,
     set_aside_checkpoints,
 )
-from ..config.changes import changed_options, in_words
+from ..config.changes import changed_options, join_changes
 from ..errors import UserError
 from ..runtime import logger
 from .agreement import decided_by_rank_0
@@ -123,7 +123,7 @@ class Checkpoints:
             if self._allow_changed_options is not None:
                 remedy = f"give --allow_changed_options to go on with the new ones, or {remedy}"
             raise UserError(
-                f"{checkpoint}: the run's options changed since ({in_words(changes)}): {remedy}"
+                f"{checkpoint}: the run's options changed since ({join_changes(changes)}): {remedy}"
             )
         for change in changes:
             _log.warning("option changed since the checkpoint: %s", change)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from minimoe_dist.doctor.findings import clock_findings, shared_findings
+from minimoe_dist.doctor.findings import clock_findings, shared_finding
 from minimoe_dist.doctor.ranks import bandwidths, clock_offsets, sees_file
 from tests.distributed import run_distributed
 from tests.doctor.healthy import facts
@@ -34,7 +34,7 @@ def _one_folder(folder):
 
 def test_a_folder_that_is_not_shared_names_the_node(tmp_path):
     seen = run_distributed(_own_folders, 2, str(tmp_path))
-    finding = shared_findings(seen, [facts(), facts(1, "n2")], "runs")
+    finding = shared_finding(seen, [facts(), facts(1, "n2")], "runs")
     assert (finding.state, finding.words[-2:]) == ("problem", "n2")
 
 

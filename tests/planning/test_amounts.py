@@ -8,19 +8,19 @@ from minimoe_dist.planning.amounts import Amount, peak
 def test_large_tensors_of_one_moment_and_small_ones_of_another_add_up():
     found = peak([{"a": Amount(small=100)}, {"b": Amount(large=80)}], holes=0)
     assert found.parts == {"a": 100}
-    assert found.kept == 80
+    assert found.retained == 80
 
 
 def test_a_heap_has_holes():
-    assert peak([{"a": Amount(small=100)}], holes=0.5).kept == pytest.approx(50)
+    assert peak([{"a": Amount(small=100)}], holes=0.5).retained == pytest.approx(50)
 
 
 def test_copies_behind_a_step_fill_the_holes_it_left():
     passes, copies = [{"a": Amount(small=100)}], [{"b": Amount(small=140)}]
     found = peak(passes, copies, holes=0.5)
-    assert sum(found.parts.values()) + found.kept == pytest.approx(150)
+    assert sum(found.parts.values()) + found.retained == pytest.approx(150)
 
 
 def test_copies_larger_than_the_heap_let_it_grow():
     found = peak([{"a": Amount(small=100)}], [{"b": Amount(small=400)}], holes=0.5)
-    assert (found.parts, found.kept) == ({"b": 400}, 0)
+    assert (found.parts, found.retained) == ({"b": 400}, 0)

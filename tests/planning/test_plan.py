@@ -114,12 +114,12 @@ def test_steps_are_the_epochs_of_the_corpus_by_the_global_batch():
 
 def test_an_unknown_corpus_gives_no_days():
     plan = planner(corpus=None, training={"max_steps": None}).plan(machine())
-    assert plan.days(plan.own) is None
+    assert plan.days(plan.recipe) is None
 
 
 def test_the_price_is_that_of_all_ranks_for_the_days():
     plan = planner().plan(machine(price_per_device_hour=3.0))
-    assert plan.price(plan.own) == pytest.approx(plan.days(plan.own) * 24 * 8 * 3.0)
+    assert plan.price(plan.recipe) == pytest.approx(plan.days(plan.recipe) * 24 * 8 * 3.0)
 
 
 def test_every_alternative_trains_the_same_global_batch():
@@ -132,7 +132,7 @@ def test_every_alternative_trains_the_same_global_batch():
 def test_what_is_recommended_fits_where_the_recipe_does_not():
     sections = {"data": {"max_length": 128}, "training": {"per_device_train_batch_size": 64}}
     plan = planner(corpus=Corpus(1_000_000, 128.0), **sections).plan(machine(memory_gib=2.0))
-    assert not plan.own.fits
+    assert not plan.recipe.fits
     assert plan.best[0].memory_total <= 2.0 * 2**30
 
 
@@ -152,7 +152,7 @@ def test_ranks_that_an_expert_parallel_size_does_not_divide_are_refused():
 
 def test_a_thousand_ranks_are_planned_on_paper():
     plan = planner().plan(machine(nodes=256))
-    assert plan.own.layout.ranks == 2048
+    assert plan.recipe.layout.ranks == 2048
     assert plan.best
 
 

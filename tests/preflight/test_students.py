@@ -27,7 +27,7 @@ SUB_MODELS = {"ofa_layer": [2, 1], "ofa_hidden": [48]}
 
 
 def check(
-    folder: Path, model_type: str, model: dict[str, Any] | None, to_come: bool = False, **student
+    folder: Path, model_type: str, model: dict[str, Any] | None, is_future: bool = False, **student
 ) -> str:
     """What is wrong with one student that starts from a folder; empty where nothing is."""
     origin = folder / "origin"
@@ -46,8 +46,8 @@ def check(
     }
     recipe.write_text(json.dumps(options))
     teacher = description_of(PLAIN, "big", "big")
-    to_come_here = {str(origin): None} if to_come else {}
-    problems = student_problems(load_run_config(str(recipe)), teacher, to_come_here)
+    future_exports = {str(origin): None} if is_future else {}
+    problems = student_problems(load_run_config(str(recipe)), teacher, future_exports)
     return next(problems, "")
 
 
@@ -128,4 +128,4 @@ def test_a_hub_name_gives_no_weights(tmp_path) -> None:
 
 
 def test_an_export_that_an_earlier_stage_will_write_is_not_looked_for(tmp_path) -> None:
-    assert check(tmp_path, "bert_minilm", None, to_come=True) == ""
+    assert check(tmp_path, "bert_minilm", None, is_future=True) == ""

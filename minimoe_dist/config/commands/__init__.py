@@ -1,6 +1,6 @@
-"""The options of each command: one class for each, from which flags and help pages follow.
+"""Declares the options of each command in a class, from which flags and help pages follow.
 
-`command_line` reads them. Commands that take a run hold it too, as `schema` declares it.
+`command_line` reads them. The options of commands that take a run hold it too (`schema`).
 """
 
 from .base import POSITIONAL, CommandOptions, RecipeOptions

@@ -1,4 +1,4 @@
-"""What all options classes of commands have in common."""
+"""Base classes of the options of all commands."""
 
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
@@ -15,25 +15,24 @@ POSITIONAL: dict[str, Any] = {"positional": True}
 class CommandOptions(Section):
     """Base of a command's options: frozen, no unknown keys, lists also as text with commas.
 
-    A field with ``json_schema_extra=POSITIONAL`` takes words that stand without a flag, in the
-    order of the fields; a list takes all that are left. ``--config`` names a YAML file of these
-    options.
+    A field with ``json_schema_extra=POSITIONAL`` takes arguments without a flag, in the order of
+    the fields; a list takes all remaining ones. ``--config`` names a YAML file of these options.
     """
 
     @field_validator("*", mode="before")
     @classmethod
     def _list_of_text(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[str(info.field_name)].annotation
-        takes_list = any(get_origin(one) is list for one in (annotation, *get_args(annotation)))
+        takes_list = any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
         if takes_list and isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
 
 class RecipeOptions(CommandOptions):
-    """Base of the options of commands that take a run: ``--config`` or a word names its recipe.
+    """Base of the options of commands that take a run, as ``--config RECIPE`` or ``RECIPE``.
 
-    Every option of the run goes behind it, as a flag or as ``key.path=value``.
+    Every option of the run may follow it, as a flag or as ``key.path=value``.
     """
 
     recipe: str | None = Field(
@@ -44,5 +43,5 @@ class RecipeOptions(CommandOptions):
 
     @property
     def presets(self) -> Sequence[str]:
-        """What the command says of the run, before the user does."""
+        """The settings of the run that the command makes, before those of the user."""
         return ()

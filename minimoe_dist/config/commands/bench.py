@@ -6,7 +6,7 @@ from .base import POSITIONAL, RecipeOptions
 
 
 class BenchOptions(RecipeOptions):
-    """A recipe, how long to measure, and where to write what was found."""
+    """The recipe to measure, for how long, and where the results go."""
 
     recipe: str = Field(
         min_length=1,

@@ -11,7 +11,7 @@ Layout = Literal["legacy", "core", "transformer_engine"]
 
 
 class ConvertOptions(CommandOptions):
-    """A BERT of Megatron-LM's and where it goes as Hugging Face's, or the other way round."""
+    """The model to convert between Megatron-LM and Hugging Face, and the format to write."""
 
     input: str = Field(min_length=1, description="checkpoint folder, or a Hugging Face folder")
     output: str = Field(min_length=1, description="folder to write")

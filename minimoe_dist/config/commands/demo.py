@@ -6,7 +6,7 @@ from .base import CommandOptions
 
 
 class DemoOptions(CommandOptions):
-    """Where the demo goes and how long it trains."""
+    """The demo's folder, and how long and on how many processes it trains."""
 
     output_dir: str = Field("runs/demo", description="folder of corpus, run and export")
     steps: int | None = Field(None, ge=1, description="optimizer steps; default the recipe's")

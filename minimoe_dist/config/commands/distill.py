@@ -9,7 +9,7 @@ from .base import RecipeOptions
 
 
 class DistillOptions(RecipeOptions):
-    """A run to do, or to look at first."""
+    """The run to do, or only to print."""
 
     dry_run: bool = Field(
         False, description="print the resolved run and what would stop it (then status 2)"
@@ -17,7 +17,7 @@ class DistillOptions(RecipeOptions):
 
 
 class SparsifyOptions(DistillOptions):
-    """The same of a run whose students are still to be measured."""
+    """The run of ``sparsify``, whose model type is fixed."""
 
     @property
     def presets(self) -> Sequence[str]:

@@ -6,7 +6,7 @@ from .base import CommandOptions
 
 
 class DoctorOptions(CommandOptions):
-    """Where runs will write, and how long a check may take."""
+    """The folder and device to check, and how long a check may take."""
 
     output_dir: str = Field("runs", description="folder that all nodes must see")
     output: str | None = Field(None, description="also write what was found to FILE.json")

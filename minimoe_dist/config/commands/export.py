@@ -8,7 +8,7 @@ from .base import POSITIONAL, CommandOptions
 
 
 class ExportOptions(CommandOptions):
-    """What an export is made of, and what is put beside it."""
+    """The model to export, and the files to write beside it."""
 
     source: str = Field(
         description="a model's folder, or the folder of a run that exported one",

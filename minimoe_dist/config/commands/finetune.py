@@ -11,7 +11,7 @@ from .base import POSITIONAL, CommandOptions
 
 
 class FinetuneOptions(CommandOptions):
-    """A model, tasks or a table, and the grid of seeds, learning rates and batch sizes."""
+    """The model, its tasks or table, and the grid of seeds, learning rates and batch sizes."""
 
     model_name_or_path: str = Field(
         min_length=1,

@@ -10,7 +10,7 @@ from .base import POSITIONAL, CommandOptions, RecipeOptions
 
 
 class SubmitOptions(RecipeOptions):
-    """A run and the Slurm job that it becomes; what is left open stays as in the sbatch file."""
+    """The run and its Slurm job; what is not set stays as in the sbatch file."""
 
     recipe: str = Field(
         min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
@@ -45,7 +45,7 @@ class SubmitOptions(RecipeOptions):
 
 
 class StatusOptions(CommandOptions):
-    """A run to look at."""
+    """The run to look at."""
 
     run: str = Field(min_length=1, description="its output_dir", json_schema_extra=POSITIONAL)
     json_: bool = Field(False, description="print JSON instead of a table")

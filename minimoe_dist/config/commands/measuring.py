@@ -8,7 +8,7 @@ from .base import POSITIONAL, CommandOptions
 
 
 class EvaluateOptions(CommandOptions):
-    """What is measured of a model, on what, and where the numbers go."""
+    """The model to measure, the data to measure it on, and where the numbers go."""
 
     source: str = Field(
         description="a model's folder, or the folder of a run that exported one",
@@ -62,7 +62,7 @@ class EvaluateOptions(CommandOptions):
 
 
 class ReportOptions(CommandOptions):
-    """Which runs a page shows."""
+    """The runs that a page shows, and the page."""
 
     runs: list[str] = Field(
         min_length=1,

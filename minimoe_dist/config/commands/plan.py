@@ -6,7 +6,7 @@ from .base import RecipeOptions
 
 
 class PlanOptions(RecipeOptions):
-    """A recipe, the machine that it is held against, and where the plan goes."""
+    """The recipe to plan, the machine to plan it for, and where the plan goes."""
 
     machine: str | None = Field(
         None, description="name in configs/machines, or a YAML file; default this machine, measured"
