@@ -19,20 +19,20 @@ from .common import dropout_numbers, hash_bits, keep_mask, power_of_two, product
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 _MASKED = tl.constexpr(-1e30)
-_NUMBERS = ("site", "site_bits", "threshold")  # every layer has others: one kernel for all
+_UNSPECIALIZED = ("site", "site_bits", "threshold")  # every layer has others: one kernel for all
 
 
 @triton.jit
-def _part(
+def _load_part(
     projected, start, positions, length, head, part,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Rows [L, TILE] of a head's queries (0), keys (1) or values (2); zeros outside."""
+    """Loads rows [L, TILE] of a head's queries (0), keys (1) or values (2); zeros outside."""
     columns = tl.arange(0, TILE)
-    at = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
-    at += (part * HEADS + head) * WIDTH + columns[None, :]
+    indices = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
+    indices += (part * HEADS + head) * WIDTH + columns[None, :]
     in_bounds = (positions < length)[:, None] & (columns[None, :] < WIDTH)
-    return tl.load(projected + at, mask=in_bounds, other=0.0)
+    return tl.load(projected + indices, mask=in_bounds, other=0.0)
 
 
 @triton.jit
@@ -41,15 +41,15 @@ def _store_part(
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, TILE)
-    at = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
-    at += (part * HEADS + head) * WIDTH + columns[None, :]
+    indices = (start + positions)[:, None] * (PARTS * HEADS * WIDTH)
+    indices += (part * HEADS + head) * WIDTH + columns[None, :]
     in_bounds = (positions < length)[:, None] & (columns[None, :] < WIDTH)
-    tl.store(projected + at, values.to(projected.dtype.element_ty), mask=in_bounds)
+    tl.store(projected + indices, values.to(projected.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
 def _row_bits(keys, start, positions, length, head, site_bits):
-    """Hashed keys uint32 [L] of rows of attention probabilities."""
+    """Hashes the keys, uint32 [L], of rows of attention probabilities."""
     token_keys = tl.load(keys + start + positions, mask=positions < length, other=0)
     head_bits = hash_bits(head.to(tl.uint32))
     return hash_bits(
@@ -59,131 +59,131 @@ def _row_bits(keys, start, positions, length, head, site_bits):
 
 @triton.jit
 def _kept_factors(row_bits, columns, site, threshold, factor):
-    """0 or 1 / (1 − probability) for [L, M]."""
+    """Returns 0 or 1 / (1 − probability) for each of [L, M]."""
     column_bits = hash_bits((columns + site).to(tl.uint32))
     return tl.where(keep_mask(row_bits, column_bits, threshold), factor, 0.0)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _forward(
-    projected, context, logs, starts, lengths, keys, num_tokens,
+    projected, context, log_sums, starts, lengths, keys, num_tokens,
     site, site_bits, threshold, factor,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Contexts [T, A], and log-sums of scores / ln 2, float32 [heads, T]."""
+    """Computes contexts [T, A], and log-sums of scores / ln 2, float32 [heads, T]."""
     sample, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
     first_query = tl.program_id(1) * QUERIES
     if first_query < length:
         scale: tl.constexpr = WIDTH**-0.5 / _LN_2
         rows = first_query + tl.arange(0, QUERIES)
-        query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+        query = _load_part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
         row_bits = tl.zeros((QUERIES,), tl.uint32)
         if DROPS:
             row_bits = _row_bits(keys, start, rows, length, head, site_bits)
-        most = tl.full((QUERIES,), _MASKED, tl.float32)
+        row_max = tl.full((QUERIES,), _MASKED, tl.float32)
         sums = tl.zeros((QUERIES,), tl.float32)
         result = tl.zeros((QUERIES, TILE), tl.float32)
         for first in range(0, length, KEYS):
             columns = first + tl.arange(0, KEYS)
-            key = _part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+            key = _load_part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
             scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
             scores = tl.where((columns < length)[None, :], scores, _MASKED)
-            new = tl.maximum(most, tl.max(scores, 1))
-            powers, fade = tl.exp2(scores - new[:, None]), tl.exp2(most - new)
-            sums = sums * fade + tl.sum(powers, 1)
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            powers, rescale = tl.exp2(scores - new_max[:, None]), tl.exp2(row_max - new_max)
+            sums = sums * rescale + tl.sum(powers, 1)
             if DROPS:
                 powers *= _kept_factors(row_bits, columns, site, threshold, factor)
-            value = _part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+            value = _load_part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
             products = tl.dot(powers.to(value.dtype), value, input_precision=PRECISION)
-            result = result * fade[:, None] + products
-            most = new
+            result = result * rescale[:, None] + products
+            row_max = new_max
         result = result / sums[:, None]
         _store_part(context, result, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-        at = head.to(tl.int64) * num_tokens + start + rows
-        tl.store(logs + at, most + tl.log2(sums), mask=rows < length)
+        indices = head.to(tl.int64) * num_tokens + start + rows
+        tl.store(log_sums + indices, row_max + tl.log2(sums), mask=rows < length)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _backward_queries(
-    projected, context, upstream, logs, gradient, starts, lengths, keys, num_tokens,
+    projected, context, upstream, log_sums, gradient, starts, lengths, keys, num_tokens,
     site, site_bits, threshold, factor,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of queries; a program a block of queries."""
+    """Computes the gradient of queries; a program takes a block of queries."""
     sample, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
     first_query = tl.program_id(1) * QUERIES
     if first_query < length:
         scale: tl.constexpr = WIDTH**-0.5 / _LN_2
         rows = first_query + tl.arange(0, QUERIES)
-        query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
-        arrived = _part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-        attended = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-        mean = tl.sum(arrived.to(tl.float32) * attended.to(tl.float32), 1)
-        at = head.to(tl.int64) * num_tokens + start + rows
-        log = tl.load(logs + at, mask=rows < length, other=0.0)
+        query = _load_part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+        of_context = _load_part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+        context_rows = _load_part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+        mean = tl.sum(of_context.to(tl.float32) * context_rows.to(tl.float32), 1)
+        indices = head.to(tl.int64) * num_tokens + start + rows
+        log_sum = tl.load(log_sums + indices, mask=rows < length, other=0.0)
         row_bits = tl.zeros((QUERIES,), tl.uint32)
         if DROPS:
             row_bits = _row_bits(keys, start, rows, length, head, site_bits)
         result = tl.zeros((QUERIES, TILE), tl.float32)
         for first in range(0, length, KEYS):
             columns = first + tl.arange(0, KEYS)
-            key = _part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+            key = _load_part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
             scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
             scores = tl.where((columns < length)[None, :], scores, _MASKED)
-            shares = tl.exp2(scores - log[:, None])
-            value = _part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
-            slopes = tl.dot(arrived, tl.trans(value), input_precision=PRECISION)
+            probabilities = tl.exp2(scores - log_sum[:, None])
+            value = _load_part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+            slopes = tl.dot(of_context, tl.trans(value), input_precision=PRECISION)
             if DROPS:
                 slopes *= _kept_factors(row_bits, columns, site, threshold, factor)
-            slopes = (shares * (slopes - mean[:, None])).to(key.dtype)
+            slopes = (probabilities * (slopes - mean[:, None])).to(key.dtype)
             result += tl.dot(slopes, key, input_precision=PRECISION)
         result *= WIDTH**-0.5
         _store_part(gradient, result, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _backward_keys(
-    projected, context, upstream, logs, gradient, starts, lengths, keys, num_tokens,
+    projected, context, upstream, log_sums, gradient, starts, lengths, keys, num_tokens,
     site, site_bits, threshold, factor,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, DROPS: tl.constexpr,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values; a program a block of keys. Tiles are [keys, queries]."""
+    """Computes the gradients of keys and values, by blocks of keys; tiles are [keys, queries]."""
     sample, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
     first_key = tl.program_id(1) * KEYS
     if first_key < length:
         scale: tl.constexpr = WIDTH**-0.5 / _LN_2
         columns = first_key + tl.arange(0, KEYS)
-        key = _part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
-        value = _part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
+        key = _load_part(projected, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
+        value = _load_part(projected, start, columns, length, head, 2, HEADS, WIDTH, TILE, 3)
         column_bits = hash_bits((columns + site).to(tl.uint32))
         of_keys = tl.zeros((KEYS, TILE), tl.float32)
         of_values = tl.zeros((KEYS, TILE), tl.float32)
         for first in range(0, length, QUERIES):
             rows = first + tl.arange(0, QUERIES)
-            query = _part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
-            arrived = _part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-            attended = _part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
-            mean = tl.sum(arrived.to(tl.float32) * attended.to(tl.float32), 1)
-            at = head.to(tl.int64) * num_tokens + start + rows
-            log = tl.load(logs + at, mask=rows < length, other=0.0)
+            query = _load_part(projected, start, rows, length, head, 0, HEADS, WIDTH, TILE, 3)
+            of_context = _load_part(upstream, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+            context_rows = _load_part(context, start, rows, length, head, 0, HEADS, WIDTH, TILE, 1)
+            mean = tl.sum(of_context.to(tl.float32) * context_rows.to(tl.float32), 1)
+            indices = head.to(tl.int64) * num_tokens + start + rows
+            log_sum = tl.load(log_sums + indices, mask=rows < length, other=0.0)
             scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale
             in_bounds = (columns < length)[:, None] & (rows < length)[None, :]
-            shares = tl.where(in_bounds, tl.exp2(scores - log[None, :]), 0.0)
-            slopes = tl.dot(value, tl.trans(arrived), input_precision=PRECISION)
-            dropped = shares
+            probabilities = tl.where(in_bounds, tl.exp2(scores - log_sum[None, :]), 0.0)
+            slopes = tl.dot(value, tl.trans(of_context), input_precision=PRECISION)
+            dropped = probabilities
             if DROPS:
                 row_bits = _row_bits(keys, start, rows, length, head, site_bits)
                 factors = tl.where(keep_mask(column_bits, row_bits, threshold), factor, 0.0)
-                dropped = shares * factors
+                dropped = probabilities * factors
                 slopes *= factors
-            of_values += tl.dot(dropped.to(arrived.dtype), arrived, input_precision=PRECISION)
-            slopes = (shares * (slopes - mean[None, :])).to(query.dtype)
+            of_values += tl.dot(dropped.to(of_context.dtype), of_context, input_precision=PRECISION)
+            slopes = (probabilities * (slopes - mean[None, :])).to(query.dtype)
             of_keys += tl.dot(slopes, query, input_precision=PRECISION)
         of_keys *= WIDTH**-0.5
         _store_part(gradient, of_keys, start, columns, length, head, 1, HEADS, WIDTH, TILE, 3)
@@ -212,7 +212,7 @@ def attention(
     longest: int,
     dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor]:
-    """Contexts of packed samples, and what the backward pass needs beside them.
+    """Computes contexts of packed samples, and what the backward pass needs beside them.
 
     Args:
         projected: [T, 3 A], queries, keys and values side by side, contiguous.
@@ -227,59 +227,59 @@ def attention(
     """
     width = projected.shape[1] // (3 * heads)
     context = projected.new_zeros(projected.shape[0], heads * width)
-    logs = torch.empty(heads, projected.shape[0], device=projected.device)
-    queries, keys = _blocks(projected, width, longest)
+    log_sums = torch.empty(heads, projected.shape[0], device=projected.device)
+    queries, keys = _block_sizes(projected, width, longest)
     grid = (starts.numel() * heads, triton.cdiv(longest, queries))
     _forward[grid](
-        projected, context, logs, starts, lengths, *_numbers(projected, dropout),
-        **_shape(projected, heads, width, dropout), QUERIES=queries, KEYS=keys, num_warps=4,
+        projected, context, log_sums, starts, lengths, *_dropout_arguments(projected, dropout),
+        **_constants(projected, heads, width, dropout), QUERIES=queries, KEYS=keys, num_warps=4,
     )  # fmt: skip
-    return context, logs
+    return context, log_sums
 
 
 def attention_gradient(
     upstream: Tensor,
     projected: Tensor,
     context: Tensor,
-    logs: Tensor,
+    log_sums: Tensor,
     starts: Tensor,
     lengths: Tensor,
     heads: int,
     longest: int,
     dropout: Dropout | None,
 ) -> Tensor:
-    """The gradient of ``projected`` for ``upstream`` of contexts; see :func:`attention`."""
+    """Computes the gradient of ``projected`` for ``upstream`` of contexts (:func:`attention`)."""
     width = projected.shape[1] // (3 * heads)
     gradient = torch.zeros_like(projected)
-    queries, keys = _blocks(projected, width, longest)
-    tensors = (projected, context, upstream, logs, gradient, starts, lengths)
-    numbers, shape = _numbers(projected, dropout), _shape(projected, heads, width, dropout)
+    queries, keys = _block_sizes(projected, width, longest)
+    tensors = (projected, context, upstream, log_sums, gradient, starts, lengths)
+    arguments = _dropout_arguments(projected, dropout)
+    constants = _constants(projected, heads, width, dropout)
     programs = starts.numel() * heads
     _backward_queries[(programs, triton.cdiv(longest, queries))](
-        *tensors, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
+        *tensors, *arguments, **constants, QUERIES=queries, KEYS=keys, num_warps=4
     )
     _backward_keys[(programs, triton.cdiv(longest, keys))](
-        *tensors, *numbers, **shape, QUERIES=queries, KEYS=keys, num_warps=4
+        *tensors, *arguments, **constants, QUERIES=queries, KEYS=keys, num_warps=4
     )
     return gradient
 
 
-def _blocks(projected: Tensor, width: int, longest: int) -> tuple[int, int]:
-    """Queries and keys of a block; wide heads and float32 leave fewer registers."""
-    most = 64 if width <= 64 and projected.element_size() <= 2 else 32
-    size = min(most, power_of_two(longest))
+def _block_sizes(projected: Tensor, width: int, longest: int) -> tuple[int, int]:
+    """Chooses queries and keys of a block; wide heads and float32 leave fewer registers."""
+    largest = 64 if width <= 64 and projected.element_size() <= 2 else 32
+    size = min(largest, power_of_two(longest))
     return size, size
 
 
-def _numbers(projected: Tensor, dropout: Dropout | None) -> tuple[Any, ...]:
+def _dropout_arguments(projected: Tensor, dropout: Dropout | None) -> tuple[Any, ...]:
     tokens = projected.shape[0]
     if dropout is None:
         return projected, tokens, 0, 0, 0, 1.0
-    numbers = dropout_numbers(dropout.probability, dropout.site)
-    return dropout.keys, tokens, dropout.site, *numbers
+    return dropout.keys, tokens, dropout.site, *dropout_numbers(dropout.probability, dropout.site)
 
 
-def _shape(
+def _constants(
     projected: Tensor, heads: int, width: int, dropout: Dropout | None
 ) -> dict[str, int | bool | str]:
     return {

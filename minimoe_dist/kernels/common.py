@@ -1,4 +1,4 @@
-"""What several kernels share: random bits, tile sizes, precision of products."""
+"""Helpers that several kernels share: random bits, tile sizes, precision of products."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ import triton.language as tl
 
 @triton.jit
 def hash_bits(bits):
-    """The mixer of `models.noise.hash_bits`, on uint32."""
+    """Mixes uint32 bits as `models.noise.hash_bits` does."""
     bits = bits ^ (bits >> 16)
     bits = bits * 0x7FEB352D
     bits = bits ^ (bits >> 15)
@@ -17,7 +17,7 @@ def hash_bits(bits):
 
 @triton.jit
 def keep_mask(row_bits, column_bits, threshold):
-    """Which elements of [rows, columns] dropout keeps, as `models.noise` decides it.
+    """Tells which elements of [rows, columns] dropout keeps, as `models.noise` decides it.
 
     Args:
         row_bits: uint32 [rows], hashed keys of the rows.
@@ -32,17 +32,17 @@ def keep_mask(row_bits, column_bits, threshold):
 
 
 def power_of_two(size: int, at_least: int = 16) -> int:
-    """The smallest power of two of at least ``size``; products want 16 or more."""
+    """Rounds ``size`` up to a power of two; products want 16 or more."""
     return max(at_least, triton.next_power_of_2(size))
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies: float32 in three TF32 products, which lose nothing to speak of."""
+    """Chooses how ``tl.dot`` multiplies: float32 in three TF32 products, with hardly a loss."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def dropout_numbers(probability: float, site: int) -> tuple[int, int, float]:
-    """A site's key and the threshold of dropout, as `models.noise` has them, and 1 / (1 - p).
+    """Returns a site's key, the threshold of dropout, as `models.noise` has them, and 1 / (1 - p).
 
     The first two are signed, as a kernel takes 32-bit integers.
     """

@@ -1,4 +1,4 @@
-"""Where operators run their kernels."""
+"""Decides where operators run their kernels."""
 
 import os
 from typing import TYPE_CHECKING
@@ -8,5 +8,5 @@ if TYPE_CHECKING:
 
 
 def runs_kernel(values: "Tensor") -> bool:
-    """On a GPU; on a CPU only in Triton's interpreter (``TRITON_INTERPRET=1``), for tests."""
+    """Tells whether kernels run: on a GPU, or by ``TRITON_INTERPRET=1`` on a CPU, for tests."""
     return values.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"

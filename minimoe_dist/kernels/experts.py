@@ -22,7 +22,7 @@ _MULTIPROCESSORS = 128  # about as many as the devices have that this is for
 
 @triton.jit
 def _sort(expert, order, offsets, num_rows, BLOCK: tl.constexpr):
-    """A program an expert: counts the rows before its own, then lists its own in order."""
+    """Sorts rows by expert; each one's program counts the rows before its own, then lists them."""
     this_expert = tl.program_id(0)
     begin = 0
     for first in range(0, num_rows, BLOCK):
@@ -42,17 +42,17 @@ def _sort(expert, order, offsets, num_rows, BLOCK: tl.constexpr):
 def _group_of(
     tile, offsets, num_rows, EXPERTS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr
 ):
-    """(expert, first row, end of its rows) of a tile of rows; behind the experts, rows of none."""
+    """Finds a tile's (expert, first row, end of its rows); behind the experts, rows of none."""
     slots = tl.arange(0, SLOTS)
     begins = tl.load(offsets + slots, mask=slots <= EXPERTS, other=0)
     ends = tl.load(offsets + slots + 1, mask=slots < EXPERTS, other=0)
     ends = tl.where(slots == EXPERTS, num_rows, ends)
     tiles = tl.where(slots <= EXPERTS, (ends - begins + ROWS - 1) // ROWS, 0)
     expert = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
-    before = tl.sum(tl.where(slots < expert, tiles, 0), 0)
+    tiles_before = tl.sum(tl.where(slots < expert, tiles, 0), 0)
     begin = tl.sum(tl.where(slots == expert, begins, 0), 0)
     end = tl.sum(tl.where(slots == expert, ends, 0), 0)
-    return expert, begin + (tile - before) * ROWS, end
+    return expert, begin + (tile - tiles_before) * ROWS, end
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _products(
     GATHERS: tl.constexpr, SCATTERS: tl.constexpr, HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    """out[r] = W[e(r)] · rows[r] + bias[e(r)]; W's strides say which of its axes is summed over."""
+    """Sets out[r] = W[e(r)] · rows[r] + bias[e(r)]; W's strides say which axis is summed over."""
     blocks: tl.constexpr = (N + OUTPUTS - 1) // OUTPUTS
     tile, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     expert, first, end = _group_of(tile, offsets, num_rows, EXPERTS, SLOTS, ROWS)
@@ -78,7 +78,7 @@ def _products(
         output_mask = outputs < N
         result = tl.zeros((ROWS, OUTPUTS), tl.float32)
         if expert < EXPERTS:
-            own_weight = weight + expert.to(tl.int64) * (K * N)
+            matrix = weight + expert.to(tl.int64) * (K * N)
             for start in range(0, K, INPUTS):
                 inputs = start + tl.arange(0, INPUTS)
                 input_mask = inputs < K
@@ -88,17 +88,17 @@ def _products(
                     other=0.0,
                 )
                 w = tl.load(
-                    own_weight + inputs[:, None] * input_stride + outputs[None, :] * output_stride,
+                    matrix + inputs[:, None] * input_stride + outputs[None, :] * output_stride,
                     mask=input_mask[:, None] & output_mask[None, :],
                     other=0.0,
                 )
                 result = tl.dot(x, w, result, input_precision=PRECISION)
             if HAS_BIAS:
-                own_bias = tl.load(bias + expert * N + outputs, mask=output_mask, other=0.0)
-                result += own_bias.to(tl.float32)[None, :]
-        at = target[:, None] * N + outputs[None, :]
+                expert_bias = tl.load(bias + expert * N + outputs, mask=output_mask, other=0.0)
+                result += expert_bias.to(tl.float32)[None, :]
+        indices = target[:, None] * N + outputs[None, :]
         result = result.to(out.dtype.element_ty)
-        tl.store(out + at, result, mask=inside[:, None] & output_mask[None, :])
+        tl.store(out + indices, result, mask=inside[:, None] & output_mask[None, :])
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def _weight_gradients(
     K: tl.constexpr, N: tl.constexpr, GATHERS: tl.constexpr, SCATTERS: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over an expert's rows of upstream ⊗ row, and of upstream."""
+    """Sums upstream ⊗ row, and upstream, over an expert's rows."""
     expert = tl.program_id(0)
     begin, end = tl.load(offsets + expert), tl.load(offsets + expert + 1)
     outputs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -123,7 +123,7 @@ def _weight_gradients(
             token_rows = tl.load(order + sorted_rows, mask=inside, other=0)
         source = (token_rows if GATHERS else sorted_rows).to(tl.int64)
         target = (token_rows if SCATTERS else sorted_rows).to(tl.int64)
-        arrived = tl.load(
+        of_out = tl.load(
             upstream + target[:, None] * N + outputs[None, :],
             mask=inside[:, None] & output_mask[None, :],
             other=0.0,
@@ -133,18 +133,18 @@ def _weight_gradients(
             mask=inside[:, None] & input_mask[None, :],
             other=0.0,
         )
-        of_weight = tl.dot(tl.trans(arrived), x, of_weight, input_precision=PRECISION)
-        of_bias += tl.sum(arrived.to(tl.float32), 0)
-    at = (expert.to(tl.int64) * N + outputs)[:, None] * K + inputs[None, :]
+        of_weight = tl.dot(tl.trans(of_out), x, of_weight, input_precision=PRECISION)
+        of_bias += tl.sum(of_out.to(tl.float32), 0)
+    indices = (expert.to(tl.int64) * N + outputs)[:, None] * K + inputs[None, :]
     narrowed = of_weight.to(weight_gradient.dtype.element_ty)
-    tl.store(weight_gradient + at, narrowed, mask=output_mask[:, None] & input_mask[None, :])
+    tl.store(weight_gradient + indices, narrowed, mask=output_mask[:, None] & input_mask[None, :])
     if tl.program_id(2) == 0:
         sums = of_bias.to(bias_gradient.dtype.element_ty)
         tl.store(bias_gradient + expert * N + outputs, sums, mask=output_mask)
 
 
 def expert_order(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Rows by expert, in their own order within one.
+    """Sorts rows by expert, in their own order within one.
 
     Args:
         expert: int32 [T]; ``num_experts`` for rows that go to none, which come last.
@@ -172,7 +172,7 @@ def grouped_product(
     scatters: bool,
     transposed: bool = False,
 ) -> Tensor:
-    """Rows times the weights of their experts.
+    """Multiplies rows by the weights of their experts.
 
     Args:
         rows: [T, K], contiguous; in the tokens' order with ``gathers``, else sorted by expert.
@@ -218,16 +218,16 @@ def grouped_weight_gradient(
     gathers: bool,
     scatters: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of weight [E, N, K] and bias [E, N] of :func:`grouped_product`.
+    """Computes the gradients of weight [E, N, K] and bias [E, N] of :func:`grouped_product`.
 
     Args:
         upstream: [T, N], of the result, contiguous.
-        rows: [T, K], as they were given.
-        weight: for its shape and type.
-        order: as it was given.
-        offsets: as they were given.
-        gathers: as it was given.
-        scatters: as it was given.
+        rows: [T, K], those of the product.
+        weight: [E, N, K], read for its shape and type.
+        order: int32 [T], the product's.
+        offsets: int32 [E + 1], the product's.
+        gathers: the product's.
+        scatters: the product's.
     """
     experts, outputs, inputs = weight.shape
     narrow = rows.element_size() <= 2

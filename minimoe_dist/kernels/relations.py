@@ -25,7 +25,7 @@ _BLOCK = 64
 
 @triton.jit
 def _inside(positions, length, valid, start, HAS_VALID: tl.constexpr):
-    """Which positions are tokens of the sample."""
+    """Tells which positions are tokens of the sample."""
     inside = positions < length
     if HAS_VALID:
         inside = inside & (tl.load(valid + start + positions, mask=inside, other=0) != 0)
@@ -33,16 +33,16 @@ def _inside(positions, length, valid, start, HAS_VALID: tl.constexpr):
 
 
 @triton.jit
-def _head(signal, start, stride, positions, inside, head, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Rows [L, TILE] of one head; zeros outside of the sample and beside the head."""
+def _load(signal, start, stride, positions, inside, head, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Loads rows [L, TILE] of one head; zeros outside of the sample and beside the head."""
     columns = tl.arange(0, TILE)
-    at = (start + positions)[:, None] * stride + head * WIDTH + columns[None, :]
-    return tl.load(signal + at, mask=inside[:, None] & (columns[None, :] < WIDTH), other=0.0)
+    indices = (start + positions)[:, None] * stride + head * WIDTH + columns[None, :]
+    return tl.load(signal + indices, mask=inside[:, None] & (columns[None, :] < WIDTH), other=0.0)
 
 
 @triton.jit
 def _scores(rows, keys, inside, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores / ln 2 of rows [L, TILE] for keys [M, TILE], far below where those are padding."""
+    """Computes scores / ln 2 of rows [L, TILE] for keys [M, TILE], far below at padding."""
     scale: tl.constexpr = WIDTH**-0.5 / _LN_2
     scores = tl.dot(rows, tl.trans(keys), input_precision=PRECISION) * scale
     return tl.where(inside[None, :], scores, _MASKED)
@@ -54,9 +54,9 @@ def _store_gradient(
     HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, TILE)
-    at = (start + positions)[:, None] * (HEADS * WIDTH) + head * WIDTH + columns[None, :]
+    indices = (start + positions)[:, None] * (HEADS * WIDTH) + head * WIDTH + columns[None, :]
     mask = inside[:, None] & (columns[None, :] < WIDTH)
-    tl.store(gradient + at, result * WIDTH**-0.5, mask=mask)
+    tl.store(gradient + indices, result * WIDTH**-0.5, mask=mask)
 
 
 @triton.jit
@@ -66,28 +66,28 @@ def _tile(
     TEACHER: tl.constexpr, TEACHER_TILE: tl.constexpr, HAS_VALID: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, PRECISION: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """Nats of one head of a sample of at most L positions; writes its gradient."""
+    """Returns the loss of one head of a sample of at most L positions; writes its gradient."""
     positions = tl.arange(0, L)
     inside = _inside(positions, length, valid, start, HAS_VALID)
-    y = _head(teacher, start, teacher_stride, positions, inside, head, TEACHER, TEACHER_TILE)
+    y = _load(teacher, start, teacher_stride, positions, inside, head, TEACHER, TEACHER_TILE)
     t = _scores(y, y, inside, TEACHER, PRECISION)
     t -= tl.max(t, 1)[:, None]
-    x = _head(student, start, student_stride, positions, inside, head, STUDENT, STUDENT_TILE)
+    x = _load(student, start, student_stride, positions, inside, head, STUDENT, STUDENT_TILE)
     s = _scores(x, x, inside, STUDENT, PRECISION)
     s -= tl.max(s, 1)[:, None]
     t_powers, s_powers = tl.exp2(t), tl.exp2(s)
     t_sums, s_sums = tl.sum(t_powers, 1), tl.sum(s_powers, 1)
-    t_shares = t_powers / t_sums[:, None]
-    rows = tl.sum(t_shares * (t - s), 1) - tl.log2(t_sums) + tl.log2(s_sums)
+    t_probabilities = t_powers / t_sums[:, None]
+    losses = tl.sum(t_probabilities * (t - s), 1) - tl.log2(t_sums) + tl.log2(s_sums)
     if WITH_GRADIENT:
         in_sample = inside[:, None] & inside[None, :]
-        slopes = tl.where(in_sample, s_powers / s_sums[:, None] - t_shares, 0.0)
+        slopes = tl.where(in_sample, s_powers / s_sums[:, None] - t_probabilities, 0.0)
         slopes = (slopes + tl.trans(slopes)).to(x.dtype)
         result = tl.dot(slopes, x, input_precision=PRECISION)
         _store_gradient(
             gradient, result, start, positions, inside, head, HEADS, STUDENT, STUDENT_TILE
         )
-    return tl.sum(tl.where(inside, rows, 0.0), 0) * _LN_2
+    return tl.sum(tl.where(inside, losses, 0.0), 0) * _LN_2
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def _in_one_pass(
     TEACHER: tl.constexpr, TEACHER_TILE: tl.constexpr, HAS_VALID: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, PRECISION: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """A program a (sample, head); ``losses`` [B · R]."""
+    """Computes ``losses`` [B · R] and the gradient; a program takes a (sample, head)."""
     program = tl.program_id(0)
     sample, head = program // HEADS, program % HEADS
     start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
@@ -125,7 +125,7 @@ def _log_sums(
     TEACHER: tl.constexpr, TEACHER_TILE: tl.constexpr, HAS_VALID: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Log-sums [R, N] of rows, and ``losses`` [B · R, blocks]; a program a block of rows."""
+    """Computes log-sums [R, N] of rows and ``losses`` [B · R, blocks], by blocks of rows."""
     program, block = tl.program_id(0), tl.program_id(1)
     sample, head = program // HEADS, program % HEADS
     start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
@@ -133,29 +133,29 @@ def _log_sums(
     if block * BLOCK < length:
         positions = block * BLOCK + tl.arange(0, BLOCK)
         inside = _inside(positions, length, valid, start, HAS_VALID)
-        x = _head(student, start, student_stride, positions, inside, head, STUDENT, STUDENT_TILE)
-        y = _head(teacher, start, teacher_stride, positions, inside, head, TEACHER, TEACHER_TILE)
-        s_most = tl.full((BLOCK,), _MASKED, tl.float32)
-        t_most = tl.full((BLOCK,), _MASKED, tl.float32)
+        x = _load(student, start, student_stride, positions, inside, head, STUDENT, STUDENT_TILE)
+        y = _load(teacher, start, teacher_stride, positions, inside, head, TEACHER, TEACHER_TILE)
+        s_max = tl.full((BLOCK,), _MASKED, tl.float32)
+        t_max = tl.full((BLOCK,), _MASKED, tl.float32)
         s_sums = tl.zeros((BLOCK,), tl.float32)
         t_sums = tl.zeros((BLOCK,), tl.float32)
         differences = tl.zeros((BLOCK,), tl.float32)
         for first in range(0, length, BLOCK):
             columns = first + tl.arange(0, BLOCK)
             mask = _inside(columns, length, valid, start, HAS_VALID)
-            keys = _head(student, start, student_stride, columns, mask, head, STUDENT, STUDENT_TILE)
+            keys = _load(student, start, student_stride, columns, mask, head, STUDENT, STUDENT_TILE)
             s = _scores(x, keys, mask, STUDENT, PRECISION)
-            keys = _head(teacher, start, teacher_stride, columns, mask, head, TEACHER, TEACHER_TILE)
+            keys = _load(teacher, start, teacher_stride, columns, mask, head, TEACHER, TEACHER_TILE)
             t = _scores(y, keys, mask, TEACHER, PRECISION)
-            most = tl.maximum(s_most, tl.max(s, 1))
-            s_sums = s_sums * tl.exp2(s_most - most) + tl.sum(tl.exp2(s - most[:, None]), 1)
-            s_most = most
-            most = tl.maximum(t_most, tl.max(t, 1))
-            powers, fade = tl.exp2(t - most[:, None]), tl.exp2(t_most - most)
-            t_sums = t_sums * fade + tl.sum(powers, 1)
-            differences = differences * fade + tl.sum(powers * (t - s), 1)
-            t_most = most
-        s_log, t_log = s_most + tl.log2(s_sums), t_most + tl.log2(t_sums)
+            new_max = tl.maximum(s_max, tl.max(s, 1))
+            s_sums = s_sums * tl.exp2(s_max - new_max) + tl.sum(tl.exp2(s - new_max[:, None]), 1)
+            s_max = new_max
+            new_max = tl.maximum(t_max, tl.max(t, 1))
+            powers, rescale = tl.exp2(t - new_max[:, None]), tl.exp2(t_max - new_max)
+            t_sums = t_sums * rescale + tl.sum(powers, 1)
+            differences = differences * rescale + tl.sum(powers * (t - s), 1)
+            t_max = new_max
+        s_log, t_log = s_max + tl.log2(s_sums), t_max + tl.log2(t_sums)
         tl.store(s_logs + head * num_rows + start + positions, s_log, mask=inside)
         tl.store(t_logs + head * num_rows + start + positions, t_log, mask=inside)
         loss = tl.sum(tl.where(inside, differences / t_sums - t_log + s_log, 0.0), 0) * _LN_2
@@ -170,15 +170,15 @@ def _gradients(
     TEACHER: tl.constexpr, TEACHER_TILE: tl.constexpr, HAS_VALID: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of rows; scores are symmetric, so D and Dᵀ come from one product."""
+    """Computes the gradient by blocks of rows; scores are symmetric: one product gives D and Dᵀ."""
     program, block = tl.program_id(0), tl.program_id(1)
     sample, head = program // HEADS, program % HEADS
     start, length = tl.load(starts + sample).to(tl.int64), tl.load(lengths + sample)
     if block * BLOCK < length:
         positions = block * BLOCK + tl.arange(0, BLOCK)
         inside = _inside(positions, length, valid, start, HAS_VALID)
-        x = _head(student, start, student_stride, positions, inside, head, STUDENT, STUDENT_TILE)
-        y = _head(teacher, start, teacher_stride, positions, inside, head, TEACHER, TEACHER_TILE)
+        x = _load(student, start, student_stride, positions, inside, head, STUDENT, STUDENT_TILE)
+        y = _load(teacher, start, teacher_stride, positions, inside, head, TEACHER, TEACHER_TILE)
         logs = head * num_rows + start
         s_log = tl.load(s_logs + logs + positions, mask=inside, other=0.0)[:, None]
         t_log = tl.load(t_logs + logs + positions, mask=inside, other=0.0)[:, None]
@@ -186,14 +186,14 @@ def _gradients(
         for first in range(0, length, BLOCK):
             columns = first + tl.arange(0, BLOCK)
             mask = _inside(columns, length, valid, start, HAS_VALID)
-            keys = _head(teacher, start, teacher_stride, columns, mask, head, TEACHER, TEACHER_TILE)
+            keys = _load(teacher, start, teacher_stride, columns, mask, head, TEACHER, TEACHER_TILE)
             t = _scores(y, keys, mask, TEACHER, PRECISION)
-            keys = _head(student, start, student_stride, columns, mask, head, STUDENT, STUDENT_TILE)
+            keys = _load(student, start, student_stride, columns, mask, head, STUDENT, STUDENT_TILE)
             s = _scores(x, keys, mask, STUDENT, PRECISION)
-            s_other = tl.load(s_logs + logs + columns, mask=mask, other=0.0)[None, :]
-            t_other = tl.load(t_logs + logs + columns, mask=mask, other=0.0)[None, :]
+            s_column_log = tl.load(s_logs + logs + columns, mask=mask, other=0.0)[None, :]
+            t_column_log = tl.load(t_logs + logs + columns, mask=mask, other=0.0)[None, :]
             slopes = tl.exp2(s - s_log) - tl.exp2(t - t_log)
-            slopes += tl.exp2(s - s_other) - tl.exp2(t - t_other)
+            slopes += tl.exp2(s - s_column_log) - tl.exp2(t - t_column_log)
             slopes = tl.where(inside[:, None] & mask[None, :], slopes, 0.0).to(keys.dtype)
             result += tl.dot(slopes, keys, input_precision=PRECISION)
         _store_gradient(
@@ -211,7 +211,7 @@ def relation_loss(
     longest: int,
     gradient: Tensor | None,
 ) -> Tensor:
-    """Summed KL(teacher ‖ student) of the relations of one signal.
+    """Sums KL(teacher ‖ student) of the relations of one signal.
 
     Args:
         student: [N, H], rows in any stride, columns contiguous.
@@ -228,23 +228,22 @@ def relation_loss(
     """
     samples, rows = starts.numel(), student.shape[0]
     widths = student.shape[1] // heads, teacher.shape[1] // heads
-    precision = product_precision(student.dtype)
     strides = student.stride(0), teacher.stride(0)
-    shape = {
+    constants = {
         "HEADS": heads,
         "STUDENT": widths[0],
         "STUDENT_TILE": power_of_two(widths[0]),
         "TEACHER": widths[1],
         "TEACHER_TILE": power_of_two(widths[1]),
         "HAS_VALID": valid is not None,
-        "PRECISION": precision,
+        "PRECISION": product_precision(student.dtype),
     }
     if longest <= _ONE_TILE:
         largest = power_of_two(longest, at_least=32)
         losses = torch.empty(samples * heads, device=student.device)
         _in_one_pass[(samples * heads,)](
             student, teacher, gradient, losses, starts, lengths, valid, *strides,
-            **shape, WITH_GRADIENT=gradient is not None, LARGEST=largest,
+            **constants, WITH_GRADIENT=gradient is not None, LARGEST=largest,
             num_warps=8 if largest == _ONE_TILE else 4,
         )  # fmt: skip
         return losses
@@ -253,11 +252,11 @@ def relation_loss(
     logs = torch.empty(2, heads, rows, device=student.device)
     _log_sums[grid](
         student, teacher, logs[0], logs[1], losses, starts, lengths, valid, *strides, rows,
-        **shape, BLOCK=_BLOCK, num_warps=4,
+        **constants, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     if gradient is not None:
         _gradients[grid](
             student, teacher, gradient, logs[0], logs[1], starts, lengths, valid, *strides, rows,
-            **shape, BLOCK=_BLOCK, num_warps=4,
+            **constants, BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip
     return losses

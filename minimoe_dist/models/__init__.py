@@ -1,1 +1,1 @@
-"""Plain single-device modules: students, experts, teachers."""
+"""Plain single-device modules: students, their experts, and teachers."""

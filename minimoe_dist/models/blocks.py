@@ -1,4 +1,4 @@
-"""What the encoders of this package share: embeddings, dropout, what stands on top.
+"""Building blocks of the package's encoders: embeddings, dropout, and what stands on top.
 
 Shapes: B samples, S positions, T packed tokens, H hidden size.
 """
@@ -21,7 +21,7 @@ from .packing import Layout
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """What an encoder returns.
+    """The outputs of an encoder's pass.
 
     Attributes:
         last_hidden_state: [B, S, H], zeros at padding; [T, H] of a batch that came packed. None
@@ -41,7 +41,7 @@ class EncoderOutput(ModelOutput):
 
 
 class StudentOutput(NamedTuple):
-    """What a student's pass gives its objective; None where it was not asked for.
+    """The outputs of a student's pass that its objective reads; None where not asked for.
 
     Attributes:
         routers: the routers' statistics.
@@ -58,15 +58,15 @@ class StudentOutput(NamedTuple):
     predicted: int = 0
 
 
-def through(module: nn.Module, name: str, values: Tensor) -> Tensor:
-    """``values`` through the part of that name, or as they are if the family has none there."""
-    part = getattr(module, name, None)
-    result: Tensor = values if part is None else part(values)
+def apply_if_present(module: nn.Module, name: str, values: Tensor) -> Tensor:
+    """Applies the submodule ``name``; where the family has none there, returns ``values``."""
+    submodule = getattr(module, name, None)
+    result: Tensor = values if submodule is None else submodule(values)
     return result
 
 
 class Dropout:
-    """A place in the network where dropout happens, with its number."""
+    """Dropout at one place in the network, whose number (the site) selects its random bits."""
 
     def __init__(self, probability: float, site: int) -> None:
         self.probability = probability
@@ -99,12 +99,12 @@ class Embeddings(nn.Module):
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout, noise: NoiseKeys | None
     ) -> Tensor:
-        """Ids and segments in the batch's shape to [T, H]."""
+        """Embeds ids and segments, given in the batch's shape, as [T, H]."""
         embedded = self.look_up(input_ids, token_type_ids, layout)
-        return self.dropout(through(self, "LayerNorm", embedded), noise)
+        return self.dropout(apply_if_present(self, "LayerNorm", embedded), noise)
 
     def look_up(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
-        """The sum of the three tables' rows, [T, H]."""
+        """Sums the three tables' rows, [T, H], before LayerNorm and dropout."""
         segments = token_type_ids if self.reads_segments else torch.zeros_like(input_ids)
         positions = layout.positions(input_ids, self.first_position)
         embedded = layout.embed(self.word_embeddings, layout.pack(input_ids))
@@ -112,13 +112,13 @@ class Embeddings(nn.Module):
         return embedded + layout.embed(self.position_embeddings, positions)
 
 
-def projected(values: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
-    """``values`` through several maps at once, results side by side: one product, not several."""
-    if any(each.weight.dim() != 2 for each in maps):
+def project_jointly(values: Tensor, linears: Sequence[nn.Linear]) -> Tensor:
+    """Applies several linear maps in one product; their results lie side by side."""
+    if any(linear.weight.dim() != 2 for linear in linears):
         # Shared out by ZeRO-3: a map's call brings its weights.
-        return torch.cat([each(values) for each in maps], dim=-1)
-    weight = torch.cat([each.weight for each in maps])
-    return F.linear(values, weight, torch.cat([each.bias for each in maps]))
+        return torch.cat([linear(values) for linear in linears], dim=-1)
+    weight = torch.cat([linear.weight for linear in linears])
+    return F.linear(values, weight, torch.cat([linear.bias for linear in linears]))
 
 
 class Pooler(nn.Module):
@@ -129,12 +129,12 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(size, size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, S, H] to [B, H]."""
+        """Maps [B, S, H] to [B, H]."""
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class RelationProjections(nn.Module):
-    """Three H → H maps of the final hidden states."""
+    """Three H → H maps that make queries, keys and values of the final hidden states."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -143,8 +143,9 @@ class RelationProjections(nn.Module):
         self.value = nn.Linear(size, size)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[…, H] to three of them."""
-        query, key, value = projected(hidden, (self.query, self.key, self.value)).chunk(3, -1)
+        """Maps […, H] to query, key and value, each […, H]."""
+        linears = (self.query, self.key, self.value)
+        query, key, value = project_jointly(hidden, linears).chunk(3, -1)
         return query, key, value
 
 
@@ -152,30 +153,30 @@ class StudentPass(PreTrainedModel):
     """The pass of a student: its encoder, and what stands on that for its objective.
 
     Classes of students put themselves before their encoder's own base class. They make ``bert`` and
-    say what is compared; a further part, such as a masked-LM head, extends :meth:`one_pass`.
+    give :meth:`student_output`; a further part, such as a masked-LM head, extends :meth:`one_pass`.
     """
 
     bert: Any
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
-        """Takes what the encoder takes."""
+        """Runs one pass; takes what the encoder takes."""
         return self.one_pass(input_ids, **inputs)
 
     def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
-        """What the objective compares, of one pass of the encoder."""
-        return self.compared(self.encode(input_ids, **inputs))
+        """Runs the encoder once and returns what the objective compares."""
+        return self.student_output(self.encode(input_ids, **inputs))
 
     def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
-        """A whole pass of the encoder, with all that :meth:`compared` reads."""
+        """Runs the whole encoder, with all outputs that :meth:`student_output` reads."""
         raise NotImplementedError
 
-    def compared(self, encoded: EncoderOutput) -> StudentOutput:
-        """What the objective compares."""
+    def student_output(self, encoded: EncoderOutput) -> StudentOutput:
+        """Makes what the objective compares out of the encoder's output."""
         raise NotImplementedError
 
 
 class RelationPass(StudentPass):
-    """Queries, keys and values for the relation loss.
+    """The pass of a student that gives queries, keys and values for the relation loss.
 
     They come from ``relation``, maps of the final hidden states, or, where a student has no such
     maps, from its last layer: then the pass stops there.
@@ -184,17 +185,17 @@ class RelationPass(StudentPass):
     relation: RelationProjections | None
 
     def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
-        """The signals of one pass, which stops where they are."""
+        """Runs the encoder up to the signals and no further."""
         stops_early = self.relation is None
-        return self.compared(self.bert(input_ids, projections_only=stops_early, **inputs))
+        return self.student_output(self.bert(input_ids, projections_only=stops_early, **inputs))
 
     def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
-        """The whole encoder, not stopped where the signals are."""
+        """Runs the whole encoder, also where the signals would end the pass earlier."""
         encoded: EncoderOutput = self.bert(input_ids, output_states=self.relation is None, **inputs)
         return encoded
 
-    def compared(self, encoded: EncoderOutput) -> StudentOutput:
-        """The signals of a pass."""
+    def student_output(self, encoded: EncoderOutput) -> StudentOutput:
+        """Returns the signals of a pass, and its routers' statistics."""
         signals = encoded.queries_keys_values
         if self.relation is not None:
             signals = self.relation(encoded.last_hidden_state)

@@ -1,4 +1,4 @@
-"""From a recipe's options to a fresh student, and how its experts start."""
+"""Builds fresh students from a recipe's options, and starts their experts."""
 
 from typing import Any, TypeVar, overload
 
@@ -12,7 +12,7 @@ from .moebert import MiniMoeForRelations
 
 Student = TypeVar("Student", bound=nn.Module)
 
-# Of a BERT's configuration, what is the same in models of any size; and all that makes one.
+# Fields of a BERT's configuration: those that its size does not change, and all that define it.
 COMMON_FIELDS = (
     "vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps",
@@ -22,9 +22,9 @@ PLAIN_FIELDS = (
     *COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "num_relation_heads",
 )  # fmt: skip
-# What a student takes over from the configuration it is derived from, usually the teacher's.
+# Fields that a student takes over from the configuration it is derived from, usually the teacher's.
 _INHERITED = (*COMMON_FIELDS, "bos_token_id", "eos_token_id")
-# In which a plain student has to equal the one whose experts become its copies.
+# Fields in which a plain student has to equal the student whose experts become its copies.
 _COPIED_SHAPE = (
     "family", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "max_position_embeddings", "type_vocab_size",
@@ -42,7 +42,7 @@ def student_config(
     router_noise: float = 0.1,
     compat_seed: bool = False,
 ) -> MiniMoeConfig:
-    """The configuration of a student of ``layers`` × ``hidden``.
+    """Makes the configuration of a student of ``layers`` × ``hidden``.
 
     Args:
         base: configuration of an encoder or a student: family, vocabulary, positions, dropout.
@@ -106,7 +106,7 @@ def build_student(
     copy_noise: float = 0.01,
     model_class: type[Any] = MiniMoeForRelations,
 ) -> Any:
-    """A student with fresh weights: a function of its arguments alone, the same on every rank.
+    """Builds a student with fresh weights, which the arguments alone decide: equal on every rank.
 
     Args:
         config: the student's.
@@ -129,15 +129,15 @@ def build_student(
         return student
 
 
-def continued(
+def build_student_from(
     student: nn.Module, config: MiniMoeConfig, model_class: type[Student], seed: int
 ) -> Student:
-    """A student with another's weights and its own objective's parts, fresh where that had none.
+    """Builds a student of another class with the weights of ``student``, fresh where it has none.
 
     Args:
         student: where weights come from.
         config: the new student's, of the same sizes.
-        model_class: its class; parts of ``student`` that this has not are dropped.
+        model_class: the new student's; parts of ``student`` that it does not have are dropped.
         seed: of the fresh parts, which are a function of it and of the configuration alone.
     """
     fresh = build_student(config, seed, model_class=model_class)
@@ -180,7 +180,7 @@ def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> 
     for name in _COPIED_SHAPE:
         assert getattr(dense.config, name) == getattr(student.config, name), name
     assert dense.config.is_dense
-    source = {**dense.state_dict(), **_projected_signals(dense)}
+    source = {**dense.state_dict(), **_weights_for_signals(dense)}
     experts = {
         f"{prefix}.{kind}": module
         for prefix, module in student.named_modules()
@@ -192,11 +192,11 @@ def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> 
             continue  # routers, and what an objective puts on top
         value = source[name].to(target.dtype)
         if name in experts:
-            value = _copies(value, experts[name], noise)
+            value = _copy_to_experts(value, experts[name], noise)
         target.copy_(value)
 
 
-def _copies(value: Tensor, module: ExpertLinear, noise: float) -> Tensor:
+def _copy_to_experts(value: Tensor, module: ExpertLinear, noise: float) -> Tensor:
     copies = value.expand(module.num_experts, *value.shape).clone()
     if value.dim() == 2:
         copies += torch.randn(copies.shape) * (noise * value.std())
@@ -205,7 +205,7 @@ def _copies(value: Tensor, module: ExpertLinear, noise: float) -> Tensor:
 
 
 def fresh_probability(num_experts: int) -> float:
-    """The chosen expert's probability, on average over tokens, in a router as it begins.
+    """Returns the chosen expert's mean probability over tokens, in a router as it begins.
 
     Hidden states that were normalised have H elements of about unit variance and weights in
     U(±1/√H) have variance 1/3H, so logits are about N(0, 1/3).
@@ -215,32 +215,32 @@ def fresh_probability(num_experts: int) -> float:
     return float(logits.softmax(-1).amax(-1).mean())
 
 
-def _projected_signals(dense: MiniMoeForRelations) -> dict[str, Tensor]:
-    """What makes relation projections of final hidden states give a plain student's signals."""
+def _weights_for_signals(dense: MiniMoeForRelations) -> dict[str, Tensor]:
+    """Returns weights by which projections of final hidden states give ``dense``'s signals."""
     if dense.relation is not None:
         return {}
     weights, config = dense.state_dict(), dense.config
     layer = f"bert.encoder.layer.{config.num_hidden_layers - 1}"
-    moved = {
+    replacements = {
         f"relation.{name}.{kind}": weights[f"{layer}.attention.self.{name}.{kind}"]
         for name in ("query", "key", "value")
         for kind in ("weight", "bias")
     }
     if config.normalizes_input:
         for kind in ("weight", "bias"):
-            moved[f"bert.encoder.ln.{kind}"] = weights[f"{layer}.attention.ln.{kind}"]
-        return moved
+            replacements[f"bert.encoder.ln.{kind}"] = weights[f"{layer}.attention.ln.{kind}"]
+        return replacements
     norms = [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
     if all((weights[f"{n}.weight"] == 1).all() and not weights[f"{n}.bias"].any() for n in norms):
         spread, mean = _spread_and_mean(weights, config.num_hidden_layers)
         for norm in norms:
-            moved[f"{norm}.weight"] = torch.full_like(weights[f"{norm}.weight"], spread)
-            moved[f"{norm}.bias"] = torch.full_like(weights[f"{norm}.bias"], mean)
-    return moved
+            replacements[f"{norm}.weight"] = torch.full_like(weights[f"{norm}.weight"], spread)
+            replacements[f"{norm}.bias"] = torch.full_like(weights[f"{norm}.bias"], mean)
+    return replacements
 
 
 def _spread_and_mean(weights: dict[str, Tensor], layers: int) -> tuple[float, float]:
-    """Spread and mean of the H elements that the last layer reads, by the LayerNorm before it."""
-    before = f"bert.encoder.layer.{layers - 2}.output" if layers > 1 else "bert.embeddings"
-    scale, shift = (weights[f"{before}.LayerNorm.{kind}"] for kind in ("weight", "bias"))
+    """Returns spread and mean of the H elements that the last layer reads, by their LayerNorm."""
+    source = f"bert.encoder.layer.{layers - 2}.output" if layers > 1 else "bert.embeddings"
+    scale, shift = (weights[f"{source}.LayerNorm.{kind}"] for kind in ("weight", "bias"))
     return float((scale.square().mean() + shift.var(correction=0)).sqrt()), float(shift.mean())

@@ -7,14 +7,11 @@ here: plans are made without it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
-    """Encoder compute as the MiniMoE paper's tables count it: 12 · L · H² a token, in 10⁹ MAC.
+    """Counts encoder compute as the MiniMoE paper's tables do: 12 · L · H² a token, in 10⁹ MAC.
 
     Four H x H maps of attention and two H x 4H maps of the feed-forward block make 12 · H²;
     attention's own products and routers are not counted. With top-1 routing a token meets one
@@ -32,7 +29,7 @@ def encoder_gmac(layers: int, hidden: int, length: int = 128) -> float:
 
 
 def sequence_gmac(config: Any, length: float = 128) -> float:
-    """:func:`encoder_gmac` of a model's own sizes: sub-models, and blocks that are not 4 H wide.
+    """Counts encoder compute by a model's own sizes, as of sub-models, or blocks not 4 H wide.
 
     Args:
         config: of a student, or of any BERT-like encoder.
@@ -42,16 +39,16 @@ def sequence_gmac(config: Any, length: float = 128) -> float:
         10⁹ multiply-accumulates: L · (4 · H² + 2 · H · I) a token.
     """
     if hasattr(config, "sparsity_map"):  # sliceable; its class would bring transformers along
-        per_token: float = config.shape().gmac(config.sizes.head_size, 1)
-        return per_token * length
+        token_gmac: float = config.shape().gmac(config.sizes.head_size, 1)
+        return token_gmac * length
     hidden = config.hidden_size
-    token = 4 * hidden**2 + 2 * hidden * config.intermediate_size
-    return config.num_hidden_layers * token * length / 1e9
+    layer_macs = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    return config.num_hidden_layers * layer_macs * length / 1e9
 
 
 @dataclass(frozen=True)
 class RelationPath:
-    """What an encoder computes to give its relation signals.
+    """The sizes of what an encoder computes to give its relation signals.
 
     Counts are linear in the sizes of heads and neurons, so of layers that differ in them, as a
     sparse student's do, the means are exact.
@@ -84,20 +81,20 @@ class RelationPath:
         return self.hidden if self.signals is None else self.signals
 
     def macs_per_token(self, length: int) -> float:
-        """Multiply-accumulates of one token's forward pass among `length` positions.
+        """Counts the multiply-accumulates of one token's forward pass among `length` positions.
 
         Per layer: 4 · H · A (query, key, value, output), 2 · H · I (feed-forward), 2 · S · A
         (scores and their product with the values), H · (router outputs). Then the three maps of
         the signals, and what stands on top.
         """
         attention = self.hidden if self.attention is None else self.attention
-        maps = 4 * attention + 2 * self.intermediate + self.router_outputs
-        layer = self.hidden * maps + 2 * length * attention
-        return self.layers * layer + 3 * self.signal_width**2 + self.on_top
+        outputs = 4 * attention + 2 * self.intermediate + self.router_outputs
+        layer_macs = self.hidden * outputs + 2 * length * attention
+        return self.layers * layer_macs + 3 * self.signal_width**2 + self.on_top
 
 
 def relation_macs_per_token(student_width: int, teacher_width: int, length: int) -> int:
-    """Multiply-accumulates of the relation loss with its gradient, per token.
+    """Counts the multiply-accumulates of the relation loss with its gradient, per token.
 
     For each of query, key and value S · (teacher width) for the teacher's scores, and
     3 · S · (student width) for the student's and for the two products of their gradient.
@@ -108,7 +105,7 @@ def relation_macs_per_token(student_width: int, teacher_width: int, length: int)
 def distillation_flops_per_token(
     students: Iterable[RelationPath], teacher: RelationPath, length: int
 ) -> float:
-    """Floating-point operations of a relation distillation step, per token.
+    """Counts the floating-point operations of a relation distillation step, per token.
 
     The teacher runs forward once; each student runs forward and backward (three times its
     forward's MACs), and its relations are compared with the teacher's. This is the count behind

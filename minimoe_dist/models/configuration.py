@@ -9,7 +9,7 @@ FAMILIES = ("bert", "roberta", "megatron-bert")
 
 
 def family_of(config: Any) -> str:
-    """The family of a Hugging Face configuration: its own type, or the family of a student's."""
+    """Returns a Hugging Face configuration's family: its type, or a student's ``family``."""
     model_type = getattr(config, "model_type", "")
     family = getattr(config, "family", model_type)
     assert family in FAMILIES, family
@@ -112,6 +112,6 @@ class MiniMoeConfig(PreTrainedConfig):
 
 
 def router_sizes(config: MiniMoeConfig) -> list[int]:
-    """The number of experts of each router, in the order in which they are asked."""
+    """Returns each router's number of experts, in the order in which the routers run."""
     experts = (config.attention_experts, config.feedforward_experts)
     return [count for count in experts if count > 1] * config.num_hidden_layers

@@ -57,7 +57,7 @@ class SlicedLinear(nn.Linear):
     """A linear map that can be asked for its first outputs of its first inputs only."""
 
     def forward(self, values: Tensor, out_features: int | None = None) -> Tensor:
-        """[…, i] to [..., out_features]."""
+        """Maps […, i] to […, out_features]."""
         weight = self.weight[:out_features, : values.shape[-1]]
         return F.linear(values, weight, self.bias[:out_features])
 
@@ -66,25 +66,25 @@ class SlicedLayerNorm(nn.LayerNorm):
     """A LayerNorm over as many first dimensions as it is given."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """[…, n] to the same."""
+        """Normalises […, n]."""
         size = values.shape[-1]
         return F.layer_norm(values, (size,), self.weight[:size], self.bias[:size], self.eps)
 
 
-class _Pass(NamedTuple):
-    """What the layers of one pass share."""
+class _ForwardContext(NamedTuple):
+    """The inputs that all layers of one forward pass share."""
 
     layout: Layout
     noise: NoiseKeys | None
     masks: ElementValues | None
 
     def mask_hidden(self, values: Tensor) -> Tensor:
-        """Multiplies [..., n] by the hidden mask."""
+        """Multiplies […, n] by the hidden mask."""
         return values if self.masks is None else _masked(values, self.masks.hidden)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """Multiplies [..., n] by the first n of a mask, in the values' precision."""
+    """Multiplies […, n] by the first n of a mask, in the values' precision."""
     return values * mask[: values.shape[-1]].to(values.dtype)
 
 
@@ -98,8 +98,8 @@ class _Projections(nn.Module):
         self.value = SlicedLinear(hidden, features)
 
     def forward(self, hidden: Tensor, features: int) -> Tensor:
-        maps = (self.query, self.key, self.value)
-        return torch.cat([each(hidden, features) for each in maps], -1)
+        linears = (self.query, self.key, self.value)
+        return torch.cat([linear(hidden, features) for linear in linears], -1)
 
 
 class _Output(nn.Module):
@@ -112,12 +112,12 @@ class _Output(nn.Module):
         self.LayerNorm = SlicedLayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob, site)
 
-    def forward(self, inner: Tensor | None, residual: Tensor, run: _Pass) -> Tensor:
-        """[T, features] (None: an empty block) and [T, n] to [T, n]."""
+    def forward(self, inner: Tensor | None, residual: Tensor, ctx: _ForwardContext) -> Tensor:
+        """Maps [T, features] (None: an empty block) with its residual [T, n] to [T, n]."""
         if inner is not None:
-            out = run.mask_hidden(self.dense(inner, residual.shape[-1]))
-            residual = self.dropout(out, run.noise) + residual
-        return run.mask_hidden(self.LayerNorm(residual))
+            out = ctx.mask_hidden(self.dense(inner, residual.shape[-1]))
+            residual = self.dropout(out, ctx.noise) + residual
+        return ctx.mask_hidden(self.LayerNorm(residual))
 
 
 class _Attention(nn.Module):
@@ -132,17 +132,19 @@ class _Attention(nn.Module):
             self.self = _Projections(hidden, features)
         self.output = _Output(config, features, hidden, site + 1)
 
-    def forward(self, hidden: Tensor, heads: int, mask: Tensor | None, run: _Pass) -> Tensor:
-        """[T, n] to [T, n] with the first ``heads`` heads; ``mask`` [heads at least]."""
+    def forward(
+        self, hidden: Tensor, heads: int, mask: Tensor | None, ctx: _ForwardContext
+    ) -> Tensor:
+        """Maps [T, n] to [T, n] by the first ``heads`` heads; ``mask`` has as many at least."""
         if not heads:
-            return self.output(None, hidden, run)
+            return self.output(None, hidden, ctx)
         projected = self.self(hidden, heads * self.head_size)
         dropout = self.probability_dropout
-        context = run.layout.attend(projected, heads, run.noise, dropout.probability, dropout.site)
+        context = ctx.layout.attend(projected, heads, ctx.noise, dropout.probability, dropout.site)
         if mask is not None:
             by_feature = context.unflatten(-1, (heads, -1)).transpose(-1, -2)
             context = _masked(by_feature, mask).transpose(-1, -2).flatten(-2)
-        return self.output(context, hidden, run)
+        return self.output(context, hidden, ctx)
 
 
 class _Intermediate(nn.Module):
@@ -171,18 +173,18 @@ class ElasticLayer(nn.Module):
             self.intermediate = _Intermediate(config, hidden, shape.neurons)
         self.output = _Output(config, shape.neurons, hidden, site + 2)
 
-    def forward(self, hidden: Tensor, shape: LayerShape, run: _Pass) -> Tensor:
-        """[T, n] to [T, n], with the first elements that ``shape`` counts."""
+    def forward(self, hidden: Tensor, shape: LayerShape, ctx: _ForwardContext) -> Tensor:
+        """Maps [T, n] to [T, n] by the first elements that ``shape`` counts."""
         head_mask = neuron_mask = None
-        if run.masks is not None:
-            head_mask, neuron_mask = run.masks.heads[self.index], run.masks.neurons[self.index]
-        hidden = self.attention(hidden, shape.heads, head_mask, run)
+        if ctx.masks is not None:
+            head_mask, neuron_mask = ctx.masks.heads[self.index], ctx.masks.neurons[self.index]
+        hidden = self.attention(hidden, shape.heads, head_mask, ctx)
         inner = None
         if shape.neurons:
             inner = self.intermediate(hidden, shape.neurons)
             if neuron_mask is not None:
                 inner = _masked(inner, neuron_mask)
-        return self.output(inner, hidden, run)
+        return self.output(inner, hidden, ctx)
 
 
 class _Encoder(nn.Module):
@@ -196,12 +198,12 @@ class _Encoder(nn.Module):
             if not layer.missing
         )
 
-    def forward(self, hidden: Tensor, shape: SubModelShape, run: _Pass) -> Tensor:
-        """[T, n] to [T, n]."""
+    def forward(self, hidden: Tensor, shape: SubModelShape, ctx: _ForwardContext) -> Tensor:
+        """Maps [T, n] to [T, n] by the layers that ``shape`` has."""
         # Shorter where this is a sub-model: what it does not have, none of its own has.
         for layer, layer_shape in zip(self.layer, shape.layers, strict=False):
             if not layer_shape.missing:
-                hidden = layer(hidden, layer_shape, run)
+                hidden = layer(hidden, layer_shape, ctx)
         return hidden
 
 
@@ -216,15 +218,15 @@ class ElasticEmbeddings(Embeddings):
         self.LayerNorm = SlicedLayerNorm(hidden, eps=config.layer_norm_eps)
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, token_type_ids: Tensor, hidden: int, run: _Pass
+        self, input_ids: Tensor, token_type_ids: Tensor, hidden: int, ctx: _ForwardContext
     ) -> Tensor:
-        """int64 [B, S] twice to [T, hidden]."""
-        summed = self.look_up(input_ids, token_type_ids, run.layout)[..., :hidden]
-        return self.dropout(run.mask_hidden(self.LayerNorm(summed)), run.noise)
+        """Embeds ids and segments, given in the batch's shape, as [T, hidden]."""
+        summed = self.look_up(input_ids, token_type_ids, ctx.layout)[..., :hidden]
+        return self.dropout(ctx.mask_hidden(self.LayerNorm(summed)), ctx.noise)
 
 
 class ElasticPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation."""
+    """The base class of sliceable models: loading, saving and initialisation."""
 
     config_class = ElasticConfig
     base_model_prefix = "bert"
@@ -310,14 +312,14 @@ class ElasticModel(ElasticPreTrainedModel):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         noise = layout.noise(sample_ids, noise_seed) if self.training else None
-        run = _Pass(layout, noise, masks)
-        hidden = self.embeddings(input_ids, token_type_ids, shape.hidden, run)
-        recovered = layout.pad(self.recover(self.encoder(hidden, shape, run)))
+        ctx = _ForwardContext(layout, noise, masks)
+        hidden = self.embeddings(input_ids, token_type_ids, shape.hidden, ctx)
+        recovered = layout.pad(self.recover(self.encoder(hidden, shape, ctx)))
         pooled = None if self.pooler is None or came_packed else self.pooler(recovered)
         return EncoderOutput(last_hidden_state=recovered, pooler_output=pooled, routers=())
 
     def shape_of(self, sparsity: str | None = None) -> SubModelShape:
-        """The sizes of a sub-model of the weights that there are; by default of all of them.
+        """Returns the sizes of a sub-model of the weights that there are; by default, of all.
 
         Raises:
             UserError: no such sub-model, or one of more than the weights that there are.
@@ -334,12 +336,12 @@ class ElasticModel(ElasticPreTrainedModel):
         return shape
 
     def recover(self, hidden: Tensor) -> Tensor:
-        """[T, n] to [T, H]: every dimension at its original place, zeros at those not kept."""
+        """Puts [T, n] back into [T, H]: each dimension at its original place, zeros elsewhere."""
         size, whole_size = hidden.shape[-1], self.config.hidden_size
         if self.config.recover_indices is None:
             return F.pad(hidden, (0, whole_size - size)) if size < whole_size else hidden
-        wide = hidden.new_zeros(*hidden.shape[:-1], whole_size)
-        return wide.index_copy(-1, self.recover_indices[:size], hidden)
+        zeros = hidden.new_zeros(*hidden.shape[:-1], whole_size)
+        return zeros.index_copy(-1, self.recover_indices[:size], hidden)
 
 
 class ElasticForRelations(RelationPass, ElasticPreTrainedModel):
@@ -358,7 +360,7 @@ class ElasticForRelations(RelationPass, ElasticPreTrainedModel):
     def forward(
         self, input_ids: Tensor, sparsities: Sequence[str] | None = None, **inputs: Any
     ) -> StudentOutput | tuple[StudentOutput, ...]:
-        """Takes what :meth:`ElasticModel.forward` takes.
+        """Runs one pass, or one for each of several sub-models; takes what the encoder takes.
 
         ``sparsities`` names sub-models of which each gets a pass over the same weights: then one
         output for each, and one backward pass reaches all of them.

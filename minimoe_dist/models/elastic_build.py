@@ -1,4 +1,4 @@
-"""Where sliceable BERTs come from: BERT checkpoints, sparsified folders, plain sizes."""
+"""Builds sliceable BERTs from BERT checkpoints, sparsified folders and plain sizes."""
 
 import copy
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from ..errors import UserError, first_line
 from ..model_paths import resolve_model_path
 from .auto import AutoConfig
-from .build import PLAIN_FIELDS, continued, student_config
+from .build import PLAIN_FIELDS, build_student_from, student_config
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .elastic_surgery import cut
@@ -21,7 +21,7 @@ Student = TypeVar("Student", bound=ElasticForRelations)
 
 
 def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
-    """The configuration of a whole sliceable BERT of the sizes of ``base``.
+    """Makes the configuration of a whole sliceable BERT of the sizes of ``base``.
 
     Args:
         base: a Hugging Face configuration of BERT's kind.
@@ -32,7 +32,7 @@ def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
 
 
 def load_masked_lm(path: str) -> ElasticForMaskedLM:
-    """A whole model to be sparsified: a BERT with its masked-LM head.
+    """Loads a whole model to be sparsified: a BERT with its masked-LM head.
 
     Args:
         path: folder (a BERT's, or one of a sliceable BERT), ``package:NAME``, or name on the
@@ -47,11 +47,11 @@ def load_masked_lm(path: str) -> ElasticForMaskedLM:
     if config.model_type == "bert":
         config = elastic_config(config, relation_projections=False, with_pooler=True)
     model, missing = _load(folder, path, config)
-    fresh = [name for name in missing if name.startswith("cls.")]
-    if fresh:
+    missing_head = [name for name in missing if name.startswith("cls.")]
+    if missing_head:
         raise UserError(
-            f"{path}: {fresh[0]} is missing, so it has no masked-LM head: give a checkpoint that "
-            "was saved with its head, or train one with model_type bert_mlm"
+            f"{path}: {missing_head[0]} is missing, so it has no masked-LM head: give a checkpoint "
+            "that was saved with its head, or train one with model_type bert_mlm"
         )
     if any("pooler" in name for name in missing):
         model.bert.pooler, model.config.with_pooler = None, False
@@ -67,7 +67,7 @@ def sparse_student(
     relation_projections: bool = True,
     model_class: type[Student],
 ) -> Student:
-    """The student that a sub-model of a sparsified BERT starts.
+    """Builds the student that starts as a sub-model of a sparsified BERT.
 
     Args:
         sparsified: the whole BERT with its map, which is left as it is.
@@ -86,7 +86,7 @@ def sparse_student(
     config.num_relation_heads = num_relation_heads
     config.relation_projections = relation_projections
     config.with_pooler = False  # distillation would not train it, only let it decay
-    return cut(continued(sparsified, config, model_class, seed), sparsity)
+    return cut(build_student_from(sparsified, config, model_class, seed), sparsity)
 
 
 def once_for_all_config(
@@ -100,7 +100,7 @@ def once_for_all_config(
     num_relation_heads: int,
     compat_seed: bool = False,
 ) -> ElasticConfig:
-    """The configuration of a once-for-all student of ``layers`` × ``hidden``.
+    """Makes the configuration of a once-for-all student of ``layers`` × ``hidden``.
 
     :func:`.build.build_student` makes it, with ``model_class=ElasticForRelations``.
 
@@ -131,7 +131,7 @@ def once_for_all_config(
 
 
 def _load(folder: str, path: str, config: ElasticConfig) -> tuple[ElasticForMaskedLM, list[str]]:
-    """The model in float32, and the names of what was drawn on top of the encoder's layers."""
+    """Loads the model in float32; returns the missing names too, of head and pooler alone."""
     with torch.random.fork_rng(devices=[]):
         try:
             with quiet_transformers():
@@ -146,7 +146,9 @@ def _load(folder: str, path: str, config: ElasticConfig) -> tuple[ElasticForMask
             reason = first_line(error)
             raise UserError(f"{path} has no weights that can be loaded ({reason})") from error
     missing = sorted(report["missing_keys"])
-    encoder = [name for name in missing if name.startswith("bert.") and "pooler" not in name]
-    if encoder:
-        raise UserError(f"{path}: {len(encoder)} weights are missing, {encoder[0]} for one")
+    missing_encoder = [n for n in missing if n.startswith("bert.") and "pooler" not in n]
+    if missing_encoder:
+        raise UserError(
+            f"{path}: {len(missing_encoder)} weights are missing, {missing_encoder[0]} for one"
+        )
     return model.eval(), missing

@@ -30,16 +30,15 @@ class ElasticConfig(MiniMoeConfig):
         keep_missing_layers: bool = False,
         **kwargs: Any,
     ) -> None:
-        fixed = {"attention_experts": 1, "feedforward_experts": 1}
-        super().__init__(**(kwargs | fixed))
+        super().__init__(**(kwargs | {"attention_experts": 1, "feedforward_experts": 1}))
         if self.family != "bert":
             raise UserError(f"family: {self.family} cannot be sliced; give a bert")
         self.sparsity = sparsity
         self.sparsity_map: SparsityMap = dict(sparsity_map or {})
         self.recover_indices = None if recover_indices is None else list(recover_indices)
         self.keep_missing_layers = keep_missing_layers
-        places = self.recover_indices
-        if places is not None and sorted(places) != list(range(self.hidden_size)):
+        indices = self.recover_indices
+        if indices is not None and sorted(indices) != list(range(self.hidden_size)):
             raise UserError(
                 f"recover_indices: not an order of the {self.hidden_size} hidden dimensions; "
                 "the weights are damaged or belong to another configuration"
@@ -50,18 +49,18 @@ class ElasticConfig(MiniMoeConfig):
     def sizes(self) -> Sizes:
         """Sizes of the whole model, whichever sub-model's weights there are."""
         heads = self.num_attention_heads
-        size = self.hidden_size // heads
-        return Sizes(self.num_hidden_layers, heads, size, self.intermediate_size)
+        head_size = self.hidden_size // heads
+        return Sizes(self.num_hidden_layers, heads, head_size, self.intermediate_size)
 
     @property
     def sub_models(self) -> tuple[str, ...]:
-        """A once-for-all student's, "layers,hidden"; none of a sparse one."""
+        """Names of a once-for-all student's sub-models, "layers,hidden"; empty for a sparse one."""
         names = tuple(self.sparsity_map)
         is_once_for_all = self.sparsity == WHOLE and all("," in name for name in names)
         return names if is_once_for_all else ()
 
     def shape(self, sparsity: str | None = None) -> SubModelShape:
-        """Sizes of a sub-model; of the one whose weights there are by default.
+        """Returns the sizes of a sub-model, by default of the one whose weights there are.
 
         Raises:
             UserError: the map has no such sub-model.

@@ -1,4 +1,4 @@
-"""Moving the elements of a sliceable BERT: reordering, cutting sub-models out, plain BERTs of them.
+"""Moves the elements of a sliceable BERT: reorders them, cuts sub-models out, as plain BERTs too.
 
 All of these choose, for each kind of element, which ones stay and in which order, and take those
 rows and columns of every weight of the encoder. What stands on it keeps its width, untouched.
@@ -55,13 +55,13 @@ class _Selection(NamedTuple):
 
     @classmethod
     def first(cls, shape: SubModelShape, head_size: int) -> "_Selection":
-        """The first elements, as many as ``shape`` counts."""
+        """Selects the first elements, as many as ``shape`` counts."""
         heads = [torch.arange(layer.heads) for layer in shape.layers]
         neurons = [torch.arange(layer.neurons) for layer in shape.layers]
         return cls(torch.arange(shape.hidden), heads, neurons, head_size)
 
     def take(self, name: str, tensor: Tensor) -> Tensor:
-        """The part of a weight that stays; all of what is not the encoder's."""
+        """Takes the part of a weight that stays; what is not the encoder's stays whole."""
         name = name.removeprefix("bert.")
         if axes := _EMBEDDING_AXES.get(name):
             return self._take(tensor, axes, {"hidden": self.hidden})
@@ -69,21 +69,21 @@ class _Selection(NamedTuple):
         if match is None:
             return tensor
         layer = int(match[1])
-        within = torch.arange(self.head_size)
-        features = (self.heads[layer].cpu()[:, None] * self.head_size + within).flatten()
-        places = {"hidden": self.hidden, "head": features, "neuron": self.neurons[layer]}
-        return self._take(tensor, _LAYER_AXES[match[2]], places)
+        offsets = torch.arange(self.head_size)
+        features = (self.heads[layer].cpu()[:, None] * self.head_size + offsets).flatten()
+        indices = {"hidden": self.hidden, "head": features, "neuron": self.neurons[layer]}
+        return self._take(tensor, _LAYER_AXES[match[2]], indices)
 
     @staticmethod
-    def _take(tensor: Tensor, axes: tuple[str, ...], places: Mapping[str, Tensor]) -> Tensor:
+    def _take(tensor: Tensor, axes: tuple[str, ...], indices: Mapping[str, Tensor]) -> Tensor:
         for axis, kind in enumerate(axes):
             if kind:
-                tensor = tensor.index_select(axis, places[kind].to(tensor.device))
+                tensor = tensor.index_select(axis, indices[kind].to(tensor.device))
         return tensor
 
 
 def element_orders(importances: ElementValues) -> ElementValues:
-    """Orders of falling importance, int64, of the same shapes."""
+    """Orders elements by falling importance: int64 permutations of the same shapes."""
     return ElementValues(
         *(values.argsort(dim=-1, descending=True, stable=True) for values in importances)
     )
@@ -99,20 +99,20 @@ def reorder(model: ElasticPreTrainedModel, orders: ElementValues) -> None:
     """
     config, encoder = model.config, _encoder_of(model)
     assert config.sparsity == WHOLE, "a sub-model's elements stand in the whole model's order"
-    chosen = _Selection(
+    selection = _Selection(
         orders.hidden, list(orders.heads), list(orders.neurons), config.sizes.head_size
     )
     for name, tensor in model.state_dict().items():
-        tensor.copy_(chosen.take(name, tensor))
-    places = encoder.recover_indices
-    places.copy_(places[orders.hidden.to(places.device)])
+        tensor.copy_(selection.take(name, tensor))
+    indices = encoder.recover_indices
+    indices.copy_(indices[orders.hidden.to(indices.device)])
     for module in (model, encoder):
-        module.config.recover_indices = places.tolist()
+        module.config.recover_indices = indices.tolist()
 
 
 @torch.no_grad()
 def cut(model: Model, sparsity: str) -> Model:
-    """A sub-model with weights of its own, of the same class, in evaluation mode.
+    """Cuts a sub-model out, with weights of its own, of the same class, in evaluation mode.
 
     Raises:
         UserError: no such sub-model, or one of more than the weights that there are.
@@ -120,21 +120,23 @@ def cut(model: Model, sparsity: str) -> Model:
     shape = _encoder_of(model).shape_of(sparsity)
     config = copy.deepcopy(model.config)
     config.sparsity = sparsity
-    result = type(model)(config).to(device=model.device, dtype=model.dtype)
-    chosen = _Selection.first(shape, config.sizes.head_size)
+    sub_model = type(model)(config).to(device=model.device, dtype=model.dtype)
+    selection = _Selection.first(shape, config.sizes.head_size)
     state = model.state_dict()
-    result.load_state_dict({name: chosen.take(name, state[name]) for name in result.state_dict()})
-    return result.eval()
+    sub_model.load_state_dict(
+        {name: selection.take(name, state[name]) for name in sub_model.state_dict()}
+    )
+    return sub_model.eval()
 
 
 def is_plain_bert(config: ElasticConfig, sparsity: str | None = None) -> bool:
-    """Whether a sub-model can be transformers' own class (see :func:`plain_bert`)."""
+    """Tells whether a sub-model can be transformers' own class (see :func:`plain_bert`)."""
     return config.shape(sparsity).plain(config.sizes.head_size) is not None
 
 
 @torch.no_grad()
 def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> BertModel:
-    """A sub-model as transformers' own class, hidden dimensions in their original order.
+    """Makes transformers' own class of a sub-model, hidden dimensions in their original order.
 
     Its hidden states are those of the sub-model at the dimensions that this has, the first of
     ``recover_indices`` in ascending order; so is its pooler's output, where there is a pooler.
@@ -162,8 +164,8 @@ def plain_bert(model: ElasticPreTrainedModel, sparsity: str | None = None) -> Be
     )
     bert = BertModel(bert_config, add_pooling_layer=encoder.pooler is not None)
     places, order = encoder.recover_indices[: shape.hidden].sort()
-    chosen = _Selection.first(shape, config.sizes.head_size)._replace(hidden=order)
-    state = {name: chosen.take(name, tensor) for name, tensor in encoder.state_dict().items()}
+    selection = _Selection.first(shape, config.sizes.head_size)._replace(hidden=order)
+    state = {name: selection.take(name, tensor) for name, tensor in encoder.state_dict().items()}
     if encoder.pooler is not None:
         dense = encoder.pooler.dense
         state["pooler.dense.weight"] = dense.weight[places][:, places]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .blocks import Dropout, projected, through
+from .blocks import Dropout, apply_if_present, project_jointly
 from .configuration import MiniMoeConfig
 from .experts import (
     Dispatcher,
@@ -27,7 +27,7 @@ from .packing import Layout
 
 
 class LayerOutput(NamedTuple):
-    """What one layer gives.
+    """The outputs of one layer.
 
     Attributes:
         hidden: [T, H].
@@ -41,12 +41,12 @@ class LayerOutput(NamedTuple):
 
 
 def _linear(
-    experts: int, sizes: tuple[int, int], axis: int, element: int
+    experts: int, sizes: tuple[int, int], split_axis: int, element_size: int
 ) -> nn.Linear | ExpertLinear:
-    """A plain map, or stacked ones where the block has several experts."""
+    """Makes a plain linear map, or stacked ones where the block has several experts."""
     if experts == 1:
         return nn.Linear(*sizes)
-    return ExpertLinear(experts, *sizes, split_axis=axis, element_size=element)
+    return ExpertLinear(experts, *sizes, split_axis=split_axis, element_size=element_size)
 
 
 class _Projections(nn.Module):
@@ -62,10 +62,10 @@ class _Projections(nn.Module):
         self.joined: nn.Module | None = None
 
     def join(self) -> None:
-        """Makes one map of the three plain ones, of an encoder that will not change any more."""
-        maps = (self.query, self.key, self.value)
-        linears = [linear for linear in maps if isinstance(linear, nn.Linear)]
-        if len(linears) < len(maps):
+        """Joins the three plain maps into one, of an encoder that is not trained any more."""
+        projections = (self.query, self.key, self.value)
+        linears = [linear for linear in projections if isinstance(linear, nn.Linear)]
+        if len(linears) < len(projections):
             return
         joined = nn.Linear(
             linears[0].in_features, sum(linear.out_features for linear in linears), device="meta"
@@ -80,11 +80,11 @@ class _Output(nn.Module):
     """The second map of a block, its dropout, the residual and BERT's LayerNorm behind it."""
 
     def __init__(
-        self, config: MiniMoeConfig, experts: int, in_features: int, element: int, site: int
+        self, config: MiniMoeConfig, experts: int, in_features: int, element_size: int, site: int
     ) -> None:
         super().__init__()
         size = config.hidden_size
-        self.dense = _linear(experts, (in_features, size), 1, element)
+        self.dense = _linear(experts, (in_features, size), 1, element_size)
         if not config.normalizes_input:
             self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob, site)
@@ -92,11 +92,11 @@ class _Output(nn.Module):
     def finish(
         self, out: Tensor, residual: Tensor, route: Route | None, noise: NoiseKeys | None
     ) -> Tensor:
-        """Dropout, the expert's probability, residual, LayerNorm."""
+        """Applies dropout, the expert's probability, the residual and LayerNorm to [T, H]."""
         out = self.dropout(out, noise)
         if route is not None:
             out = out * route.probability.to(out.dtype)
-        return through(self, "LayerNorm", out + residual)
+        return apply_if_present(self, "LayerNorm", out + residual)
 
 
 class _Attention(nn.Module):
@@ -138,7 +138,7 @@ class Layer(nn.Module):
         self.output = _Output(
             config, config.feedforward_experts, config.intermediate_size, 1, first_site + 2
         )
-        self.dispatcher: Dispatcher | None = None  # where experts are elsewhere: to them
+        self.dispatcher: Dispatcher | None = None  # given where not all experts are here
         size, noise = config.hidden_size, config.router_noise
         if config.attention_experts > 1:
             self.attn_gate = Router(size, config.attention_experts, noise, first_site + 3)
@@ -152,32 +152,32 @@ class Layer(nn.Module):
         noise: NoiseKeys | None,
         with_projections: bool = False,
     ) -> LayerOutput:
-        """Takes [T, H]; ``with_projections`` also hands out the queries, keys and values."""
+        """Encodes [T, H]; ``with_projections`` also hands out the queries, keys and values."""
         attended, projected, attention_route = self._attend(hidden, layout, noise)
-        fed, feedforward_route = self._feed_forward(attended, layout, noise)
+        output, feedforward_route = self._feed_forward(attended, layout, noise)
         routes = (attention_route, feedforward_route)
         statistics = tuple(route.statistics for route in routes if route is not None)
-        return LayerOutput(fed, statistics, projected if with_projections else None)
+        return LayerOutput(output, statistics, projected if with_projections else None)
 
     def projections(self, hidden: Tensor) -> Tensor:
-        """Queries, keys and values side by side, of plain attention alone: [T, H] to [T, 3H]."""
-        return self._project(through(self.attention, "ln", hidden), None)
+        """Projects [T, H] to queries, keys and values side by side, [T, 3H], by plain attention."""
+        return self._project(apply_if_present(self.attention, "ln", hidden), None)
 
     def _project(self, tokens: Tensor, plan: Plan | None) -> Tensor:
         projections = self.attention.self
         if projections.joined is not None:
             joined: Tensor = projections.joined(tokens)
             return joined
-        maps = (projections.query, projections.key, projections.value)
+        linears = (projections.query, projections.key, projections.value)
         if plan is not None:
-            return plan.across(maps, tokens)
-        return projected(tokens, maps)  # type: ignore[arg-type]
+            return plan.across(linears, tokens)
+        return project_jointly(tokens, linears)  # type: ignore[arg-type]
 
     def _attend(
         self, hidden: Tensor, layout: Layout, noise: NoiseKeys | None
     ) -> tuple[Tensor, Tensor, Route | None]:
         output, dropout = self.attention.output, self.attention_dropout
-        tokens = through(self.attention, "ln", hidden)
+        tokens = apply_if_present(self.attention, "ln", hidden)
         route, plan = self._route("attn_gate", tokens, layout, noise)
         qkv = self._project(tokens, plan)
         context = layout.attend(qkv, self.num_heads, noise, dropout.probability, dropout.site)
@@ -188,15 +188,15 @@ class Layer(nn.Module):
     def _feed_forward(
         self, hidden: Tensor, layout: Layout, noise: NoiseKeys | None
     ) -> tuple[Tensor, Route | None]:
-        first, second = self.intermediate, self.output
-        tokens = through(self, "ln", hidden)
+        intermediate, output = self.intermediate, self.output
+        tokens = apply_if_present(self, "ln", hidden)
         route, plan = self._route("ffn_gate", tokens, layout, noise)
         if plan is None:
-            out = second.dense(first.activation(first.dense(tokens)))
+            out = output.dense(intermediate.activation(intermediate.dense(tokens)))
         else:
-            inner = first.activation(plan.into((first.dense,), tokens))
-            out = plan.out_of(second.dense, inner)
-        return second.finish(out, hidden, route, noise), route
+            inner = intermediate.activation(plan.into((intermediate.dense,), tokens))
+            out = plan.out_of(output.dense, inner)
+        return output.finish(out, hidden, route, noise), route
 
     def _route(
         self, name: str, tokens: Tensor, layout: Layout, noise: NoiseKeys | None
@@ -218,9 +218,9 @@ class Encoder(nn.Module):
             self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def layers(self) -> list[Layer]:
-        """The layers, the one that reads the embeddings first."""
+        """Returns the layers, beginning with the one that reads the embeddings."""
         return [layer for layer in self.layer if isinstance(layer, Layer)]
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """The last layer's output as the encoder's."""
-        return through(self, "ln", hidden)
+        """Applies the LayerNorm behind the last layer, where the family has one."""
+        return apply_if_present(self, "ln", hidden)

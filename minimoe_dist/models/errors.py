@@ -1,3 +1,3 @@
-"""The package's; beside exported code lies a copy of the file that defines it, by this name."""
+"""Re-exports UserError; exported code has the file that defines it in this one's place."""
 
 from ..errors import UserError as UserError

@@ -22,7 +22,7 @@ from .noise import NoiseKeys
 
 
 class RouterStatistics(NamedTuple):
-    """What the balance loss needs of one block.
+    """The sums over one block's tokens that the balance loss is made of.
 
     Attributes:
         probability_sum: float32 [E], sum of router probabilities over this rank's tokens; carries
@@ -35,7 +35,7 @@ class RouterStatistics(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Where each token goes: ``expert`` int64 [T], its ``probability`` float32 [T, 1].
+    """The expert that each token goes to: ``expert`` int64 [T], its ``probability`` float32 [T, 1].
 
     A named tuple, since ZeRO-3's hooks look for a module's tensors in tuples.
     """
@@ -56,26 +56,26 @@ class Plan:
     products: Any
 
     def to_experts(self, tokens: Tensor) -> Tensor:
-        """Rows [T, C] at home to rows [T', C] sorted by the experts held here."""
+        """Brings rows [T, C] from home to rows [T', C] sorted by the experts held here."""
         raise NotImplementedError
 
     def to_tokens(self, rows: Tensor) -> Tensor:
-        """The inverse of :meth:`to_experts`."""
+        """Brings rows home, the inverse of :meth:`to_experts`."""
         raise NotImplementedError
 
-    def into(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-        """Tokens through maps, side by side, left with the experts: [T, C] to [T', …]."""
+    def into(self, linears: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        """Maps tokens [T, C] to rows [T', …], several maps side by side, left with the experts."""
         rows = self.to_experts(tokens)
-        parts = [each(rows, self.products) for each in maps]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        outputs = [linear(rows, self.products) for linear in linears]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
-    def out_of(self, second: nn.Module, rows: Tensor) -> Tensor:
-        """What :meth:`into` left, through another map and home: [T', …] to [T, C]."""
-        return self.to_tokens(second(rows, self.products))
+    def out_of(self, linear: nn.Module, rows: Tensor) -> Tensor:
+        """Maps what :meth:`into` left, [T', …], and brings it home, [T, C]."""
+        return self.to_tokens(linear(rows, self.products))
 
-    def across(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-        """There and back through one set of maps: one exchange instead of several."""
-        return self.to_tokens(self.into(maps, tokens))
+    def across(self, linears: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        """Maps tokens at their experts and brings them home: one exchange instead of several."""
+        return self.to_tokens(self.into(linears, tokens))
 
 
 class Dispatcher(Protocol):
@@ -101,7 +101,7 @@ class _LocalPlan(Plan):
 
 
 class LocalDispatcher:
-    """All experts are here: sort the tokens by expert, and back."""
+    """The dispatcher where all experts are here: it sorts tokens by expert, and back."""
 
     def plan(self, expert: Tensor, num_experts: int) -> Plan:
         return _LocalPlan(expert, num_experts)
@@ -122,7 +122,7 @@ class _PermuteRows(torch.autograd.Function):
 
 
 def permute_rows(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """``rows[order]`` for a permutation ``order`` int64 [T] with its ``inverse``."""
+    """Returns ``rows[order]``, for a permutation ``order`` int64 [T] with its ``inverse``."""
     result: Tensor = _PermuteRows.apply(rows, order, inverse)
     return result
 
@@ -167,7 +167,7 @@ class Router(nn.Linear):
 
 
 def expert_elements(num_elements: int, num_experts: int) -> Tensor:
-    """Which elements (heads or neurons) of a dense block each expert gets.
+    """Deals the elements (heads or neurons) of a dense block to experts.
 
     The first ⌊2n/3⌋ of the block's elements go to every expert, the rest are dealt out in turn
     (n = num_elements / num_experts).
@@ -201,8 +201,8 @@ def split_dense(weight: Tensor, num_experts: int, *, axis: int, element_size: in
         [E, …], the split axis E times shorter.
     """
     elements = expert_elements(weight.shape[axis] // element_size, num_experts)
-    within = torch.arange(element_size)
-    indices = (elements[:, :, None] * element_size + within).flatten(1).to(weight.device)
+    offsets = torch.arange(element_size)
+    indices = (elements[:, :, None] * element_size + offsets).flatten(1).to(weight.device)
     return torch.stack([weight.index_select(axis, index) for index in indices])
 
 
@@ -238,7 +238,7 @@ class ExpertLinear(nn.Module):
         init.zeros_(self.bias)
 
     def split(self, dense_weight: Tensor) -> Tensor:
-        """This layer's weights [E, out, in] from those of a block of E times the width."""
+        """Makes this layer's weights [E, out, in] of those of a block of E times the width."""
         return split_dense(
             dense_weight, self.num_experts, axis=self.split_axis, element_size=self.element_size
         )
@@ -249,7 +249,7 @@ class ExpertLinear(nn.Module):
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor, tokens_per_expert: Tensor) -> Tensor:
-    """One linear map per group of rows.
+    """Applies to each group of rows the linear map of its expert.
 
     Experts without a token take part with empty products, so that their gradients are zeros and
     never None: a rank that skipped them would leave its peers waiting in a collective.
@@ -274,10 +274,9 @@ class _GroupedLinear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
         sizes = counts.tolist()
         out = rows.new_empty(rows.shape[0], weight.shape[1])
-        for part, target, w, b in zip(
-            rows.split(sizes), out.split(sizes), weight, bias, strict=True
-        ):
-            torch.addmm(b, part, w.t(), out=target)
+        groups = zip(rows.split(sizes), out.split(sizes), weight, bias, strict=True)
+        for group_rows, group_out, expert_weight, expert_bias in groups:
+            torch.addmm(expert_bias, group_rows, expert_weight.t(), out=group_out)
         ctx.save_for_backward(rows, weight)
         ctx.sizes = sizes
         return out
@@ -288,14 +287,14 @@ class _GroupedLinear(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         row_gradient, weight_gradient = torch.empty_like(rows), torch.empty_like(weight)
         bias_gradient = weight.new_empty(weight.shape[:2])
-        parts = zip(
+        groups = zip(
             rows.split(ctx.sizes),
             row_gradient.split(ctx.sizes),
             gradient.split(ctx.sizes),
             strict=True,
         )
-        for expert, (part, target, upstream) in enumerate(parts):
-            torch.mm(upstream, weight[expert], out=target)
-            torch.mm(upstream.t(), part, out=weight_gradient[expert])
+        for expert, (group_rows, group_gradient, upstream) in enumerate(groups):
+            torch.mm(upstream, weight[expert], out=group_gradient)
+            torch.mm(upstream.t(), group_rows, out=weight_gradient[expert])
             torch.sum(upstream, 0, out=bias_gradient[expert])
         return row_gradient, weight_gradient, bias_gradient, None

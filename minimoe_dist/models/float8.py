@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_TYPE = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_TYPE).max
+_DTYPE = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_DTYPE).max
 _SMALLEST = 1e-12
 _MULTIPLE = 16  # of inputs and outputs, as the hardware's products want
 
 
 def multiplies_float8(device: torch.device) -> bool:
-    """Whether a device has products of 8-bit floats (Ada, Hopper and later)."""
+    """Tells whether a device has products of 8-bit floats (Ada, Hopper and later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
@@ -27,27 +27,27 @@ class Float8Linear(nn.Module):
     """A linear map whose weights are 8-bit; without gradients.
 
     Args:
-        exact: the map that it stands for; in and out are multiples of 16.
+        linear: the exact map that it stands for; in and out are multiples of 16.
     """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, exact: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight, scale = quantized(exact.weight.detach().float())
+        weight, scale = quantize_rows(linear.weight.detach().float())
         self.register_buffer("weight", weight)  # [N, K]
         self.register_buffer("weight_scale", scale.t().contiguous())  # float32 [1, N]
-        bias = None if exact.bias is None else exact.bias.detach().clone()
+        bias = None if linear.bias is None else linear.bias.detach().clone()
         self.register_buffer("bias", bias)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[…, K] to […, N] of the rows' type."""
-        flat, scale = quantized(rows.flatten(0, -2))
-        if flat.is_cuda:
+        """Maps […, K] to […, N] of the rows' type."""
+        quantized, scale = quantize_rows(rows.flatten(0, -2))
+        if quantized.is_cuda:
             result = torch._scaled_mm(
-                flat,
+                quantized,
                 self.weight.t(),
                 scale_a=scale,
                 scale_b=self.weight_scale,
@@ -56,23 +56,23 @@ class Float8Linear(nn.Module):
                 use_fast_accum=True,
             )
         else:
-            product = F.linear(flat.float(), self.weight.float()) * scale * self.weight_scale
+            product = F.linear(quantized.float(), self.weight.float()) * scale * self.weight_scale
             result = product if self.bias is None else product + self.bias.float()
             result = result.to(rows.dtype)
         return result.unflatten(0, rows.shape[:-1])
 
 
-def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [T, K] in 8 bits, and the scale of each, float32 [T, 1]."""
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds rows [T, K] to 8 bits; returns them with the scale of each, float32 [T, 1]."""
     scale = rows.abs().amax(-1, keepdim=True).float().clamp(min=_SMALLEST) / _LARGEST
-    return (rows.float() / scale).clamp(-_LARGEST, _LARGEST).to(_TYPE), scale
+    return (rows.float() / scale).clamp(-_LARGEST, _LARGEST).to(_DTYPE), scale
 
 
 def quantize_maps(module: nn.Module) -> int:
     """Replaces the linear maps inside of a frozen module, in place; returns how many."""
     count = 0
     for name, child in list(module.named_children()):
-        if type(child) is nn.Linear and _fits(child):
+        if type(child) is nn.Linear and _is_aligned(child):
             setattr(module, name, Float8Linear(child))
             count += 1
         else:
@@ -80,5 +80,5 @@ def quantize_maps(module: nn.Module) -> int:
     return count
 
 
-def _fits(linear: nn.Linear) -> bool:
+def _is_aligned(linear: nn.Linear) -> bool:
     return linear.in_features % _MULTIPLE == 0 and linear.out_features % _MULTIPLE == 0

@@ -1,4 +1,4 @@
-"""Hugging Face's encoders as our own, of the same weights."""
+"""Makes encoders of our own from Hugging Face's, with the same weights."""
 
 import torch
 from transformers import BertModel, MegatronBertModel, RobertaModel
@@ -6,7 +6,7 @@ from transformers import BertModel, MegatronBertModel, RobertaModel
 from .configuration import MiniMoeConfig, family_of
 from .moebert import MiniMoeForRelations
 
-_SAME = (
+_SHARED_FIELDS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -21,7 +21,7 @@ _SAME = (
 
 
 def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeForRelations:
-    """A plain student that gives the signals of a Hugging Face encoder's last layer.
+    """Makes a plain student that gives the signals of a Hugging Face encoder's last layer.
 
     It takes over the encoder's weights, and joins those of queries, keys and values; what stands
     behind the last layer's goes. It is for teaching, not for training.
@@ -34,7 +34,7 @@ def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeFo
         relation_projections=False,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        **{name: getattr(model.config, name) for name in _SAME},
+        **{name: getattr(model.config, name) for name in _SHARED_FIELDS},
     )
     with torch.device("meta"):
         student = MiniMoeForRelations(config)

@@ -1,4 +1,4 @@
-"""How much a masked-LM loss depends on each head, neuron and hidden dimension.
+"""Measures how much a masked-LM loss depends on each head, neuron and hidden dimension.
 
 The importance of an element is |d loss / d mask| at masks of ones, averaged over batches and
 divided by its L2 norm per layer (hidden dimensions: one vector for the model).
@@ -20,7 +20,7 @@ from .submodels import Sizes
 
 
 def mask_gradient(model: ElasticForMaskedLM, labels: Tensor, **inputs: Any) -> Tensor:
-    """Gradient of a batch's masked-LM loss sum by the masks.
+    """Computes the gradient of a batch's masked-LM loss sum by the masks.
 
     Args:
         model: whole, in evaluation mode.
@@ -37,7 +37,7 @@ def mask_gradient(model: ElasticForMaskedLM, labels: Tensor, **inputs: Any) -> T
     ones = [torch.ones(shape, device=model.device, requires_grad=True) for shape in shapes]
     with torch.enable_grad():
         output = model(labels=labels, masks=ElementValues(*ones), **inputs)
-        # Only these: the weights' gradients are not computed.
+        # backward() would compute the weights' gradients too.
         gradients = torch.autograd.grad(output.masked_lm_sum, ones)
     count = torch.full((1,), float(output.predicted), device=model.device)
     return torch.cat([count, *(gradient.float().flatten() for gradient in gradients)])
@@ -67,7 +67,7 @@ class ImportanceMeter:
             self.batches += 1
 
     def importances(self) -> ElementValues:
-        """float32 importances; those of a layer that has no influence at all are zeros.
+        """Returns float32 importances; those of a layer without any influence are zeros.
 
         Raises:
             UserError: no batch has been counted.
@@ -78,10 +78,10 @@ class ImportanceMeter:
         counts = [sizes.layers * sizes.heads, sizes.layers * sizes.neurons, sizes.hidden]
         heads, neurons, hidden = (self._sums / self.batches).split(counts)
         parts = (heads.view(sizes.layers, -1), neurons.view(sizes.layers, -1), hidden)
-        return ElementValues(*(_normalized(part).float() for part in parts))
+        return ElementValues(*(_normalize(part).float() for part in parts))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The meter's state: ``sums`` float64 [elements], ``batches`` int64 scalar."""
+        """Returns the meter's state: ``sums`` float64 [elements], ``batches`` int64 scalar."""
         return {"sums": self._sums.clone(), "batches": torch.tensor(self.batches)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -99,6 +99,6 @@ class ImportanceMeter:
         self.batches = int(state["batches"])
 
 
-def _normalized(values: Tensor) -> Tensor:
+def _normalize(values: Tensor) -> Tensor:
     norm = values.norm(dim=-1, keepdim=True)
     return values / torch.where(norm > 0, norm, torch.ones_like(norm))

@@ -1,4 +1,4 @@
-"""What a model takes on this machine: latency, throughput, memory. By the clock, not by formula."""
+"""Measures what a model takes on this machine, by the clock: latency, throughput, memory."""
 
 import contextlib
 import platform
@@ -18,7 +18,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Latency:
-    """How long forward passes of one batch size take.
+    """The durations and the memory of forward passes of one batch size.
 
     Attributes:
         batch_size: sequences of a pass.
@@ -54,7 +54,7 @@ def measure_latency(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(_SEED)
     config: Any = model.config
-    before = _held_bytes(device)
+    baseline = _allocated_bytes(device)
     for batch_size in batch_sizes:
         ids = torch.randint(config.vocab_size, (batch_size, length), generator=generator).to(device)
         mask = torch.ones_like(ids)
@@ -65,7 +65,7 @@ def measure_latency(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-        peak = _peak_bytes(forward, device, before)
+        peak = _peak_bytes(forward, device, baseline)
         for _ in range(_WARM_UP - 1):
             forward()
         seconds = sorted(_timed(forward) for _ in range(repeats))
@@ -74,7 +74,7 @@ def measure_latency(
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """The device, its name, and the threads that PyTorch uses."""
+    """Describes the device: its kind, its name, and the threads that PyTorch uses on a CPU."""
     if device.type == "cuda":
         return {"device": "cuda", "name": torch.cuda.get_device_name(device)}
     return {"device": "cpu", "name": _processor(), "threads": torch.get_num_threads()}
@@ -89,33 +89,35 @@ def _processor() -> str:
 
 
 def _timed(forward: Callable[[], None]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     forward()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
-def _held_bytes(device: torch.device) -> int | None:
+def _allocated_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _resident("VmRSS")
+    return _status_bytes("VmRSS")
 
 
 def _peak_bytes(
-    forward: Callable[[], None], device: torch.device, before: int | None
+    forward: Callable[[], None], device: torch.device, baseline: int | None
 ) -> int | None:
-    """The most bytes that a pass had at once, above ``before``."""
-    if device.type == "cuda":
+    """Returns the most bytes that a pass had at once, above ``baseline``."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
             # Linux: sets the high-water mark of resident memory to what is resident now.
             Path("/proc/self/clear_refs").write_text("5")
     forward()
-    most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
-    return None if before is None or most is None else max(0, most - before)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else _status_bytes("VmHWM")
+    return None if baseline is None or peak is None else max(0, peak - baseline)
 
 
-def _resident(name: str) -> int | None:
+def _status_bytes(name: str) -> int | None:
+    """Returns an entry of Linux's record of this process's memory; None where there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{name}:"):

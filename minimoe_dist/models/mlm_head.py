@@ -57,7 +57,7 @@ class MaskedLmHead(nn.Module):
         decoder_weight: Tensor,
         predicted_rows: Tensor | None = None,
     ) -> tuple[Tensor, int]:
-        """Summed cross entropy, and the number of positions it is over.
+        """Computes the summed cross entropy, and the number of positions it is over.
 
         Args:
             hidden: [B, S, H], final hidden states; [T, H] with ``predicted_rows``.
@@ -75,7 +75,7 @@ class MaskedLmHead(nn.Module):
         return masked_lm_loss_sum(self.transform(rows), targets, decoder_weight, self.bias)
 
     def logits(self, rows: Tensor, decoder_weight: Tensor) -> Tensor:
-        """[N, H] to [N, V], for a few rows."""
+        """Predicts the vocabulary's logits of a few rows: [N, H] to [N, V]."""
         return F.linear(self.transform(rows), decoder_weight, self.bias)
 
 
@@ -120,7 +120,7 @@ class MaskedLmPass(StudentPass):
             return super().one_pass(input_ids, **inputs)
         if compares:
             encoded = self.encode(input_ids, **inputs)
-            output = self.compared(encoded)
+            output = self.student_output(encoded)
         else:
             encoded = self.bert(input_ids, **inputs)
             output = StudentOutput(routers=encoded.routers or ())
@@ -133,7 +133,7 @@ class MaskedLmPass(StudentPass):
         return output._replace(masked_lm_sum=loss_sum, predicted=predicted)
 
     def decoder_weight(self, sparsity: str | None) -> Tensor:
-        """[V, H], the word embeddings; of a sub-model where the student has some."""
+        """Returns the word embeddings, [V, H]; a sub-model's where the student has some."""
         assert sparsity is None, "only sliceable students have sub-models"
         weight: Tensor = self.bert.embeddings.word_embeddings.weight
         return weight
@@ -151,7 +151,7 @@ class ElasticForMaskedLM(MaskedLmPass, ElasticForRelations):
     """
 
     def decoder_weight(self, sparsity: str | None) -> Tensor:
-        """[V, H]; a sub-model's is the word embeddings' kept dimensions, zeros elsewhere."""
+        """Returns [V, H], the word embeddings; zeros where the sub-model has no dimension."""
         encoder = self.bert
         assert isinstance(encoder, ElasticModel)
         hidden = encoder.shape_of(sparsity).hidden

@@ -16,31 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .blocks import (
-    Embeddings,
-    EncoderOutput,
-    Pooler,
-    RelationPass,
-    RelationProjections,
-    StudentOutput,
-)
+from .blocks import Embeddings, EncoderOutput, Pooler, RelationPass, RelationProjections
 from .configuration import MiniMoeConfig
-from .encoder import Encoder, Layer
+from .encoder import Encoder
 from .experts import ExpertLinear, Router, RouterStatistics
 from .packing import Layout, Packing
 
-__all__ = [
-    "EncoderOutput",
-    "Layer",
-    "MiniMoeForRelations",
-    "MiniMoeModel",
-    "MiniMoePreTrainedModel",
-    "StudentOutput",
-]
-
 
 class MiniMoePreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation."""
+    """The base class of MiniMoE students: loading, saving and initialisation."""
 
     config_class = MiniMoeConfig
     base_model_prefix = "bert"
@@ -52,9 +36,8 @@ class MiniMoePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        spread = self.config.initializer_range
         if isinstance(module, ExpertLinear):
-            module.initialize(spread)
+            module.initialize(self.config.initializer_range)
         elif isinstance(module, Router):
             # Routers begin as PyTorch's default linear layers do, biases too.
             bound = 1.0 / math.sqrt(module.in_features)
@@ -127,7 +110,7 @@ class MiniMoeModel(MiniMoePreTrainedModel):
             routers.extend(statistics)
         if projections_only:
             assert self.config.attention_experts == 1, "an expert's choice would go unscaled"
-            signals = _thirds(layout.pad(last.projections(hidden)))
+            signals = _split_projections(layout.pad(last.projections(hidden)))
             return EncoderOutput(queries_keys_values=signals, routers=tuple(routers))
         hidden, statistics, projected = last(hidden, layout, noise, output_states)
         padded = layout.pad(self.encoder.finish(hidden))
@@ -135,13 +118,15 @@ class MiniMoeModel(MiniMoePreTrainedModel):
             last_hidden_state=padded,
             pooler_output=self.pooler(padded) if self.pooler and not came_packed else None,
             embedding_output=layout.pad(embedded) if output_states else None,
-            queries_keys_values=_thirds(layout.pad(projected)) if output_states else None,
+            queries_keys_values=_split_projections(layout.pad(projected))
+            if output_states
+            else None,
             routers=(*routers, *statistics),
         )
 
 
-def _thirds(projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, S, 3H] as three [B, S, H]."""
+def _split_projections(projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits [B, S, 3H] into query, key and value, each [B, S, H]."""
     query, key, value = projected.chunk(3, -1)
     return query, key, value
 

@@ -18,27 +18,27 @@ _HIGH_BITS = 24  # a float32 holds 24 bits exactly, so uniforms have no rounding
 
 
 def _as_int32(value: int) -> int:
-    """The signed 32-bit integer with the same low bits (torch has no full uint32 arithmetic)."""
+    """Returns the int32 with the same low bits (torch has no full uint32 arithmetic)."""
     value &= 0xFFFFFFFF
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def _shifted(bits: Tensor, count: int) -> Tensor:
-    """Logical right shift of int32; ``>>`` alone would smear the sign bit."""
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Shifts int32 right logically; ``>>`` alone would smear the sign bit."""
     return (bits >> count) & ((1 << (32 - count)) - 1)
 
 
 def hash_bits(bits: Tensor) -> Tensor:
-    """A bijective 32-bit mixer (xor-shift and odd multiplications) of an int32 tensor."""
-    bits = bits ^ _shifted(bits, 16)
+    """Mixes the bits of an int32 tensor bijectively, by xor-shifts and odd multiplications."""
+    bits = bits ^ _shift_right(bits, 16)
     bits = bits * _as_int32(0x7FEB352D)
-    bits = bits ^ _shifted(bits, 15)
+    bits = bits ^ _shift_right(bits, 15)
     bits = bits * _as_int32(0x846CA68B)
-    return bits ^ _shifted(bits, 16)
+    return bits ^ _shift_right(bits, 16)
 
 
 def sample_keys(seed: int, sample_ids: Tensor, length: int) -> Tensor:
-    """One 32-bit key for every position of every sample.
+    """Computes a 32-bit key for every position of every sample.
 
     Args:
         seed: the run's seed.
@@ -49,11 +49,11 @@ def sample_keys(seed: int, sample_ids: Tensor, length: int) -> Tensor:
         int32 [B, S].
     """
     positions = torch.arange(length, device=sample_ids.device, dtype=torch.int32)
-    return hash_bits(_row_keys(seed, sample_ids)[:, None] + hash_bits(positions)[None, :])
+    return hash_bits(_sample_hashes(seed, sample_ids)[:, None] + hash_bits(positions)[None, :])
 
 
 def token_keys(seed: int, sample_ids: Tensor, sample: Tensor, position: Tensor) -> Tensor:
-    """The keys of :func:`sample_keys` for packed tokens, by their samples and positions.
+    """Computes the keys of :func:`sample_keys` for packed tokens.
 
     Args:
         seed: the run's seed.
@@ -64,11 +64,11 @@ def token_keys(seed: int, sample_ids: Tensor, sample: Tensor, position: Tensor) 
     Returns:
         int32 [T].
     """
-    rows = _row_keys(seed, sample_ids).index_select(0, sample)
-    return hash_bits(rows + hash_bits(position.to(torch.int32)))
+    hashes = _sample_hashes(seed, sample_ids).index_select(0, sample)
+    return hash_bits(hashes + hash_bits(position.to(torch.int32)))
 
 
-def _row_keys(seed: int, sample_ids: Tensor) -> Tensor:
+def _sample_hashes(seed: int, sample_ids: Tensor) -> Tensor:
     # Torch wraps on conversion, so both halves of the 64-bit id enter the hash.
     low = sample_ids.to(torch.int32)
     high = (sample_ids >> 32).to(torch.int32)
@@ -89,31 +89,31 @@ class NoiseKeys:
         self.token_keys = flat if rows is None else flat.index_select(0, rows)
 
     def _bits(self, row_keys: Tensor, columns: int, site: int) -> Tensor:
-        """int32 [*row_keys.shape, columns], a fresh hash for each element of a site."""
+        """Hashes each element of a site: int32 [*row_keys.shape, columns]."""
         keys = hash_bits(row_keys + _as_int32(site * _SITE_STEP))
         column = torch.arange(columns, device=keys.device, dtype=torch.int32)
         bits = keys.unsqueeze(-1) ^ hash_bits(column + _as_int32(site))
         bits = bits * _as_int32(0x2C1B3C6D)
-        bits ^= _shifted(bits, 15)
+        bits ^= _shift_right(bits, 15)
         bits *= _as_int32(0x297A2D39)
         return bits
 
     def uniform(self, columns: int, site: int) -> Tensor:
-        """float32 [T, columns] in [0, 1)."""
-        bits = _shifted(self._bits(self.token_keys, columns, site), 32 - _HIGH_BITS)
+        """Draws float32 [T, columns] from [0, 1)."""
+        bits = _shift_right(self._bits(self.token_keys, columns, site), 32 - _HIGH_BITS)
         return bits.to(torch.float32) * 2.0**-_HIGH_BITS
 
     def dropout(self, values: Tensor, probability: float, site: int) -> Tensor:
-        """Dropout of packed rows ``values`` [T, H]."""
+        """Drops elements of packed rows ``values`` [T, H] and scales the others."""
         return _drop(values, self._bits(self.token_keys, values.shape[-1], site), probability)
 
     def dropout_attention(
         self, values: Tensor, probability: float, site: int, first_head: int = 0
     ) -> Tensor:
-        """Dropout of attention probabilities [B, heads, S, S], of heads from ``first_head`` on."""
+        """Drops attention probabilities [B, heads, S, S], of heads from ``first_head`` on."""
         heads, length = values.shape[1], values.shape[-1]
-        numbers = torch.arange(first_head, first_head + heads, dtype=torch.int32)
-        head_keys = hash_bits(numbers.to(values.device))
+        head_numbers = torch.arange(first_head, first_head + heads, dtype=torch.int32)
+        head_keys = hash_bits(head_numbers.to(values.device))
         row_keys = self.padded_keys[:, None, :] ^ head_keys[None, :, None]
         return _drop(values, self._bits(row_keys, length, site), probability)
 
@@ -146,7 +146,7 @@ class RelationDropout:
         self._probability = probability
 
     def factors(self, signal: int, samples: slice, heads: slice, length: int) -> Tensor:
-        """0, or 1 / (1 - probability), for each relation of a tile.
+        """Returns 0, or 1 / (1 - probability), for each relation of a tile.
 
         Args:
             signal: 0, 1, 2: relations of queries, keys, values.

@@ -1,4 +1,4 @@
-"""Tokens that come packed and stay packed, as GPUs like it: no padding, no waiting for the device.
+"""The layout of tokens that stay packed, as GPUs like it: no padding, no waiting for the device.
 
 How many rows there are, and how long a sample may be, is known on the host; all else is known only
 on the device. So rows may be more than tokens (a batch is filled up to one of a few sizes, for
@@ -46,34 +46,34 @@ class PackedLayout:
         self.real: Tensor | None = rows < self.starts[-1] + self.lengths[-1]
 
     def padded(self, rows: Tensor) -> Tensor:
-        """Rows [T, …] as [B, S, …], S the longest length there may be, with zeros at padding."""
-        cells = len(self.starts) * self.longest
+        """Pads rows [T, …] to [B, S, …] with zeros, S the longest length there may be."""
+        num_cells = len(self.starts) * self.longest
         # Rows of no sample go to a cell behind all others.
         assert self.real is not None
-        places = torch.where(self.real, self.cells(), cells)
-        flat = rows.new_zeros(cells + 1, *rows.shape[1:]).index_copy(0, places, rows)
+        cells = torch.where(self.real, self.cells(), num_cells)
+        flat = rows.new_zeros(num_cells + 1, *rows.shape[1:]).index_copy(0, cells, rows)
         return flat[:-1].unflatten(0, (-1, self.longest))
 
     def cells(self) -> Tensor:
-        """int64 [T], where a row lies in what :meth:`padded` gives; anywhere for those of none."""
+        """Returns int64 [T], where each row of a sample lies in what :meth:`padded` gives."""
         return self.sample.long() * self.longest + self.position
 
     def pack(self, values: Tensor) -> Tensor:
-        """Returns the rows [T, …] as they are: they came packed."""
+        """Returns the rows [T, …] as they are, since they came packed."""
         return values
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Returns the rows [T, …] as they are: they stay packed."""
+        """Returns the rows [T, …] as they are, since they stay packed."""
         return packed
 
     def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
         if padding_id is None:
             return self.position
         assert self.real is not None
-        counted = ((input_ids != padding_id) & self.real).int()
-        so_far = counted.cumsum(0, dtype=torch.int32)
-        before = (so_far - counted).index_select(0, self.starts).index_select(0, self.sample)
-        return (so_far - before) * counted + padding_id
+        counts = ((input_ids != padding_id) & self.real).int()
+        total = counts.cumsum(0, dtype=torch.int32)
+        before_sample = (total - counts).index_select(0, self.starts).index_select(0, self.sample)
+        return (total - before_sample) * counts + padding_id
 
     def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
         return packed_embedding(table, ids)
@@ -100,25 +100,25 @@ class _KernelPlan(Plan):
     def __init__(self, groups: Groups) -> None:
         self._products = partial(grouped_linear, groups=groups)
 
-    def into(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-        return self._through(maps, tokens, gathers=True, scatters=False)
+    def into(self, linears: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        return self._apply(linears, tokens, gathers=True, scatters=False)
 
-    def out_of(self, second: nn.Module, rows: Tensor) -> Tensor:
-        return self._through((second,), rows, gathers=False, scatters=True)
+    def out_of(self, linear: nn.Module, rows: Tensor) -> Tensor:
+        return self._apply((linear,), rows, gathers=False, scatters=True)
 
-    def across(self, maps: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-        return self._through(maps, tokens, gathers=True, scatters=True)
+    def across(self, linears: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+        return self._apply(linears, tokens, gathers=True, scatters=True)
 
-    def _through(
-        self, maps: Sequence[nn.Module], rows: Tensor, gathers: bool, scatters: bool
+    def _apply(
+        self, linears: Sequence[nn.Module], rows: Tensor, gathers: bool, scatters: bool
     ) -> Tensor:
         products = partial(self._products, gathers=gathers, scatters=scatters)
-        parts = [each(rows, products) for each in maps]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        outputs = [linear(rows, products) for linear in linears]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
 
 def packed_embedding(table: nn.Embedding, ids: Tensor) -> Tensor:
-    """Rows of an embedding table whose gradient is summed in a fixed order.
+    """Looks up rows of an embedding table whose gradient is summed in a fixed order.
 
     A compiler would scatter the gradient with atomic additions, whose order, and hence whose last
     bits, differ from run to run; PyTorch's own operator sorts the tokens first.
@@ -130,39 +130,39 @@ def packed_embedding(table: nn.Embedding, ids: Tensor) -> Tensor:
     Returns:
         [T, H].
     """
-    padding = -1 if table.padding_idx is None else table.padding_idx
-    return _embedding(table.weight, ids, padding)
+    padding_idx = -1 if table.padding_idx is None else table.padding_idx
+    return _embedding(table.weight, ids, padding_idx)
 
 
 @torch.library.custom_op("minimoe_dist::embedding", mutates_args=())
-def _embedding(weight: Tensor, ids: Tensor, padding: int) -> Tensor:
+def _embedding(weight: Tensor, ids: Tensor, padding_idx: int) -> Tensor:
     return F.embedding(ids, weight)
 
 
 @_embedding.register_fake
-def _(weight: Tensor, ids: Tensor, padding: int) -> Tensor:
+def _(weight: Tensor, ids: Tensor, padding_idx: int) -> Tensor:
     return weight.new_empty(*ids.shape, weight.shape[1])
 
 
 @torch.library.custom_op("minimoe_dist::embedding_gradient", mutates_args=())
-def _embedding_gradient(upstream: Tensor, ids: Tensor, rows: int, padding: int) -> Tensor:
-    return torch.ops.aten.embedding_dense_backward(upstream, ids, rows, padding, False)
+def _embedding_gradient(upstream: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
+    return torch.ops.aten.embedding_dense_backward(upstream, ids, rows, padding_idx, False)
 
 
 @_embedding_gradient.register_fake
-def _(upstream: Tensor, ids: Tensor, rows: int, padding: int) -> Tensor:
+def _(upstream: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
     return upstream.new_empty(rows, upstream.shape[-1])
 
 
-def _keep_ids(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weight, ids, ctx.padding = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, ids, ctx.padding_idx = inputs
     ctx.rows = weight.shape[0]
     ctx.save_for_backward(ids)
 
 
 def _embedding_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     (ids,) = ctx.saved_tensors
-    return _embedding_gradient(upstream, ids, ctx.rows, ctx.padding), None, None
+    return _embedding_gradient(upstream, ids, ctx.rows, ctx.padding_idx), None, None
 
 
-_embedding.register_autograd(_embedding_backward, setup_context=_keep_ids)
+_embedding.register_autograd(_embedding_backward, setup_context=_setup_context)

@@ -27,7 +27,7 @@ def packed_attention(
     probability: float = 0.0,
     site: int = 0,
 ) -> Tensor:
-    """Scaled dot-product attention of each sample's tokens among themselves.
+    """Computes scaled dot-product attention of each sample's tokens among themselves.
 
     Args:
         projected: [T, 3 A], queries, keys and values side by side.
@@ -63,7 +63,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     if not runs_kernel(projected):
         context = projected.new_zeros(projected.shape[0], projected.shape[1] // 3)
-        for sample in _samples(projected, starts, lengths, keys, heads, probability, site):
+        for sample in _iterate_samples(projected, starts, lengths, keys, heads, probability, site):
             context[sample.rows] = sample.context()
         return context, projected.new_empty(0, dtype=torch.float32)
     from ..kernels.attention import Dropout, attention
@@ -84,8 +84,10 @@ def _(
     site: int,
 ) -> tuple[Tensor, Tensor]:
     tokens, width = projected.shape
-    logs = (heads, tokens) if runs_kernel(projected) else (0,)
-    return projected.new_empty(tokens, width // 3), projected.new_empty(logs, dtype=torch.float32)
+    log_sums = (heads, tokens) if runs_kernel(projected) else (0,)
+    return projected.new_empty(tokens, width // 3), projected.new_empty(
+        log_sums, dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("minimoe_dist::attention_gradient", mutates_args=())
@@ -93,7 +95,7 @@ def _attention_gradient(
     upstream: Tensor,
     projected: Tensor,
     context: Tensor,
-    logs: Tensor,
+    log_sums: Tensor,
     starts: Tensor,
     lengths: Tensor,
     keys: Tensor | None,
@@ -104,13 +106,13 @@ def _attention_gradient(
 ) -> Tensor:
     if not runs_kernel(projected):
         gradient = torch.zeros_like(projected, memory_format=torch.contiguous_format)
-        for sample in _samples(projected, starts, lengths, keys, heads, probability, site):
+        for sample in _iterate_samples(projected, starts, lengths, keys, heads, probability, site):
             gradient[sample.rows] = sample.gradient(upstream[sample.rows])
         return gradient
     from ..kernels.attention import Dropout, attention_gradient
 
     dropout = None if keys is None else Dropout(keys, probability, site)
-    tensors = (upstream.contiguous(), projected.contiguous(), context, logs, starts, lengths)
+    tensors = (upstream.contiguous(), projected.contiguous(), context, log_sums, starts, lengths)
     return attention_gradient(*tensors, heads, longest, dropout)
 
 
@@ -119,8 +121,8 @@ def _(upstream: Tensor, projected: Tensor, *unused: Any) -> Tensor:
     return torch.empty_like(projected, memory_format=torch.contiguous_format)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    projected, starts, lengths, keys, *ctx.numbers = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    projected, starts, lengths, keys, *ctx.options = inputs
     ctx.save_for_backward(projected, *output, starts, lengths, keys)
     ctx.set_materialize_grads(False)
 
@@ -128,38 +130,48 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradient = None
     if upstream is not None:
-        gradient = _attention_gradient(upstream, *ctx.saved_tensors, *ctx.numbers)
+        gradient = _attention_gradient(upstream, *ctx.saved_tensors, *ctx.options)
     return (gradient, *[None] * 7)
 
 
-_attention.register_autograd(_backward, setup_context=_keep)
+_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 class _Sample(NamedTuple):
-    """One sample in plain PyTorch; ``parts`` are its queries, keys and values [heads, S, d]."""
+    """One sample in plain PyTorch.
+
+    Attributes:
+        rows: its tokens among the packed ones.
+        query: [heads, S, d].
+        key: [heads, S, d].
+        value: [heads, S, d].
+        probabilities: [heads, S, S], before dropout.
+        factors: of dropout, [heads, S, S], or 1.
+    """
 
     rows: slice
-    parts: tuple[Tensor, Tensor, Tensor]
-    shares: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    probabilities: Tensor
     factors: Tensor | float
 
     def context(self) -> Tensor:
-        """The heads' contexts side by side, [S, A]."""
-        return (self.shares * self.factors @ self.parts[2]).transpose(0, 1).flatten(1)
+        """Computes the heads' contexts side by side, [S, A]."""
+        return (self.probabilities * self.factors @ self.value).transpose(0, 1).flatten(1)
 
     def gradient(self, upstream: Tensor) -> Tensor:
-        """The gradient [S, 3 A] of the projections, for one [S, A] of the contexts."""
-        query, key, value = self.parts
-        arrived = upstream.unflatten(-1, (len(query), -1)).transpose(0, 1)
-        slopes = arrived @ value.transpose(-1, -2) * self.factors
-        mean = (slopes * self.shares).sum(-1, keepdim=True)
-        slopes = self.shares * (slopes - mean) / math.sqrt(query.shape[-1])
-        of_value = (self.shares * self.factors).transpose(-1, -2) @ arrived
-        parts = torch.stack([slopes @ key, slopes.transpose(-1, -2) @ query, of_value])
-        return parts.permute(2, 0, 1, 3).flatten(1)
+        """Computes the gradient [S, 3 A] of the projections, for one [S, A] of the contexts."""
+        upstream = upstream.unflatten(-1, (len(self.query), -1)).transpose(0, 1)
+        slope = upstream @ self.value.transpose(-1, -2) * self.factors
+        mean = (slope * self.probabilities).sum(-1, keepdim=True)
+        slope = self.probabilities * (slope - mean) / math.sqrt(self.query.shape[-1])
+        of_value = (self.probabilities * self.factors).transpose(-1, -2) @ upstream
+        gradients = (slope @ self.key, slope.transpose(-1, -2) @ self.query, of_value)
+        return torch.stack(gradients).permute(2, 0, 1, 3).flatten(1)
 
 
-def _samples(
+def _iterate_samples(
     projected: Tensor,
     starts: Tensor,
     lengths: Tensor,
@@ -170,12 +182,13 @@ def _samples(
 ) -> Iterator[_Sample]:
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         rows = slice(start, start + length)
-        parts = projected[rows].unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
-        query, key, value = parts.unbind()
-        shares = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
+        by_head = projected[rows].unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
+        query, key, value = by_head.unbind()
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        probabilities = scores.softmax(-1)
         factors: Tensor | float = 1.0
         if keys is not None:
             noise = NoiseKeys(keys[None, rows], None)
-            ones = torch.ones_like(shares)[None]
+            ones = torch.ones_like(probabilities)[None]
             factors = noise.dropout_attention(ones, probability, site)[0]
-        yield _Sample(rows, (query, key, value), shares, factors)
+        yield _Sample(rows, query, key, value, probabilities, factors)

@@ -42,7 +42,7 @@ def group_rows(expert: Tensor, num_experts: int) -> Groups:
 def grouped_linear(
     rows: Tensor, weight: Tensor, bias: Tensor, groups: Groups, *, gathers: bool, scatters: bool
 ) -> Tensor:
-    """Each row through its expert's linear map.
+    """Applies to each row its expert's linear map.
 
     Args:
         rows: [T, K], in tokens' order with ``gathers``, else sorted by expert.
@@ -50,7 +50,7 @@ def grouped_linear(
         bias: [E, N].
         groups: of the tokens.
         gathers: whether rows are in tokens' order.
-        scatters: whether the result shall be.
+        scatters: whether the result is to be in tokens' order, else sorted by expert.
 
     Returns:
         [T, N]; zeros for rows of no expert.
@@ -89,7 +89,7 @@ def _grouped_linear(
 
         tensors = (rows.contiguous(), weight, bias, order, offsets)
         return grouped_product(*tensors, gathers=gathers, scatters=scatters)
-    return _plainly(rows, weight, bias, order, offsets, gathers, scatters)
+    return _plain_product(rows, weight, bias, order, offsets, gathers, scatters)
 
 
 @_grouped_linear.register_fake
@@ -116,10 +116,10 @@ def _gradient(
             upstream, weight, None, order, offsets,
             gathers=scatters, scatters=gathers, transposed=True,
         )  # fmt: skip
-        of_weights = grouped_weight_gradient(
+        of_weight_and_bias = grouped_weight_gradient(
             upstream, rows, weight, order, offsets, gathers=gathers, scatters=scatters
         )
-        return of_rows, *of_weights
+        return of_rows, *of_weight_and_bias
     return _plain_gradient(upstream, rows, weight, order, offsets, gathers, scatters)
 
 
@@ -128,7 +128,7 @@ def _(upstream: Tensor, rows: Tensor, weight: Tensor, *unused: Any) -> tuple[Ten
     return rows.new_empty(rows.shape), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     rows, weight, _, order, offsets, *ctx.directions = inputs
     ctx.save_for_backward(rows, weight, order, offsets)
 
@@ -137,10 +137,10 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return (*_gradient(upstream, *ctx.saved_tensors, *ctx.directions), None, None, None, None)
 
 
-_grouped_linear.register_autograd(_backward, setup_context=_keep)
+_grouped_linear.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _plainly(
+def _plain_product(
     rows: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -150,7 +150,7 @@ def _plainly(
     scatters: bool,
 ) -> Tensor:
     result = rows.new_zeros(rows.shape[0], weight.shape[1])
-    for expert, (source, target) in enumerate(_places(order, offsets, gathers, scatters)):
+    for expert, (source, target) in enumerate(_rows_by_expert(order, offsets, gathers, scatters)):
         result[target] = F.linear(rows[source], weight[expert], bias[expert])
     return result
 
@@ -166,19 +166,18 @@ def _plain_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_rows, of_weight = torch.zeros_like(rows), torch.empty_like(weight)
     of_bias = weight.new_empty(weight.shape[:2])
-    for expert, (source, target) in enumerate(_places(order, offsets, gathers, scatters)):
+    for expert, (source, target) in enumerate(_rows_by_expert(order, offsets, gathers, scatters)):
         of_rows[source] = upstream[target] @ weight[expert]
         of_weight[expert] = upstream[target].t() @ rows[source]
         of_bias[expert] = upstream[target].sum(0)
     return of_rows, of_weight, of_bias
 
 
-def _places(
+def _rows_by_expert(
     order: Tensor, offsets: Tensor, gathers: bool, scatters: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each expert, where its rows are read and where they are written."""
-    begins = offsets.tolist()
-    for begin, end in pairwise(begins):
-        by_expert = torch.arange(begin, end, device=order.device)
+    """Yields for each expert where its rows are read and where they are written."""
+    for begin, end in pairwise(offsets.tolist()):
+        sorted_rows = torch.arange(begin, end, device=order.device)
         token_rows = order[begin:end].long()
-        yield token_rows if gathers else by_expert, token_rows if scatters else by_expert
+        yield token_rows if gathers else sorted_rows, token_rows if scatters else sorted_rows

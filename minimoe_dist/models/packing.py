@@ -1,4 +1,4 @@
-"""How the tokens of a batch lie: padded batches without their padding.
+"""The layout of a batch's tokens, and that of padded batches without their padding.
 
 An encoder works on packed tokens [T, …] and asks their layout for what needs to know which of them
 belong together: attention, positions, keys of noise, the way to a block's experts. The layout here
@@ -23,7 +23,7 @@ _PADDING_SCORE = -30000.0
 
 
 class Layout(Protocol):
-    """How packed tokens lie.
+    """Knows how packed tokens lie, and does what depends on it.
 
     Attributes:
         real: bool [T], which rows are tokens at all; None where all are.
@@ -32,25 +32,25 @@ class Layout(Protocol):
     real: Tensor | None
 
     def pack(self, values: Tensor) -> Tensor:
-        """What the batch gave for its positions as [T, …]."""
+        """Packs what the batch gave for its positions as [T, …]."""
 
     def pad(self, packed: Tensor) -> Tensor:
-        """The inverse: [T, …] in the shape that the batch has."""
+        """Brings [T, …] into the shape that the batch has, the inverse of :meth:`pack`."""
 
     def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
-        """Positions of tokens, integers [T].
+        """Returns the positions of tokens, integers [T].
 
         They count from 0; with ``padding_id``, as RoBERTa does, from behind it, over tokens that
         are not it, which is itself the position of padding.
         """
 
     def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
-        """Rows [T, H] of a table, for integers [T]."""
+        """Looks up the rows [T, H] of a table, for integers [T]."""
 
     def attend(
         self, projected: Tensor, heads: int, noise: NoiseKeys | None, dropout: float, site: int
     ) -> Tensor:
-        """Scaled dot-product attention of each sample's tokens among themselves.
+        """Computes scaled dot-product attention of each sample's tokens among themselves.
 
         Args:
             projected: queries, keys and values side by side, [T, 3 · heads · head size].
@@ -64,14 +64,14 @@ class Layout(Protocol):
         """
 
     def noise(self, sample_ids: Tensor | None, seed: int) -> NoiseKeys:
-        """A training batch's keys; without ``sample_ids`` int64 [B], of samples drawn at random."""
+        """Makes a training batch's keys from ``sample_ids`` int64 [B]; drawn at random if None."""
 
     def plan(self, expert: Tensor, num_experts: int) -> Plan:
-        """The way to a block's experts and back, where all experts are here."""
+        """Plans the way to a block's experts and back, where all experts are here."""
 
 
 class Packing:
-    """The real tokens of a padded batch.
+    """The layout of a padded batch, whose real tokens are packed.
 
     Args:
         attention_mask: bool [B, S].
@@ -82,20 +82,20 @@ class Packing:
 
     def __init__(self, attention_mask: Tensor, keep_padding: bool) -> None:
         self.batch, self.length = attention_mask.shape
-        packed = attention_mask.reshape(-1)
-        has_no_padding = keep_padding or bool(packed.all())
-        self.rows = None if has_no_padding else packed.nonzero().squeeze(-1)
+        flat_mask = attention_mask.reshape(-1)
+        keeps_all = keep_padding or bool(flat_mask.all())
+        self.rows = None if keeps_all else flat_mask.nonzero().squeeze(-1)
         bias = torch.zeros(attention_mask.shape, device=attention_mask.device)
         bias = bias.masked_fill(~attention_mask, _PADDING_SCORE)
         self.key_bias = bias[:, None, None, :]
 
     def pack(self, values: Tensor) -> Tensor:
-        """[B, S, …] to [T, …]."""
+        """Packs [B, S, …] as [T, …]."""
         flat = values.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """[T, …] to [B, S, …] with zeros at padding."""
+        """Pads [T, …] to [B, S, …] with zeros."""
         if self.rows is None:
             flat = packed
         else:
@@ -107,8 +107,8 @@ class Packing:
         if padding_id is None:
             positions = torch.arange(self.length, device=input_ids.device)
             return self.pack(positions.expand(self.batch, self.length))
-        counted = (input_ids != padding_id).long()
-        return self.pack(counted.cumsum(1) * counted + padding_id)
+        counts = (input_ids != padding_id).long()
+        return self.pack(counts.cumsum(1) * counts + padding_id)
 
     def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
         rows: Tensor = table(ids)
@@ -117,8 +117,8 @@ class Packing:
     def attend(
         self, projected: Tensor, heads: int, noise: NoiseKeys | None, dropout: float, site: int
     ) -> Tensor:
-        parts = self.pad(projected).unflatten(-1, (3, heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        by_head = self.pad(projected).unflatten(-1, (3, heads, -1))
+        query, key, value = by_head.permute(2, 0, 3, 1, 4)
         bias = self.key_bias.to(query.dtype)
         if noise is None or dropout == 0.0:
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)

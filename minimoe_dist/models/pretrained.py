@@ -1,4 +1,4 @@
-"""Encoders from folders and hubs, their weights straight into place and never from foreign code.
+"""Loads encoders from folders and hubs: weights straight into place, never foreign code.
 
 What transformers would only warn of is refused in one line: weights that are missing or have
 another shape, pickles of more than tensors, models of another kind.
@@ -44,12 +44,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def longest_sequence(config: PreTrainedConfig) -> int:
-    """Tokens of the longest sequence that an encoder takes."""
+    """Returns the number of tokens of the longest sequence that an encoder takes."""
     return description_of(config.to_dict(), config.name_or_path, "").longest_sequence
 
 
 def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
-    """The configuration of a teacher.
+    """Reads the configuration of a teacher.
 
     Args:
         path: what the user gave, for messages.
@@ -58,12 +58,12 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
     Raises:
         UserError: no model there, or none that can teach as it stands.
     """
-    described = require_model(path, _OPTION, weights=False)
-    if described.is_published_student:
+    description = require_model(path, _OPTION, weights=False)
+    if description.is_published_student:
         raise UserError(
-            f"{_OPTION}: {path} is a published student (moe {described.moe}, sparsity "
-            f"{described.sparsity}), which is no plain {described.model_type}; convert it to an "
-            "export and give that"
+            f"{_OPTION}: {path} is a published student (moe {description.moe}, sparsity "
+            f"{description.sparsity}), which is no plain {description.model_type}; convert it to "
+            "an export and give that"
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -77,7 +77,7 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
 
 
 def encoder_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
-    """The type of a teacher's weights on a device; "auto" is what that multiplies fast.
+    """Resolves the type of a teacher's weights on a device; "auto" is what that multiplies fast.
 
     Raises:
         UserError: an unknown name.
@@ -95,8 +95,8 @@ def encoder_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
         # relations move by less than a thousandth of any student's loss.
         return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
     # PyTorch would emulate it on older cards, at a tenth of their speed.
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
+    is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_native else torch.float16
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -107,7 +107,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 def load_encoder(
     path: str, folder: str, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The encoder that ``config`` describes, layers behind its last one left out.
+    """Loads the encoder that ``config`` describes, layers behind its last one left out.
 
     Args:
         path: what the user gave, for messages.
@@ -119,7 +119,6 @@ def load_encoder(
         UserError: weights are missing, of another shape or unreadable, or the file is an unsafe
             pickle.
     """
-    options = _class_options(config)
     source = f"{_OPTION}: {path}"
     try:
         with quiet_transformers():
@@ -127,7 +126,7 @@ def load_encoder(
                 folder,
                 config=config,
                 dtype=dtype,
-                **options,
+                **_class_options(config),
                 weights_only=True,
                 ignore_mismatched_sizes=True,  # reported below, in one line
                 output_loading_info=True,
@@ -153,7 +152,7 @@ def load_encoder(
 
 
 def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The encoder that ``config`` describes without memory: parameters on the meta device.
+    """Makes the encoder that ``config`` describes with its parameters on the meta device.
 
     Buffers that no checkpoint holds have their values, on CPU.
     """
@@ -174,7 +173,7 @@ def _class_options(config: PreTrainedConfig) -> dict[str, bool]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the report on layers left out on purpose, and the bar over weights."""
+    """Silences the report on layers left out on purpose, and the bar over weights."""
     verbosity = transformers_logging.get_verbosity()
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""A picture of what each layer keeps in each sub-model of a map."""
+"""Draws a picture of what each layer keeps in each sub-model of a map."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from .submodels import Sizes, SparsityMap, SubModelShape, sub_model_shape
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_LABELS = 14  # numbers in cells are readable up to so many sub-models
+_MAX_LABELS = 14  # numbers in cells are readable up to so many sub-models
 
 
 def draw_sub_models(sizes: Sizes, sparsity_map: SparsityMap, target: str | Path) -> None:
@@ -47,7 +47,7 @@ def _draw_kept(
 ) -> None:
     shares = [[count / total for count in row] for row in counts_by_layer]
     image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    if len(names) <= _MOST_LABELS:
+    if len(names) <= _MAX_LABELS:
         for row, counts in enumerate(counts_by_layer):
             for column, count in enumerate(counts):
                 color = "black" if count > 0.6 * total else "white"

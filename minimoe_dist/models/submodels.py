@@ -1,4 +1,4 @@
-"""Maps of sub-models: what each layer of a sliceable BERT loses, and the sizes that remain.
+"""Maps of sub-models, which say what each layer of a sliceable BERT loses, and their sizes.
 
 A map has an entry for every sub-model, by name: a sparsity in per cent ("90"), or, of once-for-all
 students, "layers,hidden" ("3,384"). An entry counts what is *lost*, in the published layout::
@@ -26,7 +26,7 @@ WHOLE = "0"
 _EMBEDDINGS = "-1"
 _KINDS = ("head", "neuron", "hidden")
 _ROUNDING = 8  # removed numbers are multiples of it, so that products stay aligned
-_MOST_HEADS = 90  # per cent: beyond it, neurons pay for the heads that stay
+_MAX_HEADS_PERCENT = 90  # beyond it, neurons pay for the heads that stay
 
 
 class Sizes(NamedTuple):
@@ -44,11 +44,17 @@ class Sizes(NamedTuple):
 
 
 class LayerShape(NamedTuple):
-    """What a layer keeps; a ``missing`` one is skipped wholly, its LayerNorms too."""
+    """The elements that a layer keeps; a ``missing`` one is skipped wholly, its LayerNorms too."""
 
     heads: int
     neurons: int
     missing: bool = False
+
+    def fits_in(self, larger: "LayerShape") -> bool:
+        """Tells whether ``larger`` has all that this one keeps."""
+        return self.missing or (
+            not larger.missing and self.heads <= larger.heads and self.neurons <= larger.neurons
+        )
 
 
 class PlainSizes(NamedTuple):
@@ -61,59 +67,53 @@ class PlainSizes(NamedTuple):
 
 
 class SubModelShape(NamedTuple):
-    """Sizes of a sub-model."""
+    """The hidden size of a sub-model, and what each of its layers keeps."""
 
     hidden: int
     layers: tuple[LayerShape, ...]
 
-    def fits_in(self, other: "SubModelShape") -> bool:
-        """Whether ``other`` has all that this one keeps."""
+    def fits_in(self, larger: "SubModelShape") -> bool:
+        """Tells whether ``larger`` has all that this one keeps."""
         return (
-            self.hidden <= other.hidden
-            and len(self.layers) == len(other.layers)
-            and all(
-                layer.missing
-                or (
-                    not room.missing and layer.heads <= room.heads and layer.neurons <= room.neurons
-                )
-                for layer, room in zip(self.layers, other.layers, strict=True)
-            )
+            self.hidden <= larger.hidden
+            and len(self.layers) == len(larger.layers)
+            and all(map(LayerShape.fits_in, self.layers, larger.layers))
         )
 
     def plain(self, head_size: int) -> PlainSizes | None:
-        """The sizes of the ``BertModel`` that this is, or None where it is none.
+        """Returns the sizes of the ``BertModel`` that this is, or None where it is none.
 
         It is one where all layers that are there keep the same, none has an empty block, and the
         heads fill the hidden size.
         """
-        kinds = {layer for layer in self.layers if not layer.missing}
-        if len(kinds) != 1:
+        distinct = {layer for layer in self.layers if not layer.missing}
+        if len(distinct) != 1:
             return None
-        (layer,) = kinds
+        (layer,) = distinct
         if layer.neurons == 0 or layer.heads == 0 or layer.heads * head_size != self.hidden:
             return None
         count = sum(not layer.missing for layer in self.layers)
         return PlainSizes(count, self.hidden, layer.heads, layer.neurons)
 
     def gmac(self, head_size: int, length: int = 128) -> float:
-        """Multiply-accumulates of a sequence in 10⁹, counted as 12 · L · H² counts a plain BERT."""
-        maps = sum(
+        """Counts a sequence's 10⁹ multiply-accumulates, as 12 · L · H² counts a plain BERT's."""
+        outputs = sum(
             4 * layer.heads * head_size + 2 * layer.neurons
             for layer in self.layers
             if not layer.missing
         )
-        return maps * self.hidden * length / 1e9
+        return outputs * self.hidden * length / 1e9
 
 
 def whole_shape(sizes: Sizes) -> SubModelShape:
-    """The shape of the whole model, in which every layer keeps everything."""
+    """Returns the shape of the whole model, in which every layer keeps everything."""
     return SubModelShape(sizes.hidden, (LayerShape(sizes.heads, sizes.neurons),) * sizes.layers)
 
 
 def sub_model_shape(
     sizes: Sizes, sparsity_map: SparsityMap, sparsity: str, *, keep_missing_layers: bool = False
 ) -> SubModelShape:
-    """The sizes of the sub-model ``sparsity`` of a map.
+    """Returns the sizes of the sub-model ``sparsity`` of a map.
 
     Removed numbers (of hidden dimensions, of neurons, of a layer's attention features) are rounded
     to multiples of eight.
@@ -135,8 +135,8 @@ def sub_model_shape(
         raise UserError(f"sparsity: {sparsity} is not in the model's map; it has: {choices}")
     entry = sparsity_map[sparsity]
     _check_entry(sizes, sparsity, entry)
-    lost = entry.get("hidden", {}).get(_EMBEDDINGS, 0)
-    hidden = sizes.hidden - _removed(lost, sizes.hidden)
+    lost_hidden = entry.get("hidden", {}).get(_EMBEDDINGS, 0)
+    hidden = sizes.hidden - _round_removed(lost_hidden, sizes.hidden)
     if hidden == 0:
         raise UserError(
             f"sparsity: {sparsity} leaves none of {sizes.hidden} hidden dimensions; choose less"
@@ -147,21 +147,21 @@ def sub_model_shape(
         lost_heads, lost_neurons = (
             entry.get(kind, {}).get(str(index), 0) for kind in ("head", "neuron")
         )
-        heads = sizes.heads - _removed_heads(lost_heads, sizes, sparsity)
-        neurons = sizes.neurons - _removed(lost_neurons, sizes.neurons)
+        heads = sizes.heads - _round_removed_heads(lost_heads, sizes, sparsity)
+        neurons = sizes.neurons - _round_removed(lost_neurons, sizes.neurons)
         missing = once_for_all and not keep_missing_layers and heads == neurons == 0
         layers.append(LayerShape(heads, neurons, missing))
     return SubModelShape(hidden, tuple(layers))
 
 
-def _removed(count: int, total: int) -> int:
+def _round_removed(count: int, total: int) -> int:
     if count == total:
         return total
     return min(total, round(count / _ROUNDING) * _ROUNDING)
 
 
-def _removed_heads(count: int, sizes: Sizes, sparsity: str) -> int:
-    features = _removed(count * sizes.head_size, sizes.hidden)
+def _round_removed_heads(count: int, sizes: Sizes, sparsity: str) -> int:
+    features = _round_removed(count * sizes.head_size, sizes.hidden)
     if features % sizes.head_size:
         raise UserError(
             f"sparsity: {sparsity} removes {features} attention features, which is no number of "
@@ -192,7 +192,7 @@ def _check_entry(sizes: Sizes, sparsity: str, entry: MapEntry) -> None:
 def build_sparsity_map(
     head_importance: Any, neuron_importance: Any, sizes: Sizes, sparsities: Sequence[float]
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """The map of a model by importance.
+    """Builds the map of a model by importance.
 
     A sparsity of s per cent takes q = 100 - round(100 · √(1 - s/100)) per cent of the globally
     least important heads and neurons, and of the hidden dimensions everywhere: a map between two
@@ -215,12 +215,12 @@ def build_sparsity_map(
     for sparsity in sparsities:
         if not 0 <= sparsity < 100:
             raise UserError(f"sparsities: {sparsity} is not in [0, 100); give per cent to remove")
-        share = 100 - round(100 * math.sqrt(1 - sparsity / 100))
-        extra = max(0, share - _MOST_HEADS) * heads.size * sizes.head_size * 2
-        lost_heads = round(min(share, _MOST_HEADS) * heads.size / 100)
-        lost_neurons = min(neurons.size, round((share * neurons.size + extra) / 100))
+        percent = 100 - round(100 * math.sqrt(1 - sparsity / 100))
+        extra = max(0, percent - _MAX_HEADS_PERCENT) * heads.size * sizes.head_size * 2
+        lost_heads = round(min(percent, _MAX_HEADS_PERCENT) * heads.size / 100)
+        lost_neurons = min(neurons.size, round((percent * neurons.size + extra) / 100))
         entries[f"{sparsity:g}"] = {
-            "hidden": dict.fromkeys(layers, round(share * sizes.hidden / 100)),
+            "hidden": dict.fromkeys(layers, round(percent * sizes.hidden / 100)),
             "head": _least_important(heads, lost_heads),
             "neuron": _least_important(neurons, lost_neurons),
         }
@@ -230,16 +230,16 @@ def build_sparsity_map(
 
 
 def _least_important(importance: np.ndarray, count: int) -> dict[str, int]:
-    """How many of the ``count`` least important elements each layer has."""
-    least = np.argsort(importance, axis=None, kind="stable")[:count] // importance.shape[1]
-    lost = np.bincount(least, minlength=len(importance))
-    return {str(layer): int(number) for layer, number in enumerate(lost) if number}
+    """Counts by layer the ``count`` least important elements."""
+    layers = np.argsort(importance, axis=None, kind="stable")[:count] // importance.shape[1]
+    counts = np.bincount(layers, minlength=len(importance))
+    return {str(layer): int(lost) for layer, lost in enumerate(counts) if lost}
 
 
 def once_for_all_map(
     sizes: Sizes, layers: Sequence[int], hidden: Sequence[int]
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """The map of a once-for-all student: every number of layers with every hidden size.
+    """Builds the map of a once-for-all student: every number of layers with every hidden size.
 
     A sub-model has the first layers and the first hidden dimensions, and heads and neurons in
     proportion to these; a layer that it does not have loses all.
@@ -265,7 +265,7 @@ def once_for_all_map(
 
 
 def once_for_all_name(student: str, sub_model: str) -> str:
-    """What a sub-model is called among others, its export too: "student_3l_384h" of "3,384"."""
+    """Names a sub-model and its export, such as "student_3l_384h" for "3,384"."""
     layers, hidden = sub_model.split(",")
     return f"{student}_{layers}l_{hidden}h"
 

@@ -24,12 +24,12 @@ from .experts import RouterStatistics
 from .moebert import MiniMoeModel, MiniMoePreTrainedModel
 from .noise import NoiseKeys, sample_keys
 
-_IGNORED = -100
+_IGNORED_LABEL = -100
 
 
 @dataclass
 class TaskOutput(ModelOutput):
-    """What a model with a task's head returns.
+    """The outputs of a model with a task's head.
 
     Attributes:
         loss: a scalar, where labels were given.
@@ -45,7 +45,7 @@ class TaskOutput(ModelOutput):
 
 
 class _TaskModel:
-    """What the four classes share; stands before a ``PreTrainedModel`` among their bases.
+    """The common part of the four classes; stands before a ``PreTrainedModel`` among their bases.
 
     Attributes:
         encoder_class: what the head stands on.
@@ -77,7 +77,7 @@ class _TaskModel:
             self.relation = RelationProjections(self.config.hidden_size)
 
     def _encode(self, input_ids: Tensor, with_signals: bool, inputs: dict[str, Any]) -> Any:
-        """The encoder's output, and the signals if they are wanted."""
+        """Runs the encoder; returns its output, and the signals if they are wanted."""
         from_last_layer = with_signals and self.relation is None
         states = {"output_states": True} if from_last_layer else {}
         encoded = self.bert(input_ids, **states, **inputs)
@@ -88,7 +88,7 @@ class _TaskModel:
         return encoded, self.relation(encoded.last_hidden_state)
 
     def _classify(self, values: Tensor, sample_ids: Tensor | None, noise_seed: int) -> Tensor:
-        """[B, …, H] to logits [B, …, C], in float32."""
+        """Maps [B, …, H] to logits [B, …, C], in float32."""
         if self.training and self.head_dropout.probability:
             if sample_ids is None:
                 values = F.dropout(values, self.head_dropout.probability)
@@ -127,9 +127,11 @@ class _TaskModel:
         return TaskOutput(loss, logits, signals, encoded.routers)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean over samples, or over the tokens that count."""
+        """Averages the loss over samples, or over the tokens that count."""
         if self.tags_tokens:
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
+            return F.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED_LABEL
+            )
         if self.config.num_labels == 1:
             return F.mse_loss(logits.squeeze(-1), labels.float())
         return F.cross_entropy(logits, labels)

@@ -24,12 +24,7 @@ from .float8 import multiplies_float8, quantize_maps
 from .foreign import as_student
 from .moebert import MiniMoeForRelations
 from .packing import Layout
-from .pretrained import (
-    empty_encoder,
-    encoder_dtype,
-    load_encoder,
-    read_encoder_config,
-)
+from .pretrained import empty_encoder, encoder_dtype, load_encoder, read_encoder_config
 from .weights import SlicedWeights
 
 FLOAT8 = "float8"
@@ -55,7 +50,7 @@ class CutEncoder(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [B, S, H]."""
+        """Returns queries, keys and values, each [B, S, H]."""
         segments = {"token_type_ids": token_type_ids} if self.reads_segments else {}
         hidden = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, **segments
@@ -77,7 +72,7 @@ class StudentSignals(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [B, S, H]; zeros at padding."""
+        """Returns queries, keys and values, each [B, S, H]; zeros at padding."""
         signals: tuple[Tensor, Tensor, Tensor] = self.student(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).signals
@@ -86,7 +81,7 @@ class StudentSignals(nn.Module):
     def packed(
         self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [T, H] of a batch that comes packed."""
+        """Returns queries, keys and values, each [T, H], of a batch that comes packed."""
         signals: tuple[Tensor, Tensor, Tensor] = self.student(
             input_ids, token_type_ids=token_type_ids, layout=layout
         ).signals
@@ -123,8 +118,8 @@ class RelationTeacher(FrozenModel):
         self.config = config
         self.num_layers: int = config.num_hidden_layers
         self.relation_layer = relation_layer
-        on_top = isinstance(signals, StudentSignals) and signals.student.relation is not None
-        self.layers_run = relation_layer if on_top else relation_layer - 1
+        runs_all = isinstance(signals, StudentSignals) and signals.student.relation is not None
+        self.layers_run = relation_layer if runs_all else relation_layer - 1
         self.hidden_size: int = config.hidden_size
         self.freeze()
 
@@ -132,7 +127,7 @@ class RelationTeacher(FrozenModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of the relation layer.
+        """Computes query, key and value of the relation layer.
 
         Args:
             input_ids: int64 [B, S].
@@ -154,13 +149,13 @@ class RelationTeacher(FrozenModel):
     def packed(
         self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [T, H] of a batch that comes packed, integers [T]."""
+        """Computes query, key and value, each [T, H], of packed ids and segments, integers [T]."""
         assert isinstance(self.signals, StudentSignals)
         return self.signals.packed(input_ids, token_type_ids, layout)
 
 
 def signals_of(model: nn.Module) -> nn.Module:
-    """What computes the relation signals of `model`, chosen by its class.
+    """Makes the module that computes the relation signals of `model`, by its class.
 
     The result takes (input_ids, attention_mask, token_type_ids) and returns query, key and value,
     each [B, S, H]. It takes over the parts of `model` that it needs. The relation layer is the last
@@ -181,7 +176,7 @@ def signals_of(model: nn.Module) -> nn.Module:
 
 
 def teacher_of(model: nn.Module) -> RelationTeacher:
-    """A teacher of a loaded model, which it takes over: an encoder or a student, at its last layer.
+    """Makes a teacher of a loaded encoder or student, which it takes over, at its last layer.
 
     For what has a layout of its own on disk, such as a published student with experts.
     """
@@ -197,7 +192,7 @@ def load_teacher(
     dtype: torch.dtype | str = "float32",
     device: torch.device | str = "cpu",
 ) -> RelationTeacher:
-    """Load a teacher that gives its relation layer's queries, keys and values.
+    """Loads a teacher that gives its relation layer's queries, keys and values.
 
     A folder may hold a Hugging Face encoder or a student that this package exported.
 
@@ -215,7 +210,7 @@ def load_teacher(
         device: where the teacher shall live.
 
     Raises:
-        UserError: If there is no such model, its type is not supported, weights are missing or
+        UserError: there is no such model, its type is not supported, weights are missing or
             of another shape, or the file is an unsafe pickle.
     """
     from ..model_paths import resolve_model_path
@@ -224,8 +219,7 @@ def load_teacher(
     device = torch.device(device)
     config = read_encoder_config(path, folder)
     layer = _layer_number(config, relation_layer)
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers = layer
+    cut_config = _cut_config(config, layer)
     in_8_bits = dtype == FLOAT8
     if in_8_bits and device.type == "cuda" and not multiplies_float8(device):
         raise UserError(
@@ -233,7 +227,7 @@ def load_teacher(
             f"{torch.cuda.get_device_name(device)} does not; give auto"
         )
     model = load_encoder(
-        path, folder, cut, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
+        path, folder, cut_config, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
     )
     is_foreign = isinstance(model, BertModel | RobertaModel | MegatronBertModel)
     if is_foreign and (in_8_bits or device.type == "cuda"):
@@ -265,7 +259,7 @@ def unfilled_teacher(
     relation_layer: int = -1,
     dtype: torch.dtype | str = "float32",
 ) -> UnfilledTeacher:
-    """A teacher to be filled with weights piece by piece, for layouts that share it out.
+    """Makes a teacher to be filled with weights piece by piece, for layouts that share it out.
 
     Arguments and errors are those of :func:`load_teacher` for a CPU; besides, weights must be
     safetensors.
@@ -275,16 +269,20 @@ def unfilled_teacher(
     folder = resolve_model_path(path)
     config = read_encoder_config(path, folder)
     layer = _layer_number(config, relation_layer)
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers = layer
-    model = empty_encoder(cut, encoder_dtype(dtype, torch.device("cpu")))
+    model = empty_encoder(_cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
     weights = SlicedWeights(path, folder, model.base_model_prefix)
-    own_names = {parameter: name for name, parameter in model.named_parameters()}
+    model_names = {parameter: name for name, parameter in model.named_parameters()}
     teacher = RelationTeacher(signals_of(model), config, layer)
-    names = {name: own_names[parameter] for name, parameter in teacher.named_parameters()}
+    names = {name: model_names[parameter] for name, parameter in teacher.named_parameters()}
     shapes = {names[name]: parameter.shape for name, parameter in teacher.named_parameters()}
     weights.check(config.model_type, shapes)
     return UnfilledTeacher(teacher, weights, names)
+
+
+def _cut_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
+    cut_config = copy.deepcopy(config)
+    cut_config.num_hidden_layers = layer
+    return cut_config
 
 
 def _layer_number(config: PreTrainedConfig, relation_layer: int) -> int:

@@ -1,4 +1,4 @@
-"""TinyBERT's two sides: students with a map to the teacher's width, teachers that run to their end.
+"""TinyBERT's students, which map states to the teacher's width, and its teachers, which run whole.
 
 Both give the :class:`~minimoe_dist.objectives.tinybert.States` that the objective compares. Keys of
 the student's map are the published ones (``hidden_transform``).
@@ -38,12 +38,12 @@ class MiniMoeForStates(StudentPass, MiniMoePreTrainedModel):
         self.post_init()
 
     def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
-        """The output of the encoder with all that States are made of."""
+        """Runs the encoder, with all outputs that States are made of."""
         encoded: EncoderOutput = self.bert(input_ids, output_states=True, **inputs)
         return encoded
 
-    def compared(self, encoded: EncoderOutput) -> StudentOutput:
-        """The states, mapped to the teacher's width."""
+    def student_output(self, encoded: EncoderOutput) -> StudentOutput:
+        """Maps the states to the teacher's width."""
         assert encoded.queries_keys_values is not None
         queries, keys, _ = encoded.queries_keys_values
         embeddings = self.hidden_transform(encoded.embedding_output)
@@ -88,9 +88,9 @@ class _EncoderStates(nn.Module):
             ("queries", attention.query),
             ("keys", attention.key),
         ):
-            module.register_forward_hook(self._keep(name))
+            module.register_forward_hook(self._record_as(name))
 
-    def _keep(self, name: str) -> Any:
+    def _record_as(self, name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             self._outputs[name] = output
 
@@ -128,7 +128,7 @@ class StateTeacher(FrozenModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> States:
-        """States of a batch, of the teacher's type, without gradient.
+        """Computes the states of a batch, of the teacher's type, without gradient.
 
         Args:
             input_ids: int64 [B, S].
@@ -140,7 +140,7 @@ class StateTeacher(FrozenModel):
 
 
 def state_teacher_of(model: nn.Module) -> StateTeacher:
-    """A TinyBERT teacher of a loaded encoder, which it takes over."""
+    """Makes a TinyBERT teacher of a loaded encoder, which it takes over."""
     if isinstance(model, MiniMoeForRelations):
         model = model.bert
     if isinstance(model, MiniMoeModel):

@@ -1,4 +1,4 @@
-"""Weights of a model folder, read tensor by tensor or in slices, so that nothing is held whole.
+"""Reads a model folder's weights tensor by tensor or in slices, so that nothing is held whole.
 
 One ``model.safetensors`` or the parts that ``model.safetensors.index.json`` lists; of those only
 the ones that hold something wanted are opened (and, from the hub, fetched).
@@ -59,58 +59,58 @@ class FolderWeights:
 
     def __init__(self, source: str, folder: str, *, pickles: bool = False) -> None:
         self._source, self._folder = source, folder
-        self._path_of: dict[str, str] = {}  # name of a file -> where it is
+        self._paths: dict[str, str] = {}  # name of a file -> where it is
         self._pickled: dict[str, Tensor] = {}
-        self._part_of = self._parts(pickles)
+        self._file_of = self._locate_tensors(pickles)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._part_of
+        return name in self._file_of
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._part_of)
+        return iter(self._file_of)
 
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """The shapes of some tensors; reads the header of each of their files once.
+        """Returns the shapes of some tensors; reads the header of each of their files once.
 
         Raises:
             UserError: a file is missing or damaged.
         """
         shapes: dict[str, tuple[int, ...]] = {}
-        part_of = self._part_of.__getitem__
-        for part, group in groupby(sorted(names, key=part_of), part_of):
-            if not part:
+        file_of = self._file_of.__getitem__
+        for file_name, group in groupby(sorted(names, key=file_of), file_of):
+            if not file_name:
                 shapes |= {name: tuple(self._pickled[name].shape) for name in group}
                 continue
             try:
-                with self._open(part) as opened:
+                with self._open(file_name) as opened:
                     shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in group}
             except SafetensorError as error:  # the index promises what is not there
-                raise self._unreadable(part, error) from error
+                raise self._unreadable(file_name, error) from error
         return shapes
 
     def read(self, name: str, slices: tuple[slice, ...] = ()) -> Tensor:
-        """One tensor, or a part of it.
+        """Reads one tensor, or a part of it.
 
         Raises:
             UserError: there is none of that name, or its file is missing or damaged.
         """
-        if name not in self._part_of:
+        if name not in self._file_of:
             raise UserError(f"{self._source}: has no weight {name}; give the model's whole folder")
         if name in self._pickled:
             return self._pickled[name][slices]
-        part = self._part_of[name]
+        file_name = self._file_of[name]
         # Opened anew each time: pages of a file that stays mapped would count as this process's.
         try:
-            with self._open(part) as opened:
+            with self._open(file_name) as opened:
                 tensor: Tensor = (
                     opened.get_slice(name)[slices] if slices else opened.get_tensor(name)
                 )
         except SafetensorError as error:
-            raise self._unreadable(part, error) from error
+            raise self._unreadable(file_name, error) from error
         return tensor
 
-    def _parts(self, pickles: bool) -> dict[str, str]:
-        """Key -> name of the file that holds it."""
+    def _locate_tensors(self, pickles: bool) -> dict[str, str]:
+        """Finds the file of each tensor, by the names of both."""
         if self._find(WEIGHTS) is not None:
             with self._open(WEIGHTS) as opened:
                 return dict.fromkeys(opened.keys(), WEIGHTS)
@@ -128,63 +128,63 @@ class FolderWeights:
             files = sorted(set(self._index(PICKLE_INDEX).values()))
         else:
             raise UserError(f"{self._source}: no {WEIGHTS}; give a Hugging Face model's folder")
-        for part in files:
-            self._pickled |= self._unpickled(part)
+        for file_name in files:
+            self._pickled |= self._unpickled(file_name)
         return dict.fromkeys(self._pickled, "")
 
     def _index(self, index: str) -> dict[str, str]:
         try:
-            with open(self._path_of[index], encoding="utf-8") as file:
+            with open(self._paths[index], encoding="utf-8") as file:
                 parts: Any = json.load(file)["weight_map"]
-            return {str(name): str(part) for name, part in parts.items()}
+            return {str(name): str(file_name) for name, file_name in parts.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._unreadable(index, error) from error
 
-    def _unpickled(self, part: str) -> dict[str, Tensor]:
-        path = self._path(part)
+    def _unpickled(self, file_name: str) -> dict[str, Tensor]:
+        path = self._path(file_name)
         try:
             # Files from before PyTorch 1.6 are no archives and cannot be mapped.
             mapped = zipfile.is_zipfile(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             return {name: value.detach() for name, value in state.items()}
         except Exception as error:  # torch has many kinds for what is damaged or unsafe
-            raise self._unreadable(part, error) from error
+            raise self._unreadable(file_name, error) from error
 
-    def _find(self, part: str) -> str | None:
-        if part not in self._path_of:
+    def _find(self, file_name: str) -> str | None:
+        if file_name not in self._paths:
             path = cached_file(
                 self._folder,
-                part,
+                file_name,
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
             if path is None:
                 return None
-            self._path_of[part] = path
-        return self._path_of[part]
+            self._paths[file_name] = path
+        return self._paths[file_name]
 
-    def _path(self, part: str) -> str:
-        path = self._find(part)
+    def _path(self, file_name: str) -> str:
+        path = self._find(file_name)
         if path is None:
-            raise self._unreadable(part, FileNotFoundError("no such file"))
+            raise self._unreadable(file_name, FileNotFoundError("no such file"))
         return path
 
-    def _open(self, part: str) -> safe_open:
+    def _open(self, file_name: str) -> safe_open:
         try:
-            return safe_open(self._path(part), framework="pt")
+            return safe_open(self._path(file_name), framework="pt")
         except (OSError, SafetensorError) as error:
-            raise self._unreadable(part, error) from error
+            raise self._unreadable(file_name, error) from error
 
-    def _unreadable(self, part: str, error: Exception) -> UserError:
+    def _unreadable(self, file_name: str, error: Exception) -> UserError:
         reason = first_line(error)
         return UserError(
-            f"{self._source} has no weights that can be loaded ({part}: {reason}); give a complete "
-            "model.safetensors"
+            f"{self._source} has no weights that can be loaded ({file_name}: {reason}); give a "
+            "complete model.safetensors"
         )
 
 
 class SlicedWeights:
-    """What is on disk under the names that a model gives its parameters.
+    """Weights on disk under the names that a model gives its parameters.
 
     Args:
         path: of the teacher as the user gave it, for messages.
@@ -214,8 +214,8 @@ class SlicedWeights:
         missing = [name for name, key in keys.items() if key is None]
         refuse_incomplete(self._source, model_type, missing, [])
         on_disk = self._weights.shapes(key for key in keys.values() if key is not None)
-        wrong = [name for name, key in keys.items() if key and on_disk[key] != shapes[name]]
-        refuse_incomplete(self._source, model_type, [], wrong)
+        mismatched = [name for name, key in keys.items() if key and on_disk[key] != shapes[name]]
+        refuse_incomplete(self._source, model_type, [], mismatched)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:
         """Fills ``target`` with a parameter, or with the slice of it that has ``target``'s shape.
@@ -236,10 +236,10 @@ class SlicedWeights:
         target.copy_(self._weights.read(key, tuple(slices)))
 
     def _key(self, name: str) -> str | None:
-        """The name on disk: perhaps of an encoder under a head, perhaps TensorFlow's."""
-        old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
-        old = old.replace("LayerNorm.bias", "LayerNorm.beta")
-        for candidate in dict.fromkeys([name, old]):
+        """Finds the name on disk: perhaps of an encoder under a head, perhaps TensorFlow's."""
+        tensorflow_name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        tensorflow_name = tensorflow_name.replace("LayerNorm.bias", "LayerNorm.beta")
+        for candidate in dict.fromkeys([name, tensorflow_name]):
             for key in (candidate, f"{self._prefix}.{candidate}"):
                 if key in self._weights:
                     return key

@@ -13,7 +13,7 @@ def balance_loss(
     scale: float = 1.0,
     plain_blocks: int = 0,
 ) -> Tensor:
-    """Experts · mean probability · fraction of tokens, summed over experts, averaged over blocks.
+    """Averages over blocks E · Σ mean probability · fraction of tokens, summed over experts.
 
     1 where tokens are spread evenly, E where all go to one expert with certainty.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def label_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, or squared errors where there is one class, summed over predictions.
+    """Sums cross entropy over predictions, or squared errors where there is one class.
 
     Args:
         logits: [N, C]; C = 1 means regression.
@@ -24,7 +24,7 @@ def label_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def logits_loss_sum(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Divergence from a teacher's predictions (Hinton et al. 2015, section 2), summed.
+    """Sums the divergence from a teacher's predictions (Hinton et al. 2015, section 2).
 
     KL(teacher ‖ student) of softmax(logits / T), times T², which keeps its gradients as large as
     those of labels; squared errors where there is one class.

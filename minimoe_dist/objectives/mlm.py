@@ -22,9 +22,10 @@ _GPU_CHUNK_ELEMENTS = 2**26
 
 
 def masked_rows(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows whose token is to be predicted: [B, S, H] to [N, H], and their labels int64 [N]."""
-    places = (labels.reshape(-1) != IGNORED_LABEL).nonzero().squeeze(-1)
-    return hidden.flatten(0, 1).index_select(0, places), labels.reshape(-1)[places]
+    """Selects the rows to be predicted, [B, S, H] to [N, H], and their labels, int64 [N]."""
+    labels = labels.reshape(-1)
+    indices = (labels != IGNORED_LABEL).nonzero().squeeze(-1)
+    return hidden.flatten(0, 1).index_select(0, indices), labels[indices]
 
 
 def masked_lm_loss_sum(
@@ -35,7 +36,7 @@ def masked_lm_loss_sum(
     *,
     chunk_elements: int | None = None,
 ) -> tuple[Tensor, int]:
-    """Summed cross entropy of softmax(rows · weightᵀ + bias) against ``labels``.
+    """Sums the cross entropy of softmax(rows · weightᵀ + bias) against ``labels``.
 
     Products are in the inputs' precision, everything else in float32 (float64 if ``rows`` are).
 
@@ -69,7 +70,7 @@ def masked_lm_loss_sum(
 def packed_masked_lm_loss_sum(
     rows: Tensor, labels: Tensor, decoder_weight: Tensor, decoder_bias: Tensor
 ) -> Tensor:
-    """The same as an operator that compilers take as it is, and that asks the device for nothing.
+    """Sums the cross entropy by an operator that can be compiled and never waits for the device.
 
     Args:
         rows: [N, H].
@@ -102,21 +103,21 @@ class MaskedLmSums(NamedTuple):
     bias: Tensor
 
 
-def in_chunks(
+def masked_lm_in_chunks(
     rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
 ) -> MaskedLmSums:
-    """The loss, and the gradients on the way where they are wanted, `size` rows at a time."""
-    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    """Sums the loss, and the gradients on the way if they are wanted, `size` rows at a time."""
+    sum_dtype = torch.promote_types(rows.dtype, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     shapes = [operand.shape if with_gradient else (0,) for operand in (rows, weight, bias)]
     of_rows, of_weight, of_bias = (
-        torch.zeros(shape, dtype=wide, device=rows.device) for shape in shapes
+        torch.zeros(shape, dtype=sum_dtype, device=rows.device) for shape in shapes
     )
     for start in range(0, rows.shape[0], size):
-        part, label = rows[start : start + size], labels[start : start + size].long()
+        chunk, label = rows[start : start + size], labels[start : start + size].long()
         counted = (label != IGNORED_LABEL)[:, None]
         target = label.clamp_min(0)[:, None]
-        logits = (part @ weight.t()).to(wide).add_(bias)
+        logits = (chunk @ weight.t()).to(sum_dtype).add_(bias)
         logits.sub_(logits.amax(-1, keepdim=True))
         label_scores = logits.gather(1, target)
         sums = logits.exp_().sum(-1, keepdim=True)
@@ -130,30 +131,30 @@ def in_chunks(
         of_bias += slope.sum(0)
         slope = slope.to(rows.dtype)
         of_rows[start : start + size] = slope @ weight
-        if wide == rows.dtype:
-            of_weight.addmm_(slope.t(), part)
+        if sum_dtype == rows.dtype:
+            of_weight.addmm_(slope.t(), chunk)
         else:
-            of_weight += slope.t() @ part
-    return MaskedLmSums(total.to(wide), of_rows, of_weight, of_bias)
+            of_weight += slope.t() @ chunk
+    return MaskedLmSums(total.to(sum_dtype), of_rows, of_weight, of_bias)
 
 
 @torch.library.custom_op("minimoe_dist::masked_lm", mutates_args=())
 def _masked_lm(
     rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(in_chunks(rows, weight, bias, labels, size, with_gradient))  # type: ignore[return-value]
+    return tuple(masked_lm_in_chunks(rows, weight, bias, labels, size, with_gradient))  # type: ignore[return-value]
 
 
 @_masked_lm.register_fake
 def _(
     rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, size: int, with_gradient: bool
 ) -> tuple[Tensor, ...]:
-    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     shapes = [(), *(x.shape if with_gradient else (0,) for x in (rows, weight, bias))]
-    return tuple(rows.new_empty(shape, dtype=wide) for shape in shapes)
+    sum_dtype = torch.promote_types(rows.dtype, torch.float32)
+    return tuple(rows.new_empty(shape, dtype=sum_dtype) for shape in shapes)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.dtypes = [operand.dtype for operand in inputs[:3]]
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
@@ -166,4 +167,4 @@ def _backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Tensor |
     return (*((gradient * upstream).to(dtype) for gradient, dtype in gradients), *[None] * 3)
 
 
-_masked_lm.register_autograd(_backward, setup_context=_keep)
+_masked_lm.register_autograd(_backward, setup_context=_setup_context)

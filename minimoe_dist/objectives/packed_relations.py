@@ -24,7 +24,7 @@ def packed_relation_loss(
     longest: int,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Summed KL(teacher ‖ student) of query, key and value relations (MiniLMv2, eq. 4-5).
+    """Sums KL(teacher ‖ student) of query, key and value relations (MiniLMv2, eq. 4-5).
 
     Args:
         student: queries, keys and values, each [N, student width].
@@ -40,11 +40,11 @@ def packed_relation_loss(
         float32, summed in float32 and over programs in float64.
     """
     with_gradient = torch.is_grad_enabled() and any(signal.requires_grad for signal in student)
-    parts = [
+    losses = [
         _relation_loss(x, y.detach(), starts, lengths, valid, heads, longest, with_gradient)[0]
         for x, y in zip(student, teacher, strict=True)
     ]
-    return torch.stack(parts).sum()
+    return torch.stack(losses).sum()
 
 
 @torch.library.custom_op("minimoe_dist::relation_loss", mutates_args=())
@@ -64,16 +64,16 @@ def _relation_loss(
     if runs_kernel(student):
         from ..kernels.relations import relation_loss
 
-        parts = relation_loss(
-            _by_rows(student), _by_rows(teacher), starts, lengths, valid, heads, longest,
-            gradient if with_gradient else None,
+        losses = relation_loss(
+            _contiguous_rows(student), _contiguous_rows(teacher), starts, lengths, valid, heads,
+            longest, gradient if with_gradient else None,
         )  # fmt: skip
-        return parts.sum(dtype=torch.float64).float(), gradient
-    return _plainly(student, teacher, starts, lengths, valid, heads, gradient), gradient
+        return losses.sum(dtype=torch.float64).float(), gradient
+    return _plain_loss(student, teacher, starts, lengths, valid, heads, gradient), gradient
 
 
-def _by_rows(signal: Tensor) -> Tensor:
-    """The same signal with columns side by side, whatever lies between the rows."""
+def _contiguous_rows(signal: Tensor) -> Tensor:
+    """Returns the signal with the columns of a row side by side, whatever lies between rows."""
     return signal if signal.stride(-1) == 1 else signal.contiguous()
 
 
@@ -95,7 +95,7 @@ def _(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[1])
     ctx.set_materialize_grads(False)
@@ -108,10 +108,10 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tens
     return (scaled, *[None] * 7)
 
 
-_relation_loss.register_autograd(_backward, setup_context=_keep)
+_relation_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _plainly(
+def _plain_loss(
     student: Tensor,
     teacher: Tensor,
     starts: Tensor,
@@ -120,7 +120,7 @@ def _plainly(
     heads: int,
     gradient: Tensor,
 ) -> Tensor:
-    """The loss; writes ``gradient`` unless it is empty."""
+    """Sums the loss of all samples; writes ``gradient`` unless it is empty."""
     total = torch.zeros((), dtype=torch.float64, device=student.device)
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         rows = torch.arange(start, start + length, device=student.device)
@@ -131,13 +131,13 @@ def _plainly(
         student_logs, teacher_logs = _log_relations(student_heads), _log_relations(teacher_heads)
         total += F.kl_div(student_logs, teacher_logs, reduction="sum", log_target=True)
         if gradient.numel():
-            slopes = student_logs.exp() - teacher_logs.exp()
-            symmetric = slopes + slopes.transpose(-1, -2)
+            slope = student_logs.exp() - teacher_logs.exp()
+            symmetric = slope + slope.transpose(-1, -2)
             head_gradient = symmetric @ student_heads / student_heads.shape[-1] ** 0.5
             gradient[rows] = head_gradient.transpose(0, 1).flatten(1)
     return total.float()
 
 
 def _log_relations(rows: Tensor) -> Tensor:
-    """Logarithms of the relations, [R, L, L], of one sample's heads [R, L, d]."""
+    """Computes the logarithms of one sample's relations, [R, L, d] to [R, L, L]."""
     return (rows @ rows.transpose(-1, -2) / rows.shape[-1] ** 0.5).log_softmax(-1)

@@ -28,10 +28,10 @@ Signals = tuple[Tensor, Tensor, Tensor]
 
 
 class Dropout(Protocol):
-    """What is dropped of the student's relations."""
+    """Decides what is dropped of the student's relations."""
 
     def factors(self, signal: int, samples: slice, heads: slice, length: int) -> Tensor:
-        """Factors of a tile's relations, float32 [samples x heads, length, length].
+        """Returns the factors of a tile's relations, float32 [samples x heads, length, length].
 
         The signals are counted from 0; they must not depend on how a batch is cut into tiles.
         """
@@ -58,7 +58,7 @@ def relation_loss_sum(
     dropout: Dropout | None = None,
     tile_elements: int | None = None,
 ) -> tuple[Tensor, int | Tensor]:
-    """Sum KL(teacher || student) of the query, key and value relations (MiniLMv2, eq. 4-5).
+    """Sums KL(teacher || student) of the query, key and value relations (MiniLMv2, eq. 4-5).
 
     The mean loss of the seed is ``sum / (3 * rows)``. Computation is in float32 (float64 if the
     student is float64) whatever the inputs' types, also under autocast. Padding positions of the
@@ -103,7 +103,7 @@ def relation_loss_sum(
 
 
 def _by_kernel(student: Signals, teacher: Signals, valid: Tensor, heads: int) -> Tensor:
-    """The sum for a mask bool [B, S], which may have holes."""
+    """Sums the loss by a kernel, for a mask bool [B, S], which may have holes."""
     samples, length = valid.shape
     positions = torch.arange(1, length + 1, device=valid.device)
     bounds = (valid * positions).amax(1).to(torch.int32)
@@ -113,7 +113,7 @@ def _by_kernel(student: Signals, teacher: Signals, valid: Tensor, heads: int) ->
 
 
 def _rows_of(signals: Signals) -> Signals:
-    """[B, S, H] three times to [B · S, H]."""
+    """Flattens the three signals from [B, S, H] to [B · S, H]."""
     query, key, value = (signal.flatten(0, 1) for signal in signals)
     return query, key, value
 
@@ -136,13 +136,13 @@ class _Tile:
 
     @property
     def elements(self) -> int:
-        """Relations in the tile: samples x heads x length squared."""
-        return _count(self.samples) * _count(self.heads) * self.length**2
+        """Number of relations in the tile: samples x heads x length squared."""
+        return _length(self.samples) * _length(self.heads) * self.length**2
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the tiles are and what is computed on them."""
+    """The tiles of a batch, and what is computed on them."""
 
     tiles: list[_Tile]
     num_relation_heads: int
@@ -156,12 +156,12 @@ class _Plan:
         return max((tile.elements for tile in self.tiles), default=0)
 
 
-def _count(run: slice) -> int:
+def _length(run: slice) -> int:
     return run.stop - run.start
 
 
 def _tiles(valid: Tensor, heads: int, tile_elements: int) -> list[_Tile]:
-    """Cut the batch into tiles of at most `tile_elements` (or one sample's one head).
+    """Cuts the batch into tiles of at most `tile_elements` (or one sample's one head).
 
     A tile of a single sample, or of samples of one length, is cropped to it and needs no mask.
     """
@@ -173,10 +173,10 @@ def _tiles(valid: Tensor, heads: int, tile_elements: int) -> list[_Tile]:
     while start < batch:
         stop, longest = start + 1, lengths[start]
         while stop < batch:
-            grown = max(longest, lengths[stop])
-            if (stop + 1 - start) * heads * grown**2 > tile_elements:
+            new_longest = max(longest, lengths[stop])
+            if (stop + 1 - start) * heads * new_longest**2 > tile_elements:
                 break
-            stop, longest = stop + 1, grown
+            stop, longest = stop + 1, new_longest
         if longest:
             is_ragged = any(tokens[b] != longest for b in range(start, stop))
             step = min(heads, max(1, tile_elements // longest**2))
@@ -188,23 +188,23 @@ def _tiles(valid: Tensor, heads: int, tile_elements: int) -> list[_Tile]:
 
 
 class _TiledRelationLoss(torch.autograd.Function):
-    """Sum of the loss over tiles; the student's gradients are made on the way forward."""
+    """Sums the loss over tiles; the student's gradients are made on the way forward."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, valid: Tensor, *signals: Tensor) -> Tensor:
         students, teachers = signals[:3], signals[3:]
-        dtype = torch.float64 if students[0].dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(students[0].dtype, torch.float32)
         device = valid.device
         total = torch.zeros((), dtype=torch.float64, device=device)
         buffers = torch.empty(3, plan.buffer_elements, dtype=dtype, device=device)
         gradients: list[Tensor | None] = []
         # Autocast would turn the products of float32 tiles into half precision.
         with torch.autocast(device.type, enabled=False):
-            for x, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
-                needs_gradient = plan.wants_gradient and ctx.needs_input_grad[2 + x]
+            for i, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+                needs_gradient = plan.wants_gradient and ctx.needs_input_grad[2 + i]
                 gradient = torch.zeros_like(student, dtype=dtype) if needs_gradient else None
                 for tile in plan.tiles:
-                    total += _tile_loss(plan, tile, x, student, teacher, valid, buffers, gradient)
+                    total += _tile_loss(plan, tile, i, student, teacher, valid, buffers, gradient)
                 gradients.append(gradient)
         ctx.save_for_backward(*gradients)
         return total.to(dtype)
@@ -228,7 +228,7 @@ def _tile_loss(
     buffers: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:
-    """Return the tile's part of a signal's loss and write its part of `gradient` [B, S, H]."""
+    """Returns a tile's part of a signal's loss and writes its part of `gradient` [B, S, H]."""
     mask = valid[tile.samples, : tile.length] if tile.is_ragged else None
     student_heads = _heads_of(student, tile, plan.num_relation_heads, mask, buffers.dtype)
     teacher_heads = _heads_of(teacher, tile, plan.num_relation_heads, mask, buffers.dtype)
@@ -236,7 +236,7 @@ def _tile_loss(
     student_tile, teacher_tile, scratch = (b[: math.prod(shape)].view(shape) for b in buffers)
     _shifted_scores(student_heads, mask, out=student_tile)
     _shifted_scores(teacher_heads, mask, out=teacher_tile)
-    rows = mask.repeat_interleave(_count(tile.heads), dim=0) if mask is not None else None
+    rows = mask.repeat_interleave(_length(tile.heads), dim=0) if mask is not None else None
     needs_gradient = gradient is not None
     if plan.compat_seed:
         _softmax(student_tile, rows)
@@ -255,23 +255,23 @@ def _tile_loss(
 def _heads_of(
     signal: Tensor, tile: _Tile, num_heads: int, mask: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """The tile's part of a [B, S, H] signal as [n, L, d] (a view where it can be one)."""
-    heads = _cut(signal, tile, num_heads).to(dtype)
+    """Returns the tile's part of a [B, S, H] signal as [n, L, d] (a view where it can be one)."""
+    heads = _tile_view(signal, tile, num_heads).to(dtype)
     if mask is not None:
         heads = heads.masked_fill(~mask[:, None, :, None], 0.0)
     return heads.flatten(0, 1)
 
 
-def _cut(signal: Tensor, tile: _Tile, num_heads: int) -> Tensor:
-    """The tile's part of a [B, S, H] signal as a view [samples, heads, L, d]."""
-    size = signal.shape[-1] // num_heads
-    columns = slice(tile.heads.start * size, tile.heads.stop * size)
+def _tile_view(signal: Tensor, tile: _Tile, num_heads: int) -> Tensor:
+    """Views the tile's part of a [B, S, H] signal as [samples, heads, L, d]."""
+    head_size = signal.shape[-1] // num_heads
+    columns = slice(tile.heads.start * head_size, tile.heads.stop * head_size)
     part = signal[tile.samples, : tile.length, columns]
-    return part.unflatten(-1, (_count(tile.heads), size)).transpose(1, 2)
+    return part.unflatten(-1, (_length(tile.heads), head_size)).transpose(1, 2)
 
 
 def _shifted_scores(heads: Tensor, mask: Tensor | None, *, out: Tensor) -> None:
-    """Write scores / ln 2, less each row's maximum, with masked keys far below.
+    """Writes scores / ln 2, less each row's maximum, with masked keys far below.
 
     Powers of two are both the faster and the more accurate exponential on a CPU.
     """
@@ -284,7 +284,7 @@ def _shifted_scores(heads: Tensor, mask: Tensor | None, *, out: Tensor) -> None:
 
 
 def _softmax(shifted: Tensor, rows: Tensor | None) -> Tensor:
-    """Turn shifted scores into probabilities in place; rows of padding become zero.
+    """Turns shifted scores into probabilities in place; rows of padding become zero.
 
     Returns the base-2 logarithm of each row's sum of powers, [n, L, 1]; zero for padding.
     """
@@ -305,7 +305,7 @@ def _divergence(
     rows: Tensor | None,
     needs_gradient: bool,
 ) -> Tensor:
-    """Exact KL of two tiles of shifted scores; leaves d loss / d scores in the student's.
+    """Computes the KL of two tiles of shifted scores; leaves d loss / d scores in the student's.
 
     With log p = score - log sum, KL = sum p_t (score_t - score_s) - log sum_t + log sum_s.
     """
@@ -322,7 +322,7 @@ def _divergence(
 def _seed_divergence(
     student_tile: Tensor, teacher_tile: Tensor, dropout_factors: Tensor | None, needs_gradient: bool
 ) -> Tensor:
-    """The published loss, sum (p_t + e)(log(p_t + e) - log(p_s + e)), p_s after dropout.
+    """Computes the published loss, Σ (p_t + e)(log(p_t + e) - log(p_s + e)), p_s after dropout.
 
     Rows and keys of padding are zero on both sides and add nothing. Leaves d loss / d scores in
     the student's tile.
@@ -340,7 +340,7 @@ def _seed_divergence(
 def _write_gradient(
     student_heads: Tensor, slope: Tensor, tile: _Tile, num_heads: int, gradient: Tensor
 ) -> None:
-    """Write (D + D^T) X / sqrt(d) of each head, D being d loss / d scores, into `gradient`.
+    """Writes (D + D^T) X / sqrt(d) of each head, D being d loss / d scores, into `gradient`.
 
     The products are made transposed, X^T D^T and X^T D: twice as fast for narrow heads.
     """
@@ -348,5 +348,5 @@ def _write_gradient(
     transposed = student_heads.transpose(1, 2)
     result = torch.bmm(transposed, slope).mul_(factor)
     result.baddbmm_(transposed, slope.transpose(1, 2), alpha=factor)
-    part = _cut(gradient, tile, num_heads)
+    part = _tile_view(gradient, tile, num_heads)
     part.copy_(result.transpose(1, 2).unflatten(0, part.shape[:2]))

@@ -1,4 +1,4 @@
-"""The relation loss apart: of queries, keys and values, head by head. For looking, not training."""
+"""Measures the relation loss of queries, keys and values head by head, without gradients."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .relations import Signals
 def relation_loss_by_head(
     student: Signals, teacher: Signals, attention_mask: Tensor, num_relation_heads: int
 ) -> Tensor:
-    """Summed KL(teacher || student) of each relation's heads (MiniLMv2, eq. 4-5), without padding.
+    """Sums KL(teacher || student) of each relation's heads (MiniLMv2, eq. 4-5), without padding.
 
     The sum over all of them is :func:`.relations.relation_loss_sum`'s. Computed in float64, one
     sample at a time.
@@ -25,10 +25,10 @@ def relation_loss_by_head(
         float64 [3, R]; each is over as many rows as there are positions without padding.
     """
     sums = torch.zeros(3, num_relation_heads, dtype=torch.float64)
-    for number, valid in enumerate(attention_mask.bool()):
+    for sample, valid in enumerate(attention_mask.bool()):
         for signal in range(3):
             teacher_logs, student_logs = (
-                _log_relations(side[signal][number, valid], num_relation_heads)
+                _log_relations(side[signal][sample, valid], num_relation_heads)
                 for side in (teacher, student)
             )
             sums[signal] += (teacher_logs.exp() * (teacher_logs - student_logs)).sum((1, 2)).cpu()
@@ -36,6 +36,6 @@ def relation_loss_by_head(
 
 
 def _log_relations(signal: Tensor, heads: int) -> Tensor:
-    """[L, H] to logarithms of relations, float64 [R, L, L]."""
-    apart = signal.double().unflatten(-1, (heads, -1)).transpose(0, 1)
-    return (apart @ apart.transpose(1, 2) / apart.shape[-1] ** 0.5).log_softmax(-1)
+    """Computes the logarithms of one sample's relations, [L, H] to float64 [R, L, L]."""
+    rows = signal.double().unflatten(-1, (heads, -1)).transpose(0, 1)
+    return (rows @ rows.transpose(1, 2) / rows.shape[-1] ** 0.5).log_softmax(-1)

@@ -21,7 +21,7 @@ _GPU_TILE_ELEMENTS = 2**24
 
 
 class States(NamedTuple):
-    """What TinyBERT compares.
+    """The states that TinyBERT compares.
 
     Attributes:
         embeddings: [B, S, H], output of the embeddings; the student's as mapped to H.
@@ -37,7 +37,7 @@ class States(NamedTuple):
 
 
 class TinyBertCounts(NamedTuple):
-    """How many numbers each squared error is a sum over."""
+    """Counts of the elements that each squared error is a sum over."""
 
     states: int
     scores: int
@@ -55,7 +55,7 @@ class TinyBertSums(NamedTuple):
     counts: TinyBertCounts
 
     def mean(self) -> Tensor:
-        """The loss of these samples alone."""
+        """Computes the loss of these samples alone."""
         states = self.states / max(1, self.counts.states)
         return (states + self.scores / max(1, self.counts.scores)) / 2
 
@@ -63,7 +63,7 @@ class TinyBertSums(NamedTuple):
 def tinybert_counts(
     attention_mask: Tensor, teacher_width: int, num_heads: int, *, padded_length: int | None = None
 ) -> TinyBertCounts:
-    """The counts of a batch, known before its loss is.
+    """Counts what a batch's squared errors are sums over, before its loss is known.
 
     Args:
         attention_mask: [B, S], true (non-zero) where a position is not padding.
@@ -87,7 +87,7 @@ def tinybert_loss_sums(
     padded_length: int | None = None,
     tile_elements: int | None = None,
 ) -> TinyBertSums:
-    """Squared errors of the student's states and attention scores.
+    """Sums the squared errors of the student's states and attention scores.
 
     Computation is in float32 (float64 if the student is float64) whatever the inputs' types, also
     under autocast. Padding positions of the inputs may hold anything; their gradient is zero.
@@ -135,36 +135,33 @@ def _check(student: States, teacher: States, num_heads: int) -> None:
 
 
 def _squared_error(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    difference = _wide(student) - teacher.detach().to(_wide(student).dtype)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    difference = student.to(dtype) - teacher.detach().to(dtype)
     return difference.masked_fill(~valid[:, :, None], 0.0).square().sum()
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
 class _ScoreError(torch.autograd.Function):
-    """Σ (Q K'/√d − Q' K''/√d')², a few samples at a time; gradients are made on the way."""
+    """Sums (Q K'/√d − Q' K''/√d')², a few samples at a time; gradients are made on the way."""
 
     @staticmethod
     def forward(
         ctx: Any, valid: Tensor, num_heads: int, samples: int, *projections: Tensor
     ) -> Tensor:
-        dtype = _wide(projections[0]).dtype
+        dtype = torch.promote_types(projections[0].dtype, torch.float32)
         total = torch.zeros((), dtype=torch.float64, device=valid.device)
         needs_gradient = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(p, dtype=dtype) for p in projections[:2] if needs_gradient]
         for start in range(0, valid.shape[0], samples):
-            run = slice(start, start + samples)
+            tile = slice(start, start + samples)
             query, key, *teacher = (
-                _heads_of(p[run], valid[run], num_heads, dtype) for p in projections
+                _heads_of(p[tile], valid[tile], num_heads, dtype) for p in projections
             )
             error = _scores(query, key) - _scores(*teacher)
             total += error.square().sum(-1).sum(dtype=torch.float64)
             if needs_gradient:
                 error *= 2.0 * query.shape[-1] ** -0.5
-                gradients[0][run] = (error @ key).transpose(1, 2).flatten(2)
-                gradients[1][run] = (error.transpose(-1, -2) @ query).transpose(1, 2).flatten(2)
+                gradients[0][tile] = (error @ key).transpose(1, 2).flatten(2)
+                gradients[1][tile] = (error.transpose(-1, -2) @ query).transpose(1, 2).flatten(2)
         ctx.save_for_backward(*gradients)
         return total.to(dtype)
 
@@ -175,7 +172,7 @@ class _ScoreError(torch.autograd.Function):
 
 
 def _heads_of(projection: Tensor, valid: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """[b, S, A] as [b, heads, S, A / heads]; zero at padding, so that its scores agree."""
+    """Views [b, S, A] as [b, heads, S, A / heads], with zeros at padding: its scores agree."""
     clean = projection.to(dtype).masked_fill(~valid[:, :, None], 0.0)
     return clean.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 

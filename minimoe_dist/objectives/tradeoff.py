@@ -1,4 +1,4 @@
-"""MiniDisc's λ-tradeoff: which of several sparse assistants should teach the student.
+"""MiniDisc's λ-tradeoff, which chooses the sparse assistant that should teach the student.
 
 MiniDisc (Zhang et al., arXiv 2205.14570) finds that a student gets the better, the better its
 assistant does *and* the smaller it is, and scores a candidate by
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 
 def tradeoff(performance: float, sparsity: float, weight: float = 0.2) -> float:
-    """The λ-tradeoff of a candidate.
+    """Scores a candidate by the λ-tradeoff.
 
     Args:
         performance: share of one.
@@ -33,7 +33,7 @@ def tradeoff(performance: float, sparsity: float, weight: float = 0.2) -> float:
 
 
 def relation_performance(loss: float) -> float:
-    """What of the teacher's relations a candidate has, in (0, 1].
+    """Converts a relation loss D to the performance exp(-D), in [0, 1].
 
     Args:
         loss: KL a row, in nats; what is not finite counts as nothing kept.
@@ -44,7 +44,7 @@ def relation_performance(loss: float) -> float:
 def best_candidate(
     losses: Mapping[str, float], sparsities: Mapping[str, float], weight: float
 ) -> tuple[str, dict[str, dict[str, float]]]:
-    """The candidate with the best λ-tradeoff; of equal ones, the first.
+    """Chooses the candidate with the best λ-tradeoff; of equal ones, the first.
 
     Args:
         losses: candidate -> relation loss on held-out text.

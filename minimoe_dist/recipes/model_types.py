@@ -14,7 +14,7 @@ from ..config.model_types import Learns, Students
 from ..errors import UserError
 from ..model_description import require_model
 from ..model_paths import resolve_model_path
-from ..models.build import build_student, continued, student_config
+from ..models.build import build_student, build_student_from, student_config
 from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations
@@ -221,7 +221,7 @@ def _make_encoder(
         return made
     student = _load(given, MiniMoePreTrainedModel)
     student.config.relation_projections = not student.config.is_dense and config.learns_relations
-    return continued(student, student.config, student_class, config.seed)
+    return build_student_from(student, student.config, student_class, config.seed)
 
 
 def _load(path: str, kind: type[Loaded]) -> Loaded:
@@ -256,7 +256,7 @@ def _make_once_for_all(
     if options.initial_weights is not None:
         student = _load(options.initial_weights, ElasticForRelations)
         student.config.relation_projections = config.learns_relations
-        return continued(student, student.config, student_class, config.seed)
+        return build_student_from(student, student.config, student_class, config.seed)
     assert options.ofa_layer and options.ofa_hidden, "checked with the options"
     sliceable = once_for_all_config(
         base,
@@ -282,7 +282,7 @@ def _make_tinybert(
     if options.initial_weights is not None:
         student = _load(options.initial_weights, MiniMoePreTrainedModel)
         student.config.teacher_hidden_size = teacher.hidden_size
-        return continued(student, student.config, student_class, config.seed)
+        return build_student_from(student, student.config, student_class, config.seed)
     own = _student_config(config, options, base)
     own.teacher_hidden_size = teacher.hidden_size
     made: PreTrainedModel = build_student(own, config.seed, model_class=student_class)

@@ -18,8 +18,8 @@ from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
+from ..models.encoder import Layer
 from ..models.experts import ExpertLinear, Plan, grouped_linear, permute_rows
-from ..models.moebert import Layer
 from ..models.packed_experts import Groups
 from ..models.packed_experts import grouped_linear as packed_grouped_linear
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from minimoe_dist.models import teacher as teacher_module
-from minimoe_dist.models.float8 import Float8Linear, quantize_maps, quantized
+from minimoe_dist.models.float8 import Float8Linear, quantize_maps, quantize_rows
 from minimoe_dist.models.teacher import load_teacher
 
 
@@ -16,7 +16,7 @@ def test_a_row_is_kept_to_the_precision_of_three_bits_behind_the_point() -> None
     rows = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)) * 10 ** torch.arange(
         -10.0, 10.0
     )[:, None]  # fmt: skip
-    bits, scale = quantized(rows)
+    bits, scale = quantize_rows(rows)
     back = bits.float() * scale
     assert bits.dtype == torch.float8_e4m3fn and scale.shape == (20, 1)
     largest = rows.abs().amax(-1, keepdim=True)
@@ -26,7 +26,7 @@ def test_a_row_is_kept_to_the_precision_of_three_bits_behind_the_point() -> None
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
-    bits, scale = quantized(torch.zeros(2, 16))
+    bits, scale = quantize_rows(torch.zeros(2, 16))
     assert not (bits.float() * scale).any() and torch.isfinite(scale).all()
 
 

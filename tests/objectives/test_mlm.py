@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minimoe_dist.objectives.mlm import in_chunks, masked_lm_loss_sum, masked_rows
+from minimoe_dist.objectives.mlm import masked_lm_in_chunks, masked_lm_loss_sum, masked_rows
 
 VOCABULARY, WIDTH = 53, 12
 
@@ -85,7 +85,7 @@ def test_no_tensor_grows_with_positions_times_vocabulary() -> None:
     rows, weight = torch.randn(positions, 4), torch.randn(vocabulary, 4)
     labels, bias = torch.arange(positions), torch.zeros(vocabulary)
     with _Largest() as largest:  # below the operator, into which no mode sees
-        in_chunks(rows, weight, bias, labels, size=4, with_gradient=True)
+        masked_lm_in_chunks(rows, weight, bias, labels, size=4, with_gradient=True)
     assert largest.elements <= 4 * vocabulary
 
 
