@@ -1,1 +1,1 @@
-"""Raw text to indexed corpora: sources -> sentences -> ids -> writer, streaming."""
+"""Turns raw text into indexed corpora, streaming: sources -> sentences -> ids -> writer."""

@@ -1,4 +1,4 @@
-"""Command-line arguments that the preprocessing scripts share."""
+"""Adds and reads the command-line arguments that the preprocessing scripts share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sources import INPUT_FORMATS, find_inputs
 
 
 def truth(text: str) -> bool:
-    """A value of an option that is true or false.
+    """Parses an option's "true" or "false".
 
     Raises:
         ArgumentTypeError: it is neither.
@@ -94,7 +94,7 @@ def add_reading_arguments(
 
 
 def reading_options(arguments: argparse.Namespace) -> ReadingOptions:
-    """The options that parsed arguments ask for.
+    """Returns the options that parsed arguments ask for.
 
     Raises:
         ValueError: one is out of range.
@@ -115,7 +115,7 @@ def reading_options(arguments: argparse.Namespace) -> ReadingOptions:
 
 
 def format_command(description: str, input_regex: str | None, input_format: str = "auto") -> None:
-    """What a formatting script does: raw files to text of one sentence a line."""
+    """Runs a formatting script: writes raw files as text of one sentence a line."""
     parser = argparse.ArgumentParser(description=description)
     add_reading_arguments(parser, input_regex=input_regex, input_format=input_format)
     arguments = parser.parse_args()

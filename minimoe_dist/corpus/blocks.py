@@ -1,4 +1,4 @@
-"""Pieces of input files that can be read independently, and the problems found in them.
+"""Cuts input files into blocks that can be read independently, and counts problems in them.
 
 A file is cut into blocks at document boundaries by a quick look at its bytes; processes then
 read, decode and parse the blocks. The blocks of a compressed file, or of a member of an archive,
@@ -20,7 +20,7 @@ from .streams import InputStream
 
 BLOCK_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-REPLACEMENT = "\ufffd"
+_REPLACEMENT = "\ufffd"
 _MESSAGES = 20
 
 
@@ -89,15 +89,15 @@ class Block:
         return self.length if self.file_bytes is None else self.file_bytes
 
     def read(self) -> bytes:
-        """The bytes of the range, with what has to stand around them."""
+        """Returns the bytes of the range, with what has to stand around them."""
         return self.prefix + self._bytes() + self.suffix
 
     def without_data(self) -> Block:
-        """The block's place alone, which is cheap to send."""
+        """Returns the block without its bytes, which is cheap to send."""
         return replace(self, data=None, members=())
 
     def with_loss(self, lost: int) -> Block:
-        """The same damage, which costs so many bytes."""
+        """Returns the block with damage that costs ``lost`` bytes."""
         assert self.damage is not None
         return replace(self, damage=replace(self.damage, lost=lost))
 
@@ -113,7 +113,7 @@ class Block:
 
 @dataclass
 class Problems:
-    """What was wrong in the input: all of it counted, the first messages kept.
+    """Counts what was wrong in the input, and keeps the first messages.
 
     With `strict`, the first problem raises `UserError` instead.
 
@@ -138,9 +138,9 @@ class Problems:
         self.note(damage.kind, block.path, block.first_line, damage.message, damage.lost)
         return True
 
-    def note(self, kind: str, path: str, line: int, what: str, lost: int = 0) -> None:
+    def note(self, kind: str, path: str, line: int, problem: str, lost: int = 0) -> None:
         """Notes one problem at a line of a file, and the characters that it costs."""
-        message = f"{path}:{line}: {what}"
+        message = f"{path}:{line}: {problem}"
         if self.strict:
             raise UserError(f"{message}; repair the file or leave strict mode")
         self.counts[kind] += 1
@@ -151,7 +151,7 @@ class Problems:
 
 
 class Source(Protocol):
-    """A kind of raw corpus.
+    """Reads one kind of raw corpus.
 
     `lines_are_sentences` tells whether a document's lines are sentences already or paragraphs
     that want splitting.
@@ -164,12 +164,12 @@ class Source(Protocol):
         ...
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The documents of one piece."""
+        """Yields the documents of one piece."""
         ...
 
 
 def decode_lines(block: Block, problems: Problems) -> list[str]:
-    """The lines of a block; invalid UTF-8 becomes U+FFFD, NUL bytes vanish, both are noted."""
+    """Returns a block's lines; invalid UTF-8 becomes U+FFFD, NUL bytes vanish, both are noted."""
     data = block.read()
     if block.offset == 0:
         data = data.removeprefix(BYTE_ORDER_MARK)
@@ -188,7 +188,7 @@ def decode_lines(block: Block, problems: Problems) -> list[str]:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
             line = raw.decode("utf-8", "replace")
-            replaced = line.count(REPLACEMENT) - raw.count(REPLACEMENT.encode())
+            replaced = line.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
             problems.note(kind, block.path, number, f"invalid {block.encoding}", replaced)
         if "\0" in line:
             problems.note("nul_byte_lines", block.path, number, "NUL byte")
@@ -214,7 +214,7 @@ class BlockCutter:
     ) -> None:
         self._stream, self._count = stream, count
         self._can_reread = stream.is_plain and not is_archive
-        self._offset, self._line, self._taken = 0, 1, 0
+        self._offset, self._line, self._position = 0, 1, 0
 
     def __enter__(self) -> BlockCutter:
         return self
@@ -223,7 +223,7 @@ class BlockCutter:
         self._stream.close()
 
     def read(self, size: int) -> bytes:
-        """The file's next bytes; fewer than `size` only at its end."""
+        """Returns the file's next bytes; fewer than `size` only at its end."""
         return self._stream.read(size)
 
     def block(
@@ -235,7 +235,7 @@ class BlockCutter:
         prefix: bytes = b"",
         suffix: bytes = b"",
     ) -> Block:
-        """The block of the bytes that follow those handed out or skipped before."""
+        """Returns the block of the bytes that follow those handed out or skipped before."""
         block = Block(
             self._stream.name,
             self._offset,
@@ -257,32 +257,32 @@ class BlockCutter:
         self._offset += len(data)
         self._line += self._count(data)
 
-    def problem(self, kind: str, what: str, lost: int = 0) -> Block:
-        """A block that says what is wrong at the present place."""
+    def problem(self, kind: str, message: str, lost: int = 0) -> Block:
+        """Returns a block that says what is wrong at the present place."""
         return Block(
             self._stream.name,
             self._offset,
             0,
             self._line,
             data=None if self._can_reread else b"",
-            damage=Damage(kind, f"byte {self._offset}: {what}", lost),
+            damage=Damage(kind, f"byte {self._offset}: {message}", lost),
             file_bytes=self._file_bytes(0),
         )
 
     def damage(self) -> Iterator[Block]:
-        """A block that says what was wrong with the compressed data, if anything was."""
+        """Yields a block that says what was wrong with the compressed data, if anything was."""
         if self._stream.damage:
             yield self.problem("damaged_files", self._stream.damage)
 
     def _file_bytes(self, length: int) -> int:
-        before = self._taken
-        place = self._offset + length if self._can_reread else self._stream.tell()
-        self._taken = max(before, place)
-        return self._taken - before
+        earlier = self._position
+        position = self._offset + length if self._can_reread else self._stream.tell()
+        self._position = max(earlier, position)
+        return self._position - earlier
 
 
 def cut_between_sentences(window: bytes, longest_sentence: int) -> int:
-    """Where a window of one line alone may be cut, in bytes."""
+    """Returns where a window of one line alone may be cut, in bytes."""
     text = window.decode("utf-8", "surrogateescape")
     cut = last_safe_cut(text, longest_sentence)
     return len(text[:cut].encode("utf-8", "surrogateescape")) or len(window)

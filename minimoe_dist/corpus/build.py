@@ -1,4 +1,4 @@
-"""Raw corpora to text of one sentence a line, and to indexed corpora.
+"""Turns raw corpora into text of one sentence a line, and into indexed corpora.
 
 Both read blocks in worker processes and write in the calling one, in the order of the inputs:
 the bytes written do not depend on the number of processes, nor on interruptions.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data.indexed import HELDOUT_SUFFIX, is_part_with_heldout, part_prefix
-from ..data.indexed_format import Manifest, TokenizerRecord
+from ..data.indexed_format import Manifest
 from ..data.indexed_merging import merge_corpora
 from ..durable import PARTIAL, give_name, remove
 from ..errors import UserError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FormatResult:
-    """What `format_files` wrote."""
+    """Says what `format_files` wrote."""
 
     paths: list[str]
     num_documents: int
@@ -50,7 +50,7 @@ class FormatResult:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What `build_indexed` wrote."""
+    """Says what `build_indexed` wrote."""
 
     prefix: str
     manifest: Manifest
@@ -59,12 +59,12 @@ class BuildResult:
 
     @property
     def losses(self) -> Losses:
-        """How much of the text was left out, of both corpora together."""
+        """The losses of text of both corpora together."""
         num_tokens = sum(manifest.num_tokens for _, manifest in self.parts())
         return Losses(self.manifest.characters, num_tokens, self.manifest.unknown_tokens)
 
     def report(self) -> list[str]:
-        """Lines for people: what was written, what was left out, what is more than usual."""
+        """Says in lines what was written, what was left out, and what of that is unusual."""
         return [
             *(f"{prefix}: {manifest.summary()}" for prefix, manifest in self.parts()),
             f"left out or repaired: {self.manifest.skipped or 'nothing'}",
@@ -72,7 +72,7 @@ class BuildResult:
         ]
 
     def parts(self) -> list[tuple[str, Manifest]]:
-        """The prefix and manifest of each corpus written."""
+        """Returns the prefix and manifest of each corpus written."""
         parts = [(self.prefix, self.manifest)]
         if self.heldout_prefix is not None and self.heldout_manifest is not None:
             parts.append((self.heldout_prefix, self.heldout_manifest))
@@ -95,16 +95,16 @@ def format_files(
     outputs: list[_FormatFile] = []
     results = ordered_map(files.reader(), files.work(), options.num_processors)
     with ExitStack() as stack, files.progress("formatting") as bar:
-        for found in results:
-            name = os.path.join(output_dir, files.names[found.block.path] + FORMAT_SUFFIX)
+        for parsed in results:
+            name = os.path.join(output_dir, files.names[parsed.block.path] + FORMAT_SUFFIX)
             if not outputs or outputs[-1].path != name:
                 if outputs:
                     outputs[-1].finish()
                 outputs.append(_FormatFile(name))
                 stack.callback(outputs[-1].abandon)
-            outputs[-1].add(found)
-            files.note(found.problems)
-            bar.update(found.block.progress)
+            outputs[-1].add(parsed)
+            files.note(parsed.problems)
+            bar.update(parsed.block.progress)
         if outputs:
             outputs[-1].finish()
     files.counts["empty_documents"] = sum(output.empty_documents for output in outputs)
@@ -128,7 +128,7 @@ def format_files(
 
 
 class _FormatFile:
-    """One output of `format_files`, under a temporary name until it is finished."""
+    """Writes one output of `format_files`, under a temporary name until it is finished."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -138,9 +138,9 @@ class _FormatFile:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         self._stream = open(path + PARTIAL, "w", encoding="utf-8")  # noqa: SIM115
 
-    def add(self, found: BlockSentences) -> None:
-        for index, sentences in enumerate(found.documents):
-            if not (found.continues and index == 0):
+    def add(self, parsed: BlockSentences) -> None:
+        for index, sentences in enumerate(parsed.documents):
+            if not (parsed.continues and index == 0):
                 self._end_document()
                 self._documents_seen += 1
             if not sentences:
@@ -222,27 +222,17 @@ def build_indexed(
     if manifests is None:
         indexing = Indexing(prefixes, files, portion or Portion(), journal, record, job, segmenter)
         with indexing.opened(overwrite):
-            encode = _block_encoder(tokenizer, files, record, heldout_fraction, whole_words)
+            sample = files.trial_sentences()
+            encode = BlockEncoder(
+                files.reader(),
+                build_encoder(tokenizer, sample),
+                build_word_marker(tokenizer, sample) if whole_words else None,
+                record.vocab_size,
+                heldout_fraction,
+                record.special_ids,
+            )
             manifests = indexing.run(encode, checkpoint_bytes)
     return _result(prefixes, manifests)
-
-
-def _block_encoder(
-    tokenizer: CorpusTokenizer,
-    files: Inputs,
-    record: TokenizerRecord,
-    heldout_fraction: float,
-    whole_words: bool,
-) -> BlockEncoder:
-    sample = files.trial_sentences()
-    return BlockEncoder(
-        files.reader(),
-        build_encoder(tokenizer, sample),
-        build_word_marker(tokenizer, sample) if whole_words else None,
-        record.vocab_size,
-        heldout_fraction,
-        record.special_ids,
-    )
 
 
 def merge_parts(

@@ -1,4 +1,4 @@
-"""Whether a WordPiece tokenizer keeps case and accents, where a model's folder does not say it.
+"""Finds whether a WordPiece tokenizer keeps case and accents where its folder does not say so.
 
 transformers lower-cases and strips accents by default. A cased model's folder with no more than
 ``config.json`` and ``vocab.txt`` would then lose every capital that it has embeddings for. What its
@@ -27,7 +27,7 @@ _FEW_LETTERS, _FEW_OF_ALPHABET = 3, 0.05  # German has three letters with accent
 
 @dataclass(frozen=True)
 class Casing:
-    """What a WordPiece tokenizer does to letters before it splits them.
+    """Says what a WordPiece tokenizer does to letters before it splits them.
 
     Attributes:
         lower_case: lower-cases them.
@@ -41,7 +41,7 @@ class Casing:
 
     @property
     def in_words(self) -> str:
-        """As "keeps case and accents"."""
+        """The casing for messages, as "keeps case and accents"."""
         strips = self.lower_case if self.strip_accents is None else self.strip_accents
         if self.lower_case:
             return "lower-cases and strips accents" if strips else "lower-cases and keeps accents"
@@ -49,7 +49,7 @@ class Casing:
 
 
 def undeclared_casing(folder: str) -> Casing | None:
-    """What a folder's files leave open: from ``tokenizer.json``, else from the vocabulary.
+    """Finds the casing that a folder's settings leave open, in tokenizer.json or by the vocabulary.
 
     Args:
         folder: of a model whose tokenizer is of BERT's class, which heeds neither.
@@ -63,8 +63,8 @@ def undeclared_casing(folder: str) -> Casing | None:
     serialized = _read_json(folder, "tokenizer.json")
     declared = _casing_of_normalizer(serialized)
     model = serialized.get("model") or {}
-    words = model.get("vocab") if model.get("type") == "WordPiece" else read_words(folder)
-    casing = declared or (casing_of_vocabulary(words) if isinstance(words, dict) else None)
+    vocab = model.get("vocab") if model.get("type") == "WordPiece" else read_words(folder)
+    casing = declared or (casing_of_vocabulary(vocab) if isinstance(vocab, dict) else None)
     if casing is not None and "strip_accents" in settings:
         return Casing(casing.lower_case, settings["strip_accents"], casing.reason)
     return casing
@@ -81,7 +81,7 @@ def say_casing(name: str, casing: Casing) -> None:
 
 
 def casing_of_vocabulary(tokens: Iterable[str]) -> Casing:
-    """The casing that every entry of a WordPiece vocabulary can come from.
+    """Returns the casing that every entry of a WordPiece vocabulary can come from.
 
     Args:
         tokens: those that go on with a word have ``##`` before them.
@@ -111,7 +111,7 @@ def casing_of_vocabulary(tokens: Iterable[str]) -> Casing:
 
 
 def _has_accents(entry: str) -> bool:
-    """Whether BERT's stripping of accents changes it; it takes Hangul syllables apart, too."""
+    """Tells whether BERT's stripping of accents, which splits Hangul syllables too, changes it."""
     decomposed = unicodedata.normalize("NFD", entry)
     return len(decomposed) > len(entry) or any(
         unicodedata.category(character) == "Mn" for character in decomposed
@@ -126,7 +126,7 @@ def _casing_of_normalizer(serialized: Mapping[str, Any]) -> Casing | None:
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
-    """An object's members; none where there is no such file, or one that loading will refuse."""
+    """Reads an object's members; none where there is no such file or loading will refuse it."""
     try:
         with open(os.path.join(folder, name), encoding="utf-8") as stream:
             values = json.load(stream)

@@ -1,4 +1,4 @@
-"""Blocks of raw text to arrays of ids, in worker processes."""
+"""Encodes blocks of raw text to arrays of ids, in worker processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .words import WordMarker
 
 @dataclass
 class EncodedDocuments:
-    """Documents as arrays, in the form that a corpus's writer takes.
+    """Holds documents as arrays, in the form that a corpus's writer takes.
 
     Attributes:
         tokens: ids of all sentences in the corpus's own dtype, [tokens].
@@ -35,7 +35,7 @@ class EncodedDocuments:
     word_marks: np.ndarray | None
 
     def select(self, documents: np.ndarray) -> EncodedDocuments:
-        """The documents that are chosen, bool [documents]."""
+        """Returns the documents that are chosen, bool [documents]."""
         sentences = np.repeat(documents, self.document_lengths)
         tokens = np.repeat(sentences, self.sentence_lengths)
         return EncodedDocuments(
@@ -48,7 +48,7 @@ class EncodedDocuments:
 
 @dataclass
 class EncodedBlock:
-    """One block's documents.
+    """Holds the documents of one block.
 
     Attributes:
         num_bytes: of the input file that the block takes.
@@ -70,7 +70,7 @@ class EncodedBlock:
 
 @dataclass(frozen=True)
 class BlockEncoder:
-    """Runs in workers: a block to ids.
+    """Encodes a block to ids; runs in worker processes.
 
     Attributes:
         reader: a block to sentences.
@@ -96,23 +96,23 @@ class BlockEncoder:
         """
         if isinstance(work.source, TFRecordSource):
             return self._take_pairs(work, work.source)
-        found = self.reader(work)
-        texts = [sentence for document in found.documents for sentence in document]
-        sizes = np.array([len(document) for document in found.documents], np.int64)
-        encoded = self._encode(texts, sizes, found.problems)
+        parsed = self.reader(work)
+        texts = [sentence for document in parsed.documents for sentence in document]
+        sizes = np.array([len(document) for document in parsed.documents], np.int64)
+        encoded = self._encode(texts, sizes, parsed.problems)
         starts = np.ones(sizes.size, np.bool_)
-        if found.continues and sizes.size:
+        if parsed.continues and sizes.size:
             starts[0] = False
         rest = None if starts.all() else encoded.select(~starts)
         if not self.heldout_fraction:
             sides = [encoded if rest is None else encoded.select(starts)]
             last_side = 0 if starts.any() else None
         else:
-            heldout = np.array([self._is_heldout(document) for document in found.documents], bool)
+            heldout = np.array([self._is_heldout(document) for document in parsed.documents], bool)
             sides = [encoded.select(starts & ~heldout), encoded.select(starts & heldout)]
             last_side = int(heldout[-1]) if starts.any() else None
         unknown = int((encoded.tokens == self.special_ids.get("unk", -1)).sum())
-        return EncodedBlock(work.block.progress, rest, sides, last_side, found.problems, unknown)
+        return EncodedBlock(work.block.progress, rest, sides, last_side, parsed.problems, unknown)
 
     def _encode(self, texts: list[str], sizes: np.ndarray, problems: Problems) -> EncodedDocuments:
         tokens, lengths = self.encoder.encode_ragged(texts)
@@ -132,7 +132,7 @@ class BlockEncoder:
         )
 
     def _take_pairs(self, work: BlockOfSource, source: TFRecordSource) -> EncodedBlock:
-        """What `__call__` does where the input holds ids already."""
+        """Encodes a block of an input that holds ids already."""
         problems = Problems(strict=self.reader.strict)
         if self.marker is not None:
             raise UserError(f"{work.block.path}: --whole_words needs text, and TFRecords hold ids")
@@ -158,7 +158,7 @@ class BlockEncoder:
         return EncodedBlock(work.block.progress, None, sides, last_side, problems)
 
     def _is_heldout(self, sentences: Sequence[str]) -> bool:
-        """Decided by the text alone, so that neither order nor neighbours matter."""
+        """Decides by the text alone, so that neither order nor neighbours matter."""
         return self._is_chosen("\n".join(sentences).encode("utf-8", "replace"))
 
     def _is_chosen(self, text: bytes) -> bool:

@@ -1,15 +1,14 @@
-"""The writing side of a build: results in order to writers, with checkpoints to go on from."""
+"""Writes the results of a build in order, with checkpoints to go on from."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
-
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .. import __version__
 from ..data.indexed_format import Manifest, TokenizerRecord, manifest_path, sha256_of_file
@@ -45,7 +44,7 @@ def describe_job(
     segmenter: str | None,
     part: tuple[int, int] | None,
 ) -> Job:
-    """What decides the bytes of a build."""
+    """Collects all that decides the bytes of a build."""
     options = asdict(files.options)
     for name in _OPTIONS_WITHOUT_EFFECT:
         del options[name]
@@ -65,7 +64,7 @@ def describe_job(
 def finished_corpora(
     prefixes: Sequence[str], job: Job, files: Inputs, journal: Journal, overwrite: bool
 ) -> list[Manifest] | None:
-    """The manifests of a job's corpora if all of them are whole; ends commits cut short.
+    """Returns the manifests of a job's corpora if all of them are whole; ends commits cut short.
 
     Args:
         prefixes: of the corpora.
@@ -80,23 +79,23 @@ def finished_corpora(
     if overwrite and not journal.is_resumed:
         return None
     manifests = [_finished(prefix, job) for prefix in prefixes]
-    found = [manifest for manifest in manifests if manifest is not None]
-    if len(found) < len(prefixes):
+    finished = [manifest for manifest in manifests if manifest is not None]
+    if len(finished) < len(prefixes):
         return None
     # Whole corpora need no journal, whatever becomes of this call.
     journal.remove()
     built = os.stat(manifest_path(prefixes[0])).st_mtime_ns
-    hashes = {source["name"]: source.get("sha256") for source in found[0].sources}
+    hashes = {source["name"]: source.get("sha256") for source in finished[0].sources}
     for path in files.paths:
-        known = hashes.get(files.names[path])
+        recorded = hashes.get(files.names[path])
         changed = os.stat(path).st_mtime_ns > built
-        if known is not None and changed and sha256_of_file(path) != known:
+        if recorded is not None and changed and sha256_of_file(path) != recorded:
             raise UserError(
                 f"{path}: was changed since {prefixes[0]} was built from it; "
                 f"--overwrite builds the corpus anew"
             )
     _log.info("%s is whole already", prefixes[0])
-    return found
+    return finished
 
 
 def _finished(prefix: str, job: Job) -> Manifest | None:
@@ -107,7 +106,7 @@ def _finished(prefix: str, job: Job) -> Manifest | None:
 
 
 class Indexing:
-    """One build: its writers, its place in the inputs, its checkpoints.
+    """Runs one build: holds its writers, its place in the inputs, its checkpoints.
 
     Args:
         prefixes: of the corpus and, where documents are held out, of the held-out one.
@@ -211,8 +210,8 @@ class Indexing:
             UserError: a corpus would be empty, or (strict) a line is damaged.
         """
         files, progress = self._files, self._progress
-        files.counts["empty_files"] = sum(files.sizes[path] == 0 for path in self._reader.own)
-        before = dict(progress.counts)
+        files.counts["empty_files"] = sum(files.sizes[path] == 0 for path in self._reader.paths)
+        earlier_counts = dict(progress.counts)
         files.characters.update(progress.characters)
         files.unknown_tokens += progress.unknown_tokens
         hashes = InputHashes(progress.hashes)
@@ -223,7 +222,7 @@ class Indexing:
         )
         done, last_bytes, last_time = progress.num_bytes, progress.num_bytes, time.monotonic()
         try:
-            with self._bar(done) as bar:
+            with files.progress("building", self._reader.num_bytes, done) as bar:
                 for encoded in results:
                     self._add(encoded)
                     files.note(encoded.problems)
@@ -233,29 +232,19 @@ class Indexing:
                     bar.update(encoded.num_bytes)
                     is_late = time.monotonic() - last_time > _CHECKPOINT_SECONDS
                     if done - last_bytes >= checkpoint_bytes or is_late:
-                        self._save(done, before, hashes.found())
+                        self._save(done, earlier_counts, hashes.ready())
                         if done >= _EARLY_CHECK_BYTES:
                             self._check_losses()
                         last_bytes, last_time = done, time.monotonic()
             self._check_sides()
-            found = hashes.finish(self._reader.own)
+            digests = hashes.finish(self._reader.paths)
             progress.position = Position(len(files.paths))
-            self._save(done, before, found)
+            self._save(done, earlier_counts, digests)
             self._check_losses()
         finally:
             results.close()
             hashes.close()
-        return self._finish(found)
-
-    def _bar(self, done: int) -> tqdm[Any]:
-        return tqdm(
-            desc="building",
-            initial=done,
-            total=max(done, self._reader.num_bytes),
-            unit="B",
-            unit_scale=True,
-            disable=not self._files.options.show_progress,
-        )
+        return self._finish(digests)
 
     def _add(self, encoded: EncodedBlock) -> None:
         if encoded.rest is not None:
@@ -278,21 +267,18 @@ class Indexing:
         if encoded.last_side is not None:
             self._progress.open_side = encoded.last_side
 
-    def _save(self, done: int, before: dict[str, int], hashes: dict[str, str]) -> None:
+    def _save(self, done: int, earlier_counts: dict[str, int], digests: dict[str, str]) -> None:
         """Puts all that was done on disk, so that a next build starts here."""
-        progress, counts = self._progress, self._files.counts
+        progress = self._progress
         progress.num_bytes = done
+        counts = Counter(earlier_counts)
+        counts.update(self._files.counts)
         # Empty files are counted by each start, from the sizes.
-        progress.counts = {
-            kind: count + before.get(kind, 0)
-            for kind, count in counts.items()
-            if kind != "empty_files"
-        }
-        for kind, count in before.items():
-            progress.counts.setdefault(kind, count)
+        del counts["empty_files"]
+        progress.counts = dict(counts)
         progress.characters = {kind: n for kind, n in sorted(self._files.characters.items()) if n}
         progress.unknown_tokens = self._files.unknown_tokens
-        progress.hashes = hashes
+        progress.hashes = digests
         progress.writers = [
             WriterState() if writer is None else writer.checkpoint() for writer in self._writers
         ]
@@ -322,15 +308,13 @@ class Indexing:
                     f"choose another fraction or give more inputs"
                 )
 
-    def _finish(self, hashes: dict[str, str]) -> list[Manifest]:
+    def _finish(self, digests: dict[str, str]) -> list[Manifest]:
         files = self._files
         sources = [
-            {"name": files.names[p], "bytes": files.sizes[p], "sha256": hashes[p]}
-            for p in self._reader.own
+            {"name": files.names[p], "bytes": files.sizes[p], "sha256": digests[p]}
+            for p in self._reader.paths
         ]
-        counts = dict(self._progress.counts)
-        if files.counts["empty_files"]:
-            counts["empty_files"] = files.counts["empty_files"]
+        counts = {**self._progress.counts, "empty_files": files.counts["empty_files"]}
         for number, writer in enumerate(self._writers):
             if writer is None:
                 continue
@@ -338,9 +322,7 @@ class Indexing:
             if number == 0:
                 writer.characters = self._progress.characters
                 writer.unknown_tokens = self._progress.unknown_tokens
-                for kind, count in counts.items():
-                    if count:
-                        writer.skipped[kind] = writer.skipped.get(kind, 0) + count
+                writer.skipped.update({kind: count for kind, count in counts.items() if count})
             try:
                 self._manifests[number] = writer.finish()
             except ValueError:

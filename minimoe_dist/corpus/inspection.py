@@ -1,4 +1,4 @@
-"""What is in an indexed corpus: counts, lengths, documents and pairs as text, a picture."""
+"""Shows what is in an indexed corpus: counts, lengths, text of documents and pairs, a picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLED_PAIRS = 5000
 
 @dataclass(frozen=True)
 class Lengths:
-    """How often each length occurs.
+    """Counts how often each length occurs.
 
     Attributes:
         lengths: int64 [n], rising.
@@ -36,21 +36,21 @@ class Lengths:
 
     @classmethod
     def of(cls, counter: Counter[int]) -> Lengths:
-        """From counts by length."""
+        """Makes the arrays of counts by length."""
         items = sorted(counter.items())
         return cls(*(np.array(column, np.int64) for column in zip(*items, strict=True)))
 
     def quantile(self, share: float) -> int:
-        """The length that a share of all does not exceed."""
+        """Returns the length that a share of all does not exceed."""
         sums = np.cumsum(self.counts)
         return int(self.lengths[np.searchsorted(sums, share * sums[-1])])
 
     def mean(self) -> float:
-        """The average length."""
+        """Returns the average length."""
         return float(np.average(self.lengths, weights=self.counts))
 
     def describe(self) -> str:
-        """Smallest, middle, average, nearly largest and largest length."""
+        """Names the range, median, mean and 99th percentile of the lengths."""
         return (
             f"{self.lengths[0]} to {self.lengths[-1]}, median {self.quantile(0.5)}, "
             f"mean {self.mean():.1f}, 99 % up to {self.quantile(0.99)}"
@@ -59,7 +59,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Lengths in tokens.
+    """Holds lengths in tokens, and what else is measured of a corpus.
 
     Attributes:
         sentences: of sentences.
@@ -116,8 +116,8 @@ def _document_lengths(corpus: IndexedCorpus) -> Iterator[np.ndarray]:
         yield np.diff([corpus.token_start(int(sentence)) for sentence in ends])
 
 
-def report(corpus: IndexedCorpus, found: Statistics) -> str:
-    """Lines for people."""
+def report(corpus: IndexedCorpus, stats: Statistics) -> str:
+    """Describes a corpus in lines for people."""
     size = sum(
         os.path.getsize(corpus.prefix + suffix)
         for suffix in (".bin", ".idx", ".words")
@@ -126,13 +126,13 @@ def report(corpus: IndexedCorpus, found: Statistics) -> str:
     lines = [
         f"{corpus.prefix}: {corpus.num_documents:,} documents, {corpus.num_sentences:,} sentences, "
         f"{corpus.num_tokens:,} tokens ({corpus.dtype.name}), {size / 1e6:,.1f} MB",
-        f"  tokens of a sentence: {found.sentences.describe()}",
-        f"  tokens of a document: {found.documents.describe()}",
-        f"  pairs: {found.pairs_per_epoch:,} an epoch, {found.random_next:.1%} with a random next "
-        f"segment; tokens: {found.pairs.describe()}",
+        f"  tokens of a sentence: {stats.sentences.describe()}",
+        f"  tokens of a document: {stats.documents.describe()}",
+        f"  pairs: {stats.pairs_per_epoch:,} an epoch, {stats.random_next:.1%} with a random next "
+        f"segment; tokens: {stats.pairs.describe()}",
     ]
-    if found.continuations is not None:
-        lines.append(f"  word marks: {found.continuations:.1%} of the tokens go on with a word")
+    if stats.continuations is not None:
+        lines.append(f"  word marks: {stats.continuations:.1%} of the tokens go on with a word")
     manifest = corpus.manifest
     if manifest is None:
         return "\n".join([*lines, "  no manifest: made by another program"])
@@ -151,7 +151,7 @@ def report(corpus: IndexedCorpus, found: Statistics) -> str:
 
 
 def show_documents(corpus: IndexedCorpus, tokenizer: CorpusTokenizer, count: int) -> Iterator[str]:
-    """Text of documents that lie evenly in the corpus, one sentence a line."""
+    """Yields the text of documents that lie evenly in the corpus, one sentence a line."""
     count = min(count, corpus.num_documents)
     for number in (corpus.num_documents * i // count for i in range(count)):
         first, last = (int(corpus.document_starts[number + i]) for i in (0, 1))
@@ -159,7 +159,7 @@ def show_documents(corpus: IndexedCorpus, tokenizer: CorpusTokenizer, count: int
         for sentence in range(first, last):
             tokens = corpus.sentence(sentence)
             if corpus.has_word_marks:
-                yield "  " + _words(
+                yield "  " + _join_words(
                     tokens, corpus.word_continuations(sentence, sentence + 1), tokenizer
                 )
             else:
@@ -173,18 +173,18 @@ def show_pairs(
     max_length: int,
     seed: int,
 ) -> Iterator[str]:
-    """The first pairs of the first epoch as text."""
+    """Yields the first pairs of the first epoch as text."""
     source = PairSource(corpus, max_length, seed)
-    for k in range(min(count, source.num_samples)):
-        pair = source.pair(0, k)
+    numbers = np.arange(min(count, source.num_samples))
+    for k, pair in enumerate(source.draw(np.zeros_like(numbers), numbers)):
         kind = "random next" if pair.is_random_next else "next"
         yield f"pair {k}, {kind}, {len(pair.first)} + {len(pair.second)} tokens:"
         for name, tokens in (("A", pair.first), ("B", pair.second)):
             yield f"  {name}: {tokenizer.decode(tokens.tolist())}"
 
 
-def _words(tokens: np.ndarray, continues: np.ndarray, tokenizer: CorpusTokenizer) -> str:
-    """Tokens with spaces between words only."""
+def _join_words(tokens: np.ndarray, continues: np.ndarray, tokenizer: CorpusTokenizer) -> str:
+    """Joins tokens with spaces between words only."""
     pieces = tokenizer.convert_ids_to_tokens(tokens.tolist())
     return "".join(
         piece.removeprefix("##") if goes_on or piece.startswith("##") else " " + piece
@@ -192,15 +192,15 @@ def _words(tokens: np.ndarray, continues: np.ndarray, tokenizer: CorpusTokenizer
     ).strip()
 
 
-def draw_lengths(found: Statistics, path: str, title: str) -> None:
+def draw_lengths(stats: Statistics, path: str, title: str) -> None:
     """Draws the three length histograms side by side into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = {
-        "sentences": found.sentences,
-        "documents": found.documents,
-        f"pairs (a sample of {found.pairs.counts.sum():,})": found.pairs,
+        "sentences": stats.sentences,
+        "documents": stats.documents,
+        f"pairs (a sample of {stats.pairs.counts.sum():,})": stats.pairs,
     }
     for axes, (name, lengths) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         longest = int(lengths.lengths[-1])

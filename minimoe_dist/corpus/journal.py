@@ -1,4 +1,4 @@
-"""What a build was asked for and how far it came, so that a killed one goes on.
+"""Records what a build was asked for and how far it came, so that a killed one goes on.
 
 Beside a corpus in the making lie `<prefix>.job.partial`, locked, which says what it is made from,
 and `<prefix>.progress.partial`, replaced at each checkpoint. Both leave when the corpus is whole.
@@ -21,7 +21,7 @@ from .portions import Position
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides the bytes of a corpus.
+    """Identifies all that decides the bytes of a corpus.
 
     Attributes:
         options: by name; JSON values.
@@ -34,30 +34,30 @@ class Job:
     part: tuple[int, int] | None = None
 
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of everything but times and the share."""
+        """Returns the hexadecimal SHA-256 of everything but times and the share."""
         inputs = [(name, size) for name, size, _ in self.inputs]
         text = json.dumps([self.options, inputs], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def to_json(self) -> str:
-        """JSON text."""
+        """Returns the job as JSON text."""
         return json.dumps(asdict(self))
 
-    def difference(self, other: Mapping[str, Any]) -> str | None:
-        """What first differs from a job that was read back from JSON; None if nothing does."""
-        mine = json.loads(self.to_json())
-        if mine == other:
+    def difference(self, earlier: Mapping[str, Any]) -> str | None:
+        """Names what first differs from a job that was read back from JSON, None if nothing."""
+        current = json.loads(self.to_json())
+        if current == earlier:
             return None
-        for name, value in mine["options"].items():
-            if other["options"].get(name) != value:
-                return f"{name} was {other['options'].get(name)!r}, now it is {value!r}"
-        theirs = {name: (size, time) for name, size, time in other["inputs"]}
-        for name, size, time in mine["inputs"]:
-            if name not in theirs:
+        for name, value in current["options"].items():
+            if earlier["options"].get(name) != value:
+                return f"{name} was {earlier['options'].get(name)!r}, now it is {value!r}"
+        earlier_inputs = {name: (size, time) for name, size, time in earlier["inputs"]}
+        for name, size, time in current["inputs"]:
+            if name not in earlier_inputs:
                 return f"the input {name} is new"
-            if theirs[name] != (size, time):
+            if earlier_inputs[name] != (size, time):
                 return f"the input {name} was changed"
-        gone = sorted(set(theirs) - {name for name, _, _ in mine["inputs"]})
+        gone = sorted(set(earlier_inputs) - {name for name, _, _ in current["inputs"]})
         return f"the input {gone[0]} is gone" if gone else "the share (--shard) is another one"
 
 
@@ -114,15 +114,15 @@ class Journal:
         self._progress_path = prefix + ".progress" + PARTIAL
         self._stream = open_locked(prefix + ".job" + PARTIAL, keep=True)
         self.progress: Progress | None = None
-        known = self._read_job()
-        difference = None if known is None else job.difference(known)
+        earlier = self._read_job()
+        difference = None if earlier is None else job.difference(earlier)
         if difference is not None and not start_anew:
             self.close()
             raise UserError(
                 f"{prefix}: a build was begun there with other inputs or options ({difference}); "
                 f"give the same ones to go on, or --overwrite to begin anew"
             )
-        self.is_resumed = known is not None and difference is None
+        self.is_resumed = earlier is not None and difference is None
         if self.is_resumed:
             self.progress = self._read_progress()
         else:
@@ -134,11 +134,11 @@ class Journal:
 
     def _read_job(self) -> dict[str, Any] | None:
         try:
-            known: dict[str, Any] = json.loads(self._stream.read().decode("utf-8", "surrogatepass"))
+            job: dict[str, Any] = json.loads(self._stream.read().decode("utf-8", "surrogatepass"))
         except ValueError:
             # Nothing there, or killed while it was written: nothing has been done yet.
             return None
-        return known
+        return job
 
     def _read_progress(self) -> Progress | None:
         try:

@@ -1,4 +1,4 @@
-"""Tokenizers of BERT's and RoBERTa's kinds from their folders' files, without transformers.
+"""Builds tokenizers of BERT's and RoBERTa's kinds from their files, without transformers.
 
 Importing transformers takes seconds of processor time. What it does with these files takes
 milliseconds: a class builds its own pipeline around the folder's vocabulary, and special tokens are
@@ -29,7 +29,7 @@ _CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class KnownTokenizer:
-    """What corpora are built and shown with, as transformers' tokenizers offer it.
+    """Offers of a transformers tokenizer what corpora are built and shown with.
 
     Attributes:
         name_or_path: the folder.
@@ -72,24 +72,24 @@ class KnownTokenizer:
         return_token_type_ids: bool = False,
         verbose: bool = False,
     ) -> dict[str, list[Any]]:
-        """The ids of each text, and the characters [start, end) that each token stands for."""
+        """Encodes texts to ids, and to the characters [start, end) that each token stands for."""
         assert not (return_attention_mask or return_token_type_ids), "ids and places only"
-        found = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        encoded: dict[str, list[Any]] = {"input_ids": [one.ids for one in found]}
+        batch = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        encoded: dict[str, list[Any]] = {"input_ids": [encoding.ids for encoding in batch]}
         if return_offsets_mapping:
-            encoded["offset_mapping"] = [one.offsets for one in found]
+            encoded["offset_mapping"] = [encoding.offsets for encoding in batch]
         return encoded
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token, added ones too, and its id."""
+        """Returns the id of every token, added ones too."""
         return self.backend_tokenizer.get_vocab()
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
-        """The token of each id; None where there is none."""
+        """Returns the token of each id; None where there is none."""
         return [self.backend_tokenizer.id_to_token(index) for index in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that ids stand for, special tokens too."""
+        """Returns the text that ids stand for, special tokens too."""
         text = self.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
         for piece in _CLEANED if self._cleans_up else ():
             text = text.replace(piece, piece.strip())
@@ -153,7 +153,7 @@ def _build(folder: TokenizerFolder, do_lower_case: bool | None) -> KnownTokenize
 def _wordpiece(
     folder: TokenizerFolder, lower_case: bool, accents: Any, unk_token: str
 ) -> Tokenizer:
-    """BERT's pipeline around the vocabulary; what else ``tokenizer.json`` holds does not count."""
+    """Builds BERT's pipeline around the vocabulary; no more of ``tokenizer.json`` counts."""
     vocabulary: Any = folder.model("WordPiece")["vocab"] if folder.serialized else None
     backend = Tokenizer(WordPiece(vocabulary or folder.file("vocab.txt"), unk_token=unk_token))
     if not isinstance(accents, bool | None):
@@ -170,12 +170,12 @@ def _wordpiece(
 
 
 def _byte_pairs(folder: TokenizerFolder) -> Tokenizer:
-    """RoBERTa's pipeline around vocabulary and merges."""
+    """Builds RoBERTa's pipeline around vocabulary and merges."""
     vocabulary: Any
     merges: Any
     if folder.serialized:
         vocabulary, merges = (folder.model("BPE")[name] for name in ("vocab", "merges"))
-        merges = [tuple(one.split(" ") if isinstance(one, str) else one) for one in merges]
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     else:
         vocabulary, merges = folder.file("vocab.json"), folder.file("merges.txt")
     affixes = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
@@ -203,12 +203,12 @@ def _add_tokens(
     extra: Sequence[str | AddedToken],
 ) -> None:
     """Adds what the pipeline has not yet; new tokens get the next ids, in this order."""
-    there = backend.get_added_tokens_decoder().values()
-    as_written = {repr(token) for token in there}
+    existing = backend.get_added_tokens_decoder().values()
+    as_written = {repr(token) for token in existing}
     tokens: list[str | AddedToken] = [
         added[index] for index in sorted(added) if repr(added[index]) not in as_written
     ]
-    texts = {str(token) for token in [*there, *tokens]}
+    texts = {str(token) for token in [*existing, *tokens]}
     for token in [*named.values(), *extra]:
         if str(token) not in texts and token not in tokens:
             tokens.append(token)

@@ -1,4 +1,4 @@
-"""What of a text did not become a corpus: in shares, with the likely cause and the option."""
+"""Reports what of a text did not become a corpus: shares, likely causes, the options that help."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNKNOWN = (
 
 @dataclass(frozen=True)
 class Losses:
-    """How much of a text was left out, and why.
+    """Says how much of a text was left out, and why.
 
     Attributes:
         characters: those that were kept (`KEPT`), and those left out by kind.
@@ -43,7 +43,7 @@ class Losses:
         return sum(self.characters.values())
 
     def by_kind(self) -> dict[str, float]:
-        """The shares of characters that were left out, large ones first."""
+        """Returns the shares of characters that were left out, large ones first."""
         total = self._total
         lost = [(kind, n / total) for kind, n in self.characters.items() if kind != KEPT]
         return dict(sorted(lost, key=lambda item: -item[1]))
@@ -59,7 +59,7 @@ class Losses:
         return self.unknown_tokens / max(1, self.num_tokens)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Names the shares in one line."""
         parts = []
         if self._total:
             kinds = ", ".join(f"{share:.1%} {kind}" for kind, share in self.by_kind().items())
@@ -72,7 +72,7 @@ class Losses:
         return "; ".join(parts)
 
     def report(self) -> list[str]:
-        """Lines for people."""
+        """Returns the shares and the warnings as lines."""
         described = self.describe()
         return [
             *([described] if described else []),
@@ -80,13 +80,13 @@ class Losses:
         ]
 
     def warnings(self) -> list[str]:
-        """What is more than usual, with its likely cause."""
-        found = []
+        """Names the losses that are more than usual, with their likely cause."""
+        lines = []
         if self.lost > _MUCH_LOST:
-            found.append(f"{self.lost:.0%} of the text is left out; {self._cause()}")
+            lines.append(f"{self.lost:.0%} of the text is left out; {self._cause()}")
         if self.unknown > _MUCH_UNKNOWN:
-            found.append(f"{self.unknown:.0%} of the tokens are unknown; likely cause: {_UNKNOWN}")
-        return found
+            lines.append(f"{self.unknown:.0%} of the tokens are unknown; likely cause: {_UNKNOWN}")
+        return lines
 
     def check(self, name: str) -> None:
         """Refuses a corpus most of which is missing or unknown.

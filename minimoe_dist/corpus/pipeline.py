@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from ..exit_status import ExitStatus
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _WAITING_PER_PROCESS = 3
 
 # Set in worker processes only: the function came to them by fork, as it need not be picklable.
@@ -25,8 +25,8 @@ _worker_function: Callable[[Any], Any] | None = None
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], num_processes: int
-) -> Generator[Result, None, None]:
+    function: Callable[[_Item], _Result], items: Iterable[_Item], num_processes: int
+) -> Generator[_Result, None, None]:
     """Yields `function(item)` for each item, in the order of the items.
 
     Items are taken only as results are consumed, a few for each process ahead. With one process

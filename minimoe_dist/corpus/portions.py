@@ -1,4 +1,4 @@
-"""Which blocks of the inputs a machine reads, where it goes on, and the inputs' hashes.
+"""Decides which blocks a machine reads and where it goes on, and hashes the inputs.
 
 The inputs, in their order, are one long row of bytes; machine i of n reads the i-th n-th of it.
 A block is read where its document begins. Files that cannot be entered in the middle (compressed
@@ -50,7 +50,7 @@ class Portion:
         return cls(int(index), int(count))
 
     def bounds(self, total: int) -> tuple[int, int]:
-        """The bytes [first, last) of `total`; what lies at the very end is the last share's."""
+        """Returns the bytes [first, last) of `total`; the last share includes the very end."""
         first, last = (total * i // self.count for i in (self.index, self.index + 1))
         return first, last + (self.index == self.count - 1)
 
@@ -64,10 +64,10 @@ class Position:
 
 
 class PortionReader:
-    """The blocks of a portion, from a position on, as a row that tells how far it was taken.
+    """Hands out the blocks of a portion, from a position on, and tells how far it came.
 
     Attributes:
-        own: the inputs that begin in the portion.
+        paths: the inputs that begin in the portion.
         num_bytes: of the portion.
     """
 
@@ -78,20 +78,20 @@ class PortionReader:
         total = sum(sizes)
         self._first, self._last = portion.bounds(total)
         self.num_bytes = min(self._last, total) - self._first
-        self.own = [
+        self.paths = [
             path
             for path, (start, _) in zip(files.paths, self._edges, strict=True)
-            if self._holds(start)
+            if self._contains(start)
         ]
-        self._taken: deque[Position] = deque()
+        self._positions: deque[Position] = deque()
 
-    def _holds(self, place: int) -> bool:
-        return self._first <= place < self._last
+    def _contains(self, offset: int) -> bool:
+        return self._first <= offset < self._last
 
     def work(
         self, start: Position, note: Callable[[str, int | None], None]
     ) -> Iterator[BlockOfSource]:
-        """The blocks after a position, in order.
+        """Yields the blocks after a position, in order.
 
         Args:
             start: what lies before it is left out.
@@ -102,42 +102,42 @@ class PortionReader:
             if number < start.file or begin >= self._last or max(end, begin + 1) <= self._first:
                 continue
             skipped = start.block if number == start.file else 0
-            for index, work in enumerate(self._share(self._files.blocks(path), begin)):
+            for index, work in enumerate(self._clip(self._files.blocks(path), begin)):
                 if work is None or index < skipped:
                     continue
-                self._taken.append(Position(number, index + 1))
+                self._positions.append(Position(number, index + 1))
                 yield work
                 note(path, work.block.offset if work.block.data is None else 0)
             note(path, None)
 
-    def _share(self, blocks: Iterator[BlockOfSource], begin: int) -> Iterator[BlockOfSource | None]:
-        """The blocks of one file, None for each that other portions read, up to the last own."""
-        is_own = is_compressed = False
+    def _clip(self, blocks: Iterator[BlockOfSource], begin: int) -> Iterator[BlockOfSource | None]:
+        """Yields a file's blocks up to the portion's last, None for those of other portions."""
+        is_inside = is_compressed = False
         for work in blocks:
             block = work.block
             # Blocks that carry their data come from files that have no other way in.
             is_compressed |= block.data is not None
             if not block.continues_document:
-                place = begin if is_compressed else begin + block.offset
-                is_own = self._holds(place)
-                if place >= self._last or (is_compressed and not is_own):
+                offset = begin if is_compressed else begin + block.offset
+                is_inside = self._contains(offset)
+                if offset >= self._last or (is_compressed and not is_inside):
                     return
-            yield work if is_own else None
+            yield work if is_inside else None
 
     def passed(self) -> Position:
-        """The position after the next block whose result has come."""
-        return self._taken.popleft()
+        """Returns the position after the next block whose result has come."""
+        return self._positions.popleft()
 
 
 class InputHashes:
-    """SHA-256 of input files, read soon after they are read for their text.
+    """Hashes input files (SHA-256) soon after they are read for their text.
 
     Args:
-        known: hashes of files that are known already, by path.
+        digests: hashes of files that are known already, by path.
     """
 
-    def __init__(self, known: Mapping[str, str]) -> None:
-        self._found = dict(known)
+    def __init__(self, digests: Mapping[str, str]) -> None:
+        self._digests = dict(digests)
         self._waiting: deque[str] = deque()
         self._limits: dict[str, int | None] = {}
         self._changed = threading.Condition()
@@ -148,7 +148,7 @@ class InputHashes:
     def allow(self, path: str, limit: int | None) -> None:
         """Lets a file be read up to a place, or (None) to its end."""
         with self._changed:
-            if path in self._found:
+            if path in self._digests:
                 return
             if path not in self._limits:
                 self._waiting.append(path)
@@ -158,13 +158,13 @@ class InputHashes:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
 
-    def found(self) -> dict[str, str]:
-        """The hashes that are ready, by path."""
+    def ready(self) -> dict[str, str]:
+        """Returns the hashes that are ready, by path."""
         with self._changed:
-            return dict(self._found)
+            return dict(self._digests)
 
     def finish(self, paths: list[str]) -> dict[str, str]:
-        """The hashes of some files, whatever was allowed before.
+        """Waits for the hashes of files, whatever was allowed before, and returns them.
 
         Raises:
             OSError: one cannot be read.
@@ -172,11 +172,11 @@ class InputHashes:
         for path in paths:
             self.allow(path, None)
         with self._changed:
-            while self._error is None and any(path not in self._found for path in paths):
+            while self._error is None and any(path not in self._digests for path in paths):
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
-            return {path: self._found[path] for path in paths}
+            return {path: self._digests[path] for path in paths}
 
     def close(self) -> None:
         """Ends the thread."""
@@ -192,7 +192,7 @@ class InputHashes:
                 digest = self._hash(path)
                 with self._changed:
                     if digest is not None:
-                        self._found[path] = digest
+                        self._digests[path] = digest
                     self._changed.notify_all()
         except OSError as error:
             with self._changed:
@@ -206,14 +206,14 @@ class InputHashes:
             return None if self._closed else self._waiting.popleft()
 
     def _hash(self, path: str) -> str | None:
-        digest, place = hashlib.sha256(), 0
+        digest, num_read = hashlib.sha256(), 0
         with open(path, "rb") as stream:
-            while self._may_read(path, place + _HASH_BYTES):
+            while self._may_read(path, num_read + _HASH_BYTES):
                 piece = stream.read(_HASH_BYTES)
                 if not piece:
                     return digest.hexdigest()
                 digest.update(piece)
-                place += len(piece)
+                num_read += len(piece)
         return None
 
     def _may_read(self, path: str, end: int) -> bool:

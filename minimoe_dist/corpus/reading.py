@@ -1,4 +1,4 @@
-"""Input files to sentences: what formatting and building have in common."""
+"""Reads input files to sentences, for formatting and building alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .blocks import Block, Document, Problems
 from .losses import KEPT
 from .sentences import SentenceRules, split_lines, split_sentences
 from .sources import Source, SourceOptions, TFRecordSource, choose_source
-from .streams import InputStream, known_encoding
+from .streams import InputStream, check_encoding
 
 _log = logger("corpus")
 _SHOWN_PROBLEMS = 20
@@ -26,7 +26,7 @@ _TRIAL_SENTENCES = 200
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How inputs become sentences.
+    """Says how inputs become sentences.
 
     Attributes:
         input_format: one of `sources.INPUT_FORMATS`; "auto" looks at each file.
@@ -64,10 +64,10 @@ class ReadingOptions:
         if self.title not in ("drop", "keep"):
             raise UserError(f"--title {self.title}: give drop or keep")
         if self.encoding is not None:
-            known_encoding(self.encoding)
+            check_encoding(self.encoding)
 
     def source_options(self) -> SourceOptions:
-        """What readers want to know of them."""
+        """Returns those of the options that readers of single files need."""
         return SourceOptions(
             self.rules.longest,
             self.text_key,
@@ -101,11 +101,11 @@ def _sentences_of(
 ) -> list[str]:
     if not source.lines_are_sentences:
         split = split_lines(document.lines, rules.longest)
-        kept = list(filter(rules.is_long_enough, split))
-        if len(kept) < len(split):
-            problems.counts["short_sentences"] += len(split) - len(kept)
-            problems.lost["short_sentences"] += sum(map(len, split)) - sum(map(len, kept))
-        return kept
+        long_enough = list(filter(rules.is_long_enough, split))
+        if len(long_enough) < len(split):
+            problems.counts["short_sentences"] += len(split) - len(long_enough)
+            problems.lost["short_sentences"] += sum(map(len, split)) - sum(map(len, long_enough))
+        return long_enough
     sentences: list[str] = []
     for index, line in enumerate(document.lines):
         line = " ".join(line.split())
@@ -120,7 +120,7 @@ def _sentences_of(
 
 @dataclass(frozen=True)
 class SentenceReader:
-    """Runs in workers: a block to sentences."""
+    """Reads a block to sentences; runs in worker processes."""
 
     rules: SentenceRules
     strict: bool
@@ -129,21 +129,21 @@ class SentenceReader:
     def __call__(self, work: BlockOfSource) -> BlockSentences:
         """Reads one block; its problems come with the result, or (strict) raise UserError."""
         problems = Problems(strict=self.strict)
-        found = BlockSentences(work.block.without_data(), problems=problems)
+        parsed = BlockSentences(work.block.without_data(), problems=problems)
         for source, block in work.block.members or [(work.source, work.block)]:
             if not problems.note_damage(block):
-                self._read(source, block, found)
-        return found
+                self._read(source, block, parsed)
+        return parsed
 
-    def _read(self, source: Source, block: Block, found: BlockSentences) -> None:
-        for document in source.documents(block, found.problems):
-            if not found.documents:
-                found.continues = document.continues
-            sentences = _sentences_of(document, source, block, self.rules, found.problems)
-            found.problems.kept += sum(map(len, sentences))
+    def _read(self, source: Source, block: Block, parsed: BlockSentences) -> None:
+        for document in source.documents(block, parsed.problems):
+            if not parsed.documents:
+                parsed.continues = document.continues
+            sentences = _sentences_of(document, source, block, self.rules, parsed.problems)
+            parsed.problems.kept += sum(map(len, sentences))
             if self.keeps_titles and sentences and document.title and not document.continues:
                 sentences.insert(0, " ".join(document.title.split()))
-            found.documents.append(sentences)
+            parsed.documents.append(sentences)
 
 
 class Inputs:
@@ -157,7 +157,7 @@ class Inputs:
         self.counts: Counter[str] = Counter()
         self.characters: Counter[str] = Counter()
         self.unknown_tokens = 0
-        self._shown = 0
+        self._num_logged = 0
         folder = options.input_dir or os.path.commonpath(
             [os.path.dirname(os.path.abspath(path)) for path in self.paths]
         )
@@ -174,33 +174,35 @@ class Inputs:
         self.counts["empty_files"] = sum(size == 0 for size in self.sizes.values())
 
     def blocks(self, path: str) -> Iterator[BlockOfSource]:
-        """The blocks of one input."""
+        """Yields the blocks of one input."""
         source, stream = self.sources[path], InputStream(path)
         stream.transcode(self._encodings[path])
         for block in source.blocks(stream):
             yield BlockOfSource(source, block)
 
     def work(self) -> Iterator[BlockOfSource]:
-        """The blocks of all inputs, in the order of the inputs."""
+        """Yields the blocks of all inputs, in the order of the inputs."""
         return (work for path in self.paths for work in self.blocks(path))
 
-    def progress(self, what: str) -> tqdm[Any]:
-        """A progress bar over the bytes of all inputs."""
+    def progress(self, label: str, num_bytes: int | None = None, done: int = 0) -> tqdm[Any]:
+        """Returns a progress bar over some bytes (None: of all inputs), of which some are done."""
+        total = sum(self.sizes.values()) if num_bytes is None else num_bytes
         return tqdm(
-            desc=what,
-            total=sum(self.sizes.values()),
+            desc=label,
+            initial=done,
+            total=max(done, total),
             unit="B",
             unit_scale=True,
             disable=not self.options.show_progress,
         )
 
     def reader(self) -> SentenceReader:
-        """What turns a block into sentences, in whatever process."""
+        """Returns the callable that turns a block into sentences, in whatever process."""
         options = self.options
         return SentenceReader(options.rules, options.strict, options.title == "keep")
 
     def trial_sentences(self) -> list[str]:
-        """Some sentences of the corpus, to try an encoder on; none where inputs hold ids."""
+        """Returns a few sentences to try an encoder on; none where inputs hold ids."""
         lenient = SentenceReader(self.options.rules, strict=False)
         documents = (
             document
@@ -215,10 +217,10 @@ class Inputs:
         self.counts.update(problems.counts)
         self.characters.update(problems.lost)
         self.characters[KEPT] += problems.kept
-        for message in problems.messages[: _SHOWN_PROBLEMS - self._shown]:
-            self._shown += 1
+        for message in problems.messages[: _SHOWN_PROBLEMS - self._num_logged]:
+            self._num_logged += 1
             _log.warning("%s (counted, goes on)", message)
 
     def skipped(self) -> dict[str, int]:
-        """What was left out or repaired, and how often."""
+        """Returns what was left out or repaired, and how often."""
         return {kind: count for kind, count in sorted(self.counts.items()) if count}

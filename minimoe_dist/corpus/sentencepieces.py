@@ -1,4 +1,4 @@
-"""Tokenizers from sentencepiece's `.model` files alone: XLM-R's, ALBERT's and Megatron's."""
+"""Loads tokenizers from sentencepiece's `.model` files alone: XLM-R's, ALBERT's, Megatron's."""
 
 from __future__ import annotations
 

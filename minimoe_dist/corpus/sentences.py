@@ -73,7 +73,7 @@ _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]|[Pp]h\.D|[a-z]\.[a-z]{1,3}")
 
 @dataclass(frozen=True)
 class SentenceRules:
-    """What counts as a sentence worth keeping.
+    """Decides which sentences are worth keeping.
 
     Attributes:
         minimum_words: words that a sentence of spaced words needs (more than seven, as in the
@@ -93,7 +93,7 @@ class SentenceRules:
                 raise UserError(f"--{name} {getattr(self, name)}: give 1 or more")
 
     def is_long_enough(self, sentence: str) -> bool:
-        """Whether a sentence has enough words, or characters where words are not spaced."""
+        """Tells whether a sentence has enough words, or characters where words are not spaced."""
         if sentence.isascii() or not _UNSPACED_CHARACTER.search(sentence):
             return sentence.count(" ") + 1 >= self.minimum_words
         if self.minimum_words == self.minimum_characters:
@@ -112,7 +112,7 @@ def _at_least(count: int) -> re.Pattern[str]:
 
 
 def split_sentences(text: str, longest: int = SentenceRules.longest) -> list[str]:
-    """The sentences of one line or paragraph, without white space at their ends.
+    """Returns the sentences of one line or paragraph, without white space at their ends.
 
     Runs of white space inside become one space. Nothing else is changed or left out.
     """
@@ -120,7 +120,7 @@ def split_sentences(text: str, longest: int = SentenceRules.longest) -> list[str
 
 
 def split_lines(lines: Sequence[str], longest: int = SentenceRules.longest) -> list[str]:
-    """The sentences of several lines, each of which ends a sentence too."""
+    """Returns the sentences of several lines, each of which ends a sentence too."""
     text = "\n".join(lines)
     if not _is_clean(lines, text):
         lines = [" ".join(line.split()) for line in lines]
@@ -141,7 +141,7 @@ def split_lines(lines: Sequence[str], longest: int = SentenceRules.longest) -> l
 
 
 def _is_clean(lines: Iterable[str], text: str) -> bool:
-    """Whether the lines, joined to the text, hold single spaces and no other white space."""
+    """Tells whether lines, joined to the text, hold single spaces and no other white space."""
     # Plain loops, as any() would cost more than the searches.
     for line in lines:
         if line[:1] == " " or line[-1:] == " ":
@@ -164,7 +164,7 @@ def cut_long(sentence: str, longest: int) -> Iterator[str]:
 
 
 def last_safe_cut(text: str, longest: int = SentenceRules.longest) -> int:
-    """A position near the end of a line's beginning where the line may be cut in two.
+    """Returns a position near the end of a line's beginning where the line may be cut in two.
 
     The sentences of both parts are those of the whole line, however it goes on; 0 if the text
     is too short to tell.
@@ -188,7 +188,7 @@ def last_safe_cut(text: str, longest: int = SentenceRules.longest) -> int:
 
 
 def _last_certain_end(text: str) -> int:
-    """The last end near the end that holds wherever its sentence began; 0 if there is none."""
+    """Finds the last sentence end that holds wherever its sentence began; 0 if there is none."""
     last = 0
     for match in _CERTAIN_END.finditer(text, max(0, len(text) - _REACH), len(text) - _LOOKAHEAD):
         word_end = match.start()
@@ -197,14 +197,14 @@ def _last_certain_end(text: str) -> int:
     return last
 
 
-def _split_spaced(lines: Iterable[str], places: re.Pattern[str], sentences: list[str]) -> None:
+def _split_spaced(lines: Iterable[str], pattern: re.Pattern[str], sentences: list[str]) -> None:
     """Adds the sentences of lines where spaces separate them; the lines are clean."""
     for line in lines:
         start = 0
-        for place in places.finditer(line):
-            terminator, end = place.span()
+        for match in pattern.finditer(line):
+            terminator, end = match.span()
             is_plain = (
-                place.lastindex and line[terminator - 4 : terminator] not in _ABBREVIATION_TAILS
+                match.lastindex and line[terminator - 4 : terminator] not in _ABBREVIATION_TAILS
             )
             if not (is_plain or _latin_end_holds(line, start, terminator, end)):
                 continue
@@ -217,19 +217,19 @@ def _split_spaced(lines: Iterable[str], places: re.Pattern[str], sentences: list
 def _split_mixed(line: str, sentences: list[str]) -> None:
     """Adds the sentences of a clean line that holds text of scripts without spaces."""
     start = 0
-    for place in _ANY_PLACE.finditer(line):
-        end = place.end()
+    for match in _ANY_PLACE.finditer(line):
+        end = match.end()
         if end == len(line):
             break
-        if line[place.start()] in _FULL_STOPS or (place[1] and _holds_full_stop(place)):
+        if line[match.start()] in _FULL_STOPS or (match[1] and _holds_full_stop(match)):
             if line[end] in _CONTINUERS:
                 continue
-            if '"' in place[1]:
-                end = _before_opening_quote(line, start, place)
+            if '"' in match[1]:
+                end = _before_opening_quote(line, start, match)
         elif line[end - 1] == " ":
-            if not _latin_end_holds(line, start, _last_marks(line, place), end):
+            if not _latin_end_holds(line, start, _last_marks(line, match), end):
                 continue
-        elif not _ends_before_next_character(line, place):
+        elif not _ends_before_next_character(line, match):
             continue
         if start < end:
             sentences.append(line[start:end].rstrip())
@@ -238,14 +238,14 @@ def _split_mixed(line: str, sentences: list[str]) -> None:
         sentences.append(line[start:])
 
 
-def _holds_full_stop(place: re.Match[str]) -> bool:
-    return "……" in place[0] or not _FULL_STOPS.isdisjoint(place[1])
+def _holds_full_stop(match: re.Match[str]) -> bool:
+    return "……" in match[0] or not _FULL_STOPS.isdisjoint(match[1])
 
 
-def _last_marks(line: str, place: re.Match[str]) -> int:
-    """Where the marks begin that end the place, closers after them left out: `etc.);` at `;`."""
-    first, position = place.span()
-    if not place[1]:
+def _last_marks(line: str, match: re.Match[str]) -> int:
+    """Finds where the marks begin that end the match, closers left out: `etc.);` at `;`."""
+    first, position = match.span()
+    if not match[1]:
         return first
     while line[position - 1] not in _LATIN_MARKS:
         position -= 1
@@ -254,27 +254,27 @@ def _last_marks(line: str, place: re.Match[str]) -> int:
     return position
 
 
-def _ends_before_next_character(line: str, place: re.Match[str]) -> bool:
-    """Whether Latin marks without a space after them end a sentence among unspaced characters."""
-    first, end = place.span()
+def _ends_before_next_character(line: str, match: re.Match[str]) -> bool:
+    """Tells whether Latin marks with no space after them end a sentence of unspaced characters."""
+    first, end = match.span()
     if line[first] == "…":
         return False
-    before = line[first - 1] if first else " "
-    after_unspaced = _is_unspaced(before)
-    if _MARKS_BESIDES_STOPS.isdisjoint(place[0]):
+    previous = line[first - 1] if first else " "
+    after_unspaced = _is_unspaced(previous)
+    if _MARKS_BESIDES_STOPS.isdisjoint(match[0]):
         # In `"."` the stop is what the quotes are about.
-        after_closer = before in _CLOSERS and not place[0].strip(".．")
+        after_closer = previous in _CLOSERS and not match[0].strip(".．")
         return (after_unspaced or after_closer) and _is_unspaced(line[end])
     return _is_unspaced(line[end]) or (after_unspaced and line[end].isalnum())
 
 
 def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> bool:
-    """Whether the terminator of a sentence begun at `start` ends it, white space following."""
+    """Tells whether a terminator before white space ends the sentence begun at `start`."""
     mark = text[terminator]
     if mark == ";":
         return True
-    after = text[following]
-    if after.islower():
+    next_character = text[following]
+    if next_character.islower():
         return False
     word = text[text.rfind(" ", start, terminator) + 1 or start : terminator]
     if word and not word.isascii():
@@ -301,11 +301,11 @@ def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> 
     return True
 
 
-def _stands_alone(before: str, mark: str) -> bool:
-    """Whether a mark is talked about, or stands for left-out items: `all(!)`, `0 ... 9`, `'.'`."""
-    if not before:
+def _stands_alone(word: str, mark: str) -> bool:
+    """Tells whether a mark is quoted or stands for left-out items: `all(!)`, `0 ... 9`, `'.'`."""
+    if not word:
         return mark in ".…．"
-    return before[-1] in "([{“‘«「『（【《〈" or not before.strip("\"'")
+    return word[-1] in "([{“‘«「『（【《〈" or not word.strip("\"'")
 
 
 def _is_unspaced(character: str) -> bool:
@@ -318,7 +318,7 @@ def _next_word(text: str, start: int) -> str:
 
 
 def _before_opening_quote(text: str, start: int, match: re.Match[str]) -> int:
-    """Where the sentence of a Chinese terminator ends: a straight quote may open the next one."""
+    """Finds where a Chinese terminator's sentence ends: a straight quote may open the next one."""
     end = match.end()
     quote = text.find('"', match.start(), end)
     if text.count('"', start, quote) % 2 == 0 and not text[quote + 1 : end].strip():

@@ -1,4 +1,4 @@
-"""Input files, and members of archives, as streams of bytes: decompressed, and as UTF-8.
+"""Reads input files, and members of archives, as streams of bytes: decompressed, as UTF-8.
 
 Data is decompressed where its first bytes say that it is compressed, several times over if need
 be (an xz file inside a gzip one). However well it was compressed, no more than a few megabytes of
@@ -27,14 +27,14 @@ _BAD_BYTE = b"\xff"
 
 
 class Readable(Protocol):
-    """Where bytes come from."""
+    """Gives bytes, one piece after the other."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes that follow; none at the end."""
+        """Returns at most `size` bytes that follow; none at the end."""
         ...
 
     def tell(self) -> int:
-        """How many bytes of the file on the disk have been taken."""
+        """Returns how many bytes of the file on the disk have been taken."""
         ...
 
 
@@ -54,7 +54,7 @@ class _Decompressor(Protocol):
 
 
 class _Gzip:
-    """zlib's decompressor with the interface of bz2's and lzma's."""
+    """Gives zlib's decompressor the interface of bz2's and lzma's."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(31)
@@ -76,14 +76,14 @@ class _Gzip:
 
 
 class _Zstandard:
-    """zstandard's decompressor with the interface of bz2's and lzma's."""
+    """Gives zstandard's decompressor the interface of bz2's and lzma's."""
 
     def __init__(self) -> None:
         import zstandard
 
         context = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTANDARD_WINDOW)
         self._inner = context.decompressobj()
-        self._waiting = b""
+        self._unread = b""
 
     @property
     def eof(self) -> bool:
@@ -91,21 +91,21 @@ class _Zstandard:
 
     @property
     def unused_data(self) -> bytes:
-        return self._inner.unused_data + self._waiting
+        return self._inner.unused_data + self._unread
 
     @property
     def needs_input(self) -> bool:
-        return not self._waiting
+        return not self._unread
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        data = self._waiting + data
-        pieces, size, place = [], 0, 0
-        while place < len(data) and size < max_length and not self._inner.eof:
-            piece = self._inner.decompress(data[place : place + _ZSTANDARD_CHUNK_BYTES])
-            place += _ZSTANDARD_CHUNK_BYTES
+        data = self._unread + data
+        pieces, size, offset = [], 0, 0
+        while offset < len(data) and size < max_length and not self._inner.eof:
+            piece = self._inner.decompress(data[offset : offset + _ZSTANDARD_CHUNK_BYTES])
+            offset += _ZSTANDARD_CHUNK_BYTES
             pieces.append(piece)
             size += len(piece)
-        self._waiting = data[place:]
+        self._unread = data[offset:]
         return b"".join(pieces)
 
 
@@ -129,21 +129,21 @@ class _Peekable:
 
     def __init__(self, source: Readable) -> None:
         self._source = source
-        self._ahead = b""
+        self._buffer = b""
 
     def peek(self, size: int) -> bytes:
-        """The next `size` bytes, which stay to be read; fewer only at the end."""
-        while len(self._ahead) < size:
-            piece = self._source.read(size - len(self._ahead))
+        """Returns the next `size` bytes, which stay to be read; fewer only at the end."""
+        while len(self._buffer) < size:
+            piece = self._source.read(size - len(self._buffer))
             if not piece:
                 break
-            self._ahead += piece
-        return self._ahead[:size]
+            self._buffer += piece
+        return self._buffer[:size]
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer only at the end."""
-        pieces = [self._ahead[:size]]
-        self._ahead = self._ahead[size:]
+        """Returns the next `size` bytes; fewer only at the end."""
+        pieces = [self._buffer[:size]]
+        self._buffer = self._buffer[size:]
         missing = size - len(pieces[0])
         while missing > 0 and (piece := self._source.read(missing)):
             pieces.append(piece)
@@ -151,12 +151,34 @@ class _Peekable:
         return b"".join(pieces) if len(pieces) > 1 else pieces[0]
 
     def tell(self) -> int:
-        """How many bytes of the file on the disk have been taken."""
+        """Returns how many bytes of the file on the disk have been taken."""
         return self._source.tell()
 
 
-class _Decompressed:
-    """What compressed data stands for.
+class _Converted:
+    """Gives what the bytes of another stream are converted to."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._buffer = b""
+        self._at_end = False
+
+    def read(self, size: int) -> bytes:
+        while not self._buffer and not self._at_end:
+            self._buffer = self._convert_more()
+        piece, self._buffer = self._buffer[:size], self._buffer[size:]
+        return piece
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def _convert_more(self) -> bytes:
+        """Converts the next bytes, maybe to nothing; notes the end."""
+        raise NotImplementedError
+
+
+class _Decompressed(_Converted):
+    """Decompresses what another stream gives.
 
     Attributes:
         damage: what was wrong with the data, None as long as nothing was; it ends there.
@@ -165,24 +187,13 @@ class _Decompressed:
     def __init__(
         self, source: Readable, compression: str, start: Callable[[], _Decompressor]
     ) -> None:
-        self._source, self._compression, self._start = source, compression, start
+        super().__init__(source)
+        self._compression, self._start = compression, start
         self._decompressor = start()
         self._data = b""
-        self._ahead = b""
-        self._at_end = False
         self.damage: str | None = None
 
-    def read(self, size: int) -> bytes:
-        while not self._ahead and not self._at_end:
-            self._ahead = self._decompress_more()
-        piece, self._ahead = self._ahead[:size], self._ahead[size:]
-        return piece
-
-    def tell(self) -> int:
-        return self._source.tell()
-
-    def _decompress_more(self) -> bytes:
-        """What the next bytes give, maybe nothing; notes the end, and damage."""
+    def _convert_more(self) -> bytes:
         decompressor = self._decompressor
         if decompressor.eof:
             # Several compressed pieces may stand one after the other, padded by zeros.
@@ -207,32 +218,23 @@ class _Decompressed:
         finally:
             self._data = b""
 
-    def _end_with(self, what: str) -> None:
+    def _end_with(self, reason: str) -> None:
         self._at_end = True
-        self.damage = f"damaged {self._compression} data: {what}"
+        self.damage = f"damaged {self._compression} data: {reason}"
 
 
-class _Transcoded:
-    """Text in some encoding as UTF-8; a byte that no UTF-8 has stands for what was damaged."""
+class _Transcoded(_Converted):
+    """Converts text to UTF-8; a byte that no UTF-8 has stands for what was damaged."""
 
     def __init__(self, source: Readable, encoding: str) -> None:
-        self._source = source
+        super().__init__(source)
         self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self._ahead = b""
-        self._at_end = False
 
-    def read(self, size: int) -> bytes:
-        while not self._ahead and not self._at_end:
-            data = self._source.read(_CHUNK_BYTES)
-            self._at_end = not data
-            text = self._decoder.decode(data, final=self._at_end)
-            encoded = text.encode("utf-8", "surrogatepass")
-            self._ahead = encoded.replace("\ufffd".encode(), _BAD_BYTE)
-        piece, self._ahead = self._ahead[:size], self._ahead[size:]
-        return piece
-
-    def tell(self) -> int:
-        return self._source.tell()
+    def _convert_more(self) -> bytes:
+        data = self._source.read(_CHUNK_BYTES)
+        self._at_end = not data
+        text = self._decoder.decode(data, final=self._at_end)
+        return text.encode("utf-8", "surrogatepass").replace("\ufffd".encode(), _BAD_BYTE)
 
 
 class InputStream:
@@ -266,19 +268,19 @@ class InputStream:
             raise
 
     def _decompress(self) -> None:
-        while (known := self._magic()) is not None:
+        while (kind := self._recognise()) is not None:
             if len(self._layers) == _MOST_LAYERS:
                 raise UserError(
                     f"{self.name}: is compressed more than {_MOST_LAYERS} times; unpack it"
                 )
-            compression, start = known
+            compression, start = kind
             self.compression = self.compression or compression
             self._layers.append(_Decompressed(self._source, compression, start))
             self._source = _Peekable(self._layers[-1])
 
-    def _magic(self) -> tuple[str, Callable[[], _Decompressor]] | None:
+    def _recognise(self) -> tuple[str, Callable[[], _Decompressor]] | None:
         beginning = self._source.peek(8)
-        return next((known for magic, known in _MAGIC.items() if beginning.startswith(magic)), None)
+        return next((kind for magic, kind in _MAGIC.items() if beginning.startswith(magic)), None)
 
     def __enter__(self) -> InputStream:
         return self
@@ -315,20 +317,20 @@ class InputStream:
             self.encoding = encoding
 
     def peek(self, size: int) -> bytes:
-        """The next `size` bytes, which stay to be read; fewer only at the end."""
+        """Returns the next `size` bytes, which stay to be read; fewer only at the end."""
         return self._source.peek(size)
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer only at the end."""
+        """Returns the next `size` bytes; fewer only at the end."""
         return self._source.read(size)
 
     def tell(self) -> int:
-        """How many bytes of the file on the disk have been taken."""
+        """Returns how many bytes of the file on the disk have been taken."""
         return self._source.tell()
 
 
-def known_encoding(encoding: str) -> str:
-    """The name of an encoding as it was given.
+def check_encoding(encoding: str) -> None:
+    """Refuses what is no name of an encoding of text.
 
     Raises:
         UserError: there is no such encoding of text.
@@ -336,7 +338,7 @@ def known_encoding(encoding: str) -> str:
     try:
         info: Any = codecs.lookup(encoding)
         if info._is_text_encoding:
-            return encoding
+            return
     except LookupError:
         pass
     raise UserError(

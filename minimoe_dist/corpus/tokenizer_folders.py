@@ -1,4 +1,4 @@
-"""The files of a model's folder that say what its tokenizer is, as transformers reads them.
+"""Reads the files of a model's folder that say what its tokenizer is, as transformers does.
 
 Only what is listed here is understood. `TokenizerFolder.read` refuses a folder in which anything
 else could matter: a class, a file or a setting that is not listed, or a value of another kind.
@@ -36,7 +36,7 @@ CLASS_OF_MODEL = {
 }
 # In transformers' order, in which tokens that the vocabulary lacks get their ids.
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_OWN_TOKENS: Mapping[str, Mapping[str, str]] = {
+_DEFAULT_TOKENS: Mapping[str, Mapping[str, str]] = {
     BERT: {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
     ROBERTA: {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>",
               "cls": "<s>", "mask": "<mask>"},
@@ -88,7 +88,7 @@ class UnknownKindError(ValueError):
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """The parsed files of a folder that its tokenizer is made from.
+    """Holds the parsed files of a folder that its tokenizer is made from.
 
     Attributes:
         path: of the folder.
@@ -129,14 +129,14 @@ class TokenizerFolder:
         return cls(path, name, settings, special, serialized)
 
     def file(self, name: str) -> str:
-        """The path of a file that has to be there."""
+        """Returns the path of a file that has to be there."""
         path = os.path.join(self.path, name)
         if not os.path.isfile(path):
             raise UnknownKindError(f"{path}: no such file")
         return path
 
     def model(self, kind: str) -> dict[str, Any]:
-        """The model inside ``tokenizer.json``, which has to be of a kind."""
+        """Returns the model inside ``tokenizer.json``, which has to be of a kind."""
         assert self.serialized is not None
         model: dict[str, Any] = self.serialized["model"]
         if model["type"] != kind or not isinstance(model["vocab"], dict):
@@ -144,14 +144,14 @@ class TokenizerFolder:
         return model
 
     def flag(self, name: str, default: bool) -> bool:
-        """A setting that is true or false."""
+        """Returns a setting that is true or false."""
         value = self.settings.get(name, default)
         if not isinstance(value, bool):
             raise UnknownKindError(f"{self.path}: {name} is {value!r}")
         return value
 
     def added_tokens(self) -> dict[int, AddedToken]:
-        """The tokens beside the vocabulary, by the ids that the files give them."""
+        """Returns the tokens beside the vocabulary, by the ids that the files give them."""
         if "added_tokens_decoder" in self.settings:
             listed = self.settings["added_tokens_decoder"].items()
             return {int(index): AddedToken(**token) for index, token in listed}
@@ -162,26 +162,26 @@ class TokenizerFolder:
         }
 
     def named_tokens(self) -> dict[str, str | AddedToken]:
-        """The special token of each role that has one, in the order of the roles."""
+        """Returns the special token of each role that has one, in the order of the roles."""
         by_text = {str(token): token for token in self.added_tokens().values()}
-        own_tokens = dict(_OWN_TOKENS[self.class_name])
+        defaults = dict(_DEFAULT_TOKENS[self.class_name])
         padding = None if self.serialized is None else self.serialized.get("padding")
         if self.class_name == GENERIC and padding:
-            own_tokens["pad"] = padding["pad_token"]
+            defaults["pad"] = padding["pad_token"]
         tokens: dict[str, str | AddedToken] = {}
         for role in _ROLES:
-            name, own = f"{role}_token", own_tokens.get(role)
-            token = _token(self.settings.get(name, own), typed=True)
+            name, default = f"{role}_token", defaults.get(role)
+            token = _token(self.settings.get(name, default), typed=True)
             if name in self.special_tokens:
                 token = _token(self.special_tokens[name], typed=False)
             if token is not None:
                 tokens[role] = by_text.get(str(token), token)
-            elif own is not None:
+            elif default is not None:
                 raise UnknownKindError(f"{self.path}: {name} is taken away")
         return tokens
 
     def extra_tokens(self) -> list[str | AddedToken]:
-        """Special tokens without a role."""
+        """Returns the special tokens without a role."""
         lists = [
             (source[name], typed)
             for source, typed in ((self.settings, True), (self.special_tokens, False))
@@ -207,16 +207,16 @@ def _read_json(folder: str, name: str) -> dict[str, Any] | None:
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as stream:
-        found = json.load(stream)
-    if not isinstance(found, dict):
+        values = json.load(stream)
+    if not isinstance(values, dict):
         raise UnknownKindError(f"{path}: holds no object")
-    return found
+    return values
 
 
 def _class_name(
     path: str, config: dict[str, Any] | None, settings: dict[str, Any], has_serialized: bool
 ) -> str:
-    """The class that AutoTokenizer takes, or `load_tokenizer` where that one finds none."""
+    """Returns the class that AutoTokenizer takes, or `load_tokenizer` where that one finds none."""
     if config is not None and ("auto_map" in config or "model_name" in config):
         raise UnknownKindError(f"{path}: the model may bring a tokenizer of its own")
     named = settings.get("tokenizer_class") or (config or {}).get("tokenizer_class")
@@ -233,7 +233,7 @@ def _class_name(
 
 
 def _token(value: Any, *, typed: bool) -> str | AddedToken | None:
-    """A token as a file has it: text, or an object that says how it is found in texts."""
+    """Parses a token of a file: text, or an object that says how it is found in texts."""
     if value is None or isinstance(value, str):
         return value
     options = dict(value)

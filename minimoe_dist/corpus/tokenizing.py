@@ -1,4 +1,4 @@
-"""Tokenizers: loading, fingerprints, and encoders from sentences to ids.
+"""Loads and fingerprints tokenizers, and builds encoders from sentences to ids.
 
 WordPiece has a fast path through the package nanotoken, and tokenizers that are sentencepiece
 underneath one past the code around it. Both are held against the tokenizer's own ids at each
@@ -54,11 +54,11 @@ class Encoder(Protocol):
     """Turns sentences into ids of a vocabulary, without special tokens around them."""
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, integers [tokens]."""
+        """Returns the ids of each text, integers [tokens]."""
         ...
 
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All ids in a row, integers [tokens], and each text's share of them, int64 [texts]."""
+        """Returns all ids, integers [tokens], and each text's number of them, int64 [texts]."""
         ...
 
 
@@ -69,7 +69,7 @@ class TokenizerEncoder:
         self._tokenizer = tokenizer
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [tokens]."""
+        """Returns the ids of each text, int32 [tokens]."""
         if not texts:
             return []
         encoded: Any = self._tokenizer(
@@ -82,8 +82,10 @@ class TokenizerEncoder:
         return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
 
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All ids, int32 [tokens], and each text's share, int64 [texts]."""
-        return _ragged(self.encode_batch(texts))
+        """Returns all ids, int32 [tokens], and each text's number of them, int64 [texts]."""
+        batch = self.encode_batch(texts)
+        lengths = np.array([ids.size for ids in batch], np.int64)
+        return np.concatenate([np.empty(0, np.int32), *batch]), lengths
 
 
 class WordPieceEncoder:
@@ -93,49 +95,38 @@ class WordPieceEncoder:
         self._tokenizer = tokenizer
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, uint32 [tokens]."""
+        """Returns the ids of each text, uint32 [tokens]."""
         ids, lengths = self.encode_ragged(texts)
         return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
 
     def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All ids, uint32 [tokens], and each text's share, int64 [texts]."""
+        """Returns all ids, uint32 [tokens], and each text's number of them, int64 [texts]."""
         ragged = self._tokenizer.encode_batch(texts, add_special_tokens=False, parallel=False)
         return ragged.ids, np.diff(ragged.offsets)
 
 
-class SentencePieceEncoder:
+class SentencePieceEncoder(TokenizerEncoder):
     """The fast path for tokenizers that hand texts to sentencepiece one by one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
         self._model = tokenizer.sp_model
-        self._exact = TokenizerEncoder(tokenizer)
         # The model knows nothing of tokens that the tokenizer looks for in the text.
         names = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
         self._added = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, int32 [tokens]."""
-        ids = self._model.encode(texts, num_threads=1)
-        encoded = [np.array(part, np.int32) for part in ids]
-        others = [number for number, text in enumerate(texts) if self._added.search(text)]
-        for number, part in zip(
-            others, self._exact.encode_batch([texts[i] for i in others]), strict=True
-        ):
-            encoded[number] = part
-        return encoded
-
-    def encode_ragged(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All ids, int32 [tokens], and each text's share, int64 [texts]."""
-        return _ragged(self.encode_batch(texts))
-
-
-def _ragged(batch: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.array([ids.size for ids in batch], np.int64)
-    return np.concatenate([np.empty(0, np.int32), *batch]), lengths
+        """Returns the ids of each text, int32 [tokens]."""
+        batch = [np.array(ids, np.int32) for ids in self._model.encode(texts, num_threads=1)]
+        with_added = [number for number, text in enumerate(texts) if self._added.search(text)]
+        exact = super().encode_batch([texts[number] for number in with_added])
+        for number, ids in zip(with_added, exact, strict=True):
+            batch[number] = ids
+        return batch
 
 
 def build_encoder(tokenizer: CorpusTokenizer, sample: Sequence[str] = ()) -> Encoder:
-    """The fastest encoder whose ids are those of `tokenizer`.
+    """Builds the fastest encoder whose ids are those of `tokenizer`.
 
     Args:
         tokenizer: says what is right.
@@ -148,10 +139,10 @@ def build_encoder(tokenizer: CorpusTokenizer, sample: Sequence[str] = ()) -> Enc
     if fast is None:
         return exact
     texts = [*_TRIAL, *sample]
-    for text, found, right in zip(
+    for text, fast_ids, exact_ids in zip(
         texts, fast.encode_batch(texts), exact.encode_batch(texts), strict=True
     ):
-        if not np.array_equal(found, right):
+        if not np.array_equal(fast_ids, exact_ids):
             kind = type(fast).__name__
             _log.warning("%s differs from the tokenizer on %r; it is not used", kind, text[:80])
             return exact
@@ -172,19 +163,19 @@ def _wordpiece_encoder(tokenizer: CorpusTokenizer) -> WordPieceEncoder | None:
 
 
 def open_tokenizer(name_or_path: str, do_lower_case: bool | None = None) -> CorpusTokenizer:
-    """A tokenizer to build and show corpora with: `load_tokenizer`'s ids, without its imports.
+    """Opens a tokenizer to build and show corpora with: `load_tokenizer`'s ids, not its imports.
 
     Folders of the common kinds are read directly, in milliseconds; all others as `load_tokenizer`
     does, whose arguments and errors these are.
     """
-    known = open_known_tokenizer(name_or_path, do_lower_case)
-    return load_tokenizer(name_or_path, do_lower_case) if known is None else known
+    tokenizer = open_known_tokenizer(name_or_path, do_lower_case)
+    return load_tokenizer(name_or_path, do_lower_case) if tokenizer is None else tokenizer
 
 
 def open_known_tokenizer(
     name_or_path: str, do_lower_case: bool | None = None
 ) -> KnownTokenizer | None:
-    """The tokenizer of a folder of a common kind, read without transformers; None for others."""
+    """Opens a tokenizer of a common kind, read without transformers; None for others."""
     from .known_tokenizers import read_known_tokenizer
 
     folder = _local_folder(name_or_path)
@@ -192,7 +183,7 @@ def open_known_tokenizer(
 
 
 def _local_folder(name_or_path: str) -> str | None:
-    """Where the files of a name are; None where that has yet to be found out."""
+    """Returns the folder with the files of a name; None where it has yet to be found out."""
     if os.path.isdir(name_or_path):
         return name_or_path
     if os.path.isfile(name_or_path):
@@ -253,21 +244,21 @@ def _load(name_or_path: str, path: str, options: dict[str, Any]) -> PreTrainedTo
     from transformers import AutoTokenizer
 
     try:
-        return _with_words(AutoTokenizer.from_pretrained(path, local_files_only=True, **options))
+        return _with_vocab(AutoTokenizer.from_pretrained(path, local_files_only=True, **options))
     except Exception as error:
         # transformers raises many kinds (OSError, ValueError, KeyError, its own) for bad files.
         if os.path.isdir(path):
-            own_options = {name: value for name, value in options.items() if name in _BERT_OPTIONS}
-            return _by_vocabulary_file(name_or_path, path, own_options, error)
+            bert_options = {name: value for name, value in options.items() if name in _BERT_OPTIONS}
+            return _by_vocabulary_file(name_or_path, path, bert_options, error)
         if not hub_is_reachable():
             raise _no_tokenizer(name_or_path, error) from None
     try:
-        return _with_words(AutoTokenizer.from_pretrained(path, **options))
+        return _with_vocab(AutoTokenizer.from_pretrained(path, **options))
     except Exception as error:
         raise _no_tokenizer(name_or_path, error) from None
 
 
-def _with_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def _with_vocab(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Refuses what transformers makes where it finds no vocabulary: special tokens alone."""
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError("there is no vocabulary but special tokens")
@@ -277,7 +268,7 @@ def _with_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def _by_vocabulary_file(
     name_or_path: str, folder: str, options: dict[str, Any], error: Exception
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder whose configuration leads nowhere, as of Megatron's BERTs.
+    """Loads the tokenizer of a folder whose configuration leads nowhere, as of Megatron's BERTs.
 
     Those name a class that transformers has not, or have sentencepiece where it looks for a
     BertTokenizer's words. A `tokenizer.json` that cannot be loaded stays an error.
@@ -289,12 +280,12 @@ def _by_vocabulary_file(
             raise error
         if "[CLS]" in (read_words(folder) or {}):
             return BertTokenizer.from_pretrained(folder, local_files_only=True, **options)
-        models = [one for one in sorted(os.listdir(folder)) if one.endswith(SENTENCEPIECE_SUFFIX)]
+        models = [name for name in os.listdir(folder) if name.endswith(SENTENCEPIECE_SUFFIX)]
         if len(models) == 1:
             model = os.path.join(folder, models[0])
             return load_sentencepiece(model, options.get("do_lower_case"))
-    except Exception as second:
-        raise _no_tokenizer(name_or_path, second) from None
+    except Exception as fallback_error:
+        raise _no_tokenizer(name_or_path, fallback_error) from None
     raise _no_tokenizer(name_or_path, error) from None
 
 
@@ -311,22 +302,22 @@ class HasVocabulary(Protocol):
     """Any tokenizer: transformers', or that of a ``tokenizer.json``."""
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token, added ones too, and its id."""
+        """Returns the id of every token, added ones too."""
         ...
 
 
-class _Words:
+class _VocabularyFile:
     """The vocabulary of a ``vocab.txt``."""
 
-    def __init__(self, words: dict[str, int]) -> None:
-        self._words = words
+    def __init__(self, ids: dict[str, int]) -> None:
+        self._ids = ids
 
     def get_vocab(self) -> dict[str, int]:
-        return self._words
+        return self._ids
 
 
 def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
-    """The ``tokenizer.json`` or ``vocab.txt`` of a local model, read in milliseconds.
+    """Reads the ``tokenizer.json`` or ``vocab.txt`` of a local model, in milliseconds.
 
     None where there is neither. transformers may add tokens of its other files to these.
     """
@@ -335,8 +326,8 @@ def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
     folder = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
     path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(path):
-        words = read_words(folder)
-        return None if words is None or "[CLS]" not in words else _Words(words)
+        ids = read_words(folder)
+        return None if ids is None or "[CLS]" not in ids else _VocabularyFile(ids)
     from tokenizers import Tokenizer
 
     try:
@@ -362,7 +353,7 @@ def check_fingerprint(
 
 
 def vocabulary_fingerprint(tokenizer: HasVocabulary) -> str:
-    """Hexadecimal SHA-256 of the vocabulary: every token, added ones too, in the order of ids.
+    """Returns the vocabulary's hexadecimal SHA-256: every token, added ones too, by id.
 
     Tokenizers with the same fingerprint give every id the same meaning.
     """
@@ -373,7 +364,7 @@ def vocabulary_fingerprint(tokenizer: HasVocabulary) -> str:
 
 
 def embedding_rows(tokenizer: HasVocabulary) -> int:
-    """How many rows a model's word embeddings must have: one more than the highest id.
+    """Returns how many rows a model's word embeddings must have: one more than the highest id.
 
     This is not the number of tokens: a vocabulary with a token twice has ids that mean nothing.
     """
@@ -381,7 +372,7 @@ def embedding_rows(tokenizer: HasVocabulary) -> int:
 
 
 def casing_of(tokenizer: Any) -> tuple[bool | None, bool | None]:
-    """Whether a tokenizer lower-cases, and whether it takes accents off; None where unknown."""
+    """Tells whether a tokenizer lower-cases, and whether it strips accents; None where unknown."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return getattr(tokenizer, "do_lower_case", None), None
@@ -402,24 +393,24 @@ def check_casing(
     """
     if record is None:
         return
-    before = (record.lower_case, record.strips_accents)
-    for built, taken, verbs in zip(before, casing_of(tokenizer), _CASINGS, strict=True):
-        if built is not None and taken is not None and built != taken:
+    recorded = (record.lower_case, record.strips_accents)
+    for built, actual, verbs in zip(recorded, casing_of(tokenizer), _CASINGS, strict=True):
+        if built is not None and actual is not None and built != actual:
             raise UserError(
                 f"{prefix}: was built with a tokenizer that {verbs[built]}, and that of "
-                f"{tokenizer_name} {verbs[taken]}: build the corpus with that tokenizer, or give "
+                f"{tokenizer_name} {verbs[actual]}: build the corpus with that tokenizer, or give "
                 f"--do_lower_case {str(bool(record.lower_case)).lower()} where the corpus is right"
             )
 
 
 def special_token_ids(tokenizer: CorpusTokenizer) -> dict[str, int]:
-    """The ids of cls, sep, pad, mask and unk, as far as the tokenizer has them."""
+    """Returns the ids of cls, sep, pad, mask and unk, as far as the tokenizer has them."""
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
     return {role: int(index) for role, index in ids.items() if index is not None}
 
 
 def describe_tokenizer(tokenizer: CorpusTokenizer, name: str) -> TokenizerRecord:
-    """What a corpus made with this tokenizer remembers of it."""
+    """Makes the record that a corpus keeps of its tokenizer."""
     lower_case, strips_accents = casing_of(tokenizer)
     return TokenizerRecord(
         name=name,

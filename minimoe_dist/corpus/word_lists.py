@@ -1,4 +1,4 @@
-"""BERT's file of tokens."""
+"""Reads BERT's file of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def read_words(folder: str) -> dict[str, int] | None:
-    """The tokens of a ``vocab.txt``, one a line, and their ids; None where there is none."""
+    """Reads the tokens of a ``vocab.txt``, one a line, to their ids; None without that file."""
     path = os.path.join(folder, "vocab.txt")
     if not os.path.isfile(path):
         return None

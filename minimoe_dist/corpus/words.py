@@ -1,4 +1,4 @@
-"""Word boundaries of text without spaces, as marks of tokens: for masks of whole words.
+"""Marks the tokens that go on with a word in text without spaces, for masks of whole words.
 
 Words come from rjieba, the Rust edition of jieba: the same words, 20 times faster. English needs
 none of this: its word pieces (`##`) tell by themselves.
@@ -58,12 +58,12 @@ class WordMarker(Protocol):
 
 
 def segmenter_name() -> str:
-    """What finds the words, with its version, as manifests say it."""
+    """Returns the segmenter's name and version, as manifests say them."""
     return f"rjieba {version('rjieba')}"
 
 
 def word_starts(text: str) -> np.ndarray:
-    """Whether a word starts at each character, bool [characters]; one word need not be Chinese."""
+    """Marks the characters at which a word, Chinese or not, starts: bool [characters]."""
     import rjieba
 
     ends = np.cumsum(np.fromiter(map(len, rjieba.cut(text, True)), np.int64))
@@ -75,13 +75,13 @@ def word_starts(text: str) -> np.ndarray:
 
 
 def are_ideographs(text: str) -> np.ndarray:
-    """Whether each character is one that stands for itself in BERT's vocabularies."""
+    """Marks the characters that stand for themselves in BERT's vocabularies: bool [characters]."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    found = np.zeros(codes.size, np.bool_)
+    marks = np.zeros(codes.size, np.bool_)
     for first, last in _IDEOGRAPHS:
         # One comparison: what is below `first` wraps to large numbers.
-        found |= (codes - np.uint32(first)) <= np.uint32(last - first)
-    return found
+        marks |= (codes - np.uint32(first)) <= np.uint32(last - first)
+    return marks
 
 
 class OffsetMarks:
@@ -117,13 +117,13 @@ class OffsetMarks:
             return_token_type_ids=False,
             verbose=False,
         )
-        marks = [
+        by_text = [
             self._mark(text, np.array(offsets, np.int64).reshape(-1, 2))
             for text, offsets in zip(texts, encoded["offset_mapping"], strict=True)
         ]
-        found = np.concatenate(marks)
-        assert [mark.size for mark in marks] == lengths.tolist(), "one tokenizer for both"
-        return found
+        all_marks = np.concatenate(by_text)
+        assert [marks.size for marks in by_text] == lengths.tolist(), "one tokenizer for both"
+        return all_marks
 
     def _mark(self, text: str, offsets: np.ndarray) -> np.ndarray:
         starts, ends = offsets[:, 0], offsets[:, 1]
@@ -163,44 +163,45 @@ class IdeographMarks:
         marks = np.zeros(tokens.size, np.bool_)
         kinds = self._kinds[tokens]
         ends = np.cumsum(lengths)
-        known, unknown = _per_sentence(kinds == 1, ends), _per_sentence(kinds == 2, ends)
-        some = np.flatnonzero(known + unknown)
-        if not some.size:
+        num_known, num_unknown = _per_sentence(kinds == 1, ends), _per_sentence(kinds == 2, ends)
+        sentences = np.flatnonzero(num_known + num_unknown)
+        if not sentences.size:
             return marks
         # The line end closes the last word of each sentence.
-        text = "\n".join([*(texts[i] for i in some.tolist()), ""])
+        text = "\n".join([*(texts[i] for i in sentences.tolist()), ""])
         ideographs = are_ideographs(text)
-        places = np.cumsum([len(texts[i]) + 1 for i in some.tolist()])
-        in_text = _per_sentence(ideographs, places)
-        clear = (in_text == known[some]) | (in_text == known[some] + unknown[some])
+        text_ends = np.cumsum([len(texts[i]) + 1 for i in sentences.tolist()])
+        num_in_text = _per_sentence(ideographs, text_ends)
+        num_known, num_unknown = num_known[sentences], num_unknown[sentences]
+        clear = (num_in_text == num_known) | (num_in_text == num_known + num_unknown)
         takes_unknown = np.zeros(lengths.size, np.bool_)
-        takes_unknown[some] = in_text != known[some]
+        takes_unknown[sentences] = num_in_text != num_known
         is_clear = np.zeros(lengths.size, np.bool_)
-        is_clear[some] = clear
+        is_clear[sentences] = clear
         candidates = (kinds == 1) | ((kinds == 2) & np.repeat(takes_unknown, lengths))
-        token_places = np.flatnonzero(candidates & np.repeat(is_clear, lengths))
-        sizes = np.diff(places, prepend=0)
+        token_numbers = np.flatnonzero(candidates & np.repeat(is_clear, lengths))
+        sizes = np.diff(text_ends, prepend=0)
         characters = np.flatnonzero(ideographs & np.repeat(clear, sizes))
         starts = word_starts(text)
-        marks[token_places] = ~starts[characters]
+        marks[token_numbers] = ~starts[characters]
         # What follows an ideograph inside a word, as in 阿Q.
         following = ~starts[characters + 1] & ~ideographs[characters + 1]
-        marks[np.minimum(token_places[following] + 1, marks.size - 1)] = True
+        marks[np.minimum(token_numbers[following] + 1, marks.size - 1)] = True
         marks[(ends - lengths)[lengths > 0]] = False
-        for i in some[~clear].tolist():
+        for i in sentences[~clear].tolist():
             span = slice(ends[i] - lengths[i], ends[i])
             marks[span] = self._exact([texts[i]], tokens[span], lengths[i : i + 1])
         return marks
 
 
 def _per_sentence(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """How many flags are set in each of the runs that end at `ends`."""
+    """Counts the flags that are set in each of the runs that end at `ends`."""
     sums = np.concatenate([[0], np.cumsum(flags)])[ends]
     return np.diff(sums, prepend=0)
 
 
 def build_word_marker(tokenizer: CorpusTokenizer, sample: Sequence[str] = ()) -> WordMarker:
-    """The fastest marker that is right for a tokenizer.
+    """Builds the fastest marker that is right for a tokenizer.
 
     Args:
         tokenizer: whose tokens are marked.

@@ -1,4 +1,4 @@
-"""Hard-wrapped text, as mails, books and manuals are: recognises it, and joins its lines again.
+"""Recognises hard-wrapped text, as mails, books and manuals are, and joins its lines again.
 
 Whoever wraps text puts a word on the next line only if it does not fit any more. So a line that
 could have taken the first word of the next one ends a paragraph, an item of a list or a verse;
@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 _NARROWEST, _WIDEST = 38, 130
@@ -76,7 +76,7 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Wrapping:
-    """How the lines of a text were broken.
+    """Describes how the lines of a text were broken, and joins them again.
 
     Attributes:
         width: columns of its full lines; a Chinese character takes two.
@@ -91,18 +91,18 @@ class Wrapping:
     compounds: frozenset[str] = frozenset()
 
     def paragraphs(self, lines: Iterable[str]) -> list[str]:
-        """The paragraphs, items of lists, verses and other pieces of a text, each on one line."""
+        """Joins lines to paragraphs, items of lists, verses and other pieces, each on one line."""
         pieces: list[str] = []
         for run in _runs(lines):
             pieces.extend(self._join(run))
         return pieces
 
     def full_share(self, pairs: Sequence[tuple[_Line, _Line]]) -> float:
-        """How many of the lines that are half as wide could not take the next one's first word."""
+        """Returns the share of half-wide lines that lack room for the next line's first word."""
         return len(self._full(pairs)) / max(1, len(self._long(pairs)))
 
     def shows(self, pairs: Sequence[tuple[_Line, _Line]]) -> bool:
-        """Whether lines that follow each other look as if they had been wrapped so."""
+        """Tells whether lines that follow each other look as if they had been wrapped so."""
         total = sum(line.columns for line, _ in pairs)
         overlong = sum(line.columns for line, _ in pairs if self._is_overlong(line))
         full, num_long = self._full(pairs), len(self._long(pairs))
@@ -140,19 +140,19 @@ class Wrapping:
         lines = [_parsed(line) for line in raw]
         is_filled = _is_filled(lines)
         piece, column, is_first = raw[0].rstrip(), lines[0].indent, True
-        for place, (line, following) in enumerate(pairwise(lines), 1):
+        for number, (line, following) in enumerate(pairwise(lines), 1):
             if self._goes_on(line, following, column, is_first, is_filled):
                 piece = self._glued(piece, following.text)
                 column, is_first = following.indent, False
             else:
                 yield piece
-                piece, column, is_first = raw[place].rstrip(), following.indent, True
+                piece, column, is_first = raw[number].rstrip(), following.indent, True
         yield piece
 
     def _goes_on(
         self, line: _Line, following: _Line, column: int, is_first: bool, is_filled: bool
     ) -> bool:
-        """Whether a line belongs to the same paragraph as the one before."""
+        """Tells whether a line belongs to the same paragraph as the one before."""
         if line.quote != following.quote or not (_has_letters(line) and _has_letters(following)):
             return False
         if self._is_overlong(line):
@@ -178,7 +178,7 @@ class Wrapping:
         return _first_word(following.text) > room and not self._is_overlong(line)
 
     def _glued(self, piece: str, text: str) -> str:
-        """A piece with the text of its next line."""
+        """Joins a piece and the text of its next line."""
         if _UNSPACED.match(piece[-1]) or _UNSPACED.match(text[0]):
             return piece + text
         broken = _BROKEN_WORD.search(piece)
@@ -194,7 +194,7 @@ class Wrapping:
         return f"{piece} {text}" if match[0] in _CONJUNCTIONS else piece + text
 
     def _is_parted(self, left: str, right: str) -> bool:
-        """Whether a hyphen between two lines parts a word, and is none of a compound."""
+        """Tells whether a hyphen between two lines parts a word, and is none of a compound."""
         if not right[0].islower() or right in _CONJUNCTIONS or not left.isalpha():
             return False
         left = left.lower()
@@ -207,7 +207,7 @@ class Wrapping:
 
 
 def recognise_wrapping(text: str, *, is_certain: bool = False) -> Wrapping | None:
-    """How a text is wrapped, by its beginning; None if it is not.
+    """Recognises how a text is wrapped, by its beginning; None if it is not.
 
     Wrapped lines are about equally long and hardly any could take the next one's first word; many
     of them end inside a sentence and many begin with a small letter, as verses and titles do not.
@@ -236,7 +236,7 @@ def recognise_wrapping(text: str, *, is_certain: bool = False) -> Wrapping | Non
 
 
 def _has_long_lines(lines: list[str]) -> bool:
-    """Whether most of a text stands in lines that nobody wraps so, which is soon seen."""
+    """Tells whether most of a text stands in lines that nobody wraps so, which is soon seen."""
     sizes = [len(line) for line in lines]
     return 2 * sum(size for size in sizes if size > _WIDEST) > sum(sizes)
 
@@ -250,22 +250,16 @@ def _stretches(lines: list[str]) -> Iterator[list[str]]:
         yield lines[start : start + _STRETCH]
 
 
-def columns_of(text: str) -> int:
-    """How many columns a text takes on a screen."""
+def _columns_of(text: str) -> int:
+    """Counts the columns that a text takes on a screen."""
     return len(text) if text.isascii() else len(text) + len(_WIDE.findall(text))
 
 
 def _runs(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Lines that stand together, without the empty ones between."""
-    run: list[str] = []
-    for line in lines:
-        if line and not line.isspace():
-            run.append(line)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
+    """Yields lines that stand together, without the empty ones between."""
+    for is_text, run in groupby(lines, key=lambda line: bool(line and not line.isspace())):
+        if is_text:
+            yield list(run)
 
 
 def _parsed(line: str) -> _Line:
@@ -276,12 +270,12 @@ def _parsed(line: str) -> _Line:
     text = line[len(quote) :].lstrip()
     bullet = _BULLET.match(text)
     marker = bullet.end() if bullet else 0
-    indent = columns_of(line[: len(line) - len(text)])
-    return _Line(quote.strip(), text, indent, columns_of(line), marker)
+    indent = _columns_of(line[: len(line) - len(text)])
+    return _Line(quote.strip(), text, indent, _columns_of(line), marker)
 
 
 def _letters(text: str) -> float:
-    """The share of letters in what is no space."""
+    """Returns the share of letters in what is no space."""
     solid = text.replace(" ", "")
     return len(_NO_LETTER.sub("", solid)) / max(1, len(solid))
 
@@ -295,12 +289,12 @@ def _is_prose(text: str) -> bool:
 
 
 def _is_table(lines: list[str]) -> bool:
-    """Whether most lines have columns or rules."""
+    """Tells whether most lines have columns or rules."""
     return 2 * sum(_COLUMNS.search(line.strip()) is not None for line in lines) > len(lines)
 
 
 def _is_filled(lines: list[_Line]) -> bool:
-    """Whether no line of a run, or hardly one, could take the next one's first word."""
+    """Tells whether no line of a run, or hardly one, could take the next one's first word."""
     if len(lines) < 4:
         return False
     widest = max(line.columns for line in lines)
@@ -311,25 +305,25 @@ def _is_filled(lines: list[_Line]) -> bool:
 
 
 def _first_word(text: str) -> int:
-    """The columns that the first word of a line would take at the end of the one before."""
+    """Returns the columns that the first word of a line would take at the end of the one before."""
     if not text:
         return 0
     if _UNSPACED.match(text):
         return 2
     end = text.find(" ")
-    return 1 + columns_of(text[: end if end >= 0 else len(text)])
+    return 1 + _columns_of(text[: end if end >= 0 else len(text)])
 
 
 def _hanging_columns(line: _Line) -> Iterator[int]:
-    """Where the lines of an item go on: under its text, after a marker or a wide gap."""
+    """Yields where the lines of an item go on: under its text, after a marker or a wide gap."""
     if line.marker:
-        yield line.indent + columns_of(line.text[: line.marker])
+        yield line.indent + _columns_of(line.text[: line.marker])
     for gap in _GAP.finditer(line.text):
-        yield line.indent + columns_of(line.text[: gap.end()])
+        yield line.indent + _columns_of(line.text[: gap.end()])
 
 
 def _hyphens(lines: Sequence[_Line]) -> tuple[bool, frozenset[str], frozenset[str]]:
-    """Whether words are parted at the ends of lines, and which words stand inside of them."""
+    """Tells whether words are parted at the ends of lines, and which words and compounds occur."""
     counts: Counter[str] = Counter()
     compounds: set[str] = set()
     broken = []

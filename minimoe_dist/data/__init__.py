@@ -1,1 +1,1 @@
-"""Indexed corpora, segment pairs, batches and the loader; tasks for fine-tuning."""
+"""Reads indexed corpora, segment pairs, batches and steps of them; tasks for fine-tuning."""

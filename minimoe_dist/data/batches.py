@@ -1,4 +1,4 @@
-"""From segment pairs to the tensors that a model reads: layout, padding, masking.
+"""Turns segment pairs into the tensors that a model reads: layout, padding, masking.
 
 ``bert_nil`` lays a pair out as ``[CLS] A [SEP] B [SEP]``; ``bert_mlm`` also masks tokens and keeps
 what they were as labels. Masks are keyed by (seed, sample id), so a sample is masked alike
@@ -12,7 +12,7 @@ leave less room for the same corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol, get_args
 
@@ -22,7 +22,7 @@ import torch
 from ..config.schema import DataType
 from ..errors import UserError
 from .keyed import as_int64
-from .pairs import NO_MARKS, Pair, PairBatch
+from .pairs import NO_MARKS, PairBatch
 
 IGNORED_LABEL = -100
 _LENGTH_MULTIPLE = 8
@@ -30,7 +30,7 @@ _LENGTH_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that the layout needs, and the vocabulary they belong to.
+    """Holds the ids that the layout needs, and the size of their vocabulary.
 
     Raises:
         UserError: an id outside the vocabulary.
@@ -53,7 +53,7 @@ class SpecialTokens:
 
 @dataclass
 class MicroBatch:
-    """The samples of one forward pass on one rank.
+    """Holds the samples of one forward pass on one rank.
 
     Attributes:
         input_ids: int64 [b, S].
@@ -73,11 +73,11 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Positions that are not padding; of a batch on the host."""
+        """The number of positions that are not padding; of a batch on the host."""
         return int(np.count_nonzero(self.attention_mask.numpy()))
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """An encoder's arguments, each int64 or bool [b, S]."""
+        """Returns an encoder's arguments, each int64 or bool [b, S]."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
@@ -85,28 +85,28 @@ class MicroBatch:
         }
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors of the batch in the order of its fields; labels only if there are any."""
+        """Returns the batch's tensors in the order of its fields; labels only if there are any."""
         values = (getattr(self, field.name) for field in fields(self))
         return [tensor for tensor in values if tensor is not None]
 
     def on_each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
-        """The batch with every tensor moved."""
+        """Returns the batch with every tensor replaced by ``move`` of it."""
         return MicroBatch(*map(move, self.tensors()))
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The batch with every tensor on a device."""
+        """Returns the batch with every tensor on a device."""
         return self.on_each(lambda tensor: tensor.to(device))
 
 
 class Collate(Protocol):
     """Makes a micro-batch of pairs."""
 
-    def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
+    def __call__(self, pairs: PairBatch, sample_ids: np.ndarray) -> MicroBatch:
         """Lays out ``pairs``, which are the samples ``sample_ids`` (int64 [b])."""
 
 
 class UnmaskedCollate:
-    """``bert_nil`` and ``roberta_nil``: lays pairs out and masks nothing.
+    """Lays pairs out and masks nothing: ``bert_nil`` and ``roberta_nil``.
 
     S is the longest sample's length, rounded up to a multiple of 8, at most ``max_length``.
 
@@ -130,7 +130,7 @@ class UnmaskedCollate:
         self._second_segment = int(segments)
         self._shortest = max_length if full_length else 1
 
-    def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
+    def __call__(self, pairs: PairBatch, sample_ids: np.ndarray) -> MicroBatch:
         """Lays out pairs.
 
         Args:
@@ -140,25 +140,25 @@ class UnmaskedCollate:
         Raises:
             UserError: a token id that the vocabulary does not have.
         """
-        return self._lay_out(PairBatch.of(pairs), sample_ids, with_labels=False)
+        return self._lay_out(pairs, sample_ids, with_labels=False)
 
     def _lay_out(
-        self, batch: PairBatch, sample_ids: np.ndarray, *, with_labels: bool
+        self, pairs: PairBatch, sample_ids: np.ndarray, *, with_labels: bool
     ) -> MicroBatch:
         from .compiled.layout import lay_out
 
         special = self._special
-        longest = int(batch.lengths.max(initial=self._shortest))
+        longest = int(pairs.lengths.max(initial=self._shortest))
         assert longest <= self._max_length, "a pair is longer than max_length"
-        assert len(batch) == len(sample_ids)
+        assert len(pairs) == len(sample_ids)
         padded = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         micro_batch = _new_micro_batch(
             sample_ids, min(padded, self._max_length), with_labels=with_labels
         )
         row = lay_out(
-            batch.tokens,
-            batch.first_lengths,
-            batch.second_lengths,
+            pairs.tokens,
+            pairs.first_lengths,
+            pairs.second_lengths,
             special.cls,
             special.sep,
             special.pad,
@@ -168,8 +168,8 @@ class UnmaskedCollate:
             micro_batch.attention_mask.numpy(),
             micro_batch.token_type_ids.numpy(),
         )
-        if row < len(batch):
-            ids = np.concatenate(batch[row][:2])
+        if row < len(pairs):
+            ids = np.concatenate(pairs[row][:2])
             wrong = ids[(ids < 0) | (ids >= special.vocab_size)][0]
             raise UserError(
                 f"data.record_path_or_regex: token id {wrong} in a vocabulary of "
@@ -179,7 +179,7 @@ class UnmaskedCollate:
 
 
 class MaskedCollate(UnmaskedCollate):
-    """``bert_mlm`` and ``roberta_mlm``: lays pairs out and masks tokens for prediction.
+    """Lays pairs out and masks tokens for prediction: ``bert_mlm`` and ``roberta_mlm``.
 
     Of a sample's n positions, max(1, min(20, round(0.15 n))) are to be predicted, none of them a
     ``[CLS]``, ``[SEP]`` or padding; 80 % of those become ``[MASK]``, 10 % stay, 10 % become any
@@ -219,18 +219,18 @@ class MaskedCollate(UnmaskedCollate):
         self._seed = as_int64(seed)
         self._continuation = np.empty(0, dtype=np.bool_) if continuation is None else continuation
 
-    def __call__(self, pairs: PairBatch | Sequence[Pair], sample_ids: np.ndarray) -> MicroBatch:
+    def __call__(self, pairs: PairBatch, sample_ids: np.ndarray) -> MicroBatch:
         """Lays out and masks pairs; arguments and errors are those of ``UnmaskedCollate``."""
         from .compiled.masking import mask_tokens
 
-        batch, special = PairBatch.of(pairs), self._special
-        micro_batch = self._lay_out(batch, sample_ids, with_labels=True)
+        special = self._special
+        micro_batch = self._lay_out(pairs, sample_ids, with_labels=True)
         assert micro_batch.labels is not None
         mask_tokens(
-            batch.first_lengths,
-            batch.second_lengths,
+            pairs.first_lengths,
+            pairs.second_lengths,
             sample_ids,
-            batch.continues if batch.continues is not None else NO_MARKS,
+            NO_MARKS if pairs.continues is None else pairs.continues,
             self._continuation,
             self._seed,
             special.cls,
@@ -280,7 +280,7 @@ def build_collate(
 
 
 def _new_micro_batch(sample_ids: np.ndarray, columns: int, *, with_labels: bool) -> MicroBatch:
-    """A micro-batch of samples whose other tensors are to be filled."""
+    """Makes a micro-batch of samples whose other tensors are to be filled."""
     shape = (len(sample_ids), columns)
 
     # Not with torch.empty: that gives the interpreter's lock up, and may wait for it.

@@ -1,4 +1,4 @@
-"""What windows weigh: fitted to a corpus when it is opened, so that few of them are rejected.
+"""Fits the weights of windows to a corpus when it is opened, so that few windows are rejected.
 
 ``compiled.windows`` has the rule that the weights serve. How many chunks an epoch holds is a
 Hansen-Hurwitz estimate from the same few thousand windows.
@@ -25,7 +25,7 @@ _CLIPPED_SHARE = 0.001
 
 
 class Calibration(NamedTuple):
-    """What drawing chunks needs besides the corpus.
+    """Holds what drawing chunks needs besides the corpus.
 
     Attributes:
         groups: of type ``compiled.windows.TARGET_GROUP`` [n].
@@ -144,7 +144,7 @@ def _target_ranges(room: int, short_probability: float) -> list[tuple[int, int, 
 
 
 def _nonnegative_fit(features: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Least squares with coefficients ≥ 0, by trying every support (there are few columns)."""
+    """Solves least squares with coefficients ≥ 0 by trying every support (columns are few)."""
     columns = features.shape[1]
     best, smallest = np.zeros(columns), np.inf
     for support_size in range(1, columns + 1):
@@ -166,7 +166,7 @@ def _shorten(value: float) -> float:
 
 
 def _smallest_bound(counts: np.ndarray, weights: np.ndarray) -> float:
-    """Smallest b so that min(count, b·weight) loses at most a thousandth of all chunks.
+    """Finds the smallest b so that min(count, b·weight) loses at most a thousandth of all chunks.
 
     Args:
         counts: mean number of chunks of each window's replays, float64 [windows].

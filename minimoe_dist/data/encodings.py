@@ -1,4 +1,4 @@
-"""Which encoding a text is in: what its bytes make certain, and what a message may suggest."""
+"""Tells which encoding a text is in: for certain by its bytes, or as a guess for messages."""
 
 import codecs
 import re
@@ -62,7 +62,7 @@ _CHINESE = {"gb18030": _SIMPLIFIED | _TRADITIONAL, "big5hkscs": _TRADITIONAL}
 
 
 def certain_encoding(beginning: bytes) -> str | None:
-    """The encoding of a text by its first bytes, if it is certain; None for UTF-8 and for doubt.
+    """Tells a text's encoding by its first bytes, if that is certain; None for UTF-8 and in doubt.
 
     UTF-16 and UTF-32 are certain by their byte order mark, UTF-16 also by the zero byte that
     every other byte of Western text is. GBK (gb18030) and Big5 are certain where all bytes can
@@ -83,7 +83,7 @@ def certain_encoding(beginning: bytes) -> str | None:
 
 
 def is_utf8(beginning: bytes) -> bool:
-    """Whether what is no ASCII at a file's beginning is UTF-8, but for some damage."""
+    """Tells whether what is no ASCII at a file's beginning is UTF-8, but for some damage."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(beginning)
         return True
@@ -97,7 +97,7 @@ def is_utf8(beginning: bytes) -> bool:
 
 
 def likely_encoding(lines: Iterable[bytes]) -> str | None:
-    """The likeliest encoding of a text, as a name that ``iconv -f`` and Python take.
+    """Guesses a text's encoding, as a name that ``iconv -f`` and Python take.
 
     It is a guess, for messages that name a remedy; nothing is decoded by it.
 
@@ -120,7 +120,7 @@ def likely_encoding(lines: Iterable[bytes]) -> str | None:
     if guess is None:
         return None
     if not guess.coherence:  # no language was recognised
-        guess = min(guesses, key=lambda other: (other.chaos, ranked.index(other.encoding)))
+        guess = min(guesses, key=lambda match: (match.chaos, ranked.index(match.encoding)))
     is_western = _decoded(text, "cp1252") == str(guess)
     return _ENCODINGS["cp1252" if is_western else guess.encoding]
 
@@ -131,14 +131,14 @@ def _utf16(beginning: bytes) -> str | None:
         return None
     for offset, encoding in ((1, "utf-16le"), (0, "utf-16be")):
         zeros = beginning[offset::2].count(0) / units
-        others = beginning[1 - offset :: 2].count(0) / units
-        if zeros >= _ZERO_SHARE and others < 0.01:
+        other_zeros = beginning[1 - offset :: 2].count(0) / units
+        if zeros >= _ZERO_SHARE and other_zeros < 0.01:
             return encoding
     return None
 
 
 def _shifted(beginning: bytes) -> str | None:
-    """The encoding of Asian text that is ASCII with signs of where it shifts; None for ASCII."""
+    """Tells the encoding of Asian text that is ASCII with shift sequences; None for ASCII."""
     for shift, encoding in _SHIFTS.items():
         if shift in beginning and _decoded(beginning, encoding) is not None:
             return encoding
@@ -151,12 +151,12 @@ def _is_chinese(beginning: bytes, encoding: str, common: frozenset[str]) -> bool
     if text is None:
         return False
     characters = [character for character in text if "\u3400" <= character <= "\u9fff"]
-    known = sum(character in common for character in characters)
-    return len(characters) >= _FEWEST_CHARACTERS and known >= _COMMON_SHARE * len(characters)
+    num_common = sum(character in common for character in characters)
+    return len(characters) >= _FEWEST_CHARACTERS and num_common >= _COMMON_SHARE * len(characters)
 
 
 def _decoded(beginning: bytes, encoding: str) -> str | None:
-    """The text, its last character maybe cut off; None if it cannot be read."""
+    """Decodes bytes whose last character may be cut off; None if they cannot be decoded."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(beginning)
     except UnicodeDecodeError:

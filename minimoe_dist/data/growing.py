@@ -1,4 +1,4 @@
-"""Files that grow: held by one writer, read again in pieces, hashed aside."""
+"""Handles files that grow: held by one writer, read again in pieces, hashed aside."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_locked(path: str, keep: bool = False) -> IO[bytes]:
 
 
 def pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    """The contents of a stream from its beginning, 8 MiB at a time."""
+    """Yields the contents of a stream from its beginning, 8 MiB at a time."""
     stream.flush()
     stream.seek(0)
     while piece := stream.read(_CHUNK * 8):
@@ -58,7 +58,7 @@ def close_quietly(stream: IO[bytes]) -> None:
 
 
 class RunningHash:
-    """SHA-256 of a growing file, computed beside what its owner does."""
+    """Computes the SHA-256 of a growing file beside what its owner does."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -71,7 +71,7 @@ class RunningHash:
         self._running = self._thread.submit(self._digest.update, data)
 
     def hexdigest(self) -> str:
-        """The hash of all data so far."""
+        """Returns the hash of all data so far."""
         self._wait()
         return self._digest.hexdigest()
 

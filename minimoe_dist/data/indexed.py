@@ -1,4 +1,4 @@
-"""Indexed corpora: one Megatron `.bin/.idx` sequence a sentence, document ends in the index.
+"""Reads indexed corpora: one Megatron `.bin/.idx` sequence a sentence, documents in the index.
 
 The files are mapped, after checks that megatron-core's own reader does not make, and never read
 whole: opening costs the same for a thousand and for a hundred million sentences.
@@ -17,7 +17,6 @@ import numpy as np
 from ..errors import UserError
 from .indexed_format import (
     IndexArrays,
-    IndexLayout,
     Manifest,
     WordMarks,
     check_arrays,
@@ -34,7 +33,7 @@ _SAMPLED_TOKENS = 1 << 16
 
 
 class IndexedCorpus:
-    """A corpus of documents of sentences of token ids, read from disk when asked.
+    """Reads a corpus of documents of sentences of token ids from disk when asked.
 
     Attributes:
         prefix: path without `.bin` and `.idx`.
@@ -61,7 +60,14 @@ class IndexedCorpus:
         check_arrays(prefix, layout, arrays)
         self.prefix = prefix
         self.manifest: Manifest | None = read_manifest(prefix, layout)
-        self._use(layout, arrays)
+        self.dtype = layout.dtype
+        self.num_sentences = layout.num_sentences
+        self.num_documents = layout.num_document_ends - 1
+        self.sentence_lengths = arrays.lengths
+        self.sentence_pointers = arrays.pointers
+        self.document_starts = arrays.document_ends
+        self.ids = map_ids(prefix + ".bin", layout.dtype)
+        self.num_tokens = len(self.ids)
         self._marks = _open_word_marks(prefix, self.manifest, self.num_tokens)
         self.has_word_marks = self._marks is not None
 
@@ -73,16 +79,6 @@ class IndexedCorpus:
             UserError: a file is missing, truncated, over-long or inconsistent.
         """
         return cls(prefix)
-
-    def _use(self, layout: IndexLayout, arrays: IndexArrays) -> None:
-        self.dtype = layout.dtype
-        self.num_sentences = layout.num_sentences
-        self.num_documents = layout.num_document_ends - 1
-        self.sentence_lengths = arrays.lengths
-        self.sentence_pointers = arrays.pointers
-        self.document_starts = arrays.document_ends
-        self.ids = map_ids(self.prefix + ".bin", layout.dtype)
-        self.num_tokens = len(self.ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (IndexedCorpus, (self.prefix,))
@@ -97,13 +93,13 @@ class IndexedCorpus:
         )
 
     def token_start(self, sentence: int) -> int:
-        """Tokens before a sentence; for `num_sentences`, all tokens."""
+        """Returns the number of tokens before a sentence; for `num_sentences`, of all tokens."""
         if sentence == self.num_sentences:
             return self.num_tokens
         return int(self.sentence_pointers[sentence]) // self.dtype.itemsize
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        """A copy of the ids of the sentences [first, last), int64 [tokens], read at once.
+        """Returns a copy of the ids of the sentences [first, last), int64 [tokens], read at once.
 
         Raises:
             IndexError: the range does not lie in the corpus.
@@ -117,7 +113,7 @@ class IndexedCorpus:
         return self.ids[start:stop].astype(np.int64)
 
     def word_continuations(self, first: int, last: int) -> np.ndarray:
-        """Which tokens of the sentences [first, last) go on with the word of the one before.
+        """Marks tokens of the sentences [first, last) that go on with the word of the one before.
 
         Returns:
             A copy, bool [tokens].
@@ -131,15 +127,15 @@ class IndexedCorpus:
 
     @property
     def word_marks(self) -> np.ndarray | None:
-        """The marks of all tokens as they are stored: a bit each, uint8; None without marks."""
+        """The stored marks: a bit a token, uint8 [num_tokens / 8, rounded up]; None without."""
         return None if self._marks is None else self._marks.bits
 
     def sentence(self, index: int) -> np.ndarray:
-        """A copy of the ids of one sentence, int64 [tokens]."""
+        """Returns a copy of the ids of one sentence, int64 [tokens]."""
         return self.tokens(index, index + 1)
 
     def sentence_of_token(self, token: int) -> int:
-        """The sentence that the token at a position in the corpus belongs to."""
+        """Returns the sentence that the token at a position in the corpus belongs to."""
         return bisect_right(self.sentence_pointers, token * self.dtype.itemsize) - 1
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -167,7 +163,7 @@ class IndexedCorpus:
             )
 
     def tokenizer_name(self) -> str:
-        """What the manifest calls the tokenizer.
+        """Returns what the manifest calls the tokenizer.
 
         Raises:
             UserError: it does not say.
@@ -208,17 +204,17 @@ def _open_word_marks(prefix: str, manifest: Manifest | None, num_tokens: int) ->
 
 
 def part_prefix(prefix: str, part: tuple[int, int]) -> str:
-    """The prefix of the i-th of n parts of a corpus; `part` is (i, n)."""
+    """Returns the prefix of the i-th of n parts of a corpus; `part` is (i, n)."""
     return f"{prefix}_{part[0]:05d}_of_{part[1]:05d}"
 
 
 def is_part_with_heldout(prefix: str) -> bool:
-    """Whether a prefix is that of a part of a job which kept documents apart too."""
+    """Tells whether a prefix is that of a part of a job which kept documents apart too."""
     return _PART.search(prefix) is not None and os.path.isfile(prefix + HELDOUT_SUFFIX + ".idx")
 
 
 def find_corpora(pattern_or_prefix: str) -> list[str]:
-    """The sorted prefixes that a prefix, a `.bin`/`.idx` path, a folder or a glob names.
+    """Finds the sorted prefixes that a prefix, a `.bin`/`.idx` path, a folder or a glob names.
 
     A folder or glob leaves held-out splits (`*_heldout`) out unless it names them, so that
     nobody trains on them by accident, and parts (`*_00002_of_00008`) where the corpus that was

@@ -1,4 +1,4 @@
-"""The files of an indexed corpus: index, ids, manifest and word marks, with structural checks.
+"""Defines an indexed corpus's files (index, ids, manifest, word marks) and checks their structure.
 
 `<prefix>.idx`, little endian, as Megatron writes it: magic (9 bytes), version (uint64), dtype
 code (uint8), number of sequences n (uint64), number of document ends d (uint64), lengths
@@ -25,11 +25,11 @@ import numpy as np
 
 from ..errors import UserError
 
-INDEX_MAGIC = b"MMIDIDX\x00\x00"
-INDEX_VERSION = 1
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_INDEX_VERSION = 1
 INDEX_HEADER = struct.Struct("<9sQBQQ")
-WORDS_MAGIC = b"MMWORDS\x00"
-WORDS_VERSION = 1
+_WORDS_MAGIC = b"MMWORDS\x00"
+_WORDS_VERSION = 1
 WORDS_HEADER = struct.Struct("<8sIIQ")
 DTYPES: dict[int, np.dtype] = {
     1: np.dtype(np.uint8),
@@ -42,33 +42,28 @@ DTYPES: dict[int, np.dtype] = {
 _MANIFEST_FORMAT = "minimoe-dist corpus 1"
 _CHECKED_POINTERS = 1024
 _CHUNK = 1 << 20
-REBUILD = "build or copy the corpus again"
+_REBUILD = "build or copy the corpus again"
 
 
 def dtype_for_vocabulary(vocab_size: int) -> np.dtype:
-    """The dtype that Megatron chooses for ids below `vocab_size`: uint16 or int32."""
+    """Returns the dtype that Megatron chooses for ids below `vocab_size`: uint16 or int32."""
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
 
 
-def dtype_code(dtype: np.dtype) -> int:
-    """The code of `dtype` in the header of an `.idx` file."""
-    return next(code for code, candidate in DTYPES.items() if candidate == dtype)
-
-
 def manifest_path(prefix: str) -> str:
-    """Where the manifest of the corpus at `prefix` lies."""
+    """Returns where the manifest of the corpus at `prefix` lies."""
     return prefix + ".manifest.json"
 
 
 def sha256_of_file(path: str) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Returns the hexadecimal SHA-256 of a file, read in pieces."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """What a corpus remembers of the tokenizer that made it."""
+    """Identifies the tokenizer that made a corpus."""
 
     name: str
     fingerprint: str
@@ -80,7 +75,7 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Sizes, hashes, counts and origin of one indexed corpus.
+    """Records sizes, hashes, counts and origin of one indexed corpus.
 
     Attributes:
         dtype: of the ids in `.bin`.
@@ -119,11 +114,11 @@ class Manifest:
     part: tuple[int, int] | None = None
 
     def to_json(self) -> str:
-        """JSON text; the same corpus always gives the same text."""
+        """Returns JSON text; the same corpus always gives the same text."""
         return json.dumps({"format": _MANIFEST_FORMAT, **asdict(self)}, indent=1) + "\n"
 
     def summary(self) -> str:
-        """The counts in words, for people."""
+        """Describes the counts in one line."""
         return (
             f"{self.num_documents:,} documents, {self.num_sentences:,} sentences, "
             f"{self.num_tokens:,} tokens ({self.dtype})"
@@ -149,12 +144,12 @@ class Manifest:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path}: not a corpus manifest ({reason}); {REBUILD}") from None
+            raise UserError(f"{path}: not a corpus manifest ({reason}); {_REBUILD}") from None
 
 
 @dataclass(frozen=True)
 class IndexLayout:
-    """Where the three arrays of an `.idx` file lie, in bytes."""
+    """Says where the three arrays of an `.idx` file lie, in bytes."""
 
     dtype: np.dtype
     num_sentences: int
@@ -178,16 +173,16 @@ class IndexLayout:
         return self.documents_offset + 8 * self.num_document_ends
 
     def header(self) -> bytes:
-        """The first bytes of the file."""
-        code = dtype_code(self.dtype)
+        """Returns the first bytes of the file."""
+        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
         return INDEX_HEADER.pack(
-            INDEX_MAGIC, INDEX_VERSION, code, self.num_sentences, self.num_document_ends
+            _INDEX_MAGIC, _INDEX_VERSION, code, self.num_sentences, self.num_document_ends
         )
 
 
 @dataclass(frozen=True)
 class IndexArrays:
-    """Read-only views of an `.idx` file's arrays; they keep the memory map alive.
+    """Holds read-only views of an `.idx` file's arrays; they keep the memory map alive.
 
     The views are not aligned (the header has 34 bytes): `np.searchsorted` would copy them
     whole at each call, `bisect` does not.
@@ -211,7 +206,7 @@ class IndexArrays:
 
 
 def map_ids(path: str, dtype: np.dtype) -> np.ndarray:
-    """A read-only view of the ids of a `.bin` file; it keeps the memory map alive."""
+    """Maps the ids of a `.bin` file, dtype [tokens]; the view is read-only and keeps the map."""
     if os.path.getsize(path) == 0:
         return np.empty(0, dtype)  # an empty file cannot be mapped
     with open(path, "rb") as stream:
@@ -233,25 +228,25 @@ def read_layout(prefix: str, may_be_empty: bool = False) -> IndexLayout:
             raise UserError(f"{needed}: no such file; {prefix!r} is not an indexed corpus")
     size = os.path.getsize(path)
     if size < INDEX_HEADER.size:
-        raise UserError(f"{path}: truncated index of {size} bytes; {REBUILD}")
+        raise UserError(f"{path}: truncated index of {size} bytes; {_REBUILD}")
     with open(path, "rb") as stream:
         magic, version, code, count, ends = INDEX_HEADER.unpack(stream.read(INDEX_HEADER.size))
-    if magic != INDEX_MAGIC:
-        raise UserError(f"{path}: wrong magic {magic!r}, not a Megatron index; {REBUILD}")
-    if version != INDEX_VERSION:
+    if magic != _INDEX_MAGIC:
+        raise UserError(f"{path}: wrong magic {magic!r}, not a Megatron index; {_REBUILD}")
+    if version != _INDEX_VERSION:
         raise UserError(
-            f"{path}: index version {version}, only {INDEX_VERSION} is known; {REBUILD}"
+            f"{path}: index version {version}, only {_INDEX_VERSION} is known; {_REBUILD}"
         )
     if code not in DTYPES:
-        raise UserError(f"{path}: dtype code {code} is no integer type; {REBUILD}")
+        raise UserError(f"{path}: dtype code {code} is no integer type; {_REBUILD}")
     layout = IndexLayout(DTYPES[code], count, ends)
     if size != layout.size:
         fault = "truncated" if size < layout.size else "over-long"
         raise UserError(
-            f"{path}: {fault} index: {size} bytes, its header announces {layout.size}; {REBUILD}"
+            f"{path}: {fault} index: {size} bytes, its header announces {layout.size}; {_REBUILD}"
         )
     if ends == 0 or ((count == 0 or ends == 1) and not may_be_empty):
-        raise UserError(f"{path}: the corpus is empty; {REBUILD} from other inputs")
+        raise UserError(f"{path}: the corpus is empty; {_REBUILD} from other inputs")
     return layout
 
 
@@ -271,17 +266,17 @@ def check_arrays(prefix: str, layout: IndexLayout, arrays: IndexArrays) -> None:
     if size != expected:
         fault = "truncated" if size < expected else "over-long"
         raise UserError(
-            f"{prefix}.bin: {fault} data: {size} bytes, the index announces {expected}; {REBUILD}"
+            f"{prefix}.bin: {fault} data: {size} bytes, the index announces {expected}; {_REBUILD}"
         )
     if count == 0:
         return
     sample = np.unique(np.linspace(0, count - 1, min(count, _CHECKED_POINTERS), dtype=np.int64))
-    before = sample[:-1] if sample[-1] == count - 1 else sample
-    steps = pointers[before + 1] - pointers[before]
-    if int(pointers[0]) != 0 or np.any(steps != lengths[before].astype(np.int64) * itemsize):
-        raise UserError(f"{prefix}.idx: pointers and lengths disagree; {REBUILD}")
+    checked = sample[:-1] if sample[-1] == count - 1 else sample
+    steps = pointers[checked + 1] - pointers[checked]
+    if int(pointers[0]) != 0 or np.any(steps != lengths[checked].astype(np.int64) * itemsize):
+        raise UserError(f"{prefix}.idx: pointers and lengths disagree; {_REBUILD}")
     if np.any(lengths[sample] < 0):
-        raise UserError(f"{prefix}.idx: a sentence has a negative length; {REBUILD}")
+        raise UserError(f"{prefix}.idx: a sentence has a negative length; {_REBUILD}")
     _check_document_ends(prefix, count, arrays.document_ends)
 
 
@@ -289,16 +284,16 @@ def _check_document_ends(prefix: str, num_sentences: int, ends: np.ndarray) -> N
     if int(ends[0]) != 0 or int(ends[-1]) != num_sentences:
         raise UserError(
             f"{prefix}.idx: documents cover sentences {int(ends[0])} to {int(ends[-1])}, "
-            f"there are {num_sentences}; {REBUILD}"
+            f"there are {num_sentences}; {_REBUILD}"
         )
     for start in range(0, len(ends) - 1, _CHUNK):
         piece = ends[start : start + _CHUNK + 1]
         if np.any(piece[1:] < piece[:-1]):
-            raise UserError(f"{prefix}.idx: document ends are not sorted; {REBUILD}")
+            raise UserError(f"{prefix}.idx: document ends are not sorted; {_REBUILD}")
 
 
 def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
-    """The manifest of a corpus, held against its files' sizes; None where there is none.
+    """Reads a corpus's manifest and holds it against its files' sizes; None where there is none.
 
     Raises:
         UserError: the manifest is broken or belongs to other files.
@@ -318,23 +313,23 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
         if getattr(manifest, name) != value:
             raise UserError(
                 f"{path}: says {name} = {getattr(manifest, name)}, the files have {value}; "
-                f"{REBUILD}"
+                f"{_REBUILD}"
             )
     return manifest
 
 
 def words_path(prefix: str) -> str:
-    """Where the word marks of the corpus at `prefix` lie."""
+    """Returns where the word marks of the corpus at `prefix` lie."""
     return prefix + ".words"
 
 
 def words_bytes(num_tokens: int) -> int:
-    """Size of the file for so many tokens."""
+    """Returns the size of the word marks' file for a number of tokens."""
     return WORDS_HEADER.size + -(-num_tokens // 8)
 
 
 class WordMarks:
-    """The marks of one corpus, read from disk when asked.
+    """Reads the word marks of one corpus from disk when asked.
 
     Attributes:
         bits: uint8 [num_tokens / 8, rounded up], all of them, a read-only view.
@@ -353,25 +348,25 @@ class WordMarks:
         with open(self.path, "rb") as stream:
             header = stream.read(WORDS_HEADER.size)
             if len(header) < WORDS_HEADER.size:
-                raise UserError(f"{self.path}: truncated file of {size} bytes; {REBUILD}")
+                raise UserError(f"{self.path}: truncated file of {size} bytes; {_REBUILD}")
             magic, version, _, count = WORDS_HEADER.unpack(header)
-            if magic != WORDS_MAGIC or version != WORDS_VERSION:
-                raise UserError(f"{self.path}: wrong magic or version, no word marks; {REBUILD}")
+            if magic != _WORDS_MAGIC or version != _WORDS_VERSION:
+                raise UserError(f"{self.path}: wrong magic or version, no word marks; {_REBUILD}")
             if count != num_tokens or size != words_bytes(num_tokens):
                 raise UserError(
                     f"{self.path}: marks {count} tokens in {size} bytes, the corpus has "
-                    f"{num_tokens}, which take {words_bytes(num_tokens)}; {REBUILD}"
+                    f"{num_tokens}, which take {words_bytes(num_tokens)}; {_REBUILD}"
                 )
             self._buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.bits = np.frombuffer(self._buffer, np.uint8, offset=WORDS_HEADER.size)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Whether each token of [start, stop) goes on with a word, bool [stop - start], a copy."""
+        """Copies the marks of tokens [start, stop): whether each goes on with a word, bool."""
         bits = np.unpackbits(self.bits[start // 8 : -(-stop // 8)], bitorder="little")
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """All marks in a row, as bool arrays of bounded size."""
+        """Yields all marks in a row, as bool arrays [tokens] of bounded size."""
         count = WORDS_HEADER.unpack_from(self._buffer)[3]
         step = 8 * _CHUNK
         for start in range(0, count, step):
@@ -379,7 +374,7 @@ class WordMarks:
 
 
 class WordMarksWriter:
-    """Appends marks to a stream that starts empty, or holds those of `num_tokens` tokens already.
+    """Appends word marks to a stream that is empty, or holds those of `num_tokens` tokens already.
 
     Args:
         stream: open for reading and writing in binary.
@@ -393,8 +388,8 @@ class WordMarksWriter:
         # writer may be killed before it gets there.
         end = WORDS_HEADER.size + num_tokens // 8
         last = os.pread(stream.fileno(), 1, end) if num_tokens % 8 else b""
-        self._waiting = np.unpackbits(np.frombuffer(last, np.uint8), bitorder="little")
-        self._waiting = self._waiting[: num_tokens % 8]
+        self._tail_bits = np.unpackbits(np.frombuffer(last, np.uint8), bitorder="little")
+        self._tail_bits = self._tail_bits[: num_tokens % 8]
         stream.truncate(words_bytes(num_tokens))
         stream.seek(end)
         if not num_tokens:
@@ -403,18 +398,18 @@ class WordMarksWriter:
 
     def add(self, marks: np.ndarray) -> None:
         """Appends marks, bool [tokens]."""
-        bits = np.concatenate([self._waiting, marks.astype(np.uint8)])
+        bits = np.concatenate([self._tail_bits, marks.astype(np.uint8)])
         complete = bits.size // 8 * 8
         self._stream.write(np.packbits(bits[:complete], bitorder="little").tobytes())
-        self._waiting = bits[complete:]
+        self._tail_bits = bits[complete:]
         self._count += marks.size
 
     def flush(self) -> None:
         """Completes the file as far as it goes; more may be added after that."""
-        self._stream.write(np.packbits(self._waiting, bitorder="little").tobytes())
+        self._stream.write(np.packbits(self._tail_bits, bitorder="little").tobytes())
         self._write_header()
         self._stream.seek(WORDS_HEADER.size + self._count // 8)
 
     def _write_header(self) -> None:
         self._stream.seek(0)
-        self._stream.write(WORDS_HEADER.pack(WORDS_MAGIC, WORDS_VERSION, 0, self._count))
+        self._stream.write(WORDS_HEADER.pack(_WORDS_MAGIC, _WORDS_VERSION, 0, self._count))

@@ -31,7 +31,7 @@ from .indexed_format import (
     sha256_of_file,
     words_path,
 )
-from .indexed_writing import commit_corpus, discard_partial, prepare_prefix
+from .indexed_writing import commit_corpus, discard_partial, prepare_prefix, write_index
 
 _CHUNK = 1 << 20
 
@@ -51,6 +51,14 @@ class _Input:
         check_arrays(prefix, layout, arrays)
         num_tokens = os.path.getsize(prefix + ".bin") // layout.dtype.itemsize
         return cls(prefix, layout, arrays, read_manifest(prefix, layout), num_tokens)
+
+    @property
+    def tokenizer(self) -> TokenizerRecord | None:
+        return self.manifest.tokenizer if self.manifest else None
+
+    @property
+    def segmenter(self) -> str | None:
+        return self.manifest.segmenter if self.manifest else None
 
 
 def merge_corpora(
@@ -93,75 +101,69 @@ def merge_corpora(
 
 
 def _in_order(inputs: list[_Input]) -> list[_Input]:
-    """Parts sorted by number; corpora that are no parts as they are."""
-    parts = [item for item in inputs if item.manifest and item.manifest.part]
+    """Sorts parts by number, and leaves corpora that are no parts as they are."""
+    parts = [
+        (corpus, corpus.manifest.job, *corpus.manifest.part)
+        for corpus in inputs
+        if corpus.manifest and corpus.manifest.part
+    ]
     if not parts:
         return inputs
-    strangers = [item for item in inputs if item not in parts]
-    if strangers:
-        raise UserError(
-            f"{strangers[0].prefix}: is whole, {parts[0].prefix} is a part; merge the parts first"
-        )
-    numbers: dict[int, _Input] = {}
-    first = parts[0]
-    assert first.manifest is not None and first.manifest.part is not None
-    count = first.manifest.part[1]
-    for item in parts:
-        assert item.manifest is not None and item.manifest.part is not None
-        if item.manifest.job != first.manifest.job or item.manifest.part[1] != count:
+    first, job, _, count = parts[0]
+    for corpus in inputs:
+        if not (corpus.manifest and corpus.manifest.part):
             raise UserError(
-                f"{item.prefix}: was not built from the same inputs and options as "
+                f"{corpus.prefix}: is whole, {first.prefix} is a part; merge the parts first"
+            )
+    by_number: dict[int, _Input] = {}
+    for corpus, part_job, number, part_count in parts:
+        if (part_job, part_count) != (job, count):
+            raise UserError(
+                f"{corpus.prefix}: was not built from the same inputs and options as "
                 f"{first.prefix}; build all parts alike"
             )
-        number = item.manifest.part[0]
-        if number in numbers:
-            raise UserError(f"{item.prefix}: is the same part as {numbers[number].prefix}")
-        numbers[number] = item
-    missing = sorted(set(range(count)) - set(numbers))
+        if number in by_number:
+            raise UserError(f"{corpus.prefix}: is the same part as {by_number[number].prefix}")
+        by_number[number] = corpus
+    missing = sorted(set(range(count)) - set(by_number))
     if missing:
         raise UserError(
             f"{first.prefix}: part {missing[0]} of {count} is missing ({len(missing)} in all); "
             f"build it with --shard {missing[0]}/{count}"
         )
-    return [numbers[number] for number in range(count)]
+    return [by_number[number] for number in range(count)]
 
 
 def _check_kind(inputs: Sequence[_Input]) -> None:
     first = inputs[0]
-    for item in inputs[1:]:
-        if item.layout.dtype != first.layout.dtype:
+    for corpus in inputs[1:]:
+        if corpus.layout.dtype != first.layout.dtype:
             raise UserError(
-                f"{item.prefix}: has {item.layout.dtype} ids, {first.prefix} has "
+                f"{corpus.prefix}: has {corpus.layout.dtype} ids, {first.prefix} has "
                 f"{first.layout.dtype}; build them with the same vocabulary"
             )
-        if not _same_tokenizer(item, first):
+        if not _same_tokenizer(corpus.tokenizer, first.tokenizer):
             raise UserError(
-                f"{item.prefix}: was built with {_tokenizer_name(item)}, {first.prefix} with "
-                f"{_tokenizer_name(first)}; build them with the same tokenizer"
+                f"{corpus.prefix}: was built with {_tokenizer_name(corpus.tokenizer)}, "
+                f"{first.prefix} with {_tokenizer_name(first.tokenizer)}; build them with the "
+                f"same tokenizer"
             )
-        if _segmenter(item) != _segmenter(first):
+        if corpus.segmenter != first.segmenter:
             raise UserError(
-                f"{item.prefix}: has word marks of {_segmenter(item)}, {first.prefix} of "
-                f"{_segmenter(first)}; build them with the same --whole_words"
+                f"{corpus.prefix}: has word marks of {corpus.segmenter}, {first.prefix} of "
+                f"{first.segmenter}; build them with the same --whole_words"
             )
 
 
-def _tokenizer(item: _Input) -> TokenizerRecord | None:
-    return item.manifest.tokenizer if item.manifest else None
-
-
-def _same_tokenizer(one: _Input, other: _Input) -> bool:
-    first, second = _tokenizer(one), _tokenizer(other)
-    if first is None or second is None:
-        return first is second
+def _same_tokenizer(a: TokenizerRecord | None, b: TokenizerRecord | None) -> bool:
+    if a is None or b is None:
+        return a is b
     # Corpora of earlier versions do not know whether accents were stripped.
-    accents = {first.strips_accents, second.strips_accents} - {None}
-    same = (first.fingerprint, first.lower_case) == (second.fingerprint, second.lower_case)
-    return same and len(accents) < 2
+    accents = {a.strips_accents, b.strips_accents} - {None}
+    return (a.fingerprint, a.lower_case) == (b.fingerprint, b.lower_case) and len(accents) < 2
 
 
-def _tokenizer_name(item: _Input) -> str:
-    record = _tokenizer(item)
+def _tokenizer_name(record: TokenizerRecord | None) -> str:
     if record is None:
         return "a tokenizer that it does not name"
     return (
@@ -170,36 +172,27 @@ def _tokenizer_name(item: _Input) -> str:
     )
 
 
-def _segmenter(item: _Input) -> str | None:
-    return item.manifest.segmenter if item.manifest else None
-
-
 def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
     with naming(prefix + ".bin"):
         bin_hash, largest = _write_data(inputs, data)
     layout = IndexLayout(
         inputs[0].layout.dtype,
-        sum(item.layout.num_sentences for item in inputs),
-        sum(item.layout.num_document_ends - 1 for item in inputs) + 1,
+        sum(corpus.layout.num_sentences for corpus in inputs),
+        sum(corpus.layout.num_document_ends - 1 for corpus in inputs) + 1,
     )
     if not layout.num_sentences:
         raise UserError(f"{prefix}: all parts are empty; give other inputs")
-    with naming(prefix + ".idx"), open(prefix + ".idx" + PARTIAL, "wb") as stream:
-        digest = hashlib.sha256()
-        for piece in _index_pieces(layout, inputs):
-            stream.write(piece)
-            digest.update(piece)
-        flush_stream(stream)
-    segmenter = _segmenter(inputs[0])
+    idx_hash = write_index(prefix, _index_pieces(layout, inputs))
+    segmenter = inputs[0].segmenter
     words_hash = None if segmenter is None else _write_words(inputs, words_path(prefix) + PARTIAL)
+    manifests = [corpus.manifest for corpus in inputs if corpus.manifest]
     skipped: Counter[str] = Counter()
     characters: Counter[str] = Counter()
-    for item in inputs:
-        skipped.update(item.manifest.skipped if item.manifest else {})
-        characters.update(item.manifest.characters if item.manifest else {})
-    manifests = [item.manifest for item in inputs if item.manifest]
+    for manifest in manifests:
+        skipped.update(manifest.skipped)
+        characters.update(manifest.characters)
     is_job = bool(manifests) and manifests[0].part is not None
-    num_tokens = sum(item.num_tokens for item in inputs)
+    num_tokens = sum(corpus.num_tokens for corpus in inputs)
     return Manifest(
         dtype=layout.dtype.name,
         vocab_size=max([largest + 1, *(m.vocab_size for m in manifests)]),
@@ -210,7 +203,7 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
         bin_bytes=num_tokens * layout.dtype.itemsize,
         bin_sha256=bin_hash,
         idx_bytes=layout.size,
-        idx_sha256=digest.hexdigest(),
+        idx_sha256=idx_hash,
         tokenizer=manifests[0].tokenizer if manifests else None,
         skipped=dict(sorted(skipped.items())),
         characters=dict(sorted(characters.items())),
@@ -223,23 +216,23 @@ def _write(inputs: Sequence[_Input], prefix: str, data: IO[bytes]) -> Manifest:
 
 
 def _write_data(inputs: Sequence[_Input], out: IO[bytes]) -> tuple[str, int]:
-    """Copies all ids; returns their hash and the largest one."""
+    """Copies all ids, and returns their hash and the largest one."""
     output_hash, largest = RunningHash(), 0
     try:
-        for item in inputs:
+        for corpus in inputs:
             input_hash = hashlib.sha256()
-            with open(item.prefix + ".bin", "rb") as stream:
+            with open(corpus.prefix + ".bin", "rb") as stream:
                 for piece in pieces(stream):
                     out.write(piece)
                     output_hash.update(piece)
                     input_hash.update(piece)
-                    ids = np.frombuffer(piece, item.layout.dtype)
+                    ids = np.frombuffer(piece, corpus.layout.dtype)
                     largest = max(largest, int(ids.max()))
                     if int(ids.min()) < 0:
-                        raise UserError(f"{item.prefix}.bin: holds negative ids; build it again")
-            if item.manifest and input_hash.hexdigest() != item.manifest.bin_sha256:
+                        raise UserError(f"{corpus.prefix}.bin: holds negative ids; build it again")
+            if corpus.manifest and input_hash.hexdigest() != corpus.manifest.bin_sha256:
                 raise UserError(
-                    f"{item.prefix}.bin: contents differ from the manifest's hash; "
+                    f"{corpus.prefix}.bin: contents differ from the manifest's hash; "
                     f"build or copy the corpus again"
                 )
         flush_stream(out)
@@ -250,20 +243,20 @@ def _write_data(inputs: Sequence[_Input], out: IO[bytes]) -> tuple[str, int]:
 
 def _index_pieces(layout: IndexLayout, inputs: Sequence[_Input]) -> Iterator[bytes]:
     yield layout.header()
-    for item in inputs:
-        yield from (piece.tobytes() for piece in _chunks(item.arrays.lengths))
+    for corpus in inputs:
+        yield from (piece.tobytes() for piece in _chunks(corpus.arrays.lengths))
     start = 0
-    for item in inputs:
-        for lengths in _chunks(item.arrays.lengths):
+    for corpus in inputs:
+        for lengths in _chunks(corpus.arrays.lengths):
             ends = start + np.cumsum(lengths.astype(np.int64) * layout.dtype.itemsize)
             yield np.append(np.int64(start), ends[:-1]).tobytes()
             start = int(ends[-1])
     yield np.zeros(1, np.int64).tobytes()
     sentences = 0
-    for item in inputs:
-        for ends in _chunks(item.arrays.document_ends[1:]):
+    for corpus in inputs:
+        for ends in _chunks(corpus.arrays.document_ends[1:]):
             yield (ends + sentences).tobytes()
-        sentences += item.layout.num_sentences
+        sentences += corpus.layout.num_sentences
 
 
 def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -274,8 +267,8 @@ def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
 def _write_words(inputs: Sequence[_Input], path: str) -> str:
     with naming(path), open(path, "w+b") as stream:
         writer = WordMarksWriter(stream)
-        for item in inputs:
-            for marks in WordMarks(item.prefix, item.num_tokens).pieces():
+        for corpus in inputs:
+            for marks in WordMarks(corpus.prefix, corpus.num_tokens).pieces():
                 writer.add(marks)
         writer.flush()
         flush_stream(stream)

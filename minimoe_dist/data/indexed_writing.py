@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, Any
@@ -42,12 +43,12 @@ _SUFFIXES = (
 
 
 class UnfitPartsError(UserError):
-    """What a killed writer left does not fit the state that it was to be continued from."""
+    """Partial files do not fit the state that they were to be continued from."""
 
 
 @dataclass
 class WriterState:
-    """How far a writer came; with its partial files, all that another one needs to go on."""
+    """Says how far a writer came: with its partial files, all that another one needs to go on."""
 
     num_sentences: int = 0
     num_documents: int = 0
@@ -107,7 +108,7 @@ class IndexedCorpusWriter:
         self._dtype = dtype_for_vocabulary(vocab_size)
         prepare_prefix(prefix, overwrite)
         start = state or WriterState()
-        self.skipped = dict(start.skipped)
+        self.skipped = Counter(start.skipped)
         self.characters: dict[str, int] = {}
         self.unknown_tokens = 0
         self.num_sentences, self.num_documents = start.num_sentences, start.num_documents
@@ -238,9 +239,8 @@ class IndexedCorpusWriter:
         ends = starts[starts > previous]
         self._ends.write(ends.tobytes())
         self.num_documents += int(ends.size)
-        empty = int(starts.size - ends.size)
-        if empty:
-            self.skipped["empty_documents"] = self.skipped.get("empty_documents", 0) + empty
+        if empty := int(starts.size - ends.size):
+            self.skipped["empty_documents"] += empty
         self._open_start = int(starts[-1])
 
     @property
@@ -283,7 +283,7 @@ class IndexedCorpusWriter:
 
     def _commit(self) -> Manifest:
         layout = IndexLayout(self._dtype, self.num_sentences, self.num_documents + 1)
-        idx_hash = self._write_index(layout)
+        idx_hash = write_index(self.prefix, self._index_pieces(layout))
         state = self.checkpoint()
         marks = self._words_stream
         self.manifest = Manifest(
@@ -312,16 +312,6 @@ class IndexedCorpusWriter:
         discard_partial(self.prefix)
         return self.manifest
 
-    def _write_index(self, layout: IndexLayout) -> str:
-        path = self.prefix + ".idx"
-        digest = hashlib.sha256()
-        with naming(path), open(path + PARTIAL, "wb") as stream:
-            for piece in self._index_pieces(layout):
-                stream.write(piece)
-                digest.update(piece)
-            flush_stream(stream)
-        return digest.hexdigest()
-
     def _index_pieces(self, layout: IndexLayout) -> Iterator[bytes]:
         yield layout.header()
         yield from pieces(self._lengths)
@@ -347,7 +337,12 @@ class IndexedCorpusWriter:
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, path: str) -> int:
-    """The largest of some ids (0 if there is none).
+    """Checks ids, and returns the largest of them (0 if there is none).
+
+    Args:
+        tokens: ids, of any integer type, [tokens].
+        vocab_size: ids must be below it.
+        path: what messages name.
 
     Raises:
         UserError: an id is outside the vocabulary.
@@ -363,6 +358,18 @@ def check_ids(tokens: np.ndarray, vocab_size: int, path: str) -> int:
             f"use the tokenizer that belongs to it"
         )
     return largest
+
+
+def write_index(prefix: str, index: Iterable[bytes]) -> str:
+    """Writes a partial `.idx` file to disk, and returns its hexadecimal SHA-256."""
+    path = prefix + ".idx"
+    digest = hashlib.sha256()
+    with naming(path), open(path + PARTIAL, "wb") as stream:
+        for piece in index:
+            stream.write(piece)
+            digest.update(piece)
+        flush_stream(stream)
+    return digest.hexdigest()
 
 
 def _open(path: str, keep: bool) -> IO[bytes]:
@@ -392,12 +399,6 @@ def prepare_prefix(prefix: str, overwrite: bool) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
 
 
-def corpus_files(prefix: str, manifest: Manifest) -> list[str]:
-    """The files of a corpus, its manifest last."""
-    marks = [] if manifest.segmenter is None else [words_path(prefix)]
-    return [prefix + ".bin", *marks, prefix + ".idx", manifest_path(prefix)]
-
-
 def discard_partial(prefix: str) -> None:
     """Removes what a writer left that did not come to its end."""
     for suffix in _SUFFIXES:
@@ -411,10 +412,10 @@ def commit_corpus(prefix: str, manifest: Manifest) -> None:
 
 
 def _name_corpus(prefix: str, manifest: Manifest) -> None:
-    files = corpus_files(prefix, manifest)
-    if manifest.segmenter is None:
+    marks = [] if manifest.segmenter is None else [words_path(prefix)]
+    if not marks:
         remove(words_path(prefix))
-    give_names(files)
+    give_names([prefix + ".bin", *marks, prefix + ".idx", manifest_path(prefix)])
 
 
 def complete_commit(prefix: str, job: str) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""Randomness without state: numbers and orders that are pure functions of a key.
+"""Draws numbers and orders that are pure functions of a key: randomness without state.
 
 Everything that is random in this room is drawn from here, so a sample is the same on any number
 of ranks, after any resume, and whatever was drawn before it. The hash is the finaliser of
@@ -21,7 +21,7 @@ _Words = TypeVar("_Words", np.ndarray, np.uint64)
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_MULTIPLIER = np.uint64(0x94D049BB133111EB)
-_WORD = (1 << 64) - 1
+_LOW_64_BITS = (1 << 64) - 1
 _COUNTER_MULTIPLIER = np.uint64(0xD1342543DE82EF95)
 FEISTEL_ROUNDS = 6
 _FEISTEL_MINIMUM_BITS = 6
@@ -37,18 +37,18 @@ def keyed_bits(seed: int, *counters: int | np.ndarray) -> np.ndarray:
     Returns:
         uint64 array of the counters' broadcast shape (at least one dimension).
     """
-    bits = begin(np.array([seed & _WORD], dtype=np.uint64))
+    bits = begin(np.array([seed & _LOW_64_BITS], dtype=np.uint64))
     for counter in counters:
         if isinstance(counter, np.ndarray):
             word = counter.astype(np.uint64)
         else:
-            word = np.array([counter & _WORD], dtype=np.uint64)
+            word = np.array([counter & _LOW_64_BITS], dtype=np.uint64)
         bits = absorb(bits, word)
     return bits
 
 
 def begin(seed: _Words) -> _Words:
-    """What a key's bits are before any counter; seed and bits are uint64."""
+    """Returns a key's bits before any counter; seed and bits are uint64."""
     return mix(seed + _INCREMENT)
 
 
@@ -59,15 +59,15 @@ def absorb(bits: _Words, word: _Words) -> _Words:
 
 
 def mix(words: _Words) -> _Words:
-    """SplitMix64's finaliser, uint64 to uint64."""
+    """Applies SplitMix64's finaliser, uint64 to uint64."""
     words = (words ^ (words >> np.uint64(30))) * _FIRST_MULTIPLIER
     words = (words ^ (words >> np.uint64(27))) * _SECOND_MULTIPLIER
     return words ^ (words >> np.uint64(31))
 
 
 def as_int64(word: int) -> int:
-    """The low 64 bits of an integer, read as a signed number: how compiled code takes them."""
-    return ((word & _WORD) ^ (1 << 63)) - (1 << 63)
+    """Reads the low 64 bits of an integer as a signed number, as compiled code takes them."""
+    return ((word & _LOW_64_BITS) ^ (1 << 63)) - (1 << 63)
 
 
 def permute(indices: Sequence[int] | np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
@@ -98,12 +98,15 @@ def permute(indices: Sequence[int] | np.ndarray, size: int, seed: int, epoch: in
 
 
 def feistel_bits(size: int) -> int:
-    """Bits of the network that permutes [0, size)."""
+    """Returns the number of bits of the network that permutes [0, size)."""
     return max((size - 1).bit_length(), _FEISTEL_MINIMUM_BITS)
 
 
 def feistel(words: _Words, bits: int, round_keys: np.ndarray) -> _Words:
-    """One pass of the network over words of ``bits`` bits (uint64, not changed in place)."""
+    """Applies the network once to words of ``bits`` bits (uint64, not changed in place).
+
+    ``round_keys`` are uint64 [FEISTEL_ROUNDS].
+    """
     right_bits = np.uint64(bits // 2)
     right_mask = np.uint64((1 << (bits // 2)) - 1)
     left_mask = np.uint64((1 << (bits - bits // 2)) - 1)

@@ -1,4 +1,4 @@
-"""What every step reads, in an order that does not depend on the number of ranks.
+"""Reads the batches of every step, in an order that does not depend on the number of ranks.
 
 A run is one endless row of samples. Position p of it belongs to epoch e = p // N (N samples an
 epoch) and is sample permutation_e(p mod N). A step takes the next G positions, G = micro-batch
@@ -33,7 +33,7 @@ _MOST_READERS = 2
 
 @dataclass
 class StepBatch:
-    """What one rank reads in one step.
+    """Holds what one rank reads in one step.
 
     Attributes:
         micro_batches: one for each accumulation step; on their way if the loader places them.
@@ -81,7 +81,7 @@ class _Plan:
 
 
 class _Reader:
-    """A thread that reads every ``turns``-th step ahead, until it is told to stop."""
+    """Reads every ``turns``-th step ahead in a thread, until it is told to stop."""
 
     def __init__(
         self, plan: _Plan, position: int, turns: int, depth: int, stop: threading.Event
@@ -122,25 +122,25 @@ class _Reader:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            item: StepBatch | BaseException
+            step: StepBatch | BaseException
             try:
-                item = self._plan.read_step(self._position)
+                step = self._plan.read_step(self._position)
             except BaseException as error:
-                item = error
-            self._put(item)
-            if isinstance(item, BaseException):
+                step = error
+            self._put(step)
+            if isinstance(step, BaseException):
                 return
             self._position += self._turns * self._plan.samples_per_step
 
-    def _put(self, item: StepBatch | BaseException) -> None:
+    def _put(self, step: StepBatch | BaseException) -> None:
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=_STOP_POLL_SECONDS)
+                self._ready.put(step, timeout=_STOP_POLL_SECONDS)
                 return
 
 
 class PairLoader:
-    """Endless iterator over a rank's steps, read ahead by threads that take turns.
+    """Iterates without end over a rank's steps, read ahead by threads that take turns.
 
     The threads start at the first ``next`` and end with ``close`` (or the ``with`` block). An
     error in one is raised by the ``next`` that would have returned the step.
@@ -191,12 +191,12 @@ class PairLoader:
 
     @property
     def consumed_samples(self) -> int:
-        """Samples of all ranks in the steps that were handed out: the state to resume from."""
+        """The number of samples of all ranks in the steps handed out: the state to resume from."""
         return self._consumed_samples
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of a step, all ranks together."""
+        """The number of samples of a step, all ranks together."""
         return self._plan.samples_per_step
 
     def __iter__(self) -> Self:
@@ -216,12 +216,12 @@ class PairLoader:
     def _next_read_ahead(self) -> StepBatch:
         if not self._readers:
             self._start_readers()
-        item = self._readers[self._turn].take()
+        step = self._readers[self._turn].take()
         self._turn = (self._turn + 1) % len(self._readers)
-        if isinstance(item, BaseException):
+        if isinstance(step, BaseException):
             self.close()
-            raise item
-        return item
+            raise step
+        return step
 
     def _start_readers(self) -> None:
         count = min(_MOST_READERS, self._prefetch_steps)

@@ -1,4 +1,4 @@
-"""A micro-batch without its padding, in one buffer that travels to a GPU in one copy.
+"""Packs a micro-batch without its padding into one buffer that travels to a GPU in one copy.
 
 Shapes: B samples, T rows (tokens, and some more up to one of a few sizes), N predicted tokens (some
 more, too).
@@ -19,7 +19,7 @@ from .row_counts import most_predicted, rows_for
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The samples of one forward pass on one rank, packed.
+    """Holds the samples of one forward pass on one rank, packed.
 
     All tensors are views of ``numbers``. Rows of no sample are 0 in all of them.
 
@@ -65,15 +65,15 @@ class PackedBatch:
             object.__setattr__(self, name, value)  # frozen, but for this
 
     def tensors(self) -> list[Tensor]:
-        """The one tensor that all others are views of."""
+        """Returns the one tensor that all others are views of."""
         return [self.numbers]
 
     def on_each(self, move: Callable[[Tensor], Tensor]) -> PackedBatch:
-        """The same batch with its numbers moved by ``move``."""
+        """Returns the same batch with its numbers moved by ``move``."""
         return self.with_numbers(move(self.numbers))
 
     def with_numbers(self, numbers: Tensor) -> PackedBatch:
-        """The same batch with its numbers somewhere else."""
+        """Returns the same batch with its numbers somewhere else."""
         return replace(self, numbers=numbers)
 
 

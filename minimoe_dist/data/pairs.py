@@ -1,4 +1,4 @@
-"""Segment pairs, drawn when they are read: sample k of epoch e is a function of (seed, e, k).
+"""Draws segment pairs when they are read: sample k of epoch e is a function of (seed, e, k).
 
 The corpus stores sentences and documents. A pair is a chunk of a document's sentences cut into A
 and B, or A with a B from a random place of a random other document, as BERT's sequential rule
@@ -21,12 +21,12 @@ from .keyed import as_int64, spread, spread_stride
 if TYPE_CHECKING:
     from .compiled.corpus import CorpusArrays
 
-SPECIAL_TOKENS_OF_A_PAIR = 3
+_SPECIAL_TOKENS_OF_A_PAIR = 3
 NO_MARKS = np.empty((0, 0), dtype=np.bool_)
 
 
 class Corpus(Protocol):
-    """What is asked of a corpus of tokenised sentences grouped into documents."""
+    """A corpus of tokenised sentences grouped into documents."""
 
     @property
     def prefix(self) -> str:
@@ -50,7 +50,7 @@ class Corpus(Protocol):
 
 
 class Pair(NamedTuple):
-    """Two segments, without special tokens.
+    """Holds two segments, without special tokens.
 
     ``first`` (A) and ``second`` (B) are int64 arrays of at least one token each;
     ``is_random_next`` says that B does not follow A in the corpus. ``first_continues`` and
@@ -67,7 +67,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs that were drawn together, in the rows of arrays; a sequence of ``Pair``.
+    """Holds pairs that were drawn together in the rows of arrays, and iterates over them.
 
     Attributes:
         tokens: int64 [b, T], A's tokens and behind them B's; what follows has no meaning.
@@ -85,7 +85,7 @@ class PairBatch:
 
     @classmethod
     def empty(cls, count: int, room: int, with_marks: bool) -> PairBatch:
-        """Room for pairs of at most ``room`` tokens, to be filled."""
+        """Allocates arrays for pairs of at most ``room`` tokens, to be filled."""
         return cls(
             tokens=np.empty((count, room), dtype=np.int64),
             first_lengths=np.empty(count, dtype=np.int64),
@@ -94,33 +94,10 @@ class PairBatch:
             continues=np.zeros((count, room), dtype=np.bool_) if with_marks else None,
         )
 
-    @classmethod
-    def of(cls, pairs: PairBatch | Sequence[Pair]) -> PairBatch:
-        """The pairs as a batch: themselves, or copies of single ones."""
-        if isinstance(pairs, PairBatch):
-            return pairs
-        room = max((len(pair.first) + len(pair.second) for pair in pairs), default=0)
-        with_marks = any(pair.first_continues is not None for pair in pairs)
-        batch = cls.empty(len(pairs), room, with_marks)
-        for row, pair in enumerate(pairs):
-            batch._put(row, pair)
-        return batch
-
-    def _put(self, row: int, pair: Pair) -> None:
-        first, total = len(pair.first), len(pair.first) + len(pair.second)
-        self.first_lengths[row], self.second_lengths[row] = first, total - first
-        self.is_random_next[row] = pair.is_random_next
-        self.tokens[row, :first], self.tokens[row, first:total] = pair.first, pair.second
-        if self.continues is not None:
-            if pair.first_continues is not None:
-                self.continues[row, :first] = pair.first_continues
-            if pair.second_continues is not None:
-                self.continues[row, first:total] = pair.second_continues
-
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of ``[CLS] A [SEP] B [SEP]``, int64 [b]."""
-        return self.first_lengths + self.second_lengths + SPECIAL_TOKENS_OF_A_PAIR
+        return self.first_lengths + self.second_lengths + _SPECIAL_TOKENS_OF_A_PAIR
 
     def __len__(self) -> int:
         return len(self.first_lengths)
@@ -141,7 +118,12 @@ class PairBatch:
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[np.ndarray, PairBatch]], count: int) -> PairBatch:
-        """Puts ``count`` pairs together from batches and the rows that each of them gets."""
+        """Puts batches together.
+
+        Args:
+            parts: of each batch the rows that it gets, int64 [b_i], and the batch of b_i pairs.
+            count: pairs of all batches.
+        """
         if len(parts) == 1:
             return parts[0][1]
         room = max((part.tokens.shape[1] for _, part in parts), default=0)
@@ -159,18 +141,18 @@ class PairBatch:
 
 
 class Pairs(Protocol):
-    """Anything that has numbered pairs in every epoch."""
+    """Gives numbered pairs in every epoch."""
 
     @property
     def num_samples(self) -> int:
-        """Pairs of an epoch."""
+        """The number of pairs of an epoch."""
 
     def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
         """Returns the pairs of these numbers, in [0, num_samples), of these epochs; int64 [b]."""
 
 
 class PairSource:
-    """The pairs of one corpus.
+    """Draws the pairs of one corpus.
 
     Consecutive k are far apart in the corpus and any k in [0, m) cover it evenly. The random B of
     a corpus with a single document comes from a random place of that document, as in the
@@ -197,10 +179,10 @@ class PairSource:
         short_sequence_probability: float = 0.1,
         word_marks: np.ndarray | None = None,
     ) -> None:
-        if max_length < SPECIAL_TOKENS_OF_A_PAIR + 2:
+        if max_length < _SPECIAL_TOKENS_OF_A_PAIR + 2:
             raise UserError(
                 f"data.max_length is {max_length}; a pair needs at least "
-                f"{SPECIAL_TOKENS_OF_A_PAIR + 2}: two tokens and three special ones"
+                f"{_SPECIAL_TOKENS_OF_A_PAIR + 2}: two tokens and three special ones"
             )
         if not 0.0 <= short_sequence_probability <= 1.0:
             raise UserError(
@@ -211,7 +193,7 @@ class PairSource:
         arrays = _arrays_of(corpus, word_marks)
         self._arrays = tuple(arrays)
         self._has_marks = word_marks is not None
-        self._room = max_length - SPECIAL_TOKENS_OF_A_PAIR
+        self._room = max_length - _SPECIAL_TOKENS_OF_A_PAIR
         self._seed = as_int64(seed)
         self._groups, chunks = calibrate(
             corpus.prefix, arrays, self._room, short_sequence_probability
@@ -221,12 +203,8 @@ class PairSource:
 
     @property
     def num_samples(self) -> int:
-        """Pairs of an epoch: as many as one pass of the sequential rule gives on average."""
+        """The number of pairs of an epoch: the average of one pass of the sequential rule."""
         return self._num_samples
-
-    def pair(self, epoch: int, k: int) -> Pair:
-        """Draws pair ``k`` of an epoch alone."""
-        return self.draw(np.array([epoch]), np.array([k]))[0]
 
     def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
         """Draws pairs; A and B have together at most max_length - 3 tokens.
@@ -281,7 +259,7 @@ def _arrays_of(corpus: Corpus, word_marks: np.ndarray | None) -> CorpusArrays:
 
 
 class BlendedPairs:
-    """Pairs of several corpora, each taken ``weight`` times an epoch.
+    """Draws pairs of several corpora, each taken ``weight`` times an epoch.
 
     An epoch holds round(weight · num_samples) pairs of every source (at least one): weight 1 for
     all is the plain union, in proportion to the corpora's sizes; weight 2 reads a source twice an
@@ -319,12 +297,8 @@ class BlendedPairs:
 
     @property
     def num_samples(self) -> int:
-        """Pairs of an epoch, all sources together."""
+        """The number of pairs of an epoch, all sources together."""
         return int(self._ends[-1])
-
-    def pair(self, epoch: int, k: int) -> Pair:
-        """Draws pair ``k`` of an epoch alone."""
-        return self.draw(np.array([epoch]), np.array([k]))[0]
 
     def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
         """Draws each pair from the source whose turn it is; arguments as of ``PairSource``."""

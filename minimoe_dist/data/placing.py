@@ -1,4 +1,4 @@
-"""Micro-batches on their way from the loader to the device."""
+"""Brings micro-batches from the loader to the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .packed import PackedBatch, pack
 
 @dataclass(frozen=True)
 class PlacedBatch:
-    """A micro-batch and its copy on the device.
+    """Holds a micro-batch and its copy on the device.
 
     Attributes:
         micro: on the host, where what is counted is known.
@@ -26,7 +26,7 @@ class PlacedBatch:
     ready: torch.cuda.Event | None = None
 
     def arrived(self) -> MicroBatch | PackedBatch:
-        """The batch, for work of the current stream."""
+        """Returns the batch on the device, for work of the current stream."""
         if self.ready is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.ready)

@@ -1,4 +1,4 @@
-"""How many rows batches have where their number is not the tokens'. No torch: plans count so too.
+"""Counts the rows of batches that are filled up. Imports no torch: plans count so too.
 
 What compiled code takes from here belongs to its fingerprint, see `compiled.compiling`.
 """
@@ -10,7 +10,7 @@ _ROW_MULTIPLE = 128
 
 
 def rows_for(num_tokens: int, most: int) -> int:
-    """The number of rows that a batch of tokens is filled up to: one of 16 up to ``most``.
+    """Returns the number of rows that a batch of tokens is filled up to: one of 16 up to ``most``.
 
     A pass is compiled and captured for each, and computes at most a sixteenth of ``most``
     more than it must.
@@ -20,5 +20,5 @@ def rows_for(num_tokens: int, most: int) -> int:
 
 
 def most_predicted(length: int) -> int:
-    """The most positions that a sample of at most ``length`` has to predict."""
+    """Returns the most positions that a sample of at most ``length`` has to predict."""
     return max(1, min(MOST_MASKED, round(MASKED_SHARE * length)))

@@ -13,6 +13,7 @@ from minimoe_dist.data.batches import (
     build_collate,
 )
 from minimoe_dist.data.pairs import Pair
+from tests.data.pair_batches import batch_of
 
 SPECIAL = SpecialTokens(cls=101, sep=102, pad=0, mask=103, vocab_size=1000)
 FIRST_PLAIN = 200
@@ -29,7 +30,7 @@ def pair_of(first: int, second: int) -> Pair:
 def masked_batch(lengths: list[tuple[int, int]], seed: int = 0, start: int = 0) -> MicroBatch:
     collate = MaskedCollate(SPECIAL, 128, seed)
     ids = np.arange(start, start + len(lengths))
-    return collate([pair_of(*both) for both in lengths], ids)
+    return collate(batch_of([pair_of(*both) for both in lengths]), ids)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,19 @@ def equal_batches(one: MicroBatch, other: MicroBatch) -> bool:
 
 
 def test_a_pair_is_laid_out_with_its_special_tokens() -> None:
-    batch = UnmaskedCollate(SPECIAL, 128)([pair_of(2, 3)], np.array([7]))
+    batch = UnmaskedCollate(SPECIAL, 128)(batch_of([pair_of(2, 3)]), np.array([7]))
     assert batch.input_ids.tolist() == [[101, 200, 201, 102, 400, 401, 402, 102]]
 
 
 def test_segment_ids_change_after_the_first_separator() -> None:
-    batch = UnmaskedCollate(SPECIAL, 128)([pair_of(2, 4)], np.array([7]))
+    batch = UnmaskedCollate(SPECIAL, 128)(batch_of([pair_of(2, 4)]), np.array([7]))
     assert batch.token_type_ids.tolist() == [[0] * 4 + [1] * 5 + [0] * 7]
 
 
 def test_the_attention_mask_covers_what_is_not_padding() -> None:
-    batch = UnmaskedCollate(SPECIAL, 128)([pair_of(2, 4), pair_of(1, 1)], np.array([7, 8]))
+    batch = UnmaskedCollate(SPECIAL, 128)(
+        batch_of([pair_of(2, 4), pair_of(1, 1)]), np.array([7, 8])
+    )
     assert batch.attention_mask.sum(dim=1).tolist() == [9, 5]
     assert (batch.input_ids[~batch.attention_mask] == SPECIAL.pad).all()
 
@@ -63,14 +66,14 @@ def test_the_attention_mask_covers_what_is_not_padding() -> None:
 def test_padding_goes_to_the_next_multiple_of_eight_within_the_maximum(
     longest: int, max_length: int, padded: int
 ) -> None:
-    batch = UnmaskedCollate(SPECIAL, max_length)([pair_of(1, longest - 4)], np.array([0]))
+    batch = UnmaskedCollate(SPECIAL, max_length)(batch_of([pair_of(1, longest - 4)]), np.array([0]))
     assert batch.input_ids.shape == (1, padded)
 
 
 @pytest.mark.parametrize("data_type", ["bert_nil", "bert_mlm"])
 def test_batches_may_be_padded_to_the_full_length_as_published(data_type: str) -> None:
     collate = build_collate(data_type, SPECIAL, 64, 1, full_length=True)
-    batch = collate([pair_of(2, 4)], np.array([7]))
+    batch = collate(batch_of([pair_of(2, 4)]), np.array([7]))
     assert batch.input_ids.shape == (1, 64)
     assert batch.attention_mask.sum() == 9
 
@@ -84,20 +87,20 @@ def test_tensors_have_the_documented_types() -> None:
 
 
 def test_without_masking_there_are_no_labels() -> None:
-    assert UnmaskedCollate(SPECIAL, 128)([pair_of(2, 3)], np.array([0])).labels is None
+    assert UnmaskedCollate(SPECIAL, 128)(batch_of([pair_of(2, 3)]), np.array([0])).labels is None
 
 
 @pytest.mark.parametrize("data_type", ["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"])
 def test_a_batch_without_samples_has_eight_columns(data_type: str) -> None:
     collate = build_collate(data_type, SPECIAL, 128, 0)  # type: ignore[arg-type]
-    batch = collate([], np.empty(0, dtype=np.int64))
+    batch = collate(batch_of([]), np.empty(0, dtype=np.int64))
     assert batch.input_ids.shape == batch.attention_mask.shape == (0, 8)
 
 
 def test_a_token_outside_the_vocabulary_is_refused() -> None:
     pair = Pair(np.array([1000]), np.array([5]), False)
     with pytest.raises(ValueError, match="token id 1000 in a vocabulary of 1000"):
-        UnmaskedCollate(SPECIAL, 128)([pair], np.array([0]))
+        UnmaskedCollate(SPECIAL, 128)(batch_of([pair]), np.array([0]))
 
 
 def test_a_special_token_outside_the_vocabulary_is_refused() -> None:
@@ -121,7 +124,7 @@ def test_fifteen_percent_of_the_positions_are_predicted(length: int, masked: int
 
 
 def test_at_most_twenty_positions_are_predicted() -> None:
-    batch = MaskedCollate(SPECIAL, 512, 0)([pair_of(100, 150)], np.array([0]))
+    batch = MaskedCollate(SPECIAL, 512, 0)(batch_of([pair_of(100, 150)]), np.array([0]))
     assert batch.labels is not None
     assert int((batch.labels != IGNORED_LABEL).sum()) == 20
 
@@ -133,14 +136,14 @@ def test_only_tokens_of_the_segments_are_predicted() -> None:
 
 
 def test_labels_are_what_stood_there_before(many_masked: MicroBatch) -> None:
-    plain = UnmaskedCollate(SPECIAL, 128)([pair_of(40, 60)] * 1500, np.arange(1500))
+    plain = UnmaskedCollate(SPECIAL, 128)(batch_of([pair_of(40, 60)] * 1500), np.arange(1500))
     assert many_masked.labels is not None
     chosen = many_masked.labels != IGNORED_LABEL
     assert torch.equal(many_masked.labels[chosen], plain.input_ids[chosen])
 
 
 def test_other_positions_are_left_alone(many_masked: MicroBatch) -> None:
-    plain = UnmaskedCollate(SPECIAL, 128)([pair_of(40, 60)] * 1500, np.arange(1500))
+    plain = UnmaskedCollate(SPECIAL, 128)(batch_of([pair_of(40, 60)] * 1500), np.arange(1500))
     assert many_masked.labels is not None
     others = many_masked.labels == IGNORED_LABEL
     assert torch.equal(many_masked.input_ids[others], plain.input_ids[others])
@@ -193,7 +196,7 @@ def test_masks_differ_between_seeds() -> None:
 
 def test_separators_inside_a_segment_are_not_predicted() -> None:
     pair = Pair(np.array([SPECIAL.sep, 300]), np.array([SPECIAL.cls]), False)
-    labels = MaskedCollate(SPECIAL, 128, 0)([pair] * 50, np.arange(50)).labels
+    labels = MaskedCollate(SPECIAL, 128, 0)(batch_of([pair] * 50), np.arange(50)).labels
     assert labels is not None
     assert labels[labels != IGNORED_LABEL].tolist() == [300] * 50
 
@@ -205,7 +208,7 @@ CONTINUATION = np.array([i >= 300 and i % 3 != 0 for i in range(1000)])
 def whole_word_labels(first: list[int], second: list[int], count: int = 200) -> np.ndarray:
     collate = MaskedCollate(SPECIAL, 128, 0, continuation=CONTINUATION)
     pair = Pair(np.array(first), np.array(second), False)
-    labels = collate([pair] * count, np.arange(count)).labels
+    labels = collate(batch_of([pair] * count), np.arange(count)).labels
     assert labels is not None
     return labels.numpy()
 
@@ -239,7 +242,7 @@ def test_marks_for_another_vocabulary_are_refused() -> None:
 
 
 def test_moving_a_batch_keeps_what_is_missing() -> None:
-    moved = UnmaskedCollate(SPECIAL, 128)([pair_of(2, 3)], np.array([4])).to("meta")
+    moved = UnmaskedCollate(SPECIAL, 128)(batch_of([pair_of(2, 3)]), np.array([4])).to("meta")
     assert moved.labels is None
     assert moved.input_ids.device.type == "meta"
 
@@ -249,7 +252,7 @@ def test_marks_of_pairs_join_tokens_to_words() -> None:
     collate = MaskedCollate(SPECIAL, 128, 0, nothing)
     ids = np.arange(200, 232)
     odd = ids % 2 == 1
-    batch = collate([Pair(ids, ids, False, odd, odd)] * 200, np.arange(200))
+    batch = collate(batch_of([Pair(ids, ids, False, odd, odd)] * 200), np.arange(200))
     labels = batch.labels.numpy()
     chosen = labels != IGNORED_LABEL
     starts = chosen[:, :-1] & (labels[:, :-1] % 2 == 0)
@@ -263,7 +266,7 @@ def test_marks_of_pieces_and_of_pairs_add_up() -> None:
     pair = Pair(np.array([200, 201, 202]), np.array([300]), False, np.array([0, 0, 1], bool))
     taken = set()
     for sample in range(300):
-        batch = MaskedCollate(SPECIAL, 128, 0, pieces)([pair], np.array([sample]))
+        batch = MaskedCollate(SPECIAL, 128, 0, pieces)(batch_of([pair]), np.array([sample]))
         taken.add(tuple(np.flatnonzero(batch.labels[0].numpy() != IGNORED_LABEL).tolist()))
     # One position may be masked: the word of three never fits, but is cut if it comes first.
     assert taken == {(1,), (5,)} or taken == {(5,)}
@@ -275,7 +278,7 @@ ROBERTA = SpecialTokens(cls=0, sep=2, pad=1, mask=999, vocab_size=1000)
 @pytest.mark.parametrize("data_type", ["roberta_nil", "roberta_mlm"])
 def test_robertas_batches_have_its_tokens_and_one_segment(data_type: str) -> None:
     collate = build_collate(data_type, ROBERTA, 128, 0)  # type: ignore[arg-type]
-    batch = collate([pair_of(2, 3), pair_of(1, 1)], np.array([7, 8]))
+    batch = collate(batch_of([pair_of(2, 3), pair_of(1, 1)]), np.array([7, 8]))
     ids = batch.input_ids if batch.labels is None else batch.labels.where(
         batch.labels != IGNORED_LABEL, batch.input_ids
     )  # fmt: skip
@@ -285,7 +288,7 @@ def test_robertas_batches_have_its_tokens_and_one_segment(data_type: str) -> Non
 
 def test_robertas_masks_never_hide_its_special_tokens() -> None:
     collate = build_collate("roberta_mlm", ROBERTA, 128, 0)
-    batch = collate([pair_of(20, 30)] * 200, np.arange(200))
+    batch = collate(batch_of([pair_of(20, 30)] * 200), np.arange(200))
     assert batch.labels is not None
     assert not torch.isin(batch.labels, torch.tensor([0, 1, 2])).any()
     assert (batch.labels != IGNORED_LABEL).sum(1).tolist() == [8] * 200

@@ -20,6 +20,7 @@ from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
 from minimoe_dist.data.indexed_format import INDEX_HEADER, IndexLayout, words_bytes
 from minimoe_dist.data.indexed_writing import IndexedCorpusWriter, WriterState
 from minimoe_dist.data.pairs import PairSource
+from tests.data.pair_batches import draw_one
 
 DOCUMENTS = [[[5, 6, 7], [8]], [[1, 2]], [[9] * 40, [3, 4], [0, 99]]]
 
@@ -229,7 +230,7 @@ def test_pairs_are_drawn_beyond_32_bits(tmp_path):
     assert corpus.num_tokens > 2**32
     source = PairSource(corpus, 128, seed=0)
     for k in range(20):
-        pair = source.pair(0, k * (source.num_samples // 20))
+        pair = draw_one(source, 0, k * (source.num_samples // 20))
         assert len(pair.first) + len(pair.second) == 125
 
 
@@ -266,7 +267,7 @@ def test_marks_of_a_corpus_reach_its_pairs(tmp_path):
     corpus = IndexedCorpus.open(str(tmp_path / "c"))
     source = PairSource(corpus, 64, seed=1, word_marks=corpus.word_marks)
     for k in range(source.num_samples):
-        pair = source.pair(0, k)
+        pair = draw_one(source, 0, k)
         assert np.array_equal(pair.first_continues, pair.first % 3 == 1)
         assert np.array_equal(pair.second_continues, pair.second % 3 == 1)
 

@@ -13,6 +13,7 @@ import torch
 from minimoe_dist.data.batches import MaskedCollate, MicroBatch, SpecialTokens
 from minimoe_dist.data.loader import PairLoader, StepBatch, heldout_batches
 from minimoe_dist.data.pairs import Pair, PairBatch
+from tests.data.pair_batches import batch_of
 
 SPECIAL = SpecialTokens(cls=1, sep=2, pad=0, mask=3, vocab_size=1000)
 THREAD_NAME = "pair-loader"
@@ -30,7 +31,7 @@ class NumberedPairs:
         if self.broken in numbers:
             raise OSError("pair cannot be read")
         firsts, seconds = (10 + epochs)[:, None], (100 + numbers)[:, None]
-        return PairBatch.of([Pair(*both, False) for both in zip(firsts, seconds, strict=True)])
+        return batch_of([Pair(*both, False) for both in zip(firsts, seconds, strict=True)])
 
 
 class PlainCollate:

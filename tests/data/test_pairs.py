@@ -10,6 +10,7 @@ from minimoe_dist.data.indexed import IndexedCorpus
 from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 from minimoe_dist.data.pairs import BlendedPairs, Pair, PairBatch, PairSource
 from tests.data.memory_corpus import MemoryCorpus
+from tests.data.pair_batches import batch_of, draw_one
 
 ROOM = 125
 MAX_LENGTH = ROOM + 3
@@ -35,21 +36,21 @@ def all_pairs(source: PairSource | BlendedPairs, epoch: int = 0) -> list[Pair]:
 def test_a_pair_does_not_depend_on_what_was_drawn_before() -> None:
     corpus = MemoryCorpus(plain_documents(30))
     one, other = (PairSource(corpus, MAX_LENGTH, seed=1) for _ in range(2))
-    forward = [one.pair(2, k) for k in range(40)]
-    backward = [other.pair(2, k) for k in reversed(range(40))][::-1]
+    forward = [draw_one(one, 2, k) for k in range(40)]
+    backward = [draw_one(other, 2, k) for k in reversed(range(40))][::-1]
     assert all(map(same_pair, forward, backward))
 
 
 def test_epochs_draw_different_pairs() -> None:
     source = PairSource(MemoryCorpus(plain_documents(30)), MAX_LENGTH, seed=1)
-    assert sum(same_pair(source.pair(0, k), source.pair(1, k)) for k in range(60)) < 5
+    assert sum(same_pair(draw_one(source, 0, k), draw_one(source, 1, k)) for k in range(60)) < 5
 
 
 def test_seeds_draw_different_pairs_but_equally_many() -> None:
     corpus = MemoryCorpus(plain_documents(30))
     one, other = (PairSource(corpus, MAX_LENGTH, seed=seed) for seed in (1, 2))
     assert one.num_samples == other.num_samples
-    assert sum(same_pair(one.pair(0, k), other.pair(0, k)) for k in range(60)) < 5
+    assert sum(same_pair(draw_one(one, 0, k), draw_one(other, 0, k)) for k in range(60)) < 5
 
 
 def test_an_actual_next_segment_follows_the_first_in_its_document() -> None:
@@ -89,7 +90,11 @@ def test_a_single_document_gives_its_own_random_next_segments() -> None:
 def test_a_corpus_of_one_sentence_gives_one_pair_of_it_twice() -> None:
     source = PairSource(MemoryCorpus([[9]]), MAX_LENGTH, seed=1)
     assert source.num_samples == 1
-    assert source.pair(0, 0).first.tolist() == source.pair(0, 0).second.tolist() == [*range(9)]
+    assert (
+        draw_one(source, 0, 0).first.tolist()
+        == draw_one(source, 0, 0).second.tolist()
+        == [*range(9)]
+    )
 
 
 def test_documents_of_one_sentence_have_only_random_next_segments_one_each() -> None:
@@ -151,7 +156,7 @@ def test_an_epoch_takes_equally_many_pairs_from_every_tenth_of_the_corpus() -> N
 def test_the_first_pairs_of_an_epoch_lie_all_over_the_corpus() -> None:
     corpus = MemoryCorpus(plain_documents(1000, sentences=15))
     source = PairSource(corpus, MAX_LENGTH, seed=1)
-    tenths = [int(source.pair(0, k).first[0]) * 10 // corpus.num_tokens for k in range(100)]
+    tenths = [int(draw_one(source, 0, k).first[0]) * 10 // corpus.num_tokens for k in range(100)]
     assert np.bincount(tenths, minlength=10).min() >= 4
 
 
@@ -165,7 +170,7 @@ class NumberedPairs:
     def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
         assert ((numbers >= 0) & (numbers < self.num_samples)).all()
         both = np.stack([epochs, numbers], axis=1)
-        return PairBatch.of([Pair(np.array([self.name]), row, False) for row in both])
+        return batch_of([Pair(np.array([self.name]), row, False) for row in both])
 
 
 def names_and_numbers(blend: BlendedPairs, epoch: int) -> list[tuple[int, ...]]:
@@ -192,7 +197,7 @@ def test_a_weight_below_one_goes_on_in_the_next_epoch_where_it_stopped() -> None
 
 def test_sources_keep_their_shares_in_every_prefix_of_an_epoch() -> None:
     blend = BlendedPairs([NumberedPairs(0, 9000), NumberedPairs(1, 1000)], [1.0, 1.0])
-    names = [int(blend.pair(0, k).first[0]) for k in range(1000)]
+    names = [int(draw_one(blend, 0, k).first[0]) for k in range(1000)]
     assert sum(names) == pytest.approx(100, abs=5)
     assert sum(islice(names, 100)) == pytest.approx(10, abs=3)
 
@@ -227,7 +232,7 @@ def test_marks_stay_with_their_tokens() -> None:
     plain = PairSource(corpus, 20, seed=1)
     marked = PairSource(corpus, 20, seed=1, word_marks=word_marks)
     for k in range(plain.num_samples):
-        one, other = plain.pair(0, k), marked.pair(0, k)
+        one, other = draw_one(plain, 0, k), draw_one(marked, 0, k)
         assert one.first_continues is None
         for tokens, same, marks in (
             (one.first, other.first, other.first_continues),

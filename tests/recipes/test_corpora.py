@@ -56,7 +56,7 @@ def test_chinese_words_are_masked_whole(tmp_path, teacher):
     data = open_data(configuration(tmp_path, "data.whole_word_mask=true"))
     seen = set()
     for epoch in range(60):
-        batch = data.collate([data.pairs.pair(epoch, 0)], np.array([epoch]))
+        batch = data.collate(data.pairs.draw(np.array([epoch]), np.array([0])), np.array([epoch]))
         ids = np.where(batch.labels[0] == IGNORED_LABEL, -1, batch.labels[0]).tolist()
         runs = "".join(teacher.convert_ids_to_tokens(i) if i >= 0 else " " for i in ids).split()
         seen.update(runs)
@@ -66,7 +66,7 @@ def test_chinese_words_are_masked_whole(tmp_path, teacher):
 
 def test_without_whole_words_pairs_carry_no_marks(tmp_path, teacher):
     build(tmp_path, teacher, whole_words=True)
-    pair = open_data(configuration(tmp_path)).pairs.pair(0, 0)
+    pair = open_data(configuration(tmp_path)).pairs.draw(np.array([0]), np.array([0]))[0]
     assert pair.first_continues is None and pair.second_continues is None
 
 

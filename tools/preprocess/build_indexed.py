@@ -32,21 +32,21 @@ def main() -> None:
     add("--whole_words", action="store_true", help="mark Chinese words for whole-word masks")
     add("--shard", metavar="i/n", help="read only the i-th of n shares of the inputs, i from 0")
     add("--overwrite", action="store_true", help="replace another corpus that stands there")
-    given = parser.parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        options, portion = reading_options(given), Portion.parse(given.shard)
-        inputs = find_inputs(given.input_dir, given.input_regex)
+        options, portion = reading_options(args), Portion.parse(args.shard)
+        inputs = find_inputs(args.input_dir, args.input_regex)
         result = build_indexed(
             inputs,
-            os.path.join(given.output_dir, given.output_prefix),
-            open_tokenizer(given.tokenizer_name_or_path, given.do_lower_case),
+            os.path.join(args.output_dir, args.output_prefix),
+            open_tokenizer(args.tokenizer_name_or_path, args.do_lower_case),
             options,
-            heldout_fraction=given.heldout_fraction,
-            whole_words=given.whole_words,
+            heldout_fraction=args.heldout_fraction,
+            whole_words=args.whole_words,
             portion=portion,
-            overwrite=given.overwrite,
-            tokenizer_name=given.tokenizer_name_or_path,
+            overwrite=args.overwrite,
+            tokenizer_name=args.tokenizer_name_or_path,
         )
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")

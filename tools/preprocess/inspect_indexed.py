@@ -31,26 +31,26 @@ def main() -> None:
     add("--histogram", metavar="PNG", help="draw lengths of the first corpus's texts there")
     add("--verify", action="store_true", help="read all and compare hashes with the manifest")
     add("--tokenizer_name_or_path", help="default: what the manifest says")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        prefixes = [prefix for pattern in given.corpora for prefix in find_corpora(pattern)]
+        prefixes = [prefix for pattern in args.corpora for prefix in find_corpora(pattern)]
     except ValueError as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
     try:
         for number, prefix in enumerate(prefixes):
             corpus = IndexedCorpus.open(prefix)
-            found = statistics(corpus, given.max_length, given.seed)
-            print(report(corpus, found))
-            if given.verify:
+            stats = statistics(corpus, args.max_length, args.seed)
+            print(report(corpus, stats))
+            if args.verify:
                 corpus.verify_hashes()
                 print("  hashes: as the manifest says")
-            if given.show_documents or given.show_pairs:
-                tokenizer = open_tokenizer(given.tokenizer_name_or_path or corpus.tokenizer_name())
-                print(*show_documents(corpus, tokenizer, given.show_documents), sep="\n")
-                options = given.show_pairs, given.max_length, given.seed
+            if args.show_documents or args.show_pairs:
+                tokenizer = open_tokenizer(args.tokenizer_name_or_path or corpus.tokenizer_name())
+                print(*show_documents(corpus, tokenizer, args.show_documents), sep="\n")
+                options = args.show_pairs, args.max_length, args.seed
                 print(*show_pairs(corpus, tokenizer, *options), sep="\n")
-            if given.histogram and number == 0:
-                draw_lengths(found, given.histogram, prefix)
+            if args.histogram and number == 0:
+                draw_lengths(stats, args.histogram, prefix)
     except (ValueError, OSError) as error:
         parser.exit(ExitStatus.FAILED, f"error: {error}\n")
 

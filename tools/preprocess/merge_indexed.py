@@ -22,13 +22,13 @@ def main() -> None:
     add("--output_dir", required=True, help="where the new corpus goes")
     add("--output_prefix", default="corpus", help="its name there")
     add("--overwrite", action="store_true", help="replace a corpus that stands there")
-    given = parser.parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         result = merge_parts(
-            find_corpora(os.path.join(given.input_dir, given.input_regex)),
-            os.path.join(given.output_dir, given.output_prefix),
-            overwrite=given.overwrite,
+            find_corpora(os.path.join(args.input_dir, args.input_regex)),
+            os.path.join(args.output_dir, args.output_prefix),
+            overwrite=args.overwrite,
         )
     except (ValueError, OSError) as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")

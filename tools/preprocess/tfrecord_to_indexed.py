@@ -33,20 +33,20 @@ def main() -> None:
     add("--shard", metavar="i/n", help="read only the i-th of n shares of the inputs, i from 0")
     add("--strict", action="store_true", help="fail at the first damaged record")
     add("--overwrite", action="store_true", help="replace a corpus that stands there")
-    given = parser.parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        options = ReadingOptions("tfrecord", strict=given.strict, input_dir=given.input_dir,
-                                 num_processors=given.num_processors)  # fmt: skip
+        options = ReadingOptions("tfrecord", strict=args.strict, input_dir=args.input_dir,
+                                 num_processors=args.num_processors)  # fmt: skip
         result = build_indexed(
-            find_inputs(given.input_dir, given.input_regex),
-            os.path.join(given.output_dir, given.output_prefix),
-            open_tokenizer(given.tokenizer_name_or_path),
+            find_inputs(args.input_dir, args.input_regex),
+            os.path.join(args.output_dir, args.output_prefix),
+            open_tokenizer(args.tokenizer_name_or_path),
             options,
-            heldout_fraction=given.heldout_fraction,
-            portion=Portion.parse(given.shard),
-            overwrite=given.overwrite,
-            tokenizer_name=given.tokenizer_name_or_path,
+            heldout_fraction=args.heldout_fraction,
+            portion=Portion.parse(args.shard),
+            overwrite=args.overwrite,
+            tokenizer_name=args.tokenizer_name_or_path,
         )
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")

@@ -1,4 +1,4 @@
-"""Readers of raw corpora, all with one interface: files to blocks, blocks to documents."""
+"""Reads raw corpora through one interface: files to blocks, blocks to documents."""
 
 from ..blocks import Source
 from .archives import ArchiveSource

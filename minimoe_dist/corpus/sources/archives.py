@@ -1,4 +1,4 @@
-"""tar and zip files: their members are read one after the other, and never unpacked to a disk."""
+"""Reads the members of tar and zip files one after the other, without unpacking them to a disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONG_HEADERS = (
 
 
 class UnreadableError(UserError):
-    """A file that is no text.
+    """A file is no text.
 
     Args:
         message: says what it is and what to do with it.
@@ -51,7 +51,7 @@ class UnreadableError(UserError):
 
 
 def is_tar(beginning: bytes) -> bool:
-    """Whether a file begins with the head of a tar file's member, whose checksum is right."""
+    """Tells whether a file begins with a tar member's header whose checksum is right."""
     try:
         tarfile.TarInfo.frombuf(beginning[:_TAR_HEADER_BYTES], "utf-8", "surrogateescape")
         return True
@@ -76,7 +76,7 @@ def check_zip(stream: InputStream) -> None:
     except zipfile.BadZipFile as error:
         raise UserError(f"{stream.path}: a damaged zip file ({error}); fetch it again") from None
     if kind is not None:
-        raise UnreadableError(f"{stream.name}: looks like {kind.what}", kind.holds_text)
+        raise UnreadableError(f"{stream.name}: looks like {kind.description}", kind.holds_text)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class ArchiveSource:
             yield from cutter.damage()
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The documents of all members in a block."""
+        """Yields the documents of all members in a block."""
         for source, piece in block.members:
             if not problems.note_damage(piece):
                 yield from source.documents(piece, problems)

@@ -50,7 +50,7 @@ _CONTAINERS = ("tfrecord", "parquet", "tar", "zip")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What readers want to know.
+    """Holds those of the reading options that readers of single files need.
 
     Attributes:
         longest_sentence: where over-long sentences are cut, in characters.
@@ -70,11 +70,11 @@ class SourceOptions:
     wrapped: str = "auto"
 
     def reader(self, wrapping: Wrapping | None = None) -> RecordReader:
-        """What makes documents of JSON records."""
+        """Builds the reader that makes documents of JSON records."""
         return RecordReader(self.text_key, self.title_key, wrapping)
 
     def wrapping(self, beginning: str) -> Wrapping | None:
-        """How a text is wrapped, by its beginning; None if its lines are to be kept."""
+        """Recognises how a text is wrapped, by its beginning; None if its lines are to be kept."""
         if self.wrapped == "keep":
             return None
         return recognise_wrapping(beginning, is_certain=self.wrapped == "join")
@@ -100,7 +100,7 @@ INPUT_FORMATS = ("auto", *_KINDS)
 def choose_source(
     stream: InputStream, input_format: str = "auto", options: SourceOptions | None = None
 ) -> Source:
-    """The reader of a file or member: the one asked for, or by a look at its beginning.
+    """Chooses the reader of a file or member: the one asked for, or by a look at its beginning.
 
     "auto" knows `<doc ` (wiki), arrays of JSON objects and `{"RECORDS": [...]}` (json), JSON
     objects one a line (jsonl), Parquet, TFRecords, names that end in .format and text of one
@@ -156,7 +156,7 @@ def choose_source(
 
 
 def _whole_lines(beginning: bytes) -> str:
-    """A file's beginning as text, without a last line that was cut off."""
+    """Returns a file's beginning as text, without a last line that was cut off."""
     text = beginning.decode("utf-8", "replace").replace("\r\n", "\n")
     # White space before the text may have been taken away.
     is_cut = len(beginning) > _PEEKED_BYTES // 2
@@ -164,7 +164,7 @@ def _whole_lines(beginning: bytes) -> str:
 
 
 def _container(beginning: bytes) -> str | None:
-    """The kind of a file whose text lies in parts of it that have to be found."""
+    """Names the kind of container that a file is; None for files that are text throughout."""
     if is_tfrecord(beginning):
         return "tfrecord"
     if beginning.startswith(PARQUET_MAGIC):
@@ -176,7 +176,7 @@ def _container(beginning: bytes) -> str | None:
 
 def _refuse(stream: InputStream, kind: Unreadable | None) -> None:
     if kind is not None:
-        raise UnreadableError(f"{stream.name}: looks like {kind.what}", kind.holds_text)
+        raise UnreadableError(f"{stream.name}: looks like {kind.description}", kind.holds_text)
 
 
 def _decode(stream: InputStream, encoding: str | None) -> None:
@@ -209,7 +209,7 @@ def _recognise(name: str, beginning: bytes) -> str:
 
 
 def _has_a_sentence_a_line(beginning: bytes) -> bool:
-    """Whether nearly all lines of a file's beginning are one whole sentence each.
+    """Tells whether nearly all lines of a file's beginning are one whole sentence each.
 
     Somebody has split such a text already: splitting it again could only do harm, and leaving its
     short sentences out is not ours to decide.
@@ -240,7 +240,7 @@ def _recognise_objects(beginning: bytes) -> str:
 
 
 def _first_texts(name: str, beginning: bytes, reader: RecordReader) -> list[str]:
-    """The texts of the first records.
+    """Returns the texts of the first records.
 
     Raises:
         UserError: none of them has its text where it is looked for.
@@ -268,7 +268,7 @@ def _first_texts(name: str, beginning: bytes, reader: RecordReader) -> list[str]
 
 
 def _unfinished_string(raw: bytes) -> str:
-    """The lines of a JSON string whose end has not been read; "" if there are none."""
+    """Returns the lines of a JSON string whose end has not been read; "" if there are none."""
     content = raw[: raw.rfind(b"\\n") + 2].decode("utf-8", "replace")
     try:
         return str(json.loads(f'"{content}"', strict=False))
@@ -277,7 +277,7 @@ def _unfinished_string(raw: bytes) -> str:
 
 
 def find_inputs(input_dir: str, input_regex: str) -> list[str]:
-    """The files below a folder whose name, or path from the folder, matches a glob, sorted.
+    """Finds the files below a folder whose name, or path from the folder, matches a glob, sorted.
 
     `x.format` is left out where `x` matches too: it holds the same text; so is `x.index`, which
     is no text.
@@ -289,18 +289,18 @@ def find_inputs(input_dir: str, input_regex: str) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"--input_dir {input_dir!r}: no such folder")
     try:
-        found = {str(path) for path in folder.rglob(input_regex) if path.is_file()}
+        paths = {str(path) for path in folder.rglob(input_regex) if path.is_file()}
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"--input_regex {input_regex!r}: {error}; give a glob") from None
-    kept = [
+    inputs = [
         path
-        for path in sorted(found)
+        for path in sorted(paths)
         if not path.endswith(PARTIAL)
         and not any(
-            path.endswith(suffix) and path.removesuffix(suffix) in found
+            path.endswith(suffix) and path.removesuffix(suffix) in paths
             for suffix in (FORMAT_SUFFIX, INDEX_SUFFIX)
         )
     ]
-    if not kept:
+    if not inputs:
         raise UserError(f"--input_regex {input_regex!r}: matches no file in {input_dir!r}")
-    return kept
+    return inputs

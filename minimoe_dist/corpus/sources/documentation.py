@@ -1,4 +1,4 @@
-"""English prose that comes with Python, always there, and that of documentation packages."""
+"""Reads the English prose that comes with every Python, and that of documentation packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_PROSE_FOLDERS = frozenset(
 
 
 def python_documentation() -> Iterator[Document]:
-    """English prose that every Python carries: its language topics and library docstrings.
+    """Yields English prose that every Python carries: its language topics and library docstrings.
 
     One document a topic and one a module, in an order that depends on the Python version only;
     lines are paragraphs. Sources are parsed, never imported.
@@ -43,7 +43,7 @@ def python_documentation() -> Iterator[Document]:
 
 
 def documentation_folder(folder: str | os.PathLike[str]) -> Iterator[Document]:
-    """The prose of a folder's reStructuredText, plain or gzipped, as Debian's packages carry it.
+    """Yields the prose of a folder's reStructuredText, plain or gzipped, as in Debian packages.
 
     One document a file, in the order of their paths; lines are paragraphs. Folders named
     ``translations`` are left out.
@@ -51,10 +51,10 @@ def documentation_folder(folder: str | os.PathLike[str]) -> Iterator[Document]:
     Raises:
         UserError: there is no such folder, or no such file below it.
     """
-    found = [path for path in sorted(Path(folder).rglob("*")) if path.name.endswith(_SUFFIXES)]
-    if not found:
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.name.endswith(_SUFFIXES)]
+    if not paths:
         raise UserError(f"{folder}: no {_SUFFIXES[0]} file below it; give another folder")
-    for path in found:
+    for path in paths:
         if "translations" not in path.relative_to(folder).parts:
             content = path.read_bytes()
             text = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -72,12 +72,12 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return
-    waiting: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
-    while waiting:
-        node = waiting.pop()
+    nodes: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    while nodes:
+        node = nodes.pop()
         if text := ast.get_docstring(node):
             yield text
-        waiting.extend(
+        nodes.extend(
             child
             for child in reversed(node.body)
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -85,7 +85,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def _prose(text: str) -> Iterator[str]:
-    """The paragraphs of a documentation text that are prose, each on one line."""
+    """Yields the paragraphs of a documentation text that are prose, each on one line."""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         lines = [line.strip() for line in paragraph.split("\n")]
         if paragraph.startswith("    ") or lines[0].startswith(_LITERAL_START):

@@ -1,4 +1,4 @@
-"""JSON records to documents: which keys hold what, and what is wrong with a record."""
+"""Turns JSON records into documents, and says what is wrong with a record."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from ..blocks import Document, Problems
 from ..wrapping import Wrapping
 
-TEXT_KEYS = ("text", "content")
-TITLE_KEYS = ("title",)
+_TEXT_KEYS = ("text", "content")
+_TITLE_KEYS = ("title",)
 # Not strict: line ends and tabs inside strings are common in the wild, and do no harm.
 _PARSE = json.JSONDecoder(strict=False).decode
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands, to say so when something is wrong with it."""
+    """Says where a record stands, for messages about it."""
 
     problems: Problems
     path: str
     line: int
     prefix: str = ""
 
-    def note(self, kind: str, what: str, lost: int = 0) -> None:
+    def note(self, kind: str, problem: str, lost: int = 0) -> None:
         """Notes a problem there, and the characters that it costs."""
-        self.problems.note(kind, self.path, self.line, self.prefix + what, lost)
+        self.problems.note(kind, self.path, self.line, self.prefix + problem, lost)
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class RecordReader:
 
     Attributes:
         text_key: the key of the text, a string or a list of them; None for the first of
-            `TEXT_KEYS` that a record has.
-        title_key: the key of the title; None for `TITLE_KEYS`.
+            `_TEXT_KEYS` that a record has.
+        title_key: the key of the title; None for `_TITLE_KEYS`.
         wrapping: how the texts' lines were broken, None if they were not.
     """
 
@@ -45,10 +45,20 @@ class RecordReader:
     title_key: str | None = None
     wrapping: Wrapping | None = None
 
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """The keys of the text, the first of which that a record has counts."""
+        return (self.text_key,) if self.text_key else _TEXT_KEYS
+
+    @property
+    def title_keys(self) -> tuple[str, ...]:
+        """The keys of the title, the first of which that a record has counts."""
+        return (self.title_key,) if self.title_key else _TITLE_KEYS
+
     def parse(
         self, text: str, place: Place, *, continues: bool = False, is_part: bool = False
     ) -> Document | None:
-        """The document of a record as written; None, and noted, if it cannot be read."""
+        """Parses a record to its document; None, and noted, if it cannot be read."""
         try:
             record = _PARSE(text)
         except (ValueError, RecursionError) as error:
@@ -64,7 +74,7 @@ class RecordReader:
     def parse_all(
         self, data: bytes, *, continues: bool = False, is_part: bool = False
     ) -> list[Document] | None:
-        """The documents of records in a row, commas between them; None if any has a fault.
+        """Parses records with commas between them to documents; None if any has a fault.
 
         Args:
             data: of the records.
@@ -90,11 +100,10 @@ class RecordReader:
     def document(
         self, record: Any, *, continues: bool = False, is_part: bool = False
     ) -> Document | None:
-        """The document of a parsed record; None if it has no text and is not a part of one."""
+        """Makes the document of a parsed record; None if it has no text and is no part of one."""
         if not isinstance(record, dict):
             return None
-        text = _first(record, (self.text_key,) if self.text_key else TEXT_KEYS)
-        title = _first(record, (self.title_key,) if self.title_key else TITLE_KEYS)
+        text, title = _first(record, self.text_keys), _first(record, self.title_keys)
         if isinstance(text, list) and all(isinstance(line, str) for line in text):
             text = "\n".join(text)
         if text is None and is_part:
@@ -114,16 +123,16 @@ class RecordReader:
         return Document(title or None, lines, continues)
 
     def text_of(self, record: dict[str, Any]) -> str:
-        """The text of a parsed record that has one, as it stands there."""
-        text = _first(record, (self.text_key,) if self.text_key else TEXT_KEYS)
+        """Returns the text of a parsed record that has one, as it stands there."""
+        text = _first(record, self.text_keys)
         return "\n".join(text) if isinstance(text, list) else str(text)
 
     def no_text(self, record: Any) -> str:
         """Says what a record without text has instead."""
-        wanted = repr(self.text_key) if self.text_key else " or ".join(map(repr, TEXT_KEYS))
+        keys = " or ".join(map(repr, self.text_keys))
         if not isinstance(record, dict):
             return f"a {type(record).__name__}, not an object"
-        return f"no text at key {wanted}; its keys: {', '.join(list(record)[:8])}"[:200]
+        return f"no text at key {keys}; its keys: {', '.join(list(record)[:8])}"[:200]
 
 
 _BETWEEN = ", \t\r\n"
@@ -143,7 +152,7 @@ def _is_sound(document: Document) -> bool:
 
 
 def repaired(document: Document, place: Place) -> Document:
-    """The document without NUL characters and with U+FFFD for halves of surrogate pairs."""
+    """Returns the document without NUL characters and with U+FFFD for halves of surrogate pairs."""
     if _is_sound(document):
         return document
     text = "\n".join([document.title or "", *document.lines])

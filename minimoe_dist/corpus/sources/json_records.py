@@ -1,4 +1,4 @@
-"""JSON: one object a line, or one array of objects a file, as WuDao is published.
+"""Reads JSON: one object a line, or one array of objects a file, as WuDao is published.
 
 Files are never parsed as a whole. Blocks end between two records; a record that is longer than
 a block is cut inside its text, so that memory stays bounded by the size of a block.
@@ -36,14 +36,14 @@ _RECORD_REACH = 256
 
 
 def array_header(beginning: bytes) -> bytes | None:
-    """What stands before the first record of an array; None if the file begins with no array."""
+    """Returns the bytes before an array's first record; None if the file begins with no array."""
     start = _ARRAY_START.match(beginning)
     return start[0] if start else None
 
 
 @dataclass(frozen=True)
 class _JsonSource:
-    """What both kinds share.
+    """Holds the settings and the cutting of long records that both kinds share.
 
     Attributes:
         reader: makes documents of records.
@@ -59,7 +59,7 @@ class _JsonSource:
     def _begin_long_record(
         self, cutter: BlockCutter, window: bytes, carried: bytes, scan: Scan
     ) -> tuple[Block, bytes, bytes] | None:
-        """The beginning of a record that fills the window, the rest, and what goes before it.
+        """Cuts a record that fills the window: its beginning, the rest, and that one's prefix.
 
         None if the record cannot be cut where the window ends.
         """
@@ -79,7 +79,7 @@ class _JsonSource:
 
 @dataclass(frozen=True)
 class JsonLinesSource(_JsonSource):
-    """One JSON object a line, as wikiextractor's --json writes them."""
+    """Reads one JSON object a line, as wikiextractor's --json writes them."""
 
     def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts after lines, and inside the text of a record that is longer than a block."""
@@ -123,7 +123,7 @@ class JsonLinesSource(_JsonSource):
         return rest, skipped
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The records of the lines; what cannot be read is noted and left out."""
+        """Yields the records of the lines; what cannot be read is noted and left out."""
         lines = decode_lines(block, problems)
         for number, line in enumerate(lines, block.first_line):
             if line and not line.isspace():
@@ -140,7 +140,7 @@ class JsonLinesSource(_JsonSource):
 
 @dataclass(frozen=True)
 class JsonSource(_JsonSource):
-    """One array of objects a file, bare or as `{"RECORDS": [...]}`; or objects in a row."""
+    """Reads one array of objects a file, bare or as `{"RECORDS": [...]}`, or objects in a row."""
 
     def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts after records, and inside the text of a record that is longer than a block."""
@@ -228,7 +228,7 @@ class JsonSource(_JsonSource):
             rest, first = rest[step:] + more, 0
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The records of the block; what cannot be read is noted and left out."""
+        """Yields the records of the block; what cannot be read is noted and left out."""
         data = block.read()
         documents = self.reader.parse_all(
             data, continues=block.continues_document, is_part=_holds_part(block)
@@ -282,8 +282,8 @@ def _next_record_pattern(beginning: bytes) -> re.Pattern[bytes]:
 
 def _what_is_broken(window: bytes, scan: Scan) -> str:
     if scan.broken is not None:
-        shown = window[scan.broken : scan.broken + 24].decode("utf-8", "replace")
-        return f"bad JSON in the record that begins here: {shown!r} where no text may stand"
+        excerpt = window[scan.broken : scan.broken + 24].decode("utf-8", "replace")
+        return f"bad JSON in the record that begins here: {excerpt!r} where no text may stand"
     if scan.closed is not None:
         return "bad JSON: a bracket that nothing has opened"
     return "the file ends inside the record that begins here"

@@ -34,7 +34,7 @@ _BROKEN_CHARACTERS = "".join(map(chr, range(0xDC80, 0xDD00)))
 
 @dataclass
 class Scan:
-    """What a window holds.
+    """Says what a window of bytes holds.
 
     Attributes:
         ends: positions after its records, in order.
@@ -51,8 +51,8 @@ class Scan:
     depth: int = 0
 
 
-def mask_escapes(data: bytes) -> bytes:
-    """The same number of bytes, with escaped quotes and backslashes replaced."""
+def _mask_escapes(data: bytes) -> bytes:
+    """Replaces escaped quotes and backslashes by as many other bytes."""
     if b"\\" not in data:
         return data
     return data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
@@ -60,34 +60,34 @@ def mask_escapes(data: bytes) -> bytes:
 
 def scan_records(window: bytes) -> Scan:
     """Looks for records (objects) from a place between two of them."""
-    found = Scan()
-    for token in _TOKEN.finditer(mask_escapes(window)):
+    scan = Scan()
+    for token in _TOKEN.finditer(_mask_escapes(window)):
         kind = token.lastindex
         if kind == 3:
             bracket = token[0]
             if bracket in (b"{", b"["):
-                if found.depth == 0 and bracket == b"[":
-                    found.broken = token.start()
+                if scan.depth == 0 and bracket == b"[":
+                    scan.broken = token.start()
                     break
-                found.depth += 1
-            elif found.depth:
-                found.depth -= 1
-                if found.depth == 0:
-                    found.ends.append(token.end())
+                scan.depth += 1
+            elif scan.depth:
+                scan.depth -= 1
+                if scan.depth == 0:
+                    scan.ends.append(token.end())
             elif bracket == b"]":
-                found.closed = token.start()
+                scan.closed = token.start()
                 break
             else:
-                found.broken = token.start()
+                scan.broken = token.start()
                 break
-        elif kind is None or (found.depth == 0 and not _separates(token)):
+        elif kind is None or (scan.depth == 0 and not _separates(token)):
             if not _goes_on(window, token.start()):
-                found.broken = token.start()
+                scan.broken = token.start()
             break
         elif kind == 2:
-            found.open_string = token.start()
+            scan.open_string = token.start()
             break
-    return found
+    return scan
 
 
 def _separates(token: re.Match[bytes]) -> bool:
@@ -95,7 +95,7 @@ def _separates(token: re.Match[bytes]) -> bool:
 
 
 def _goes_on(window: bytes, position: int) -> bool:
-    """Whether what stands at the window's end may be the beginning of a scalar."""
+    """Tells whether what stands at the window's end may be the beginning of a scalar."""
     return len(window) - position < 9 and window[position:].replace(b"-", b"a").isalpha()
 
 
@@ -117,7 +117,7 @@ class InnerCut:
 def cut_inside_string(
     window: bytes, scan: Scan, longest: int, *, is_wrapped: bool = False
 ) -> InnerCut | None:
-    """A cut inside the string that the window ends in, between two sentences of it.
+    """Finds a cut inside the string that the window ends in, between two sentences of it.
 
     Wrapped text is cut between two paragraphs, if there is a place.
 
@@ -127,7 +127,7 @@ def cut_inside_string(
         return None
     quote = scan.open_string
     reach = max(0, quote - _KEY_REACH)
-    key = _KEY_BEFORE.search(mask_escapes(window[reach:quote]))
+    key = _KEY_BEFORE.search(_mask_escapes(window[reach:quote]))
     if key is None:
         return None
     content = window[quote + 1 :]
@@ -139,15 +139,15 @@ def cut_inside_string(
 
 
 def _last_paragraph(raw: bytes) -> int:
-    """Where the last paragraph of a string's content, as it stands in the file, begins."""
+    """Returns where the last paragraph of a string's content, as it stands in the file, begins."""
     masked = raw.replace(b"\\\\", b"__")
     # What the window ends in may be the beginning of another empty line.
-    places = ((masked.rfind(gap, 0, len(masked) - 4), len(gap)) for gap in _EMPTY_LINES)
-    return max((place + size for place, size in places if place >= 0), default=0)
+    starts = ((masked.rfind(gap, 0, len(masked) - 4), len(gap)) for gap in _EMPTY_LINES)
+    return max((start + size for start, size in starts if start >= 0), default=0)
 
 
 def _safe_length(raw: bytes, longest: int) -> int:
-    """How much of a string's content, as it stands in the file, may be cut off; 0 if nothing."""
+    """Returns the raw bytes of a string's content that may be cut off; 0 if none."""
     masked = raw.replace(b"\\\\", b"__")
     raw = raw[: len(raw) - _unfinished(masked)]
     line_end = masked.rfind(b"\\n", 0, len(raw)) + 2
@@ -165,17 +165,17 @@ def _safe_length(raw: bytes, longest: int) -> int:
 
 
 def _unfinished(masked: bytes) -> int:
-    """Size of the part of an escape, or of a pair of them, at the end of a string's content."""
+    """Returns the size of an unfinished escape, or pair of them, at a string content's end."""
     tail = masked[-16:]
-    kept = tail
+    sound = tail
     for pattern in (_UNFINISHED_ESCAPE, _UNFINISHED_PAIR):
-        if match := pattern.search(kept):
-            kept = kept[: match.start()]
-    return len(tail) - len(kept)
+        if match := pattern.search(sound):
+            sound = sound[: match.start()]
+    return len(tail) - len(sound)
 
 
 def _raw_beginning(content: str, characters: int) -> str:
-    """The beginning of a string as written that stands for so many characters."""
+    """Returns the beginning of a string as written that stands for ``characters`` characters."""
     position = 0
     for piece in _ESCAPED.finditer(content):
         size = 1 if piece[0].startswith("\\") else len(piece[0])

@@ -1,4 +1,4 @@
-"""Parquet, in which Wikipedia and most corpora are handed out: its rows are read as JSON lines."""
+"""Reads Parquet, in which Wikipedia and most corpora are handed out: its rows as JSON lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import UserError
 from ..blocks import BLOCK_BYTES, Block, Document, Problems
 from ..sentences import SentenceRules
 from ..streams import InputStream
-from .json_documents import TEXT_KEYS, TITLE_KEYS, RecordReader
+from .json_documents import RecordReader
 from .json_records import JsonLinesSource
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ParquetSource:
     lines_are_sentences: ClassVar[bool] = False
 
     def first_texts(self, stream: InputStream) -> list[str]:
-        """The texts of some of the first rows.
+        """Returns the texts of some of the first rows.
 
         Raises:
             UserError: there is no column of text, the file is damaged or lies inside another,
@@ -63,7 +63,7 @@ class ParquetSource:
             yield from self._lines().blocks(lines)
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The documents of the rows."""
+        """Yields the documents of the rows."""
         return self._lines().documents(block, problems)
 
     def _lines(self) -> JsonLinesSource:
@@ -74,10 +74,9 @@ class ParquetSource:
         self, stream: InputStream, table: pyarrow.parquet.ParquetFile
     ) -> tuple[str, str | None]:
         names = _names(table.schema_arrow)
-        texts = (self.reader.text_key,) if self.reader.text_key else TEXT_KEYS
-        titles = (self.reader.title_key,) if self.reader.title_key else TITLE_KEYS
+        texts = self.reader.text_keys
         text = next((name for name in texts if name in names), None)
-        title = next((name for name in titles if name in names), None)
+        title = next((name for name in self.reader.title_keys if name in names), None)
         if text is None or not _holds_text(names[text]):
             fitting = [name for name, kind in names.items() if _holds_text(kind)]
             raise UserError(
@@ -88,7 +87,7 @@ class ParquetSource:
 
 
 class _Rows:
-    """The rows of a table as JSON lines.
+    """Gives the rows of a table as JSON lines.
 
     Attributes:
         damage: what was wrong with the table, which ends there; None as long as nothing was.
@@ -103,12 +102,12 @@ class _Rows:
         self._columns = [text] if title is None else [text, title]
         self._lines = self._read(table)
         self._rows_taken = 0
-        self._ahead = memoryview(b"")
+        self._buffer = memoryview(b"")
 
     def read(self, size: int) -> bytes:
-        if not self._ahead:
-            self._ahead = memoryview(self._next())
-        piece, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+        if not self._buffer:
+            self._buffer = memoryview(self._next())
+        piece, self._buffer = bytes(self._buffer[:size]), self._buffer[size:]
         return piece
 
     def _next(self) -> bytes:
@@ -176,16 +175,16 @@ def _opened(stream: InputStream) -> pyarrow.parquet.ParquetFile:
 
 
 def _names(schema: Any) -> dict[str, Any]:
-    """The types of columns by their names, those inside structures as `outer.inner`."""
+    """Returns the types of columns by their names, those inside structures as `outer.inner`."""
     import pyarrow
 
     names = {}
-    waiting = [(field.name, field.type) for field in schema]
-    while waiting:
-        name, kind = waiting.pop(0)
+    columns = [(field.name, field.type) for field in schema]
+    while columns:
+        name, kind = columns.pop(0)
         names[name] = kind
         if pyarrow.types.is_struct(kind):
-            waiting.extend((f"{name}.{part.name}", part.type) for part in kind)
+            columns.extend((f"{name}.{part.name}", part.type) for part in kind)
     return names
 
 
@@ -205,7 +204,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 def _field(row: dict[str, Any], name: str) -> Any:
-    """The value of a column, or of a field inside one; None where there is none."""
+    """Returns the value of a column, or of a field inside one; None where there is none."""
     value: Any = row
     for part in [name] if name in row else name.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""Plain text: of sentences or of paragraphs, with empty lines between documents or without."""
+"""Reads plain text: sentences or paragraphs, with empty lines between documents or without."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..wrapping import Wrapping
 
 @dataclass(frozen=True)
 class LineSource(ABC):
-    """What is read line by line; kinds differ in where documents begin.
+    """Reads files line by line; kinds differ in where documents begin.
 
     Attributes:
         block_bytes: size of a block.
@@ -38,23 +38,25 @@ class LineSource(ABC):
     def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts between documents, or inside one that is longer than a block."""
         assert self.block_bytes >= min(BLOCK_BYTES, 16 * self.longest_sentence)
-        window, before = b"", b""
+        window, previous = b"", b""
         with BlockCutter(stream) as cutter:
             while True:
                 window += cutter.read(self.block_bytes - len(window))
-                inside_line = bool(before) and not before.endswith(b"\n")
-                continues = bool(before) and (
-                    inside_line or not self._starts_document(before, window)
+                inside_line = bool(previous) and not previous.endswith(b"\n")
+                continues = bool(previous) and (
+                    inside_line or not self._starts_document(previous, window)
                 )
-                if before and not continues and (fault := self._fault_at_end(before)):
+                if previous and not continues and (fault := self._fault_at_end(previous)):
                     yield cutter.problem(*fault)
                 if not window:
                     yield from cutter.damage()
                     return
                 at_end = len(window) < self.block_bytes
                 end = len(window) if at_end else self._cut(window)
-                before, window = window[:end], window[end:]
-                yield cutter.block(before, continues_document=continues, continues_line=inside_line)
+                previous, window = window[:end], window[end:]
+                yield cutter.block(
+                    previous, continues_document=continues, continues_line=inside_line
+                )
 
     def _cut(self, window: bytes) -> int:
         return (
@@ -65,21 +67,21 @@ class LineSource(ABC):
 
     @abstractmethod
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The documents of one piece."""
+        """Yields the documents of one piece."""
 
     @abstractmethod
     def _last_start(self, window: bytes) -> int:
-        """Where the last document of a window starts, in bytes; 0 if only at its beginning."""
+        """Finds where a window's last document starts, in bytes; 0 if only at its beginning."""
 
     @abstractmethod
-    def _starts_document(self, before: bytes, window: bytes) -> bool:
-        """Whether a document starts between the end of the block before and a window.
+    def _starts_document(self, previous: bytes, window: bytes) -> bool:
+        """Tells whether a document starts between the end of the block before and a window.
 
         An empty window is the end of the file.
         """
 
-    def _fault_at_end(self, before: bytes) -> tuple[str, str] | None:
-        """What is wrong with a block's last document, which ends there: its kind and a message."""
+    def _fault_at_end(self, previous: bytes) -> tuple[str, str] | None:
+        """Finds a fault of the document that ends with a block: its kind and a message."""
         return None
 
 
@@ -89,7 +91,7 @@ _EMPTY_LINES = (b"\n\n", b"\n\r\n")
 
 @dataclass(frozen=True)
 class FormatSource(LineSource):
-    """Text of one sentence a line, with an empty line between documents."""
+    """Reads text of one sentence a line, with an empty line between documents."""
 
     lines_are_sentences: ClassVar[bool] = True
 
@@ -110,13 +112,13 @@ class FormatSource(LineSource):
         ends = [window.rfind(gap) + len(gap) for gap in _EMPTY_LINES if gap in window]
         return max(ends, default=0)
 
-    def _starts_document(self, before: bytes, window: bytes) -> bool:
-        return before.endswith(_EMPTY_LINES)
+    def _starts_document(self, previous: bytes, window: bytes) -> bool:
+        return previous.endswith(_EMPTY_LINES)
 
 
 @dataclass(frozen=True)
 class TextSource(FormatSource):
-    """Paragraphs, one a line, with an empty line between documents.
+    """Reads paragraphs, one a line, with an empty line between documents.
 
     CLUECorpusSmall is read so: most of its lines are one sentence, many are several.
     """
@@ -126,17 +128,17 @@ class TextSource(FormatSource):
 
 @dataclass(frozen=True)
 class TextFileSource(LineSource):
-    """Paragraphs, one a line; each file is one document."""
+    """Reads paragraphs, one a line; each file is one document."""
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The file's document, or a part of it."""
+        """Yields the file's document, or a part of it."""
         lines = [line for line in decode_lines(block, problems) if line and not line.isspace()]
         yield Document(None, lines, block.continues_document)
 
     def _last_start(self, window: bytes) -> int:
         return window.rfind(b"\n") + 1
 
-    def _starts_document(self, before: bytes, window: bytes) -> bool:
+    def _starts_document(self, previous: bytes, window: bytes) -> bool:
         return False
 
 
@@ -150,7 +152,7 @@ _TAIL_BYTES = 1 << 14
 
 @dataclass(frozen=True)
 class WrappedSource(LineSource):
-    """Hard-wrapped text: an empty line ends a paragraph, three and more of them a document.
+    """Reads hard-wrapped text: an empty line ends a paragraph, three and more a document.
 
     Attributes:
         wrapping: how its lines were broken.
@@ -161,7 +163,7 @@ class WrappedSource(LineSource):
     is_one_document: bool = False
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """The documents of a block, a paragraph a line."""
+        """Yields the documents of a block, a paragraph a line."""
         continues, lines, num_empty = block.continues_document, list[str](), 0
         for line in decode_lines(block, problems):
             if not line or line.isspace():
@@ -184,7 +186,7 @@ class WrappedSource(LineSource):
                     return ends[-1]
         return 0
 
-    def _starts_document(self, before: bytes, window: bytes) -> bool:
+    def _starts_document(self, previous: bytes, window: bytes) -> bool:
         if self.is_one_document:
             return False
-        return _DOCUMENT_END.search(before, max(0, len(before) - _TAIL_BYTES)) is not None
+        return _DOCUMENT_END.search(previous, max(0, len(previous) - _TAIL_BYTES)) is not None

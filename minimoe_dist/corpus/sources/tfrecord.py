@@ -1,4 +1,4 @@
-"""TFRecords of segment pairs, as the published builder writes them: ids instead of text.
+"""Reads TFRecords of segment pairs, as the published builder writes them: ids instead of text.
 
 A file is a row of records: length (8 bytes, little-endian), its checksum, an Example message,
 its checksum. An Example has two lists of integers: `indices`, `[CLS] A [SEP] B [SEP]`, and
@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import ClassVar
 
 import google_crc32c
@@ -33,7 +34,7 @@ _CHECKSUM = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class _Record:
-    """The lists of one Example as they stand there, and the record's number in its block."""
+    """Holds the raw lists of one Example, and the record's number in its block."""
 
     number: int
     indices: bytes
@@ -42,7 +43,7 @@ class _Record:
 
 @dataclass
 class Pairs:
-    """Documents of one or two sentences.
+    """Holds documents of one or two sentences.
 
     Attributes:
         tokens: ids without special tokens, int64 [tokens].
@@ -56,11 +57,11 @@ class Pairs:
 
     @classmethod
     def empty(cls) -> Pairs:
-        """No documents."""
+        """Makes an instance without documents."""
         return cls(*np.zeros((3, 0), np.int64))
 
     def documents(self) -> Iterator[np.ndarray]:
-        """The ids of each document, int64 [tokens]."""
+        """Yields the ids of each document, int64 [tokens]."""
         if not self.document_lengths.size:
             return
         owners = np.repeat(np.arange(self.document_lengths.size), self.document_lengths)
@@ -69,7 +70,7 @@ class Pairs:
 
 
 def is_tfrecord(beginning: bytes) -> bool:
-    """Whether a file's first bytes are a record's length and the checksum of that."""
+    """Tells whether a file's first bytes are a record's length and the checksum of that."""
     return len(beginning) >= _HEAD and _walk(beginning[:_HEAD])[2] is None
 
 
@@ -113,7 +114,7 @@ class TFRecordSource:
             yield cutter.problem("tfrecord_indexes_that_differ", _DIFFERS)
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """There is no text.
+        """Refuses: there is no text.
 
         Raises:
             UserError: always.
@@ -123,7 +124,7 @@ class TFRecordSource:
         )
 
     def pairs(self, block: Block, special_ids: Mapping[str, int], problems: Problems) -> Pairs:
-        """The pairs of a block; records that cannot be read are noted and left out.
+        """Returns the pairs of a block; records that cannot be read are noted and left out.
 
         Args:
             block: one of `blocks`.
@@ -139,7 +140,7 @@ class TFRecordSource:
                 f"give the tokenizer it was written with"
             )
         data = block.read()
-        found: list[_Record] = []
+        records: list[_Record] = []
         for number, start in enumerate(_walk(data)[0]):
             length = _LENGTH_AND_CHECKSUM.unpack_from(data, start)[0]
             message = data[start + _HEAD : start + _HEAD + length]
@@ -149,14 +150,14 @@ class TFRecordSource:
             else:
                 try:
                     lists = _integer_lists(message)
-                    found.append(_Record(number, lists["indices"], lists["segments"]))
+                    records.append(_Record(number, lists["indices"], lists["segments"]))
                 except (KeyError, IndexError, ValueError):
                     fault = "no Example with lists `indices` and `segments`"
             if fault is not None:
-                place = f"byte {block.offset + start}: {fault}"
-                problems.note("bad_tfrecords", block.path, block.first_line + number, place)
-        pairs = _split_pairs(found, block, special_ids, problems)
-        if found and not pairs.document_lengths.size:
+                fault = f"byte {block.offset + start}: {fault}"
+                problems.note("bad_tfrecords", block.path, block.first_line + number, fault)
+        pairs = _split_pairs(records, block, special_ids, problems)
+        if records and not pairs.document_lengths.size:
             raise UserError(
                 f"{block.path}: no pair is [CLS] A [SEP] B [SEP] with {special_ids['cls']} for "
                 f"[CLS] and {special_ids['sep']} for [SEP]; give the tokenizer it was written with"
@@ -168,7 +169,7 @@ _DIFFERS = f"the records are not where {INDEX_SUFFIX} has them; it may be anothe
 
 
 def _read_index(path: str) -> np.ndarray | None:
-    """The offsets of the records, int64 [records]; None without an index.
+    """Returns the offsets of the records, int64 [records]; None without an index.
 
     Raises:
         UserError: it is no index.
@@ -186,7 +187,7 @@ def _read_index(path: str) -> np.ndarray | None:
 
 
 def _walk(data: bytes) -> tuple[list[int], int, str | None]:
-    """Where whole records begin, where the last one ends, and what is wrong after that."""
+    """Finds where whole records begin, where the last one ends, and what is wrong after that."""
     starts: list[int] = []
     position = 0
     while position + _HEAD <= len(data):
@@ -230,7 +231,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a message that are strings of bytes, and its integers as they stand there."""
+    """Yields the number and raw bytes of a message's fields: strings of bytes and integers."""
     position = 0
     while position < len(data):
         key, position = _varint(data, position)
@@ -248,7 +249,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _integer_lists(example: bytes) -> dict[str, bytes]:
-    """The lists of integers of an Example message by name, each number as it stands there."""
+    """Returns an Example message's lists of integers by name, as the raw bytes of their varints."""
     lists: dict[str, bytes] = {}
     for _, features in _fields(example):
         for _, entry in _fields(features):
@@ -262,7 +263,7 @@ def _integer_lists(example: bytes) -> dict[str, bytes]:
 
 
 def _numbers(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The varints in a row, int64 [numbers], and where each ends, int64 [numbers]."""
+    """Decodes varints in a row: their values, int64 [numbers], and ends, int64 [numbers]."""
     raw = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(raw < 0x80) + 1
     if not ends.size:
@@ -276,28 +277,28 @@ def _numbers(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return np.add.reduceat(parts, starts), ends
 
 
-def _ragged(parts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of several lists in a row, int64 [numbers], and how many each has, [lists]."""
-    numbers, ends = _numbers(b"".join(parts))
-    byte_ends = np.cumsum([len(part) for part in parts])
+def _ragged(lists: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes lists of varints: all values, int64 [numbers], and each list's length, [lists]."""
+    numbers, ends = _numbers(b"".join(lists))
+    byte_ends = np.cumsum([len(values) for values in lists])
     return numbers, np.diff(np.searchsorted(ends, byte_ends, "right"), prepend=0)
 
 
 def _split_pairs(
-    found: list[_Record], block: Block, special_ids: Mapping[str, int], problems: Problems
+    records: list[_Record], block: Block, special_ids: Mapping[str, int], problems: Problems
 ) -> Pairs:
     """Takes the special tokens out of pairs."""
-    if not found:
+    if not records:
         return Pairs.empty()
-    ids, lengths = _ragged([record.indices for record in found])
-    segments, segment_lengths = _ragged([record.segments for record in found])
-    is_sound = np.zeros(len(found), np.bool_)
-    first_lengths = np.zeros(len(found), np.int64)
+    ids, lengths = _ragged([record.indices for record in records])
+    segments, segment_lengths = _ragged([record.segments for record in records])
+    is_sound = np.zeros(len(records), np.bool_)
+    first_lengths = np.zeros(len(records), np.int64)
     if np.array_equal(lengths, segment_lengths) and lengths.all():
         starts = np.cumsum(lengths) - lengths
         first_lengths = np.add.reduceat((segments == 0).astype(np.int64), starts)
-        places = np.arange(ids.size) - np.repeat(starts, lengths)
-        in_first = places < np.repeat(first_lengths, lengths)
+        positions = np.arange(ids.size) - np.repeat(starts, lengths)
+        in_first = positions < np.repeat(first_lengths, lengths)
         separators = starts + np.maximum(first_lengths, 1) - 1
         is_sound = (
             np.logical_and.reduceat(segments == ~in_first, starts)
@@ -307,39 +308,38 @@ def _split_pairs(
             & (ids[starts + lengths - 1] == special_ids["sep"])
         )
     if not is_sound.all():
-        return _split_sound_pairs(found, is_sound, block, special_ids, problems)
-    kept = np.ones(ids.size, np.bool_)
-    kept[np.concatenate([starts, separators, starts + lengths - 1])] = False
+        return _split_sound_pairs(records, is_sound, block, special_ids, problems)
+    is_kept = np.ones(ids.size, np.bool_)
+    is_kept[np.concatenate([starts, separators, starts + lengths - 1])] = False
     sentences = np.stack([first_lengths - 2, np.maximum(lengths - first_lengths - 1, 0)], axis=1)
-    return Pairs(ids[kept], sentences[sentences > 0], (sentences > 0).sum(axis=1))
+    return Pairs(ids[is_kept], sentences[sentences > 0], (sentences > 0).sum(axis=1))
 
 
 def _split_sound_pairs(
-    found: list[_Record],
+    records: list[_Record],
     is_sound: np.ndarray,
     block: Block,
     special_ids: Mapping[str, int],
     problems: Problems,
 ) -> Pairs:
     """Notes the pairs that are none, and goes on with the others."""
-    if len(found) == 1:
+    if len(records) == 1:
         problems.note(
             "bad_pairs",
             block.path,
-            block.first_line + found[0].number,
+            block.first_line + records[0].number,
             f"not [CLS] A [SEP] B [SEP] with {special_ids['cls']} for [CLS] and "
             f"{special_ids['sep']} for [SEP]",
         )
         return Pairs.empty()
     if not is_sound.any():
         # The lists may differ in length, which leaves all unknown: each is looked at alone.
-        parts = [_split_pairs([record], block, special_ids, problems) for record in found]
+        parts = [_split_pairs([record], block, special_ids, problems) for record in records]
     else:
-        sound = [record for record, good in zip(found, is_sound, strict=True) if good]
+        sound = list(compress(records, is_sound))
         parts = [_split_pairs(sound, block, special_ids, problems)]
-        for record, good in zip(found, is_sound, strict=True):
-            if not good:
-                _split_pairs([record], block, special_ids, problems)
+        for record in compress(records, ~is_sound):
+            _split_pairs([record], block, special_ids, problems)
     return Pairs(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.sentence_lengths for part in parts]),

@@ -1,4 +1,4 @@
-"""Files that are no text: what they are, and the tool that makes text of them."""
+"""Recognises files that are no text, and names the tool that makes text of them."""
 
 from __future__ import annotations
 
@@ -64,29 +64,31 @@ class Unreadable:
     """A kind of file that is not read.
 
     Attributes:
-        what: what it is, and what to do with it.
+        description: what it is, and what to do with it.
         holds_text: whether text would come out of it.
     """
 
-    what: str
+    description: str
     holds_text: bool
 
 
 def unreadable_bytes(beginning: bytes) -> Unreadable | None:
-    """What a file is, if its beginning tells that it is no text in any encoding."""
-    for magic, what in _MAGIC.items():
+    """Names what a file is, if its beginning tells that it is no text in any encoding."""
+    for magic, description in _MAGIC.items():
         if beginning.startswith(magic):
-            return Unreadable(what, any(tool in what for tool in _TEXT_THAT_A_TOOL_MAKES))
+            return Unreadable(
+                description, any(tool in description for tool in _TEXT_THAT_A_TOOL_MAKES)
+            )
     return None
 
 
 def unreadable_text(beginning: bytes) -> Unreadable | None:
-    """What a text is, if its beginning (UTF-8) tells that it is markup, a table or a program's."""
+    """Names what a text is, if its beginning (UTF-8) is markup, a table or a program's output."""
     if beginning and len(_CONTROL.findall(beginning)) > _MOST_CONTROL_CHARACTERS * len(beginning):
         return Unreadable("binary data; it holds no text", False)
     start = beginning.removeprefix(BYTE_ORDER_MARK).lstrip()
-    what = _markup(start) or _program_output(start)
-    return Unreadable(what, True) if what else None
+    description = _markup(start) or _program_output(start)
+    return Unreadable(description, True) if description else None
 
 
 def _markup(start: bytes) -> str | None:
@@ -160,7 +162,7 @@ def _table(text: str) -> str | None:
     return None
 
 
-ZIPPED = {
+_ZIPPED = {
     "[Content_Types].xml": _WORDS,
     "mimetype": "an e-book or a word processor's file; convert it with: "
     "pandoc -t plain --wrap=none",
@@ -170,10 +172,10 @@ ZIPPED = {
 
 
 def unreadable_zip(names: list[str]) -> Unreadable | None:
-    """What a zip file is, if its members' names tell that it is no archive of texts."""
-    for name, what in ZIPPED.items():
+    """Names what a zip file is, if its members' names tell that it is no archive of texts."""
+    for name, description in _ZIPPED.items():
         if name in names:
-            return Unreadable(what, "pandoc" in what)
+            return Unreadable(description, "pandoc" in description)
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         return Unreadable("a PyTorch checkpoint; it holds no text", False)
     if names and all(name.endswith(".npy") for name in names):

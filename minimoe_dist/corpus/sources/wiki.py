@@ -1,4 +1,4 @@
-"""wikiextractor's text output, read and written."""
+"""Reads and writes wikiextractor's text output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNCLOSED = "unclosed_documents"
 
 @dataclass(frozen=True)
 class WikiSource(LineSource):
-    """wikiextractor's output: `<doc ... title="T">`, the title, paragraphs, `</doc>`.
+    """Reads wikiextractor's output: `<doc ... title="T">`, the title, paragraphs, `</doc>`.
 
     Titles are left out of the lines; `&lt;` and the like are turned back into characters. Where
     tags are not balanced nothing is left out: text outside of a document becomes one without a
@@ -30,14 +30,14 @@ class WikiSource(LineSource):
     """
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
-        """What stands between the tags."""
+        """Yields a document for each pair of tags."""
         continues = block.continues_document
         inside, awaits_title = continues, False
         title: str | None = None
         lines: list[str] = []
 
-        def note(kind: str, what: str) -> None:
-            problems.note(kind, block.path, number, what)
+        def note(kind: str, message: str) -> None:
+            problems.note(kind, block.path, number, message)
 
         for number, line in enumerate(decode_lines(block, problems), block.first_line):
             is_whole = not (block.continues_line and number == block.first_line)
@@ -78,12 +78,12 @@ class WikiSource(LineSource):
         closing = _CLOSING_AT_END.search(whole_lines, max(0, len(whole_lines) - _REACH))
         return 0 if closing is None or closing.start() == 0 else closing.start() + 1
 
-    def _starts_document(self, before: bytes, window: bytes) -> bool:
+    def _starts_document(self, previous: bytes, window: bytes) -> bool:
         rest = window.lstrip()
         return rest.startswith(b"<doc ") or not rest
 
-    def _fault_at_end(self, before: bytes) -> tuple[str, str] | None:
-        if before.rstrip().endswith(b"</doc>"):
+    def _fault_at_end(self, previous: bytes) -> tuple[str, str] | None:
+        if previous.rstrip().endswith(b"</doc>"):
             return None
         return _UNCLOSED, "the document before is not closed"
 

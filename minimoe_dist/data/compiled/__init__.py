@@ -1,4 +1,4 @@
-"""What reads a micro-batch without the interpreter: compiled by numba, holding no interpreter lock.
+"""Reads micro-batches without the interpreter: compiled by numba, holding no interpreter lock.
 
 Pairs are drawn and laid out by a thread beside the training step, and Python code there would take
 the interpreter from the step. So the whole rule of drawing, the order of samples, layout and masks

@@ -1,4 +1,4 @@
-"""How this folder is compiled: at the first start, then read from numba's cache.
+"""Compiles this folder at the first start; later starts read it from numba's cache.
 
 ``inner`` functions are called by other compiled ones and become part of them; ``entry`` functions
 are called by the interpreter, give up its lock, and are compiled when their module is imported.
@@ -100,10 +100,10 @@ def _one_process_at_a_time() -> Iterator[None]:
 
 
 def read_only(dtype: types.Type, dimensions: int = 1) -> types.Array:
-    """The type of an array that is only read; it may be a view that is not aligned."""
+    """Returns the type of an array that is only read; it may be a view that is not aligned."""
     return types.Array(dtype, dimensions, "C", readonly=True, aligned=False)
 
 
 def filled(dtype: types.Type, dimensions: int = 1) -> types.Array:
-    """The type of an array that the function writes into."""
+    """Returns the type of an array that the function writes into."""
     return types.Array(dtype, dimensions, "C")

@@ -1,4 +1,4 @@
-"""A corpus as compiled code reads it: the arrays of its files, straight from the memory maps.
+"""Reads a corpus in compiled code: the arrays of its files, straight from the memory maps.
 
 Pointers and lengths come from a file that may be damaged, and checking all of them at opening would
 take time that grows with the corpus. So places of sentences and documents, which the checked
@@ -17,7 +17,7 @@ from .compiling import inner, read_only
 
 
 class CorpusArrays(NamedTuple):
-    """The arrays of one corpus, read only.
+    """Holds the arrays of one corpus, read only.
 
     Attributes:
         lengths: int32 [sentences], tokens of each sentence.
@@ -62,7 +62,7 @@ CORPUS = types.Tuple(
 
 @inner
 def token_start(corpus: CorpusArrays, sentence: int) -> int:
-    """Number of tokens before a sentence; of all tokens for the number of sentences."""
+    """Returns the number of tokens before a sentence; of all tokens for the number of sentences."""
     if sentence == len(corpus.lengths):
         return corpus.num_tokens
     return corpus.pointers[sentence] >> corpus.id_shift
@@ -70,7 +70,7 @@ def token_start(corpus: CorpusArrays, sentence: int) -> int:
 
 @inner
 def is_sound(corpus: CorpusArrays, first: int, last: int) -> bool:
-    """Whether the pointers of sentences [first, last) lie in the data and agree with lengths."""
+    """Tells whether pointers of sentences [first, last) lie in the data and agree with lengths."""
     position = token_start(corpus, first)
     if position < 0:
         return False
@@ -84,7 +84,7 @@ def is_sound(corpus: CorpusArrays, first: int, last: int) -> bool:
 
 @inner
 def count_present(corpus: CorpusArrays, first: int, last: int) -> int:
-    """How many of the sentences [first, last) have tokens."""
+    """Counts the sentences in [first, last) that have tokens."""
     count = 0
     for sentence in range(first, last):
         count += corpus.lengths[sentence] != 0
@@ -96,9 +96,9 @@ def copy_ids(corpus: CorpusArrays, start: int, ids: np.ndarray) -> None:
     """Fills ``ids``, int64 [n], with those of the tokens from ``start`` on, which must exist."""
     size = 1 << corpus.id_shift
     for i in range(len(ids)):
-        place, value = (start + i) * size, 0
+        offset, value = (start + i) * size, 0
         for byte in range(size):
-            value |= corpus.ids[place + byte] << (8 * byte)
+            value |= corpus.ids[offset + byte] << (8 * byte)
         ids[i] = (value ^ corpus.id_sign) - corpus.id_sign
 
 

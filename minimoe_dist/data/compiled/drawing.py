@@ -1,4 +1,4 @@
-"""Pairs of chunks: A, and B behind it or from elsewhere, cut to the room they have."""
+"""Draws pairs of chunks: A, and B behind it or from elsewhere, cut to the room they have."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NON_EMPTY_TRIES = 1000
 
 
 class PairRows(NamedTuple):
-    """Where drawn pairs go, a row each.
+    """Holds the arrays that drawn pairs are written to, a row each.
 
     Attributes:
         tokens: int64 [b, room], A's ids and behind them B's.
@@ -63,7 +63,7 @@ _ROWS = types.Tuple(
 
 @inner
 def _second_segment(corpus: CorpusArrays, chunk: Chunk, generator: np.ndarray) -> tuple[int, int]:
-    """The sentences of B: the chunk's rest, or from a random sentence on enough for its target."""
+    """Picks the sentences of B: the chunk's rest, or enough from a random sentence on."""
     if not chunk.is_random_next:
         return chunk.middle, chunk.end
     starts = corpus.document_starts

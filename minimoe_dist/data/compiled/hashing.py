@@ -1,4 +1,4 @@
-"""The keyed hash and permutation of ``minimoe_dist.data.keyed`` in compiled code."""
+"""Offers the keyed hash and permutation of ``minimoe_dist.data.keyed`` to compiled code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ for _function in (keyed.mix, keyed.begin, keyed.absorb, keyed.feistel):
 
 @inner
 def key_of(seed: int, counter: int) -> np.uint64:
-    """``keyed_bits(seed, counter)``, of which ``absorb`` makes those of more counters."""
+    """Returns ``keyed_bits(seed, counter)``, of which ``absorb`` makes those of more counters."""
     return keyed.absorb(keyed.begin(np.uint64(seed)), np.uint64(counter))
 
 
 @inner
 def absorb(key: np.uint64, counter: int) -> np.uint64:
-    """The bits of a key and one more counter."""
+    """Hashes one more counter into the bits of a key."""
     return keyed.absorb(key, np.uint64(counter))

@@ -1,4 +1,4 @@
-"""From drawn pairs to rows that a model reads: ``[CLS] A [SEP] B [SEP]`` and padding."""
+"""Lays drawn pairs out in rows that a model reads: ``[CLS] A [SEP] B [SEP]`` and padding."""
 
 from __future__ import annotations
 

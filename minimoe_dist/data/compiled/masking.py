@@ -1,4 +1,4 @@
-"""Masks for prediction: whole words in a random order that the sample picks, while they fit."""
+"""Masks tokens for prediction: whole words in a random order of the sample, while they fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ORDER_STREAM, _FATE_STREAM, _REPLACEMENT_STREAM = range(3)
 
 
 class Words(NamedTuple):
-    """The words of one row: runs of columns, in the order of the text.
+    """Holds the words of one row: runs of columns, in the order of the text.
 
     Attributes:
         columns: int64 [S], the columns that may be masked.
@@ -39,7 +39,7 @@ def _goes_on(
     continues: np.ndarray,
     continuation: np.ndarray,
 ) -> bool:
-    """Whether the piece at a column goes on with the word of the piece before it."""
+    """Tells whether the piece at a column goes on with the word of the piece before it."""
     if len(continuation) == 0:
         return False
     if continuation[piece]:
@@ -55,7 +55,7 @@ def _word_start(words: Words, word: int) -> int:
 
 @inner
 def _next_word(words: Words, count: int, last: int, room: int) -> int:
-    """The word of the lowest rank above that of ``last`` (-1: of any) that fits, or -1."""
+    """Finds the word of the lowest rank above that of ``last`` (-1: of any) that fits, or -1."""
     best = -1
     for word in range(count):
         if last >= 0 and words.ranks[word] <= words.ranks[last]:
@@ -68,10 +68,10 @@ def _next_word(words: Words, count: int, last: int, room: int) -> int:
 
 
 @inner
-def _shown(
+def _stand_in(
     seed: int, sample: int, column: int, piece: int, mask: int, vocab_size: int
 ) -> int | np.int64:
-    """What is shown where ``piece`` is to be predicted."""
+    """Draws the token that stands in for ``piece`` where that is to be predicted."""
     fate = absorb(absorb(key_of(seed, _FATE_STREAM), sample), column) / 2.0**64
     if fate >= 1.0 - _REPLACED_BY_MASK:
         return mask
@@ -100,10 +100,10 @@ def _mask_words(
         word, budget = _next_word(words, count, -1, len(ids)), 1
     while word >= 0:
         begin, end = _word_start(words, word), words.ends[word]
-        for place in range(begin, min(end, begin + budget)):
-            column = words.columns[place]
+        for i in range(begin, min(end, begin + budget)):
+            column = words.columns[i]
             labels[column] = ids[column]
-            ids[column] = _shown(seed, sample, column, ids[column], mask, vocab_size)
+            ids[column] = _stand_in(seed, sample, column, ids[column], mask, vocab_size)
         budget -= end - begin
         word = _next_word(words, count, word, budget)
 
@@ -158,20 +158,20 @@ def mask_tokens(
         ids, sample, first = input_ids[row], sample_ids[row], first_lengths[row]
         length = first + second_lengths[row] + 3
         order = absorb(key_of(seed, _ORDER_STREAM), sample)
-        count = places = 0
+        count = num_columns = 0
         for column in range(length):
             if ids[column] == cls or ids[column] == sep:
                 continue
             # A piece continues a word only where the word's start is in the same segment.
-            follows = places > 0 and words.columns[places - 1] == column - 1
+            follows = num_columns > 0 and words.columns[num_columns - 1] == column - 1
             if not follows or not _goes_on(
                 row, column, ids[column], first, continues, continuation
             ):
                 words.ranks[count] = absorb(order, column)
                 count += 1
-            words.columns[places] = column
-            places += 1
-            words.ends[count - 1] = places
+            words.columns[num_columns] = column
+            num_columns += 1
+            words.ends[count - 1] = num_columns
         labels[row] = ignored_label
         budget = min(max(int(np.rint(length * MASKED_SHARE)), 1), MOST_MASKED)
         _mask_words(words, count, budget, seed, sample, mask, vocab_size, ids, labels[row])

@@ -1,4 +1,4 @@
-"""Python's ``random.Random`` in compiled code: the same numbers from the same integer.
+"""Repeats Python's ``random.Random`` in compiled code: the same numbers from the same integer.
 
 The generator is MT19937 (Matsumoto and Nishimura, "Mersenne Twister", 1998), seeded by its authors'
 ``init_by_array`` with the integer's 32-bit words, the lowest first, as CPython does. Its state is
@@ -31,7 +31,7 @@ _FIRST_STATE = _first_state()
 
 @inner
 def new_generator() -> np.ndarray:
-    """Room for a generator's state, int64 [625]; to be seeded before it is used."""
+    """Allocates a generator's state, int64 [625]; to be seeded before it is used."""
     return np.empty(_WORDS + 1, dtype=np.int64)
 
 
@@ -75,13 +75,13 @@ def seed_generator(generator: np.ndarray, high: int, middle: int, low: int) -> N
 
 @inner
 def next_word(generator: np.ndarray) -> int:
-    """The next 32 random bits."""
-    place = generator[_WORDS]
-    following = place + 1 if place + 1 < _WORDS else 0
-    across = place + _MIDDLE if place + _MIDDLE < _WORDS else place + _MIDDLE - _WORDS
-    joined = (generator[place] & _UPPER) | (generator[following] & _LOWER)
+    """Returns the next 32 random bits."""
+    index = generator[_WORDS]
+    following = index + 1 if index + 1 < _WORDS else 0
+    across = index + _MIDDLE if index + _MIDDLE < _WORDS else index + _MIDDLE - _WORDS
+    joined = (generator[index] & _UPPER) | (generator[following] & _LOWER)
     word = generator[across] ^ (joined >> 1) ^ (_MATRIX * (joined & 1))
-    generator[place] = word
+    generator[index] = word
     generator[_WORDS] = following
     word ^= word >> 11
     word ^= (word << 7) & 0x9D2C5680
@@ -91,20 +91,20 @@ def next_word(generator: np.ndarray) -> int:
 
 @inner
 def uniform(generator: np.ndarray) -> float:
-    """``random()``: uniform in [0, 1), with 53 bits."""
+    """Draws a number uniform in [0, 1) with 53 bits, as ``random()`` does."""
     upper, lower = next_word(generator) >> 5, next_word(generator) >> 6
     return (upper * 67108864.0 + lower) * (1.0 / 9007199254740992.0)
 
 
 @inner
 def below(generator: np.ndarray, count: int) -> int:
-    """``int(random() * count)``: a number in [0, count)."""
+    """Draws an integer in [0, count), as ``int(random() * count)`` does."""
     return int(uniform(generator) * count)
 
 
 @inner
 def count_heads(generator: np.ndarray, tosses: int) -> int:
-    """``getrandbits(tosses).bit_count()``: heads among so many tosses of a coin."""
+    """Counts heads among tosses of a coin, as ``getrandbits(tosses).bit_count()`` does."""
     heads = 0
     while tosses > 0:
         word = next_word(generator)

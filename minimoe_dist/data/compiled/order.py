@@ -1,4 +1,4 @@
-"""Which sample stands where in a run: every epoch is a permutation of the samples."""
+"""Finds which sample stands where in a run: every epoch is a permutation of the samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows without padding: samples behind one another."""
+"""Packs samples behind one another, without padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the sequential rule's chunks lie: drawing one without walking the corpus.
+"""Draws a chunk of the sequential rule without walking the corpus.
 
 The rule (BERT's) goes through a document once. It draws one target length for the document,
 gathers sentences until the target is reached or the document ends (a *chunk*), cuts the chunk
@@ -94,7 +94,7 @@ class Window(NamedTuple):
 
 @inner
 def _weight_before(corpus: CorpusArrays, group: np.record, sentence: int) -> float:
-    """Weight of the tokens and sentences before a sentence."""
+    """Returns the weight of the tokens and sentences before a sentence."""
     return group.per_token * token_start(corpus, sentence) + group.per_sentence * sentence
 
 
@@ -162,7 +162,7 @@ def find_window(corpus: CorpusArrays, group: np.record, at: float) -> Window:
 
 @inner
 def _first_reaching(offsets: np.ndarray, tokens: int, low: int) -> int:
-    """The first place from ``low`` on with at least so many tokens before it, or the last one."""
+    """Finds the first offset from ``low`` on that is at least ``tokens``, or the last one."""
     high = len(offsets) - 1
     while low < high:
         middle = (low + high) // 2
@@ -281,8 +281,8 @@ def sample_windows(
     generator = new_generator()
     seed_generator(generator, 0, 0, seed)
     for i in range(len(counts)):
-        place = (i + uniform(generator)) / len(counts)
-        window = find_window(arrays, group, place * group.total_weight)
+        position = (i + uniform(generator)) / len(counts)
+        window = find_window(arrays, group, position * group.total_weight)
         if not window.is_sound:
             return DAMAGED, window.low, window.high
         tokens = token_start(arrays, window.last) - token_start(arrays, window.first)

@@ -1,10 +1,11 @@
-"""Tasks that models are fine-tuned and evaluated on: GLUE, CLUE, tagged words, anyone's tables.
+"""Reads tasks to fine-tune and evaluate models on: GLUE, CLUE, tagged words, users' tables.
 
 :func:`open_task` reads one split of a task by name, :func:`open_table` one of a table, and
 :func:`score` measures predictions. Nothing here imports torch.
 """
 
 from pathlib import Path
+from types import ModuleType
 
 from . import clue, conll, glue
 from .conll import FIRST_AND_LAST, WordColumns
@@ -43,12 +44,12 @@ __all__ = [
 
 
 def task_of(name: str) -> Task:
-    """The task of one of `TASKS`, with its labels where they are the same in all of its files."""
+    """Returns the task of one of `TASKS`, with its labels where all of its files have the same."""
     return _module(name).task_of(name)
 
 
 def find_task_file(name: str, data_dir: str | Path, split: str) -> Path:
-    """Where a split of a task is.
+    """Finds the file of a task's split.
 
     Raises:
         ValueError: there is no such file in ``data_dir``.
@@ -89,6 +90,6 @@ def open_task(
     return conll.open_conll(name, data_dir, split, labels=labels, strict=strict, columns=columns)
 
 
-def _module(name: str):  # type: ignore[no-untyped-def]
+def _module(name: str) -> ModuleType:
     assert name in TASKS, name
     return next(module for module in (glue, clue, conll) if name in module.NAMES)

@@ -1,4 +1,4 @@
-"""Batches of encoded tasks: each rank's share of a step, whatever the number of ranks."""
+"""Lays out batches of encoded tasks: each rank's share of a step, whatever the number of ranks."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +20,7 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 def training_step(
     data: EncodedTask, step: int, *, batch_size: int, seed: int, rank: int, world_size: int
 ) -> MicroBatch:
-    """A rank's share of a step; one sample of nothing but padding where it has none.
+    """Lays out a rank's share of a step; one sample of nothing but padding where it has none.
 
     Args:
         data: the training samples.
@@ -31,19 +31,22 @@ def training_step(
         world_size: number of ranks.
     """
     size = len(data)
-    epoch, place = divmod(step, steps_per_epoch(size, batch_size))
-    positions = np.arange(place * batch_size, min(size, (place + 1) * batch_size))
+    epoch, step_of_epoch = divmod(step, steps_per_epoch(size, batch_size))
+    positions = np.arange(step_of_epoch * batch_size, min(size, (step_of_epoch + 1) * batch_size))
     samples = permute(positions, size, seed, epoch)
     share = -(-batch_size // world_size)
-    own = samples[rank * share : (rank + 1) * share]
+    rank_samples = samples[rank * share : (rank + 1) * share]
     # Dropout shall differ from epoch to epoch.
-    return collate(data, own, first_id=epoch * size)
+    return collate(data, rank_samples, first_id=epoch * size)
 
 
 def evaluation_batches(
     data: EncodedTask, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
-    """(sample numbers, batch) of this rank's share, samples of like length together."""
+    """Yields (sample numbers, batch) of a rank's share, samples of like length together.
+
+    Numbers are int64 [b], b at most ``batch_size``.
+    """
     order = np.argsort([len(ids) for ids in data.input_ids], kind="stable")[rank::world_size]
     for start in range(0, len(order), batch_size):
         samples = order[start : start + batch_size]

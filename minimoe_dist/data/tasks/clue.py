@@ -1,8 +1,8 @@
-"""CLUE's classification tasks from the JSON lines in which they are published."""
+"""Reads CLUE's classification tasks from the JSON lines in which they are published."""
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def _sentence(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _keywords(record: dict[str, Any]) -> tuple[str, ...]:
-    """The keywords, which CLUE gives as a list and other copies as one string, and the abstract."""
+    """Returns the keywords, a list in CLUE and one string in other copies, and the abstract."""
     keywords = record["keyword"]
     if isinstance(keywords, str):
         keywords = _BETWEEN_KEYWORDS.split(keywords.strip())
@@ -32,7 +32,7 @@ def _keywords(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _marked_spans(record: dict[str, Any]) -> tuple[str, ...]:
-    """The text with ``_name_`` around the name and ``[it]`` around the pronoun.
+    """Marks ``_name_`` around the name and ``[it]`` around the pronoun in the text.
 
     Raises:
         UserError: a span's text does not stand at its index, and not at one other place alone.
@@ -51,7 +51,7 @@ def _marked_spans(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _place_of(text: str, span: str, index: int) -> int:
-    """Where a span begins: some files count the characters of its text otherwise."""
+    """Finds where a span begins: some files count the characters of its text otherwise."""
     if span and index >= 0 and text.startswith(span, index):
         return index
     if not span or text.count(span) != 1:
@@ -90,12 +90,12 @@ NAMES = tuple(_TASKS)
 
 
 def task_of(name: str) -> Task:
-    """The task of one of `NAMES`; labels of tnews and iflytek are in their files."""
+    """Returns the task of one of `NAMES`; labels of tnews and iflytek are in their files."""
     return _TASKS[name].task
 
 
 def find(name: str, data_dir: str | Path, split: str) -> Path:
-    """The file of a split.
+    """Finds the file of a split.
 
     Raises:
         UserError: there is none.
@@ -128,11 +128,11 @@ def open_clue(
     """
     files = _TASKS[name]
     path = find(name, data_dir, split)
-    known = labels or files.task.labels or _published_labels(path.parent / "labels.json")
-    if not known and split != "train":
-        known = open_clue(name, data_dir, "train").task.labels
-    task = Task(name, "classification", files.task.metrics, known)
     is_scored = bool(labels) or split != "train"
+    labels = labels or files.task.labels or _published_labels(path.parent / "labels.json")
+    if not labels and split != "train":
+        labels = open_clue(name, data_dir, "train").task.labels
+    task = replace(files.task, labels=labels)
     return collect(task, path, _reader(files.texts), strict=strict, is_scored=is_scored)
 
 

@@ -1,4 +1,4 @@
-"""Tags of words from files in columns: a word a line, an empty line between sentences.
+"""Reads tags of words from files in columns: a word a line, an empty line between sentences.
 
 The first column is the word, the last one its tag, unless `WordColumns` says otherwise; columns are
 separated by a tab or by blanks. CoNLL-2003 has four of them and ``-DOCSTART-`` lines; Chinese files
@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from ...errors import UserError
@@ -37,7 +38,7 @@ _MOST = 0.9
 
 @dataclass(frozen=True)
 class WordColumns:
-    """Which columns of a file are read, counted from 1.
+    """Names the columns of a file that are read, counted from 1.
 
     Attributes:
         word: of the words.
@@ -57,12 +58,12 @@ FIRST_AND_LAST = WordColumns()
 
 
 def task_of(name: str) -> Task:
-    """A task of one of `NAMES`; its tags are in its files."""
+    """Returns a task of one of `NAMES`; its tags are in its files."""
     return Task(name, "tagging", _METRICS)
 
 
 def find(name: str, data_dir: str | Path, split: str) -> Path:
-    """The file of a split, such as ``train.txt``, ``eng.testa`` or ``dev.char.bmes``.
+    """Finds the file of a split, such as ``train.txt``, ``eng.testa`` or ``dev.char.bmes``.
 
     It is looked for in a folder, then in one of the task's name in that.
 
@@ -88,7 +89,7 @@ def find(name: str, data_dir: str | Path, split: str) -> Path:
 
 
 def _folders_of(name: str, root: Path) -> list[Path]:
-    """The folders in ``root`` that are called as a task is: ``ner``, ``CoNLL-2003``."""
+    """Returns the folders in ``root`` that are called as a task is: ``ner``, ``CoNLL-2003``."""
     return [
         path
         for path in sorted(root.iterdir())
@@ -182,14 +183,14 @@ def _are_consecutive(words: Sequence[str]) -> bool:
 
 
 def _language_of(rows: list[Row]) -> str:
-    """What all words begin with where that is a language and a colon, else nothing."""
-    found = _LANGUAGE.match(rows[0][1][0]) if rows else None
-    prefix = found[0] if found else ""
+    """Returns the language and colon that all words begin with, else nothing."""
+    match = _LANGUAGE.match(rows[0][1][0]) if rows else None
+    prefix = match[0] if match else ""
     return prefix if all(word.startswith(prefix) for _, words, _ in rows for word in words) else ""
 
 
 def _sentences(path: Path, bad: BadRows, columns: WordColumns) -> Iterator[Row]:
-    """The sentences of a file; one with a line that is damaged or of other columns goes whole."""
+    """Yields the sentences of a file, leaving out any with a line damaged or of other columns."""
     blocks = list(_blocks(path, bad))
     counts = Counter(len(values) for block in blocks for _, values in block)
     width = counts.most_common(1)[0][0] if counts else 0
@@ -208,34 +209,28 @@ def _sentences(path: Path, bad: BadRows, columns: WordColumns) -> Iterator[Row]:
 def _problem_of(
     block: Sequence[tuple[int, list[str]]], width: int, columns: WordColumns
 ) -> tuple[int, str] | None:
-    """(line, what is wrong) of the first line of a sentence that cannot be used."""
+    """Finds the first line of a sentence that cannot be used: (line, what is wrong)."""
     for line, values in block:
         problem = damage_of(values)
         if problem is not None:
             return line, problem
         if len(values) != width or width < columns.last:
-            wanted = "not a word and its tag" if width < 2 else f"not {max(width, columns.last)}"
-            return line, f"has {columns_in_words(len(values))}, {wanted}"
+            expected = "not a word and its tag" if width < 2 else f"not {max(width, columns.last)}"
+            return line, f"has {columns_in_words(len(values))}, {expected}"
     return None
 
 
 def _blocks(path: Path, bad: BadRows) -> Iterator[list[tuple[int, list[str]]]]:
-    """The sentences of a file as (line, its columns)."""
-    block: list[tuple[int, list[str]]] = []
+    """Yields the sentences of a file as (line, its columns)."""
     lines = Lines(path, bad)
-    for line in lines:
-        values = _columns_of(line)
-        if values and values[0] != _DOCUMENT_START:
-            block.append((lines.number, values))
-        elif block:
-            yield block
-            block = []
-    if block:
-        yield block
+    rows = ((lines.number, _columns_of(line)) for line in lines)
+    for is_text, block in groupby(rows, key=lambda row: row[1][:1] not in ([], [_DOCUMENT_START])):
+        if is_text:
+            yield list(block)
 
 
 def _columns_of(line: str) -> list[str]:
-    """By tabs where there are some, else by blanks: a Chinese file's word may be a wide blank."""
+    """Splits by tabs where there are some, else by blanks: a Chinese word may be a wide blank."""
     if "\t" in line:
         values = line.split("\t")
         return values if any(value.strip() for value in values) else []

@@ -1,4 +1,4 @@
-"""Tasks as token ids: samples of a length, and which of their tokens carry a label."""
+"""Encodes tasks as token ids, and marks the tokens that carry a label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ _CHUNK = 4096  # samples a call of the tokenizer, so that its lists do not all l
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task's samples, encoded.
+    """Holds a task's samples, encoded.
 
     Attributes:
         task: with its labels.
@@ -65,14 +65,14 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
     for start in range(0, len(data), _CHUNK):
         texts = data.texts[start : start + _CHUNK]
         batch = _tokenize(texts, tokenizer, max_length, is_tagging)
-        cut += sum(bool(one.overflowing) for one in batch.encodings or ())
-        for place, ids in enumerate(batch["input_ids"]):
+        cut += sum(bool(encoding.overflowing) for encoding in batch.encodings or ())
+        for row, ids in enumerate(batch["input_ids"]):
             encoded.input_ids.append(np.array(ids, np.int32))
-            segments = batch["token_type_ids"][place] if "token_type_ids" in batch else ()
+            segments = batch["token_type_ids"][row] if "token_type_ids" in batch else ()
             encoded.segments.append(np.array(segments or [0] * len(ids), np.int8))
-            label = data.labels[start + place]
+            label = data.labels[start + row]
             if is_tagging:
-                first_pieces = _first_pieces(batch, place, texts[place])
+                first_pieces = _first_pieces(batch, row, texts[row])
                 encoded.words.append(first_pieces)
                 tags = np.array(label, np.int32)[first_pieces]
                 label = np.where(first_pieces < 0, IGNORED, tags)
@@ -81,13 +81,13 @@ def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:
 
 
 def unknown_share(encoded: EncodedTask, tokenizer: Any) -> float:
-    """The share of tokens, special ones aside, that the tokenizer's vocabulary does not have."""
+    """Returns the share of tokens, special ones aside, that the vocabulary does not have."""
     if tokenizer.unk_token_id is None or not len(encoded):
         return 0.0
     ids = np.concatenate(encoded.input_ids)
     unknown = int((ids == tokenizer.unk_token_id).sum())
-    others = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return unknown / max(1, int((~np.isin(ids, list(others))).sum()))
+    special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return unknown / max(1, int((~np.isin(ids, list(special_ids))).sum()))
 
 
 def _tokenize(
@@ -107,28 +107,28 @@ def _running_text(words: Sequence[str]) -> str:
 
 
 def _first_pieces(batch: Any, sample: int, words: Sequence[str]) -> np.ndarray:
-    """Which word each token of a sample begins, int32 [length]; -1 where it begins none."""
+    """Numbers the word that each token of a sample begins, int32 [length]; -1 for none."""
     # Of each character of the running text its word's number; a blank belongs to the word behind.
     word_of_character = np.repeat(
         np.flatnonzero([bool(word) for word in words]).astype(np.int32),
         [len(word) + (number > 0) for number, word in enumerate(filter(None, words))],
     )
     first_pieces = np.full(len(batch["input_ids"][sample]), -1, np.int32)
-    before = -1
-    for place, (sequence, (start, end)) in enumerate(
+    last_word = -1
+    for token, (sequence, (start, end)) in enumerate(
         zip(batch.sequence_ids(sample), batch["offset_mapping"][sample], strict=True)
     ):
         if sequence is None:
             continue
         # A piece may begin with the blank before it, or be nothing but that.
         word = int(word_of_character[min(max(start, end - 1), word_of_character.size - 1)])
-        if word > before:
-            first_pieces[place] = before = word
+        if word > last_word:
+            first_pieces[token] = last_word = word
     return first_pieces
 
 
 def tags_of_words(predicted: np.ndarray, words: np.ndarray, count: int, outside: int) -> list[int]:
-    """A sentence's tags from its tokens'.
+    """Picks a sentence's tags, one for each word, from its tokens' tags.
 
     Args:
         predicted: integers [at least length], a tag for every token.
@@ -137,6 +137,6 @@ def tags_of_words(predicted: np.ndarray, words: np.ndarray, count: int, outside:
         outside: the tag of words that have no token: those behind the limit.
     """
     tags = [outside] * count
-    for place in np.flatnonzero(words >= 0):
-        tags[words[place]] = int(predicted[place])
+    for token in np.flatnonzero(words >= 0):
+        tags[words[token]] = int(predicted[token])
     return tags

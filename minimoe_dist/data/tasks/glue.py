@@ -1,4 +1,4 @@
-"""GLUE's ten tasks from the TSV files in which they are published.
+"""Reads GLUE's ten tasks from the TSV files in which they are published.
 
 Every file but CoLA's has a header, so columns are found by name. Quotes are not special.
 """
@@ -17,14 +17,15 @@ _MRPC_TRAIN, _MRPC_TEST = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a task is, and what its columns are called."""
+    """Says where a task's files are, and what their columns are called."""
 
     task: Task
     folders: tuple[str, ...]
     texts: tuple[str, ...]
     label: str
-    dev: str = "dev.tsv"
-    test: str = "test.tsv"
+    train: tuple[str, ...] = ("train.tsv",)
+    dev: tuple[str, ...] = ("dev.tsv",)
+    test: tuple[str, ...] = ("test.tsv",)
 
 
 def _classes(name: str, *labels: str, metrics: tuple[str, ...] = ("accuracy",)) -> Task:
@@ -39,7 +40,9 @@ _TASKS = {
         _Files(_classes("rte", "entailment", "not_entailment"), ("RTE",), _PAIR, "label"),
         _Files(
             _classes("mrpc", "0", "1", metrics=_F1), ("MRPC",), ("#1 String", "#2 String"),
-            "Quality",
+            "Quality", train=("train.tsv", _MRPC_TRAIN),
+            # Without dev_ids.tsv the published test file, which has labels, is what there is.
+            dev=("dev.tsv", "dev_ids.tsv", _MRPC_TEST), test=("test.tsv", _MRPC_TEST),
         ),
         _Files(
             Task("stsb", "regression", ("spearman", "pearson")), ("STS-B", "STSB"), _PAIR, "score"
@@ -55,11 +58,11 @@ _TASKS = {
         ),
         _Files(
             _classes("mnli", *_NLI), ("MNLI",), _PAIR, "gold_label",
-            "dev_matched.tsv", "test_matched.tsv",
+            dev=("dev_matched.tsv",), test=("test_matched.tsv",),
         ),
         _Files(
             _classes("mnlimm", *_NLI), ("MNLI",), _PAIR, "gold_label",
-            "dev_mismatched.tsv", "test_mismatched.tsv",
+            dev=("dev_mismatched.tsv",), test=("test_mismatched.tsv",),
         ),
         _Files(
             _classes("cola", "0", "1", metrics=("matthews", "accuracy")), ("CoLA",),
@@ -72,26 +75,18 @@ NAMES = tuple(_TASKS)
 
 
 def task_of(name: str) -> Task:
-    """The task of one of `NAMES`."""
+    """Returns the task of one of `NAMES`."""
     return _TASKS[name].task
 
 
 def find(name: str, data_dir: str | Path, split: str) -> Path:
-    """The file of a split.
+    """Finds the file of a split.
 
     Raises:
         ValueError: there is none.
     """
     files = _TASKS[name]
-    if split == "train":
-        names = ["train.tsv", *([_MRPC_TRAIN] if name == "mrpc" else [])]
-    elif split == "dev":
-        names = [files.dev]
-        if name == "mrpc":
-            # Without dev_ids.tsv the published test file, which has labels, is what there is.
-            names += ["dev_ids.tsv", _MRPC_TEST]
-    else:
-        names = [files.test, *([_MRPC_TEST] if name == "mrpc" else [])]
+    names = {"train": files.train, "dev": files.dev}.get(split, files.test)
     return find_file(data_dir, files.folders, names, f"{name}'s {split} file")
 
 
@@ -135,8 +130,8 @@ def _reader(files: _Files) -> Reader:
     def read(path: Path, bad: BadRows) -> Iterator[Row]:
         columns = _COLA_COLUMNS if files.task.name == "cola" else None
         if columns is None:
-            wanted = dict.fromkeys((*files.texts, files.label), files.task.name)
-            check_columns(path, header_of(path), wanted)
+            required = dict.fromkeys((*files.texts, files.label), files.task.name)
+            check_columns(path, header_of(path), required)
         for line, row in read_tab_separated(path, bad, columns):
             label = row[files.label]
             # MNLI marks pairs on which the annotators did not agree.
@@ -152,8 +147,8 @@ def _mrpc(ids_path: Path, inside: bool) -> Reader:
     files = _TASKS["mrpc"]
 
     def read(path: Path, bad: BadRows) -> Iterator[Row]:
-        wanted = dict.fromkeys((*files.texts, files.label, "#1 ID", "#2 ID"), "mrpc")
-        check_columns(path, header_of(path), wanted)
+        required = dict.fromkeys((*files.texts, files.label, "#1 ID", "#2 ID"), "mrpc")
+        check_columns(path, header_of(path), required)
         for line, row in read_tab_separated(path, bad):
             if ((row["#1 ID"], row["#2 ID"]) in ids) == inside:
                 yield line, tuple(row[column] for column in files.texts), row[files.label]

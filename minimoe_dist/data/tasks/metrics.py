@@ -1,4 +1,4 @@
-"""Scores of predictions, from scikit-learn, SciPy and seqeval.
+"""Scores predictions by scikit-learn, SciPy and seqeval.
 
 All are shares of one: accuracy 0.93, F1 0.88, Matthews' correlation 0.52.
 """
@@ -14,7 +14,7 @@ from .task import Task
 
 
 def score(task: Task, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """A task's metrics by name, the one that decides first.
+    """Computes a task's metrics by name, the one that decides first.
 
     Args:
         task: with its labels.
@@ -31,33 +31,19 @@ def score(task: Task, predictions: Sequence[Any], references: Sequence[Any]) -> 
     return {name: _METRICS[name](predictions, references) for name in task.metrics}
 
 
-def _accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(references, predictions))
+_Metric = Callable[[Sequence[Any], Sequence[Any]], float]
 
 
-def _f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Of the class with number 1, as GLUE has it."""
-    from sklearn.metrics import f1_score
+def _classification(name: str, **options: Any) -> _Metric:
+    def measure(predictions: Sequence[Any], references: Sequence[Any]) -> float:
+        from sklearn import metrics
 
-    # By its number, since a file may have labels that are neither 0 nor 1.
-    return float(f1_score(references, predictions, labels=[1], average="macro", zero_division=0))
+        return float(getattr(metrics, name)(references, predictions, **options))
 
-
-def _macro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(references, predictions, average="macro", zero_division=0))
+    return measure
 
 
-def _matthews(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(references, predictions))
-
-
-def _correlation(name: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
+def _correlation(name: str) -> _Metric:
     def measure(predictions: Sequence[Any], references: Sequence[Any]) -> float:
         from scipy import stats
 
@@ -69,11 +55,12 @@ def _correlation(name: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
     return measure
 
 
-_METRICS: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": _macro_f1,
-    "matthews": _matthews,
+_METRICS = {
+    "accuracy": _classification("accuracy_score"),
+    # GLUE's is that of the class with number 1; a file may have labels that are neither 0 nor 1.
+    "f1": _classification("f1_score", labels=[1], average="macro", zero_division=0),
+    "macro_f1": _classification("f1_score", average="macro", zero_division=0),
+    "matthews": _classification("matthews_corrcoef"),
     "pearson": _correlation("pearsonr"),
     "spearman": _correlation("spearmanr"),
 }
@@ -87,8 +74,8 @@ def _tagging(
     # seqeval knows the inner tags of a chunk as I, also where a file calls them M.
     tags = (*task.labels, *task.unlearnt)
     names = [f"I-{tag[2:]}" if tag.startswith("M-") else tag for tag in tags]
-    found = [[names[tag] for tag in sentence] for sentence in predictions]
-    wanted = [[names[tag] for tag in sentence] for sentence in references]
+    predicted = [[names[tag] for tag in sentence] for sentence in predictions]
+    expected = [[names[tag] for tag in sentence] for sentence in references]
     measures = {
         "chunk_f1": f1_score,
         "chunk_precision": precision_score,
@@ -98,8 +85,8 @@ def _tagging(
         # Tags such as "B-" or "DOC" make it warn at every evaluation.
         warnings.simplefilter("ignore")
         values = {
-            name: float(measure(wanted, found, zero_division=0))
+            name: float(measure(expected, predicted, zero_division=0))
             for name, measure in measures.items()
         }
-        values["accuracy"] = float(accuracy_score(wanted, found))
+        values["accuracy"] = float(accuracy_score(expected, predicted))
     return {name: values[name] for name in task.metrics}

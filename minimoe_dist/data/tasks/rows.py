@@ -1,4 +1,4 @@
-"""Rows of text files with their places, and a count of those that could not be used.
+"""Reads rows of text files with their line numbers, and counts those that cannot be used.
 
 A file is read line by line as bytes, so that a line which is no UTF-8 spoils the row that it is
 part of and nothing else. What is wrong with a row is told as file:line.
@@ -24,7 +24,7 @@ _KEPT_LINES = 1000  # of those that are no UTF-8: enough to guess the encoding f
 
 @dataclass
 class BadRows:
-    """What was left out.
+    """Counts the rows that were left out.
 
     Attributes:
         strict: raise at the first one instead of counting.
@@ -55,7 +55,7 @@ class BadRows:
         self.first = self.first or problem
 
     def encoding_remedy(self) -> str:
-        """How to make UTF-8 of the file, with the encoding that it looks like."""
+        """Says how to make UTF-8 of the file, with the encoding that it looks like."""
         encoding = likely_encoding(self.undecodable)
         if encoding is None:
             return "save it as UTF-8"
@@ -63,13 +63,13 @@ class BadRows:
 
 
 def columns_in_words(count: int) -> str:
-    """As "1 column" or "3 columns"."""
+    """Writes a number of columns out, as "1 column" or "3 columns"."""
     return f"{count} column{'s' if count != 1 else ''}"
 
 
 @dataclass
 class Lines(Iterator[str]):
-    """The lines of a file without their ends; :func:`damage_of` says which of them are no text.
+    """Iterates over a file's lines without their ends; :func:`damage_of` says which are no text.
 
     Attributes:
         path: the file.
@@ -80,12 +80,13 @@ class Lines(Iterator[str]):
     path: Path
     bad: BadRows
     number: int = 0
-    _source: Iterator[bytes] | None = field(default=None, repr=False)
+    _raw_lines: Iterator[bytes] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._raw_lines = self._read()
 
     def __next__(self) -> str:
-        if self._source is None:
-            self._source = self._read()
-        raw = next(self._source)
+        raw = next(self._raw_lines)
         self.number += 1
         text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
         if not text.isascii() or "\0" in text:
@@ -106,7 +107,7 @@ class Lines(Iterator[str]):
 
 
 def damage_of(values: Iterable[str]) -> str | None:
-    """What makes lines of :class:`Lines`, or parts of them, no text; None where they are text."""
+    """Says why lines of :class:`Lines`, or parts of them, are no text; None where they are."""
     for value in values:
         if not value.isascii() and _UNDECODABLE.search(value):
             return "is not UTF-8"
@@ -118,7 +119,7 @@ def damage_of(values: Iterable[str]) -> str | None:
 def read_tab_separated(
     path: Path, bad: BadRows, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column -> value) of a TSV file in which quotes are text like any other.
+    """Yields (line, column -> value) of a TSV file in which quotes are text like any other.
 
     Args:
         path: the file.
@@ -128,36 +129,31 @@ def read_tab_separated(
     lines = Lines(path, bad)
     if columns is None:
         columns = next(lines, "").split("\t")
-    for line in lines:
-        if not line.strip():
-            continue
-        values = line.split("\t")
-        problem = damage_of(values) or _other_columns(values, columns)
-        if problem:
-            bad.add(path, lines.number, problem)
-            continue
-        yield lines.number, dict(zip(columns, values, strict=True))
-
-
-def _other_columns(values: Sequence[str], columns: Sequence[str]) -> str | None:
-    if len(values) == len(columns):
-        return None
-    return f"has {columns_in_words(len(values))}, not {len(columns)}"
+    yield from _complete_rows(lines, (line.split("\t") for line in lines), columns)
 
 
 def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column -> value) of a CSV file with a header; quoted values may span lines."""
+    """Yields (line, column -> value) of a CSV file with a header; quoted values may span lines."""
     lines = Lines(path, bad)
     rows = _readable_rows(csv.reader(line + "\n" for line in lines), lines)
     columns = next(rows, [])
+    yield from _complete_rows(lines, rows, columns)
+
+
+def _complete_rows(
+    lines: Lines, rows: Iterable[list[str]], columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields (line, column -> value) of the rows that are text and have a value for each column."""
     for values in rows:
         if not any(value.strip() for value in values):
             continue
-        problem = damage_of(values) or _other_columns(values, columns)
-        if problem:
-            bad.add(path, lines.number, problem)
-            continue
-        yield lines.number, dict(zip(columns, values, strict=True))
+        problem = damage_of(values)
+        if problem is None and len(values) != len(columns):
+            problem = f"has {columns_in_words(len(values))}, not {len(columns)}"
+        if problem is not None:
+            lines.bad.add(lines.path, lines.number, problem)
+        else:
+            yield lines.number, dict(zip(columns, values, strict=True))
 
 
 def _readable_rows(rows: Iterator[list[str]], lines: Lines) -> Iterator[list[str]]:
@@ -173,7 +169,7 @@ def _readable_rows(rows: Iterator[list[str]], lines: Lines) -> Iterator[list[str
 
 
 def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, record) of JSON lines, or of one array, whose records are counted as lines.
+    """Yields (line, record) of JSON lines, or of one array, whose records are counted as lines.
 
     Raises:
         UserError: an array that is no JSON.
@@ -210,32 +206,32 @@ def _json_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, Any]]:
             bad.add(path, lines.number, f"is no JSON ({error})")
 
 
-def check_columns(path: Path, there: Sequence[str], wanted: Mapping[str, str]) -> None:
+def check_columns(path: Path, columns: Sequence[str], required: Mapping[str, str]) -> None:
     """Refuses a file without a column that is to be read.
 
     Args:
         path: the file.
-        there: its columns.
-        wanted: column -> the option, or the task, that names it.
+        columns: those that it has.
+        required: column -> the option, or the task, that names it.
 
     Raises:
         UserError: one is missing, or there are several of its name.
     """
-    for column, origin in wanted.items():
-        if there.count(column) > 1:
+    for column, origin in required.items():
+        if columns.count(column) > 1:
             raise UserError(
-                f"{path}:1: has {there.count(column)} columns {column!r}, which {origin} wants; "
+                f"{path}:1: has {columns.count(column)} columns {column!r}, which {origin} wants; "
                 "give each its own name"
             )
-        if column not in there:
-            found = difflib.get_close_matches(column, there, 1)
-            names = ", ".join(there) or "none"
-            hint = f"did you mean {found[0]}?" if found else f"its columns are {names[:200]}"
+        if column not in columns:
+            matches = difflib.get_close_matches(column, columns, 1)
+            names = ", ".join(columns) or "none"
+            hint = f"did you mean {matches[0]}?" if matches else f"its columns are {names[:200]}"
             raise UserError(f"{path}:1: has no column {column!r}, which {origin} wants; {hint}")
 
 
 def header_of(path: Path) -> list[str]:
-    """The columns of a TSV or CSV file, by its name; of JSON, the first record's keys.
+    """Reads the columns of a TSV or CSV file, by its name; of JSON, the first record's keys.
 
     Raises:
         UserError: there is no first record, or the first line is no text.

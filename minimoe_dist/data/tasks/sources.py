@@ -1,4 +1,4 @@
-"""Which files a fine-tuning run reads: tasks by name, or a table of the user's own."""
+"""Finds the files that a fine-tuning run reads: tasks by name, or a table of the user's own."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _MANY_CLASSES = 50
 
 
 def sources(options: FinetuneOptions) -> list[str | Table]:
-    """The run's tasks by name, or its table.
+    """Returns the run's tasks by name, or its table.
 
     Raises:
         ConfigError: there is neither, both, an unknown task, or a part of a table is missing.
@@ -35,8 +35,8 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
     if options.task is not None:
         for name in options.task:
             if name not in TASKS:
-                found = nearest(name, TASKS)
-                hint = f"did you mean {found}?" if found else f"there are {', '.join(TASKS)}"
+                match = nearest(name, TASKS)
+                hint = f"did you mean {match}?" if match else f"there are {', '.join(TASKS)}"
                 raise ConfigError(f"task: {name!r} is not known; {hint}")
         if options.data_dir is None:
             raise ConfigError("data_dir: is missing; give the folder of the task's files")
@@ -80,7 +80,7 @@ def _check_word_columns(options: FinetuneOptions | EvaluateOptions) -> None:
 
 
 def word_columns(options: EvaluateOptions, tuning: SavedTuning) -> WordColumns:
-    """The columns of words and tags to score a fine-tuned model on.
+    """Returns the columns of words and tags to score a fine-tuned model on.
 
     Args:
         options: of the evaluation; its columns win.
@@ -96,7 +96,7 @@ def word_columns(options: EvaluateOptions, tuning: SavedTuning) -> WordColumns:
 
 
 def scored_table(options: EvaluateOptions, tuning: SavedTuning, *, values: bool) -> Table:
-    """The table to score a fine-tuned model on.
+    """Returns the table to score a fine-tuned model on.
 
     Args:
         options: of the evaluation; its columns win.
@@ -109,8 +109,8 @@ def scored_table(options: EvaluateOptions, tuning: SavedTuning, *, values: bool)
     assert options.dataset is not None
     texts = options.text_columns or tuning.text_columns or []
     label = options.label_column or tuning.label_column
-    for option, found in (("text_columns", texts), ("label_column", label)):
-        if not found:
+    for option, value in (("text_columns", texts), ("label_column", label)):
+        if not value:
             raise ConfigError(f"{option}: is missing; give the table's, as in the fine-tuning")
     return Table(
         options.dataset,
@@ -122,12 +122,12 @@ def scored_table(options: EvaluateOptions, tuning: SavedTuning, *, values: bool)
 
 
 def table_split(table: Table, split: str) -> str:
-    """What to call :func:`.open_table` with: a file has no splits, it is read whole."""
+    """Returns the split to open a table with: a file has no splits, it is read whole."""
     return "train" if Path(table.path).expanduser().is_file() else split
 
 
 def task_named(source: str | Table) -> Task:
-    """The task, with its labels where they are known without reading its files."""
+    """Returns the task, with its labels where they are known without reading its files."""
     return source.task if isinstance(source, Table) else task_of(source)
 
 
@@ -137,7 +137,7 @@ def open_split(
     split: str,
     labels: tuple[str, ...] = (),
 ) -> TaskData:
-    """One split of one of :func:`sources`.
+    """Opens one split of one of :func:`sources`.
 
     Raises:
         ValueError: a file is missing or has another layout, or no row can be used.
@@ -152,7 +152,7 @@ def open_split(
 
 
 def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, TaskData]:
-    """The training samples, and the samples to score on with the same labels.
+    """Opens the training samples, and the samples to score on with the same labels.
 
     Raises:
         ValueError: see :func:`open_split`; or the training file has a single class, or hardly two
@@ -200,7 +200,7 @@ def _check_classes(train: TaskData, table: Table) -> None:
 
 
 def folder_of(options: FinetuneOptions, source: str | Table) -> Path:
-    """Where a task's results go: below ``output_dir`` where there are several tasks."""
+    """Returns where a task's results go: below ``output_dir`` where there are several tasks."""
     root = Path(options.output_dir)
     several = options.task is not None and len(options.task) > 1
     return root / task_named(source).name if several else root

@@ -1,7 +1,7 @@
-"""Anyone's own tables: TSV, CSV or JSON files with columns of text and of labels."""
+"""Reads users' own tables: TSV, CSV or JSON files with columns of text and of labels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _METRICS: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Table:
-    """What to read of whose files.
+    """Names a user's table: its files, and which of their columns are read.
 
     Attributes:
         path: a folder with train and dev files, or the training file.
@@ -57,7 +57,7 @@ class Table:
 
 
 def find(table: Table, split: str) -> Path:
-    """The file of a split.
+    """Finds the file of a split.
 
     Raises:
         UserError: there is none, or of no known kind.
@@ -88,14 +88,14 @@ def find(table: Table, split: str) -> Path:
 
 
 def check_table(table: Table, split: str) -> Path:
-    """The file of a split, which has the table's columns.
+    """Finds the file of a split, and checks that it has the table's columns.
 
     Raises:
         UserError: there is no such file, or a column is missing.
     """
     path = find(table, split)
-    wanted = dict.fromkeys(table.text_columns, "text_columns")
-    check_columns(path, header_of(path), {**wanted, table.label_column: "label_column"})
+    required = dict.fromkeys(table.text_columns, "text_columns")
+    check_columns(path, header_of(path), {**required, table.label_column: "label_column"})
     return path
 
 
@@ -114,11 +114,10 @@ def open_table(
         UserError: a file or a column is missing; in strict mode, a bad row.
     """
     path = check_table(table, split)
-    known = tuple(labels)
-    if table.kind != "regression" and not known and split != "train":
-        known = open_table(table, "train").task.labels
-    task = Task(table.task.name, table.kind, table.task.metrics, known)
     is_scored = bool(labels) or split != "train"
+    if table.kind != "regression" and not labels and split != "train":
+        labels = open_table(table, "train").task.labels
+    task = replace(table.task, labels=tuple(labels))
     reader = _reader(table, _READERS[path.suffix])
     return collect(task, path, reader, strict=strict, is_scored=is_scored)
 

@@ -1,4 +1,4 @@
-"""What a task is, and what a file of one holds."""
+"""Defines what a task is, and collects what a file of one holds."""
 
 import difflib
 import math
@@ -19,7 +19,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Task:
-    """A task of sentences, pairs of them, or words.
+    """Describes a task of sentences, pairs of them, or words.
 
     Attributes:
         name: as on the command line: "sst2", "ner", …; of a table, its file's.
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One file of a task.
+    """Holds the samples of one file of a task.
 
     Attributes:
         task: with its labels.
@@ -86,23 +86,23 @@ def collect(
     bad = BadRows(strict)
     rows = list(reader(path, bad))
     if task.kind != "regression" and not task.labels:
-        task = replace(task, labels=labels_in_order(task, rows))
+        task = replace(task, labels=_labels_in_order(task, rows))
     numbers = {label: number for number, label in enumerate(task.labels)}
-    known = frozenset(numbers)
+    task_labels = frozenset(numbers)
     data = TaskData(task, path, [], [], bad)
     for line, sample, written in rows:
-        names = [] if task.kind == "regression" else _names(task, written)
-        unknown = {name for name in names if name not in known}
-        data.unknown.update(unknown)
+        row_labels = [] if task.kind == "regression" else _row_labels(task, written)
+        unknown_labels = {name for name in row_labels if name not in task_labels}
+        data.unknown.update(unknown_labels)
         problem: str | None = None
         label: Any
         if task.kind == "regression":
-            problem, label = _value(written)
-        elif unknown and (strict or not is_scored):
+            problem, label = _number(written)
+        elif unknown_labels and (strict or not is_scored):
             kind = "tag" if task.kind == "tagging" else "label"
-            problem = f"the {kind} {min(unknown)!r} is none of {_some(task.labels)}"
+            problem = f"the {kind} {min(unknown_labels)!r} is none of {_listed(task.labels)}"
         else:
-            label = [numbers.setdefault(name, len(numbers)) for name in names]
+            label = [numbers.setdefault(name, len(numbers)) for name in row_labels]
             label = label if task.kind == "tagging" else label[0]
         if not any(text.strip() for text in sample):
             problem = "has no text"
@@ -117,7 +117,7 @@ def collect(
 
 
 def unlearnt_rows(data: TaskData) -> int:
-    """How many samples have a label that the task has not, so that any prediction is wrong."""
+    """Counts samples with a label that the task has not, so that any prediction is wrong."""
     labels = len(data.task.labels)
     if not data.task.unlearnt:
         return 0
@@ -127,7 +127,9 @@ def unlearnt_rows(data: TaskData) -> int:
 
 
 def unknown_in_words(data: TaskData) -> str:
-    """As ``dev.tsv: 'positiv' (20 rows; did you mean 'positive'?) is none of negative, positive``.
+    """Names the labels that are none of the task's, with their rows and likely spellings.
+
+    As ``dev.tsv: 'positiv' (20 rows; did you mean 'positive'?) is none of negative, positive``.
 
     ``data.unknown`` has at least one.
     """
@@ -138,7 +140,7 @@ def unknown_in_words(data: TaskData) -> str:
         names.append(f"{label!r} ({count:,} row{'s' * (count != 1)}{hint})")
     more = ", …" if len(data.unknown) > _SHOWN else ""
     verb = "is" if len(data.unknown) == 1 else "are"
-    return f"{data.path}: {', '.join(names)}{more} {verb} none of {_some(data.task.labels)}"
+    return f"{data.path}: {', '.join(names)}{more} {verb} none of {_listed(data.task.labels)}"
 
 
 def _check_most_fit(data: TaskData) -> None:
@@ -177,18 +179,18 @@ def _check_most_fit(data: TaskData) -> None:
         )
 
 
-def labels_in_order(task: Task, rows: Iterable[Row]) -> tuple[str, ...]:
-    """Numbers by size, other labels by name; of tags, O first."""
+def _labels_in_order(task: Task, rows: Iterable[Row]) -> tuple[str, ...]:
+    """Orders a file's labels: numbers by size, others by name; of tags, O first."""
     labels: set[str] = set()
     for _, _, written in rows:
-        labels.update(_names(task, written))
+        labels.update(_row_labels(task, written))
     if all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=int))
     return tuple(sorted(labels, key=lambda label: (label != "O", label)))
 
 
-def _names(task: Task, written: Any) -> list[str]:
-    """A row's label, or its tags, as text."""
+def _row_labels(task: Task, written: Any) -> list[str]:
+    """Returns a row's label, or its tags, as text."""
     if task.kind == "tagging":
         return list(written)
     if isinstance(written, bool):  # of JSON
@@ -196,8 +198,8 @@ def _names(task: Task, written: Any) -> list[str]:
     return [str(written).strip()]
 
 
-def _value(written: Any) -> tuple[str | None, float]:
-    """(what is wrong, the number)."""
+def _number(written: Any) -> tuple[str | None, float]:
+    """Parses a number: (what is wrong, the number)."""
     try:
         value = float(written)
     except (TypeError, ValueError):
@@ -207,7 +209,7 @@ def _value(written: Any) -> tuple[str | None, float]:
 
 
 def places_of_labels(model: Sequence[str], task: Sequence[str]) -> list[int] | None:
-    """Where each of a task's labels stands among a model's, by name.
+    """Finds where each of a task's labels stands among a model's, by name.
 
     Args:
         model: its labels in the order of their numbers.
@@ -218,22 +220,22 @@ def places_of_labels(model: Sequence[str], task: Sequence[str]) -> list[int] | N
         by more than that. None where the two do not have the same names.
     """
     for spelling in (str, str.casefold):
-        places = {spelling(label): number for number, label in enumerate(model)}
-        wanted = [spelling(label) for label in task]
-        if len(places) == len(model) == len(task) and places.keys() == set(wanted):
-            return [places[label] for label in wanted]
+        numbers = {spelling(label): number for number, label in enumerate(model)}
+        spelt = [spelling(label) for label in task]
+        if len(numbers) == len(model) == len(task) and numbers.keys() == set(spelt):
+            return [numbers[label] for label in spelt]
     return None
 
 
-def _some(labels: Sequence[str]) -> str:
-    shown = ", ".join(labels[:_SHOWN])
-    return shown + ", …" * (len(labels) > _SHOWN)
+def _listed(labels: Sequence[str]) -> str:
+    first = ", ".join(labels[:_SHOWN])
+    return first + ", …" * (len(labels) > _SHOWN)
 
 
 def find_file(
     data_dir: str | Path, folders: Sequence[str], names: Sequence[str], task: str
 ) -> Path:
-    """The first of some files in a folder, or in one of its folders of a task's usual names.
+    """Finds the first of some files in a folder, or in its folders of a task's usual names.
 
     Raises:
         UserError: there is none.
@@ -242,11 +244,11 @@ def find_file(
     if not root.is_dir():
         raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
     usual = {folder.lower() for folder in folders}
-    places = [root, *sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in usual)]
-    for place in places:
+    inner = sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in usual)
+    for folder in (root, *inner):
         for name in names:
-            if (place / name).is_file():
-                return place / name
+            if (folder / name).is_file():
+                return folder / name
     looked = f", nor in a folder {' or '.join(folders)}" if folders else ""
     raise UserError(
         f"data_dir: {data_dir}: no {' or '.join(names)} ({task}) in it{looked}; give the folder "
