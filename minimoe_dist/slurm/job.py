@@ -30,10 +30,10 @@ from ..runs.starts import (
     MOST_RESTARTS_WITHOUT_PROGRESS,
     Event,
     add_event,
+    describe_progress,
     read_events,
     restarts_without_progress,
     run_id,
-    shown,
 )
 from ..runtime import Launch
 from .facts import code_version
@@ -112,7 +112,9 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
         code=code_version(),
     )
     add_event(folder, event)
-    _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {shown(progress)}")
+    _say(
+        f"run {name}: job {job}, restart {restart}, on {nodes}, from {describe_progress(progress)}"
+    )
     return ExitStatus.DONE
 
 
@@ -145,7 +147,7 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
     how = "stopped and saved" if status == ExitStatus.STOPPED else f"ended with status {status}"
     if status - _BY_SIGNAL in signal.valid_signals():
         how += f" ({signal.strsignal(status - _BY_SIGNAL)})"
-    where = f"job {job}: {how} at {shown(progress)}"
+    where = f"job {job}: {how} at {describe_progress(progress)}"
     if status == ExitStatus.REFUSED:
         _say(f"{where}: mend what the line above names and submit again")
         return status
@@ -168,7 +170,7 @@ def _is_stuck(folder: Path, job: str, restart: int) -> bool:
     progress, most = progress_of(folder), MOST_RESTARTS_WITHOUT_PROGRESS
     if restarts_without_progress(read_events(folder), job, progress) < most:
         return False
-    reason = f"{most} restarts without progress at {shown(progress)}"
+    reason = f"{most} restarts without progress at {describe_progress(progress)}"
     add_event(folder, Event(event="stop", job=job, restart=restart, reason=reason))
     _say(f"job {job}: stopped after {reason}: look at the errors above, then submit again")
     return True
@@ -177,14 +179,14 @@ def _is_stuck(folder: Path, job: str, restart: int) -> bool:
 def _why_not_requeue(job: str, restart: int) -> str | None:
     """What speaks against requeueing a job: that it was cancelled, or that Slurm did it already."""
     try:
-        shown = show_job(job)
+        describe_progress = show_job(job)
     except SlurmError as error:
         return f"not requeued ({error}); submit again to go on"
-    if shown.get("Restarts", str(restart)) != str(restart):
+    if describe_progress.get("Restarts", str(restart)) != str(restart):
         return "Slurm requeued it already"
-    if shown.get("JobState") != "RUNNING":
-        return f"not requeued (it is {shown.get('JobState')}); submit again to go on"
-    if shown.get("Requeue") == "0":
+    if describe_progress.get("JobState") != "RUNNING":
+        return f"not requeued (it is {describe_progress.get('JobState')}); submit again to go on"
+    if describe_progress.get("Requeue") == "0":
         return "not requeued (submitted with --no-requeue); submit again to go on"
     return None
 

@@ -274,7 +274,7 @@ def show(results: TuningResults) -> None:
     for column in ("rate", "batch", "seed", "epoch", *results.metrics):
         table.add_column(column.replace("_", " "), justify="right")
     for cell in results.cells:
-        style = "bold" if results.best and cell.is_of(results.best) else None
+        style = "bold" if results.best and cell.is_same_cell(results.best) else None
         scores = cell.scores or {}
         table.add_row(
             f"{cell.learning_rate:g}",
