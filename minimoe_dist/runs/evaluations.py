@@ -81,7 +81,7 @@ class ExpertLoad(Record):
 
 
 class Evaluation(Record):
-    """What was measured of one model; what was not measured is None.
+    """The measurements of one model; what was not measured is None.
 
     Attributes:
         student: its name.
