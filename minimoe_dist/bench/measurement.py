@@ -73,7 +73,7 @@ class Measurement:
                 raise KeyboardInterrupt
             rate = {f"{label}, a second": done / (time.perf_counter() - started)}
             progress.advance(rate)
-            progress.say_unless_shown(done, rate)
+            progress.print_without_bar(done, rate)
 
         with Progress(stream, count, 0, label) as progress:
             return measure(tell)
