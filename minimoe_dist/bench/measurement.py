@@ -73,7 +73,7 @@ class Measurement:
                 raise KeyboardInterrupt
             rate = {f"{label}, a second": completed / (time.perf_counter() - started)}
             progress.advance(rate)
-            progress.say_unless_shown(completed, rate)
+            progress.print_without_bar(completed, rate)
 
         with Progress(stream, count, 0, label) as progress:
             return measure(tell)

@@ -91,7 +91,7 @@ def export_student(
         ``folder``.
     """
     if isinstance(config, ElasticConfig):
-        return export_elastic(elastic_of(config, weights), folder, tokenizer)
+        return export_elastic(elastic_student(config, weights), folder, tokenizer)
     with exported(Path(folder), tokenizer) as aside:
         if config.is_dense:
             plain_model(config, weights).save_pretrained(aside)
@@ -100,8 +100,8 @@ def export_student(
     return Path(folder)
 
 
-def elastic_of(config: ElasticConfig, weights: Mapping[str, Tensor]) -> ElasticForRelations:
-    """A sliceable student of its weights, with a masked-LM head where they have one."""
+def elastic_student(config: ElasticConfig, weights: Mapping[str, Tensor]) -> ElasticForRelations:
+    """Makes a sliceable student of its weights, with a masked-LM head where they have one."""
     with_head = any(name.startswith("cls.") for name in weights)
     with torch.random.fork_rng(devices=[]):
         model = (ElasticForMaskedLM if with_head else ElasticForRelations)(config)
@@ -146,7 +146,7 @@ def export_elastic(
 
 @contextmanager
 def exported(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
-    """A folder for a model's files, which takes the place of ``folder`` at the end."""
+    """Yields a folder for a model's files, which takes the place of ``folder`` at the end."""
     with replaced(folder) as aside:
         # Modules draw weights before they get the student's; a run's generator is not for that.
         with torch.random.fork_rng(devices=[]):
@@ -164,14 +164,14 @@ def code_map(**classes: type) -> dict[str, str]:
 
 
 def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
-    """Puts modules beside weights, for ``trust_remote_code=True``."""
+    """Copies modules beside weights, for ``trust_remote_code=True``."""
     for module in modules:
         assert module.__file__ is not None
         shutil.copy(module.__file__, folder)
 
 
 def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A dense student as transformers' own class of its family, with its masked-LM head if any."""
+    """Makes a dense student a model of transformers' own class, with its masked-LM head if any."""
     config_class, encoder_class, masked_lm_class = _PLAIN_CLASSES[config.family]
     fields = {name: getattr(config, name) for name in PLAIN_FIELDS}
     for name in ("bos_token_id", "eos_token_id"):
@@ -202,7 +202,7 @@ def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder
 
 
 def load_student(folder: str | Path) -> Student:
-    """A student from a folder that :func:`export_student` wrote, or a published one.
+    """Loads a student from a folder that :func:`export_student` wrote, or a published one.
 
     Raises:
         ValueError: the folder holds no student, or only a part of one.

@@ -1,6 +1,7 @@
 """Hugging Face folders as they are: copied, counted, loaded by the class that they name."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from ..models.pretrained import quiet_transformers
 
 _COPIED = {".json", ".safetensors", ".txt", ".model", ".py"}
 # What an earlier export put beside the model, and this one writes anew.
-_OURS = {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
-_HEADS = {
+_REWRITTEN = {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
+_HEAD_LOADERS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForTokenClassification": AutoModelForTokenClassification,
 }
@@ -42,7 +43,7 @@ def copy_model(source: Path, target: Path) -> None:
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{source}: has no model.safetensors; save the model as safetensors first")
     for file in files:
-        if file.name not in _OURS:
+        if file.name not in _REWRITTEN:
             shutil.copy(file, target)
     casing = undeclared_casing(str(source))
     if casing is not None:
@@ -54,29 +55,26 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def exported_parameters(folder: Path) -> int:
-    """Number of weights in a folder's safetensors; rows kept for Megatron-LM do not count."""
+    """Counts the weights in a folder's safetensors, without rows kept for Megatron-LM."""
     total = 0
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
-                size = 1
-                for axis in file.get_slice(key).get_shape():
-                    size *= axis
-                total += size
+                total += math.prod(file.get_slice(key).get_shape())
     return total
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """The model of a folder in evaluation mode, float32: with its classification head, if any.
+    """Loads a folder's model in evaluation mode, float32, with its classification head, if any.
 
     Raises:
         UserError: its configuration cannot be read.
     """
     names = read_model_json(folder).get("architectures") or [""]
     loader: Any = AutoModel
-    for part, with_head in _HEADS.items():
-        if part in names[0]:
-            loader = with_head
+    for suffix, head_loader in _HEAD_LOADERS.items():
+        if suffix in names[0]:
+            loader = head_loader
     with quiet_transformers():
         model: nn.Module = loader.from_pretrained(
             folder, dtype="float32", weights_only=True, trust_remote_code=False
@@ -100,7 +98,7 @@ def write_sentence_layout(
     """
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modules += [("2_Normalize", "Normalize")] if normalize else []
-    described = [
+    entries = [
         {
             "idx": index,
             "name": str(index),
@@ -109,7 +107,7 @@ def write_sentence_layout(
         }
         for index, (path, name) in enumerate(modules)
     ]
-    write_json(folder / "modules.json", described)
+    write_json(folder / "modules.json", entries)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False}
     )

@@ -38,7 +38,7 @@ _SEED = 20230711
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written, and how far onnxruntime's outputs are from PyTorch's.
+    """An ONNX file, and how far onnxruntime's outputs are from PyTorch's.
 
     Attributes:
         inputs: names in order, each int64 [B, S].
@@ -114,19 +114,18 @@ class _FirstOutput(nn.Module):
     ) -> Tensor:
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
-        result: Tensor = getattr(outputs, self.output)
-        return result
+        return getattr(outputs, self.output)
 
 
 def traceable(model: nn.Module) -> nn.Module:
-    """A copy of a model whose experts take their own rows one after another, and all else is fixed.
+    """Copies a model for tracing: experts take their own rows in turn, and all else is fixed.
 
     Slices of a sliceable student's weights would be sizes that the graph computes.
     """
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         if isinstance(module, Layer):
-            module.dispatcher = _NowhereDispatcher()
+            module.dispatcher = _IdentityDispatcher()
         for name, child in list(module.named_children()):
             if isinstance(child, ExpertLinear):
                 setattr(module, name, _SelectingLinear(child))
@@ -135,14 +134,14 @@ def traceable(model: nn.Module) -> nn.Module:
     return copied
 
 
-class _NowhereDispatcher:
+class _IdentityDispatcher:
     """Leaves tokens in their order; instead of products, maps get each token's expert."""
 
     def plan(self, expert: Tensor, num_experts: int) -> Plan:
-        return _NowherePlan(expert)
+        return _IdentityPlan(expert)
 
 
-class _NowherePlan(Plan):
+class _IdentityPlan(Plan):
     def __init__(self, expert: Tensor) -> None:
         self.products = expert
 
@@ -162,11 +161,11 @@ class _SelectingLinear(nn.Module):
         self.biases = nn.ParameterList(stacked.bias.detach().unbind())
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        places, parts = [], []
-        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            places.append((expert == number).nonzero().squeeze(-1))
-            parts.append(F.linear(rows.index_select(0, places[-1]), weight, bias))
-        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(places)))
+        chosen, outputs = [], []
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            chosen.append((expert == index).nonzero().squeeze(-1))
+            outputs.append(F.linear(rows.index_select(0, chosen[-1]), weight, bias))
+        return torch.cat(outputs).index_select(0, torch.argsort(torch.cat(chosen)))
 
 
 class _Unsliced(nn.Module):
@@ -181,14 +180,13 @@ class _Unsliced(nn.Module):
         self.plain.load_state_dict(sliceable.state_dict())
 
     def forward(self, values: Tensor, out_features: int | None = None) -> Tensor:
-        result: Tensor = self.plain(values)
-        return result
+        return self.plain(values)
 
 
 def _random_batch(
     config: Any, lengths: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and segments [B, S] of samples of these lengths."""
+    """Draws ids, mask and segments, each int64 [B, S], of samples of these lengths."""
     shape = (len(lengths), max(lengths))
     padding = config.pad_token_id or 0
     ids = torch.randint(config.vocab_size, shape, generator=generator)
@@ -207,8 +205,8 @@ def _largest_difference(
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
     config, largest = model.model.config, 0.0
-    for index, (batch, most) in enumerate(_CHECKED_SHAPES):
-        length = min(most, longest_sequence(config))
+    for index, (batch, max_length) in enumerate(_CHECKED_SHAPES):
+        length = min(max_length, longest_sequence(config))
         lengths = torch.randint(1, length + 1, (batch,), generator=generator)
         lengths[0] = length
         if index % 2:

@@ -72,7 +72,10 @@ class StateEntry:
 
 
 class TrainingState(Protocol):
-    """A student's state as named float32 tensors; reading and writing are collectives."""
+    """A student's state as named float32 tensors; reading and writing are collectives.
+
+    The methods are those of :class:`~minimoe_dist.train.engine.StudentEngine`.
+    """
 
     name: str
 
@@ -85,7 +88,7 @@ class TrainingState(Protocol):
 
 @dataclass(frozen=True)
 class Ranks:
-    """What saving needs of the process group."""
+    """The process group, as far as saving needs it."""
 
     rank: int
     world_size: int
@@ -158,7 +161,7 @@ def _prepare(partial: Path) -> OSError | None:
 
 
 def _write_piece(folder: Path, students: Sequence[TrainingState], rank: int) -> OSError | None:
-    """This rank's tensors; all ranks read them together, so an error waits until the end."""
+    """Writes this rank's tensors; all ranks read them together, so an error waits until the end."""
     tensors: dict[str, Tensor] = {}
     for student in students:
         for entry in student.state_entries():
@@ -239,7 +242,7 @@ def _announce(checkpoint: Path, keep: int) -> None:
 
 
 def _superfluous(earlier: Sequence[Path], keep: int) -> list[Path]:
-    """All but the newest ``keep``, counted from the newest that is whole."""
+    """Returns all but the newest ``keep`` checkpoints, counted from the newest that is whole."""
     newest_first = list(reversed(earlier))
     while newest_first and not _is_whole(newest_first[0]):
         newest_first.pop(0)
@@ -298,7 +301,7 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 
 def newest_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose hashes hold; None only where there has never been one.
+    """Finds the newest checkpoint whose hashes hold; None only where there has never been one.
 
     ``latest`` is a convenience for people: a missing or stale one must not make a run start anew.
 
@@ -318,13 +321,12 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """``run.json``: step, consumed samples, configuration, counters."""
-    progress: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())
-    return progress
+    """Reads ``run.json``: step, consumed samples, configuration, counters."""
+    return json.loads((checkpoint / PROGRESS).read_text())
 
 
 def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors that belong to no student, by name."""
+    """Reads the tensors that belong to no student, by name."""
     path = checkpoint / _TENSORS
     return load_file(path) if path.is_file() else {}
 
@@ -351,7 +353,7 @@ def load_checkpoint(checkpoint: Path, students: Sequence[TrainingState]) -> dict
 
 
 class _Pieces:
-    """The checkpoint's tensors, each file opened once."""
+    """The tensors of a checkpoint, each of whose files is opened once."""
 
     def __init__(self, checkpoint: Path, keys: Mapping[str, str]) -> None:
         self._checkpoint = checkpoint

@@ -48,11 +48,11 @@ def write_pieces(
         total += value.nbytes
     write()
     weight_map: dict[str, str] = {}
-    for number, held in enumerate(names):
-        last = len(names)
-        final = WEIGHTS if last == 1 else f"model-{number + 1:05d}-of-{last:05d}.safetensors"
-        (folder / f"piece-{number:05d}").rename(folder / final)
-        weight_map |= dict.fromkeys(held, final)
-    if len(names) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / WEIGHTS_INDEX, index)
+    count = len(names)
+    for index, piece_names in enumerate(names):
+        final = WEIGHTS if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+        (folder / f"piece-{index:05d}").rename(folder / final)
+        weight_map |= dict.fromkeys(piece_names, final)
+    if count > 1:
+        metadata = {"total_size": total}
+        write_json(folder / WEIGHTS_INDEX, {"metadata": metadata, "weight_map": weight_map})

@@ -43,19 +43,19 @@ from ..models.task_heads import (
 )
 from .export import ELASTIC_CODE, STUDENT_CODE, code_map, copy_code, exported
 from .published import config_from_published, load_published
-from .published.layout import our_name, published_name
+from .published.layout import parameter_name, published_name
 
 # By family: for texts, for tokens.
-_PLAIN: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
+_PLAIN_CLASSES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
     "bert": (BertForSequenceClassification, BertForTokenClassification),
     "roberta": (RobertaForSequenceClassification, RobertaForTokenClassification),
     "megatron-bert": (MegatronBertForSequenceClassification, MegatronBertForTokenClassification),
 }
-_OURS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
+_STUDENT_CLASSES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
     MiniMoeConfig.model_type: (MiniMoeForSequenceClassification, MiniMoeForTokenClassification),
     ElasticConfig.model_type: (ElasticForSequenceClassification, ElasticForTokenClassification),
 }
-_HEADS = ("bert.pooler.", "classifier.", "relation.")
+_HEAD_PREFIXES = ("bert.pooler.", "classifier.", "relation.")
 # RoBERTa's head for texts has the pooler's map inside.
 _ROBERTA_HEAD = {"classifier.dense.": "bert.pooler.dense.", "classifier.out_proj.": "classifier."}
 
@@ -75,7 +75,7 @@ class TaskModel:
     fresh: frozenset[str] = field(default_factory=frozenset)
 
     def copy(self, seed: int) -> PreTrainedModel:
-        """A copy to train, whose fresh parameters are a function of ``seed``."""
+        """Makes a copy to train, whose fresh parameters are a function of ``seed``."""
         model = copy.deepcopy(self.model)
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
@@ -107,7 +107,7 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
     folder = resolve_model_path(path)
     config, state, plain = _read(path, folder, task)
     is_tagging = task.kind == "tagging"
-    model = _OURS[config.model_type][is_tagging](config)
+    model = _STUDENT_CLASSES[config.model_type][is_tagging](config)
     if with_relations:
         model.add_relations()
     parameters = model.state_dict()
@@ -116,57 +116,61 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
         for name, value in state.items()
         if name in parameters and parameters[name].shape == value.shape
     }
-    places = _places_in_head(plain or config, state, task)
+    rows = _head_rows(plain or config, state, task)
     for name in [name for name in read if name.startswith("classifier.")]:
-        if places is None:
+        if rows is None:
             del read[name]
         else:
-            read[name] = read[name][places]
+            read[name] = read[name][rows]
     missing = sorted(parameters.keys() - read.keys())
-    wrong = [name for name in missing if not name.startswith(_HEADS)]
-    if wrong:
+    absent = [name for name in missing if not name.startswith(_HEAD_PREFIXES)]
+    if absent:
         raise UserError(
-            f"{path}: {len(wrong)} weights of its encoder are missing or of another shape, "
-            f"{wrong[0]} for one; give the checkpoint and the configuration of one model"
+            f"{path}: {len(absent)} weights of its encoder are missing or of another shape, "
+            f"{absent[0]} for one; give the checkpoint and the configuration of one model"
         )
     model.load_state_dict({**parameters, **read})
-    for labelled in (config, plain):
-        if labelled is not None:
-            set_labels(labelled, task)
+    set_labels(config, task)
+    if plain is not None:
+        set_labels(plain, task)
     return TaskModel(model.eval(), plain, frozenset(missing))
 
 
 def _read(
     path: str, folder: str, task: Task
 ) -> tuple[MiniMoeConfig, dict[str, Tensor], PreTrainedConfig | None]:
-    """Our configuration, the weights by our names, and transformers' configuration if plain."""
+    """Reads our configuration, weights by our names, and transformers' configuration if plain."""
     described = describe_model(path)
     if described is not None and described.is_published_student:
         student = load_published(folder)
-        ours: MiniMoeConfig = copy.deepcopy(student.config)
-        _size_head(ours, task)
-        return ours, dict(student.state_dict()), None
+        student_config: MiniMoeConfig = copy.deepcopy(student.config)
+        _size_head(student_config, task)
+        return student_config, dict(student.state_dict()), None
     config = read_encoder_config(path, folder)
     is_tagging = task.kind == "tagging"
-    if config.model_type in _OURS:
-        ours = copy.deepcopy(config)
-        assert isinstance(ours, MiniMoeConfig)
-        if isinstance(ours, ElasticConfig) and ours.sub_models:
-            ours.sparsity_map = {}  # of a once-for-all student, the whole one is trained
-        _size_head(ours, task)
-        model_class = _with_relations(_OURS[config.model_type][is_tagging], ours)
-        return ours, _weights(path, folder, model_class, ours)[0], None
+    if config.model_type in _STUDENT_CLASSES:
+        student_config = copy.deepcopy(config)
+        assert isinstance(student_config, MiniMoeConfig)
+        if isinstance(student_config, ElasticConfig) and student_config.sub_models:
+            student_config.sparsity_map = {}  # of a once-for-all student, the whole one is trained
+        _size_head(student_config, task)
+        model_class = _with_relations(
+            _STUDENT_CLASSES[config.model_type][is_tagging], student_config
+        )
+        return student_config, _weights(path, folder, model_class, student_config)[0], None
     plain = copy.deepcopy(config)
-    state, missing = _weights(path, folder, _PLAIN[config.model_type][is_tagging], plain)
-    named = {_our_head_name(name): value for name, value in state.items() if name not in missing}
-    ours = config_from_published(config.to_dict())
-    ours.classifier_dropout = getattr(config, "classifier_dropout", None)
-    _size_head(ours, task)
-    return ours, named, plain
+    state, missing = _weights(path, folder, _PLAIN_CLASSES[config.model_type][is_tagging], plain)
+    parameters = {
+        _task_parameter_name(name): value for name, value in state.items() if name not in missing
+    }
+    student_config = config_from_published(config.to_dict())
+    student_config.classifier_dropout = getattr(config, "classifier_dropout", None)
+    _size_head(student_config, task)
+    return student_config, parameters, plain
 
 
 def _with_relations(model_class: type[PreTrainedModel], config: Any) -> type[PreTrainedModel]:
-    """The class with relation projections, so that reading a folder finds theirs."""
+    """Returns the class with relation projections, so that reading a folder finds theirs."""
     if not config.relation_projections:
         return model_class
 
@@ -184,7 +188,7 @@ def _with_relations(model_class: type[PreTrainedModel], config: Any) -> type[Pre
 def _weights(
     path: str, folder: str, model_class: type[PreTrainedModel], config: PreTrainedConfig
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """What a folder holds of a class's parameters in float32, and what it does not hold.
+    """Reads the parameters of a class in float32 from a folder, and names those it does not hold.
 
     Raises:
         UserError: it holds none that can be read.
@@ -215,37 +219,37 @@ def _weights(
     return state, missing
 
 
-def _our_head_name(name: str) -> str:
-    for roberta_prefix, our_prefix in _ROBERTA_HEAD.items():
+def _task_parameter_name(name: str) -> str:
+    for roberta_prefix, prefix in _ROBERTA_HEAD.items():
         if name.startswith(roberta_prefix):
-            return our_prefix + name.removeprefix(roberta_prefix)
-    return our_name(name)
+            return prefix + name.removeprefix(roberta_prefix)
+    return parameter_name(name)
 
 
 def _plain_name(name: str, family: str) -> str:
-    """The inverse of :func:`_our_head_name`, for the classes of texts and tokens."""
+    """Returns transformers' name of ours: the inverse of :func:`_task_parameter_name`."""
     if family == "roberta" and name.startswith("bert.pooler."):
         return name.replace("bert.pooler.", "classifier.", 1)
     return published_name(name, family)
 
 
 def _size_head(config: PreTrainedConfig, task: Task) -> None:
-    """Labels by number while nothing is known of them."""
+    """Gives a configuration a label for each of a task, by number while no names are known."""
     if config.num_labels != len(task.labels or "1"):
         config.num_labels = len(task.labels or "1")
 
 
-def _places_in_head(
+def _head_rows(
     config: PreTrainedConfig, state: Mapping[str, Tensor], task: Task
 ) -> list[int] | None:
-    """Which row of a folder's head is of each of this task's labels; None if it has others."""
+    """Returns which row of a folder's head is each of a task's labels'; None if it has others."""
     if "classifier.weight" not in state:
         return None
     return [0] if task.kind == "regression" else places_of_labels(label_names(config), task.labels)
 
 
 def label_names(config: Any) -> tuple[str, ...]:
-    """A configuration's labels in the order of their numbers."""
+    """Returns a configuration's labels in the order of their numbers."""
     names = config.id2label if not isinstance(config, Mapping) else config.get("id2label") or {}
     return tuple(str(name) for _, name in sorted((int(key), name) for key, name in names.items()))
 
@@ -263,7 +267,7 @@ def set_labels(config: PreTrainedConfig, task: Task) -> None:
 
 
 def gives_signals(model: PreTrainedModel) -> bool:
-    """Whether a model read with ``with_relations`` has queries, keys and values to compare."""
+    """Returns whether a model read with ``with_relations`` has signals to compare."""
     return model.relation is not None or not isinstance(model.config, ElasticConfig)
 
 
@@ -289,7 +293,7 @@ def export_task_model(
     is_tagging = source.model.tags_tokens
     with exported(Path(folder), tokenizer) as aside:
         if source.plain is not None:
-            model = _PLAIN[config.family][is_tagging](copy.deepcopy(source.plain))
+            model = _PLAIN_CLASSES[config.family][is_tagging](copy.deepcopy(source.plain))
             model.load_state_dict(_plain_state(state, config.family, is_tagging))
             model.save_pretrained(aside)
         else:
@@ -311,7 +315,7 @@ def _save_with_code(
     config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path, is_tagging: bool
 ) -> None:
     config_copy = copy.deepcopy(config)
-    model_class: Any = _OURS[config_copy.model_type][is_tagging]
+    model_class: Any = _STUDENT_CLASSES[config_copy.model_type][is_tagging]
     model = model_class(config_copy)
     model.load_state_dict(dict(weights))
     head = "AutoModelForTokenClassification" if is_tagging else "AutoModelForSequenceClassification"

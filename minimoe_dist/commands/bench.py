@@ -13,7 +13,7 @@ from ..exit_status import ExitStatus
 from ..planning.machine import machine_yaml
 from ..preflight.bench import recipe_of
 from ..runtime import Launch
-from ..train.scope import started
+from ..train.scope import open_scope
 
 
 def run(options: BenchOptions, launch: Launch) -> int:
@@ -27,7 +27,7 @@ def run(options: BenchOptions, launch: Launch) -> int:
     """
     config, folder = recipe_of(options), Path(options.output)
     parallel = config.parallel
-    with started(
+    with open_scope(
         launch, use_cpu=parallel.use_cpu, timeout_seconds=parallel.timeout_seconds
     ) as scope:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from ..checkpoints.megatron.arguments import GivenFacts
+from ..checkpoints.megatron.arguments import ModelOverrides
 from ..checkpoints.megatron.converting import Report, to_hugging_face, to_megatron
 from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
@@ -64,14 +64,14 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     return 0
 
 
-def _given_facts(options: ConvertOptions, tokens: int | None) -> GivenFacts:
+def _given_facts(options: ConvertOptions, tokens: int | None) -> ModelOverrides:
     """Collects facts from flags, else from a ``config.json``, given or beside the ranks."""
     folders = [Path(options.input).expanduser()]
     if folders[0].name.startswith((RELEASE, "iter_")):
         folders.append(folders[0].parent)
     paths = [options.model_config_path] if options.model_config_path else map(str, folders)
     values: dict[str, Any] = next(filter(None, map(config_json, paths)), {})
-    return GivenFacts(
+    return ModelOverrides(
         num_attention_heads=options.num_attention_heads or values.get("num_attention_heads"),
         layer_norm_eps=options.layer_norm_eps or values.get("layer_norm_eps"),
         hidden_act=options.hidden_act or values.get("hidden_act"),

@@ -13,7 +13,7 @@ from ..recipes.finished import is_finished
 from ..runtime import DeviceType, Launch, logger
 from ..train.agreement import decided_by_rank_0
 from ..train.loop import run_steps
-from ..train.scope import Scope, only_run_in, run_resumable
+from ..train.scope import Scope, lock_run_folder, run_resumable
 
 _log = logger("distill")
 
@@ -39,7 +39,7 @@ def run(options: DistillOptions, launch: Launch) -> int:
                 # The exports of earlier stages can only be checked once they are written.
                 device_type: DeviceType = "cuda" if scope.device.type == "cuda" else "cpu"
                 decided_by_rank_0(partial(check_stages, [stage], launch, device_type))
-            with only_run_in(Path(stage.output_dir)):
+            with lock_run_folder(Path(stage.output_dir)):
                 is_done = _train(stage, launch, scope)
             gc.collect()  # what was closed is held in cycles
             if not is_done:

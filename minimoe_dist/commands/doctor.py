@@ -19,7 +19,7 @@ from ..durable import write_json
 from ..exit_status import ExitStatus
 from ..runtime import Launch, LaunchError
 from ..train.agreement import decided_by_rank_0
-from ..train.scope import Scope, started
+from ..train.scope import Scope, open_scope
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
@@ -36,7 +36,7 @@ def run(options: DoctorOptions, launch: Launch) -> int:
     if launch.world_size == 1:
         return _report(options, [own_facts], [*findings_of([own_facts]), _port_finding(launch)], {})
     try:
-        with started(
+        with open_scope(
             launch, use_cpu=options.use_cpu, timeout_seconds=options.timeout_seconds
         ) as scope:
             return _check_together(options, launch, own_facts, scope)

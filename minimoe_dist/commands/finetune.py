@@ -10,7 +10,7 @@ from ..data.tasks.sources import folder_of, sources
 from ..exit_status import ExitStatus
 from ..recipes.finetuning import TaskRun
 from ..runtime import Launch
-from ..train.scope import Scope, only_run_in, run_resumable
+from ..train.scope import Scope, lock_run_folder, run_resumable
 
 
 def run(options: FinetuneOptions, launch: Launch) -> int:
@@ -24,8 +24,8 @@ def run(options: FinetuneOptions, launch: Launch) -> int:
     def finetune(scope: Scope) -> ExitStatus:
         statuses = []
         for source in sources(options):
-            with only_run_in(folder_of(options, source)):
-                status = TaskRun(options, source, launch, scope).to_the_end()
+            with lock_run_folder(folder_of(options, source)):
+                status = TaskRun(options, source, launch, scope).run()
             if status == ExitStatus.STOPPED:
                 return status
             statuses.append(status)

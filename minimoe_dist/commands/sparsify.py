@@ -7,7 +7,7 @@ from ..exit_status import ExitStatus
 from ..recipes.sparsifying import Sparsification
 from ..runtime import Launch
 from ..train.loop import run_steps
-from ..train.scope import Scope, only_run_in, run_resumable
+from ..train.scope import Scope, lock_run_folder, run_resumable
 
 
 def run(options: SparsifyOptions, launch: Launch) -> int:
@@ -20,7 +20,7 @@ def run(options: SparsifyOptions, launch: Launch) -> int:
     config = options.stages[0]
 
     def sparsify(scope: Scope) -> ExitStatus:
-        with only_run_in(Path(config.output_dir)):
+        with lock_run_folder(Path(config.output_dir)):
             work = Sparsification(config, launch, scope.device)
             if not run_steps(work, work.options, work.checkpoints, scope.stop):
                 return ExitStatus.STOPPED

@@ -1,4 +1,4 @@
-"""How near a model is to a teacher on held-out text, and how its experts share the tokens."""
+"""Measures how near a model is to a teacher on held-out text, and how experts share tokens."""
 
 import copy
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ _log = logger("evaluate")
 
 
 @dataclass(frozen=True)
-class AgainstTeacher:
-    """Relation loss and load of experts on held-out text.
+class TeacherComparison:
+    """The relation loss and the load of experts on held-out text.
 
     Attributes:
         mean_length: tokens of a sequence.
@@ -40,8 +40,8 @@ class AgainstTeacher:
 
 def compare_with_teacher(
     export: Export, options: EvaluateOptions, launch: Launch, device: torch.device
-) -> AgainstTeacher | None:
-    """What held-out text tells; None without text or teacher.
+) -> TeacherComparison | None:
+    """Compares a model with a teacher on held-out text; None without text or teacher.
 
     Args:
         export: the model.
@@ -72,8 +72,8 @@ def compare_with_teacher(
     for micro in data.heldout_batches(config, launch):
         batch = micro.to(device)
         mask = batch.attention_mask
-        given, wanted = student(**batch.inputs()), teacher(**batch.inputs())
-        sums += relation_loss_by_head(given, wanted, mask, heads)
+        inputs = batch.inputs()
+        sums += relation_loss_by_head(student(**inputs), teacher(**inputs), mask, heads)
         tokens += int(mask.sum())
         sequences += len(mask)
     means = sums / max(1, tokens)
@@ -89,11 +89,11 @@ def compare_with_teacher(
         ExpertLoad(block=name, tokens=[round(count) for count in counts.tolist()])
         for name, counts in loads.items()
     ]
-    return AgainstTeacher(tokens / max(1, sequences), relations, experts)
+    return TeacherComparison(tokens / max(1, sequences), relations, experts)
 
 
 def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None:
-    """The run whose held-out text and teacher are measured with."""
+    """Makes the run whose held-out text and teacher are measured with; None without either."""
     saved = export.run.recipe if export.run else SavedRecipe()
     teacher, corpora = teacher_of(options, saved), corpora_of(options, saved)
     if teacher is None or not corpora:
@@ -122,7 +122,7 @@ def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None
 
 
 def _count_tokens(model: nn.Module) -> dict[str, Tensor]:
-    """Sums that grow with each pass: tokens of each expert, by block ("layer 1 feed-forward")."""
+    """Counts the tokens of each expert, by block ("layer 1 feed-forward"), as passes run."""
     loads: dict[str, Tensor] = {}
 
     def count(block: str, route: Route) -> None:
@@ -134,5 +134,5 @@ def _count_tokens(model: nn.Module) -> dict[str, Tensor]:
             kind = "attention" if name.endswith("attn_gate") else "feed-forward"
             block = f"layer {number} {kind}"
             loads[block] = torch.zeros(module.out_features)
-            module.register_forward_hook(lambda _, given, route, block=block: count(block, route))
+            module.register_forward_hook(lambda _, __, route, block=block: count(block, route))
     return loads

@@ -1,4 +1,4 @@
-"""From a run's options to what trains: engines of its students, their step, its loop."""
+"""Builds what trains from a run's options: engines of its students, their step, its loop."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,15 +23,15 @@ _log = logger("building")
 
 
 def with_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """A run whose precision is no longer open; rank 0's device decides; a collective."""
+    """Chooses a run's precision where it is open, for rank 0's device; a collective."""
     parallel = config.parallel
     if parallel.precision != "auto":
         return config
-    fast = encoder_dtype("auto", device) if parallel.zero_stage else torch.float32
+    dtype = encoder_dtype("auto", device) if parallel.zero_stage else torch.float32
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    chosen = decided_by_rank_0(lambda: names[fast])
-    _log.info("precision auto: %s", chosen)
-    update = {"parallel": parallel.model_copy(update={"precision": chosen})}
+    precision = decided_by_rank_0(lambda: names[dtype])
+    _log.info("precision auto: %s", precision)
+    update = {"parallel": parallel.model_copy(update={"precision": precision})}
     return config.model_copy(update=update)
 
 
@@ -43,7 +43,7 @@ def make_distiller(
     total_steps: int,
     mark: Callable[[Part], None] | None = None,
 ) -> Distiller:
-    """The students of a run under DeepSpeed, and their step.
+    """Puts the students of a run under DeepSpeed, and makes their step.
 
     Args:
         config: the run; its precision is not open.
@@ -94,7 +94,7 @@ def make_distiller(
 
 
 def loop_options(config: RunConfig, total_steps: int, device: torch.device) -> LoopOptions:
-    """When a run evaluates and saves, and when it gives up."""
+    """Returns when a run evaluates and saves, and when it gives up."""
     training = config.training
     return LoopOptions(
         total_steps,
@@ -108,7 +108,7 @@ def loop_options(config: RunConfig, total_steps: int, device: torch.device) -> L
 def run_checkpoints(
     config: RunConfig, world_size: int, total_steps: int, corpora: Sequence[str]
 ) -> Checkpoints:
-    """A run's checkpoints; its options, corpora and global batch must not change under it.
+    """Opens a run's checkpoints; its options, corpora and global batch must not change.
 
     Args:
         config: the run.

@@ -1,9 +1,11 @@
-"""A run's corpora: opened, held against the teacher's vocabulary, turned into pairs and batches."""
+"""Opens a run's corpora, holds them against the teacher's vocabulary, makes pairs and batches."""
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..config import CorpusPath, RunConfig
 from ..corpus.tokenizing import (
@@ -30,7 +32,7 @@ _UNSPACED_SHARE = 0.2
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run reads.
+    """The text that a run reads, and what makes batches of it.
 
     Attributes:
         tokenizer: the teacher's, exported with students.
@@ -53,7 +55,7 @@ class RunData:
         consumed_samples: int,
         place: Placer | None = None,
     ) -> PairLoader:
-        """This rank's steps from a number of consumed samples on."""
+        """Makes the loader of this rank's steps, from a number of consumed samples on."""
         return PairLoader(
             self.pairs,
             self.collate,
@@ -68,7 +70,7 @@ class RunData:
         )
 
     def heldout_batches(self, config: RunConfig, launch: Launch) -> Iterator[MicroBatch]:
-        """This rank's share of the held-out pairs."""
+        """Yields this rank's share of the held-out pairs."""
         assert self.heldout is not None
         return heldout_batches(
             self.heldout,
@@ -91,8 +93,8 @@ def open_data(config: RunConfig) -> RunData:
     tokenizer = load_tokenizer(name, teacher.do_lower_case, teacher.use_slow_tokenizer)
     special = _special_tokens(tokenizer, name)
     _check_rows(config, special.vocab_size, name)
-    train = _open(data.record_path_or_regex)
-    heldout = _open(data.heldout_path_or_regex or [])
+    train = _open_corpora(data.record_path_or_regex)
+    heldout = _open_corpora(data.heldout_path_or_regex or [])
     fingerprint = vocabulary_fingerprint(tokenizer)
     for corpus, _ in itertools.chain(train, heldout):
         _check_vocabulary(corpus, fingerprint, special.vocab_size, name)
@@ -110,14 +112,14 @@ def open_data(config: RunConfig) -> RunData:
             special,
             data.max_length,
             config.seed,
-            _continuation(tokenizer) if whole_words else None,
+            _continuation_marks(tokenizer) if whole_words else None,
             full_length=config.compat == "seed",
         ),
         identities=[_identity(corpus, weight) for corpus, weight in train],
     )
 
 
-def _open(paths: Sequence[CorpusPath]) -> list[tuple[IndexedCorpus, float]]:
+def _open_corpora(paths: Sequence[CorpusPath]) -> list[tuple[IndexedCorpus, float]]:
     return [
         (IndexedCorpus.open(prefix), path.weight)
         for path in paths
@@ -189,16 +191,14 @@ def _check_vocabulary(
 
 def _check_word_marks(corpora: Sequence[IndexedCorpus], tokenizer: Any) -> None:
     """Refuses text without spaces that was built without marks: every character were a word."""
-    import numpy as np
-
-    without = [corpus for corpus in corpora if not corpus.has_word_marks]
-    if not without:
+    unmarked = [corpus for corpus in corpora if not corpus.has_word_marks]
+    if not unmarked:
         return
     ideographs = [
         index for token, index in tokenizer.get_vocab().items()
         if len(token) == 1 and "\u3400" <= token <= "\u9fff"
     ]  # fmt: skip
-    for corpus in without:
+    for corpus in unmarked:
         end = corpus.sentence_of_token(min(_SAMPLED_TOKENS, corpus.num_tokens - 1)) + 1
         if np.isin(corpus.tokens(0, end), ideographs).mean() > _UNSPACED_SHARE:
             raise UserError(
@@ -207,10 +207,8 @@ def _check_word_marks(corpora: Sequence[IndexedCorpus], tokenizer: Any) -> None:
             )
 
 
-def _continuation(tokenizer: Any) -> Any:
-    """Which ids are pieces that continue a word."""
-    import numpy as np
-
+def _continuation_marks(tokenizer: Any) -> np.ndarray:
+    """Returns which ids are pieces that continue a word: bool, one for each id."""
     marks = np.zeros(embedding_rows(tokenizer), dtype=bool)
     for token, index in tokenizer.get_vocab().items():
         marks[index] = token.startswith("##")

@@ -61,40 +61,40 @@ class Distillation:
 
     @property
     def options(self) -> LoopOptions:
-        """When what happens."""
+        """The number of steps, and when they are evaluated and saved."""
         return loop_options(self._config, self._total_steps, self._device)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Of the run's folder."""
+        """The checkpoints in the run's folder."""
         return run_checkpoints(
             self._config, self._launch.world_size, self._total_steps, self._data.identities
         )
 
     @property
     def engines(self) -> Sequence[StudentEngine]:
-        """Of all students."""
+        """The engines of all students."""
         return self._distiller.students
 
     def progress(self) -> dict[str, Any]:
-        """Samples that were consumed, and held-out losses before the first step."""
+        """Returns the consumed samples, and held-out losses before the first step."""
         return {
             "consumed_samples": self._loader.consumed_samples,
             "heldout_before": self._heldout_before,
         }
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """None: random numbers are functions of step and sample."""
+        """Returns no tensors: random numbers are functions of step and sample."""
         return {}
 
     def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes in :meth:`progress`."""
+        """Restores what :meth:`progress` returned."""
         self._consumed_samples = progress["consumed_samples"]
         self._heldout_before = progress["heldout_before"]
 
     @contextmanager
     def under_way(self, first_step: int) -> Iterator[None]:
-        """Holds metrics and loader; evaluates what nobody trained yet."""
+        """Holds metrics and loader; evaluates students that nobody has trained yet."""
         config = self._config
         metrics = Metrics(
             self._folder.path,
@@ -123,7 +123,7 @@ class Distillation:
         self._metrics.step(steps_done, outcome.metrics)
 
     def evaluate(self, steps_done: int) -> bool:
-        """Writes each student's held-out loss; the number of steps does not hang on it."""
+        """Writes each student's held-out loss; the number of steps does not depend on it."""
         self._heldout_after = self._heldout_losses(steps_done)
         return False
 
@@ -168,7 +168,7 @@ class Distillation:
         return distillation_flops_per_token(students, self._lesson.path or idle, length)
 
     def _heldout_losses(self, step: int) -> dict[str, float]:
-        """By student; empty where the run names no held-out corpus."""
+        """Evaluates every student; returns nothing where the run names no held-out corpus."""
         if self._data.heldout is None:
             return {}
         with self._metrics.paused():

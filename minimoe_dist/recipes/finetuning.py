@@ -1,4 +1,4 @@
-"""A run of ``minimoe-dist finetune`` on one task: models and data of its options, and its grid."""
+"""A run of ``minimoe-dist finetune`` on one task: its models and data, and its grid."""
 
 import gc
 import sys
@@ -35,8 +35,8 @@ _MANY_UNKNOWN = 0.05
 
 
 @dataclass(frozen=True)
-class Material:
-    """What all cells of a task share."""
+class CellInputs:
+    """The model, data and teacher that all cells of a task share."""
 
     source: TaskModel
     tokenizer: Any
@@ -69,31 +69,31 @@ class TaskRun:
         facts = {"epochs": self._epochs, **data_facts(self._train, self._dev)}
         self._grid = Grid(folder_of(options, source), options, self._train.task, facts)
 
-    def to_the_end(self) -> ExitStatus:
-        """Trains the cells that are left, then sums up.
+    def run(self) -> ExitStatus:
+        """Trains the cells that remain, then sums up.
 
         Returns:
             ``STOPPED`` after a requested stop, ``FAILED`` where no cell had a finite loss.
         """
-        left = self._grid.open()
+        remaining = self._grid.open()
         task = self._train.task
-        if left:
+        if remaining:
             for data in (self._train, self._dev):
-                _warn_of_bad_rows(data)
-            material = self._material()
-            for number, cell in enumerate(left, start=1):
-                _log.info("%s: cell %d of %d: %s", task.name, number, len(left), cell.words)
-                is_done = self._tune(cell, material)
+                _warn_of_unusable_rows(data)
+            inputs = self._load_inputs()
+            for number, cell in enumerate(remaining, start=1):
+                _log.info("%s: cell %d of %d: %s", task.name, number, len(remaining), cell.label)
+                finished = self._tune(cell, inputs)
                 gc.collect()  # what was closed is held in cycles
-                if not is_done:
+                if not finished:
                     return ExitStatus.STOPPED
         else:
             _log.info("%s: finished before", task.name)
         return ExitStatus.DONE if self._grid.finish(self._launch.world_size) else ExitStatus.FAILED
 
-    def _tune(self, cell: Cell, material: Material) -> bool:
-        """Trains a cell; False after a requested stop."""
-        tuning = self._tuning(cell, material)
+    def _tune(self, cell: Cell, inputs: CellInputs) -> bool:
+        """Trains a cell, writes its result, and returns False after a requested stop."""
+        tuning = self._make_tuning(cell, inputs)
         folder = self._grid.cell_folder(cell).checkpoints
         checkpoints = Checkpoints(folder, self._grid.facts_of(cell))
         diverged = False
@@ -101,39 +101,39 @@ class TaskRun:
             if not run_steps(tuning, tuning.options, checkpoints, self._scope.stop):
                 return False
         except TrainingDivergedError as error:
-            _log.warning("%s: %s", cell.words, error)
+            _log.warning("%s: %s", cell.label, error)
             diverged = True
         finally:
             tuning.close()
         if self._launch.rank == 0:
             if tuning.best_weights:
                 export_task_model(
-                    material.source,
+                    inputs.source,
                     tuning.best_weights,
                     self._grid.cell_folder(cell).model,
-                    material.tokenizer,
+                    inputs.tokenizer,
                 )
             self._grid.add(cell, cell_result(cell, tuning.state, diverged))
         dist.barrier()
         return True
 
-    def _tuning(self, cell: Cell, material: Material) -> Tuning:
+    def _make_tuning(self, cell: Cell, inputs: CellInputs) -> Tuning:
         options, world_size, device = self._options, self._launch.world_size, self._scope.device
-        share = -(-cell.batch_size // world_size)
+        rank_batch_size = -(-cell.batch_size // world_size)
         settings = task_settings(
-            1 if options.precision == "bf16" else 0, options.precision, share, world_size
+            1 if options.precision == "bf16" else 0, options.precision, rank_batch_size, world_size
         )
         optimizer = AdamW(
             cell.learning_rate,
             options.weight_decay,
             max_gradient_norm=options.max_grad_norm,
         )
-        model = material.source.copy(cell.seed)
+        model = inputs.source.copy(cell.seed)
         engine = StudentEngine("model", model, settings, optimizer, 1, device)
-        steps = self._epochs * steps_per_epoch(len(material.train), cell.batch_size)
+        steps = self._epochs * steps_per_epoch(len(inputs.train), cell.batch_size)
         distiller = Distiller(
             [engine],
-            TaskObjective(material.teacher),
+            TaskObjective(inputs.teacher),
             make_schedule(
                 options.lr_scheduler_type, cell.learning_rate, steps, options.warmup_proportion
             ),
@@ -143,9 +143,9 @@ class TaskRun:
         )
         return Tuning(
             distiller,
-            material.train,
-            material.dev,
-            material.references,
+            inputs.train,
+            inputs.dev,
+            inputs.references,
             TuningOptions(
                 cell.batch_size,
                 options.eval_batch_size,
@@ -155,18 +155,18 @@ class TaskRun:
             ),
             seed=cell.seed,
             device=device,
-            label=f"{self._train.task.name} {cell.words}",
+            label=f"{self._train.task.name} {cell.label}",
             stream=sys.stderr if self._launch.rank == 0 else None,
         )
 
-    def _material(self) -> Material:
+    def _load_inputs(self) -> CellInputs:
         options = self._options
         name = options.tokenizer_name_or_path or options.model_name_or_path
         tokenizer = load_tokenizer(name, options.do_lower_case)
         train = encode(self._train, tokenizer, options.max_length)
         dev = encode(self._dev, tokenizer, options.max_length)
         for data, encoded in ((self._train, train), (self._dev, dev)):
-            _tell_of_losses(data, encoded, tokenizer, options.max_length)
+            _log_unseen_text(data, encoded, tokenizer, options.max_length)
         source = load_task_model(
             options.model_name_or_path,
             self._train.task,
@@ -180,16 +180,16 @@ class TaskRun:
                 f"embeddings for {vocabulary}; give the model's own tokenizer"
             )
         if options.relation_weight and not gives_signals(source.model):
-            raise UserError(_no_signals("model_name_or_path", options.model_name_or_path))
+            raise UserError(_no_signals_message("model_name_or_path", options.model_name_or_path))
         if source.fresh:
             _log.info(
                 "%s has no trained %s: these start at random",
                 options.model_name_or_path,
-                " and ".join(sorted({_part_of(name) for name in source.fresh})),
+                " and ".join(sorted({_module_name(name) for name in source.fresh})),
             )
-        return Material(source, tokenizer, train, dev, self._dev.labels, self._teacher())
+        return CellInputs(source, tokenizer, train, dev, self._dev.labels, self._load_teacher())
 
-    def _teacher(self) -> TaskTeacher | None:
+    def _load_teacher(self) -> TaskTeacher | None:
         options = self._options
         if options.teacher is None:
             return None
@@ -202,7 +202,7 @@ class TaskRun:
                 f"{self._train.task.name} first"
             )
         if loaded.fresh or (with_relations and not gives_signals(loaded.model)):
-            raise UserError(_no_signals("teacher", options.teacher))
+            raise UserError(_no_signals_message("teacher", options.teacher))
         model: nn.Module = loaded.model.to(self._scope.device).requires_grad_(False)
         return TaskTeacher(
             model,
@@ -213,20 +213,20 @@ class TaskRun:
         )
 
 
-def _part_of(parameter: str) -> str:
-    """As "pooler" of "bert.pooler.dense.weight"."""
+def _module_name(parameter: str) -> str:
+    """Returns a parameter's module, as "pooler" of "bert.pooler.dense.weight"."""
     return parameter.removeprefix("bert.").partition(".")[0]
 
 
-def _no_signals(option: str, path: str) -> str:
+def _no_signals_message(option: str, path: str) -> str:
     return (
         f"relation_weight: {option} {path} has no relation projections to compare (fine-tuning "
         "leaves them out); use relation_weight 0, or a plain model"
     )
 
 
-def _tell_of_losses(data: TaskData, encoded: EncodedTask, tokenizer: Any, longest: int) -> None:
-    """What of a file the model does not get to see."""
+def _log_unseen_text(data: TaskData, encoded: EncodedTask, tokenizer: Any, longest: int) -> None:
+    """Logs what of a file the model does not get to see."""
     if encoded.cut:
         _log.info(
             "%s: %.3g %% of its samples are longer than %d tokens and lose their end%s",
@@ -246,7 +246,7 @@ def _tell_of_losses(data: TaskData, encoded: EncodedTask, tokenizer: Any, longes
         )
 
 
-def _warn_of_bad_rows(data: TaskData) -> None:
+def _warn_of_unusable_rows(data: TaskData) -> None:
     if data.bad.count:
         _log.warning("%d rows left out; the first: %s", data.bad.count, data.bad.first)
     if data.task.unlearnt:

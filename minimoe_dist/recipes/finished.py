@@ -1,4 +1,4 @@
-"""Whether a run has ended with all of its exports; needs its files only."""
+"""Finds out whether a run has ended with all of its exports, from its files only."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ..runs.summaries import Summary
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether a run has left its summary and all exports, and goes on where it was.
+    """Returns whether a run has left its summary and all exports, and goes on where it was.
 
     Raises:
         UserError: it has, but its options are not the ones that are given now; or its summary
@@ -19,8 +19,8 @@ def is_finished(config: RunConfig) -> bool:
     """
     path = RunFolder(Path(config.output_dir)).summary
     exports = [Path(config.export_folder(name)) for name in exported_names(config)]
-    wanted = [path, *(folder / "config.json" for folder in exports)]
-    if config.resume != "auto" or not all(one.is_file() for one in wanted):
+    files = [path, *(folder / "config.json" for folder in exports)]
+    if config.resume != "auto" or not all(file.is_file() for file in files):
         return False
     saved = Summary.read(path).options
     changes = changed_options(saved.tree, config.model_dump(mode="json"))

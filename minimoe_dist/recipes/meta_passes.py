@@ -1,4 +1,4 @@
-"""A run's passes without numbers: real modules on the meta device, and the tensors that they make.
+"""Measures a run's passes without numbers: real modules on the meta device, and their tensors.
 
 Nothing is loaded and nothing computed: floating-point tensors are of the meta device, which have a
 shape and no memory. Masks and what is counted from them are real, since passes over padded batches
@@ -49,38 +49,38 @@ class MetaPasses:
         self._config = config
         name = config.teacher.model_name_or_path
         self._teacher = model_json(name, "teacher.model_name_or_path", to_come)
-        self._students = [student_json(config, one, to_come) for one in config.students]
-        self._taught = cache(self._teach)
+        self._students = [student_json(config, student, to_come) for student in config.students]
+        self._teach_once = cache(self._teach)
         self.student = cache(self._student)
 
     def teacher(self, batch: Batch, dtype: str) -> PassMemory:
-        """The teacher's pass."""
-        return self._taught(batch, dtype)[2]
+        """Returns the memory of the teacher's pass."""
+        return self._teach_once(batch, dtype)[2]
 
     def _teach(self, batch: Batch, dtype: str) -> tuple[Objective, Any, PassMemory]:
         objective = make_objective(self._config, self._make_teacher(batch.packed, dtype))
-        tensors_of_batch = self._batch(batch)
+        tensor_batch = self._batch(batch)
         live = _LiveTensors()
         with live:
-            given = objective.teach(tensors_of_batch)
-        return objective, given, live.memory()
+            targets = objective.teach(tensor_batch)
+        return objective, targets, live.memory()
 
     def _student(
         self, index: int, batch: Batch, dtype: str, teacher_dtype: str, keeps_gradients: bool
     ) -> PassMemory:
-        objective, given, _ = self._taught(batch, teacher_dtype)
+        objective, targets, _ = self._teach_once(batch, teacher_dtype)
         student = self._make_student(index, dtype)
         if not keeps_gradients:
             for parameter in student.parameters():
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
-        placed = self._batch(batch)
-        inputs = inputs_of(placed) | {"sample_ids": placed.sample_ids, "noise_seed": 0}
+        tensor_batch = self._batch(batch)
+        inputs = inputs_of(tensor_batch) | {"sample_ids": tensor_batch.sample_ids, "noise_seed": 0}
         live = _LiveTensors()
         with live:
             sub_models = student.config.sub_models
-            measured = measure(objective, student, sub_models, inputs, placed, given)
+            measured = measure(objective, student, sub_models, inputs, tensor_batch, targets)
             sums = [measured.sums, *(router.probability_sum for router in measured.routers)]
-            torch.cat([one.flatten() for one in sums]).sum().backward()
+            torch.cat([total.flatten() for total in sums]).sum().backward()
         return live.memory()
 
     def _make_teacher(self, packed: bool, dtype: str) -> nn.Module | None:
@@ -101,13 +101,13 @@ class MetaPasses:
         return RelationTeacher(signals_of(model), whole, cut.num_hidden_layers)
 
     def _make_student(self, index: int, dtype: str) -> Any:
-        made = student_class(self._config)
+        model_class = student_class(self._config)
         values = self._students[index]
         projects = values["relation_projections"] and self._config.learns_relations
         values |= {"relation_projections": projects}
         values |= {"teacher_hidden_size": self._teacher["hidden_size"]}
         with _META:
-            return made(made.config_class(**values)).to(getattr(torch, dtype)).train()
+            return model_class(model_class.config_class(**values)).to(getattr(torch, dtype)).train()
 
     def _batch(self, batch: Batch) -> TensorBatch:
         masked = bool(self._config.objective.mlm_weight)
@@ -144,7 +144,7 @@ def _forget_gradient(parameter: Tensor) -> None:
 class _LiveTensors(TorchDispatchMode):
     """Follows the storages that operators make until they are freed.
 
-    Storages that are there before are no part of it.
+    Storages from before are no part of it.
     """
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class _LiveTensors(TorchDispatchMode):
         self._peaks: dict[str, Amount] = dict.fromkeys(("total", "small", "large"), Amount())
 
     def memory(self) -> PassMemory:
-        """What was seen, and what is there now."""
+        """Returns the peaks so far, and what is live."""
         return PassMemory(tuple(self._peaks.values()), self._live)
 
     def __torch_dispatch__(
@@ -164,10 +164,10 @@ class _LiveTensors(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        for tensor in given:
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in inputs:
             self._follow(tensor, Amount())
-        result = _run(func, args, dict(kwargs or {}), given)
+        result = _run(func, args, dict(kwargs or {}), inputs)
         for leaf in result if isinstance(result, tuple | list) else (result,):
             if isinstance(leaf, Tensor):
                 self._follow(leaf, tensors(leaf.untyped_storage().nbytes()))
@@ -191,19 +191,19 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def _run(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]
+    func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], inputs: Sequence[Tensor]
 ) -> Any:
-    """An operator's result, of the meta device if it is of floating point or made of such."""
+    """Runs an operator; the result is on the meta device if of floating point or made of such."""
     if func is torch.ops.aten.argmax.default:
-        rows, experts = given[0].shape
+        rows, experts = inputs[0].shape
         return torch.arange(rows) % experts
-    if any(tensor.is_meta for tensor in given):
-        if not all(tensor.is_meta for tensor in given):
+    if any(tensor.is_meta for tensor in inputs):
+        if not all(tensor.is_meta for tensor in inputs):
             args, kwargs = tree_map_only(Tensor, _on_meta, (tuple(args), kwargs))
         if kwargs.get("device") is not None:
             kwargs["device"] = _META
         return func(*args, **kwargs)
-    if given and not given[0].is_floating_point() and kwargs.get("device") == _META:
+    if inputs and not inputs[0].is_floating_point() and kwargs.get("device") == _META:
         kwargs["device"] = torch.device("cpu")  # masks that follow the hidden states
     result = func(*args, **kwargs)
     if isinstance(result, Tensor) and result.is_floating_point():

@@ -1,4 +1,4 @@
-"""What each model type stands for: the objective, its teacher, and how a student is made."""
+"""Makes what each model type stands for: the objective, its teacher, the students."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ Loaded = TypeVar("Loaded", bound=PreTrainedModel)
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is taught in a run.
+    """The objective of a run's students, and the teacher.
 
     Attributes:
         objective: with the loaded teacher, if it has one.
@@ -61,11 +61,11 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class _Making:
-    """How students of a kind are made.
+class _StudentFactory:
+    """The way in which students of a kind are made.
 
     Attributes:
-        make: a student of a class, of the options, from the configuration that it is derived from.
+        make: makes a student of a class, of options and the configuration that it is derived from.
         student_class: of students that learn from a teacher alone.
         masked_lm_class: of those that predict masked tokens too, or alone.
     """
@@ -76,7 +76,7 @@ class _Making:
 
 
 def open_lesson(config: RunConfig, device: torch.device) -> Lesson:
-    """Loads the teacher of a run: it teaches, text does (masked LM), or both, as their weights say.
+    """Opens a run's lesson: a teacher teaches, text does (masked LM), or both, as weights say.
 
     Raises:
         UserError: there is no such teacher, or it does not fit the run.
@@ -85,11 +85,11 @@ def open_lesson(config: RunConfig, device: torch.device) -> Lesson:
         path = config.teacher.model_name_or_path
         teacher = read_encoder_config(path, resolve_model_path(path))
         return Lesson(make_objective(config, None), teacher, None)
-    return _TEACHING[config.kind.learns](config, device)
+    return _LESSON_OPENERS[config.kind.learns](config, device)
 
 
 def make_objective(config: RunConfig, teacher: Any) -> Objective:
-    """What students are trained for, as the weights of a run say.
+    """Makes the objective that the weights of a run ask for.
 
     Args:
         config: the run.
@@ -98,14 +98,16 @@ def make_objective(config: RunConfig, teacher: Any) -> Objective:
     masked_lm = MaskedLmObjective(config.objective.mlm_weight)
     if teacher is None:
         return masked_lm
-    taught: Objective
+    objective: Objective
     weight = config.objective.relation_weight
     compat_seed = config.compat == "seed"
     if config.kind.learns is Learns.STATES:
         padded = config.data.max_length if compat_seed else None
-        taught = TinyBertObjective(teacher, teacher.hidden_size, teacher.num_heads, weight, padded)
+        objective = TinyBertObjective(
+            teacher, teacher.hidden_size, teacher.num_heads, weight, padded
+        )
     else:
-        taught = RelationObjective(
+        objective = RelationObjective(
             teacher,
             config.objective.num_relation_heads,
             weight,
@@ -113,17 +115,17 @@ def make_objective(config: RunConfig, teacher: Any) -> Objective:
             _SEED_RELATION_DROPOUT if compat_seed else 0.0,
             config.seed,
         )
-    return JointObjective([taught, masked_lm]) if config.objective.mlm_weight else taught
+    return JointObjective([objective, masked_lm]) if config.objective.mlm_weight else objective
 
 
 def student_class(config: RunConfig) -> type[Any]:
-    """The class of a run's students, with what they are trained for on top."""
-    making = _MAKING[config.kind.learns, config.kind.students]
-    return making.masked_lm_class if config.objective.mlm_weight else making.student_class
+    """Returns the class of a run's students, with what they are trained for on top."""
+    factory = _FACTORIES[config.kind.learns, config.kind.students]
+    return factory.masked_lm_class if config.objective.mlm_weight else factory.student_class
 
 
 def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedModel:
-    """A run's student by number: whole, on CPU, the same on every rank.
+    """Makes a run's student by number: whole, on CPU, the same on every rank.
 
     Raises:
         UserError: its options do not fit each other, the teacher or the weights that they name.
@@ -134,8 +136,8 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
         base = AutoConfig.from_pretrained(
             resolve_model_path(options.model_name_or_path), trust_remote_code=False
         )
-    making = _MAKING[config.kind.learns, config.kind.students]
-    student = making.make(config, options, base, student_class(config))
+    factory = _FACTORIES[config.kind.learns, config.kind.students]
+    student = factory.make(config, options, base, student_class(config))
     assert student.config.vocab_size == lesson.teacher.vocab_size, options.name
     return student
 
@@ -185,12 +187,12 @@ def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
 
 
 def _relation_heads(config: RunConfig) -> int:
-    # One divides any width.
+    # Without relations 1, which divides any width.
     return config.objective.num_relation_heads if config.learns_relations else 1
 
 
 def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> MiniMoeConfig:
-    own = student_config(
+    encoder_config = student_config(
         base,
         layers=options.layer,
         hidden=options.hidden,
@@ -200,32 +202,31 @@ def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> Min
         router_noise=options.router_noise,
         compat_seed=config.compat == "seed",
     )
-    own.relation_projections = not own.is_dense and config.learns_relations
-    return own
+    encoder_config.relation_projections = not encoder_config.is_dense and config.learns_relations
+    return encoder_config
 
 
 def _make_encoder(
     config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
 ) -> PreTrainedModel:
     # Every student starts as it would alone, so the seed does not count them.
-    given = options.initial_weights
-    if given is None or options.start == "copies":
-        made: PreTrainedModel = build_student(
+    weights_path = options.initial_weights
+    if weights_path is None or options.start == "copies":
+        return build_student(
             _student_config(config, options, base),
             config.seed,
             start=options.start,
-            dense=None if given is None else _load(given, MiniMoeForRelations),
+            dense=None if weights_path is None else _load(weights_path, MiniMoeForRelations),
             copy_noise=options.copy_noise,
             model_class=student_class,
         )
-        return made
-    student = _load(given, MiniMoePreTrainedModel)
+    student = _load(weights_path, MiniMoePreTrainedModel)
     student.config.relation_projections = not student.config.is_dense and config.learns_relations
     return build_student_from(student, student.config, student_class, config.seed)
 
 
 def _load(path: str, kind: type[Loaded]) -> Loaded:
-    """A student to start from; checked here too, since only its weights tell the published ones."""
+    """Loads a student to start from, and checks its class: only weights tell a published one's."""
     student = load_student(resolve_model_path(path))
     if not isinstance(student, kind):
         raise UserError(
@@ -258,7 +259,7 @@ def _make_once_for_all(
         student.config.relation_projections = config.learns_relations
         return build_student_from(student, student.config, student_class, config.seed)
     assert options.ofa_layer and options.ofa_hidden, "checked with the options"
-    sliceable = once_for_all_config(
+    elastic_config = once_for_all_config(
         base,
         layers=options.layer,
         hidden=options.hidden,
@@ -268,9 +269,8 @@ def _make_once_for_all(
         num_relation_heads=_relation_heads(config),
         compat_seed=config.compat == "seed",
     )
-    sliceable.relation_projections = config.learns_relations
-    made: PreTrainedModel = build_student(sliceable, config.seed, model_class=student_class)
-    return made
+    elastic_config.relation_projections = config.learns_relations
+    return build_student(elastic_config, config.seed, model_class=student_class)
 
 
 def _make_tinybert(
@@ -283,21 +283,20 @@ def _make_tinybert(
         student = _load(options.initial_weights, MiniMoePreTrainedModel)
         student.config.teacher_hidden_size = teacher.hidden_size
         return build_student_from(student, student.config, student_class, config.seed)
-    own = _student_config(config, options, base)
-    own.teacher_hidden_size = teacher.hidden_size
-    made: PreTrainedModel = build_student(own, config.seed, model_class=student_class)
-    return made
+    encoder_config = _student_config(config, options, base)
+    encoder_config.teacher_hidden_size = teacher.hidden_size
+    return build_student(encoder_config, config.seed, model_class=student_class)
 
 
-_SLICED = _Making(_make_sparse, ElasticForRelations, ElasticForMaskedLM)
-_TEACHING = {Learns.RELATIONS: _teach_relations, Learns.STATES: _teach_states}
-_MAKING = {
-    (Learns.RELATIONS, Students.ENCODER): _Making(
+_SLICED = _StudentFactory(_make_sparse, ElasticForRelations, ElasticForMaskedLM)
+_LESSON_OPENERS = {Learns.RELATIONS: _teach_relations, Learns.STATES: _teach_states}
+_FACTORIES = {
+    (Learns.RELATIONS, Students.ENCODER): _StudentFactory(
         _make_encoder, MiniMoeForRelations, MiniMoeForMaskedLM
     ),
     (Learns.RELATIONS, Students.SUB_MODEL): _SLICED,
     (Learns.RELATIONS, Students.ONCE_FOR_ALL): replace(_SLICED, make=_make_once_for_all),
-    (Learns.STATES, Students.ENCODER): _Making(
+    (Learns.STATES, Students.ENCODER): _StudentFactory(
         _make_tinybert, MiniMoeForStates, MiniMoeForStatesAndMaskedLM
     ),
 }

@@ -19,7 +19,7 @@ def make_micro_batches(
     masked: bool,
     seed: int = 0,
 ) -> list[MicroBatch]:
-    """A rank's micro-batches of a step, of random ids.
+    """Makes a rank's micro-batches of a step, of random ids.
 
     Args:
         samples: of a micro-batch.
@@ -32,13 +32,13 @@ def make_micro_batches(
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = _lengths(samples, length, filled)
-    made = []
+    batches = []
     for number in range(accumulation):
         ids = torch.randint(
             min(_SPECIAL, vocabulary - 1), vocabulary, (samples, length), generator=generator
         )
         mask = torch.arange(length) < lengths[:, None]
-        made.append(
+        batches.append(
             MicroBatch(
                 input_ids=ids * mask,
                 attention_mask=mask,
@@ -47,13 +47,13 @@ def make_micro_batches(
                 labels=_labels(ids, lengths) if masked else None,
             )
         )
-    return made
+    return batches
 
 
 def _lengths(samples: int, length: int, filled: float) -> Tensor:
-    """Many long ones and few short ones, as a corpus has them; their mean is that share of all."""
-    places = (torch.arange(samples) + 0.5) / samples
-    lengths = (length * places ** (1.0 / filled - 1.0)).round().long().clamp(min=1)
+    """Returns many long and few short lengths, as a corpus has; their mean is that share of all."""
+    quantiles = (torch.arange(samples) + 0.5) / samples
+    lengths = (length * quantiles ** (1.0 / filled - 1.0)).round().long().clamp(min=1)
     lengths[-1] = length
     return lengths
 

@@ -1,4 +1,4 @@
-"""What becomes of a trained student: its exports, and its size and cost in words and numbers."""
+"""Exports trained students, and tells their size and cost in words and numbers."""
 
 import shutil
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoints.export import elastic_of, export_elastic, export_student
+from ..checkpoints.export import elastic_student, export_elastic, export_student
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
 from ..durable import replaced
@@ -26,7 +26,7 @@ class Heldout(NamedTuple):
     after: Mapping[str, float]
 
     def of(self, name: str) -> dict[str, float | None]:
-        """Fields of a summary."""
+        """Returns the fields of a summary."""
         return {
             "heldout_loss_before": self.before.get(name),
             "heldout_loss_after": self.after.get(name),
@@ -65,7 +65,7 @@ def export_all(
     if not config.sub_models:
         return summary
     assert isinstance(config, ElasticConfig)
-    model, sub_models = elastic_of(config, weights), {}
+    model, sub_models = elastic_student(config, weights), {}
     for sub_model in config.sub_models:
         target = folder.with_name(once_for_all_name(folder.name, sub_model))
         full_name = once_for_all_name(name, sub_model)
@@ -86,10 +86,10 @@ def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> Tradeoff:
         heldout: student -> relation loss on held-out text.
 
     Returns:
-        For the summary.
+        The choice, for the summary.
     """
     assert config.tradeoff_lambda is not None
-    sparsities = {one.name: float(one.sparsity or 0) / 100 for one in config.students}
+    sparsities = {student.name: float(student.sparsity or 0) / 100 for student in config.students}
     name, scores = best_candidate(heldout, sparsities, config.tradeoff_lambda)
     target = Path(config.export_folder(BEST_CANDIDATE))
     with replaced(target) as aside:
@@ -98,7 +98,7 @@ def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> Tradeoff:
 
 
 def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
-    """What each pass of a student computes for its signals."""
+    """Returns what each pass of a student computes for its signals."""
     if isinstance(config, ElasticConfig):
         names = config.sub_models or (config.sparsity,)
         return [_sliced_path(config, name) for name in names]
@@ -112,26 +112,26 @@ def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
 
 def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:
     shape, head_size = config.shape(sparsity), config.sizes.head_size
-    there = [layer for layer in shape.layers if not layer.missing]
-    heads = sum(layer.heads for layer in there) / len(there)
+    layers = [layer for layer in shape.layers if not layer.missing]
+    heads = sum(layer.heads for layer in layers) / len(layers)
     return RelationPath(
-        len(there),
+        len(layers),
         shape.hidden,
-        sum(layer.neurons for layer in there) / len(there),
+        sum(layer.neurons for layer in layers) / len(layers),
         attention=heads * head_size,
         signals=config.hidden_size,  # states are put back to the whole width
     )
 
 
 def student_gmac(config: MiniMoeConfig) -> float:
-    """10⁹ multiply-accumulates of a sequence of 128, of the whole student."""
+    """Returns 10⁹ multiply-accumulates of a sequence of 128, of the whole student."""
     if isinstance(config, ElasticConfig):
         return config.shape().gmac(config.sizes.head_size)
     return encoder_gmac(config.num_hidden_layers, config.hidden_size)
 
 
 def describe(config: MiniMoeConfig) -> str:
-    """For people: "MiniMoE 3L;192H 1,4E", "MiniLM 3L;192H", "sparse MiniLM 12L;768H 90%"."""
+    """Describes a student for people: "MiniMoE 3L;192H 1,4E", "sparse MiniLM 12L;768H 90%"."""
     size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
     if config.sub_models:
         return f"once-for-all {size}, {len(config.sub_models)} sub-models"

@@ -44,7 +44,7 @@ _log = logger("sparsify")
 
 
 class MeasuredBatch:
-    """What a batch of all ranks says of the elements, on its way to the host.
+    """The measurement of a batch of all ranks, on its way to the host.
 
     Args:
         total: [2 + elements]: what :func:`..models.importance.mask_gradient` returned, then the
@@ -56,7 +56,7 @@ class MeasuredBatch:
 
     @property
     def gradient(self) -> Tensor:
-        """Predicted positions, then the masks' gradient, float32 [1 + elements]."""
+        """The number of predicted positions, then the masks' gradient: float32 [1 + elements]."""
         return self._total.values[:-1]
 
     @property
@@ -66,14 +66,14 @@ class MeasuredBatch:
 
     @property
     def problem(self) -> str | None:
-        """That a gradient is not finite, with which the batch counts for nothing."""
+        """Why the batch counts for nothing: its gradient is not finite; None for a good one."""
         if bool(self.gradient.isfinite().all()):
             return None
         return "the masks' gradient is not finite: batch left out"
 
 
 class Sparsification:
-    """A model, a corpus, and what is known of the elements; work of :func:`..train.loop.run_steps`.
+    """A model that is measured on a corpus; the work of :func:`..train.loop.run_steps`.
 
     Args:
         config: the run; its teacher is sparsified.
@@ -104,26 +104,26 @@ class Sparsification:
 
     @property
     def options(self) -> LoopOptions:
-        """When what happens."""
+        """The number of steps, and when they are saved."""
         return loop_options(self._config, self._total_steps, self._device)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Of the run's folder."""
+        """The checkpoints in the run's folder."""
         return run_checkpoints(
             self._config, self._launch.world_size, self._total_steps, self._data.identities
         )
 
     def progress(self) -> dict[str, Any]:
-        """Samples that were consumed."""
+        """Returns the number of consumed samples."""
         return {"consumed_samples": self._loader.consumed_samples}
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The meter's sums and number of batches; all ranks hold the same meter."""
+        """Returns the meter's sums and number of batches; all ranks hold the same meter."""
         return self._meter.state_dict()
 
     def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes in :meth:`progress` and :meth:`tensors`."""
+        """Restores what :meth:`progress` and :meth:`tensors` returned."""
         self._consumed_samples = progress["consumed_samples"]
         self._meter.load_state_dict(dict(tensors))
 
@@ -138,7 +138,7 @@ class Sparsification:
             yield
 
     def step(self, step: int, stop_requested: bool) -> MeasuredBatch:
-        """The masks' gradient of the loader's next batch, summed over ranks."""
+        """Sums the masks' gradient of the loader's next batch over ranks."""
         gradients = []
         for micro in next(self._loader).micro_batches:
             assert isinstance(micro, PlacedBatch)
@@ -151,19 +151,19 @@ class Sparsification:
         return MeasuredBatch(total)
 
     def record(self, steps_done: int, outcome: MeasuredBatch) -> None:
-        """Counts a batch."""
+        """Adds a batch to the meter."""
         self._meter.add(outcome.gradient)
         self._progress.advance({})
         interval = self._config.training.log_interval
         if steps_done % interval == 0 or steps_done == self._total_steps:
-            self._progress.say_unless_shown(steps_done, {"counted batches": self._meter.batches})
+            self._progress.print_without_bar(steps_done, {"counted batches": self._meter.batches})
 
     def evaluate(self, steps_done: int) -> bool:
-        """Nothing: the model does not change."""
+        """Does nothing: the model does not change."""
         return False
 
     def paused(self) -> AbstractContextManager[None]:
-        """There is no rate."""
+        """Pauses nothing: no rate is shown."""
         return nullcontext()
 
     def finish(self) -> None:
@@ -199,8 +199,8 @@ class Sparsification:
         Raises:
             RuntimeError: the model computes something else than before.
         """
-        first = torch.zeros(1, dtype=torch.int64).numpy()
-        probe = self._data.collate(self._data.pairs.draw(first, first), first)
+        sample = torch.zeros(1, dtype=torch.int64).numpy()
+        probe = self._data.collate(self._data.pairs.draw(sample, sample), sample)
         inputs, real = probe.inputs(), probe.attention_mask
         with torch.no_grad():
             before = model.bert(**inputs).last_hidden_state[real]

@@ -1,4 +1,4 @@
-"""How far a run is saved, as its files tell without torch."""
+"""Reads how far a run is saved from its files, without torch."""
 
 import re
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ FINISHED = -1  # in place of a step: whatever is there is exported
 
 
 class SavedFacts(Record):
-    """Of what must not change under a run, what its progress is told with."""
+    """The facts of a run, which must not change under it, that its progress is reported by."""
 
     global_batch_size: int | None = None
     total_steps: int | None = None
 
 
 class SavedProgress(Record):
-    """``run.json`` of a checkpoint."""
+    """A checkpoint's ``run.json``, as far as progress is read from it."""
 
     step: int
     facts: SavedFacts = SavedFacts()
@@ -37,21 +37,22 @@ class SavedState:
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """Finished training checkpoints by step, oldest first; one that was making way among them.
+    """Lists finished training checkpoints by step, oldest first.
+
+    A checkpoint that was to be replaced counts where the one that was to replace it never came.
 
     Args:
         folder: ``checkpoints`` of a run.
     """
-    found: dict[int, Path] = {}
+    checkpoints: dict[int, Path] = {}
     for path in sorted(folder.glob("step_*")):
-        # One that was making way for another has its step to itself if that never came.
         if match := re.fullmatch(rf"step_(\d+)({re.escape(REPLACED)})?", path.name):
-            found.setdefault(int(match[1]), path)
-    return dict(sorted(found.items()))
+            checkpoints.setdefault(int(match[1]), path)
+    return dict(sorted(checkpoints.items()))
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The newest saved state of a run or cell; None where there is none."""
+    """Finds the newest saved state of a run or cell; None where there is none."""
     run = RunFolder(folder)
     for step, path in reversed(list_checkpoints(run.checkpoints).items()):
         manifest = path / MANIFEST
@@ -63,7 +64,11 @@ def newest_state(folder: Path) -> SavedState | None:
 
 
 def saved_step(folder: Path) -> int | None:
-    """The newest saved step of a run or cell, FINISHED behind its end, None where nothing is."""
+    """Finds the newest saved step of a run or cell.
+
+    Returns:
+        The step; FINISHED where the run or cell has ended; None where nothing is saved.
+    """
     run, cell = RunFolder(folder), CellFolder(folder)
     state = newest_state(folder)
     ends = [path for path in (run.summary, run.results, cell.result) if path.is_file()]
@@ -75,7 +80,7 @@ def saved_step(folder: Path) -> int | None:
 
 
 def progress_of(folder: Path) -> dict[str, int]:
-    """How far a run is: the newest saved step of its folder, and of each stage or cell below it.
+    """Finds the newest saved step of a run's folder, and of each stage or cell below it.
 
     Returns:
         Step, or FINISHED, by the folder's path below `folder`; "." is `folder` itself.
@@ -86,5 +91,5 @@ def progress_of(folder: Path) -> dict[str, int]:
         for path in folder.glob(pattern)
         if path.is_dir()
     )
-    found = {one.relative_to(folder).as_posix(): saved_step(one) for one in (folder, *below)}
-    return {name: step for name, step in found.items() if step is not None}
+    steps = {path.relative_to(folder).as_posix(): saved_step(path) for path in (folder, *below)}
+    return {name: step for name, step in steps.items() if step is not None}

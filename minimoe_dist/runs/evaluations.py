@@ -9,7 +9,7 @@ from .reading import Record, parse_object, read_text
 
 
 class Machine(Record):
-    """Where it was measured; `threads` are PyTorch's, on a CPU."""
+    """The machine that was measured on; `threads` are PyTorch's, on a CPU."""
 
     device: str | None = None
     name: str | None = None
@@ -17,7 +17,7 @@ class Machine(Record):
 
 
 class BatchSpeed(Record):
-    """Forward passes of one batch size; see :class:`minimoe_dist.models.measuring.Latency`."""
+    """The speed at one batch size; see :class:`minimoe_dist.models.measuring.Latency`."""
 
     batch_size: int
     median_seconds: float
@@ -36,7 +36,7 @@ class Speed(Record):
 
 
 class TunedScores(Record):
-    """Of the fine-tuning that made the model: its best seed's scores, its mean over seeds."""
+    """The scores of the fine-tuning that made the model: the best seed's, the mean over seeds."""
 
     task: str
     metric: str
@@ -81,7 +81,7 @@ class ExpertLoad(Record):
 
 
 class Evaluation(Record):
-    """Of one model; what was not measured is None.
+    """The measurements of one model; what was not measured is None.
 
     Attributes:
         student: its name.
@@ -111,7 +111,7 @@ class Evaluation(Record):
 
 
 def find_evaluation(path: Path) -> Evaluation | None:
-    """The evaluation in a file; None where it has JSON of another kind.
+    """Reads the evaluation in a file; None where it has JSON of another kind.
 
     Raises:
         UserError: the file is damaged.

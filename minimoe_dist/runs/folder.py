@@ -1,4 +1,4 @@
-"""Where everything of a run lies."""
+"""The places of all files of a run."""
 
 import stat
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class RunFolder:
 
     @classmethod
     def locks(cls, folder: Path) -> Iterator[Path]:
-        """Of the run in a folder, or of a chain's stages below it."""
+        """Yields the locks of the run in a folder, or of a chain's stages below it."""
         for run in (cls(folder), *map(cls, sorted(folder.glob("*")))):
             if run.lock.is_file():
                 yield run.lock
@@ -68,13 +68,13 @@ class RunFolder:
         return self.path / EXPORT
 
     def export(self, student: str) -> Path:
-        """The exported model of a student, by its name with the run's suffix."""
+        """Returns the folder of a student's exported model, by its name with the run's suffix."""
         return self.exports / student
 
     def exported(self) -> dict[str, Path]:
-        """Folders of the students that are exported, by name."""
-        found = self.exports.glob("*/config.json")
-        return {path.parent.name: path.parent for path in sorted(found)}
+        """Lists the folders of the students that are exported, by name."""
+        configs = self.exports.glob("*/config.json")
+        return {path.parent.name: path.parent for path in sorted(configs)}
 
     @property
     def summary(self) -> Path:
@@ -85,12 +85,12 @@ class RunFolder:
         return self.path / RESULTS
 
     def evaluation(self, student: str | None = None) -> Path:
-        """What evaluating writes; of one of several students where it is named."""
+        """Returns the file that evaluating writes, of one of several students where it is named."""
         name = _EVALUATION if student is None else f"{_EVALUATION}_{student}"
         return self.path / f"{name}.json"
 
     def evaluations(self) -> Iterator[Path]:
-        """All that were written."""
+        """Yields all evaluations that were written."""
         yield from sorted(self.path.glob(f"{_EVALUATION}*.json"))
 
     @property
@@ -110,7 +110,7 @@ class RunFolder:
         return self.path / "submissions"
 
     def cell(self, name: str) -> "CellFolder":
-        """The folder of one training of fine-tuning's grid."""
+        """Returns the folder of one training of fine-tuning's grid."""
         return CellFolder(self.cells / name)
 
     def check(self) -> None:
@@ -148,7 +148,7 @@ class CellFolder:
         return RunFolder(self.path).checkpoints
 
 
-def _check_kind(path: Path, wanted: str) -> None:
+def _check_kind(path: Path, expected: str) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -161,8 +161,8 @@ def _check_kind(path: Path, wanted: str) -> None:
         raise UserError(
             f"output_dir: {path}: {error.strerror}: remove it, or choose another folder"
         ) from None
-    is_right = stat.S_ISDIR(mode) if wanted == "folder" else stat.S_ISREG(mode)
+    is_right = stat.S_ISDIR(mode) if expected == "folder" else stat.S_ISREG(mode)
     if not is_right:
         raise UserError(
-            f"output_dir: {path} is no {wanted}: move it away, or choose another folder"
+            f"output_dir: {path} is no {expected}: move it away, or choose another folder"
         )

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a JSON object a line, while a run trains.
+"""The lines of ``metrics.jsonl``: a JSON object each, written while a run trains.
 
 A training line, written every `log_interval` steps and at the last one, averages the steps since
 the line before it (the learning rate is the last one's, `tokens_per_expert` sums, block by block):
@@ -48,7 +48,7 @@ class StudentRecord(Record):
         return "relation_loss" in self.model_fields_set and "mlm_loss" not in self.model_fields_set
 
     def loss_of(self, part: str) -> float | None:
-        """The whole loss, or that of relations."""
+        """Returns the mean relation loss if that is the part, else the mean of the whole loss."""
         return self.relation_loss if part == "relation_loss" else self.loss
 
 
@@ -72,7 +72,7 @@ class HeldoutRecord(Record):
 
 
 class StepRecord(Record):
-    """A line of another version."""
+    """A line of a kind that is not known, as another version may write."""
 
     step: int
 
@@ -89,7 +89,7 @@ class SavedMetrics:
 
     @classmethod
     def read(cls, path: Path) -> "SavedMetrics":
-        """All lines of a file; a last one that is still being written is left out.
+        """Reads all lines of a file but a last one that is still being written.
 
         Raises:
             UserError: the file cannot be read, or a line is no record; names file and line.
@@ -102,7 +102,7 @@ class SavedMetrics:
 
     @classmethod
     def find(cls, path: Path, last_bytes: int = 0) -> "SavedMetrics":
-        """The lines of a file that can be read; none where there is no file.
+        """Reads those lines of a file that can be read; none where there is no file.
 
         Args:
             path: the file.
@@ -119,10 +119,10 @@ class SavedMetrics:
 
     @classmethod
     def _by_kind(cls, records: Iterable[MetricsRecord]) -> "SavedMetrics":
-        there = list(records)
+        records = list(records)
         return cls(
-            [one for one in there if isinstance(one, TrainingRecord)],
-            [one for one in there if isinstance(one, HeldoutRecord)],
+            [record for record in records if isinstance(record, TrainingRecord)],
+            [record for record in records if isinstance(record, HeldoutRecord)],
         )
 
     def __bool__(self) -> bool:
@@ -141,13 +141,13 @@ def drop_after(path: Path, last_step: int) -> None:
     """
     if not path.exists():
         return
-    kept = [
+    lines = [
         line
         for line, record in _readable(read_bytes(path))
         if record.step < last_step + (not isinstance(record, HeldoutRecord))
     ]
     with written(path) as aside:
-        aside.write_bytes(b"".join(kept))
+        aside.write_bytes(b"".join(lines))
 
 
 def _readable(content: bytes) -> Iterator[tuple[bytes, MetricsRecord]]:

@@ -11,7 +11,7 @@ from .reading import Record
 
 
 class SavedOptions(Record):
-    """Options of any command.
+    """The options of any command, as it saved them.
 
     Attributes:
         tree: all of them, as they stand there.
@@ -59,7 +59,7 @@ class _Training(Record):
     learning_rate: float | None = None
 
     def global_batch_size(self, world_size: int) -> int:
-        """Sequences of a step."""
+        """Returns the number of sequences of a step."""
         return self.per_device_train_batch_size * self.num_grad_accum_steps * world_size
 
 

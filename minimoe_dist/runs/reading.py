@@ -1,4 +1,4 @@
-"""Reading of files that another version, another program or a damaged disk may have written."""
+"""Reads files that another version, another program or a damaged disk may have written."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The record in a file.
+        """Reads the record in a file.
 
         Raises:
             UserError: the file is not there, or not what this record is written as.
@@ -31,7 +31,7 @@ class Record(BaseModel):
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
-        """The record in a file; None where there is none that can be read."""
+        """Reads the record in a file; None where there is none that can be read."""
         try:
             return cls.read(path)
         except UserError:
@@ -39,7 +39,7 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, values: dict[str, Any], where: str) -> Self:
-        """The record of a JSON object.
+        """Makes a record of a JSON object.
 
         Args:
             values: the object.
@@ -53,20 +53,20 @@ class Record(BaseModel):
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(map(str, problem["loc"]))
-            told = "is missing" if problem["type"] == "missing" else problem["msg"]
-            raise UserError(f"{where}: {key}: {told}: {_REMEDY}") from None
+            reason = "is missing" if problem["type"] == "missing" else problem["msg"]
+            raise UserError(f"{where}: {key}: {reason}: {_REMEDY}") from None
 
     def as_json(self) -> dict[str, Any]:
-        """What is written of it."""
+        """Returns the JSON object that is written: the fields that were given."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def write(self, path: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the record to a file, whole or not at all."""
         write_json(path, self.as_json())
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content.
+    """Reads a file's content.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -74,14 +74,14 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        told = "a link to nothing" if path.is_symlink() else "not there"
-        raise UserError(f"{path}: {told}: run the command that writes it") from None
+        reason = "a link to nothing" if path.is_symlink() else "not there"
+        raise UserError(f"{path}: {reason}: run the command that writes it") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: move it away, or give another folder") from None
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8 text.
+    """Reads a file of UTF-8 text.
 
     Raises:
         UserError: there is none, or it is no such file.
@@ -93,7 +93,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parses a JSON object.
 
     Raises:
         UserError: the text is none.

@@ -25,11 +25,11 @@ from .folder import RunFolder
 from .reading import Record, parse_object, read_bytes
 
 MOST_RESTARTS_WITHOUT_PROGRESS = 3
-_MOST_SHOWN = 6
+_MAX_DESCRIBED = 6
 
 
 class Event(Record):
-    """A line.
+    """A line of ``starts.jsonl``.
 
     Attributes:
         event: what happened.
@@ -58,16 +58,16 @@ class Event(Record):
 
 
 def read_events(folder: Path) -> list[Event]:
-    """All whole records of a run, oldest first; none where there is no file."""
-    path, found = RunFolder(folder).starts, []
+    """Reads all whole records of a run, oldest first; none where there is no file."""
+    path, events = RunFolder(folder).starts, []
     try:
         lines = read_bytes(path).splitlines()
     except UserError:
         return []
     for line in lines:
         with suppress(UserError):  # cut off by a lost node, or of another version
-            found.append(Event.of(parse_object(line, str(path)), str(path)))
-    return found
+            events.append(Event.of(parse_object(line, str(path)), str(path)))
+    return events
 
 
 def add_event(folder: Path, event: Event) -> None:
@@ -83,15 +83,15 @@ def add_event(folder: Path, event: Event) -> None:
 
 
 def run_id(folder: Path, events: Sequence[Event]) -> str:
-    """The name under which all starts of a run go: the folder's, with a mark of its first start."""
-    known = [event.run_id for event in events if event.run_id is not None]
-    return known[-1] if known else f"{folder.resolve().name}-{secrets.token_hex(3)}"
+    """Returns the name of all starts of a run: its folder's, with a mark of the first start."""
+    ids = [event.run_id for event in events if event.run_id is not None]
+    return ids[-1] if ids else f"{folder.resolve().name}-{secrets.token_hex(3)}"
 
 
 def restarts_without_progress(
     events: Sequence[Event], job: str, progress: Mapping[str, int]
 ) -> int:
-    """How many restarts of a job, the last ones in a row, began where the run is now.
+    """Counts the restarts of a job, the last ones in a row, that began where the run is now.
 
     Args:
         events: of the run.
@@ -108,14 +108,14 @@ def restarts_without_progress(
     return count
 
 
-def shown(progress: Mapping[str, int]) -> str:
-    """Progress as a few words: "step 120", or each stage's."""
-    words = {
+def describe_progress(progress: Mapping[str, int]) -> str:
+    """Describes progress in a few words: "step 120", or each stage's."""
+    if not progress:
+        return "step 0"
+    if len(progress) > _MAX_DESCRIBED:
+        finished = sum(step == FINISHED for step in progress.values())
+        return f"{finished} of {len(progress)} cells finished"
+    states = {
         name: "finished" if step == FINISHED else f"step {step}" for name, step in progress.items()
     }
-    if not words:
-        return "step 0"
-    if len(words) > _MOST_SHOWN:
-        done = sum(1 for step in progress.values() if step == FINISHED)
-        return f"{done} of {len(words)} cells finished"
-    return ", ".join(word if name == "." else f"{name} {word}" for name, word in words.items())
+    return ", ".join(state if name == "." else f"{name} {state}" for name, state in states.items())

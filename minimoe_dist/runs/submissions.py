@@ -1,4 +1,4 @@
-"""What was submitted of a run: ``<output_dir>/submissions/<n>/``, a folder each time.
+"""The submissions of a run: ``<output_dir>/submissions/<n>/``, a folder each time.
 
 It holds ``run.yaml`` (the resolved run, which the job reads), ``job.sbatch`` (as given to sbatch)
 and ``submission.json`` (job number, code version, environment). A job that waits to be requeued
@@ -16,7 +16,7 @@ from .reading import Record
 
 
 class Submission(Record):
-    """``submission.json``.
+    """The record of a submission, ``submission.json``.
 
     Attributes:
         time: ISO 8601, UTC.
@@ -58,13 +58,13 @@ class SubmissionFolder:
 
 
 def next_submission(run: Path) -> SubmissionFolder:
-    """The folder of a run's next submission; not made yet."""
+    """Returns the folder of a run's next submission, which is not made yet."""
     folder = RunFolder(run).submissions
     return SubmissionFolder(folder / str(max(_numbers(folder), default=0) + 1))
 
 
 def last_submission(run: Path) -> Submission | None:
-    """The record of a run's last submission; None where there is none."""
+    """Reads the record of a run's last submission; None where there is none."""
     folder = RunFolder(run).submissions
     for number in sorted(_numbers(folder), reverse=True):
         # It has none where sbatch refused it, or the disk was full.

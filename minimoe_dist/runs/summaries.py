@@ -1,4 +1,4 @@
-"""``summary.json``: what a run came to."""
+"""The summary that a run leaves at its end, ``summary.json``."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from .reading import Record
 
 
 class SubModelSummary(Record):
-    """A sub-model of a once-for-all student.
+    """The results of a sub-model of a once-for-all student.
 
     Attributes:
         sub_model: which one.
@@ -27,7 +27,7 @@ class SubModelSummary(Record):
 
 
 class StudentSummary(Record):
-    """A student.
+    """The results of a student.
 
     Attributes:
         student: for people, as "MiniMoE 3L;192H 1,4E".
@@ -57,7 +57,7 @@ class Tradeoff(Record):
 
 
 class Summary(Record):
-    """Of distilling.
+    """The summary of distilling.
 
     Attributes:
         teacher: folder or name.
@@ -91,7 +91,7 @@ class Summary(Record):
 
 
 class SparsificationSummary(Record):
-    """Of sparsifying.
+    """The summary of sparsifying.
 
     Attributes:
         model: folder or name.

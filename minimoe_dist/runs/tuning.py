@@ -1,4 +1,4 @@
-"""``result.json`` and ``results.json``: what fine-tuning came to."""
+"""The results of fine-tuning: ``result.json`` of a cell, ``results.json`` of a run."""
 
 from typing import Any
 
@@ -40,11 +40,11 @@ class BestResult(Record):
 
     @property
     def setting(self) -> tuple[float, int]:
-        """What seeds are averaged over."""
+        """The learning rate and batch size, over whose seeds scores are averaged."""
         return self.learning_rate, self.batch_size
 
-    def is_of(self, other: "BestResult") -> bool:
-        """Whether both are of the same cell."""
+    def is_same_cell(self, other: "BestResult") -> bool:
+        """Returns whether both are results of the same cell."""
         return (self.seed, self.setting) == (other.seed, other.setting)
 
 
@@ -62,7 +62,7 @@ class CellRecord(Record):
 
 
 class SettingResult(Record):
-    """A learning rate and batch size over seeds.
+    """The scores of a learning rate and batch size over their seeds.
 
     Attributes:
         scores: of its seeds.
@@ -78,7 +78,7 @@ class SettingResult(Record):
 
 
 class TuningResults(Record):
-    """``results.json``.
+    """The results of a fine-tuning run, ``results.json``.
 
     Attributes:
         format: of this file.
@@ -119,12 +119,12 @@ class TuningResults(Record):
     @property
     def best_setting(self) -> SettingResult | None:
         """The learning rate and batch size with the best mean over seeds; None without a score."""
-        with_mean = [one for one in self.settings if one.mean is not None]
-        return max(with_mean, key=lambda one: one.mean or 0.0, default=None)
+        scored = [setting for setting in self.settings if setting.mean is not None]
+        return max(scored, key=lambda setting: setting.mean or 0.0, default=None)
 
 
 def finished_cells(run: RunFolder) -> list[CellResult]:
-    """The results of a run's cells that are done, by their folders' names.
+    """Reads the results of a run's cells that are done, by their folders' names.
 
     Raises:
         UserError: one of their files is damaged.

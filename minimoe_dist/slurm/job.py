@@ -29,10 +29,10 @@ from ..runs.starts import (
     MOST_RESTARTS_WITHOUT_PROGRESS,
     Event,
     add_event,
+    describe_progress,
     read_events,
     restarts_without_progress,
     run_id,
-    shown,
 )
 from ..runtime import Launch
 from .facts import code_version
@@ -111,7 +111,9 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
         code=code_version(),
     )
     add_event(folder, event)
-    _say(f"run {name}: job {job}, restart {restart}, on {nodes}, from {shown(progress)}")
+    _say(
+        f"run {name}: job {job}, restart {restart}, on {nodes}, from {describe_progress(progress)}"
+    )
     return ExitStatus.DONE
 
 
@@ -144,7 +146,7 @@ def end(status: int, folder: Path, environ: Mapping[str, str]) -> int:
     how = "stopped and saved" if status == ExitStatus.STOPPED else f"ended with status {status}"
     if status - _BY_SIGNAL in signal.valid_signals():
         how += f" ({signal.strsignal(status - _BY_SIGNAL)})"
-    where = f"job {job}: {how} at {shown(progress)}"
+    where = f"job {job}: {how} at {describe_progress(progress)}"
     if status == ExitStatus.REFUSED:
         _say(f"{where}: mend what the line above names and submit again")
         return status
@@ -167,7 +169,7 @@ def _is_stuck(folder: Path, job: str, restart: int) -> bool:
     progress, most = progress_of(folder), MOST_RESTARTS_WITHOUT_PROGRESS
     if restarts_without_progress(read_events(folder), job, progress) < most:
         return False
-    reason = f"{most} restarts without progress at {shown(progress)}"
+    reason = f"{most} restarts without progress at {describe_progress(progress)}"
     add_event(folder, Event(event="stop", job=job, restart=restart, reason=reason))
     _say(f"job {job}: stopped after {reason}: look at the errors above, then submit again")
     return True

@@ -1,4 +1,4 @@
-"""What one rank decides for all."""
+"""Decisions that one rank makes for all."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ Decision = TypeVar("Decision")
 def decided_by_rank_0(
     decide: Callable[[], Decision], group: dist.ProcessGroup | None = None
 ) -> Decision:
-    """What ``decide`` returns on rank 0, on every rank; a collective.
+    """Calls ``decide`` on rank 0 and returns its result on every rank; a collective.
 
     Files, clocks and processors may differ from rank to rank, or change between two looks at them:
     what they say is asked for once.

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..data.packed import PackedBatch
 from ..runtime import logger
 from .objectives import Batch
-from .passes import EagerPasses, PassOutput, first_line
+from .passes import EagerPasses, PassOutput, error_line
 from .recorder import Recorder, TrainingPass
 from .updates import FlatUpdate
 
@@ -68,7 +68,7 @@ class CapturedPasses:
         recording.forward()
         # Copies, since what is played next may overwrite them; and leaves, from which the loss's
         # own few operators go back to what the recorded backward pass starts from.
-        parts, probability_sums, counts = (output.clone() for output in recording.made)
+        parts, probability_sums, counts = (output.clone() for output in recording.outputs)
         leaves = PassOutput(parts.requires_grad_(), probability_sums.requires_grad_(), counts)
         self._leaves[index] = leaves
         return leaves
@@ -91,11 +91,11 @@ class CapturedPasses:
         try:
             return self._record(batch)
         except Exception as error:
-            _log.warning("batches of %d rows are not recorded: %s", batch.rows, first_line(error))
+            _log.warning("batches of %d rows are not recorded: %s", batch.rows, error_line(error))
             return None
 
     def _recorded_teacher(self, batch: PackedBatch) -> tuple[Callable[[], None], Any]:
-        """What runs the teacher on a batch that stays, and the tensors that get its targets."""
+        """Returns what runs the teacher on a batch that stays, and the targets that it writes."""
         if self._passes.objective.teaches_packed:
             return self._recorder.inference(lambda: self._passes.teach(batch)[1])
         # Other ranks take part in its pass, which is no matter for a recording.

@@ -1,5 +1,6 @@
 """A run's picture: losses over the steps, and how its experts share the tokens."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +47,8 @@ def _draw_losses(
     )
     part = "relation_loss" if only_relations else "loss"
     for index, name in enumerate(names):
-        there = [(record.step, record.students[name]) for record in trained]
-        steps = [step for step, _ in there]
-        losses = [_number(s.loss_of(part)) for _, s in there]
+        steps = [record.step for record in trained]
+        losses = [_nan_for_null(record.students[name].loss_of(part)) for record in trained]
         label = f"{name}: " if len(names) > 1 else ""
         axes.plot(steps, losses, color=f"C{index}", alpha=0.5, label=f"{label}training")
         heldout = _heldout(evaluated, name)
@@ -68,28 +68,28 @@ def _draw_losses(
 
 
 def _heldout(evaluated: Sequence[HeldoutRecord], name: str) -> list[tuple[int, float]]:
-    return [(one.step, _number(one.heldout_loss.get(name))) for one in evaluated]
+    return [(record.step, _nan_for_null(record.heldout_loss.get(name))) for record in evaluated]
 
 
 def _draw_sub_models(
     axes: "Axes", evaluated: Sequence[HeldoutRecord], student: str, color: str
 ) -> None:
-    """A thin line for each sub-model of a once-for-all student, its size at the line's end."""
+    """Draws a thin line for each sub-model of a student, its size at the line's end."""
     sizes = re.compile(rf"{re.escape(student)}_(\d+l_\d+h)")
     for name in evaluated[-1].heldout_loss if evaluated else ():
-        if found := sizes.fullmatch(name):
+        if match := sizes.fullmatch(name):
             heldout = _heldout(evaluated, name)
             axes.plot(*zip(*heldout, strict=True), "-", color=color, alpha=0.4, linewidth=0.8)
-            axes.annotate(found[1], heldout[-1], fontsize=6, alpha=0.7)
+            axes.annotate(match[1], heldout[-1], fontsize=6, alpha=0.7)
 
 
-def _number(value: float | None) -> float:
-    """NaN for null, which leaves a gap in the line."""
-    return float("nan") if value is None else value
+def _nan_for_null(value: float | None) -> float:
+    """Returns NaN for null, which leaves a gap in the line."""
+    return math.nan if value is None else value
 
 
 def _expert_shares(record: TrainingRecord) -> dict[str, list[list[float]]]:
-    """Per student with experts: each block's share of tokens by expert, blocks in order."""
+    """Returns each block's share of tokens by expert, for students with experts."""
     shares = {}
     for name, student in record.students.items():
         blocks = [
@@ -104,13 +104,13 @@ def _draw_shares(axes: "Axes", name: str, shares: Sequence[Sequence[float]]) -> 
     widest = max(len(block) for block in shares)
     # In units of an even share, so that blocks of different numbers of experts compare.
     grid = [
-        [share * len(block) for share in block] + [float("nan")] * (widest - len(block))
+        [share * len(block) for share in block] + [math.nan] * (widest - len(block))
         for block in shares
     ]
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=2)
     for row, block in enumerate(grid):
         for column, value in enumerate(block):
-            if widest <= 8 and value == value:
+            if widest <= 8 and not math.isnan(value):
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white")
     axes.set(
         title=f"{name}: tokens an expert (1 = even)",
@@ -137,9 +137,9 @@ def draw_task_curves(results: TuningResults, target: str | Path) -> None:
     for cell in results.cells:
         epochs = [record.epoch for record in cell.epochs]
         label = f"{cell.learning_rate:g}, batch {cell.batch_size}, seed {cell.seed}"
-        shown = [_number(record.scores.get(results.metric)) for record in cell.epochs]
-        scores.plot(epochs, shown, "o-", label=label)
-        losses.plot(epochs, [_number(r.train_loss) for r in cell.epochs], "o-", label=label)
+        cell_scores = [_nan_for_null(record.scores.get(results.metric)) for record in cell.epochs]
+        scores.plot(epochs, cell_scores, "o-", label=label)
+        losses.plot(epochs, [_nan_for_null(r.train_loss) for r in cell.epochs], "o-", label=label)
     # The picture's font has Latin letters; a name of others would be drawn as empty boxes.
     name = f"{results.task}, " if results.task.isascii() else ""
     scores.set(title=f"{name}dev", xlabel="epoch", ylabel=results.metric)

@@ -43,7 +43,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Balance:
-    """How the experts' balance counts.
+    """The weight of the experts' balance, and what it counts.
 
     Attributes:
         coefficient: its weight in the loss.
@@ -75,7 +75,7 @@ class _Sums:
 
 
 class Distiller:
-    """Students, and the objective that they are trained for.
+    """Trains students for an objective, step by step.
 
     Its ``place`` brings micro-batches to where passes want them; a loader may call it ahead.
 
@@ -129,12 +129,15 @@ class Distiller:
             batch: this rank's micro-batches of the step.
             step: counts from 0; sets the learning rate.
             stop_requested: whether this process was asked to stop; all ranks learn if any was.
+
+        Returns:
+            The step's numbers over all ranks, which are still on their way to the host.
         """
         micro_batches = [self._placed(micro) for micro in batch.micro_batches]
         totals = self._totals(micro_batches, stop_requested)
-        counted = totals[3:].clamp(min=1.0)
+        part_counts = totals[3:].clamp(min=1.0)
         # Engines average over ranks and accumulation steps; this makes sums means over the step.
-        shares = (self._weights * (self._ranks * len(micro_batches)) / counted).float()
+        shares = (self._weights * (self._ranks * len(micro_batches)) / part_counts).float()
         learning_rate = self._schedule(step)
         sums = [self._new_sums() for _ in self.students]
         results = []
@@ -153,7 +156,7 @@ class Distiller:
                 if number == len(micro_batches) - 1:
                     results.append(student.step(learning_rate))
                     self._mark(Part.UPDATE)
-        rows = self._rows(sums, results, counted, len(micro_batches))
+        rows = self._rows(sums, results, part_counts, len(micro_batches))
         return PendingMetrics(
             learning_rate, list(self._objective.parts), self._student_names, totals[:3], rows
         )
@@ -162,7 +165,7 @@ class Distiller:
         return micro if isinstance(micro, PlacedBatch) else self.place(micro)
 
     def _totals(self, micro_batches: Sequence[PlacedBatch], stop_requested: bool) -> Tensor:
-        """Tokens, sequences, whether to stop and the parts' counts, of the step on all ranks."""
+        """Sums tokens, sequences, stop requests and parts' counts over ranks: float64 [3 + P]."""
         per_batch = [self._objective.counts(placed.micro) for placed in micro_batches]
         numbers = [
             float(sum(placed.micro.num_tokens for placed in micro_batches)),
@@ -176,7 +179,7 @@ class Distiller:
         return totals
 
     def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
-        """Every student's mean loss, balance left out, over all ranks' batches; a collective.
+        """Computes every student's mean loss, balance left out, over all ranks; a collective.
 
         Every rank gives the same number of batches; one may have no sample.
 
@@ -223,20 +226,20 @@ class Distiller:
         return loss
 
     def _balance_of(self, student: StudentEngine, output: PassOutput, sums: _Sums) -> Tensor:
-        """This rank's share of the balance; token counts, not probabilities, cross ranks."""
+        """Returns this rank's share of the balance; token counts cross ranks, not probabilities."""
         counts = output.token_counts
         if self._ranks > 1:
             dist.all_reduce(counts)
         sizes = router_sizes(student.config)
         sums.count(counts.split(sizes))
-        plain = 0
+        plain_blocks = 0
         if self._balance.compat_seed and student.config.feedforward_experts == 1:
-            plain = student.config.num_hidden_layers
+            plain_blocks = student.config.num_hidden_layers
         return balance_loss(
             output.probability_sums.split(sizes),
             counts.split(sizes),
             scale=float(self._ranks),
-            plain_blocks=plain,
+            plain_blocks=plain_blocks,
         )
 
     def _new_sums(self) -> _Sums:
@@ -246,15 +249,15 @@ class Distiller:
         self,
         sums: Sequence[_Sums],
         results: Sequence[StepResult],
-        counted: Tensor,
-        micro_batches: int,
+        part_counts: Tensor,
+        num_micro_batches: int,
     ) -> list[StudentRow]:
         per_student = [torch.cat([student.parts, student.balance[None]]) for student in sums]
         over_ranks = torch.stack(per_student).double()
         if self._ranks > 1:
             dist.all_reduce(over_ranks)
-        means = over_ranks[:, :-1] / counted
-        balances = over_ranks[:, -1] / (self._ranks * micro_batches)
+        means = over_ranks[:, :-1] / part_counts
+        balances = over_ranks[:, -1] / (self._ranks * num_micro_batches)
         losses = (means * self._weights).sum(1) + self._balance.coefficient * balances
         return [
             StudentRow(loss, part_means, balance, result, student.counts)
@@ -269,7 +272,7 @@ def _sub_model_names(student: StudentEngine) -> list[str]:
 
 
 def _padding_only() -> MicroBatch:
-    """One sample of padding: a rank without a sample still joins the students' collectives."""
+    """Makes one sample of padding, by which a rank without samples joins collectives."""
     return MicroBatch(
         input_ids=torch.zeros((1, 8), dtype=torch.long),
         attention_mask=torch.zeros((1, 8), dtype=torch.bool),

@@ -34,7 +34,7 @@ _WITHOUT_DECAY = ("bias", "LayerNorm.weight")
 
 @dataclass(frozen=True)
 class AdamW:
-    """Optimizer settings; ``max_gradient_norm`` 0 means no clipping, ``kernel`` is whose it is."""
+    """The optimizer's settings; ``max_gradient_norm`` 0: no clipping; ``kernel`` is whose it is."""
 
     learning_rate: float
     weight_decay: float = 0.01
@@ -45,7 +45,7 @@ class AdamW:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in an order that is the same on every rank.
+    """Splits parameters into groups, in an order that is the same on every rank.
 
     DeepSpeed's own splitter iterates over a set, and drops the decay of groups of one name.
     """
@@ -95,26 +95,25 @@ class StudentEngine:
             self._group = create_expert_parallel_group(expert_parallel_size)
             apply_expert_parallelism(model, self._group)
         model.to(device)
-        self._engine = _initialize(model, settings, optimizer)
+        self._engine = _make_engine(model, settings, optimizer)
         self.zero_stage: int = self._engine.zero_optimization_stage()
         self.expert_parallel_size = expert_parallel_size
         self._state = optimizer_state_of(self._engine)
-        self.update = _update_of(self._engine, settings, optimizer, self._group)
+        self.update = _make_update(self._engine, settings, optimizer, self._group)
 
     @property
     def module(self) -> PreTrainedModel:
         """The student itself; under expert parallelism with this rank's experts only."""
-        module: PreTrainedModel = self._engine.module
-        return module
+        return self._engine.module
 
     def __call__(self, **inputs: Any) -> Any:
-        """The student's forward pass: what its class returns."""
+        """Runs the student's forward pass; returns what its class returns."""
         if isinstance(self.update, FlatUpdate):
             return self.module(**inputs)
         return self._engine(**inputs)
 
     def close(self) -> None:
-        """Ends the engine: its memory, which DeepSpeed would hold on to, goes with the last use."""
+        """Ends the engine, and frees its memory, which DeepSpeed would hold on to."""
         self.update.close()
         self._engine.destroy()
         release(self.module)
@@ -128,7 +127,7 @@ class StudentEngine:
         return self.update.step(learning_rate)
 
     def state_entries(self) -> Iterator[StateEntry]:
-        """Every parameter's state by logical name, in the same order on every rank."""
+        """Yields every parameter's entry by logical name, in the same order on every rank."""
         experts = expert_parameter_names(self.module)
         for name, parameter in sorted(self.module.named_parameters()):
             # At stage 3 a parameter's own shape is empty between its uses.
@@ -144,12 +143,20 @@ class StudentEngine:
             yield StateEntry(name, KINDS, dist.get_rank() < owners, shape, local_experts)
 
     def read_state(self, name: str, kind: str) -> Tensor:
-        """Float32 on CPU; a collective."""
+        """Reads a part of a parameter's state; a collective.
+
+        Args:
+            name: the parameter's logical name.
+            kind: one of :data:`.optimizer_state.KINDS`.
+
+        Returns:
+            Float32 on CPU, of the parameter's full shape; of stacked ones, this rank's experts.
+        """
         value = self._state.read(self._parameters[name], kind)
         return value.detach().float().cpu()
 
     def write_state(self, name: str, kind: str, value: Tensor) -> None:
-        """The inverse of :meth:`read_state`."""
+        """Writes what :meth:`read_state` returned; a collective."""
         self._state.write(self._parameters[name], kind, value.to(self._engine.device))
 
     @property
@@ -157,20 +164,20 @@ class StudentEngine:
         return dict(self.module.named_parameters())
 
     def counters(self) -> dict[str, Any]:
-        """What resuming needs besides tensors: Adam's step and fp16's loss scale."""
+        """Returns what resuming needs besides tensors: Adam's step and fp16's loss scale."""
         counters: dict[str, Any] = {"adam_steps": self._state.steps}
         scaler = self.update.scaler_state()
         return counters if scaler is None else {**counters, "loss_scaler": scaler}
 
     def finish_writing(self, counters: Mapping[str, Any]) -> None:
-        """Ends a series of :meth:`write_state`: counters, and the weights of the forward pass."""
+        """Ends a series of :meth:`write_state`: restores counters, updates the pass's weights."""
         self._state.steps = counters["adam_steps"]
         if "loss_scaler" in counters:
             self.update.restore_scaler(counters["loss_scaler"])
         self._state.commit()
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """Float32 weights with all experts on rank 0, {} on the others; a collective."""
+        """Gathers float32 weights with all experts on rank 0, {} on the others; a collective."""
         weights: dict[str, Tensor] = {}
         for entry in self.state_entries():
             value = self.read_state(entry.name, "master")
@@ -191,8 +198,8 @@ class StudentEngine:
 _OLD_NAMES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 
 
-def _initialize(model: PreTrainedModel, settings: Mapping[str, Any], optimizer: AdamW) -> Any:
-    """DeepSpeed's engine of a student that is on its device."""
+def _make_engine(model: PreTrainedModel, settings: Mapping[str, Any], optimizer: AdamW) -> Any:
+    """Makes DeepSpeed's engine of a student that is on its device."""
     zero = dict(settings.get("zero_optimization", {}))
     stage = zero.get("stage", 0)
     if stage in (1, 2):
@@ -226,7 +233,7 @@ def _initialize(model: PreTrainedModel, settings: Mapping[str, Any], optimizer: 
     return engine
 
 
-def _update_of(
+def _make_update(
     engine: Any,
     settings: Mapping[str, Any],
     optimizer: AdamW,
@@ -242,7 +249,7 @@ def _update_of(
 
 
 def initialize_communication() -> None:
-    """DeepSpeed's layer over the process group that runs already."""
+    """Puts DeepSpeed's layer over the process group that runs already."""
     warnings.filterwarnings("ignore", _OLD_NAMES, FutureWarning)
     # Its all-reduce in shared memory spins without a time-out, so a peer that died or was stopped
     # would hang the run; it also has to be compiled on each node.
@@ -267,7 +274,7 @@ def release(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def quiet_deepspeed() -> Iterator[None]:
-    """DeepSpeed prints its whole configuration and its progress while it builds an engine."""
+    """Silences DeepSpeed, which prints configuration and progress while it builds an engine."""
     logger = logging.getLogger("DeepSpeed")
     level = logger.level
     logger.setLevel(logging.WARNING)

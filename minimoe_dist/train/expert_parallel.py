@@ -42,7 +42,7 @@ class ExpertParallelGroup:
 
 
 def create_expert_parallel_group(size: int) -> ExpertParallelGroup:
-    """Creates DeepSpeed's groups for an expert-parallel size, or finds those of an earlier student.
+    """Creates DeepSpeed's groups for an expert-parallel size, or finds an earlier student's.
 
     Consecutive ranks share a set of experts; ranks that hold the same experts average their
     gradients.
@@ -56,7 +56,7 @@ def create_expert_parallel_group(size: int) -> ExpertParallelGroup:
 
 
 class _ExpertsMarker(MoE):
-    """What DeepSpeed looks for to learn that a model has experts; it computes nothing."""
+    """The module by which DeepSpeed learns that a model has experts; it computes nothing."""
 
     def __init__(self, group: ExpertParallelGroup, num_experts: int) -> None:
         nn.Module.__init__(self)
@@ -66,7 +66,7 @@ class _ExpertsMarker(MoE):
         self.expert_group_name = group.name
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """The groups exist already."""
+        """Does nothing: the groups exist already."""
 
 
 def apply_expert_parallelism(model: nn.Module, group: ExpertParallelGroup) -> None:
@@ -94,12 +94,12 @@ def _keep_local_experts(module: ExpertLinear, group: ExpertParallelGroup) -> Non
 
 
 def is_expert_parallel(parameter: nn.Parameter) -> bool:
-    """Whether other ranks hold other experts of this stacked parameter."""
+    """Returns whether other ranks hold other experts of this stacked parameter."""
     return not getattr(parameter, "allreduce", True)
 
 
 def expert_parameter_names(model: nn.Module) -> set[str]:
-    """Names of all stacked parameters, spread over ranks or not."""
+    """Returns the names of all stacked parameters, spread over ranks or not."""
     return {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
@@ -115,12 +115,17 @@ class AllToAllDispatcher:
         self._group = group
 
     def plan(self, expert: Tensor, num_experts: int) -> Plan:
-        """A collective: every rank of the group calls it, also with no token at all."""
+        """Plans an exchange; a collective that every rank of the group joins, even without a token.
+
+        Args:
+            expert: of each token, int64 [T].
+            num_experts: E, on all ranks of the group together.
+        """
         return _ExchangePlan(expert, num_experts, self._group)
 
 
 def _products_of(tokens_per_expert: Tensor) -> Any:
-    """Products of rows that lie sorted by expert."""
+    """Returns the product of rows that lie sorted by expert."""
     if not tokens_per_expert.is_cuda:
         return partial(grouped_linear, tokens_per_expert=tokens_per_expert)
     offsets = F.pad(tokens_per_expert.cumsum(0), (1, 0)).to(torch.int32)
@@ -129,7 +134,7 @@ def _products_of(tokens_per_expert: Tensor) -> Any:
 
 
 class _ExchangePlan(Plan):
-    """Sort by expert, exchange between ranks, sort by local expert; and the inverse."""
+    """Sorts by expert, exchanges between ranks, sorts by local expert; and the inverse."""
 
     def __init__(self, expert: Tensor, num_experts: int, group: ExpertParallelGroup) -> None:
         self._group = group.process_group
@@ -182,8 +187,7 @@ class _Exchange(torch.autograd.Function):
 def _exchange(
     rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
 ) -> Tensor:
-    exchanged: Tensor = _Exchange.apply(rows, sent, received, group)
-    return exchanged
+    return _Exchange.apply(rows, sent, received, group)
 
 
 def _all_to_all(

@@ -1,4 +1,4 @@
-"""Which way to run the passes of a step is the fastest that applies."""
+"""Chooses the fastest way that applies to run the passes of a step."""
 
 from collections.abc import Sequence
 
@@ -22,11 +22,11 @@ def choose_passes(
     device: torch.device,
     compiles: bool = True,
 ) -> Passes:
-    """The fastest way to run a step's passes here.
+    """Chooses the fastest way to run a step's passes here.
 
     Args:
         students: of the step.
-        objective: theirs.
+        objective: what they are trained for.
         seed: of dropout and router noise.
         device: where they are.
         compiles: whether passes may be compiled and recorded.
@@ -46,7 +46,7 @@ def choose_passes(
 
 
 def takes_packed(students: Sequence[StudentEngine], objective: Objective) -> bool:
-    """Whether batches may come without their padding."""
+    """Returns whether batches may come without their padding."""
     routes_padding = any(getattr(student.config, "route_padding", False) for student in students)
     return objective.takes_packed and not routes_padding
 

@@ -25,7 +25,7 @@ from .task_scores import predict
 
 @dataclass(frozen=True)
 class TuningOptions:
-    """How long a model is trained, and in what steps.
+    """The length of a model's training, and the size of its steps.
 
     Attributes:
         batch_size: samples of a step on all ranks together.
@@ -44,7 +44,7 @@ class TuningOptions:
 
 @dataclass
 class TuningState:
-    """What is known of a model's training besides its engine and best weights; JSON.
+    """The state of a model's training besides its engine and best weights; JSON.
 
     Attributes:
         loss_sum: of the steps of an epoch that is under way.
@@ -62,11 +62,11 @@ class TuningState:
 
     @property
     def done(self) -> int:
-        """Epochs that are done."""
+        """The number of epochs that are done."""
         return len(self.epochs)
 
     def ended(self, options: TuningOptions) -> bool:
-        """Whether all epochs are done, or no better score is to be expected."""
+        """Returns whether all epochs are done, or no better score is to be expected."""
         waited = self.done - self.best_epoch
         return self.done >= options.epochs or (0 < options.patience <= waited)
 
@@ -115,7 +115,7 @@ class Tuning:
 
     @property
     def options(self) -> LoopOptions:
-        """When what happens; behind the last step the result is written, and no checkpoint."""
+        """The number of steps, and when they are scored and saved; the last one is not saved."""
         return LoopOptions(
             self._options.epochs * self._steps_per_epoch,
             self._steps_per_epoch,
@@ -126,27 +126,27 @@ class Tuning:
 
     @property
     def engines(self) -> Sequence[StudentEngine]:
-        """The model's."""
+        """The model's engine."""
         return self._distiller.students
 
     def progress(self) -> dict[str, Any]:
-        """The training's state."""
+        """Returns the training's state."""
         self._count_seconds()
         return {"state": asdict(self.state)}
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The best weights so far."""
+        """Returns the best weights so far."""
         return self.best_weights
 
     def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes in :meth:`progress` and :meth:`tensors`."""
+        """Restores what :meth:`progress` and :meth:`tensors` returned."""
         self.state = TuningState(**progress["state"])
         if dist.get_rank() == 0:
             self.best_weights = dict(tensors)
 
     @contextmanager
     def under_way(self, first_step: int) -> Iterator[None]:
-        """Shows progress."""
+        """Shows progress while steps are made."""
         total = self.options.total_steps
         self._since = time.perf_counter()
         with Progress(self._stream, total, first_step, "fine-tuning") as self._progress:
@@ -190,11 +190,11 @@ class Tuning:
             state.best_epoch, state.best_score = epoch, value
             self.best_weights = self.engines[0].whole_weights()
         numbers = {"loss": loss, **scores}
-        self._progress.note(f"{self._label}  epoch {epoch}", numbers, steps_done)
+        self._progress.print_labelled(f"{self._label}  epoch {epoch}", numbers, steps_done)
         return state.ended(self._options)
 
     def paused(self) -> AbstractContextManager[None]:
-        """There is no rate."""
+        """Pauses nothing: no rate is shown."""
         return nullcontext()
 
     def close(self) -> None:
@@ -202,13 +202,13 @@ class Tuning:
         self.engines[0].close()
 
     def _predictions(self) -> list[Any]:
-        """Of every sample of ``dev``, on every rank."""
+        """Predicts every sample of ``dev``, on every rank."""
         ranks = dist.get_rank(), dist.get_world_size()
         batches = evaluation_batches(self._dev, self._options.eval_batch_size, *ranks)
         model = self.engines[0].module.eval()
-        of_rank = predict(model, self._dev, self._references, batches, self._device)
+        rank_predictions = predict(model, self._dev, self._references, batches, self._device)
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, of_rank)
+        dist.all_gather_object(parts, rank_predictions)
         merged = {sample: value for part in parts for sample, value in part.items()}
         return [merged[sample] for sample in range(len(self._dev))]
 

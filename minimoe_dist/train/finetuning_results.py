@@ -26,7 +26,7 @@ from .finetuning import TuningState
 FORMAT = 1
 _log = logger("finetune")
 # What tells a cell from another one, and what changes no result.
-_NOT_FACTS = {
+_IGNORED_OPTIONS = {
     "output_dir", "task", "data_dir", "dataset", "dev", "seeds", "learning_rates", "batch_sizes",
     "grid", "num_train_epochs", "eval_batch_size", "save_interval", "resume", "use_cpu",
     "timeout_seconds", "strict",
@@ -43,17 +43,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the cell's folder."""
         return f"seed{self.seed}_lr{self.learning_rate:g}_batch{self.batch_size}"
 
     @property
-    def words(self) -> str:
-        """For people."""
+    def label(self) -> str:
+        """The cell's settings, for people."""
         return f"seed {self.seed}, rate {self.learning_rate:g}, batch {self.batch_size}"
 
 
 def data_facts(train: TaskData, dev: TaskData) -> dict[str, Any]:
-    """What a result hangs on besides options: the contents of both files."""
+    """Returns what a result depends on besides options: the contents of both files."""
     facts = {
         "train_sha256": hash_file(train.path)["sha256"],
         "dev_sha256": hash_file(dev.path)["sha256"],
@@ -67,7 +67,7 @@ def data_facts(train: TaskData, dev: TaskData) -> dict[str, Any]:
 
 
 def cell_result(cell: Cell, state: TuningState, diverged: bool) -> CellResult:
-    """A finished cell as it stands in ``results.json``."""
+    """Makes a finished cell's entry of ``results.json``."""
     best = state.epochs[state.best_epoch - 1] if state.best_epoch else None
     return CellResult.model_validate(
         {
@@ -100,50 +100,49 @@ class Grid:
     ) -> None:
         self.folder, self.task = RunFolder(folder), task
         self._options = options
-        given = options.model_dump(mode="json")
-        kept = {name: value for name, value in given.items() if name not in _NOT_FACTS}
-        self._facts = {**kept, "task": task.name, "labels": list(task.labels), **facts}
+        option_facts = options.model_dump(mode="json", exclude=_IGNORED_OPTIONS)
+        self._facts = {**option_facts, "task": task.name, "labels": list(task.labels), **facts}
         self._results: dict[Cell, CellResult] = {}
 
     def cells(self) -> Iterator[Cell]:
-        """All of them; seeds of one setting follow each other."""
+        """Yields all cells; seeds of one setting follow each other."""
         for batch_size in self._options.batch_sizes:
             for learning_rate in self._options.learning_rates:
                 for seed in self._options.seeds:
                     yield Cell(seed, learning_rate, batch_size)
 
     def cell_folder(self, cell: Cell) -> CellFolder:
-        """Where a cell writes; its model goes there first."""
+        """Returns where a cell writes; its model goes there first."""
         return self.folder.cell(cell.name)
 
     def facts_of(self, cell: Cell) -> dict[str, Any]:
-        """What a cell's result is a function of."""
+        """Returns what a cell's result is a function of."""
         return {**self._facts, "cell": cell.name}
 
     def open(self) -> list[Cell]:
-        """Reads finished cells, and gives those that are left; a collective.
+        """Reads finished cells, and returns those that remain; a collective.
 
         Raises:
             UserError: a finished cell was trained with other options.
         """
 
-        def finished() -> dict[Cell, CellResult]:
+        def read_finished() -> dict[Cell, CellResult]:
             if self._options.resume == "never":
                 self._set_aside()
             return self._finished()
 
-        self._results = decided_by_rank_0(finished)
+        self._results = decided_by_rank_0(read_finished)
         return [cell for cell in self.cells() if cell not in self._results]
 
     def _finished(self) -> dict[Cell, CellResult]:
-        """Results of the cells that need no more training.
+        """Returns the results of the cells that need no more training.
 
         Of a grid that changed the best one may be a cell whose model made way for a better one's.
         """
         self._results = self._read_all()
         best = self._best()
         if best is not None and not self._has_model(best):
-            _log.warning("%s: its model is not there any more: trained again", best.words)
+            _log.warning("%s: its model is not there any more: trained again", best.label)
             del self._results[best]
         return self._results
 
@@ -177,7 +176,7 @@ class Grid:
         self._keep_best()
 
     def _best(self) -> Cell | None:
-        """The first one of the grid with the best score, rather one whose model is there."""
+        """Returns the first cell with the best score, of several one whose model is there."""
         scores = {
             cell: score
             for cell in self.cells()
@@ -189,7 +188,7 @@ class Grid:
         return self.cell_folder(cell).model.is_dir() or self._exported() == cell
 
     def _exported(self) -> Cell | None:
-        """Whose model is in ``export``: ``results.json`` tells, and is not there while it moves."""
+        """Returns whose model is in ``export``; ``results.json`` tells, and goes while it moves."""
         results = TuningResults.find(self.folder.results)
         best = results.best if results else None
         return Cell(best.seed, best.learning_rate, best.batch_size) if best else None
@@ -224,7 +223,7 @@ class Grid:
         return best is not None
 
     def results(self, world_size: int) -> TuningResults:
-        """What stands in ``results.json``; the best cell without its epochs."""
+        """Makes what stands in ``results.json``; the best cell comes without its epochs."""
         best = self._best()
         winner = self._results[best].model_dump(exclude={"epochs"}) if best is not None else None
         return TuningResults(
@@ -249,7 +248,7 @@ class Grid:
         )
 
     def _settings(self) -> Iterator[SettingResult]:
-        """Each learning rate and batch size, over its seeds."""
+        """Yields each learning rate and batch size, over its seeds."""
         settings: dict[tuple[float, int], list[float]] = {}
         for result in self._results.values():
             scores = settings.setdefault(result.setting, [])
@@ -274,7 +273,7 @@ def show(results: TuningResults) -> None:
     for column in ("rate", "batch", "seed", "epoch", *results.metrics):
         table.add_column(column.replace("_", " "), justify="right")
     for cell in results.cells:
-        style = "bold" if results.best and cell.is_of(results.best) else None
+        style = "bold" if results.best and cell.is_same_cell(results.best) else None
         scores = cell.scores or {}
         table.add_row(
             f"{cell.learning_rate:g}",

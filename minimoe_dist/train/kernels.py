@@ -1,4 +1,4 @@
-"""Other people's kernels for AdamW and LayerNorm, where a run asks for them by name.
+"""Third-party kernels for AdamW and LayerNorm, where a run asks for them by name.
 
 By default it is torch's fused AdamW: its update takes 0.06 ms of an H100's step, so little is to be
 won, and it alone leaves out a bad update on the device. The others do as they are told by the host,
@@ -30,7 +30,7 @@ def make_adamw(
     epsilon: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """AdamW over parameter groups.
+    """Makes AdamW over parameter groups.
 
     Args:
         kind: ``auto`` and ``torch``, ``deepspeed`` or ``apex``.
@@ -59,8 +59,7 @@ def make_adamw(
             ) from error
         return optimizer
     apex = _apex_module("optimizers", "parallel.adamw")
-    optimizer = apex.FusedAdam(groups, **settings, adam_w_mode=True)
-    return optimizer
+    return apex.FusedAdam(groups, **settings, adam_w_mode=True)
 
 
 def use_layer_norms(kind: str, model: nn.Module) -> None:
@@ -85,18 +84,18 @@ def use_layer_norms(kind: str, model: nn.Module) -> None:
 
 
 def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer scales, and leaves out, an update by tensors: torch's fused AdamW."""
+    """Returns whether an optimizer scales or leaves out an update by tensors: torch's fused one."""
     return isinstance(optimizer, torch.optim.AdamW)
 
 
 def adam_steps(optimizer: torch.optim.Optimizer) -> int:
-    """Applied steps: torch and DeepSpeed count by parameter, apex by group."""
+    """Returns the applied steps, which torch and DeepSpeed count by parameter, apex by group."""
     state = next(iter(optimizer.state.values()))
     return int(state["step"] if "step" in state else optimizer.param_groups[0].get("step", 0))
 
 
 def set_adam_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """The inverse of :func:`adam_steps`."""
+    """Sets what :func:`adam_steps` returns."""
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"].fill_(float(steps))
@@ -107,7 +106,7 @@ def set_adam_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
             group["step"] = steps
 
 
-def prime(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+def init_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
     """Makes the state of a parameter that its first step would make."""
     state = optimizer.state[parameter]
     if state:

@@ -15,11 +15,11 @@ _log = logger("train.loop")
 
 
 class TrainingDivergedError(RuntimeError):
-    """Too many steps in a row without a finite loss and gradient."""
+    """Raised after too many steps in a row without a finite loss and gradient."""
 
 
 class StepOutcome(Protocol):
-    """What the loop must know of a step; asking may wait for the device."""
+    """The outcome of a step, as far as the loop must know it; asking may wait for the device."""
 
     @property
     def stop_requested(self) -> bool:
@@ -34,7 +34,7 @@ Outcome = TypeVar("Outcome", bound=StepOutcome)
 
 
 class Work(Resumable, Protocol[Outcome]):
-    """What is done step by step. Every method is a collective."""
+    """Something that is done step by step; every method is a collective."""
 
     def under_way(self, first_step: int) -> AbstractContextManager[None]:
         """Holds what steps need (data, progress) from ``first_step`` on, behind any resume."""
@@ -51,7 +51,7 @@ class Work(Resumable, Protocol[Outcome]):
         """Takes in a step's numbers, in the order of steps; another step may have begun."""
 
     def evaluate(self, steps_done: int) -> bool:
-        """Evaluates; returns whether no more steps are wanted."""
+        """Evaluates, and returns whether no more steps are wanted."""
 
     def paused(self) -> AbstractContextManager[None]:
         """Leaves what is done inside, a save, out of rates."""
@@ -59,7 +59,7 @@ class Work(Resumable, Protocol[Outcome]):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """When what happens.
+    """The number of steps, and when they are evaluated, saved and given up.
 
     Attributes:
         total_steps: of the whole work.
@@ -80,12 +80,12 @@ class LoopOptions:
     reads_behind: bool = False
 
     def evaluates(self, steps_done: int) -> bool:
-        """Whether an evaluation is due behind a step."""
+        """Returns whether an evaluation is due behind a step."""
         is_due = steps_done % self.eval_interval == 0 or steps_done == self.total_steps
         return steps_done > 0 and is_due
 
     def saves(self, steps_done: int) -> bool:
-        """Whether a checkpoint is due behind a step."""
+        """Returns whether a checkpoint is due behind a step."""
         if steps_done == self.total_steps:
             return self.saves_last
         return self.save_interval is not None and steps_done % self.save_interval == 0
@@ -117,19 +117,19 @@ def run_steps(
     with work.under_way(first_step):
         if options.evaluates(first_step) and work.evaluate(first_step):
             return True
-        seen = _Seen(work, options.max_bad_steps)
+        outcomes = _Outcomes(work, options.max_bad_steps)
         for step in range(first_step, options.total_steps):
             outcome = work.step(step, stop.requested)
             done = step + 1
             saves, evaluates = options.saves(done), options.evaluates(done)
             # Whoever saves or evaluates wants to know all about the steps before.
-            seen.add(done, outcome, waits=not options.reads_behind or saves or evaluates)
-            if seen.stop_requested:
-                seen.finish()
+            outcomes.add(done, outcome, waits=not options.reads_behind or saves or evaluates)
+            if outcomes.stop_requested:
+                outcomes.read_pending()
                 _save(work, checkpoints, done, is_last=True)
                 _log.info("stopped at step %d of %d and saved", done, options.total_steps)
                 return False
-            if saves and seen.bad_steps == 0:
+            if saves and outcomes.bad_steps == 0:
                 _save(work, checkpoints, done, is_last=done == options.total_steps)
             if evaluates and work.evaluate(done):
                 return True
@@ -146,28 +146,28 @@ def _save(work: Work[Any], checkpoints: Checkpoints, steps_done: int, is_last: b
         _log.error("step %d was not saved (%s); training goes on", steps_done, error)
 
 
-class _Seen:
-    """What is known of the steps so far; the newest one's numbers may be outstanding."""
+class _Outcomes:
+    """The outcomes of the steps so far; the newest one's numbers may be pending."""
 
     def __init__(self, work: Work[Any], max_bad_steps: int) -> None:
         self._work = work
         self._max_bad_steps = max_bad_steps
-        self._outstanding: tuple[int, StepOutcome] | None = None
+        self._pending: tuple[int, StepOutcome] | None = None
         self.bad_steps = 0
         self.stop_requested = False
 
     def add(self, steps_done: int, outcome: StepOutcome, waits: bool) -> None:
         """Reads the step before, and with ``waits`` this one too."""
-        self.finish()
-        self._outstanding = steps_done, outcome
+        self.read_pending()
+        self._pending = steps_done, outcome
         if waits:
-            self.finish()
+            self.read_pending()
 
-    def finish(self) -> None:
-        """Reads what is outstanding."""
-        if self._outstanding is None:
+    def read_pending(self) -> None:
+        """Reads the newest step's numbers, if that was not done yet."""
+        if self._pending is None:
             return
-        (step, outcome), self._outstanding = self._outstanding, None
+        (step, outcome), self._pending = self._pending, None
         self._work.record(step, outcome)
         self.stop_requested = self.stop_requested or outcome.stop_requested
         if outcome.problem is None:

@@ -1,4 +1,4 @@
-"""float16's loss scale, kept and changed on the device, so that no step waits for the host.
+"""Keeps and changes float16's loss scale on the device, so that no step waits for the host.
 
 The rule is DeepSpeed's: a gradient that is not finite costs one of ``hysteresis`` lives, and the
 last one halves the scale; ``loss_scale_window`` good steps in a row double it. At its least, the
@@ -25,7 +25,7 @@ class LossScaleOptions:
         window: good steps before the scale grows.
         hysteresis: bad steps before it falls.
         consecutive_hysteresis: whether every good step restores all lives.
-        least: the scale never falls below it.
+        minimum: the scale never falls below it.
     """
 
     static: float = 0.0
@@ -33,11 +33,11 @@ class LossScaleOptions:
     window: int = 1000
     hysteresis: int = 2
     consecutive_hysteresis: bool = False
-    least: float = 1.0
+    minimum: float = 1.0
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> "LossScaleOptions":
-        """Of DeepSpeed's section."""
+        """Reads DeepSpeed's section."""
         return cls(
             float(settings.get("loss_scale", 0.0)),
             int(settings.get("initial_scale_power", 16)),
@@ -65,10 +65,10 @@ class LossScale:
 
     @property
     def can_fall(self) -> Tensor:
-        """Bool; whether a bad step is no more than a step of the search for a scale."""
+        """Whether a bad step is no more than a step of the search for a scale; bool scalar."""
         if self._options.static:
             return torch.zeros_like(self.scale, dtype=torch.bool)
-        return self.scale > self._options.least
+        return self.scale > self._options.minimum
 
     def update(self, bad: Tensor) -> None:
         """Ends a step; ``bad`` is a bool scalar, whether its gradient was not finite."""
@@ -76,9 +76,9 @@ class LossScale:
             return
         options = self._options
         falls = bad & (self._lives == 1)
-        fallen = (self.scale / _FACTOR).clamp(min=options.least)
-        since = self._steps - self._last_bad - 1
-        grows = ~bad & (since > 0) & (since % options.window == 0)
+        fallen = (self.scale / _FACTOR).clamp(min=options.minimum)
+        steps_since_bad = self._steps - self._last_bad - 1
+        grows = ~bad & (steps_since_bad > 0) & (steps_since_bad % options.window == 0)
         self.scale.copy_(
             torch.where(falls, fallen, torch.where(grows, self.scale * _FACTOR, self.scale))
         )
@@ -89,7 +89,7 @@ class LossScale:
         self._steps += 1
 
     def state(self) -> dict[str, float]:
-        """What resuming needs, by DeepSpeed's names; waits for the device."""
+        """Returns what resuming needs, by DeepSpeed's names; waits for the device."""
         return {
             "cur_scale": float(self.scale),
             "cur_iter": int(self._steps),
@@ -98,7 +98,7 @@ class LossScale:
         }
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restores what :meth:`state` returned."""
         self.scale.fill_(state["cur_scale"])
         self._steps.fill_(state["cur_iter"])
         self._last_bad.fill_(state["last_overflow_iter"])

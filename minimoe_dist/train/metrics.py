@@ -1,4 +1,4 @@
-"""What a run shows of itself: progress, JSON lines (:mod:`..runs.metrics`) and TensorBoard.
+"""Shows a run's progress, and writes JSON lines (:mod:`..runs.metrics`) and TensorBoard.
 
 A resumed run appends, after dropping what the interrupted one wrote beyond the step that it
 continues from.
@@ -40,38 +40,38 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything and start the clock anew."""
+        """Forgets everything and starts the clock anew."""
         self._weighted: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._started: float = self._clock()
         self._paused_seconds = 0.0
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
-        """Take `value` into the mean of `name`; non-finite values make the mean so."""
+        """Takes `value` into the mean of `name`; non-finite values make the mean so."""
         self._weighted[name] = self._weighted.get(name, 0.0) + weight * value
         self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def mean(self, name: str) -> float:
-        """Weighted mean; NaN where nothing was added."""
+        """Returns the weighted mean; NaN where nothing was added."""
         weight = self._weights.get(name, 0.0)
         return self._weighted[name] / weight if weight else math.nan
 
     def seconds(self) -> float:
-        """Wall time since the last reset, pauses left out."""
+        """Returns the wall time since the last reset, pauses left out."""
         return self._clock() - self._started - self._paused_seconds
 
     def sum(self, name: str) -> float:
-        """Sum of weight times value; 0 where nothing was added."""
+        """Returns the sum of weight times value; 0 where nothing was added."""
         return self._weighted.get(name, 0.0)
 
     def rates(self, *names: str) -> list[float]:
-        """Each one's sum per second of wall time, pauses left out, all at one moment."""
+        """Returns each one's sum per second of wall time, pauses left out, all at one moment."""
         seconds = self.seconds()
         return [self.sum(name) / seconds if seconds > 0 else math.nan for name in names]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside out of the rates."""
+        """Leaves the time inside out of the rates."""
         started = self._clock()
         try:
             yield
@@ -134,7 +134,7 @@ class Metrics:
         self.close()
 
     def step(self, step: int, metrics: "StepMetrics") -> None:
-        """Take in one step; every `log_interval` steps and at the last one, write a record.
+        """Takes in one step; every `log_interval` steps and at the last one, writes a record.
 
         Args:
             step: steps done, this one included.
@@ -160,15 +160,15 @@ class Metrics:
         if step % self._log_interval == 0 or step == self._total_steps:
             self._log(step, metrics)
 
-    def phase(self, words: str) -> None:
-        """Show what goes on until the first step's numbers come."""
+    def phase(self, text: str) -> None:
+        """Shows what goes on until the first step's numbers come."""
         if self._is_writer:
-            self._progress.phase(words)
+            self._progress.phase(text)
 
     def evaluation(
         self, step: int, heldout_loss: Mapping[str, float], shown: Collection[str] | None = None
     ) -> None:
-        """Write each student's mean loss on held-out text after `step` steps.
+        """Writes each student's mean loss on held-out text after `step` steps.
 
         Args:
             step: steps done.
@@ -180,19 +180,19 @@ class Metrics:
         self._write(HeldoutRecord(step=step, heldout_loss=heldout_loss))
         for name, loss in heldout_loss.items():
             self._board.add_scalar(f"{name}/heldout_loss", loss, step)
-        chosen = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
-        self._progress.say(step, {f"{n} held-out loss": v for n, v in chosen.items()})
+        losses = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
+        self._progress.print_step(step, {f"{n} held-out loss": v for n, v in losses.items()})
 
     @property
     def sequences_per_second(self) -> float | None:
-        """Of all records of this process, pauses left out; None before the first one."""
+        """The rate over all records of this process, pauses left out; None before the first."""
         if self._trained_seconds <= 0:
             return None
         return self._trained_sequences / self._trained_seconds
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside (evaluation, saving) out of the rates."""
+        """Leaves the time inside (evaluation, saving) out of the rates."""
         if not self._is_writer:
             yield
             return
@@ -200,7 +200,7 @@ class Metrics:
             yield
 
     def close(self) -> None:
-        """Flush and close everything; may be called twice."""
+        """Flushes and closes everything; may be called twice."""
         if not self._is_writer:
             return
         self._progress.close()
@@ -214,9 +214,9 @@ class Metrics:
                 block_sums[expert] += tokens
 
     def _summary(self, students: Mapping[str, Any]) -> dict[str, float]:
-        """What the bar shows: each student's loss and the speed."""
-        one = len(students) == 1
-        losses = {"loss" if one else f"{n} loss": self._meter.mean(f"{n}/loss") for n in students}
+        """Returns what the bar shows: each student's loss and the speed."""
+        label = "loss" if len(students) == 1 else "{} loss"
+        losses = {label.format(name): self._meter.mean(f"{name}/loss") for name in students}
         return losses | {"sequences/s": self._meter.rates("sequences")[0]}
 
     def _log(self, step: int, last: "StepMetrics") -> None:
@@ -239,9 +239,9 @@ class Metrics:
             for part, value in parts.items():
                 self._board.add_scalar(f"{name}/{part}", value, step)
             blocks = self._tokens_per_expert[name]
-            for place, block in enumerate(blocks):
+            for index, block in enumerate(blocks):
                 share = max(block) / max(1.0, sum(block))
-                self._board.add_scalar(f"{name}/largest_expert_share/{place}", share, step)
+                self._board.add_scalar(f"{name}/largest_expert_share/{index}", share, step)
             students[name] = StudentRecord(
                 **parts,
                 skipped_steps=round(meter.sum(f"{name}/skipped_steps")),
@@ -249,7 +249,7 @@ class Metrics:
             )
         self._write(TrainingRecord(step=step, steps=self._steps, **throughput, students=students))
         self._board.flush()
-        self._progress.say_unless_shown(step, self._summary(last.students))
+        self._progress.print_without_bar(step, self._summary(last.students))
         self._tokens_per_expert = {}
         self._steps = 0
         self._trained_sequences += meter.sum("sequences")
@@ -262,7 +262,7 @@ class Metrics:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None where a number is NaN or infinite, which JSON cannot say."""
+    """Returns `value` with None where a number is NaN or infinite, which JSON cannot say."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What students are trained for: relations, TinyBERT's states, masked tokens, or several of these.
+"""The objectives of students: relations, TinyBERT's states, masked tokens, or several of these.
 
 An objective is a weighted sum of parts. A part is a sum over a batch divided by a count that the
 batch alone decides, so a step means the same on any number of ranks and micro-batches: sums are
@@ -31,7 +31,7 @@ _IDS = ("input_ids", "token_type_ids")
 
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
-    """What an encoder takes of a batch, by its argument's name."""
+    """Returns what an encoder takes of a batch, by its argument's name."""
     if isinstance(batch, MicroBatch):
         return dict(batch.inputs())
     layout = PackedLayout(batch.sample, batch.position, batch.starts, batch.lengths, batch.longest)
@@ -43,7 +43,7 @@ def inputs_of(batch: Batch) -> dict[str, Any]:
 
 
 class Measured(NamedTuple):
-    """What a student's pass over a micro-batch is measured by.
+    """The sums and router statistics of a student's pass over a micro-batch.
 
     Attributes:
         sums: differentiable float32 [M, parts]; M sub-models of a once-for-all student, 1 of any
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 
 class Objective(Protocol):
-    """What students are trained for.
+    """An objective of students: a weighted sum of parts.
 
     Attributes:
         parts: name -> weight in the loss, in the order of sums and counts.
@@ -73,19 +73,19 @@ class Objective(Protocol):
     def teaches_packed(self) -> bool: ...
 
     def teach(self, batch: Any) -> Any:
-        """The teacher's targets for a micro-batch, without gradients."""
+        """Computes the teacher's targets for a micro-batch, without gradients."""
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """What each part's sum over a micro-batch is divided by, as part of a whole step.
+        """Returns what each part's sum over a micro-batch is divided by, as part of a whole step.
 
         The micro-batch is on the host.
         """
 
     def extra_inputs(self, batch: Any) -> Mapping[str, Any]:
-        """Inputs of the student's pass beside the batch's own."""
+        """Returns inputs of the student's pass beside the batch's own."""
 
     def sums(self, output: StudentOutput, targets: Any, batch: Any) -> Sequence[Tensor]:
-        """A scalar a part, of a student's output and of the targets that :meth:`teach` gave."""
+        """Computes a scalar a part, of a student's output and of :meth:`teach`'s targets."""
 
 
 def measure(
@@ -96,7 +96,7 @@ def measure(
     batch: Batch,
     targets: Any,
 ) -> Measured:
-    """A student's sums; of a once-for-all student, each sub-model's on the same batch.
+    """Computes a student's sums; of a once-for-all student, each sub-model's on the same batch.
 
     Args:
         objective: what the student is trained for.
@@ -114,7 +114,7 @@ def measure(
 
 @dataclass
 class RelationObjective:
-    """KL of the relations of queries, keys and values (MiniLM).
+    """Learns a teacher's relations of queries, keys and values by their KL (MiniLM).
 
     Attributes:
         teacher: gives (query, key, value) of (ids, mask, segments).
@@ -138,27 +138,23 @@ class RelationObjective:
 
     @property
     def takes_packed(self) -> bool:
-        """The published loss pads, and drops relations by padded positions."""
+        """Whether padding may be left out: the published loss drops by padded positions."""
         return not self.compat_seed
 
     @property
     def teaches_packed(self) -> bool:
-        """If the teacher is one of our own encoders, whole on this rank."""
+        """Whether the teacher is one of our own encoders, whole on this rank."""
         return bool(getattr(self.teacher, "takes_packed", False))
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Signals:
-        """Query, key and value, each [B, S, H], or [T, H] of a packed batch."""
+        """Computes query, key and value, each [B, S, H], or [T, H] of a packed batch."""
         if isinstance(batch, MicroBatch):
-            signals: Signals = self.teacher(
-                batch.input_ids, batch.attention_mask, batch.token_type_ids
-            )
-            return signals
+            return self.teacher(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         inputs = inputs_of(batch)
         if self.teaches_packed:
             teacher: Any = self.teacher
-            packed: Signals = teacher.packed(**inputs)
-            return packed
+            return teacher.packed(**inputs)
         layout: PackedLayout = inputs["layout"]
         ids, segments = (layout.padded(inputs[name].long()) for name in _IDS)
         mask = torch.arange(batch.longest, device=ids.device) < batch.lengths[:, None]
@@ -169,15 +165,15 @@ class RelationObjective:
         return query, key, value
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Rows: R · tokens of each of query, key and value."""
+        """Counts rows: R · tokens of each of query, key and value."""
         return [3.0 * self.num_relation_heads * micro.num_tokens]
 
     def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
-        """Relations need no further inputs."""
+        """Returns nothing: relations need no further inputs."""
         return {}
 
     def sums(self, output: StudentOutput, targets: Signals, batch: Batch) -> Sequence[Tensor]:
-        """The summed KL; dropout where gradients are wanted."""
+        """Computes the summed KL, with dropout where gradients are wanted."""
         assert output.signals is not None, "the student has none"
         heads = self.num_relation_heads
         if isinstance(batch, PackedBatch):
@@ -202,7 +198,7 @@ class RelationObjective:
 
 @dataclass
 class MaskedLmObjective:
-    """Cross entropy of masked tokens.
+    """Learns masked tokens by cross entropy.
 
     Attributes:
         weight: in the loss.
@@ -218,29 +214,29 @@ class MaskedLmObjective:
     teaches_packed = True
 
     def teach(self, batch: Batch) -> None:
-        """The text itself teaches."""
+        """Does nothing: the text itself teaches."""
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Positions to be predicted."""
+        """Counts the positions to be predicted."""
         assert micro.labels is not None, "the data type has no masks"
         return [float(np.count_nonzero(micro.labels.numpy() != IGNORED_LABEL))]
 
     def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
-        """Predictions, and nothing that a teacher would be compared with."""
+        """Asks for predictions, and for nothing that a teacher would be compared with."""
         if isinstance(batch, PackedBatch):
             rows, labels = batch.predicted_rows, batch.predicted_labels
             return {"labels": labels, "predicted_rows": rows, "compares": False}
         return {"labels": batch.labels, "compares": False}
 
     def sums(self, output: StudentOutput, targets: None, batch: Batch) -> Sequence[Tensor]:
-        """The summed cross entropy."""
+        """Returns the summed cross entropy."""
         assert output.masked_lm_sum is not None, "the student has no masked-LM head"
         return [output.masked_lm_sum]
 
 
 @dataclass
 class TinyBertObjective:
-    """Squared errors of states and of attention scores, averaged (TinyBERT).
+    """Learns a teacher's states and attention scores by squared errors, averaged (TinyBERT).
 
     Attributes:
         teacher: gives the States of (ids, mask, segments).
@@ -264,7 +260,7 @@ class TinyBertObjective:
     teaches_packed = False
 
     def teach(self, micro: MicroBatch) -> States:
-        """The teacher's states."""
+        """Computes the teacher's states."""
         with torch.no_grad():
             states: States = self.teacher(
                 micro.input_ids, micro.attention_mask, micro.token_type_ids
@@ -272,23 +268,23 @@ class TinyBertObjective:
         return states
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Numbers that the errors of states and of scores are over."""
+        """Counts the numbers that the errors of states and of scores are over."""
         return tinybert_counts(
             micro.attention_mask, self.width, self.num_heads, padded_length=self.padded_length
         )
 
     def extra_inputs(self, micro: MicroBatch) -> Mapping[str, Any]:
-        """States and scores need no further inputs."""
+        """Returns nothing: states and scores need no further inputs."""
         return {}
 
     def sums(self, output: StudentOutput, targets: States, micro: MicroBatch) -> Sequence[Tensor]:
-        """Squared errors of states and of scores."""
+        """Computes the squared errors of states and of scores."""
         sums = tinybert_loss_sums(output.states, targets, micro.attention_mask, self.num_heads)
         return [sums.states, sums.scores]
 
 
 class JointObjective:
-    """Several objectives on one pass of the student; teachers read the masked text as well.
+    """Puts several objectives on one pass of the student; teachers read the masked text as well.
 
     Attributes:
         parts: those of all objectives, in their order.
@@ -306,31 +302,31 @@ class JointObjective:
 
     @property
     def takes_packed(self) -> bool:
-        """Whether every objective's does."""
+        """Whether batches may come without their padding for every objective."""
         return all(objective.takes_packed for objective in self._objectives)
 
     @property
     def teaches_packed(self) -> bool:
-        """Whether every objective's does."""
+        """Whether every objective's teacher computes no padding."""
         return all(objective.teaches_packed for objective in self._objectives)
 
     def teach(self, batch: Batch) -> Sequence[Any]:
-        """The targets of each objective, in their order."""
+        """Computes the targets of each objective, in their order."""
         return [objective.teach(batch) for objective in self._objectives]
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """The counts of each objective's parts, side by side."""
+        """Returns the counts of each objective's parts, side by side."""
         return [count for objective in self._objectives for count in objective.counts(micro)]
 
     def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
-        """The extra inputs of all objectives, with the signals that teachers are compared with."""
+        """Merges the extra inputs of all objectives, with the signals that teachers compare."""
         inputs: dict[str, Any] = {}
         for objective in self._objectives:
             inputs |= objective.extra_inputs(batch)
         return {**inputs, "compares": True}
 
     def sums(self, output: StudentOutput, targets: Sequence[Any], batch: Batch) -> Sequence[Tensor]:
-        """The sums of each objective's parts, side by side."""
+        """Computes the sums of each objective's parts, side by side."""
         return [
             total
             for objective, objective_targets in zip(self._objectives, targets, strict=True)

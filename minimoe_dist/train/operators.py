@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operators: which there are, built or buildable, on this machine."""
+"""Lists DeepSpeed's compiled operators, built or buildable, on this machine."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from .engine import quiet_deepspeed
 
 
 def operators() -> dict[str, str]:
-    """Operator -> ``built``, ``can be built`` or ``cannot be built``; nothing is built here."""
+    """Returns each operator's state: ``built``, ``can be built`` or ``cannot be built``."""
     states = {}
     with quiet_deepspeed(), contextlib.redirect_stderr(io.StringIO()):
         for name in sorted(ALL_OPS):

@@ -1,4 +1,4 @@
-"""Reading and writing a parameter's master weight and Adam moments under each ZeRO stage.
+"""Reads and writes a parameter's master weight and Adam moments under each ZeRO stage.
 
 DeepSpeed's public accessors do the work where they can; what they leave out is done here: stage 0
 (they return None), a fresh engine (they find no state), parameter groups after the first one at
@@ -20,7 +20,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from .kernels import adam_steps, prime, set_adam_steps
+from .kernels import adam_steps, init_state, set_adam_steps
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("master", *MOMENTS)
@@ -30,10 +30,10 @@ class OptimizerState(Protocol):
     """One optimizer's state by parameter, whatever the partitioning."""
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """Float32, of the parameter's full shape on this rank; ``kind`` is one of KINDS."""
+        """Reads a tensor of the parameter's full shape, float32; ``kind`` is one of KINDS."""
 
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """The inverse of :meth:`read`."""
+        """Writes what :meth:`read` returned."""
 
     def commit(self) -> None:
         """Makes the weights that the forward pass uses follow the written masters."""
@@ -61,13 +61,13 @@ class _TorchSteps:
 
 
 class Stage0State(_TorchSteps):
-    """Nothing is partitioned: the base optimizer has everything, in float32."""
+    """The state at stage 0, where the base optimizer has everything, whole and in float32."""
 
     def __init__(self, torch_optimizer: torch.optim.Optimizer) -> None:
         self._torch_optimizer = torch_optimizer
         for group in torch_optimizer.param_groups:
             for parameter in group["params"]:
-                prime(torch_optimizer, parameter)
+                init_state(torch_optimizer, parameter)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         return self._tensor(parameter, kind).detach().float().clone()
@@ -76,23 +76,22 @@ class Stage0State(_TorchSteps):
         self._tensor(parameter, kind).data.copy_(value)
 
     def commit(self) -> None:
-        """Weights and masters are the same tensors."""
+        """Does nothing: weights and masters are the same tensors."""
 
     def _tensor(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if kind == "master":
             return parameter
-        moment: Tensor = self._torch_optimizer.state[parameter][kind]
-        return moment
+        return self._torch_optimizer.state[parameter][kind]
 
 
 class Stage12State(_TorchSteps):
-    """Stages 1 and 2: a flat float32 partition per parameter group."""
+    """The state at stages 1 and 2: a flat float32 partition per parameter group."""
 
     def __init__(self, zero_optimizer: Any) -> None:
         self._zero = zero_optimizer
         self._torch_optimizer = zero_optimizer.optimizer
         for flat in zero_optimizer.single_partition_of_fp32_groups:
-            prime(self._torch_optimizer, flat)
+            init_state(self._torch_optimizer, flat)
         # DeepSpeed links groups to parameters after the first group's first step only.
         zero_optimizer._hp_optimizer_states_linked = False
         zero_optimizer._lazy_init_hp_params_optimizer_state()
@@ -113,13 +112,13 @@ class Stage12State(_TorchSteps):
 
 
 class Stage3State(_TorchSteps):
-    """Stage 3: every parameter is partitioned over the ranks, padded at its end."""
+    """The state at stage 3: every parameter is partitioned over the ranks, padded at its end."""
 
     def __init__(self, zero_optimizer: Any) -> None:
         self._zero = zero_optimizer
         self._torch_optimizer = zero_optimizer.optimizer
         for flat in zero_optimizer.fp32_partitioned_groups_flat:
-            prime(self._torch_optimizer, flat)
+            init_state(self._torch_optimizer, flat)
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if kind == "master":
@@ -129,13 +128,13 @@ class Stage3State(_TorchSteps):
     def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         rank = self._zero._get_param_partition_rank(parameter)
-        part = torch.zeros(size, dtype=torch.float32, device=value.device)
-        mine = value.flatten()[rank * size : (rank + 1) * size]
-        part[: mine.numel()] = mine
+        partition = torch.zeros(size, dtype=torch.float32, device=value.device)
+        values = value.flatten()[rank * size : (rank + 1) * size]
+        partition[: values.numel()] = values
         if kind == "master":
-            safe_set_local_fp32_param(parameter, part)
+            safe_set_local_fp32_param(parameter, partition)
         else:
-            safe_set_local_optimizer_state(parameter, part, kind)
+            safe_set_local_optimizer_state(parameter, partition, kind)
 
     def commit(self) -> None:
         zero = self._zero
@@ -145,7 +144,7 @@ class Stage3State(_TorchSteps):
 
 
 def optimizer_state_of(engine: Any) -> OptimizerState:
-    """The view for a DeepSpeed engine's ZeRO stage."""
+    """Returns the view for a DeepSpeed engine's ZeRO stage."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return Stage0State(engine.optimizer)

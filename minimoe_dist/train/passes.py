@@ -28,7 +28,7 @@ _log = logger("train.passes")
 
 
 class PassOutput(NamedTuple):
-    """What a student's pass over a micro-batch leaves on the device.
+    """The output of a student's pass over a micro-batch, on the device.
 
     Attributes:
         parts: float32 [P], sums of the objective's parts, the mean over sub-models.
@@ -42,7 +42,7 @@ class PassOutput(NamedTuple):
 
 
 class Passes(Protocol):
-    """How a step's passes are run.
+    """A way to run the passes of a step.
 
     Attributes:
         packed: whether batches come without their padding.
@@ -53,14 +53,14 @@ class Passes(Protocol):
     warms_up: bool
 
     def teach(self, batch: Batch) -> tuple[Batch, Any]:
-        """The teacher's pass.
+        """Runs the teacher's pass.
 
         Returns:
             What to hand to the students' passes: the batch, and the teacher's targets for it.
         """
 
     def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
-        """A student's pass in training, on the batch and targets that :meth:`teach` returned."""
+        """Runs a student's pass in training, on what :meth:`teach` returned."""
 
     def backward(self, index: int, loss: Tensor) -> None:
         """Adds the gradients of a loss made of the last :meth:`forward` of that student."""
@@ -106,11 +106,11 @@ class EagerPasses:
         inputs = inputs_of(batch) | {"sample_ids": batch.sample_ids, "noise_seed": self._seed}
         sub_models = student.config.sub_models
         measured = measure(self.objective, run, sub_models, inputs, batch, targets)
-        none = measured.sums.new_zeros(0)
+        empty = measured.sums.new_zeros(0)
         return PassOutput(
             measured.sums.mean(0),
-            torch.cat([router.probability_sum for router in measured.routers] or [none]),
-            torch.cat([router.token_count for router in measured.routers] or [none]),
+            torch.cat([router.probability_sum for router in measured.routers] or [empty]),
+            torch.cat([router.token_count for router in measured.routers] or [empty]),
         )
 
 
@@ -160,7 +160,7 @@ class _Compiled:
         try:
             result = self._compiled(batch, *arguments)
         except Exception as error:
-            _log.warning("%s is not compiled: %s", self._label, first_line(error))
+            _log.warning("%s is not compiled: %s", self._label, error_line(error))
             self._compiled = None
             return self._eager(batch, *arguments)
         self._calls += 1
@@ -173,11 +173,10 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     # Its own loggers tell of every recompilation and missed fusion; a run has one line of ours.
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True)
-    return compiled
+    return torch.compile(function, fullgraph=True)
 
 
-def first_line(error: BaseException) -> str:
-    """An error in one line, for the log."""
+def error_line(error: BaseException) -> str:
+    """Returns an error's type and the first line of its text, for the log."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -43,15 +43,15 @@ class _Peer:
     received: bytes = b""
     silent_ticks: int = 0
 
-    def say(self, *words: str) -> None:
+    def send(self, *parts: str) -> None:
         """Sends one message; a peer that does not read is found out by its silence."""
         try:
-            self.connection.send((" ".join(words) + "\n").encode())
+            self.connection.send((" ".join(parts) + "\n").encode())
         except OSError:
             return
 
-    def hear(self) -> list[str] | None:
-        """Messages since the last call; None where the connection is closed."""
+    def receive(self) -> list[str] | None:
+        """Returns the messages since the last call; None where the connection is closed."""
         try:
             data = self.connection.recv(4096)
         except BlockingIOError:
@@ -64,7 +64,7 @@ class _Peer:
         *lines, self.received = (self.received + data).split(b"\n")
         return [line.decode("utf-8", "replace") for line in lines]
 
-    def part(self, deadline: float) -> None:
+    def close(self, deadline: float) -> None:
         """Closes the connection once the other end has closed it, or at ``deadline``.
 
         Closed with a message unread, it would be reset, and the last word be lost on its way.
@@ -97,7 +97,7 @@ class PeerWatch:
         self._selector = selectors.DefaultSelector()
         self._lost = threading.Event()
         self._closing = threading.Event()
-        self._reason, self._speaks = "", False
+        self._reason, self._logs_reason = "", False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -122,33 +122,33 @@ class PeerWatch:
         # torch reports a collective that failed by the bare type.
         by_collective = type(error) is RuntimeError or isinstance(error, dist.DistError)
         if by_collective and self._lost.wait(_NOTICE_SECONDS):
-            self._leave()
+            self._exit()
         self._closing.set()
         self._thread.join()
         for peer in self._peers.values():
             if error is None:
-                peer.say(_BYE)
+                peer.send(_BYE)
             else:
-                peer.say(_LOST, str(self._launch.rank), f"failed: {_one_line(error)}")
+                peer.send(_LOST, str(self._launch.rank), f"failed: {_one_line(error)}")
         deadline = time.monotonic() + _PARTING_SECONDS
         for peer in self._peers.values():
-            peer.part(deadline)
+            peer.close(deadline)
         self._selector.close()
 
     def _connect(self) -> None:
-        """Connections between rank 0 and each other rank; a collective."""
+        """Connects rank 0 with each other rank; a collective."""
         launch = self._launch
         server: socket.socket | None = None
 
         def listen() -> tuple[list[str], int, str]:
             nonlocal server
             server = _listening_socket(launch.world_size)
-            return _own_addresses(launch), server.getsockname()[1], secrets.token_hex(16)
+            return _local_addresses(launch), server.getsockname()[1], secrets.token_hex(16)
 
         addresses, port, token = decided_by_rank_0(listen)
         if server is not None:
             with server:
-                self._accept(server, token)
+                self._accept_peers(server, token)
             missing = [rank for rank in range(1, launch.world_size) if rank not in self._peers]
             if missing:
                 _log.warning(
@@ -156,28 +156,28 @@ class PeerWatch:
                     "collective will tell if one is lost", missing, port, addresses,
                 )  # fmt: skip
         else:
-            self._reach(addresses, port, token)
+            self._connect_to_rank_0(addresses, port, token)
         dist.barrier()
 
-    def _accept(self, server: socket.socket, token: str) -> None:
+    def _accept_peers(self, server: socket.socket, token: str) -> None:
         deadline = time.monotonic() + _ACCEPT_SECONDS
         while len(self._peers) < self._launch.world_size - 1:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 connection, _ = server.accept()
                 connection.settimeout(_CONNECT_SECONDS)
-                given, _, rank = connection.makefile().readline().strip().partition(" ")
+                peer_token, _, rank = connection.makefile().readline().strip().partition(" ")
             except OSError:
                 if time.monotonic() > deadline:
                     return
                 continue
-            if secrets.compare_digest(given, token) and rank.isdigit():
+            if secrets.compare_digest(peer_token, token) and rank.isdigit():
                 connection.sendall(b"\n")
                 self._peers[int(rank)] = _Peer(int(rank), connection)
             else:
                 connection.close()
 
-    def _reach(self, addresses: list[str], port: int, token: str) -> None:
+    def _connect_to_rank_0(self, addresses: list[str], port: int, token: str) -> None:
         for address in addresses:
             try:
                 connection = socket.create_connection((address, port), _CONNECT_SECONDS)
@@ -193,30 +193,30 @@ class PeerWatch:
         while not self._closing.is_set():
             wait = min(next_tick - time.monotonic(), 0.1)
             for key, _ in self._selector.select(max(0.0, wait)):
-                self._listen(key.data)
+                self._read_messages(key.data)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + self._tick
-                self._beat()
+                self._send_heartbeats()
             if self._lost.is_set():
                 break
         else:
             return
         if not self._closing.wait(_GRACE_SECONDS):
-            self._leave()
+            self._exit()
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         for key in list(self._selector.get_map().values()):
             peer: _Peer = key.data
-            peer.say(_BEAT)
+            peer.send(_BEAT)
             peer.silent_ticks += 1
             if peer.silent_ticks * self._tick > self._timeout_seconds:
-                words = f"has given no sign of life for {self._timeout_seconds:g} s{_GO_ON}"
-                return self._lose(peer.rank, words)
+                reason = f"has given no sign of life for {self._timeout_seconds:g} s{_GO_ON}"
+                return self._mark_lost(peer.rank, reason)
 
-    def _listen(self, peer: _Peer) -> None:
-        messages = peer.hear()
+    def _read_messages(self, peer: _Peer) -> None:
+        messages = peer.receive()
         if messages is None:
-            return self._lose(peer.rank, f"has died{_GO_ON}")
+            return self._mark_lost(peer.rank, f"has died{_GO_ON}")
         for message in messages:
             if message == _BYE:
                 self._selector.unregister(peer.connection)
@@ -224,22 +224,22 @@ class PeerWatch:
                 return
             kind, _, rest = message.partition(" ")
             if kind == _LOST:
-                rank, _, words = rest.partition(" ")
-                return self._lose(int(rank), words)
+                rank, _, reason = rest.partition(" ")
+                return self._mark_lost(int(rank), reason)
 
-    def _lose(self, rank: int, words: str) -> None:
+    def _mark_lost(self, rank: int, reason: str) -> None:
         if self._lost.is_set():
             return
-        self._reason = f"rank {rank} {words}"
-        self._speaks = self._launch.local_rank == 0 or (rank == 0 and self._launch.rank == 1)
+        self._reason = f"rank {rank} {reason}"
+        self._logs_reason = self._launch.local_rank == 0 or (rank == 0 and self._launch.rank == 1)
         if self._launch.rank == 0:
             for peer in self._peers.values():
-                peer.say(_LOST, str(rank), words)
+                peer.send(_LOST, str(rank), reason)
         self._lost.set()
 
-    def _leave(self) -> None:
+    def _exit(self) -> None:
         """Ends the process at once: with a rank lost, tidying up would wait for it."""
-        if self._speaks:
+        if self._logs_reason:
             _log.error("%s", self._reason)
         sys.stdout.flush()
         os._exit(ExitStatus.FAILED)
@@ -253,8 +253,8 @@ def _listening_socket(backlog: int) -> socket.socket:
     return socket.create_server(("", 0), backlog=backlog)
 
 
-def _own_addresses(launch: Launch) -> list[str]:
-    """Where the others may reach this process, which need not be the rendezvous' host."""
+def _local_addresses(launch: Launch) -> list[str]:
+    """Returns where the others may reach this process, which need not be the rendezvous' host."""
     addresses = [launch.master_addr]
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""How far something is: a bar on a terminal, lines elsewhere."""
+"""Shows how far something is: a bar on a terminal, lines elsewhere."""
 
 import math
 import time
@@ -18,18 +18,18 @@ class Progress:
         stream: where to; None: nowhere.
         total_steps: at the end.
         first_step: steps done before.
-        what: goes on, for the bar.
+        activity: what goes on, for the bar.
     """
 
     def __init__(
-        self, stream: TextIO | None, total_steps: int, first_step: int, what: str = "distilling"
+        self, stream: TextIO | None, total_steps: int, first_step: int, activity: str = "distilling"
     ) -> None:
         self._stream = stream
         self._total_steps = total_steps
         self._first_step = first_step
         self._started = time.perf_counter()
         self._postfix_at = -math.inf
-        self._what = what
+        self._activity = activity
         self._phase: str | None = None
         self._bar: tqdm[Any] | None = None
         if stream is not None and stream.isatty():
@@ -37,7 +37,7 @@ class Progress:
                 total=total_steps,
                 initial=first_step,
                 file=stream,
-                desc=what,
+                desc=activity,
                 unit="step",
                 dynamic_ncols=True,
             )
@@ -48,18 +48,18 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def phase(self, words: str | None) -> None:
-        """Show what goes on instead of steps, until None."""
-        if words == self._phase:
+    def phase(self, text: str | None) -> None:
+        """Shows what goes on instead of steps, until None."""
+        if text == self._phase:
             return
-        self._phase = words
+        self._phase = text
         if self._bar is not None:
-            self._bar.set_description(words or self._what)
-        elif words is not None:
-            self._print(words)
+            self._bar.set_description(text or self._activity)
+        elif text is not None:
+            self._print(text)
 
     def advance(self, numbers: Mapping[str, float]) -> None:
-        """One step more."""
+        """Counts one step more."""
         if self._bar is None:
             return
         if time.perf_counter() - self._postfix_at >= _POSTFIX_SECONDS:
@@ -67,17 +67,17 @@ class Progress:
             self._bar.set_postfix_str(_readable(numbers), refresh=False)
         self._bar.update()
 
-    def say(self, step: int, numbers: Mapping[str, float], more: str = "") -> None:
-        """Print a line, above the bar where there is one."""
-        self._print(f"step {step}/{self._total_steps}  {_readable(numbers)}{more}")
+    def print_step(self, step: int, numbers: Mapping[str, float], suffix: str = "") -> None:
+        """Prints a line, above the bar where there is one."""
+        self._print(f"step {step}/{self._total_steps}  {_readable(numbers)}{suffix}")
 
-    def say_unless_shown(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Print a line with the time left, unless a bar shows both."""
+    def print_without_bar(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Prints a line with the time left, unless a bar shows both."""
         if self._bar is None:
-            self.say(step, numbers, f", {self._time_left(step)} left")
+            self.print_step(step, numbers, f", {self._time_left(step)} left")
 
-    def note(self, label: str, numbers: Mapping[str, float], step: int) -> None:
-        """Print a line under a label with the time left at most, also above a bar."""
+    def print_labelled(self, label: str, numbers: Mapping[str, float], step: int) -> None:
+        """Prints a line under a label with the time left at most, also above a bar."""
         self._print(f"{label}  {_readable(numbers)}, at most {self._time_left(step)} left")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""CUDA graphs of passes: what is launched once is launched again as a whole."""
+"""Records passes as CUDA graphs: what is launched once is launched again as a whole."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,11 +15,11 @@ class TrainingPass(Protocol):
     """A recorded forward and backward pass.
 
     Attributes:
-        made: what the forward pass makes, in place.
-        upstream: gradients of those of ``made`` that have one, read by the backward pass.
+        outputs: what the forward pass makes, in place.
+        upstream: gradients of those of ``outputs`` that have one, read by the backward pass.
     """
 
-    made: list[Tensor]
+    outputs: list[Tensor]
     upstream: list[Tensor]
 
     def forward(self) -> None:
@@ -62,7 +62,7 @@ class CudaRecorder:
         return _CudaTrainingPass(self, run, parameters)
 
     def record(self, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A graph of what ``run`` launches, and its results."""
+        """Records a graph of what ``run`` launches; returns it and its results."""
         graph = torch.cuda.CUDAGraph()
         # Other threads copy batches and watch collectives meanwhile: only this one is recorded.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -78,14 +78,14 @@ class _CudaTrainingPass:
         parameters: Sequence[Tensor],
     ) -> None:
         _warm_up(lambda: _gradients(_with_gradient(run()), parameters))
-        self._forward, made = recorder.record(run)
-        outputs = _with_gradient(made)
-        self.upstream = [torch.zeros_like(one) for one in outputs]
+        self._forward, outputs = recorder.record(run)
+        differentiable = _with_gradient(outputs)
+        self.upstream = [torch.zeros_like(output) for output in differentiable]
         self._backward, _ = recorder.record(
-            lambda: _add_gradients(outputs, parameters, self.upstream)
+            lambda: _add_gradients(differentiable, parameters, self.upstream)
         )
         # The activations that autograd holds are recorded too: nothing keeps them from here on.
-        self.made = [one.detach() for one in made]
+        self.outputs = [output.detach() for output in outputs]
 
     def forward(self) -> None:
         self._forward.replay()
@@ -103,8 +103,8 @@ def _warm_up(run: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def _with_gradient(made: Sequence[Tensor]) -> list[Tensor]:
-    return [one for one in made if one.requires_grad]
+def _with_gradient(outputs: Sequence[Tensor]) -> list[Tensor]:
+    return [output for output in outputs if output.requires_grad]
 
 
 def _gradients(
@@ -112,21 +112,20 @@ def _gradients(
     parameters: Sequence[Tensor],
     upstream: Sequence[Tensor] | None = None,
 ) -> Sequence[Tensor | None]:
-    given = [torch.ones_like(one) for one in outputs] if upstream is None else upstream
-    made: Sequence[Tensor | None] = torch.autograd.grad(
-        outputs, parameters, given, allow_unused=True
-    )
-    return made
+    if upstream is None:
+        upstream = [torch.ones_like(output) for output in outputs]
+    return torch.autograd.grad(outputs, parameters, upstream, allow_unused=True)
 
 
 def _add_gradients(
     outputs: Sequence[Tensor], parameters: Sequence[Tensor], upstream: Sequence[Tensor]
 ) -> None:
-    targets, found = [], []
-    made = _gradients(outputs, parameters, upstream)
-    for parameter, gradient in zip(parameters, made, strict=True):
+    sums, gradients = [], []
+    for parameter, gradient in zip(
+        parameters, _gradients(outputs, parameters, upstream), strict=True
+    ):
         if gradient is not None:
             assert parameter.grad is not None, "a flat update's parameters have their gradients"
-            targets.append(parameter.grad)
-            found.append(gradient)
-    torch._foreach_add_(targets, found)
+            sums.append(parameter.grad)
+            gradients.append(gradient)
+    torch._foreach_add_(sums, gradients)

@@ -1,4 +1,4 @@
-"""Where work is saved, and what it goes on from: one way for all that goes step by step."""
+"""Saves work, and goes on from what was saved: one way for all that goes step by step."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,20 +27,20 @@ _log = logger("train.resuming")
 
 
 class Resumable(Protocol):
-    """What can be saved and go on, bit for bit. Every method is a collective."""
+    """Work that can be saved and go on, bit for bit; every method is a collective."""
 
     @property
     def engines(self) -> Sequence[TrainingState]:
-        """What is trained; their states are saved and restored."""
+        """The engines that are trained; their states are saved and restored."""
 
     def progress(self) -> dict[str, Any]:
-        """JSON of all else that is no tensor, the same on every rank; without the step."""
+        """Returns JSON of all else that is no tensor, the same on every rank; without the step."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """On rank 0 all else that is made of tensors, on CPU; others' do not count."""
+        """Returns on rank 0 all else that is made of tensors, on CPU; others' do not count."""
 
     def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes in on every rank what :meth:`progress` and :meth:`tensors` gave."""
+        """Restores on every rank what :meth:`progress` and :meth:`tensors` returned."""
 
 
 class Checkpoints:
@@ -104,11 +104,10 @@ class Checkpoints:
         load_checkpoint(checkpoint, work.engines)
         work.resume(saved, read_tensors(checkpoint))
         _log.info("resumed from %s at step %d", checkpoint, saved["step"])
-        step: int = saved["step"]
-        return step
+        return saved["step"]
 
     def _newest(self) -> Path | None:
-        """What there is to go on from; on rank 0."""
+        """Finds the checkpoint to go on from; called on rank 0."""
         if not self._begins_anew:
             return newest_whole_checkpoint(self._folder)
         aside = set_aside_checkpoints(self._folder)

@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]
 
 
 def make_schedule(kind: str, peak: float, total_steps: int, warmup_proportion: float) -> Schedule:
-    """The learning rate of step 0, 1, … of ``total_steps``.
+    """Makes the function that gives the learning rate of step 0, 1, … of ``total_steps``.
 
     Args:
         kind: ``linear`` (to zero), ``cosine`` (to zero), ``constant`` (without warm-up) or

@@ -1,4 +1,4 @@
-"""What every command on several ranks holds while it runs."""
+"""Holds what every command on several ranks needs while it runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,8 +40,8 @@ class Scope:
 
 
 @contextmanager
-def started(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterator[Scope]:
-    """The process group of a launch, its watch over lost ranks, and its signals.
+def open_scope(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterator[Scope]:
+    """Opens the process group of a launch, its watch over lost ranks, and its signals.
 
     Args:
         launch: the processes that were started.
@@ -66,14 +66,14 @@ def run_resumable(
 
     Args:
         launch: the processes that were started.
-        use_cpu: see :func:`started`.
-        timeout_seconds: see :func:`started`.
+        use_cpu: see :func:`open_scope`.
+        timeout_seconds: see :func:`open_scope`.
         work: called in the process group.
 
     Returns:
         What ``work`` does; ``FAILED`` where a loss stayed not finite.
     """
-    with started(launch, use_cpu=use_cpu, timeout_seconds=timeout_seconds) as scope:
+    with open_scope(launch, use_cpu=use_cpu, timeout_seconds=timeout_seconds) as scope:
         try:
             status = work(scope)
         except TrainingDivergedError as error:
@@ -87,7 +87,7 @@ def run_resumable(
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Holds the folder's lock on rank 0; the kernel frees it when a process dies.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a step found out, on its way from the device.
+"""Takes a step's numbers from the device to the host.
 
 All of it is one row of float64 that is copied to the host behind the step's work. Reading waits
 for that copy; a loop that reads a step's numbers after it has started the next one waits for
@@ -19,7 +19,7 @@ from .updates import StepResult
 
 @dataclass(frozen=True)
 class StudentMetrics:
-    """Of one step over all ranks.
+    """A student's numbers of one step, over all ranks.
 
     Attributes:
         loss: mean over the step, with the balance.
@@ -43,7 +43,7 @@ class StudentMetrics:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step did, the same on every rank."""
+    """The numbers of a step, the same on every rank."""
 
     learning_rate: float
     sequences: int
@@ -53,7 +53,7 @@ class StepMetrics:
 
     @property
     def problem(self) -> str | None:
-        """Whose update was left out for another reason than float16's search for a scale."""
+        """The student whose update was left out, other than by float16's search for a scale."""
         for name, student in self.students.items():
             if not math.isfinite(student.loss) or not (student.applied or student.searches):
                 return f"{name}: loss {student.loss}: update left out"
@@ -88,14 +88,14 @@ class HostCopy:
 
     @property
     def values(self) -> Tensor:
-        """On the host, once it has arrived."""
+        """The tensor on the host, once it has arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values
 
 
 class PendingMetrics:
-    """A step's numbers; has the attributes of :class:`StepMetrics`, which wait at first use.
+    """A step's numbers; its attributes are :class:`StepMetrics`', and wait at first use.
 
     Args:
         learning_rate: of the step.
@@ -120,7 +120,7 @@ class PendingMetrics:
 
     @cached_property
     def metrics(self) -> StepMetrics:
-        """All of it, once it has arrived."""
+        """The step's numbers, once they have arrived."""
         numbers = iter(self._copy.values.tolist())
         tokens, sequences, stop = (next(numbers) for _ in range(3))
         students = {
@@ -131,12 +131,12 @@ class PendingMetrics:
 
     @property
     def sequences(self) -> int:
-        """Of all ranks."""
+        """The number of sequences of all ranks."""
         return self.metrics.sequences
 
     @property
     def tokens(self) -> int:
-        """Of all ranks, without padding."""
+        """The number of tokens of all ranks, without padding."""
         return self.metrics.tokens
 
     @property
@@ -151,7 +151,7 @@ class PendingMetrics:
 
     @property
     def students(self) -> dict[str, StudentMetrics]:
-        """By name."""
+        """The students' numbers, by name."""
         return self.metrics.students
 
     def _student(self, numbers: Iterator[float], blocks: Sequence[int]) -> StudentMetrics:
@@ -175,6 +175,6 @@ def _flat(row: StudentRow, device: torch.device) -> Tensor:
 
 
 def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """float64 numbers on a device, without waiting for it."""
+    """Copies numbers to a device as float64, without waiting for it."""
     on_host = torch.tensor(numbers, dtype=torch.float64, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)

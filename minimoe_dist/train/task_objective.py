@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: labels, and beside them a fine-tuned teacher's predictions."""
+"""The objective of fine-tuning: labels, and beside them a fine-tuned teacher's predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,14 +59,14 @@ class TaskObjective:
         return "relation_loss" in self.parts
 
     def teach(self, micro: MicroBatch) -> Any:
-        """The teacher's predictions, and its signals if they count."""
+        """Computes the teacher's predictions, and its signals if they count."""
         if self.teacher is None:
             return None
         with torch.no_grad():
             return self.teacher.model(**micro.inputs(), with_signals=self._with_signals)
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Predictions, and rows of the relations."""
+        """Counts predictions, and rows of the relations."""
         predictions = float(_counted(micro).sum())
         counts = {"label_loss": predictions, "logits_loss": predictions}
         if self._with_signals:
@@ -76,26 +76,26 @@ class TaskObjective:
         return [counts[name] for name in self.parts]
 
     def extra_inputs(self, micro: MicroBatch) -> Mapping[str, Any]:
-        """Whether signals are wanted too."""
+        """Returns whether signals are wanted too."""
         return {"with_signals": self._with_signals}
 
-    def sums(self, output: Any, given: Any, micro: MicroBatch) -> Sequence[Tensor]:
-        """Summed losses of a student's :class:`..models.task_heads.TaskOutput`."""
+    def sums(self, output: Any, targets: Any, micro: MicroBatch) -> Sequence[Tensor]:
+        """Computes the losses of a student's :class:`..models.task_heads.TaskOutput`, summed."""
         counted = _counted(micro)
         assert micro.labels is not None
         logits = output.logits[counted]
         sums = [label_loss_sum(logits, micro.labels[counted])]
         if self.teacher is not None:
-            wanted = given.logits[counted]
-            sums.append(logits_loss_sum(logits, wanted, self.teacher.temperature))
+            teacher_logits = targets.logits[counted]
+            sums.append(logits_loss_sum(logits, teacher_logits, self.teacher.temperature))
             if self._with_signals:
                 heads, mask = self.teacher.num_relation_heads, micro.attention_mask
-                sums.append(relation_loss_sum(output.signals, given.signals, mask, heads)[0])
+                sums.append(relation_loss_sum(output.signals, targets.signals, mask, heads)[0])
         return sums
 
 
 def _counted(micro: MicroBatch) -> Tensor:
-    """Bool, of the labels' shape: where there is one."""
+    """Returns where there is a label: bool, of the labels' shape."""
     assert micro.labels is not None
     if micro.labels.is_floating_point():
         return micro.labels.isfinite()

@@ -1,4 +1,4 @@
-"""A model's predictions on a task, and its scores on a split that is read from the task's files."""
+"""Predicts a task's samples by a model, and scores a split that is read from the task's files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def score_on_task(
     tuned: TuningResults | None,
     device: torch.device,
 ) -> TaskScores:
-    """The task's metrics, by name, with what they were measured on.
+    """Computes the task's metrics, by name, with what they were measured on.
 
     Labels are in the order of the model's own, whatever that of the file is. Rows whose label the
     model does not know count as wrong.
@@ -58,7 +58,7 @@ def score_on_task(
         UserError: a file is missing or has another layout, or hardly a label that the model knows.
     """
     tuning = tuned.options if tuned else SavedTuning()
-    data = _open(model, options, tuning)
+    data = _open_data(model, options, tuning)
     if data.unknown:
         _log.warning("%s: they count as wrong", unknown_in_words(data))
     length = options.max_length or tuning.max_length or _LENGTH
@@ -78,18 +78,18 @@ def score_on_task(
     )
 
 
-def _open(model: nn.Module, options: EvaluateOptions, tuning: SavedTuning) -> TaskData:
+def _open_data(model: nn.Module, options: EvaluateOptions, tuning: SavedTuning) -> TaskData:
     labels = label_names(model.config)
     if options.dataset is not None:
         # One label is a number to predict; two or more are classes.
         table = scored_table(options, tuning, values=len(labels) == 1)
         return open_table(table, table_split(table, options.split), labels=labels)
     assert options.task is not None and options.data_dir is not None
-    task = task_of(options.task).labels
-    places = places_of_labels(labels, task)
+    task_labels = task_of(options.task).labels
+    places = places_of_labels(labels, task_labels)
     if places is not None:
         # The model may spell them in another case.
-        labels = tuple(task[places.index(number)] for number in range(len(task)))
+        labels = tuple(task_labels[places.index(number)] for number in range(len(task_labels)))
     columns = word_columns(options, tuning)
     return open_task(options.task, options.data_dir, options.split, labels=labels, columns=columns)
 
@@ -102,7 +102,7 @@ def predict(
     batches: Iterable[tuple[np.ndarray, MicroBatch]],
     device: torch.device,
 ) -> dict[int, Any]:
-    """Sample -> prediction, of batches of a task.
+    """Predicts the samples of batches of a task.
 
     Args:
         model: with a head for the task, in evaluation mode.
@@ -110,18 +110,21 @@ def predict(
         references: their labels as :class:`..data.tasks.TaskData` has them.
         batches: of :func:`..data.tasks.batches.evaluation_batches`.
         device: of the model.
+
+    Returns:
+        Each sample's prediction, by its number.
     """
-    found: dict[int, Any] = {}
+    predictions: dict[int, Any] = {}
     for samples, micro in batches:
         logits = model(**micro.to(device).inputs()).logits
-        found.update(_decoded(data, references, samples, logits))
-    return found
+        predictions.update(_decoded(data, references, samples, logits))
+    return predictions
 
 
 def _decoded(
     data: EncodedTask, references: Sequence[Any], samples: np.ndarray, logits: Tensor
 ) -> Iterator[tuple[int, Any]]:
-    """(sample, prediction) of a batch's logits, [B, C] or of tags [B, S, C]."""
+    """Yields (sample, prediction) of a batch's logits, [B, C] or of tags [B, S, C]."""
     if data.task.kind == "regression":
         values = logits.squeeze(-1).float().tolist()
         yield from zip(samples.tolist(), values, strict=True)
@@ -136,5 +139,5 @@ def _decoded(
 
 
 def _outside_tag(task: Task) -> int:
-    """The number of the tag O; 0 where a task has no such tag."""
+    """Returns the number of the tag O; 0 where a task has no such tag."""
     return task.labels.index("O") if "O" in task.labels else 0

@@ -1,4 +1,4 @@
-"""Teachers shared out over ranks: each holds 1/n of the weights, whatever the students' layout.
+"""Shares teachers out over ranks: each holds 1/n of the weights, however students are laid out.
 
 A teacher group is n consecutive ranks that hold one teacher together; there are (ranks / n) of
 them. ``zero3``: DeepSpeed's ZeRO-3 keeps a part of each parameter on each rank of the group and
@@ -97,7 +97,7 @@ def load_sharded_teacher(
 
 
 def held_bytes(teacher: nn.Module) -> int:
-    """Bytes of a teacher's weights that this rank holds between two passes."""
+    """Counts the bytes of a teacher's weights that this rank holds between two passes."""
     return sum(_held_bytes(parameter) for parameter in teacher.parameters())
 
 
@@ -116,7 +116,7 @@ def _whole_numel(parameter: nn.Parameter) -> int:
 def _zero3(
     unfilled: UnfilledTeacher, group: dist.ProcessGroup, device: torch.device, offload: bool
 ) -> RelationTeacher:
-    """Parameter by parameter: the group's first rank reads one, the others get it, all keep 1/n."""
+    """Cuts parameter by parameter: the group's first rank reads one, all get it and keep 1/n."""
     initialize_communication()
     on_cpu = device.type == "cpu"
     if on_cpu:
@@ -203,7 +203,7 @@ def _keep_local_heads(attention: Any, size: int) -> None:
 
 
 def _local_part(parameter: Tensor, rank: int) -> tuple[Tensor, int, int]:
-    """What a rank holds of a parameter, along which dimension it is cut, and where it starts."""
+    """Returns what a rank holds of a parameter, the dimension that is cut, and where it starts."""
     if not isinstance(parameter, DTensor):
         return parameter, 0, 0
     local = parameter.to_local()
@@ -214,7 +214,7 @@ def _local_part(parameter: Tensor, rank: int) -> tuple[Tensor, int, int]:
 
 
 def _styles(teacher: nn.Module) -> dict[str, ParallelStyle]:
-    """How each map is cut: by heads and neurons, then back; tables by the hidden size."""
+    """Returns how each map is cut: by heads and neurons, then back; tables by the hidden size."""
     styles: dict[str, ParallelStyle] = {}
     for name, _ in teacher.named_modules():
         if name.endswith(("word_embeddings", "position_embeddings")):
@@ -227,7 +227,7 @@ def _styles(teacher: nn.Module) -> dict[str, ParallelStyle]:
 
 
 class _GroupSignals(nn.Module):
-    """Signals of the batches of all ranks of a group, each rank getting those of its own.
+    """Computes signals of the batches of all ranks of a group, and gives each rank its own.
 
     Args:
         signals: gives the columns of this rank, [B, S, H/n] three times.
@@ -243,7 +243,7 @@ class _GroupSignals(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [B, S, H]; a collective of the group.
+        """Returns queries, keys and values, each [B, S, H]; a collective of the group.
 
         Batches run one after the other, each at its own size: padding stays as it is, and only one
         batch's activations are there at a time.
@@ -258,7 +258,7 @@ class _GroupSignals(nn.Module):
         return query, key, value
 
     def _gather(self, batch: Tensor) -> list[Tensor]:
-        """The int64 [3, B, S] of every rank of the group; their sizes may differ."""
+        """Gathers the int64 [3, B, S] of every rank of the group; their sizes may differ."""
         size = torch.tensor(batch.shape[1:], device=batch.device)
         sizes = [torch.empty_like(size) for _ in range(self._size)]
         dist.all_gather(sizes, size, group=self._group)
@@ -273,7 +273,7 @@ class _GroupSignals(nn.Module):
         ]
 
     def _exchange(self, columns: list[Tensor]) -> Tensor:
-        """This rank's columns of all batches for all columns of its own: [3, B, S, H]."""
+        """Exchanges this rank's columns of all batches for all of its own: [3, B, S, H]."""
         sent = torch.cat([part.flatten() for part in columns])
         own_columns = columns[self._rank]
         received = own_columns.new_empty(self._size, *own_columns.shape)

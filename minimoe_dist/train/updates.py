@@ -1,4 +1,4 @@
-"""How a student's gradients become an update.
+"""Makes a student's gradients an update.
 
 :class:`FlatUpdate` is ZeRO-1 over the flat tensors that DeepSpeed has made: gradients are summed in
 flat tensors of the same layout, and one reduction, one norm, one fused AdamW and one gathering a
@@ -26,7 +26,7 @@ _NORM_PART = 1 << 18  # elements, whose float64 copy stays in cache
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one step, the same on every rank; scalars that may still be on their way on the device.
+    """The result of one step, the same on every rank; its scalars may still be on their way.
 
     Attributes:
         applied: bool; False where a gradient was not finite and the update was left out.
@@ -46,20 +46,20 @@ class Update(Protocol):
         """Adds the gradients of ``loss`` / accumulation steps, averaged over ranks."""
 
     def step(self, learning_rate: float) -> StepResult:
-        """Clips and updates."""
+        """Clips the gradients and updates the weights."""
 
     def scaler_state(self) -> dict[str, float] | None:
-        """Of float16's loss scale; None without one."""
+        """Returns the state of float16's loss scale; None without one."""
 
     def restore_scaler(self, state: Mapping[str, float]) -> None:
-        """The inverse of :meth:`scaler_state`."""
+        """Restores what :meth:`scaler_state` returned."""
 
     def close(self) -> None:
         """Lets go of all tensors."""
 
 
 def takes_flat_update(settings: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed settings ask for plain ZeRO-1, which :class:`FlatUpdate` is."""
+    """Returns whether DeepSpeed settings ask for plain ZeRO-1, as :class:`FlatUpdate` is."""
     zero = settings.get("zero_optimization", {})
     extras = ("offload_optimizer", "round_robin_gradients", "overlap_comm")
     return (
@@ -109,7 +109,7 @@ class _Group:
 
 
 class FlatUpdate:
-    """ZeRO-1 without the host.
+    """Ends steps of ZeRO-1 without the host.
 
     Args:
         engine: of DeepSpeed, at stage 1; its own hooks and step are not used from here on.
@@ -136,7 +136,7 @@ class FlatUpdate:
         self.scaled(loss).backward()
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """What :meth:`backward` goes back from."""
+        """Returns what :meth:`backward` goes back from: a loss over accumulation steps, scaled."""
         loss = loss / self._accumulation
         return loss if self._scale is None else loss * self._scale.scale
 
@@ -167,7 +167,7 @@ class FlatUpdate:
         return StepResult(finite, norm.float(), searches)
 
     def _apply(self, factor: Tensor, finite: Tensor) -> None:
-        """One step of the optimizer with gradients / ``factor``, if they are finite."""
+        """Steps the optimizer with gradients / ``factor``, if they are finite."""
         if decides_on_device(self._optimizer):
             # What float16's GradScaler hands to fused optimizers.
             self._optimizer.grad_scale = factor.float()  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ class FlatUpdate:
         self.groups.clear()
 
     def _norm(self) -> Tensor:
-        """L2 over all parameters and ranks, each expert once, float64; parts do not overlap."""
+        """Computes the L2 norm over all parameters and ranks, each expert once; float64."""
         total = torch.stack([_square_sum(group.own_gradients) for group in self.groups]).sum()
         if self._ranks > 1:
             dist.all_reduce(total)
@@ -198,7 +198,7 @@ class FlatUpdate:
 
 
 def _square_sum(values: Tensor) -> Tensor:
-    """Float64, of flat values of any type, without a copy of them."""
+    """Sums the squares of flat values of any type in float64, without a copy of them."""
     if values.is_cuda:  # sums there are trees, exact enough in float32
         return torch.linalg.vector_norm(values, dtype=torch.float32).double().square()
     parts = [
@@ -227,7 +227,7 @@ def _flat_group(zero: Any, index: int) -> _Group:
 
 
 class EngineUpdate:
-    """DeepSpeed's own step.
+    """Ends steps by DeepSpeed's own.
 
     Args:
         engine: of DeepSpeed, at any stage.
@@ -270,7 +270,7 @@ class EngineUpdate:
         return StepResult(finite, norm.float(), torch.zeros_like(finite))
 
     def _norm(self) -> Tensor:
-        """L2 over all parameters, each expert counted once, float64."""
+        """Computes the L2 norm over all parameters, each expert once; float64."""
         total = torch.zeros(2, dtype=torch.float64, device=self._engine.device)
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None:
@@ -291,4 +291,4 @@ class EngineUpdate:
             setattr(self._engine.optimizer.loss_scaler, name, value)
 
     def close(self) -> None:
-        """Nothing is held beside the engine."""
+        """Does nothing: nothing is held beside the engine."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minimoe_dist.checkpoints.published.layout import our_name
+from minimoe_dist.checkpoints.published.layout import parameter_name
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
 from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
@@ -36,7 +36,7 @@ def student_like(plain):
         relation_projections=False,
     )
     student = MiniMoeForMaskedLM(config)
-    state = {our_name(name): value for name, value in plain.state_dict().items()}
+    state = {parameter_name(name): value for name, value in plain.state_dict().items()}
     student.load_state_dict({name: state[name] for name in student.state_dict()})
     return student
 

@@ -63,7 +63,7 @@ def test_a_students_pass_holds_at_most_what_a_real_one_does(tmp_path, name, fill
         samples=8, length=LENGTH, filled=filled, accumulation=1, vocabulary=teacher.vocab_size,
         masked=bool(config.objective.mlm_weight),
     )[0]  # fmt: skip
-    objective, given, _ = passes._taught(batch, "float32")
+    objective, given, _ = passes._teach_once(batch, "float32")
     given = tree_map_only(torch.Tensor, lambda one: torch.zeros_like(one, device="cpu"), given)
 
     def step():

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from minimoe_dist.runs.checkpoints import FINISHED, progress_of
-from minimoe_dist.runs.starts import shown
+from minimoe_dist.runs.starts import describe_progress
 
 AT_TEN = {".": 10}
 
@@ -30,7 +30,7 @@ def test_progress_of_stages_is_that_of_their_folders(tmp_path: Path) -> None:
     checkpoint(tmp_path / "second", 4)
     found = progress_of(tmp_path)
     assert found == {"first": FINISHED, "second": 4}
-    assert shown(found) == "first finished, second step 4"
+    assert describe_progress(found) == "first finished, second step 4"
 
 
 def test_summary_of_an_earlier_run_finishes_nothing(tmp_path: Path) -> None:

@@ -39,23 +39,23 @@ class RerunRecorder:
 class _Rerun:
     def __init__(self, run: Callable[[], Sequence[Tensor]], parameters: Sequence[Tensor]) -> None:
         self._run, self._parameters = run, parameters
-        self._outputs: list[Tensor] = []
-        made = list(run())
-        self.made = [one.detach().clone() for one in made]
-        self.upstream = [torch.zeros_like(one) for one in made if one.requires_grad]
+        self._differentiable: list[Tensor] = []
+        outputs = list(run())
+        self.outputs = [output.detach().clone() for output in outputs]
+        self.upstream = [torch.zeros_like(output) for output in outputs if output.requires_grad]
 
     def forward(self) -> None:
-        made = list(self._run())
-        self._outputs = [one for one in made if one.requires_grad]
-        for target, value in zip(self.made, made, strict=True):
+        outputs = list(self._run())
+        self._differentiable = [output for output in outputs if output.requires_grad]
+        for target, value in zip(self.outputs, outputs, strict=True):
             target.copy_(value.detach())
 
     def backward(self) -> None:
-        found = torch.autograd.grad(
-            self._outputs, self._parameters, self.upstream, allow_unused=True
+        gradients = torch.autograd.grad(
+            self._differentiable, self._parameters, self.upstream, allow_unused=True
         )
-        for parameter, gradient in zip(self._parameters, found, strict=True):
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad.add_(gradient)
-        for one in self.made:
-            one.fill_(torch.nan)  # another recording may have had this memory by now
+        for output in self.outputs:
+            output.fill_(torch.nan)  # another recording may have had this memory by now

@@ -15,7 +15,7 @@ def deepspeeds(options: LossScaleOptions) -> DynamicLossScaler:
     return DynamicLossScaler(
         init_scale=2**options.initial_power,
         scale_window=options.window,
-        min_scale=options.least,
+        min_scale=options.minimum,
         delayed_shift=options.hysteresis,
         consecutive_hysteresis=options.consecutive_hysteresis,
         raise_error_at_min_scale=False,

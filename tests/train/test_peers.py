@@ -116,17 +116,17 @@ def test_the_last_word_arrives_though_messages_stand_unread() -> None:
         leaving = _Peer(0, socket.create_connection(server.getsockname()))
         staying = _Peer(1, server.accept()[0])
     for _ in range(20):  # until the kernel waits for an answer before it acknowledges
-        staying.say("beat")
-        leaving.hear()
-        leaving.say("beat")
-        staying.hear()
-    staying.say("beat")
-    leaving.say("beat")  # is on its way, and holds the next one back
-    leaving.say("bye")
-    parting = threading.Thread(target=leaving.part, args=(time.monotonic() + 10,))
+        staying.send("beat")
+        leaving.receive()
+        leaving.send("beat")
+        staying.receive()
+    staying.send("beat")
+    leaving.send("beat")  # is on its way, and holds the next one back
+    leaving.send("bye")
+    parting = threading.Thread(target=leaving.close, args=(time.monotonic() + 10,))
     parting.start()
     heard = []
-    while (messages := staying.hear()) is not None:
+    while (messages := staying.receive()) is not None:
         heard += messages
     staying.connection.close()
     parting.join()

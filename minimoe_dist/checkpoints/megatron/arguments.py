@@ -1,4 +1,4 @@
-"""What a BERT is made of: from a checkpoint's arguments, its tensors and what a user says."""
+"""The sizes and settings of a BERT: from a checkpoint's arguments, its tensors, and a user."""
 
 import argparse
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _SAME_MODEL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a BERT.
+    """The sizes of a BERT.
 
     Attributes:
         vocab_size: rows of the word embeddings, padding among them.
@@ -68,8 +68,8 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class GivenFacts:
-    """What a user says about a model; None where the checkpoint shall say it.
+class ModelOverrides:
+    """A user's statements about a model; None where the checkpoint shall say it.
 
     Attributes:
         vocab_size: tokens of the tokenizer, without padding.
@@ -82,7 +82,7 @@ class GivenFacts:
 
 
 def simple_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's arguments that are plain values; empty where it has none."""
+    """Returns a checkpoint's arguments that are plain values; none where it has none."""
     arguments = state.get("args") or {}
     values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     return {
@@ -108,30 +108,30 @@ def check_same_model(arguments: Mapping[str, Any]) -> None:
 
 
 def activation(arguments: Mapping[str, Any]) -> str:
-    """Hugging Face's name of the activation."""
+    """Returns Hugging Face's name of the activation."""
     return "gelu_new" if arguments.get("openai_gelu") else "gelu"
 
 
 def hugging_face_config(
-    sizes: Sizes, given: GivenFacts, arguments: Mapping[str, Any]
+    sizes: Sizes, overrides: ModelOverrides, arguments: Mapping[str, Any]
 ) -> MegatronBertConfig:
-    """The configuration of a checkpoint.
+    """Makes the configuration of a checkpoint.
 
     Args:
         sizes: of its tensors.
-        given: wins over the checkpoint's arguments.
+        overrides: wins over the checkpoint's arguments.
         arguments: of :func:`simple_arguments`.
     """
-    epsilon = given.layer_norm_eps or arguments.get("layernorm_epsilon") or LAYER_NORM_EPSILON
+    epsilon = overrides.layer_norm_eps or arguments.get("layernorm_epsilon") or LAYER_NORM_EPSILON
     return MegatronBertConfig(
-        vocab_size=true_vocab_size(sizes, given, arguments),
+        vocab_size=true_vocab_size(sizes, overrides, arguments),
         hidden_size=sizes.hidden_size,
         num_hidden_layers=sizes.num_layers,
         num_attention_heads=sizes.num_attention_heads,
         intermediate_size=sizes.ffn_hidden_size,
         max_position_embeddings=sizes.max_position_embeddings,
         type_vocab_size=sizes.type_vocab_size,
-        hidden_act=given.hidden_act or activation(arguments),
+        hidden_act=overrides.hidden_act or activation(arguments),
         layer_norm_eps=float(epsilon),
         hidden_dropout_prob=float(arguments.get("hidden_dropout", 0.1)),
         attention_probs_dropout_prob=float(arguments.get("attention_dropout", 0.1)),
@@ -139,13 +139,13 @@ def hugging_face_config(
     )
 
 
-def true_vocab_size(sizes: Sizes, given: GivenFacts, arguments: Mapping[str, Any]) -> int:
-    """Rows that a token has; all of them where nobody says how many tokens there are.
+def true_vocab_size(sizes: Sizes, overrides: ModelOverrides, arguments: Mapping[str, Any]) -> int:
+    """Returns how many rows belong to tokens: all where nobody says how many tokens there are.
 
     Raises:
         UserError: more than the embeddings have.
     """
-    size = given.vocab_size or arguments.get("vocab_size") or sizes.vocab_size
+    size = overrides.vocab_size or arguments.get("vocab_size") or sizes.vocab_size
     if size > sizes.vocab_size:
         raise UserError(
             f"vocab_size: {size} tokens, but the checkpoint has {sizes.vocab_size} rows of word "
@@ -155,7 +155,7 @@ def true_vocab_size(sizes: Sizes, given: GivenFacts, arguments: Mapping[str, Any
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
-    """Rows that Megatron gives the embeddings of a vocabulary."""
+    """Returns how many rows Megatron gives the embeddings of a vocabulary."""
     step = divisible_by * tensor_parallel_size
     return -(-vocab_size // step) * step
 
@@ -172,7 +172,7 @@ def megatron_arguments(
     has_binary_head: bool,
     iteration: int | None,
 ) -> argparse.Namespace:
-    """The arguments that Megatron-LM reads from a checkpoint and compares with its own."""
+    """Makes the arguments that Megatron-LM reads from a checkpoint and compares with its own."""
     named = asdict(sizes)
     named.pop("type_vocab_size")
     return argparse.Namespace(

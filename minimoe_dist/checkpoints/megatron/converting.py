@@ -9,7 +9,7 @@ from transformers import MegatronBertConfig
 
 from ...durable import replaced
 from ...runtime import logger
-from .arguments import LAYER_NORM_EPSILON, GivenFacts, hugging_face_config
+from .arguments import LAYER_NORM_EPSILON, ModelOverrides, hugging_face_config
 from .finding import find_rank_files
 from .folders import MegatronBertFolder, class_name, write_folder
 from .forward import (
@@ -28,7 +28,7 @@ _log = logger("convert")
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion wrote.
+    """The report of a conversion.
 
     Attributes:
         megatron: the Megatron side in a few words.
@@ -46,7 +46,7 @@ class Report:
 def to_hugging_face(
     source: Path,
     folder: Path,
-    given: GivenFacts,
+    overrides: ModelOverrides,
     *,
     dtype: torch.dtype | None = None,
     tokenizer: Any = None,
@@ -57,7 +57,7 @@ def to_hugging_face(
     Args:
         source: a folder with the tracker, an iteration's folder, or the only rank's file.
         folder: where to; what is there is replaced.
-        given: what the checkpoint does not say, or what shall win over it.
+        overrides: what the checkpoint does not say, or what shall win over it.
         dtype: of the weights; None keeps each one's.
         tokenizer: saved beside the model where given.
         compare: compute a random batch on both sides first, which takes the model in float32.
@@ -66,9 +66,9 @@ def to_hugging_face(
         ValueError: the checkpoint is no BERT, damaged, incomplete, or unsafe to read.
         RuntimeError: the two sides do not compute the same.
     """
-    checkpoint = MegatronCheckpoint(find_rank_files(source), given)
-    config = hugging_face_config(checkpoint.sizes, given, checkpoint.arguments)
-    _say_what_was_assumed(checkpoint, config, given)
+    checkpoint = MegatronCheckpoint(find_rank_files(source), overrides)
+    config = hugging_face_config(checkpoint.sizes, overrides, checkpoint.arguments)
+    _log_assumptions(checkpoint, config, overrides)
     with replaced(folder) as aside:
         write_folder(checkpoint, config, aside, dtype)
         if tokenizer is not None:
@@ -90,9 +90,9 @@ def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = Tru
         ValueError: the folder holds no such model, or it cannot have that form.
         RuntimeError: the two sides do not compute the same.
     """
-    opened = MegatronBertFolder(source)
-    check_target(opened, target)
-    missing = [head for head in HEADS if head not in opened.heads]
+    model = MegatronBertFolder(source)
+    check_target(model, target)
+    missing = [head for head in HEADS if head not in model.heads]
     if missing:
         _log.warning(
             "%s has no %s: Megatron-LM, which loads strictly, will miss those",
@@ -100,12 +100,12 @@ def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = Tru
             ", ".join(missing),
         )
     with replaced(root) as aside:
-        write_checkpoint(opened, aside, target)
+        write_checkpoint(model, aside, target)
         # What is compared is what stands on the disk, read anew.
-        checkpoint = MegatronCheckpoint(find_rank_files(aside), GivenFacts())
-        compared = _compare(checkpoint, source, opened.config, target.dtype) if compare else {}
+        checkpoint = MegatronCheckpoint(find_rank_files(aside), ModelOverrides())
+        compared = _compare(checkpoint, source, model.config, target.dtype) if compare else {}
     return Report(
-        _describe(checkpoint), opened.config.vocab_size, checkpoint.sizes.vocab_size, compared
+        _describe(checkpoint), model.config.vocab_size, checkpoint.sizes.vocab_size, compared
     )
 
 
@@ -122,29 +122,29 @@ def _compare(
         megatron_outputs(checkpoint, config, probe, dtype),
         hugging_face_outputs(folder, class_name(heads), config, probe, dtype),
     )
-    wrong = [
+    problems = [
         f"{name} differ by {difference.largest:.1e}"
         for name, difference in compared.items()
         if not difference.is_rounding
     ]
-    if wrong:
+    if problems:
         raise RuntimeError(
-            "; ".join(wrong) + ": the two sides do not compute the same, nothing was written"
+            "; ".join(problems) + ": the two sides do not compute the same, nothing was written"
         )
     return compared
 
 
-def _say_what_was_assumed(
-    checkpoint: MegatronCheckpoint, config: MegatronBertConfig, given: GivenFacts
+def _log_assumptions(
+    checkpoint: MegatronCheckpoint, config: MegatronBertConfig, overrides: ModelOverrides
 ) -> None:
     arguments, sizes = checkpoint.arguments, checkpoint.sizes
-    if given.layer_norm_eps is None and "layernorm_epsilon" not in arguments:
+    if overrides.layer_norm_eps is None and "layernorm_epsilon" not in arguments:
         _log.warning(
             "the checkpoint does not say its LayerNorm epsilon: %g, Megatron's default, is taken; "
             "--layer_norm_eps gives another",
             LAYER_NORM_EPSILON,
         )
-    if given.hidden_act is None and arguments.get("bias_gelu_fusion"):
+    if overrides.hidden_act is None and arguments.get("bias_gelu_fusion"):
         _log.warning(
             "it was trained with Megatron's fused gelu, an approximation by tanh: hidden_act gelu "
             "is written, as usual; --hidden_act gelu_pytorch_tanh keeps the approximation"
@@ -155,7 +155,7 @@ def _say_what_was_assumed(
             sizes.vocab_size - config.vocab_size,
             config.vocab_size,
         )
-    elif given.vocab_size is None:
+    elif overrides.vocab_size is None:
         _log.info(
             "the vocabulary is taken to have all %d rows; --tokenizer_name_or_path or --vocab_size "
             "cuts off Megatron's padding",

@@ -33,28 +33,28 @@ class RankFiles:
 
     @property
     def tensor_parallel_size(self) -> int:
-        """Ranks that share each layer."""
+        """The number of ranks that share each layer."""
         return len(self.files[0])
 
     @property
     def pipeline_parallel_size(self) -> int:
-        """Ranks that share the row of layers."""
+        """The number of ranks that share the row of layers."""
         return len(self.files)
 
 
 def iteration_name(iteration: int | None) -> str:
-    """The folder of an iteration; None is a release."""
+    """Returns the name of an iteration's folder; None is a release."""
     return RELEASE if iteration is None else f"iter_{iteration:07d}"
 
 
 def rank_name(tensor_rank: int, pipeline_rank: int, pipeline_parallel_size: int) -> str:
-    """The folder of a rank, which names its pipeline rank only where there are several."""
+    """Returns the name of a rank's folder, with its pipeline rank only where there are several."""
     name = f"mp_rank_{tensor_rank:02d}"
     return name if pipeline_parallel_size == 1 else f"{name}_{pipeline_rank:03d}"
 
 
 def is_megatron_checkpoint(path: Path) -> bool:
-    """Whether a path looks like a checkpoint of Megatron's, whole or not."""
+    """Returns whether a path looks like a checkpoint of Megatron's, whole or not."""
     if path.is_file():
         return path.suffix in _PLAIN_SUFFIXES
     if _deepspeed_folder(path) is not None:
@@ -125,7 +125,7 @@ def find_rank_files(path: Path) -> RankFiles:
 
 
 def missing_ranks(folder: Path, names: Iterable[str]) -> UserError:
-    """The error for a checkpoint of which some ranks are not there."""
+    """Makes the error for a checkpoint of which some ranks are not there."""
     return UserError(f"{folder}: {', '.join(names)} is missing; copy the folders of all ranks")
 
 
@@ -159,7 +159,7 @@ def _iteration_folder(path: Path) -> Path:
 
 
 def _deepspeed_folder(path: Path) -> Path | None:
-    """Where DeepSpeed's files are: here, or in one of the folders of steps; None without any."""
+    """Finds DeepSpeed's files: here, or in one of the folders of steps; None without any."""
     if not path.is_dir() or ((path / TRACKER).is_file() and any(_iterations(path))):
         return None
     folders = (path, *sorted(step for step in path.glob("global_step*") if step.is_dir()))

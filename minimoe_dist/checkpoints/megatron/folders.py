@@ -52,7 +52,7 @@ class MegatronBertFolder:
         return self._stored_name(hugging_face_name(str(common))) in self._weights
 
     def get(self, name: str) -> Tensor:
-        """A tensor by Hugging Face's name with ``bert.`` before it.
+        """Reads a tensor by Hugging Face's name with ``bert.`` before it.
 
         Raises:
             UserError: there is none.
@@ -62,7 +62,7 @@ class MegatronBertFolder:
         return self._weights.read(self._stored_name(name))
 
     def dtype(self) -> torch.dtype:
-        """The type of the weights, as that of one of them says."""
+        """Returns the type of the weights, as that of one of them says."""
         return self.get(hugging_face_name("encoder.final_layernorm.weight")).dtype
 
     def _stored_name(self, name: str) -> str:
@@ -70,7 +70,7 @@ class MegatronBertFolder:
 
 
 def class_name(heads: Iterable[str]) -> str:
-    """The class in transformers of a model with some of `HEADS`."""
+    """Returns the class in transformers of a model with some of `HEADS`."""
     present = set(heads)
     if "lm_head" not in present:
         return ENCODER_CLASS
@@ -78,7 +78,7 @@ def class_name(heads: Iterable[str]) -> str:
 
 
 def read_config(folder: Path) -> MegatronBertConfig:
-    """The configuration of a ``megatron-bert`` folder.
+    """Reads the configuration of a ``megatron-bert`` folder.
 
     Raises:
         UserError: there is none, it is of another type, or of an activation that Megatron has not.

@@ -1,4 +1,4 @@
-"""What a Megatron checkpoint computes, as its ranks would, held against Hugging Face's model.
+"""Computes what a Megatron checkpoint does, as its ranks would, to compare with Hugging Face.
 
 Written after what Megatron-LM's layers do with their own tensors, without a look at how the
 converter renames, cuts and reorders them: each tensor rank looks up its rows of the vocabulary,
@@ -39,19 +39,19 @@ class Probe:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two sides are apart: the largest absolute difference, and the largest value."""
+    """The largest absolute difference of two sides' outputs, and their largest absolute value."""
 
     largest: float
     scale: float
 
     @property
     def is_rounding(self) -> bool:
-        """Whether sums in another order explain it."""
+        """Whether sums in another order explain the difference."""
         return self.largest <= 1e-3 * max(1.0, self.scale)
 
 
 def random_probe(config: MegatronBertConfig, vocab_size: int, seed: int = 0) -> Probe:
-    """Samples of two segments, the last one with padding, of the first ids."""
+    """Draws samples of two segments from the first ids, the last sample with padding."""
     generator = torch.Generator().manual_seed(seed)
     length = min(_LENGTH, config.max_position_embeddings)
     ids = torch.randint(0, vocab_size, (_SAMPLES, length), generator=generator)
@@ -63,22 +63,22 @@ def random_probe(config: MegatronBertConfig, vocab_size: int, seed: int = 0) -> 
 def differences(
     megatron: dict[str, Tensor], hugging_face: dict[str, Tensor]
 ) -> dict[str, Difference]:
-    """How far the two sides are apart, by the names of the outputs that both have."""
-    result = {}
+    """Measures how far the two sides are apart, by the names of the outputs that both have."""
+    distances = {}
     for name in megatron.keys() & hugging_face.keys():
         # Of logits, one side may have fewer rows of padding.
         width = min(megatron[name].shape[-1], hugging_face[name].shape[-1])
         expected = hugging_face[name][..., :width]
         largest = (megatron[name][..., :width] - expected).abs().nan_to_num(math.inf).max()
-        result[name] = Difference(float(largest), float(expected.abs().max()))
-    return dict(sorted(result.items()))
+        distances[name] = Difference(float(largest), float(expected.abs().max()))
+    return dict(sorted(distances.items()))
 
 
 @torch.no_grad()
 def hugging_face_outputs(
     folder: Path, name: str, config: MegatronBertConfig, probe: Probe, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Outputs of a class of transformers at real positions, its weights rounded to ``dtype``."""
+    """Computes a transformers class's outputs at real positions, weights rounded to ``dtype``."""
     with quiet_transformers():
         model = getattr(transformers, name).from_pretrained(
             folder, config=config, dtype=torch.float32, weights_only=True
@@ -110,7 +110,7 @@ def megatron_outputs(
     probe: Probe,
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
-    """Outputs of a Megatron checkpoint at real positions, stage by stage and rank by rank."""
+    """Computes a Megatron checkpoint's outputs at real positions, stage by stage, rank by rank."""
     norm_epsilon, activation = config.layer_norm_eps, ACT2FN[config.hidden_act]
     heads = checkpoint.sizes.num_attention_heads // checkpoint.files.tensor_parallel_size
     hidden, tables = torch.empty(0), [torch.empty(0)]
@@ -164,7 +164,7 @@ class _Rank:
 
 
 def _embed(rank: _Rank, tables: list[Tensor], probe: Probe) -> Tensor:
-    """Each rank looks up the ids of its own rows; the others' give zeros."""
+    """Embeds the probe: each rank looks up the ids of its own rows; the others' give zeros."""
     looked_up, start = torch.zeros(()), 0
     for table in tables:
         is_local = (probe.ids >= start) & (probe.ids < start + table.shape[0])
@@ -177,15 +177,15 @@ def _embed(rank: _Rank, tables: list[Tensor], probe: Probe) -> Tensor:
     return embedded
 
 
-def _attend(mixed: Tensor, heads: int, version: float, mask: Tensor) -> Tensor:
-    """The context of one rank's heads, [B, S, N·D], of its fused projections [B, S, 3·N·D]."""
-    size = mixed.shape[-1] // (3 * heads)
+def _attend(fused: Tensor, heads: int, version: float, mask: Tensor) -> Tensor:
+    """Returns the context of one rank's heads, [B, S, N·D], of its projections [B, S, 3·N·D]."""
+    size = fused.shape[-1] // (3 * heads)
     if version == 0:
-        parts = [part.unflatten(-1, (heads, size)) for part in mixed.chunk(3, -1)]
+        parts = [part.unflatten(-1, (heads, size)) for part in fused.chunk(3, -1)]
     elif version == 1:
-        parts = list(mixed.unflatten(-1, (heads, size, 3)).unbind(-1))
+        parts = list(fused.unflatten(-1, (heads, size, 3)).unbind(-1))
     else:
-        parts = list(mixed.unflatten(-1, (heads, 3 * size)).chunk(3, -1))
+        parts = list(fused.unflatten(-1, (heads, 3 * size)).chunk(3, -1))
     query, key, value = (part.transpose(1, 2) for part in parts)
     scores = query @ key.transpose(-1, -2) / math.sqrt(size)
     scores = scores.masked_fill(~mask[:, None, None, :], _MASKED)

@@ -88,7 +88,7 @@ _WITHOUT_EFFECT = re.compile(r"_extra_state(\.|$|\d)")
 
 
 def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
-    """A rank's weights by their common names, and whether they are spelt as megatron-core's.
+    """Renames a rank's weights to common names; returns whether they are megatron-core's too.
 
     Raises:
         UserError: a name is none of a BERT's.
@@ -97,16 +97,16 @@ def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
     is_core = "language_model" not in model and not any(
         name.startswith("language_model.") for name in model
     )
-    for spelt, value in _flat(model):
-        if _WITHOUT_EFFECT.search(spelt):
+    for spelling, value in _flat(model):
+        if _WITHOUT_EFFECT.search(spelling):
             continue
-        name = spelt
+        name = spelling
         for pattern, common in _SPELLINGS:
             name = pattern.sub(common, name)
         if not isinstance(value, Tensor) or not _is_known(name):
-            raise UserError(f"{spelt} is no weight of Megatron's BERT")
+            raise UserError(f"{spelling} is no weight of Megatron's BERT")
         if name in weights:
-            raise UserError(f"{spelt} is there in two spellings")
+            raise UserError(f"{spelling} is there in two spellings")
         weights[name] = value
     return weights, is_core
 
@@ -129,7 +129,7 @@ def _is_known(name: str) -> bool:
 
 
 def hugging_face_name(name: str, first_layer: int = 0) -> str:
-    """Hugging Face's name of a common one; of fused projections the prefix of its three.
+    """Returns Hugging Face's name of a common one; of fused projections their three's template.
 
     Args:
         name: common name.
@@ -144,7 +144,7 @@ def hugging_face_name(name: str, first_layer: int = 0) -> str:
 
 
 def layer_names(number: int) -> list[str]:
-    """The common names of a layer's weights, by its number in its stage."""
+    """Returns the common names of a layer's weights, by its number in its stage."""
     return [
         f"encoder.layers.{number}.{part}.{kind}"
         for part in LAYER_NAMES
@@ -153,7 +153,7 @@ def layer_names(number: int) -> list[str]:
 
 
 def megatron_model(weights: Mapping[str, Tensor], layout: Layout, version: float) -> dict[str, Any]:
-    """A rank's weights as Megatron saves them.
+    """Returns a rank's weights as Megatron saves them.
 
     Args:
         weights: by common names.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...runtime import logger
-from .arguments import GivenFacts, Sizes, check_same_model, simple_arguments
+from .arguments import ModelOverrides, Sizes, check_same_model, simple_arguments
 from .finding import RankFiles, missing_ranks, rank_name
 from .layout import (
     FINAL_NORM,
@@ -54,7 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Rank:
-    """What one file holds; several chunks where the pipeline is interleaved."""
+    """A rank's file, as it was read; several chunks where the pipeline is interleaved."""
 
     chunks: list[Weights]
     version: float
@@ -78,7 +78,7 @@ class MegatronCheckpoint:
         UserError: files are damaged, do not belong together, or are no BERT's.
     """
 
-    def __init__(self, files: RankFiles, given: GivenFacts) -> None:
+    def __init__(self, files: RankFiles, overrides: ModelOverrides) -> None:
         self.files = files
         self._mapped: dict[Path, _Rank] = {}
         first = self._open(files.files[0][0])
@@ -87,7 +87,7 @@ class MegatronCheckpoint:
         self._num_chunks = len(first.chunks)
         self._check_arguments()
         check_version(self.version)
-        heads = given.num_attention_heads or self.arguments.get("num_attention_heads")
+        heads = overrides.num_attention_heads or self.arguments.get("num_attention_heads")
         if not heads:
             raise UserError(
                 f"{files.root}: does not say how many heads it has; give --num_attention_heads or "
@@ -105,7 +105,7 @@ class MegatronCheckpoint:
         self._check_shapes(shapes)
 
     def stages(self) -> Iterator[Stage]:
-        """The stages from first to last; each rank's file is mapped while its stage is used.
+        """Yields the stages from first to last; a rank's file is mapped while its stage is used.
 
         Raises:
             UserError: a file is damaged or of another checkpoint.
@@ -123,7 +123,7 @@ class MegatronCheckpoint:
                 first_layer += count
 
     def tensors(self, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
-        """Weights by Hugging Face's names, merged one by one, and of the vocabulary's rows alone.
+        """Yields weights by Hugging Face's names, merged, with the vocabulary's rows alone.
 
         Args:
             vocab_size: rows to keep.
@@ -159,7 +159,7 @@ class MegatronCheckpoint:
             )
 
     def padding(self, vocab_size: int) -> dict[str, Tensor]:
-        """The rows behind the vocabulary, by common names."""
+        """Returns the rows behind the vocabulary, by common names."""
         rows: dict[str, Tensor] = {}
         for stage in self.stages():
             for name in (WORDS, OUTPUT_BIAS):
@@ -169,7 +169,7 @@ class MegatronCheckpoint:
         return rows
 
     def _open(self, path: Path) -> _Rank:
-        """A rank's file; one that is mapped takes no memory and stays open."""
+        """Opens a rank's file; one that is mapped takes no memory and stays open."""
         rank = self._mapped.get(path) or _read(path)
         if rank.is_mapped:
             self._mapped[path] = rank
@@ -267,7 +267,7 @@ class MegatronCheckpoint:
                 )
 
     def _check_tied(self, stage: Stage, parts: list[Tensor]) -> None:
-        """The last stage has the word embeddings again, which must be the first one's."""
+        """Refuses output weights of the last stage that are not the first one's word embeddings."""
         first = next(self.stages()).ranks
         if not all(torch.equal(rank[WORDS], part) for rank, part in zip(first, parts, strict=True)):
             raise UserError(
@@ -277,7 +277,7 @@ class MegatronCheckpoint:
 
 
 def expected_shape(name: str, sizes: Sizes) -> tuple[int, ...]:
-    """The shape of a whole tensor, by its common name."""
+    """Returns the shape of a whole tensor, by its common name."""
     hidden, feed_forward = sizes.hidden_size, sizes.ffn_hidden_size
     tables = {
         WORDS: sizes.vocab_size,
@@ -338,7 +338,7 @@ def _read(path: Path) -> _Rank:
 
 
 def _with_model(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What a file holds with its weights under ``model``, where Megatron-LM has them.
+    """Returns what a file holds with its weights under ``model``, where Megatron-LM has them.
 
     Files that were made of a checkpoint have them under DeepSpeed's ``module``, or nothing else.
 
@@ -381,9 +381,9 @@ def _whole_shape(name: str, parts: list[Tensor]) -> tuple[int, ...]:
     kind = kind_of(name)
     dimension = {"whole": None, "by_input": 1}.get(kind, 0)
     shapes = [tuple(part.shape) for part in parts]
-    fixed = {shape[:dimension] + shape[dimension + 1 :] if dimension is not None else shape
+    uncut = {shape[:dimension] + shape[dimension + 1 :] if dimension is not None else shape
              for shape in shapes}  # fmt: skip
-    if len(fixed) > 1 or len(set(shapes)) > 1:
+    if len(uncut) > 1 or len(set(shapes)) > 1:
         raise UserError(f"{name} is {shapes} on the tensor ranks, which do not belong together")
     if dimension is None:
         return shapes[0]

@@ -20,7 +20,7 @@ Kind = Literal["whole", "by_output", "by_input", "by_heads"]
 
 
 def kind_of(name: str) -> Kind:
-    """How the tensor of a common name is shared."""
+    """Returns how the tensor of a common name is shared among tensor-parallel ranks."""
     layer = LAYER.fullmatch(name)
     if layer is None:
         return "by_output" if name in (WORDS, WORDS_AGAIN, OUTPUT_BIAS) else "whole"
@@ -46,7 +46,7 @@ def check_version(version: float) -> None:
 
 
 def unfuse(fused: Tensor, heads: int, version: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [N·D, …], of a rank's fused tensor [3·N·D, …]."""
+    """Returns queries, keys and values, each [N·D, …], of a rank's fused tensor [3·N·D, …]."""
     size, inputs = fused.shape[0] // (3 * heads), fused.shape[1:]
     if version == 0:
         ordered = fused.view(3, heads, size, *inputs)
@@ -59,7 +59,7 @@ def unfuse(fused: Tensor, heads: int, version: float) -> tuple[Tensor, Tensor, T
 
 
 def fuse(parts: Sequence[Tensor], heads: int, version: float) -> Tensor:
-    """The inverse of :func:`unfuse`."""
+    """Fuses queries, keys and values: the inverse of :func:`unfuse`."""
     ordered = torch.stack([part.unflatten(0, (heads, -1)) for part in parts])
     if version == 1:
         ordered = ordered.movedim(0, 2)
@@ -69,14 +69,14 @@ def fuse(parts: Sequence[Tensor], heads: int, version: float) -> Tensor:
 
 
 def merge(parts: Sequence[Tensor], kind: Kind) -> Tensor:
-    """The whole of a tensor, of the R parts that the ranks have."""
+    """Returns the whole of a tensor, of the R parts that the ranks have."""
     if kind == "whole":
         return parts[0]
     return torch.cat(list(parts), 1 if kind == "by_input" else 0)
 
 
 def part_of(whole: Tensor, kind: Kind, rank: int, ranks: int) -> Tensor:
-    """One rank's part of a tensor, which shares no memory with it where it is smaller."""
+    """Returns one rank's part of a tensor, which shares no memory with it where it is smaller."""
     if kind == "whole" or ranks == 1:
         return whole
     return whole.chunk(ranks, 1 if kind == "by_input" else 0)[rank].clone()

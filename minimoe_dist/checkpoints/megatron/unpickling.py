@@ -66,7 +66,7 @@ class StandIn:
 
 
 def load_rank(path: Path) -> dict[str, Any]:
-    """What a rank saved; its tensors are read from the disk when they are used.
+    """Reads what a rank saved; its tensors are read from the disk when they are used.
 
     Raises:
         UserError: the file is damaged, or a pickle of more than the above.
@@ -95,7 +95,7 @@ def load_rank(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_allowed(allowed: list[Any]) -> Iterator[None]:
-    """Allow these names and no others.
+    """Allows these names and no others.
 
     Libraries add names of their own to PyTorch's list when they are imported (numpy's true
     constructors among them): a file must not be read otherwise for what else was imported.
@@ -111,7 +111,7 @@ def _only_allowed(allowed: list[Any]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The line that says what was found: PyTorch's own advice is to load without restriction."""
+    """Returns the line that says what was found, without advice to load unrestricted."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line or "Trying" in line or "operand" in line]
     line = (telling or lines or [type(error).__name__])[0]

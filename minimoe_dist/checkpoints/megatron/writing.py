@@ -102,7 +102,7 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
 
 
 def check_target(source: MegatronBertFolder, target: Target) -> Sizes:
-    """The sizes that the checkpoint will have.
+    """Returns the sizes that the checkpoint will have.
 
     Raises:
         UserError: the version is not known or not the layout's, or the split does not work out.
@@ -137,7 +137,7 @@ def check_target(source: MegatronBertFolder, target: Target) -> Sizes:
 def _rank_weights(
     source: MegatronBertFolder, sizes: Sizes, target: Target, pipeline_rank: int, tensor_rank: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """What one rank holds, by common names, in the order of Megatron's modules."""
+    """Yields what one rank holds, by common names, in the order of Megatron's modules."""
     count = sizes.num_layers // target.pipeline_parallel_size
     first_layer = pipeline_rank * count
     is_last = pipeline_rank == target.pipeline_parallel_size - 1
@@ -167,7 +167,7 @@ def _rank_weights(
 
 
 def _padded(source: MegatronBertFolder, name: str, sizes: Sizes) -> Tensor:
-    """A table of the vocabulary with the rows that are kept for it, then zeros."""
+    """Returns a table of the vocabulary with the rows that are kept for it, then zeros."""
     common = WORDS if name == WORDS_AGAIN else name
     table = source.get(hugging_face_name(common))[: sizes.vocab_size]
     padding = source.padding.get(common, table[:0])[: sizes.vocab_size - table.shape[0]].to(

@@ -19,7 +19,7 @@ from .layout import (
     EMBEDDINGS,
     POSITION_IDS,
     SHARED_FIELDS,
-    our_name,
+    parameter_name,
     published_tensors,
     shared_fields,
     tied_decoder,
@@ -30,36 +30,36 @@ _KEEPS = "keep_missing_layers"  # not in published folders: they all do
 
 
 def is_elastic(published: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether a folder is of this kind; a map alone is not enough, every BERT there has one."""
+    """Returns whether a folder is of this kind; a map does not tell, every BERT there has one."""
     return _RECOVER_INDICES in state or str(published.get("sparsity", WHOLE)) != WHOLE
 
 
 def config_from_published(
     published: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> ElasticConfig:
-    """Our configuration of a published folder.
+    """Makes our configuration of a published folder's.
 
     Raises:
         ValueError: the map has no such sub-model, or ``recover_indices`` is no order.
     """
     fields = {name: published[name] for name in SHARED_FIELDS if name in published}
-    places = None
+    indices = None
     if _RECOVER_INDICES in state:
-        places = state[_RECOVER_INDICES].double().round().long().tolist()
+        indices = state[_RECOVER_INDICES].double().round().long().tolist()
     return ElasticConfig(
         **fields,
         num_attention_heads=published["num_attention_heads"],
         intermediate_size=published["intermediate_size"],
         sparsity=str(published.get("sparsity", WHOLE)),
         sparsity_map=published.get("sparsity_map"),
-        recover_indices=None if places == list(range(len(places or ()))) else places,
+        recover_indices=None if indices == list(range(len(indices or ()))) else indices,
         keep_missing_layers=published.get(_KEEPS, True),
         relation_projections="self.query.weight" in state,
     )
 
 
 def config_to_published(config: ElasticConfig) -> dict[str, Any]:
-    """The published ``config.json`` of our configuration."""
+    """Makes the published ``config.json`` of our configuration."""
     fields = shared_fields(config) | {
         "num_attention_heads": config.num_attention_heads,
         "intermediate_size": config.intermediate_size,
@@ -75,8 +75,8 @@ def config_to_published(config: ElasticConfig) -> dict[str, Any]:
 def state_from_published(
     state: Mapping[str, Tensor], config: ElasticConfig
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Our parameters of a published state dict, and the tensors that have no effect."""
-    ours: dict[str, Tensor] = {}
+    """Splits a published state dict into our parameters and the tensors that have no effect."""
+    parameters: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key in (POSITION_IDS, _RECOVER_INDICES):
@@ -84,34 +84,34 @@ def state_from_published(
         if key.startswith(DECODER) or _is_of_empty_block(key, config):
             extras[key] = tensor
         else:
-            ours[our_name(key)] = tensor
-    tied = _tied_decoder(ours, config)
+            parameters[parameter_name(key)] = tensor
+    tied = _tied_decoder(parameters, config)
     for key in [key for key in extras if key in tied and torch.equal(extras[key], tied[key])]:
         del extras[key]
-    return ours, extras
+    return parameters, extras
 
 
 def state_to_published(state: Mapping[str, Tensor], config: ElasticConfig) -> dict[str, Tensor]:
-    """A published state dict of our parameters."""
+    """Makes a published state dict of our parameters."""
     published = published_tensors(state, config)
-    published[_RECOVER_INDICES] = _places(config).float()
+    published[_RECOVER_INDICES] = _recover_indices(config).float()
     return published | _tied_decoder(state, config)
 
 
-def _places(config: ElasticConfig) -> Tensor:
+def _recover_indices(config: ElasticConfig) -> Tensor:
     return torch.tensor(config.recover_indices or range(config.hidden_size))
 
 
 def _tied_decoder(state: Mapping[str, Tensor], config: ElasticConfig) -> dict[str, Tensor]:
-    """The masked-LM decoder: the word embeddings with their dimensions at their original places."""
+    """Returns the masked-LM decoder: word embeddings with dimensions at their original places."""
     embeddings = state[EMBEDDINGS]
-    places = _places(config)[: embeddings.shape[1]]
+    indices = _recover_indices(config)[: embeddings.shape[1]]
     wide = embeddings.new_zeros(len(embeddings), config.hidden_size)
-    return tied_decoder(state, wide.index_copy(1, places, embeddings))
+    return tied_decoder(state, wide.index_copy(1, indices, embeddings))
 
 
 def _is_of_empty_block(key: str, config: ElasticConfig) -> bool:
-    """Whether a key is of a block without heads or neurons, LayerNorms aside."""
+    """Returns whether a key is of a block without heads or neurons, LayerNorms aside."""
     match = re.fullmatch(
         r"bert\.encoder\.layer\.(\d+)\.(attention\.(?:self|output\.dense)|intermediate|output\.dense)\..+",
         key,

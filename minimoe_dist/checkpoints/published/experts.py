@@ -20,7 +20,7 @@ from .layout import (
     POSITION_IDS,
     SHARED_FIELDS,
     fresh_pooler,
-    our_name,
+    parameter_name,
     published_tensors,
     shared_fields,
     tied_decoder,
@@ -28,7 +28,7 @@ from .layout import (
 
 
 def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
-    """Our configuration of a published ``config.json``.
+    """Makes our configuration of a published ``config.json``.
 
     ``route_padding`` is on for students with experts, since the published ones were trained so;
     their router noise was their dropout.
@@ -54,7 +54,7 @@ def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
 
 
 def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:
-    """The published ``config.json`` of our configuration."""
+    """Makes the published ``config.json`` of our configuration."""
     fields = shared_fields(config)
     fields["num_attention_heads"] = config.num_attention_heads * config.attention_experts
     fields["intermediate_size"] = config.intermediate_size * config.feedforward_experts
@@ -67,31 +67,31 @@ def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:
 def state_from_published(
     state: Mapping[str, Tensor], config: MiniMoeConfig
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Our parameters of a published state dict, and the tensors that have no effect."""
+    """Splits a published state dict into our parameters and the tensors that have no effect."""
     idle = _idle_keys(config)
-    ours: dict[str, Tensor] = {}
+    parameters: dict[str, Tensor] = {}
     extras: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        name = our_name(key)
+        name = parameter_name(key)
         if name in idle or name == POSITION_IDS:
             extras[key] = tensor
         elif not name.startswith(DECODER):
-            ours[name] = tensor
-    return ours, extras
+            parameters[name] = tensor
+    return parameters, extras
 
 
 def state_to_published(state: Mapping[str, Tensor], config: MiniMoeConfig) -> dict[str, Tensor]:
-    """A published state dict of our parameters."""
+    """Makes a published state dict of our parameters."""
     head = tied_decoder(state, state[EMBEDDINGS])
-    ours = {**state, **head}
+    parameters = {**state, **head}
     if not config.with_pooler and not head:
-        ours |= fresh_pooler(config)
-    ours |= {key: torch.zeros(shape) for key, shape in _idle_keys(config).items()}
-    return published_tensors(ours, config)
+        parameters |= fresh_pooler(config)
+    parameters |= {key: torch.zeros(shape) for key, shape in _idle_keys(config).items()}
+    return published_tensors(parameters, config)
 
 
 def _idle_keys(config: MiniMoeConfig) -> dict[str, tuple[int, ...]]:
-    """Routers of blocks with one expert: names and shapes."""
+    """Returns the names and shapes of the routers of blocks with one expert."""
     if not config.relation_projections:
         return {}
     experts = {"attn_gate": config.attention_experts, "ffn_gate": config.feedforward_experts}

@@ -32,7 +32,7 @@ _ENCODERS = ("bert.", "roberta.")
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a student was read from.
+    """The folder that a student was read from.
 
     Attributes:
         published: its ``config.json``.
@@ -65,11 +65,11 @@ def load_published(folder: str | Path) -> Student:
     description_of(published, str(folder), folder)
     state = read_state(folder)
     try:
-        model_class, config, ours, extras = _from_published(published, state)
+        model_class, config, parameters, extras = _from_published(published, state)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    config.with_pooler = POOLER_WEIGHT in ours
-    model = student_of(model_class, config, ours, folder)
+    config.with_pooler = POOLER_WEIGHT in parameters
+    model = student_of(model_class, config, parameters, folder)
     dtypes = {key: tensor.dtype for key, tensor in state.items()}
     model.published_origin = _Origin(published, model.config.to_dict(), dtypes, extras)
     return model
@@ -78,19 +78,19 @@ def load_published(folder: str | Path) -> Student:
 def _from_published(
     published: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[type[Student], MiniMoeConfig, dict[str, Tensor], dict[str, Tensor]]:
-    """Class, configuration and weights of a student, and the tensors that have no effect."""
+    """Returns a student's class, configuration and weights, and the tensors that have no effect."""
     if elastic.is_elastic(published, state):
         sliceable = elastic.config_from_published(published, state)
-        ours, extras = elastic.state_from_published(state, sliceable)
-        return (
-            ElasticForMaskedLM if _HEAD in ours else ElasticForRelations, sliceable, ours, extras,
-        )  # fmt: skip
+        parameters, extras = elastic.state_from_published(state, sliceable)
+        elastic_class = ElasticForMaskedLM if _HEAD in parameters else ElasticForRelations
+        return elastic_class, sliceable, parameters, extras
     config = experts.config_from_published(published)
-    ours, extras = experts.state_from_published(state, config)
-    if _TINYBERT_MAP in ours:
-        config.teacher_hidden_size = ours[_TINYBERT_MAP].shape[0]
-        return MiniMoeForStates, config, ours, extras
-    return MiniMoeForMaskedLM if _HEAD in ours else MiniMoeForRelations, config, ours, extras
+    parameters, extras = experts.state_from_published(state, config)
+    if _TINYBERT_MAP in parameters:
+        config.teacher_hidden_size = parameters[_TINYBERT_MAP].shape[0]
+        return MiniMoeForStates, config, parameters, extras
+    student_class = MiniMoeForMaskedLM if _HEAD in parameters else MiniMoeForRelations
+    return student_class, config, parameters, extras
 
 
 def student_of(
@@ -99,7 +99,7 @@ def student_of(
     state: Mapping[str, Tensor],
     folder: str | Path,
 ) -> Student:
-    """A student with all of its weights from ``state``, in evaluation mode.
+    """Makes a student with all of its weights from ``state``, in evaluation mode.
 
     Raises:
         UserError: ``state``, which was read from ``folder``, is not this student's.
@@ -114,7 +114,7 @@ def student_of(
 
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a Hugging Face folder, an encoder's keys beginning with ``bert.``.
+    """Reads the tensors of a Hugging Face folder; an encoder's keys begin with ``bert.``.
 
     Raises:
         UserError: there is no file of weights, or not one of tensors alone.

@@ -1,4 +1,4 @@
-"""What all published folders have in common."""
+"""Names and fields that all published folders have in common."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _HEAD_BIAS, DECODER = "cls.predictions.bias", "cls.predictions.decoder."
 
 
 def fresh_pooler(config: Any) -> dict[str, Tensor]:
-    """The pooler of a student without one, the same in every file.
+    """Draws the pooler of a student without one, the same for every file.
 
     Every BERT folder has one, untrained after distillation: ``BertModel`` would draw another one
     at each load, and say so.
@@ -35,37 +35,37 @@ def fresh_pooler(config: Any) -> dict[str, Tensor]:
 
 
 def shared_fields(config: Any) -> dict[str, Any]:
-    """Fields of a published ``config.json`` that are ours by name."""
+    """Returns the fields of a published ``config.json`` that are ours by name."""
     return {name: getattr(config, name) for name in SHARED_FIELDS} | {"model_type": config.family}
 
 
-def our_name(key: str) -> str:
-    """Our name of a published key: ``self.query.weight`` to ``relation.query.weight``."""
-    for published, our_prefix in (_PREFIXES | _ROBERTA_PREFIXES).items():
+def parameter_name(key: str) -> str:
+    """Returns our name of a published key: ``self.query.weight`` is ``relation.query.weight``."""
+    for published, prefix in (_PREFIXES | _ROBERTA_PREFIXES).items():
         if key.startswith(published):
-            return our_prefix + key.removeprefix(published)
+            return prefix + key.removeprefix(published)
     return key
 
 
 def published_name(key: str, family: str = "bert") -> str:
-    """The inverse of :func:`our_name`."""
+    """Returns the published key of our name: the inverse of :func:`parameter_name`."""
     prefixes = _PREFIXES | (_ROBERTA_PREFIXES if family == "roberta" else {})
-    for published, our_prefix in prefixes.items():
-        if key.startswith(our_prefix):
-            return published + key.removeprefix(our_prefix)
+    for published, prefix in prefixes.items():
+        if key.startswith(prefix):
+            return published + key.removeprefix(prefix)
     return key
 
 
 def published_tensors(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """Our parameters under published keys, with the position ids that folders used to have."""
+    """Puts our parameters under published keys, with the position ids that folders used to have."""
     family = config.family
-    named = {published_name(key, family): tensor for key, tensor in state.items()}
+    tensors = {published_name(key, family): tensor for key, tensor in state.items()}
     positions = torch.arange(config.max_position_embeddings)[None]
-    return named | {published_name(POSITION_IDS, family): positions}
+    return tensors | {published_name(POSITION_IDS, family): positions}
 
 
 def tied_decoder(state: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """The decoder of a masked-LM head by our names: tied weights, and the bias once more."""
+    """Returns the decoder of a masked-LM head by our names: tied weights, and the bias again."""
     if _HEAD_BIAS not in state:
         return {}
     return {f"{DECODER}weight": weight, f"{DECODER}bias": state[_HEAD_BIAS]}

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import MegatronBertForPreTraining
 
-from minimoe_dist.checkpoints.megatron.arguments import GivenFacts
+from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face, to_megatron
 from minimoe_dist.checkpoints.megatron.unpickling import load_rank
 from minimoe_dist.checkpoints.megatron.writing import Target
@@ -136,7 +136,7 @@ def test_megatron_core_computes_the_same_with_what_was_written(tmp_path, ranks):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_folder_computes_the_same_as_megatron_core(tmp_path, ranks):
     words, next_sentence = run_distributed(save_a_random_one, ranks, str(tmp_path / "m"))[0]
-    found = to_hugging_face(tmp_path / "m", tmp_path / "h", GivenFacts(vocab_size=120))
+    found = to_hugging_face(tmp_path / "m", tmp_path / "h", ModelOverrides(vocab_size=120))
     assert max(one.largest for one in found.differences.values()) < 1e-4
     model = MegatronBertForPreTraining.from_pretrained(tmp_path / "h")
     assert_computes(model, words, next_sentence)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, MegatronBertForPreTraining
 
 from minimoe_dist.checkpoints.megatron import folders, reading
-from minimoe_dist.checkpoints.megatron.arguments import GivenFacts
+from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
 from minimoe_dist.checkpoints.megatron.folders import PADDING_FILE
 from tests.checkpoints.megatron.maker import (
@@ -33,7 +33,7 @@ def model():
 
 def convert(source, folder, compare=False, vocab_size=VOCABULARY, **given):
     return to_hugging_face(
-        source, folder, GivenFacts(vocab_size=vocab_size, **given), compare=compare
+        source, folder, ModelOverrides(vocab_size=vocab_size, **given), compare=compare
     )
 
 
@@ -182,7 +182,7 @@ def test_without_heads_an_encoder_is_written(tmp_path, model):
 def test_the_type_of_the_weights_can_be_chosen(tmp_path, model):
     source = make_checkpoint(tmp_path / "m", model, tensor=2)
     report = to_hugging_face(
-        source, tmp_path / "h", GivenFacts(vocab_size=VOCABULARY), dtype=torch.bfloat16
+        source, tmp_path / "h", ModelOverrides(vocab_size=VOCABULARY), dtype=torch.bfloat16
     )
     types = {value.dtype for value in load_file(tmp_path / "h" / "model.safetensors").values()}
     assert types == {torch.bfloat16}

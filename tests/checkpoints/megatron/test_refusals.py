@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe_dist.checkpoints.megatron.arguments import GivenFacts
+from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
 from minimoe_dist.checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
 from minimoe_dist.checkpoints.megatron.unpickling import load_rank
@@ -25,7 +25,7 @@ def model():
 
 def refused(source, words, tmp_path):
     with pytest.raises(ValueError, match=words) as caught:
-        to_hugging_face(source, tmp_path / "out", GivenFacts(vocab_size=120), compare=False)
+        to_hugging_face(source, tmp_path / "out", ModelOverrides(vocab_size=120), compare=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -127,7 +127,9 @@ def test_a_missing_last_tensor_rank_shows_in_the_shapes(tmp_path, model):
     source = make_checkpoint(tmp_path / "m", model, tensor=2, arguments=False)
     shutil.rmtree(source / "release/mp_rank_01")
     with pytest.raises(ValueError, match=r"linear_qkv.weight of all ranks is \[48, 32\]"):
-        to_hugging_face(source, tmp_path / "o", GivenFacts(num_attention_heads=4), compare=False)
+        to_hugging_face(
+            source, tmp_path / "o", ModelOverrides(num_attention_heads=4), compare=False
+        )
 
 
 def test_a_rank_of_another_width_is_refused(tmp_path, model):
@@ -149,7 +151,9 @@ def test_a_rank_of_another_version_is_refused(tmp_path, model):
 def test_heads_that_do_not_divide_are_refused(tmp_path, model):
     source = make_checkpoint(tmp_path / "m", model, arguments=False)
     with pytest.raises(ValueError, match="num_attention_heads: 5 does not divide the hidden size"):
-        to_hugging_face(source, tmp_path / "o", GivenFacts(num_attention_heads=5), compare=False)
+        to_hugging_face(
+            source, tmp_path / "o", ModelOverrides(num_attention_heads=5), compare=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_untied_output_weights_are_refused(tmp_path, model):
 def test_more_tokens_than_rows_are_refused(tmp_path, model):
     source = make_checkpoint(tmp_path / "m", model)
     with pytest.raises(ValueError, match="vocab_size: 121 tokens, but the checkpoint has 120"):
-        to_hugging_face(source, tmp_path / "o", GivenFacts(vocab_size=121), compare=False)
+        to_hugging_face(source, tmp_path / "o", ModelOverrides(vocab_size=121), compare=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import (
     MegatronBertModel,
 )
 
-from minimoe_dist.checkpoints.megatron.arguments import GivenFacts
+from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face, to_megatron
 from minimoe_dist.checkpoints.megatron.unpickling import load_rank
 from minimoe_dist.checkpoints.megatron.writing import Target
@@ -82,7 +82,7 @@ def test_megatron_and_back_and_forth_again_changes_nothing(tmp_path, model, layo
     made = make_checkpoint(
         tmp_path / "m", model, **form, tensor=2, pipeline=2, padded=144, fill=0.25
     )
-    to_hugging_face(made, tmp_path / "h", GivenFacts(vocab_size=120), compare=False)
+    to_hugging_face(made, tmp_path / "h", ModelOverrides(vocab_size=120), compare=False)
     to_megatron(
         tmp_path / "h", tmp_path / "w",
         Target(**form, tensor_parallel_size=2, pipeline_parallel_size=2, divisible_by=72),
@@ -93,7 +93,7 @@ def test_megatron_and_back_and_forth_again_changes_nothing(tmp_path, model, layo
 
 def test_another_split_comes_back_to_the_same_weights(tmp_path, model, folder):
     write(folder, tmp_path / "a", version=1.0, tensor_parallel_size=4, pipeline_parallel_size=2)
-    to_hugging_face(tmp_path / "a", tmp_path / "h", GivenFacts(), compare=False)
+    to_hugging_face(tmp_path / "a", tmp_path / "h", ModelOverrides(), compare=False)
     found, wanted = load_file(tmp_path / "h" / "model.safetensors"), weights_of(model)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert found.keys() == wanted.keys()
