@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from .config.problems import dotted, message_of
+from .durable import hash_json, sampled_hash
 from .errors import UserError, first_line
 from .model_paths import (
     cached_file,
@@ -29,6 +30,8 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # Vocabularies, of which a tokenizer has at least one.
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
 _WHOLE = "0"  # the sparsity of a model that nothing was cut out of
+# What a configuration says of whoever saved it.
+_OF_THE_WRITER = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _REMEDY = "give the config.json that the model was saved with"
 
 
@@ -161,6 +164,23 @@ class ModelDescription(BaseModel):
     def has_tokenizer(self) -> bool:
         """Whether the folder has a vocabulary."""
         return _has_any(self.folder, *TOKENIZERS)
+
+    def contents(self) -> str:
+        """A hash, in hexadecimal, of its configuration and of samples of its weights.
+
+        It tells one model from another; where the folder lies and who wrote it does not count. Of
+        a model on the hub, whose weights may still have to be downloaded, it is the commit.
+        """
+        if self.folder.parent.name == "snapshots":  # of a hub's cache, named by its commit
+            return self.folder.name
+        values = read_model_json(self.folder)
+        kept = {name: value for name, value in values.items() if name not in _OF_THE_WRITER}
+        files = sorted(
+            path
+            for pattern in ("*.safetensors", "pytorch_model*.bin")
+            for path in self.folder.glob(pattern)
+        )
+        return hash_json({"config": kept, "weights": [sampled_hash(path) for path in files]})
 
     def tensor_names(self) -> set[str] | None:
         """Returns the names of the tensors, from the header of the one safetensors file.

@@ -9,6 +9,7 @@ from minimoe_dist.durable import (
     check_replaceable,
     replace_folder,
     replaced,
+    sampled_hash,
     set_aside,
     write_text,
     written,
@@ -113,3 +114,28 @@ def test_what_somebody_else_has_put_there_is_never_replaced(whose: str, tmp_path
     with pytest.raises(UserError, match="export: "), replaced(final) as aside:
         (aside / "model").write_text("new")
     assert theirs.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("size", [10, (1 << 20) + 100, 6 << 20])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_sampled_hash_sees_what_a_file_begins_and_ends_with_and_its_middle(
+    tmp_path: Path, size: int, share: float
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(size))
+    before = sampled_hash(path)
+    with path.open("rb+") as file:
+        # A retrained tensor, a tenth of the file.
+        file.seek(int(share * 0.9 * size))
+        file.write(b"\x01" * (size // 10))
+    assert sampled_hash(path) != before
+    assert sampled_hash(path) == sampled_hash(path)
+
+
+def test_a_sampled_hash_sees_the_size(tmp_path: Path) -> None:
+    hashes = set()
+    for size in (0, 1, (1 << 20) + 1, 100 << 20, (100 << 20) + 1):
+        with (tmp_path / "weights").open("wb") as file:
+            file.truncate(size)
+        hashes.add(sampled_hash(tmp_path / "weights"))
+    assert len(hashes) == 5

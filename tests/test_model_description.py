@@ -218,3 +218,22 @@ def test_a_reachable_hub_is_asked_for_the_configuration_alone(
     assert absent.startswith("teacher: owner/absent: no folder here, and not to be had")
     cached = [one.name for one in (tmp_path / "home" / "hub").rglob("snapshots/*/*")]
     assert cached == ["config.json"]
+
+
+def test_contents_are_those_of_weights_and_configuration_wherever_they_lie(tmp_path: Path) -> None:
+    model = AutoConfig.for_model("bert", **SIZES)
+    for name in ("first", "second"):
+        model.save_pretrained(tmp_path / name)
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    values = json.loads((tmp_path / "second" / "config.json").read_text())
+    write(tmp_path / "second", {**values, "_name_or_path": "elsewhere", "dtype": "float16"})
+
+    def contents(name: str) -> str:
+        return require_model(str(tmp_path / name), "model").contents()
+
+    assert contents("first") == contents("second")
+    (tmp_path / "second" / "model.safetensors").write_bytes(b"others!")
+    assert contents("first") != contents("second")
+    (tmp_path / "second" / "model.safetensors").write_bytes(b"weights")
+    write(tmp_path / "second", {**values, "layer_norm_eps": 1e-5})
+    assert contents("first") != contents("second")

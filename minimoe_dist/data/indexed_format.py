@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
@@ -316,6 +317,33 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
                 f"{_REBUILD}"
             )
     return manifest
+
+
+def check_unchanged(prefix: str, manifest: Manifest) -> None:
+    """Refuses a `.bin` or `.idx` that somebody changed behind its manifest.
+
+    Who builds or copies a corpus writes the manifest last. Only where a file is newer is it read
+    whole; a manifest that holds is then made newer again, so that it is read but once.
+
+    Raises:
+        UserError: the contents differ from the manifest's hash.
+    """
+    path = manifest_path(prefix)
+    written = os.stat(path).st_mtime_ns
+    newer = {
+        suffix: sha256
+        for suffix, sha256 in ((".bin", manifest.bin_sha256), (".idx", manifest.idx_sha256))
+        if os.stat(prefix + suffix).st_mtime_ns > written
+    }
+    for suffix, expected in newer.items():
+        if sha256_of_file(prefix + suffix) != expected:
+            raise UserError(
+                f"{prefix}{suffix}: was changed since its manifest was written; build or copy the "
+                "corpus again"
+            )
+    if newer:
+        with suppress(OSError):  # somebody else's, or on a disk that is read only
+            os.utime(path)
 
 
 def words_path(prefix: str) -> str:

@@ -16,7 +16,14 @@ from ..corpus.tokenizing import (
     vocabulary_fingerprint,
 )
 from ..data.indexed import find_corpora
-from ..data.indexed_format import IndexArrays, Manifest, check_arrays, read_layout, read_manifest
+from ..data.indexed_format import (
+    IndexArrays,
+    Manifest,
+    check_arrays,
+    check_unchanged,
+    read_layout,
+    read_manifest,
+)
 from ..durable import check_replaceable
 from ..errors import UserError
 from ..model_description import TOKENIZERS, ModelDescription
@@ -162,6 +169,7 @@ def _check_corpora(
                 )
             if manifest:
                 check_vocabulary(prefix, manifest)
+                check_unchanged(prefix, manifest)
 
 
 def _vocabulary_check(

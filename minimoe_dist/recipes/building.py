@@ -1,7 +1,8 @@
 """Builds what trains from a run's options: engines of its students, their step, its loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,15 +107,15 @@ def loop_options(config: RunConfig, total_steps: int, device: torch.device) -> L
 
 
 def run_checkpoints(
-    config: RunConfig, world_size: int, total_steps: int, corpora: Sequence[str]
+    config: RunConfig, world_size: int, total_steps: int, contents: Mapping[str, Any]
 ) -> Checkpoints:
-    """Opens a run's checkpoints; its options, corpora and global batch must not change.
+    """Opens a run's checkpoints; options, corpora, teacher and global batch must not change.
 
     Args:
         config: the run.
         world_size: number of ranks.
         total_steps: of the run.
-        corpora: identities of the training corpora.
+        contents: JSON of what its corpora and its teacher are, wherever they lie.
     """
     return Checkpoints(
         RunFolder(Path(config.output_dir)).checkpoints,
@@ -122,7 +123,7 @@ def run_checkpoints(
             **config.model_dump(mode="json"),
             "global_batch_size": config.global_batch_size(world_size),
             "total_steps": total_steps,
-            "corpora": list(corpora),
+            **contents,
         },
         keep=config.training.keep_checkpoints,
         begins_anew=config.resume == "never",

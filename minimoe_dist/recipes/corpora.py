@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from ..data.indexed import IndexedCorpus, find_corpora
 from ..data.loader import PairLoader, heldout_batches
 from ..data.pairs import BlendedPairs, Pairs, PairSource
 from ..data.placing import Placer
+from ..durable import sampled_hash
 from ..errors import UserError
-from ..model_description import require_model
+from ..model_description import ModelDescription, require_model
 from ..runtime import Launch, logger
 
 _log = logger("corpora")
@@ -39,14 +41,15 @@ class RunData:
         pairs: of the training corpora.
         heldout: of the held-out corpora; None where the run names none.
         collate: makes micro-batches.
-        identities: what tells one training corpus from another, by position in the recipe.
+        contents: what a resume holds the run against: which training and held-out corpora, by
+            position in the recipe, and which teacher.
     """
 
     tokenizer: Any
     pairs: Pairs
     heldout: Pairs | None
     collate: Collate
-    identities: list[str]
+    contents: dict[str, Any]
 
     def loader(
         self,
@@ -92,7 +95,10 @@ def open_data(config: RunConfig) -> RunData:
     name = teacher.tokenizer_name_or_path or teacher.model_name_or_path
     tokenizer = load_tokenizer(name, teacher.do_lower_case, teacher.use_slow_tokenizer)
     special = _special_tokens(tokenizer, name)
-    _check_rows(config, special.vocab_size, name)
+    described = require_model(
+        teacher.model_name_or_path, "teacher.model_name_or_path", weights=False
+    )
+    _check_rows(described, special.vocab_size, name)
     train = _open_corpora(data.record_path_or_regex)
     heldout = _open_corpora(data.heldout_path_or_regex or [])
     fingerprint = vocabulary_fingerprint(tokenizer)
@@ -115,7 +121,11 @@ def open_data(config: RunConfig) -> RunData:
             _continuation_marks(tokenizer) if whole_words else None,
             full_length=config.compat == "seed",
         ),
-        identities=[_identity(corpus, weight) for corpus, weight in train],
+        contents={
+            "corpora": [_contents(corpus, weight) for corpus, weight in train],
+            "heldout_corpora": [_contents(corpus, weight) for corpus, weight in heldout],
+            "teacher_contents": described.contents(),
+        },
     )
 
 
@@ -157,21 +167,20 @@ def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
     return SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], embedding_rows(tokenizer))
 
 
-def _check_rows(config: RunConfig, tokens: int, tokenizer_name: str) -> None:
+def _check_rows(teacher: ModelDescription, tokens: int, tokenizer_name: str) -> None:
     """Holds the teacher's word embeddings against its tokenizer, and says what padding is."""
-    teacher = config.teacher.model_name_or_path
-    rows = require_model(teacher, "teacher.model_name_or_path", weights=False).vocab_size
+    rows = teacher.vocab_size
     if rows == tokens:
         return
     if rows < tokens:
         raise UserError(
-            f"teacher.tokenizer_name_or_path: {tokenizer_name} has {tokens} tokens, but {teacher} "
-            f"embeds {rows}: give the teacher's own tokenizer"
+            f"teacher.tokenizer_name_or_path: {tokenizer_name} has {tokens} tokens, but "
+            f"{teacher.path} embeds {rows}: give the teacher's own tokenizer"
         )
     _log.info(
         "teacher %s has %d rows of word embeddings for %d tokens: %d are padding, which no token "
         "uses; its students have them too",
-        teacher,
+        teacher.path,
         rows,
         tokens,
         rows - tokens,
@@ -215,7 +224,5 @@ def _continuation_marks(tokenizer: Any) -> np.ndarray:
     return marks
 
 
-def _identity(corpus: IndexedCorpus, weight: float) -> str:
-    manifest = corpus.manifest
-    contents = manifest.bin_sha256 if manifest is not None else f"{corpus.num_tokens} tokens"
-    return f"{contents} × {weight:g}"
+def _contents(corpus: IndexedCorpus, weight: float) -> str:
+    return f"{sampled_hash(Path(corpus.prefix + '.bin'))} × {weight:g}"

@@ -18,6 +18,7 @@ from ..data.tasks.encoding import EncodedTask, encode, unknown_share
 from ..data.tasks.sources import folder_of, open_both
 from ..errors import UserError
 from ..exit_status import ExitStatus
+from ..model_description import require_model
 from ..runtime import Launch, logger
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
@@ -66,7 +67,12 @@ class TaskRun:
         self._train, self._dev = open_both(source, options)
         kind = self._train.task.kind
         self._epochs = options.num_train_epochs or (_TAG_EPOCHS if kind == "tagging" else _EPOCHS)
-        facts = {"epochs": self._epochs, **data_facts(self._train, self._dev)}
+        facts = {
+            "epochs": self._epochs,
+            **data_facts(self._train, self._dev),
+            "model_contents": _contents(options.model_name_or_path, "model_name_or_path"),
+            "teacher_contents": options.teacher and _contents(options.teacher, "teacher"),
+        }
         self._grid = Grid(folder_of(options, source), options, self._train.task, facts)
 
     def run(self) -> ExitStatus:
@@ -211,6 +217,10 @@ class TaskRun:
             options.relation_weight,
             options.num_relation_heads,
         )
+
+
+def _contents(path: str, option: str) -> str:
+    return require_model(path, option).contents()
 
 
 def _module_name(parameter: str) -> str:

@@ -29,7 +29,7 @@ _log = logger("finetune")
 _IGNORED_OPTIONS = {
     "output_dir", "task", "data_dir", "dataset", "dev", "seeds", "learning_rates", "batch_sizes",
     "grid", "num_train_epochs", "eval_batch_size", "save_interval", "resume", "use_cpu",
-    "timeout_seconds", "strict",
+    "timeout_seconds", "strict", "model_name_or_path", "teacher",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minimoe_dist.models.pretrained import encoder_dtype
 from tests.commands import support
@@ -138,6 +139,45 @@ def test_another_corpus_is_refused(workshop: Workshop, unbroken: Path, tmp_path:
     statuses, said = support.run(recipe, f"--record_path_or_regex={corpus}")
     assert statuses == [2, 2]
     assert "corpora.0: " in said
+
+
+def test_another_heldout_corpus_is_refused(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    corpus = support.make_corpus(tmp_path / "other", workshop.teacher, seed=3)
+    recipe = continued(workshop, unbroken, tmp_path / "run", 30)
+    statuses, said = support.run(recipe, f"--heldout_path_or_regex={corpus}")
+    assert statuses == [2, 2]
+    assert "heldout_corpora.0: " in said
+
+
+def test_tokens_in_another_order_without_a_manifest_are_refused(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    tokens = Path(f"{workshop.train}.bin").read_bytes()
+    half = len(tokens) // 4 * 2
+    (tmp_path / "moved.bin").write_bytes(tokens[half:] + tokens[:half])
+    shutil.copy(f"{workshop.train}.idx", tmp_path / "moved.idx")
+    recipe = continued(workshop, unbroken, tmp_path / "run", 30)
+    statuses, said = support.run(recipe, f"--record_path_or_regex={tmp_path / 'moved'}")
+    assert statuses == [2, 2]
+    assert "corpora.0: " in said
+
+
+def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(workshop.teacher, teacher)
+    recipe = continued(workshop, unbroken, tmp_path / "run", 30)
+    support.finish(recipe, f"--teacher.model_name_or_path={teacher}")
+    weights = load_file(teacher / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    weights[name] *= 1.5
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    statuses, said = support.run(recipe, f"--teacher.model_name_or_path={teacher}")
+    assert statuses == [2, 2]
+    assert "teacher_contents: " in said
 
 
 def test_a_moved_corpus_is_the_same_corpus(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -174,6 +174,20 @@ def test_a_finished_cell_of_other_options_is_refused(
 ) -> None:
     said = refused(options(workshop, tasks, finished, seeds=[1]), "--weight_decay", "0.1")
     assert "trained with other options (weight_decay: 0.01 -> 0.1)" in said
+
+
+def test_a_finished_cell_of_another_model_under_the_same_path_is_refused(
+    workshop: Workshop, tasks: Path, finished: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(workshop.teacher, model)
+    path = options(workshop, tasks, finished, seeds=[1])
+    assert "finished before" in finetune(path, "--model_name_or_path", str(model))
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    save_file({**weights, name: 2 * weights[name]}, model / "model.safetensors", {"format": "pt"})
+    said = refused(path, "--model_name_or_path", str(model))
+    assert "trained with other options (model_contents: " in said
 
 
 def test_two_ranks_learn_what_one_does(

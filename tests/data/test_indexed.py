@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
-from minimoe_dist.data.indexed_format import INDEX_HEADER, IndexLayout, words_bytes
+from minimoe_dist.data.indexed_format import (
+    INDEX_HEADER,
+    IndexLayout,
+    Manifest,
+    check_unchanged,
+    words_bytes,
+)
 from minimoe_dist.data.indexed_writing import IndexedCorpusWriter, WriterState
 from minimoe_dist.data.pairs import PairSource
 from tests.data.pair_batches import draw_one
@@ -345,6 +352,23 @@ def test_hashes_find_a_flipped_bit(prefix):
     patch(prefix + ".bin", 10, b"\x01")
     with pytest.raises(ValueError, match="differ from the manifest"):
         corpus.verify_hashes()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_file_that_was_changed_behind_its_manifest_is_refused(prefix, suffix):
+    patch(prefix + suffix, os.path.getsize(prefix + suffix) - 1, b"\x01")
+    os.utime(prefix + suffix, (2e9, 2e9))
+    with pytest.raises(ValueError, match=rf"\{suffix}: was changed since its manifest"):
+        check_unchanged(prefix, Manifest.read(prefix + ".manifest.json"))
+
+
+def test_a_file_that_is_merely_newer_is_read_once(prefix):
+    later = time.time() - 5
+    os.utime(prefix + ".manifest.json", (later - 5, later - 5))
+    os.utime(prefix + ".bin", (later, later))
+    manifest = Manifest.read(prefix + ".manifest.json")
+    check_unchanged(prefix, manifest)
+    assert os.path.getmtime(prefix + ".manifest.json") > later
 
 
 def test_the_manifest_counts_what_was_written(prefix):
