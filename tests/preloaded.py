@@ -9,8 +9,10 @@ import deepspeed.ops
 import deepspeed.runtime.zero.muon.muon_optimizer
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
+import tensorboard.compat.proto.event_pb2
+import tensorboard.compat.proto.summary_pb2
+import tensorboard.summary.writer.record_writer  # noqa: F401
 import torch
-import torch.utils.tensorboard
 from transformers import AutoModel, AutoTokenizer, BertTokenizer  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

@@ -201,5 +201,8 @@ class Distillation:
             tradeoff = keep_best(config, self._heldout_after)
             summary = summary.model_copy(update={"tradeoff": tradeoff})
         summary.write(folder.summary)
-        draw_curves(SavedMetrics.find(folder.metrics), folder.curves)
+        try:
+            draw_curves(SavedMetrics.find(folder.metrics), folder.curves)
+        except OSError as error:
+            _log.warning("%s: not drawn (%s)", folder.curves, error.strerror or error)
         _log.info("exported to %s; summary in %s", folder.exports, folder.summary)

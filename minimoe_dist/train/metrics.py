@@ -22,10 +22,14 @@ from ..runs.metrics import (
     TrainingRecord,
     drop_after,
 )
+from ..runtime import logger
+from .journal import EventFile, Journal
 from .progress import Progress
 
 if TYPE_CHECKING:
     from .step_metrics import StepMetrics
+
+_log = logger("train.metrics")
 
 
 class Meter:
@@ -111,14 +115,13 @@ class Metrics:
         self._trained_sequences = self._trained_seconds = 0.0
         if not is_writer:
             return
-        # TensorBoard takes a second to import: only where it is used.
-        from torch.utils.tensorboard import SummaryWriter
-
         folder = RunFolder(Path(output_dir))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        drop_after(folder.metrics, first_step)
-        self._lines = folder.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+        try:
+            drop_after(folder.metrics, first_step)
+        except OSError as error:
+            _log.warning("%s: later steps stay in it (%s)", folder.metrics, error.strerror or error)
+        self._lines = Journal(folder.metrics)
+        self._board = EventFile(folder.tensorboard, first_step + 1)
         self._progress = Progress(stream or sys.stderr, total_steps, first_step)
         self._total_steps = total_steps
         self._log_interval = log_interval
@@ -178,8 +181,7 @@ class Metrics:
         if not self._is_writer:
             return
         self._write(HeldoutRecord(step=step, heldout_loss=heldout_loss))
-        for name, loss in heldout_loss.items():
-            self._board.add_scalar(f"{name}/heldout_loss", loss, step)
+        self._board.add(step, {f"{name}/heldout_loss": v for name, v in heldout_loss.items()})
         losses = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
         self._progress.print_step(step, {f"{n} held-out loss": v for n, v in losses.items()})
 
@@ -200,12 +202,9 @@ class Metrics:
             yield
 
     def close(self) -> None:
-        """Flushes and closes everything; may be called twice."""
-        if not self._is_writer:
-            return
-        self._progress.close()
-        self._lines.close()
-        self._board.close()
+        """Ends the display of progress; may be called twice."""
+        if self._is_writer:
+            self._progress.close()
 
     def _add_tokens_per_expert(self, name: str, blocks: list[list[float]]) -> None:
         sums = self._tokens_per_expert.setdefault(name, [[0.0] * len(block) for block in blocks])
@@ -229,26 +228,24 @@ class Metrics:
             "tflops": tokens_per_second * self._flops_per_token / 1e12,
         }
         students: dict[str, StudentRecord] = {}
-        for tag, value in throughput.items():
-            self._board.add_scalar(tag, value, step)
+        scalars = dict(throughput)
         for name, student in last.students.items():
             parts = {
                 part: meter.mean(f"{name}/{part}")
                 for part in ("loss", *student.parts, "balance", "gradient_norm")
             }
-            for part, value in parts.items():
-                self._board.add_scalar(f"{name}/{part}", value, step)
+            scalars |= {f"{name}/{part}": value for part, value in parts.items()}
             blocks = self._tokens_per_expert[name]
             for index, block in enumerate(blocks):
                 share = max(block) / max(1.0, sum(block))
-                self._board.add_scalar(f"{name}/largest_expert_share/{index}", share, step)
+                scalars[f"{name}/largest_expert_share/{index}"] = share
             students[name] = StudentRecord(
                 **parts,
                 skipped_steps=round(meter.sum(f"{name}/skipped_steps")),
                 tokens_per_expert=[[round(tokens) for tokens in block] for block in blocks],
             )
         self._write(TrainingRecord(step=step, steps=self._steps, **throughput, students=students))
-        self._board.flush()
+        self._board.add(step, scalars)
         self._progress.print_without_bar(step, self._summary(last.students))
         self._tokens_per_expert = {}
         self._steps = 0
@@ -257,8 +254,8 @@ class Metrics:
         meter.reset()
 
     def _write(self, record: MetricsRecord) -> None:
-        self._lines.write(json.dumps(_finite(record.as_json()), allow_nan=False) + "\n")
-        self._lines.flush()
+        line = json.dumps(_finite(record.as_json()), allow_nan=False) + "\n"
+        self._lines.append(line.encode())
 
 
 def _finite(value: Any) -> Any:
