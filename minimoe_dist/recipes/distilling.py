@@ -127,6 +127,13 @@ class Distillation:
         self._heldout_after = self._heldout_losses(steps_done)
         return False
 
+    def cause_of_divergence(self) -> str | None:
+        """Names the teacher if its signals are not finite."""
+        if self._distiller.teacher_is_finite():
+            return None
+        path = self._config.teacher.model_name_or_path
+        return f"the teacher {path} gives numbers that are not finite"
+
     def paused(self) -> AbstractContextManager[None]:
         """Leaves the time inside out of sequences a second."""
         return self._metrics.paused()

@@ -71,6 +71,11 @@ class MeasuredBatch:
             return None
         return "the masks' gradient is not finite: batch left out"
 
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """The importances, where the batch counts for nothing."""
+        return frozenset({"importances"} if self.problem else ())
+
 
 class Sparsification:
     """A model that is measured on a corpus; the work of :func:`..train.loop.run_steps`.
@@ -161,6 +166,10 @@ class Sparsification:
     def evaluate(self, steps_done: int) -> bool:
         """Does nothing: the model does not change."""
         return False
+
+    def cause_of_divergence(self) -> str | None:
+        """Names the model that is measured: nothing else is computed with."""
+        return f"{self._config.teacher.model_name_or_path} gives gradients that are not finite"
 
     def paused(self) -> AbstractContextManager[None]:
         """Pauses nothing: no rate is shown."""

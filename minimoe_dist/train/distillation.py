@@ -15,6 +15,7 @@ from enum import StrEnum
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..data.batches import IGNORED_LABEL, MicroBatch
 from ..data.loader import StepBatch
@@ -112,6 +113,7 @@ class Distiller:
         self._device = device
         self._balance = balance or Balance()
         self._ranks = dist.get_world_size()
+        self._last_batch: PlacedBatch | None = None
         self._student_names = [student.name for student in self.students]
         self._passes = passes or choose_passes(self.students, objective, seed, device)
         self.place = Placer(device, packed=self._passes.packed, longest=max_length)
@@ -134,6 +136,7 @@ class Distiller:
             The step's numbers over all ranks, which are still on their way to the host.
         """
         micro_batches = [self._placed(micro) for micro in batch.micro_batches]
+        self._last_batch = micro_batches[-1]
         totals = self._totals(micro_batches, stop_requested)
         part_counts = totals[3:].clamp(min=1.0)
         # Engines average over ranks and accumulation steps; this makes sums means over the step.
@@ -177,6 +180,18 @@ class Distiller:
         if self._ranks > 1:
             dist.all_reduce(totals)
         return totals
+
+    def teacher_is_finite(self) -> bool:
+        """Returns whether the teacher's targets of the last step are finite; a collective."""
+        finite = torch.ones((), device=self._device)
+        if self._last_batch is not None:
+            targets = tree_leaves(self._objective.teach(self._last_batch.arrived()))
+            for target in targets:
+                if isinstance(target, Tensor):
+                    finite *= target.isfinite().all()
+        if self._ranks > 1:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return bool(finite)
 
     def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Computes every student's mean loss, balance left out, over all ranks; a collective.

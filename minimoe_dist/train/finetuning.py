@@ -193,6 +193,12 @@ class Tuning:
         self._progress.print_labelled(f"{self._label}  epoch {epoch}", numbers, steps_done)
         return state.ended(self._options)
 
+    def cause_of_divergence(self) -> str | None:
+        """Names the teacher if its predictions are not finite."""
+        if self._distiller.teacher_is_finite():
+            return None
+        return "the teacher gives numbers that are not finite"
+
     def paused(self) -> AbstractContextManager[None]:
         """Pauses nothing: no rate is shown."""
         return nullcontext()

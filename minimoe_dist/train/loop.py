@@ -6,7 +6,7 @@ evaluated, when they end and how they go on is decided here.
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from ..runtime import StopRequest, logger
 from .resuming import Checkpoints, Resumable
@@ -15,7 +15,7 @@ _log = logger("train.loop")
 
 
 class TrainingDivergedError(RuntimeError):
-    """Raised after too many steps in a row without a finite loss and gradient."""
+    """Raised after too many steps in a row without a finite loss and gradient, or only such."""
 
 
 class StepOutcome(Protocol):
@@ -28,6 +28,10 @@ class StepOutcome(Protocol):
     @property
     def problem(self) -> str | None:
         """Why the step changed nothing, for a warning; None for a good one."""
+
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """What the step is there to change and did not: names of students."""
 
 
 Outcome = TypeVar("Outcome", bound=StepOutcome)
@@ -52,6 +56,9 @@ class Work(Resumable, Protocol[Outcome]):
 
     def evaluate(self, steps_done: int) -> bool:
         """Evaluates, and returns whether no more steps are wanted."""
+
+    def cause_of_divergence(self) -> str | None:
+        """Says what gives numbers that are not finite; None where it is not an input's fault."""
 
     def paused(self) -> AbstractContextManager[None]:
         """Leaves what is done inside, a save, out of rates."""
@@ -109,7 +116,8 @@ def run_steps(
         Whether it came to its end; otherwise it was saved where it stopped.
 
     Raises:
-        TrainingDivergedError: ``options.max_bad_steps`` steps in a row had a problem.
+        TrainingDivergedError: ``options.max_bad_steps`` steps in a row had a problem, or no step
+            since the first one changed anything.
         UserError: the newest checkpoint is of other options, or none is whole.
         OSError: the last checkpoint, or the one of a stop, cannot be written.
     """
@@ -132,7 +140,9 @@ def run_steps(
             if saves and outcomes.bad_steps == 0:
                 _save(work, checkpoints, done, is_last=done == options.total_steps)
             if evaluates and work.evaluate(done):
-                return True
+                break
+        if first_step == 0:
+            outcomes.check_changes()
     return True
 
 
@@ -153,6 +163,7 @@ class _Outcomes:
         self._work = work
         self._max_bad_steps = max_bad_steps
         self._pending: tuple[int, StepOutcome] | None = None
+        self._unchanged: frozenset[str] | None = None  # by any step so far
         self.bad_steps = 0
         self.stop_requested = False
 
@@ -170,13 +181,34 @@ class _Outcomes:
         (step, outcome), self._pending = self._pending, None
         self._work.record(step, outcome)
         self.stop_requested = self.stop_requested or outcome.stop_requested
+        before, now = self._unchanged, outcome.unchanged
+        self._unchanged = now if before is None else before & now
         if outcome.problem is None:
             self.bad_steps = 0
             return
         _log.warning("step %d: %s", step, outcome.problem)
         self.bad_steps += 1
         if self.bad_steps >= self._max_bad_steps:
-            raise TrainingDivergedError(
-                f"step {step}: {self.bad_steps} steps in a row without a finite loss and gradient; "
-                "the last checkpoint is good: lower the learning rate or look at the data"
+            self._give_up(
+                f"step {step}: {self.bad_steps} steps in a row without a finite loss and gradient",
+                "the last checkpoint is good: lower the learning rate or look at the data",
             )
+
+    def check_changes(self) -> None:
+        """Refuses an end at which something is still as it was at the beginning.
+
+        Raises:
+            TrainingDivergedError: no step changed it.
+        """
+        if self._unchanged:
+            self._give_up(
+                f"{', '.join(sorted(self._unchanged))}: no step had a finite loss and gradient, so "
+                "nothing was learnt",
+                "take more steps, lower the learning rate or look at the data",
+            )
+
+    def _give_up(self, reason: str, remedy: str) -> NoReturn:
+        cause = self._work.cause_of_divergence()
+        if cause is not None:
+            remedy = f"{cause}: look at its weights, or give another one"
+        raise TrainingDivergedError(f"{reason}; {remedy}")

@@ -59,6 +59,11 @@ class StepMetrics:
                 return f"{name}: loss {student.loss}: update left out"
         return None
 
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """The students whose update was left out, for whatever reason."""
+        return frozenset(name for name, student in self.students.items() if not student.applied)
+
 
 class StudentRow(NamedTuple):
     """A student's numbers on the device: scalars, the parts' means, and counts of each block."""
@@ -148,6 +153,11 @@ class PendingMetrics:
     def problem(self) -> str | None:
         """See :attr:`StepMetrics.problem`."""
         return self.metrics.problem
+
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """See :attr:`StepMetrics.unchanged`."""
+        return self.metrics.unchanged
 
     @property
     def students(self) -> dict[str, StudentMetrics]:

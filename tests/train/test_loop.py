@@ -20,9 +20,11 @@ class NoWork:
     had been started by then.
     """
 
-    def __init__(self, first_step=0, stop_at=None, bad=(), searches=(), enough_at=None, full=()):
+    def __init__(
+        self, first_step=0, stop_at=None, bad=(), searches=(), enough_at=None, full=(), cause=None
+    ):
         self.first_step, self.stop_at, self.bad, self.searches = first_step, stop_at, bad, searches
-        self.enough_at, self.full = enough_at, full
+        self.enough_at, self.full, self.cause = enough_at, full, cause
         self.started, self.events = 0, []
 
     def resume(self, work):
@@ -53,6 +55,9 @@ class NoWork:
 
     def paused(self):
         return nullcontext()
+
+    def cause_of_divergence(self):
+        return self.cause
 
 
 def events(first_step=0, total_steps=6, max_bad_steps=10, reads_behind=False, loop=None, **work):
@@ -130,3 +135,29 @@ def test_bad_steps_in_a_row_end_the_run(reads_behind):
 def test_a_search_for_float16s_scale_is_no_bad_step():
     done, found = events(searches=(1, 2, 3), max_bad_steps=2)
     assert done and "save 3" in found
+
+
+@pytest.mark.parametrize("reads_behind", [False, True])
+@pytest.mark.parametrize(
+    "work", [{"bad": (1, 2)}, {"searches": (1, 2)}, {"bad": range(9), "enough_at": 2}]
+)
+def test_a_run_in_which_no_step_changed_anything_fails(work, reads_behind):
+    with pytest.raises(TrainingDivergedError, match="student: no step had a finite loss"):
+        events(total_steps=work.get("enough_at", 1) * 2 if "enough_at" in work else 2,
+               reads_behind=reads_behind, **work)  # fmt: skip
+
+
+def test_bad_steps_behind_good_ones_do_not_fail_a_run():
+    assert events(bad=(2, 3, 4, 5, 6))[0]
+    assert events(first_step=4, bad=(5, 6))[0]
+
+
+@pytest.mark.parametrize("max_bad_steps", [2, 10])
+def test_what_gives_no_finite_numbers_is_named(max_bad_steps):
+    with pytest.raises(TrainingDivergedError, match="; the teacher t gives nothing: look at its"):
+        events(
+            total_steps=2,
+            bad=(1, 2),
+            max_bad_steps=max_bad_steps,
+            cause="the teacher t gives nothing",
+        )
