@@ -268,6 +268,18 @@ def set_aside_checkpoints(folder: Path) -> Path | None:
     return set_aside(folder) if list_checkpoints(folder) else None
 
 
+def set_aside_newest_checkpoint(folder: Path) -> int | None:
+    """Moves the newest checkpoint out of the way; returns the step of the one before, if any."""
+    *earlier, (_, newest) = list_checkpoints(folder).items()
+    latest = folder / "latest"
+    if earlier:
+        write_text(latest, earlier[-1][1].name + "\n")
+    else:
+        latest.unlink(missing_ok=True)  # alone it would say that checkpoints were lost
+    _log.warning("%s is now %s", newest, set_aside(newest))
+    return earlier[-1][0] if earlier else None
+
+
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """Checks every file's size and hash.
 

@@ -27,6 +27,7 @@ _FREE = (
     "training.eval_interval",
     "training.eval_sequences",
     "training.keep_checkpoints",
+    "training.ends_at_failed_save",
     "training.max_bad_steps",
 )
 

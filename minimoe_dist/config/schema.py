@@ -237,6 +237,7 @@ class TrainingConfig(Section):
     eval_interval: int = Field(1000, ge=1, description="steps between evaluations")
     eval_sequences: int = Field(1024, ge=1, description="held-out pairs of an evaluation")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that stay")
+    ends_at_failed_save: bool = Field(False, description="end where a checkpoint cannot be written")
     max_bad_steps: int = Field(10, ge=1, description="stop after so many non-finite losses running")
 
 

@@ -102,6 +102,7 @@ def loop_options(config: RunConfig, total_steps: int, device: torch.device) -> L
         training.eval_interval,
         training.save_interval,
         max_bad_steps=training.max_bad_steps,
+        ends_at_failed_save=training.ends_at_failed_save,
         reads_behind=device.type == "cuda",
     )
 

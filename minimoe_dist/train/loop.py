@@ -74,6 +74,7 @@ class LoopOptions:
         save_interval: steps between checkpoints; None: only where it is asked to stop.
         saves_last: whether the last step is saved too.
         max_bad_steps: steps in a row with a problem before giving up.
+        ends_at_failed_save: whether a checkpoint that cannot be written ends the work.
         reads_behind: whether a step's numbers are read when the next step has been started, so
             that a GPU never waits for the host. A stop, a step that went wrong and a record are
             then seen a step late, on every rank alike.
@@ -84,6 +85,7 @@ class LoopOptions:
     save_interval: int | None
     saves_last: bool = True
     max_bad_steps: int = 10
+    ends_at_failed_save: bool = False
     reads_behind: bool = False
 
     def evaluates(self, steps_done: int) -> bool:
@@ -104,7 +106,7 @@ def run_steps(
     """Goes on from the newest checkpoint until the end, or until a rank was asked to stop.
 
     A checkpoint comes before the evaluation of its step, which is then done again by whoever goes
-    on from it. A checkpoint that cannot be written is told and left out, but for the last one.
+    on from it. One that cannot be written is told and left out, unless options say otherwise.
 
     Args:
         work: what is done.
@@ -119,13 +121,13 @@ def run_steps(
         TrainingDivergedError: ``options.max_bad_steps`` steps in a row had a problem, or no step
             since the first one changed anything.
         UserError: the newest checkpoint is of other options, or none is whole.
-        OSError: the last checkpoint, or the one of a stop, cannot be written.
+        OSError: the checkpoint of a stop cannot be written, or one that options insist on.
     """
     first_step = checkpoints.resume(work)
     with work.under_way(first_step):
         if options.evaluates(first_step) and work.evaluate(first_step):
             return True
-        outcomes = _Outcomes(work, options.max_bad_steps)
+        outcomes = _Outcomes(work, checkpoints, options.max_bad_steps, first_step)
         for step in range(first_step, options.total_steps):
             outcome = work.step(step, stop.requested)
             done = step + 1
@@ -134,11 +136,17 @@ def run_steps(
             outcomes.add(done, outcome, waits=not options.reads_behind or saves or evaluates)
             if outcomes.stop_requested:
                 outcomes.read_pending()
-                _save(work, checkpoints, done, is_last=True)
+                _save(work, checkpoints, done)
                 _log.info("stopped at step %d of %d and saved", done, options.total_steps)
                 return False
             if saves and outcomes.bad_steps == 0:
-                _save(work, checkpoints, done, is_last=done == options.total_steps)
+                try:
+                    _save(work, checkpoints, done)
+                    outcomes.saved_step = done
+                except OSError as error:
+                    if options.ends_at_failed_save:
+                        raise
+                    _log.error("step %d was not saved (%s); the run goes on", done, error)
             if evaluates and work.evaluate(done):
                 break
         if first_step == 0:
@@ -146,22 +154,22 @@ def run_steps(
     return True
 
 
-def _save(work: Work[Any], checkpoints: Checkpoints, steps_done: int, is_last: bool) -> None:
-    try:
-        with work.paused():
-            checkpoints.save(work, steps_done)
-    except OSError as error:
-        if is_last:
-            raise
-        _log.error("step %d was not saved (%s); training goes on", steps_done, error)
+def _save(work: Work[Any], checkpoints: Checkpoints, steps_done: int) -> None:
+    with work.paused():
+        checkpoints.save(work, steps_done)
 
 
 class _Outcomes:
     """The outcomes of the steps so far; the newest one's numbers may be pending."""
 
-    def __init__(self, work: Work[Any], max_bad_steps: int) -> None:
+    def __init__(
+        self, work: Work[Any], checkpoints: Checkpoints, max_bad_steps: int, first_step: int
+    ) -> None:
         self._work = work
+        self._checkpoints = checkpoints
         self._max_bad_steps = max_bad_steps
+        self._last_good_step = 0
+        self.saved_step = first_step  # 0 where nothing is saved
         self._pending: tuple[int, StepOutcome] | None = None
         self._unchanged: frozenset[str] | None = None  # by any step so far
         self.bad_steps = 0
@@ -185,13 +193,14 @@ class _Outcomes:
         self._unchanged = now if before is None else before & now
         if outcome.problem is None:
             self.bad_steps = 0
+            self._last_good_step = step
             return
         _log.warning("step %d: %s", step, outcome.problem)
         self.bad_steps += 1
         if self.bad_steps >= self._max_bad_steps:
             self._give_up(
                 f"step {step}: {self.bad_steps} steps in a row without a finite loss and gradient",
-                "the last checkpoint is good: lower the learning rate or look at the data",
+                "lower the learning rate or look at the data",
             )
 
     def check_changes(self) -> None:
@@ -210,5 +219,18 @@ class _Outcomes:
     def _give_up(self, reason: str, remedy: str) -> NoReturn:
         cause = self._work.cause_of_divergence()
         if cause is not None:
-            remedy = f"{cause}: look at its weights, or give another one"
-        raise TrainingDivergedError(f"{reason}; {remedy}")
+            raise TrainingDivergedError(f"{reason}; {cause}: look at its weights, or give another")
+        raise TrainingDivergedError(f"{reason}: {remedy}; {self._what_is_saved()}")
+
+    def _what_is_saved(self) -> str:
+        """Says what the next start goes on from; not from weights that no step was good with."""
+        saved = self.saved_step
+        if not saved:
+            return "nothing is saved"
+        if self._last_good_step > saved:
+            return f"the checkpoint of step {saved} is good"
+        former = self._checkpoints.set_aside_newest()
+        return (
+            f"no step behind the checkpoint of step {saved} was good, so it was set aside: the "
+            f"next start {f'goes on from step {former}' if former else 'begins anew'}"
+        )

@@ -17,6 +17,7 @@ from ..checkpoints.run import (
     read_tensors,
     save_checkpoint,
     set_aside_checkpoints,
+    set_aside_newest_checkpoint,
 )
 from ..config.changes import changed_options, join_changes
 from ..errors import UserError
@@ -105,6 +106,14 @@ class Checkpoints:
         work.resume(saved, read_tensors(checkpoint))
         _log.info("resumed from %s at step %d", checkpoint, saved["step"])
         return saved["step"]
+
+    def set_aside_newest(self) -> int | None:
+        """Moves the newest checkpoint away, so that the next start goes on from the one before.
+
+        Returns:
+            The step of the one before; None where there is none.
+        """
+        return decided_by_rank_0(lambda: set_aside_newest_checkpoint(self._folder))
 
     def _newest(self) -> Path | None:
         """Finds the checkpoint to go on from; called on rank 0."""

@@ -235,3 +235,15 @@ def test_a_write_that_the_system_refuses_is_an_os_error(tmp_path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_step(tmp_path) == 1 and names(tmp_path) == ["latest", "step_00000001"]
+
+
+def test_a_newest_checkpoint_that_is_set_aside_leaves_the_one_before(tmp_path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    assert run.set_aside_newest_checkpoint(tmp_path) == 1
+    assert newest_step(tmp_path) == 1
+    assert (tmp_path / "latest").read_text() == "step_00000001\n"
+    assert run.set_aside_newest_checkpoint(tmp_path) is None
+    assert newest_whole_checkpoint(tmp_path) is None
+    save(tmp_path, 2)
+    assert newest_step(tmp_path) == 2

@@ -11,6 +11,7 @@ from minimoe_dist.train.step_metrics import StepMetrics, StudentMetrics
 
 GOOD = StudentMetrics(1.0, {}, 1.0, 0.5, True, [])
 BAD = StudentMetrics(math.nan, {}, 1.0, math.nan, False, [])
+INSISTS = {"ends_at_failed_save": True}
 
 
 class NoWork:
@@ -21,10 +22,19 @@ class NoWork:
     """
 
     def __init__(
-        self, first_step=0, stop_at=None, bad=(), searches=(), enough_at=None, full=(), cause=None
+        self,
+        first_step=0,
+        stop_at=None,
+        bad=(),
+        searches=(),
+        enough_at=None,
+        full=(),
+        cause=None,
+        former=None,
     ):
         self.first_step, self.stop_at, self.bad, self.searches = first_step, stop_at, bad, searches
         self.enough_at, self.full, self.cause = enough_at, full, cause
+        self.former = former
         self.started, self.events = 0, []
 
     def resume(self, work):
@@ -34,6 +44,10 @@ class NoWork:
         if steps_done in self.full:
             raise OSError("the disk is full")
         self.events.append(f"save {steps_done}")
+
+    def set_aside_newest(self):
+        self.events.append("set aside")
+        return self.former
 
     def under_way(self, first_step):
         assert first_step == self.first_step
@@ -98,12 +112,50 @@ def test_work_may_be_saved_only_where_it_is_stopped():
     assert events(loop=only_at_a_stop, stop_at=5)[1][-1] == "save 5"
 
 
-def test_a_save_that_fails_is_left_out_but_for_the_last():
-    done, found = events(full=(3,))
-    assert done and found[-2:] == ["save 6", "evaluate 6"]
-    for changes in ({"full": (6,)}, {"full": (4,), "stop_at": 4}):
+def test_a_save_that_fails_is_left_out():
+    done, found = events(full=(3, 6))
+    assert done and found[-2:] == [(6, 6), "evaluate 6"]
+
+
+def test_a_save_that_fails_ends_a_stop_and_work_that_insists_on_it():
+    for changes in ({"full": (4,), "stop_at": 4}, {"full": (3,), "loop": INSISTS}):
         with pytest.raises(OSError, match="full"):
             events(**changes)
+
+
+@pytest.mark.parametrize(
+    ("work", "saved", "is_set_aside"),
+    [
+        ({"bad": (1, 2)}, "nothing is saved", False),
+        ({"bad": (5, 6)}, "the checkpoint of step 3 is good", False),
+        ({"bad": (4, 5)}, "no step behind the checkpoint of step 3 .* begins anew", True),
+        ({"first_step": 3, "bad": (4, 5), "former": 2}, "of step 3 .* goes on from step 2", True),
+        ({"first_step": 4, "bad": (6, 7), "total_steps": 9}, "of step 4 is good", False),
+    ],
+)
+@pytest.mark.parametrize("reads_behind", [False, True])
+def test_a_checkpoint_that_no_step_was_good_with_is_set_aside(
+    work, saved, is_set_aside, reads_behind
+):
+    worked = NoWork(**{name: value for name, value in work.items() if name != "total_steps"})
+    options = LoopOptions(
+        work.get("total_steps", 6), 100, 3, max_bad_steps=2, reads_behind=reads_behind
+    )
+    with pytest.raises(TrainingDivergedError, match=saved):
+        run_steps(worked, options, worked, SimpleNamespace(requested=False))
+    assert ("set aside" in worked.events) == is_set_aside
+
+
+def test_a_teacher_that_is_at_fault_leaves_checkpoints_alone():
+    worked = NoWork(bad=(4, 5), cause="the teacher is broken")
+    with pytest.raises(TrainingDivergedError, match="the teacher is broken"):
+        run_steps(
+            worked,
+            LoopOptions(6, 100, 3, max_bad_steps=2),
+            worked,
+            SimpleNamespace(requested=False),
+        )
+    assert "set aside" not in worked.events
 
 
 def test_numbers_are_read_when_the_next_step_has_started_but_before_saves_and_evaluations():
