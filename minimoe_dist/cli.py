@@ -4,6 +4,7 @@ Options and paths are refused in one line, with exit status 2, before anything h
 The same command runs alone, under torchrun, under deepspeed and under srun.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -127,6 +128,8 @@ COMMANDS = {
     ),
 }
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
@@ -148,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.PIPE_CLOSED
     except OSError as error:
+        if error.errno in _NO_ROOM:
+            return _refuse(f"{error}: make room, and start again to go on", ExitStatus.IO_ERROR)
         traceback.print_exc()
         return _refuse(f"{error}: start again to go on", ExitStatus.IO_ERROR)
     except Exception:

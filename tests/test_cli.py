@@ -204,7 +204,6 @@ def test_console_script_is_installed() -> None:
         (KeyError("loss"), 70, "fault of the program"),
         (AssertionError(), 70, "fault of the program"),
         (OSError(errno.EIO, "Input/output error", "metrics.jsonl"), 74, "start again to go on"),
-        (OSError(errno.ENOSPC, "No space left on device"), 74, "start again to go on"),
         (TimeoutError("store"), 74, "start again to go on"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), 74, "start again to go on"),
     ],
@@ -226,6 +225,18 @@ def test_what_is_not_the_users_keeps_its_traceback_and_a_status_of_its_own(
     said = capsys.readouterr().err
     assert "Traceback" in said and "in_the_middle" in said
     assert words in said.splitlines()[-1]
+
+
+def test_a_full_disk_is_one_line_and_a_reason_to_start_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def in_the_middle(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "page.html")
+
+    monkeypatch.setattr(report, "run", in_the_middle)
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 74
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device: 'page.html': make room" in said
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ from transformers import (
 )
 
 from .. import errors  # what models.errors finds beside exported code
-from ..durable import replaced
 from ..model_description import read_model_json
 from ..models import (
     blocks,
@@ -54,6 +53,7 @@ from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoeModel
 from .published import Student, fresh_pooler, load_published, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
+from .tensors import replaced_model
 
 STUDENT_CODE = (blocks, configuration, encoder, errors, experts, moebert, noise, packing)
 ELASTIC_CODE = (
@@ -147,7 +147,7 @@ def export_elastic(
 @contextmanager
 def exported(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
     """Yields a folder for a model's files, which takes the place of ``folder`` at the end."""
-    with replaced(folder) as aside:
+    with replaced_model(folder) as aside:
         # Modules draw weights before they get the student's; a run's generator is not for that.
         with torch.random.fork_rng(devices=[]):
             yield aside

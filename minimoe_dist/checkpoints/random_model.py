@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..durable import replaced
 from ..models.auto import AutoModel
 from .sharded import MAX_PIECE_BYTES, write_pieces
+from .tensors import replaced_model
 
 
 def write_random_model(
@@ -36,7 +36,7 @@ def write_random_model(
         model = AutoModel.from_config(config, dtype=dtype)
     config.architectures, config.dtype = [type(model).__name__], dtype
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-    with replaced(Path(folder)) as aside:
+    with replaced_model(Path(folder)) as aside:
         config.save_pretrained(aside)
         write_pieces(_weights(shapes, config.initializer_range, dtype, seed), aside, max_bytes)
 

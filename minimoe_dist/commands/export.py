@@ -11,8 +11,8 @@ from ..checkpoints.folders import (
     write_sentence_layout,
 )
 from ..checkpoints.onnx_export import write_onnx
+from ..checkpoints.tensors import replaced_model
 from ..config.commands import ExportOptions
-from ..durable import replaced
 from ..model_description import read_model_json
 from ..models.compute import sequence_gmac
 from ..models.pretrained import longest_sequence
@@ -34,7 +34,7 @@ def run(options: ExportOptions, launch: Launch) -> int:
     target = Path(options.output_dir)
     config = read_model_json(export.folder)
     model = load_model(export.folder)
-    with replaced(target) as aside:
+    with replaced_model(target) as aside:
         copy_model(export.folder, aside)
         onnx = _write_onnx(model, aside) if options.onnx else None
         sentences = _write_sentences(options, model.config, aside)

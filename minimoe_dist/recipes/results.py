@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.export import elastic_student, export_elastic, export_student
+from ..checkpoints.tensors import replaced_model
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
-from ..durable import replaced
 from ..models.compute import RelationPath, encoder_gmac
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
@@ -92,7 +92,7 @@ def keep_best(config: RunConfig, heldout: Mapping[str, float]) -> Tradeoff:
     sparsities = {student.name: float(student.sparsity or 0) / 100 for student in config.students}
     name, scores = best_candidate(heldout, sparsities, config.tradeoff_lambda)
     target = Path(config.export_folder(BEST_CANDIDATE))
-    with replaced(target) as aside:
+    with replaced_model(target) as aside:
         shutil.copytree(config.export_folder(name), aside, dirs_exist_ok=True)
     return Tradeoff(best=name, export=str(target), candidates=scores)
 

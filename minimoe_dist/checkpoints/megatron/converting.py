@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import MegatronBertConfig
 
-from ...durable import replaced
 from ...runtime import logger
+from ..tensors import replaced_model
 from .arguments import LAYER_NORM_EPSILON, ModelOverrides, hugging_face_config
 from .finding import find_rank_files
 from .folders import MegatronBertFolder, class_name, write_folder
@@ -69,7 +69,7 @@ def to_hugging_face(
     checkpoint = MegatronCheckpoint(find_rank_files(source), overrides)
     config = hugging_face_config(checkpoint.sizes, overrides, checkpoint.arguments)
     _log_assumptions(checkpoint, config, overrides)
-    with replaced(folder) as aside:
+    with replaced_model(folder) as aside:
         write_folder(checkpoint, config, aside, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
@@ -99,7 +99,7 @@ def to_megatron(source: Path, root: Path, target: Target, *, compare: bool = Tru
             source,
             ", ".join(missing),
         )
-    with replaced(root) as aside:
+    with replaced_model(root) as aside:
         write_checkpoint(model, aside, target)
         # What is compared is what stands on the disk, read anew.
         checkpoint = MegatronCheckpoint(find_rank_files(aside), ModelOverrides())
