@@ -12,7 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..runtime import logger
@@ -48,25 +48,28 @@ class Casing:
         return "keeps case and strips accents" if strips else "keeps case and accents"
 
 
-def undeclared_casing(folder: str) -> Casing | None:
+def undeclared_casing(folder: str, do_lower_case: bool | None = None) -> Casing | None:
     """Finds the casing that a folder's settings leave open, in tokenizer.json or by the vocabulary.
 
     Args:
         folder: of a model whose tokenizer is of BERT's class, which heeds neither.
+        do_lower_case: takes the place of what was found of capitals, not of accents.
 
     Returns:
         None where ``tokenizer_config.json`` says it, and where there is no WordPiece vocabulary.
     """
-    settings = _read_json(folder, "tokenizer_config.json")
+    settings = read_json(folder, "tokenizer_config.json")
     if "do_lower_case" in settings:
         return None
-    serialized = _read_json(folder, "tokenizer.json")
+    serialized = read_json(folder, "tokenizer.json")
     declared = _casing_of_normalizer(serialized)
     model = serialized.get("model") or {}
     vocab = model.get("vocab") if model.get("type") == "WordPiece" else read_words(folder)
     casing = declared or (casing_of_vocabulary(vocab) if isinstance(vocab, dict) else None)
     if casing is not None and "strip_accents" in settings:
-        return Casing(casing.lower_case, settings["strip_accents"], casing.reason)
+        casing = replace(casing, strip_accents=settings["strip_accents"])
+    if casing is not None and do_lower_case is not None:
+        casing = replace(casing, lower_case=do_lower_case)
     return casing
 
 
@@ -125,7 +128,7 @@ def _casing_of_normalizer(serialized: Mapping[str, Any]) -> Casing | None:
     return Casing(bool(normalizer["lowercase"]), normalizer["strip_accents"], "its tokenizer.json")
 
 
-def _read_json(folder: str, name: str) -> dict[str, Any]:
+def read_json(folder: str, name: str) -> dict[str, Any]:
     """Reads an object's members; none where there is no such file or loading will refuse it."""
     try:
         with open(os.path.join(folder, name), encoding="utf-8") as stream:

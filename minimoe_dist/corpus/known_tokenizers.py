@@ -15,7 +15,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
+from ..errors import UserError
 from .casing import say_casing, undeclared_casing
+from .declared_tokens import check_ids
 from .tokenizer_folders import (
     BERT,
     ROBERTA,
@@ -106,11 +108,16 @@ def read_known_tokenizer(folder: str, do_lower_case: bool | None = None) -> Know
     Returns:
         None for folders of other kinds and for broken files: transformers reads the former and
         says what is wrong with the latter.
+
+    Raises:
+        UserError: as :func:`.declared_tokens.check_ids`.
     """
     if not version("transformers").startswith(_SAME_AS):
         return None
     try:
         return _build(TokenizerFolder.read(folder), do_lower_case)
+    except UserError:
+        raise
     except Exception:  # those of tokenizers have no class of their own
         return None
 
@@ -121,8 +128,8 @@ def _build(folder: TokenizerFolder, do_lower_case: bool | None) -> KnownTokenize
     named, extra = folder.named_tokens(), folder.extra_tokens()
     lower_case: bool | None = None
     if folder.class_name == BERT:
-        casing = None if do_lower_case is not None else undeclared_casing(folder.path)
-        if casing is not None:
+        casing = undeclared_casing(folder.path, do_lower_case)
+        if casing is not None and do_lower_case is None:
             say_casing(folder.path, casing)
         lower_case = folder.flag("do_lower_case", True) if do_lower_case is None else do_lower_case
         accents = folder.settings.get("strip_accents")
@@ -141,13 +148,15 @@ def _build(folder: TokenizerFolder, do_lower_case: bool | None) -> KnownTokenize
         _trim_places(backend, folder, named)
     if backend.get_vocab_size() <= len({str(token) for token in [*named.values(), *extra]}):
         raise UnknownKindError(f"{folder.path}: no vocabulary but special tokens")
-    return KnownTokenizer(
+    tokenizer = KnownTokenizer(
         folder.path,
         backend,
         {role: str(token) for role, token in named.items()},
         lower_case,
         folder.flag("clean_up_tokenization_spaces", False),
     )
+    check_ids(folder.path, folder.path, tokenizer)
+    return tokenizer
 
 
 def _wordpiece(

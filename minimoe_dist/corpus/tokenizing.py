@@ -18,9 +18,11 @@ import numpy as np
 
 from ..data.indexed_format import TokenizerRecord
 from ..errors import UserError
+from ..model_description import TOKENIZERS
 from ..model_paths import cached_file, hub_is_reachable, resolve_model_path
 from ..runtime import logger
 from .casing import say_casing, undeclared_casing
+from .declared_tokens import check_ids
 from .sentencepieces import SENTENCEPIECE_SUFFIX, load_sentencepiece
 from .word_lists import read_words
 
@@ -34,7 +36,14 @@ if TYPE_CHECKING:
 
 _log = logger("corpus")
 _ROLES = ("cls", "sep", "pad", "mask", "unk")
-_CASINGS = (("keeps capitals", "lower-cases"), ("keeps accents", "strips accents"))
+_CASINGS = (
+    ("keeps capitals", "lower-cases", "give --do_lower_case {0}"),
+    (
+        "keeps accents",
+        "strips accents",
+        'write "strip_accents": {0} into the tokenizer_config.json of {1}',
+    ),
+)
 _BERT_OPTIONS = ("do_lower_case", "strip_accents")
 _TRIAL = (
     "The quick brown fox, aged 3.14, jumps (twice!) over U.S. dogs; isn't it?",
@@ -203,36 +212,39 @@ def load_tokenizer(
     Args:
         name_or_path: a folder, a sentencepiece `.model` file, `package:NAME` for the model that
             an installed package carries, or a hub name.
-        do_lower_case: overrides what the tokenizer's own configuration says. Where neither says
-            anything, BERT's kind does what its vocabulary can come from (:mod:`.casing`).
+        do_lower_case: overrides what the tokenizer's own configuration says of capitals. Where
+            neither says anything, and of accents where the configuration does not, BERT's kind
+            does what its vocabulary can come from (:mod:`.casing`).
         use_slow: takes the tokenizer that is written in Python where there is one.
 
     Raises:
-        UserError: there is no tokenizer of that name, its files are broken, or it does not heed
-            ``do_lower_case``.
+        UserError: there is no tokenizer of that name, its files are broken or say other ids than
+            it has, or it does not heed ``do_lower_case``.
     """
     if name_or_path.endswith(SENTENCEPIECE_SUFFIX) and os.path.isfile(name_or_path):
         return load_sentencepiece(name_or_path, do_lower_case)
     path = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
     options: dict[str, Any] = {"use_fast": not use_slow, "trust_remote_code": False}
     if do_lower_case is not None:
-        tokenizer = _load(name_or_path, path, {**options, "do_lower_case": do_lower_case})
-        if casing_of(tokenizer)[0] is (not do_lower_case):
-            raise UserError(
-                f"{name_or_path}: --do_lower_case does not apply, as its tokenizer.json has its "
-                "own normalisation; leave it out"
-            )
-        return tokenizer
+        options["do_lower_case"] = do_lower_case
     tokenizer = _load(name_or_path, path, options)
     folder = _local_folder(name_or_path)
-    if folder is None or not hasattr(tokenizer, "do_lower_case") or not _is_berts(tokenizer):
-        return tokenizer
-    casing = undeclared_casing(folder)
-    if casing is None:
-        return tokenizer
-    say_casing(name_or_path, casing)
-    decided = {"do_lower_case": casing.lower_case, "strip_accents": casing.strip_accents}
-    return _load(name_or_path, path, {**options, **decided})
+    casing = None
+    if folder is not None and hasattr(tokenizer, "do_lower_case") and _is_berts(tokenizer):
+        casing = undeclared_casing(folder, do_lower_case)
+    if casing is not None:
+        if do_lower_case is None:
+            say_casing(name_or_path, casing)
+        decided = {"do_lower_case": casing.lower_case, "strip_accents": casing.strip_accents}
+        tokenizer = _load(name_or_path, path, {**options, **decided})
+    if do_lower_case is not None and casing_of(tokenizer)[0] is (not do_lower_case):
+        raise UserError(
+            f"{name_or_path}: --do_lower_case does not apply, as its tokenizer.json has its "
+            "own normalisation; leave it out"
+        )
+    if folder is not None:
+        check_ids(name_or_path, folder, tokenizer)
+    return tokenizer
 
 
 def _is_berts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -316,6 +328,25 @@ class _VocabularyFile:
         return self._ids
 
 
+def check_tokenizer_files(name_or_path: str) -> None:
+    """Refuses a folder that no tokenizer can be loaded from, without loading one.
+
+    Raises:
+        UserError: it has no file of a vocabulary, or a ``tokenizer.json`` that cannot be parsed.
+    """
+    from tokenizers import Tokenizer
+
+    folder = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
+    names = os.listdir(folder)
+    if not any(name in TOKENIZERS or name.endswith(SENTENCEPIECE_SUFFIX) for name in names):
+        raise _no_tokenizer(name_or_path, FileNotFoundError("no file of a vocabulary is in it"))
+    if "tokenizer.json" in names:
+        try:
+            Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        except Exception as error:  # its own kind, which has no class of its own
+            raise _no_tokenizer(name_or_path, error) from None
+
+
 def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
     """Reads the ``tokenizer.json`` or ``vocab.txt`` of a local model, in milliseconds.
 
@@ -394,12 +425,13 @@ def check_casing(
     if record is None:
         return
     recorded = (record.lower_case, record.strips_accents)
-    for built, actual, verbs in zip(recorded, casing_of(tokenizer), _CASINGS, strict=True):
+    for built, actual, words in zip(recorded, casing_of(tokenizer), _CASINGS, strict=True):
         if built is not None and actual is not None and built != actual:
+            remedy = words[2].format(str(built).lower(), tokenizer_name)
             raise UserError(
-                f"{prefix}: was built with a tokenizer that {verbs[built]}, and that of "
-                f"{tokenizer_name} {verbs[actual]}: build the corpus with that tokenizer, or give "
-                f"--do_lower_case {str(bool(record.lower_case)).lower()} where the corpus is right"
+                f"{prefix}: was built with a tokenizer that {words[built]}, and that of "
+                f"{tokenizer_name} {words[actual]}: build the corpus with that tokenizer, or "
+                f"{remedy} where the corpus is right"
             )
 
 

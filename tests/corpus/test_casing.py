@@ -121,18 +121,48 @@ def test_the_option_wins_over_the_vocabulary(lower_case: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("files", "words"),
     [
-        ({"do_lower_case": True}, "keeps capitals, and that of model lower-cases"),
-        ({"strip_accents": True}, "keeps accents, and that of model strips accents"),
+        ({}, ["über", "größe"]),
+        ({"tokenizer_config": {"strip_accents": False}}, ["über", "größe"]),
+        ({"tokenizer_config": {"strip_accents": True}}, ["uber", "große"]),
+    ],
+    ids=["the vocabulary's", "declared to be kept", "declared to be stripped"],
+)
+def test_the_option_is_of_capitals_alone(
+    files: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    letters = LATIN + "äöüß"
+    folder = folder_of(tmp_path, vocabulary(letters, "über", "größe", "uber", "große"), **files)
+    for tokenizer in (load_tokenizer(folder, True), open_tokenizer(folder, True)):
+        ids = tokenizer(["Über Größe"], add_special_tokens=False)["input_ids"][0]
+        assert tokenizer.convert_ids_to_tokens(ids) == words
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "remedy"),
+    [
+        (
+            {"do_lower_case": True},
+            "keeps capitals, and that of model lower-cases",
+            "give --do_lower_case false where",
+        ),
+        (
+            {"strip_accents": True},
+            "keeps accents, and that of model strips accents",
+            'write "strip_accents": false into the tokenizer_config.json of model where',
+        ),
     ],
 )
-def test_a_corpus_of_another_casing_is_refused(
-    options: dict[str, bool], problem: str, tmp_path: Path
+def test_a_corpus_of_another_casing_is_refused_with_the_remedy_for_what_differs(
+    options: dict[str, bool], problem: str, remedy: str, tmp_path: Path
 ) -> None:
     folder = folder_of(tmp_path, VOCABULARIES["German, cased"][0])
     record = describe_tokenizer(open_tokenizer(folder), "words")
     other = BertTokenizer(vocab=f"{folder}/vocab.txt", **{"do_lower_case": False, **options})
     check_casing("corpus", record, open_tokenizer(folder), "model")
-    with pytest.raises(ValueError, match=f"corpus: was built with a tokenizer that {problem}"):
+    with pytest.raises(
+        ValueError, match=f"corpus: was built with a tokenizer that {problem}"
+    ) as say:
         check_casing("corpus", record, other, "model")
+    assert f"or {remedy} the corpus is right" in str(say.value)

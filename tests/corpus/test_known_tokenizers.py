@@ -195,9 +195,9 @@ TOKENS: dict[str, dict[str, Any]] = {
     "ids of added tokens": {
         "tokenizer_config_json": {
             "added_tokens_decoder": {
-                "40000": {**PLAIN, "content": "<X>", "special": True, "single_word": True},
+                "4001": {**PLAIN, "content": "<X>", "special": True, "single_word": True},
                 "103": {**MASK, "special": False},
-                "30600": {**PLAIN, "content": "plainword", "special": False, "normalized": True},
+                "4000": {**PLAIN, "content": "plainword", "special": False, "normalized": True},
             }
         },
         "special_tokens_map_json": {"mask_token": "not heeded"},
