@@ -182,20 +182,6 @@ class ModelDescription(BaseModel):
         )
         return hash_json({"config": kept, "weights": [sampled_hash(path) for path in files]})
 
-    def tensor_names(self) -> set[str] | None:
-        """Returns the names of the tensors, from the header of the one safetensors file.
-
-        It is None for another format, for several files, and for a damaged one.
-        """
-        path = self.folder / WEIGHTS
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = file.read(length) if length <= path.stat().st_size else b""
-            return set(json.loads(header))
-        except (OSError, ValueError):
-            return None
-
 
 def _has_any(folder: Path, *names: str) -> bool:
     return any((folder / name).is_file() for name in names)

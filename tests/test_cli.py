@@ -1,7 +1,6 @@
 """The command line: its grammar, its refusals, what it leaves unloaded."""
 
 import errno
-import json
 import os
 import resource
 import subprocess
@@ -19,6 +18,7 @@ from minimoe_dist.commands import report
 from minimoe_dist.config import load_run_config
 from minimoe_dist.data.indexed_writing import IndexedCorpusWriter
 from minimoe_dist.errors import UserError
+from tests.model_folders import write_model
 
 BERT = {
     "model_type": "bert",
@@ -40,10 +40,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_teacher(folder: Path, **changes: Any) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**BERT, **changes}))
-    (folder / "model.safetensors").touch()
-    return folder
+    return write_model(folder, {**BERT, **changes})
 
 
 def write_corpus(prefix: Path, largest_id: int = 9) -> Path:

@@ -7,12 +7,15 @@ from pathlib import Path
 from ..config import ConfigError, RunConfig
 from ..config.checks import check_world_size, exported_names, is_sparsification
 from ..config.paths import check_output_dir
+from ..corpus.sentencepieces import SENTENCEPIECE_SUFFIX
 from ..corpus.tokenizing import (
     check_casing,
     check_fingerprint,
+    check_tokenizer_files,
     embedding_rows,
     open_known_tokenizer,
     read_tokenizer_file,
+    special_token_ids,
     vocabulary_fingerprint,
 )
 from ..data.indexed import find_corpora
@@ -32,7 +35,7 @@ from ..runs.folder import RunFolder
 from ..runtime import DeviceType, Launch
 from .problems import problems_of
 from .students import describe_export, is_future_export, student_problems
-from .teachers import describe_teacher, teacher_problems
+from .teachers import check_teacher_weights, describe_teacher, teacher_problems
 
 _TOKENIZER = "teacher.tokenizer_name_or_path"
 
@@ -89,7 +92,9 @@ def _problems_of_stage(
     ):
         tokenizer = teacher.path
     if tokenizer is not None:
-        yield from problems_of(_check_tokenizer_is_here, tokenizer)
+        problems = list(problems_of(_check_tokenizer, config, teacher, tokenizer))
+        yield from problems
+        tokenizer = None if problems else tokenizer
     yield from problems_of(_check_corpora, config, teacher, tokenizer)
 
 
@@ -114,6 +119,8 @@ def model_problems(
             teacher = describe_teacher(config, starts_here)
         except UserError as error:
             yield str(error)
+        if teacher is not None:
+            yield from problems_of(check_teacher_weights, config, teacher)
     if teacher is not None:
         yield from teacher_problems(config, teacher, world_size)
     if not is_sparsification(config):
@@ -143,12 +150,31 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
         )
 
 
-def _check_tokenizer_is_here(name: str) -> None:
-    """Refuses a hub's tokenizer that is neither here nor can be downloaded."""
-    if os.path.isfile(name) or os.path.isdir(resolve_model_path(name, _TOKENIZER)):
+def _check_tokenizer(config: RunConfig, teacher: ModelDescription | None, name: str) -> None:
+    """Refuses a tokenizer that cannot be loaded, or has other tokens than the run needs."""
+    if name.endswith(SENTENCEPIECE_SUFFIX) and os.path.isfile(name):
         return
-    if not any(cached_file(name, file) for file in TOKENIZERS) and not hub_is_reachable():
-        raise not_downloadable(name, _TOKENIZER, "its tokenizer is not on this machine")
+    if not os.path.isdir(name) and not os.path.isdir(resolve_model_path(name, _TOKENIZER)):
+        if not any(cached_file(name, file) for file in TOKENIZERS) and not hub_is_reachable():
+            raise not_downloadable(name, _TOKENIZER, "its tokenizer is not on this machine")
+        return
+    tokenizer = open_known_tokenizer(name, config.teacher.do_lower_case)
+    if tokenizer is None:
+        check_tokenizer_files(name)
+        return
+    ids = special_token_ids(tokenizer)
+    missing = [role for role in ("cls", "sep", "pad", "mask") if role not in ids]
+    if missing:
+        raise ConfigError(
+            f"{_TOKENIZER}: {name} has no {' or '.join(missing)} token; give the tokenizer of a "
+            "BERT-like model"
+        )
+    rows = embedding_rows(tokenizer)
+    if teacher is not None and rows > teacher.vocab_size:
+        raise ConfigError(
+            f"{_TOKENIZER}: {name} has {rows} tokens, but {teacher.path} embeds "
+            f"{teacher.vocab_size}; give the teacher's own tokenizer"
+        )
 
 
 def _check_corpora(
@@ -176,11 +202,11 @@ def _vocabulary_check(
     name: str | None, do_lower_case: bool | None
 ) -> Callable[[str, Manifest], None]:
     """Returns a check of corpora against the tokenizer's own file."""
-    tokenizer = None if name is None else read_tokenizer_file(name)
+    known_tokenizer = None if name is None else open_known_tokenizer(name, do_lower_case)
+    tokenizer = known_tokenizer or (None if name is None else read_tokenizer_file(name))
     if name is None or tokenizer is None:
         return lambda prefix, manifest: None
     size, fingerprint = embedding_rows(tokenizer), vocabulary_fingerprint(tokenizer)
-    known_tokenizer = open_known_tokenizer(name, do_lower_case)
 
     def check(prefix: str, manifest: Manifest) -> None:
         # A larger vocabulary may be this one with the tokens that transformers adds.

@@ -12,6 +12,7 @@ from ..model_paths import resolve_model_path
 from ..models.submodels import Sizes, once_for_all_map
 from .models import check_relation_heads, check_same_vocabulary
 from .problems import problems_of
+from .weights import check_weights
 
 # What a plain student must share with a student made of its copies, beside the sizes in options.
 _COPIED = ("family", "intermediate_size", "max_position_embeddings", "type_vocab_size")
@@ -90,7 +91,10 @@ def _describe(
         return None
     if weights and not Path(resolve_model_path(path, option)).is_dir():
         raise ConfigError(f"{option}: {path} is no local folder; download it and give its folder")
-    return require_model(path, option, weights=weights)
+    model = require_model(path, option, weights=weights)
+    if weights:
+        check_weights(option, model)
+    return model
 
 
 def _check_tinybert_heads(student: StudentConfig, teacher: ModelDescription) -> None:

@@ -10,6 +10,7 @@ from ..config.model_types import Learns, types_that
 from ..model_description import SLICEABLE, ModelDescription, describe_model, require_model
 from .models import check_divided, check_length, check_relation_heads
 from .problems import problems_of
+from .weights import check_weights, tensor_names
 
 _OPTION = "teacher.model_name_or_path"
 
@@ -32,8 +33,32 @@ def describe_teacher(config: RunConfig, starts_here: bool = True) -> ModelDescri
         )
     if not starts_here:
         return describe_model(config.teacher.model_name_or_path, _OPTION)
-    runs = bool(config.objective.relation_weight) or is_sparsification(config)
-    return require_model(config.teacher.model_name_or_path, _OPTION, weights=runs)
+    return require_model(config.teacher.model_name_or_path, _OPTION, weights=_runs(config))
+
+
+def _runs(config: RunConfig) -> bool:
+    """Tells whether the teacher computes, so that its weights are needed."""
+    return bool(config.objective.relation_weight) or is_sparsification(config)
+
+
+def check_teacher_weights(config: RunConfig, teacher: ModelDescription) -> None:
+    """Refuses a teacher whose files do not hold what the run loads.
+
+    Args:
+        config: the run.
+        teacher: description of the teacher, which is there.
+
+    Raises:
+        UserError: as :func:`check_weights`.
+    """
+    if not _runs(config):
+        return
+    layers, whole = teacher.num_hidden_layers, True
+    if config.learns_relations and not is_sparsification(config):
+        if config.teacher.relation_layer != -1:
+            layers = min(layers, config.teacher.relation_layer)
+        whole = config.teacher.layout == "replicated"
+    check_weights(_OPTION, teacher, layers, whole=whole)
 
 
 def teacher_problems(
@@ -138,7 +163,7 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
 
 def _check_masked_lm_head(model: ModelDescription) -> None:
     """Refuses to sparsify a model without the head that importances are measured with."""
-    names = model.tensor_names()
+    names = tensor_names(model)
     if names is None or any(name.startswith("cls.predictions.transform.") for name in names):
         return
     sizes = {

@@ -9,6 +9,7 @@ import pytest
 from minimoe_dist.config import load_run_config
 from minimoe_dist.model_description import description_of
 from minimoe_dist.preflight.students import student_problems
+from tests.model_folders import write_model
 
 PLAIN = {
     "model_type": "bert",
@@ -31,10 +32,10 @@ def check(
 ) -> str:
     """What is wrong with one student that starts from a folder; empty where nothing is."""
     origin = folder / "origin"
-    origin.mkdir()
-    if model is not None:
-        (origin / "config.json").write_text(json.dumps(model))
-        (origin / "model.safetensors").touch()
+    if model is None:
+        origin.mkdir()
+    else:
+        write_model(origin, model)
     recipe = folder / "recipe.yaml"
     options = {
         "model_type": model_type,

@@ -11,6 +11,7 @@ from minimoe_dist.model_description import description_of
 from minimoe_dist.preflight.recipes import problems_of_stages
 from minimoe_dist.preflight.teachers import teacher_problems
 from minimoe_dist.runtime import detect_launch
+from tests.model_folders import write_model
 
 BERT = {
     "model_type": "bert",
@@ -117,10 +118,7 @@ def test_a_teacher_that_does_not_fit_is_one_line(
 def of_chain(folder: Path, *stages: dict[str, Any], teacher: str = "") -> list[list[str]]:
     """The problems of each stage of a recipe, those of corpora left out."""
     if not teacher:
-        (folder / "big").mkdir()
-        (folder / "big" / "config.json").write_text(json.dumps(BERT))
-        (folder / "big" / "model.safetensors").touch()
-        teacher = str(folder / "big")
+        teacher = str(write_model(folder / "big", BERT))
     recipe = write_recipe(folder, teacher={"model_name_or_path": teacher}, stages=list(stages))
     found = problems_of_stages(load_stages(str(recipe), []), detect_launch({}), "cpu")
     return [[line for line in lines if "no indexed corpus" not in line] for lines in found]

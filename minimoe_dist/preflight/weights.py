@@ -1,0 +1,255 @@
+"""Holds the weights in a model's folder against its ``config.json`` by the files' headers alone.
+
+Headers of safetensors are read by that library, which refuses one that is too long, and tensors
+that lie outside their file. Of a pickle in a zip archive the names and shapes are read without
+making anything; one of PyTorch before 1.6, which is no archive, is left to the loading.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, first_line
+from ..model_description import (
+    FAMILIES,
+    PICKLE,
+    PICKLE_INDEX,
+    SLICEABLE,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    ModelDescription,
+)
+from ..model_paths import resolve_model_path
+
+Shape = tuple[int, ...] | None  # None where that is not known
+_MOST_PICKLED_BYTES = 1 << 26  # of names and shapes; those of the largest models take a hundredth
+# Before an encoder's names where a head stands beside it.
+_ENCODER, _ENCODER_OF = "bert.", {"roberta": "roberta."}
+_TENSORFLOWS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_REMEDY = "give the checkpoint and the configuration of one model"
+
+
+def check_weights(
+    option: str, model: ModelDescription, layers: int | None = None, *, whole: bool = True
+) -> None:
+    """Refuses weights that cannot be read, or that are not those of the configuration.
+
+    Nothing is refused of a model that is not in a folder of its own (the hub's client completes
+    those), and nothing of an old pickle.
+
+    Args:
+        option: the option that names the model, for messages.
+        model: the model.
+        layers: how many of its layers are loaded; None for all.
+        whole: whether all files are opened, and all of the last layer is loaded; else what leads
+            to that layer's queries, keys and values.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor is missing or has another shape.
+    """
+    if not Path(resolve_model_path(model.path, option)).is_dir():
+        return
+    source = f"{option}: {model.path}"
+    expected = expected_tensors(model, layers, whole=whole)
+    prefix = _ENCODER_OF.get(model.model_type, _ENCODER)
+    shapes = _stored_shapes(source, model.folder, None if whole else {*expected}, prefix)
+    if shapes is None:
+        return
+    stored = {_plain_name(name, prefix): shape for name, shape in shapes.items()}
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        has_others = shapes and len(missing) == len(expected)
+        found = f" (there is {next(iter(shapes))})" if has_others else ""
+        raise UserError(
+            f"{source}: {len(missing)} weights of a {model.model_type} encoder are missing, the "
+            f"first is {missing[0]}{found}; {_REMEDY}"
+        )
+    for name, shape in expected.items():
+        if None not in (shape, stored[name]) and stored[name] != shape:
+            raise UserError(
+                f"{source}: {name} is {list(stored[name] or ())}, config.json says "
+                f"{list(shape or ())}; {_REMEDY}"
+            )
+
+
+def expected_tensors(
+    model: ModelDescription, layers: int | None = None, *, whole: bool = True
+) -> dict[str, Shape]:
+    """Returns the tensors of an encoder and their shapes, by the names that it has alone.
+
+    Of a student, whose layers may be made of experts, these are its word embeddings, and where
+    hidden dimensions may be cut off, any.
+    Arguments are those of :func:`check_weights`.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    words = {"embeddings.word_embeddings.weight": (model.vocab_size, hidden)}
+    if model.model_type == SLICEABLE or model.is_published_student:
+        return dict.fromkeys(words)
+    if model.model_type not in FAMILIES:
+        return dict(words)
+    norms_first = model.model_type == "megatron-bert"
+    count = model.num_hidden_layers if layers is None else layers
+    tensors: dict[str, Shape] = {
+        **words,
+        "embeddings.position_embeddings.weight": (model.max_position_embeddings, hidden),
+        "embeddings.token_type_embeddings.weight": (model.type_vocab_size, hidden),
+        **({} if norms_first else _norm("embeddings.LayerNorm", hidden)),
+    }
+    for number in range(count):
+        prefix = f"encoder.layer.{number}."
+        tensors |= _norm(prefix + "attention.ln", hidden) if norms_first else {}
+        for part in ("query", "key", "value"):
+            tensors |= _map(prefix + "attention.self." + part, hidden, hidden)
+        if number == count - 1 and not whole:
+            return tensors
+        tensors |= _map(prefix + "attention.output.dense", hidden, hidden)
+        tensors |= _map(prefix + "intermediate.dense", inner, hidden)
+        tensors |= _map(prefix + "output.dense", hidden, inner)
+        norms = ("ln",) if norms_first else ("attention.output.LayerNorm", "output.LayerNorm")
+        for norm in norms:
+            tensors |= _norm(prefix + norm, hidden)
+    return {**tensors, **(_norm("encoder.ln", hidden) if norms_first else {})}
+
+
+def tensor_names(model: ModelDescription) -> set[str] | None:
+    """Returns the names of a model's tensors as they are stored; None where they are not known."""
+    try:
+        shapes = _stored_shapes(model.path, model.folder)
+    except UserError:  # which `check_weights` says
+        return None
+    return None if shapes is None else set(shapes)
+
+
+def _map(name: str, outputs: int, inputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, size: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+
+def _plain_name(name: str, prefix: str) -> str:
+    """Returns the name that an encoder has without a head beside it, and not TensorFlow's."""
+    name = name.removeprefix(prefix)
+    for old, new in _TENSORFLOWS.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _stored_shapes(
+    source: str, folder: Path, needed: Collection[str] | None = None, prefix: str = _ENCODER
+) -> dict[str, Shape] | None:
+    """Reads the shapes of a folder's tensors; None where there are none to be read like this.
+
+    Args:
+        source: what the user gave, for messages.
+        folder: of the files.
+        needed: names whose files are read alone, where an index tells their files.
+        prefix: of an encoder's names.
+    """
+    readers: tuple[tuple[str, str, Callable[[Path], Mapping[str, Shape] | None]], ...] = (
+        (WEIGHTS, WEIGHTS_INDEX, _safetensors_shapes),
+        (PICKLE, PICKLE_INDEX, _pickled_shapes),
+    )
+    for file, index, read in readers:
+        if (folder / file).is_file():
+            files = [file]
+        elif (folder / index).is_file():
+            parts = _read(source, folder / index, _index)
+            files = sorted(
+                {
+                    file
+                    for name, file in parts.items()
+                    if needed is None or _plain_name(name, prefix) in needed
+                }
+            )
+        else:
+            continue
+        shapes: dict[str, Shape] = {}
+        for name in files:
+            found = _read(source, folder / name, read)
+            if found is None:
+                return None
+            shapes |= found
+        return shapes
+    return None
+
+
+def _read(source: str, path: Path, read: Callable[[Path], Any]) -> Any:
+    """Reads a file by a function, whose many kinds of errors become the user's."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        reason = "no such file"
+    except Exception as error:  # of libraries, for what is damaged
+        reason = first_line(error)
+    raise UserError(
+        f"{source} has no weights that can be loaded ({path.name}: {reason}); copy it again"
+    )
+
+
+def _index(path: Path) -> dict[str, str]:
+    parts = json.loads(path.read_bytes())["weight_map"]
+    return {str(name): str(file) for name, file in parts.items()}
+
+
+def _safetensors_shapes(path: Path) -> dict[str, Shape]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _pickled_shapes(path: Path) -> dict[str, Shape] | None:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(1) == pickle.PROTO:
+                return None
+        raise ValueError("neither a pickle nor an archive that is whole")
+    with zipfile.ZipFile(path) as archive:
+        (member,) = (one for one in archive.infolist() if one.filename.endswith("/data.pkl"))
+        if member.file_size > _MOST_PICKLED_BYTES:
+            return None
+        pickled = archive.read(member)
+    try:
+        state = _ShapeUnpickler(io.BytesIO(pickled)).load()
+    except Exception:  # of what it names: whether PyTorch reads that is PyTorch's to say
+        return None
+    if not isinstance(state, dict):
+        return {}
+    return {str(name): value.shape for name, value in state.items() if isinstance(value, _Pickled)}
+
+
+@dataclass
+class _Pickled:
+    """Takes the place of anything in a pickle that is no plain value.
+
+    Attributes:
+        shape: of a tensor.
+    """
+
+    shape: Shape = None
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _ShapeUnpickler(pickle.Unpickler):
+    """Reads tensors as their shapes. Only what is listed here is called, whatever is named."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return lambda storage, offset, size, *others: _Pickled(tuple(size))
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *others: tensor
+        return lambda *arguments: _Pickled()
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
