@@ -12,6 +12,7 @@ from ..checkpoints.megatron.arguments import ModelOverrides
 from ..checkpoints.megatron.converting import Report, to_hugging_face, to_megatron
 from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
+from ..config import ConfigError
 from ..config.commands import ConvertOptions
 from ..corpus.tokenizing import embedding_rows, load_tokenizer
 from ..errors import first_line
@@ -36,7 +37,14 @@ def run(options: ConvertOptions, launch: Launch) -> int:
     tokenizer = None
     if options.tokenizer_name_or_path is not None:
         tokenizer = load_tokenizer(options.tokenizer_name_or_path)
-    tokens = options.vocab_size or (None if tokenizer is None else embedding_rows(tokenizer))
+    tokens = options.vocab_size
+    if tokenizer is not None:
+        tokens = embedding_rows(tokenizer)
+        if options.vocab_size not in (None, tokens):
+            raise ConfigError(
+                f"--vocab_size: {options.vocab_size}, but {options.tokenizer_name_or_path} has "
+                f"{tokens} tokens; leave --vocab_size out"
+            )
     direction = direction_of(options)
     try:
         if direction == "huggingface":

@@ -13,6 +13,19 @@ from ..model_description import ModelDescription, read_model_json, require_model
 from ..runtime import Launch
 from .models import check_divided
 
+# Options that one direction alone heeds.
+_ONLY_TO = {
+    "huggingface": ("num_attention_heads", "layer_norm_eps", "hidden_act", "model_config_path"),
+    "megatron": (
+        "layout",
+        "checkpoint_version",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "make_vocab_size_divisible_by",
+        "iteration",
+    ),
+}
+
 
 def check(options: ConvertOptions, launch: Launch) -> None:
     """Refuses an input that is missing or incomplete, and an output that may not be written.
@@ -29,6 +42,7 @@ def check(options: ConvertOptions, launch: Launch) -> None:
             raise ConfigError(f"input: {error}") from None
     else:
         _check_split(options, require_model(str(source), "input"))
+    _check_direction(options, direction)
     if options.model_config_path is not None and not config_json(options.model_config_path):
         raise ConfigError(
             f"model_config_path: {options.model_config_path} is no config.json; give a model's"
@@ -40,6 +54,17 @@ def check(options: ConvertOptions, launch: Launch) -> None:
     if output.is_dir() and any(output.iterdir()) and not options.overwrite:
         raise ConfigError(f"output: {output} is there already; give another, or --overwrite")
     check_replaceable(output)
+
+
+def _check_direction(options: ConvertOptions, direction: str) -> None:
+    """Refuses options that say nothing about this direction, as they would not be heeded."""
+    for other, names in _ONLY_TO.items():
+        given = [name for name in names if name in options.model_fields_set]
+        if other != direction and given:
+            raise ConfigError(
+                f"--{given[0]}: {getattr(options, given[0])} is heeded only in converting to "
+                f"{other}, and this is to {direction}; leave it out"
+            )
 
 
 def _check_split(options: ConvertOptions, model: ModelDescription) -> None:

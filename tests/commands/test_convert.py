@@ -138,8 +138,13 @@ def test_a_split_that_does_not_work_out_is_refused(tmp_path, huggingface, flags,
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--checkpoint_version", 1.5], "checkpoint_version: 1.5 is not known"),
-        (["--checkpoint_version", 1, "--layout", "core"], "1 is older than layout core"),
+        (["--checkpoint_version", 1.5], "--checkpoint_version: must be 0, 1.0, 2.0 or above, not"),
+        (
+            ["--checkpoint_version", 1, "--layout", "core"],
+            "--checkpoint_version: must be at least 2.0 for",
+        ),
+        (["--checkpoint_version", "nan"], "--checkpoint_version: must be a finite number, not"),
+        (["--layer_norm_eps", 5], "--layer_norm_eps: must be below 1, not"),
         (["--to", "hugginface"], "to"),
         (["--tensor_paralel_size", 2], "tensor_parallel_size"),
     ],
@@ -147,6 +152,45 @@ def test_a_split_that_does_not_work_out_is_refused(tmp_path, huggingface, flags,
 def test_wrong_flags_are_refused(flags, words):
     with pytest.raises(ConfigError, match=words):
         options_of("--input", "a", "--output", "b", *flags)
+
+
+@pytest.mark.parametrize(
+    ("direction", "flags"),
+    [
+        ("megatron", ["--num_attention_heads", 8]),
+        ("megatron", ["--hidden_act", "gelu_new"]),
+        ("huggingface", ["--checkpoint_version", 2.0]),
+        ("huggingface", ["--tensor_parallel_size", 1]),
+    ],
+)
+def test_an_option_of_the_other_direction_is_refused(
+    tmp_path, megatron, huggingface, direction, flags
+):
+    source = huggingface if direction == "megatron" else megatron
+    with pytest.raises(ConfigError, match=f"{flags[0]}: {flags[1]} is heeded only in converting"):
+        run("--input", source, "--output", tmp_path / "o", *flags)
+
+
+def test_two_numbers_of_tokens_are_refused(tmp_path, megatron):
+    folder = tmp_path / "words"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match=f"--vocab_size: 60, but {folder} has 120 tokens; leave"):
+        run("--input", megatron, "--output", tmp_path / "o", "--tokenizer_name_or_path", folder,
+            "--vocab_size", 60)  # fmt: skip
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_weight_that_is_not_finite_is_named_on_the_way_to_megatron(tmp_path, model):
+    broken = make_model(num_hidden_layers=2)
+    broken.bert.encoder.layer[1].output.dense.bias.data[0] = float("nan")
+    broken.save_pretrained(tmp_path / "h")
+    with pytest.raises(
+        UserError, match=r"fc2\.bias has numbers that are not finite; give a checkp"
+    ):
+        run("--input", tmp_path / "h", "--output", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 def test_an_output_that_is_there_stays_unless_told_otherwise(tmp_path, megatron):

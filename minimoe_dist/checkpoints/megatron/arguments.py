@@ -30,6 +30,30 @@ _SAME_MODEL: dict[str, tuple[Any, ...]] = {
 }
 
 
+_COUNTS = {
+    "num_attention_heads",
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "max_position_embeddings",
+    "padded_vocab_size",
+    "vocab_size",
+    "tensor_model_parallel_size",
+    "model_parallel_size",
+    "pipeline_model_parallel_size",
+}
+# Names of arguments, their type, and the least and the most that they may be. Of counts, 0 is not
+# known; hardly any epsilon is above the largest one here, and none is 0.
+_NUMBERS: tuple[tuple[set[str], Any, float, float], ...] = (
+    (_COUNTS, int, 0, 1 << 30),
+    ({"layernorm_epsilon"}, int | float, 1e-30, 0.5),
+    ({"hidden_dropout", "attention_dropout"}, int | float, 0, 1),
+    ({"init_method_std"}, int | float, 0, 1e6),
+)
+# What all ranks of one checkpoint say alike.
+_OF_ALL_RANKS = (*sorted(_COUNTS), "layernorm_epsilon", "openai_gelu", *_SAME_MODEL)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of a BERT.
@@ -104,6 +128,67 @@ def check_same_model(arguments: Mapping[str, Any]) -> None:
             raise UserError(
                 f"was trained with {name}={value}, which Hugging Face's megatron-bert has not; "
                 f"only {name}={fitting[0]} can be converted"
+            )
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments that no model was trained with.
+
+    Raises:
+        UserError: one is no number, or out of range.
+    """
+    for names, kind, least, most in _NUMBERS:
+        for name in names & arguments.keys():
+            value = arguments[name]
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+                raise UserError(
+                    f"its arguments say {name} {value!r}, which no model can have; give the "
+                    "checkpoint as it was saved"
+                )
+
+
+def check_overrides(overrides: ModelOverrides, arguments: Mapping[str, Any], rows: int) -> None:
+    """Refuses statements about a model that its own arguments contradict.
+
+    Args:
+        overrides: what a user says.
+        arguments: what the checkpoint says, checked.
+        rows: of the word embeddings, padding among them.
+
+    Raises:
+        UserError: one is contradicted.
+    """
+    heads, epsilon = arguments.get("num_attention_heads"), arguments.get("layernorm_epsilon")
+    tokens = arguments.get("vocab_size")
+    # Of a checkpoint that counts all rows nobody said how many are padding.
+    sizes = {tokens, rows} if tokens and tokens != rows else None
+    fused = arguments.get("bias_gelu_fusion")
+    acts = {"gelu_new", "gelu_pytorch_tanh"} if arguments.get("openai_gelu") else {"gelu"}
+    acts |= {"gelu_new", "gelu_pytorch_tanh"} if fused or "openai_gelu" not in arguments else set()
+    for option, value, fitting in (
+        ("num_attention_heads", overrides.num_attention_heads, {heads} if heads else None),
+        ("layer_norm_eps", overrides.layer_norm_eps, {epsilon} if epsilon else None),
+        ("hidden_act", overrides.hidden_act, acts if "openai_gelu" in arguments else None),
+        ("vocab_size", overrides.vocab_size, sizes),
+    ):
+        if value is not None and fitting is not None and value not in fitting:
+            recorded = " or ".join(map(str, sorted(fitting)))
+            raise UserError(
+                f"{option}: {value} was given, but the checkpoint's own arguments say {recorded}; "
+                f"leave --{option} out, or correct the config.json that says it"
+            )
+
+
+def check_same_arguments(arguments: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Refuses a rank's arguments that are not those of the first rank.
+
+    Raises:
+        UserError: both say something, and not the same.
+    """
+    for name in _OF_ALL_RANKS:
+        if name in arguments and name in first and arguments[name] != first[name]:
+            raise UserError(
+                f"its arguments say {name} {arguments[name]}, those of the first rank {first[name]}"
             )
 
 

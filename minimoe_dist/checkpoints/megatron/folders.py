@@ -15,7 +15,7 @@ from ...models.weights import FolderWeights
 from ..sharded import write_pieces
 from ..tensors import save_tensors
 from .layout import HEADS, SEGMENTS, hugging_face_name
-from .reading import MegatronCheckpoint
+from .reading import MegatronCheckpoint, converted
 
 # Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
 PADDING_FILE = "megatron_padding.safetensors"
@@ -81,7 +81,8 @@ def read_config(folder: Path) -> MegatronBertConfig:
     """Reads the configuration of a ``megatron-bert`` folder.
 
     Raises:
-        UserError: there is none, it is of another type, or of an activation that Megatron has not.
+        UserError: there is none, it is of another type, or of an activation that Megatron has not
+            or an epsilon that no model has.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -97,6 +98,12 @@ def read_config(folder: Path) -> MegatronBertConfig:
         raise UserError(
             f"{folder}: hidden_act {config.hidden_act} is none of Megatron's BERT; there are "
             f"{', '.join(_ACTIVATIONS)}"
+        )
+    epsilon = config.layer_norm_eps
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise UserError(
+            f"{folder}: layer_norm_eps {epsilon!r} is none that a model can have; give the "
+            "config.json that it was saved with"
         )
     return config
 
@@ -122,9 +129,9 @@ def write_folder(
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         for key, value in checkpoint.tensors(config.vocab_size):
-            converted = value if dtype is None else value.to(dtype)
-            types.add(converted.dtype)
-            yield key.removeprefix(_ENCODER) if is_encoder else key, converted
+            weight = converted(checkpoint.files.root, key, value, dtype)
+            types.add(weight.dtype)
+            yield key.removeprefix(_ENCODER) if is_encoder else key, weight
         if SEGMENTS not in checkpoint.names:
             key = hugging_face_name(SEGMENTS)
             empty = torch.zeros(

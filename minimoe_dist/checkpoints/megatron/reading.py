@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...runtime import logger
-from .arguments import ModelOverrides, Sizes, check_same_model, simple_arguments
+from .arguments import (
+    ModelOverrides,
+    Sizes,
+    check_numbers,
+    check_overrides,
+    check_same_arguments,
+    check_same_model,
+    simple_arguments,
+)
 from .finding import RankFiles, missing_ranks, rank_name
 from .layout import (
     FINAL_NORM,
@@ -59,6 +67,7 @@ class _Rank:
     chunks: list[Weights]
     version: float
     is_core: bool
+    iteration: int | None
     arguments: dict[str, Any]
     is_mapped: bool
 
@@ -83,7 +92,7 @@ class MegatronCheckpoint:
         self._mapped: dict[Path, _Rank] = {}
         first = self._open(files.files[0][0])
         self.version, self.is_core = first.version, first.is_core
-        self.arguments = first.arguments
+        self.arguments, self._iteration = first.arguments, first.iteration
         self._num_chunks = len(first.chunks)
         self._check_arguments()
         check_version(self.version)
@@ -103,6 +112,7 @@ class MegatronCheckpoint:
         self.names = list(shapes)
         self.sizes = self._sizes(shapes, layers, int(heads))
         self._check_shapes(shapes)
+        check_overrides(overrides, self.arguments, self.sizes.vocab_size)
 
     def stages(self) -> Iterator[Stage]:
         """Yields the stages from first to last; a rank's file is mapped while its stage is used.
@@ -186,11 +196,21 @@ class MegatronCheckpoint:
                 f"{path}: is of checkpoint version {rank.version:g}, the first rank of "
                 f"{self.version:g}, or of another layout; give the ranks of one checkpoint"
             )
+        try:
+            check_same_arguments(rank.arguments, self.arguments)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; give the ranks of one checkpoint") from None
+        if None not in (rank.iteration, self._iteration) and rank.iteration != self._iteration:
+            raise UserError(
+                f"{path}: is of iteration {rank.iteration}, the first rank of {self._iteration}; "
+                "give the ranks of one checkpoint"
+            )
         return rank.chunks[number]
 
     def _check_arguments(self) -> None:
         try:
             check_same_model(self.arguments)
+            check_numbers(self.arguments)
         except UserError as error:
             raise UserError(f"{self.files.root}: {error}") from None
         recorded = self.arguments.get("tensor_model_parallel_size") or self.arguments.get(
@@ -276,6 +296,30 @@ class MegatronCheckpoint:
             )
 
 
+def converted(source: Path, name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Returns a weight in the type that it is written in.
+
+    Args:
+        source: where it is from, for messages.
+        name: its name, for messages.
+        value: the weight.
+        dtype: None keeps its own.
+
+    Raises:
+        UserError: it is not of finite numbers, or some are too large for the type.
+    """
+    result = value if dtype is None or not value.is_floating_point() else value.to(dtype)
+    if not value.is_floating_point():
+        fault = f"is of {value.dtype}, which no weight is; give the model as it was trained"
+    elif result.isfinite().all():
+        return result
+    elif value.isfinite().all():
+        fault = f"has numbers that {dtype} cannot hold; give --dtype bfloat16, or leave it out"
+    else:
+        fault = "has numbers that are not finite; give a checkpoint from before that"
+    raise UserError(f"{source}: {name} {fault.replace('torch.', '')}")
+
+
 def expected_shape(name: str, sizes: Sizes) -> tuple[int, ...]:
     """Returns the shape of a whole tensor, by its common name."""
     hidden, feed_forward = sizes.hidden_size, sizes.ffn_hidden_size
@@ -333,8 +377,10 @@ def _read(path: Path) -> _Rank:
             f"{path}: has megatron-core's names, but checkpoint_version {version:g}; they came "
             "with 3.0: copy the file again"
         )
-    mapped = zipfile.is_zipfile(path)
-    return _Rank(chunks, float(version), is_core, simple_arguments(state), mapped)
+    mapped, arguments = zipfile.is_zipfile(path), simple_arguments(state)
+    iteration = state.get("iteration")
+    iteration = iteration if isinstance(iteration, int) else None
+    return _Rank(chunks, float(version), is_core, iteration, arguments, mapped)
 
 
 def _with_model(state: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ its own heads in the order of the checkpoint's version.
 Shapes: R ranks, N heads, D numbers a head, "…" a weight's input dimension or nothing of a bias.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -39,7 +40,7 @@ def check_version(version: float) -> None:
     Raises:
         UserError: it is neither 0 nor 1.0 nor at least 2.0.
     """
-    if version not in (0, 1) and version < 2:
+    if version not in (0, 1) and not 2 <= version < math.inf:
         raise UserError(
             f"checkpoint_version: {version:g} is not known; there are 0, 1.0 and 2.0 up"
         )

@@ -26,6 +26,7 @@ from .layout import (
     layer_names,
     megatron_model,
 )
+from .reading import converted
 from .splitting import check_version, fuse, kind_of, part_of
 
 
@@ -83,10 +84,10 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
         for tensor_rank in range(target.tensor_parallel_size):
             weights: Weights = {}
             for name, value in _rank_weights(source, sizes, target, pipeline_rank, tensor_rank):
-                converted = value if target.dtype is None else value.to(target.dtype)
+                weight = converted(source.folder, name, value, target.dtype)
                 # A view would bring the whole tensor into the file.
-                is_view = converted.untyped_storage().nbytes() > converted.nbytes
-                weights[name] = converted.clone() if is_view else converted
+                is_view = weight.untyped_storage().nbytes() > weight.nbytes
+                weights[name] = weight.clone() if is_view else weight
             state = {
                 "args": arguments,
                 "checkpoint_version": target.version,

@@ -1,8 +1,9 @@
 """Options of ``minimoe-dist convert``."""
 
+import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from .base import CommandOptions
 
@@ -41,7 +42,10 @@ class ConvertOptions(CommandOptions):
         None, ge=1, description="heads of a checkpoint that does not say them"
     )
     layer_norm_eps: float | None = Field(
-        None, gt=0, description="of a checkpoint that does not say it; default 1e-5, as Megatron's"
+        None,
+        gt=0,
+        lt=1,
+        description="of a checkpoint that does not say it; default 1e-5, as Megatron's",
     )
     hidden_act: Activation | None = Field(
         None, description="activation of the Hugging Face model; default what Megatron's was"
@@ -51,7 +55,7 @@ class ConvertOptions(CommandOptions):
         description="names in a Megatron checkpoint: of its old models, or megatron-core's",
     )
     checkpoint_version: float = Field(
-        3.0, ge=0, description="decides the order of queries, keys and values: 0, 1.0, or 2.0 up"
+        3.0, description="decides the order of queries, keys and values: 0, 1.0, or 2.0 up"
     )
     tensor_parallel_size: int = Field(1, ge=1, description="ranks that share each layer")
     pipeline_parallel_size: int = Field(1, ge=1, description="ranks that share the row of layers")
@@ -60,16 +64,12 @@ class ConvertOptions(CommandOptions):
     )
     iteration: int | None = Field(None, ge=0, description="write iter_NNNNNNN; default release")
 
-    @model_validator(mode="after")
-    def _check_version(self) -> "ConvertOptions":
-        version = self.checkpoint_version
-        if version not in (0, 1) and version < 2:
-            raise ValueError(
-                f"checkpoint_version: {version:g} is not known; give 0, 1.0, 2.0 or 3.0"
-            )
-        if self.layout != "legacy" and version < 2:
-            raise ValueError(
-                f"checkpoint_version: {version:g} is older than layout {self.layout}; give at "
-                "least 2.0, or layout legacy"
-            )
-        return self
+    @field_validator("checkpoint_version")
+    @classmethod
+    def _known_version(cls, version: float, info: ValidationInfo) -> float:
+        if version not in (0, 1) and not 2 <= version < math.inf:
+            raise ValueError("must be 0, 1.0, 2.0 or above")
+        layout = info.data.get("layout", "legacy")
+        if layout != "legacy" and version < 2:
+            raise ValueError(f"must be at least 2.0 for layout {layout}, or give layout legacy")
+        return version

@@ -12,6 +12,7 @@ from minimoe_dist.checkpoints.megatron import folders, reading
 from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
 from minimoe_dist.checkpoints.megatron.folders import PADDING_FILE
+from minimoe_dist.errors import UserError
 from tests.checkpoints.megatron.maker import (
     edit_rank,
     make_checkpoint,
@@ -201,12 +202,36 @@ def test_without_arguments_the_epsilon_is_megatrons_default(tmp_path, model, cap
     assert "does not say its LayerNorm epsilon" in caplog.text
 
 
-@pytest.mark.parametrize(("given", "wanted"), [({}, 3e-6), ({"layer_norm_eps": 1e-12}, 1e-12)])
-def test_the_epsilon_is_the_arguments_or_the_users(tmp_path, model, given, wanted):
+@pytest.mark.parametrize("given", [{}, {"layer_norm_eps": 3e-6}])
+def test_the_epsilon_is_the_arguments(tmp_path, model, given):
     source = make_checkpoint(tmp_path / "m", model)
     edit_rank(source / FILE, lambda state: setattr(state["args"], "layernorm_epsilon", 3e-6))
     convert(source, tmp_path / "h", **given)
-    assert config_of(tmp_path / "h").layer_norm_eps == wanted
+    assert config_of(tmp_path / "h").layer_norm_eps == 3e-6
+
+
+def test_without_arguments_the_epsilon_is_the_users(tmp_path, model):
+    source = make_checkpoint(tmp_path / "m", model, arguments=False)
+    convert(source, tmp_path / "h", num_attention_heads=4, layer_norm_eps=1e-12)
+    assert config_of(tmp_path / "h").layer_norm_eps == 1e-12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "said"),
+    [
+        ({}, {"num_attention_heads": 8}, "num_attention_heads: 8 was given, .* arguments say 4;"),
+        ({}, {"layer_norm_eps": 1e-12}, "layer_norm_eps: 1e-12 was given, .* say 1e-05;"),
+        ({"openai_gelu": True}, {"hidden_act": "gelu"}, "hidden_act: gelu .* gelu_new or gelu_pyt"),
+        ({"openai_gelu": False}, {"hidden_act": "gelu_new"}, "hidden_act: gelu_new .* say gelu;"),
+        ({"vocab_size": 90}, {"vocab_size": 60}, "vocab_size: 60 was given, .* say 90 or 120;"),
+    ],
+)
+def test_what_contradicts_the_arguments_is_refused(tmp_path, model, arguments, given, said):
+    source = make_checkpoint(tmp_path / "m", model)
+    edit_rank(source / FILE, lambda state: vars(state["args"]).update(arguments))
+    with pytest.raises(UserError, match=said):
+        convert(source, tmp_path / "h", **given)
+    assert not (tmp_path / "h").exists()
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,92 @@ def test_a_rank_of_another_width_is_refused(tmp_path, model):
     other = make_checkpoint(
         tmp_path / "n", make_model(num_hidden_layers=2, intermediate_size=32), tensor=2
     )
-    shutil.copy(other / "release/mp_rank_01" / FILE, source / "release/mp_rank_01" / FILE)
+    path = source / "release/mp_rank_01" / FILE
+    shutil.copy(other / "release/mp_rank_01" / FILE, path)
+    edit_rank(path, lambda state: setattr(state["args"], "ffn_hidden_size", 64))
     refused(source, "linear_fc1.weight is .* which do not belong together", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda state: state.update(iteration=200), "is of iteration 200, the first rank of 100; "),
+        (
+            lambda state: setattr(state["args"], "num_attention_heads", 8),
+            "its arguments say num_attention_heads 8, those of the first rank 4; ",
+        ),
+        (
+            lambda state: setattr(state["args"], "layernorm_epsilon", 1e-6),
+            "its arguments say layernorm_epsilon 1e-06, those of the first rank 1e-05; ",
+        ),
+    ],
+)
+def test_a_rank_of_another_moment_or_model_is_refused(tmp_path, model, edit, words):
+    source = make_checkpoint(tmp_path / "m", model, tensor=2, pipeline=2)
+    edit_rank(source / "release/mp_rank_01_001" / FILE, edit)
+    refused(source, f"mp_rank_01_001.*: {words}give the ranks of one checkpoint", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layernorm_epsilon", "tiny"),
+        ("layernorm_epsilon", -1.0),
+        ("layernorm_epsilon", 0),
+        ("layernorm_epsilon", 5.0),
+        ("layernorm_epsilon", float("nan")),
+        ("hidden_dropout", "none"),
+        ("num_attention_heads", "four"),
+        ("vocab_size", 90.5),
+        ("tensor_model_parallel_size", "two"),
+    ],
+)
+def test_an_argument_that_no_model_can_have_is_refused(tmp_path, model, name, value):
+    source = make_checkpoint(tmp_path / "m", model)
+    path = source / "release/mp_rank_00" / FILE
+    edit_rank(path, lambda state: setattr(state["args"], name, value))
+    refused(source, f"release: its arguments say {name} .*, which no model can have; ", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda weight: weight.fill_(float("nan")), "has numbers that are not finite"),
+        (lambda weight: weight.fill_(float("inf")), "has numbers that are not finite"),
+        (lambda weight: weight.int(), "is of int32, which no weight is"),
+    ],
+)
+def test_a_weight_that_is_none_is_named(tmp_path, model, edit, words):
+    source, name = make_checkpoint(tmp_path / "m", model), "layers.1.mlp.dense_h_to_4h.weight"
+
+    def change(state):
+        encoder = state["model"]["language_model"]["encoder"]
+        encoder[name] = edit(encoder[name])
+
+    edit_rank(source / "release/mp_rank_00" / FILE, change)
+    refused(source, f"release: bert.encoder.layer.1.intermediate.dense.weight {words}", tmp_path)
+
+
+def test_a_weight_that_the_type_cannot_hold_is_named(tmp_path, model):
+    source = make_checkpoint(tmp_path / "m", model)
+
+    def change(state):
+        state["model"]["language_model"]["embedding"]["word_embeddings"]["weight"][3, 3] = 1e6
+
+    edit_rank(source / "release/mp_rank_00" / FILE, change)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"word_embeddings\.weight has numbers that float16 c"):
+        to_hugging_face(source, out, ModelOverrides(), dtype=torch.float16, compare=False)
+    assert not out.exists()
+    to_hugging_face(source, out, ModelOverrides(), dtype=torch.bfloat16, compare=False)
+
+
+@pytest.mark.parametrize("version", [float("nan"), float("inf"), 1.5, -1.0])
+def test_a_version_that_is_not_known_is_refused(tmp_path, model, version):
+    source = make_checkpoint(tmp_path / "m", model)
+    path = source / "release/mp_rank_00" / FILE
+    edit_rank(path, lambda state: state.update(checkpoint_version=version))
+    refused(source, "checkpoint_version: .* is not known", tmp_path)
 
 
 def test_a_rank_of_another_version_is_refused(tmp_path, model):
