@@ -10,6 +10,7 @@ from ..durable import check_replaceable
 from ..model_description import require_model
 from ..reporting.runs import find_export
 from ..runtime import Launch
+from .weights import check_weights
 
 
 def check(options: ExportOptions, launch: Launch) -> None:
@@ -28,6 +29,7 @@ def check(options: ExportOptions, launch: Launch) -> None:
             f"{source}: has no model.safetensors; pickles are not handed on: save the model as "
             "safetensors first"
         )
+    check_weights("source", model)
     if options.sentence_transformers and not model.has_tokenizer:
         raise ConfigError(
             f"--sentence_transformers: {source} has no tokenizer; save the teacher's there first"

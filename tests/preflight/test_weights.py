@@ -12,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minimoe_dist.config.commands import ExportOptions
 from minimoe_dist.errors import UserError
 from minimoe_dist.model_description import FAMILIES, describe_model
+from minimoe_dist.preflight.export import check as check_export
 from minimoe_dist.preflight.weights import check_weights
+from minimoe_dist.runtime import detect_launch
 from tests.families import CONFIGURATIONS, ENCODERS, MASKED_LMS, SIZES
 
 WORDS, LAST = "embeddings.word_embeddings.weight", "encoder.layer.1."
@@ -193,3 +196,12 @@ check_weights("option", describe_model({str(pickled(tmp_path, dict))!r}))
 assert "torch" not in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_that_are_not_whole_are_not_exported(tmp_path: Path) -> None:
+    path = write(tmp_path / "model") / "model.safetensors"
+    options = ExportOptions(source=str(tmp_path / "model"), output_dir=str(tmp_path / "out"))
+    check_export(options, detect_launch({}))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"^source: .*model has no weights that can be loaded"):
+        check_export(options, detect_launch({}))
