@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 _NARROWEST, _WIDEST = 38, 130
@@ -24,9 +24,12 @@ _MOST_OVERLONG = 0.25
 _STRETCH = 250
 _FEWEST_PAIRS, _MANY_PAIRS = 4, 12
 _FULL_SHARE, _FULL_SHARE_OF_MANY = 0.75, 0.55
-_BROKEN_SHARE, _LOWER_SHARE = 0.5, 0.3
-# Programs and their comments have fewer, Chinese text has other marks.
-_PROSE_LINES = 0.9
+_BROKEN_SHARE, _LOWER_SHARE, _CASELESS_SHARE = 0.5, 0.2, 0.5
+# Of the shares of full lines, of broken ones, and half of that of prose. Programs with long
+# comments have little of each, technical prose has little of the last alone.
+_WRAPPED_SCORE = 1.95
+# Sentences that end inside lines, for each line; how many such make a chance of none at line ends.
+_MARKS_INSIDE, _MANY_ENDS = 0.03, 5
 _LETTER_SHARE, _PROSE_SHARE = 0.5, 0.85
 
 _WIDE = re.compile(
@@ -39,17 +42,25 @@ _UNSPACED = re.compile(
 _NO_LETTER = re.compile(r"[\W\d_]")
 _NO_PROSE = re.compile(r"[^\w\s,.'’\-，。、]|[\d_]")
 _QUOTE = re.compile(r"(?: ?>)+ ?")
+_PAGE_START = "\f"
 _BULLET = re.compile(
-    r"(?:[-*+•◦‣▪·–—○●◆■□]|\.\.|#\.|@\w+|:[\w ]+:|\\item|\[\d+\]"
+    r"(?:[-*+•◦‣▪·–—○●◆■□]|#+|//+|;+|%+|\.\.|#\.|@\w+|:[\w ]+:|\\item|\[\d+\]"
     r"|\(?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})[.)、])\s+(?=\S)"
 )
 _NUMBER = re.compile(r"\(?\w+[.)]\s")
 _SENTENCE_END = re.compile(r"[.!?…。！？：；:;][\"'”’»)\]」』）】*_]*$")
+# What ends a sentence for certain; a headline in Chinese may have any mark but the full stop.
+_MARK_INSIDE = re.compile(
+    r"[^\W_][)\]\"'”’»*`]*[.!?…][\"'”’»)\]*_`]*\s+(?=\S)|。[\"”’」』）】]*(?=\S)"
+)
+_MARK_AT_END = re.compile(r"[.!?…。！？][\"'”’»)\]」』）】*_`]*$")
 _COLUMNS = re.compile(r"\S {3,}\S|\s\|\s|^\||[\u2500-\u257f]")
 _GAP = re.compile(r"\S {2,}(?=\S)")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _COMPOUND = re.compile(r"(?<![\w\-‐])[^\W\d_]+(?:[-‐][^\W\d_]+)+(?![\w\-‐])")
+_HYPHENS = ("-", "‐", "\u00ad")
 _BROKEN_WORD = re.compile(r"((?:[^\W\d_]+['’\-‐])*[^\W\d_]+)([-‐\u00ad])$")
+_LONGEST_WORD = 256
 _SOFT_HYPHEN = "\u00ad"
 # What follows a hyphen that stands for a word left out: "Vor- und Nachteile".
 _CONJUNCTIONS = frozenset(["and", "or", "to", "und", "oder", "bzw", "sowie", "bis", "et", "ou"])
@@ -113,16 +124,7 @@ class Wrapping:
             or len(full) < max(_FEWEST_PAIRS, share * num_long)
         ):
             return False
-        prose = sum(_is_prose(line.text) for line, _ in full)
-        broken = sum(_SENTENCE_END.search(line.text) is None for line, _ in full)
-        initials = [following.text[0] for _, following in full]
-        cased = [letter for letter in initials if letter.isupper() or letter.islower()]
-        lower = sum(letter.islower() for letter in cased)
-        if 2 * len(cased) >= len(full) and (
-            lower < _LOWER_SHARE * len(cased) or prose < _PROSE_LINES * len(full)
-        ):
-            return False
-        return min(prose, broken) >= _BROKEN_SHARE * len(full)
+        return _is_broken_anywhere(full) and _is_prose_in_lines(full, len(full) / num_long)
 
     def _long(self, pairs: Sequence[tuple[_Line, _Line]]) -> list[tuple[_Line, _Line]]:
         return [pair for pair in pairs if 2 * pair[0].columns >= self.width]
@@ -139,15 +141,17 @@ class Wrapping:
             return
         lines = [_parsed(line) for line in raw]
         is_filled = _is_filled(lines)
-        piece, column, is_first = raw[0].rstrip(), lines[0].indent, True
+        piece, column = [raw[0].rstrip()], lines[0].indent
         for number, (line, following) in enumerate(pairwise(lines), 1):
-            if self._goes_on(line, following, column, is_first, is_filled):
-                piece = self._glued(piece, following.text)
-                column, is_first = following.indent, False
+            if self._goes_on(line, following, column, len(piece) == 1, is_filled):
+                if line.quote and len(piece) == 1:
+                    piece[0] = line.text
+                self._glue(piece, following.text)
+                column = following.indent
             else:
-                yield piece
-                piece, column, is_first = raw[number].rstrip(), following.indent, True
-        yield piece
+                yield "".join(piece)
+                piece, column = [raw[number].rstrip()], following.indent
+        yield "".join(piece)
 
     def _goes_on(
         self, line: _Line, following: _Line, column: int, is_first: bool, is_filled: bool
@@ -177,21 +181,24 @@ class Wrapping:
         room = self.width - self.width // _SLACK - line.columns
         return _first_word(following.text) > room and not self._is_overlong(line)
 
-    def _glued(self, piece: str, text: str) -> str:
-        """Joins a piece and the text of its next line."""
-        if _UNSPACED.match(piece[-1]) or _UNSPACED.match(text[0]):
-            return piece + text
-        broken = _BROKEN_WORD.search(piece)
-        if broken is None:
-            is_hyphenated = piece[-1] in "-‐" and piece[-2:-1].isalnum() and text[0].isalnum()
-            return piece + text if is_hyphenated else f"{piece} {text}"
-        left, hyphen = broken.groups()
-        match = _WORD.match(text)
-        if match is None:
-            return f"{piece} {text}" if not text[0].isalnum() else piece + text
-        if hyphen == _SOFT_HYPHEN or self._is_parted(left, match[0]):
-            return piece[:-1] + text
-        return f"{piece} {text}" if match[0] in _CONJUNCTIONS else piece + text
+    def _glue(self, piece: list[str], text: str) -> None:
+        """Adds the text of the next line to the parts of a piece."""
+        end = "".join(piece[-2:])[-_LONGEST_WORD:]
+        if _UNSPACED.match(end[-1]) or _UNSPACED.match(text[0]):
+            piece.append(text)
+            return
+        is_hyphenated = end[-1] in "-‐" and end[-2:-1].isalnum() and text[0].isalnum()
+        is_spaced = not is_hyphenated
+        if (broken := _broken_word(end)) is not None:
+            left, hyphen = broken.groups()
+            match = _WORD.match(text)
+            if match is None:
+                is_spaced = not text[0].isalnum()
+            elif hyphen == _SOFT_HYPHEN or self._is_parted(left, match[0]):
+                piece[-1], is_spaced = piece[-1][:-1], False
+            else:
+                is_spaced = match[0] in _CONJUNCTIONS
+        piece.append(f" {text}" if is_spaced else text)
 
     def _is_parted(self, left: str, right: str) -> bool:
         """Tells whether a hyphen between two lines parts a word, and is none of a compound."""
@@ -209,8 +216,9 @@ class Wrapping:
 def recognise_wrapping(text: str, *, is_certain: bool = False) -> Wrapping | None:
     """Recognises how a text is wrapped, by its beginning; None if it is not.
 
-    Wrapped lines are about equally long and hardly any could take the next one's first word; many
-    of them end inside a sentence and many begin with a small letter, as verses and titles do not.
+    Wrapped lines are about equally long and hardly any could take the next one's first word; most
+    of them end inside a sentence, sentences end inside them, and many begin with a small letter.
+    Verses, titles and utterances do not have all of this, nor do programs.
 
     Args:
         text: the beginning of a text, in whole lines.
@@ -235,6 +243,46 @@ def recognise_wrapping(text: str, *, is_certain: bool = False) -> Wrapping | Non
     return Wrapping(best.width, *_hyphens([_parsed(line) for line in raw]))
 
 
+def _is_broken_anywhere(full: Collection[tuple[_Line, _Line]]) -> bool:
+    """Tells whether full lines break a text wherever it stands, so that sentences end inside them.
+
+    Titles, verses and whatever was said in one breath have their sentences end with their lines,
+    or no marks at all.
+    """
+    full = set(full)
+    inside = sum(len(_MARK_INSIDE.findall(line.text)) for line in set(chain.from_iterable(full)))
+    at_end = sum(_MARK_AT_END.search(line.text) is not None for line, _ in full)
+    words = sum(line.text.count(" ") + len(_WIDE.findall(line.text)) for line, _ in full)
+    expected = inside * len(full) / max(1, words)
+    return inside >= max(1, at_end - 1, _MARKS_INSIDE * len(full)) and (
+        at_end > 0 or expected < _MANY_ENDS
+    )
+
+
+def _is_prose_in_lines(full: Sequence[tuple[_Line, _Line]], full_share: float) -> bool:
+    """Tells whether full lines are those of prose, by what they are made of, begin and end with.
+
+    Args:
+        full: lines with those that follow them.
+        full_share: how many of the long lines they are.
+    """
+    prose = sum(_is_prose(line.text) for line, _ in full) / len(full)
+    broken = sum(_SENTENCE_END.search(line.text) is None for line, _ in full) / len(full)
+    initials = [following.text[0] for _, following in full]
+    lower = sum(map(str.islower, initials))
+    caseless = sum(i.isalpha() and not i.islower() and not i.isupper() for i in initials)
+    if caseless >= _CASELESS_SHARE * len(full):
+        return min(prose, broken) >= _BROKEN_SHARE
+    return lower >= _LOWER_SHARE * len(full) and full_share + broken + prose / 2 >= _WRAPPED_SCORE
+
+
+def _broken_word(text: str) -> re.Match[str] | None:
+    """Finds the word that a hyphen at the end of a text breaks off, and the hyphen."""
+    if not text.endswith(_HYPHENS):
+        return None
+    return _BROKEN_WORD.search(text[-_LONGEST_WORD:])
+
+
 def _has_long_lines(lines: list[str]) -> bool:
     """Tells whether most of a text stands in lines that nobody wraps so, which is soon seen."""
     sizes = [len(line) for line in lines]
@@ -256,22 +304,43 @@ def _columns_of(text: str) -> int:
 
 
 def _runs(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Yields lines that stand together, without the empty ones between."""
-    for is_text, run in groupby(lines, key=lambda line: bool(line and not line.isspace())):
-        if is_text:
-            yield list(run)
+    """Yields lines that stand together, without the empty ones between.
+
+    What a page begins with stands with the end of the page before if it goes on in a sentence.
+    """
+    run: list[str] = []
+    is_apart = False
+    for line in lines:
+        if not line or line.isspace():
+            is_apart = True
+            continue
+        if run and is_apart and not _goes_over_page(run[-1], line):
+            yield run
+            run = []
+        run.append(line)
+        is_apart = False
+    if run:
+        yield run
+
+
+def _goes_over_page(line: str, following: str) -> bool:
+    return (
+        following.startswith(_PAGE_START)
+        and following.lstrip()[0].islower()
+        and _SENTENCE_END.search(line.rstrip()) is None
+    )
 
 
 def _parsed(line: str) -> _Line:
-    line = line.expandtabs().rstrip()
-    quote = ""
+    line = line.lstrip(_PAGE_START).expandtabs().rstrip()
+    quote, unquoted = "", line
     if ">" in line[:2] and (match := _QUOTE.match(line)):
-        quote = match[0]
-    text = line[len(quote) :].lstrip()
+        quote, unquoted = match[0].replace(" ", ""), line[match.end() :]
+    text = unquoted.lstrip()
     bullet = _BULLET.match(text)
     marker = bullet.end() if bullet else 0
-    indent = _columns_of(line[: len(line) - len(text)])
-    return _Line(quote.strip(), text, indent, _columns_of(line), marker)
+    indent = len(quote) + _columns_of(unquoted[: len(unquoted) - len(text)])
+    return _Line(quote, text, indent, _columns_of(line), marker)
 
 
 def _letters(text: str) -> float:
@@ -329,11 +398,11 @@ def _hyphens(lines: Sequence[_Line]) -> tuple[bool, frozenset[str], frozenset[st
     broken = []
     for line, following in zip(lines, [*lines[1:], _parsed("")], strict=True):
         text = line.text
-        if (match := _BROKEN_WORD.search(text)) is not None:
+        if (match := _broken_word(text)) is not None:
             right = _WORD.match(following.text)
             if right is not None and match[1].isalpha() and right[0][0].islower():
                 broken.append((match[1].lower(), right[0]))
-            text = text[: match.start()]
+            text = text[: -len(match[0])]
         counts.update(word.lower() for word in _WORD.findall(text))
         compounds.update(word.lower().replace("‐", "-") for word in _COMPOUND.findall(text))
     words = frozenset(counts)

@@ -101,9 +101,42 @@ def test_definitions_of_a_manual_page_stay_with_their_options():
     )
 
 
-def test_quotes_of_mails_are_joined_and_keep_one_mark():
-    text = wrap(PROSE) + "\n> " + wrap(PROSE[:1]).rstrip().replace("\n", "\n> ") + "\nNo answer.\n"
-    assert joined(text)[3:] == ["> " + PROSE[0], "No answer."]
+@pytest.mark.parametrize("marks", [["> "], [">"], ["> > "], [">> ", "> > "]])
+def test_quotes_of_mails_are_joined_without_their_marks(marks):
+    lines = textwrap.wrap(PROSE[0], 72)
+    quoted = "\n".join(marks[i % len(marks)] + line for i, line in enumerate(lines))
+    text = f"{wrap(PROSE)}\n{quoted}\nNo answer.\n"
+    assert joined(text)[3:] == [PROSE[0], "No answer."]
+
+
+@pytest.mark.parametrize("gap", ["", "\n", "\n\n"])
+def test_a_page_that_begins_inside_a_sentence_does_not_cut_it(gap):
+    lines = textwrap.wrap(PROSE[0], 72)
+    number = next(i for i, line in enumerate(lines) if i and line[0].islower())
+    lines[number] = f"{gap}\f{lines[number]}"
+    assert joined("\n".join(lines) + f"\n\n\f{wrap(PROSE)}") == [
+        PROSE[0],
+        f"\f{PROSE[0]}",
+        *PROSE[1:],
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["# ", "// ", ";; ", "% "])
+def test_marks_of_comments_do_not_come_into_sentences(prefix):
+    lines = [prefix + line for text in PROSE for line in textwrap.wrap(text, 72)]
+    assert recognise_wrapping("\n".join(lines)) is None
+    assert Wrapping(72).paragraphs(lines) == lines
+
+
+def test_lines_with_their_numbers_are_kept():
+    lines = [line for text in PROSE for line in textwrap.wrap(text, 72)]
+    assert recognise_wrapping("\n".join(f"{n} {line}" for n, line in enumerate(lines))) is None
+
+
+def test_a_long_paragraph_is_joined_in_one_go():
+    words = [f"word{number:06}" for number in range(300_000)]
+    lines = [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]
+    assert Wrapping(109).paragraphs(lines) == [" ".join(words)]
 
 
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\nWhat immortal hand or eye,"
@@ -148,17 +181,47 @@ def test_hyphens_at_the_end_of_a_line(left, right, whole):
 
 
 SONG = "The river runs beneath the bridge,\nThe moon is on the water,\nAnd nobody has crossed it.\n"
+WORDS = "\n".join(PROSE).lower().replace(".", "").replace(",", "").replace(";", "").split()
+CHARACTERS = "".join(CHINESE).replace("，", "").replace("。", "")
+UTTERANCES = [" ".join(WORDS[i : i + 12]) for i in range(len(WORDS) - 12)]
+HEADLINES = [CHARACTERS[i : i + 20 + i * i % 4] for i in range(len(CHARACTERS) - 23)]
+PROGRAM = (
+    "def total_of(items, limit, default=None):  # Sums up whatever is no more than this.\n"
+    "    # Items without a size count as the default does, which the caller has to give.\n"
+    "    sizes = [item.size if item.size is not None else default for item in items if item]\n"
+    "    return sum(size for size in sizes if size <= limit)  # And nothing else. See above.\n\n"
+)
 NOT_WRAPPED = {
+    "utterances": "\n".join(UTTERANCES) + "\n",
+    "titles": "".join(f"{text}\n" for text in UTTERANCES if 60 <= len(text) <= 72),
+    "lower-case verse": "\n".join(" ".join(WORDS[i : i + 7]) for i in range(0, 120, 7)) + "\n",
+    "chinese headlines": "\n".join(HEADLINES) + "\n",
+    "chinese headlines with marks": "\n".join(f"{h[:9]}！{h[9:]}" for h in HEADLINES) + "\n",
+    "program": PROGRAM * 30,
     "paragraphs": "\n".join(PROSE) + "\n",
     "paragraphs with empty lines": "\n\n".join(PROSE) + "\n",
     "sentences": "".join(f"{s}.\n" for text in PROSE for s in text.split(". ")),
-    "titles": "".join(f"{' '.join(text.split()[:n])}\n" for n in range(3, 11) for text in PROSE),
+    "beginnings": "".join(
+        f"{' '.join(text.split()[:n])}\n" for n in range(3, 11) for text in PROSE
+    ),
     "verse": SONG * 20,
     "code": f"{CODE}\n" * 20,
     "chinese paragraphs": "\n".join(CHINESE) + "\n",
     "chinese poem": "床前明月光，\n疑是地上霜。\n举头望明月，\n低头思故乡。\n" * 9,
     "table": f"{TABLE}\n" * 20,
 }
+
+
+TECHNICAL = (
+    'The operators "<", ">", "==", ">=", "<=", and "!=" compare the values of two objects. The '
+    'objects do not need to have the same type. Note that "x < y and y <= z" is what "x < y <= z" '
+    'stands for, except that "y" is evaluated only once (but in both cases "z" is not evaluated '
+    'at all when "x < y" is found to be false). See "__eq__()" and "__lt__()" for what is called.'
+)
+
+
+def test_technical_prose_full_of_marks_is_recognised():
+    assert joined(wrap([TECHNICAL] * 3)) == [TECHNICAL] * 3
 
 
 @pytest.mark.parametrize("kind", NOT_WRAPPED)

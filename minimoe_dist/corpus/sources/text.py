@@ -143,7 +143,7 @@ class TextFileSource(LineSource):
 
 
 _EMPTY = rb"[ \t\r\f]*\n"
-_PARAGRAPH_START = re.compile(rb"\n" + _EMPTY + rb"(?=[ \t\f]*[^\s])")
+_PARAGRAPH_START = re.compile(rb"\n" + _EMPTY + rb"(?=[ \t]*[^\s])")
 _INDENTED_START = re.compile(rb"[.!?\"'\x80-\xff]\r?\n(?=[ \t]+\S|\xe3\x80\x80)")
 _FEWEST_EMPTY_LINES = 3
 _DOCUMENT_END = re.compile(rb"\n(?:" + _EMPTY + rb"){3,}\Z")
