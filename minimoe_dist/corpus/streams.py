@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from typing import IO, Any, Protocol
@@ -119,9 +120,12 @@ _MAGIC: dict[bytes, tuple[str, Callable[[], _Decompressor]]] = {
     b"\xfd7zXZ\x00": ("xz", _lzma),
     b"\x5d\x00\x00": ("lzma", _lzma),
     b"\x28\xb5\x2f\xfd": ("zstandard", _Zstandard),
-    # What parallel compressors put before the first piece.
-    b"\x50\x2a\x4d\x18": ("zstandard", _Zstandard),
+    # What parallel compressors and others put before the first piece.
+    **{bytes([n]) + b"\x2a\x4d\x18": ("zstandard", _Zstandard) for n in range(0x50, 0x60)},
 }
+# Line ends of other systems, and what may be the beginning of one at the end of a piece.
+_LINE_END = re.compile(rb"\r\n?|\xe2\x80[\xa8\xa9]|\xc2\x85|\x0b")
+_LINE_END_BEGUN = re.compile(rb"(?:\r|\xe2\x80?|\xc2)\Z")
 
 
 class _Peekable:
@@ -237,6 +241,22 @@ class _Transcoded(_Converted):
         return text.encode("utf-8", "surrogatepass").replace("\ufffd".encode(), _BAD_BYTE)
 
 
+class _Relined(_Converted):
+    """Ends lines with line feeds, whatever they ended with."""
+
+    def __init__(self, source: Readable) -> None:
+        super().__init__(source)
+        self._rest = b""
+
+    def _convert_more(self) -> bytes:
+        piece = self._source.read(_CHUNK_BYTES)
+        self._at_end = not piece
+        data, self._rest = self._rest + piece, b""
+        if piece and (begun := _LINE_END_BEGUN.search(data[-2:])):
+            data, self._rest = data[: len(data) - len(begun[0])], begun[0]
+        return _LINE_END.sub(b"\n", data)
+
+
 class InputStream:
     """Reads a file, or a member of one, from its beginning to its end.
 
@@ -256,6 +276,7 @@ class InputStream:
         self.encoding = "UTF-8"
         self._file: IO[bytes] | None = None
         self._layers: list[_Decompressed] = []
+        self._is_relined = False
         self._is_file = source is None
         if source is None:
             source = self._file = open(path, "rb")  # noqa: SIM115
@@ -296,7 +317,9 @@ class InputStream:
     @property
     def is_plain(self) -> bool:
         """Whether its bytes are those of the file, so that they can be read by offset."""
-        return self._is_file and not self._layers and self.encoding == "UTF-8"
+        return (
+            self._is_file and not self._layers and not self._is_relined and self.encoding == "UTF-8"
+        )
 
     @property
     def damage(self) -> str | None:
@@ -315,6 +338,13 @@ class InputStream:
         if codecs.lookup(encoding).name != "utf-8":
             self._source = _Peekable(_Transcoded(self._source, encoding))
             self.encoding = encoding
+
+    def end_lines(self) -> None:
+        """Makes lines end with line feeds if none does at the beginning, but some otherwise."""
+        beginning = self.peek(_CHUNK_BYTES)
+        if b"\n" not in beginning and _LINE_END.search(beginning):
+            self._source = _Peekable(_Relined(self._source))
+            self._is_relined = True
 
     def peek(self, size: int) -> bytes:
         """Returns the next `size` bytes, which stay to be read; fewer only at the end."""

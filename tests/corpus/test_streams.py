@@ -115,3 +115,20 @@ def test_a_place_without_its_data_is_small(tmp_path):
     (block,) = TextFileSource().blocks(InputStream(str(path)))
     assert block.without_data().data is None
     assert block.without_data().offset == block.offset
+
+
+@pytest.mark.parametrize("first", [0x50, 0x5A, 0x5F])
+def test_skippable_frames_before_zstandard_data_are_skipped(tmp_path, first):
+    path = tmp_path / "text"
+    frame = bytes([first]) + b"\x2a\x4d\x18\x04\0\0\0skip"
+    path.write_bytes(frame + COMPRESSORS["zstandard"](TEXT))
+    assert whole(path)[0] == TEXT
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\xe2\x80\xa8", b"\xc2\x85", b"\r\xe2\x80\xa8"])
+def test_line_ends_are_found_between_pieces(tmp_path, end):
+    path = tmp_path / "text"
+    path.write_bytes((b"a" + end) * 50_000)
+    with InputStream(str(path)) as stream:
+        stream.end_lines()
+        assert stream.read(1 << 20) == (b"a" + b"\n" * (2 if end[:2] == b"\r\xe2" else 1)) * 50_000

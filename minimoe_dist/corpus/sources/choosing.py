@@ -34,6 +34,7 @@ from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource, Wrapp
 from .tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
 from .unreadable import (
     Unreadable,
+    binary_data,
     unreadable_bytes,
     unreadable_text,
 )
@@ -136,16 +137,29 @@ def choose_source(
     _decode(stream, options.encoding)
     beginning = stream.peek(_PEEKED_BYTES)
     if not options.force:
-        _refuse(stream, unreadable_text(beginning))
+        _refuse(stream, unreadable_text(beginning, _bare(stream.name)))
     beginning = beginning.removeprefix(BYTE_ORDER_MARK).lstrip()
     if input_format == "auto":
         input_format = _recognise(stream.name, beginning)
+        if (
+            input_format == "format"
+            and options.wrapped == "join"
+            and not _bare(stream.name).endswith(FORMAT_SUFFIX)
+        ):
+            input_format = "text"
     source = _KINDS[input_format](options)
+    if options.wrapped == "join" and input_format in ("wiki", "format"):
+        raise UserError(
+            f"--wrapped join: {stream.name} is of --input_format {input_format}, whose lines are "
+            "not joined; read it by itself without the option"
+            + (" or with --input_format text" if input_format == "format" else "")
+        )
     if isinstance(source, JsonSource | JsonLinesSource):
         texts = _first_texts(stream.name, beginning, options.reader())
         return replace(source, reader=options.reader(options.wrapping("\n\n".join(texts))))
     if isinstance(source, TextSource | TextFileSource):
-        wrapping = options.wrapping(_whole_lines(beginning))
+        stream.end_lines()
+        wrapping = options.wrapping(_whole_lines(stream.peek(_PEEKED_BYTES)))
         if wrapping is not None:
             return WrappedSource(
                 longest_sentence=options.longest_sentence,
@@ -157,9 +171,9 @@ def choose_source(
 
 def _whole_lines(beginning: bytes) -> str:
     """Returns a file's beginning as text, without a last line that was cut off."""
-    text = beginning.decode("utf-8", "replace").replace("\r\n", "\n")
-    # White space before the text may have been taken away.
-    is_cut = len(beginning) > _PEEKED_BYTES // 2
+    text = beginning.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
+    text = text.replace("\r\n", "\n")
+    is_cut = len(beginning) == _PEEKED_BYTES
     return text.rpartition("\n")[0] if is_cut else text
 
 
@@ -186,6 +200,7 @@ def _decode(stream: InputStream, encoding: str | None) -> None:
     if encoding is not None:
         stream.transcode(encoding)
     elif not is_utf8(beginning):
+        _refuse(stream, binary_data(beginning))
         guess = likely_encoding([beginning])
         raise UnreadableError(
             f"{stream.name}: looks like text that is not in UTF-8; give --encoding"
@@ -202,10 +217,15 @@ def _recognise(name: str, beginning: bytes) -> str:
         return "json"
     if _OBJECT.match(beginning):
         return _recognise_objects(beginning)
+    is_formatted = _bare(name).endswith(FORMAT_SUFFIX) or _has_a_sentence_a_line(beginning)
+    return "format" if is_formatted else "text"
+
+
+def _bare(name: str) -> str:
+    """Returns a file's name without what says how it was compressed."""
     for suffix in _COMPRESSION_SUFFIXES:
         name = name.removesuffix(suffix)
-    is_formatted = name.endswith(FORMAT_SUFFIX) or _has_a_sentence_a_line(beginning)
-    return "format" if is_formatted else "text"
+    return name
 
 
 def _has_a_sentence_a_line(beginning: bytes) -> bool:

@@ -1,6 +1,8 @@
 """Which reader a file gets, and which files are found."""
 
 import json
+import random
+import zlib
 
 import pytest
 
@@ -11,6 +13,7 @@ from minimoe_dist.corpus.sources import (
     SourceOptions,
     TextSource,
     WikiSource,
+    WrappedSource,
     choose_source,
     find_inputs,
 )
@@ -34,6 +37,15 @@ CASES = {
     "one line": (json.dumps(RECORD), JsonLinesSource),
     "lines, the first broken": ('{"id": 1, "content": "x}\n' + json.dumps(RECORD), JsonLinesSource),
     "long line": (json.dumps({"content": "x y. " * 20_000}), JsonLinesSource),
+    "compact lines": ('{"a":1,"b":2,"text":"Text."}\n' * 9, JsonLinesSource),
+    "a sentence with tags": ("<b>Note</b> that this is text.\nAnd more of it.\n", TextSource),
+    "a sentence that begins as mails do": ("From 1990 on, until 1994\nAnd: then on.\n", TextSource),
+    "a sentence with signs": ("We like C++-code and a+bc-d, ef+gh-i.\n" * 9, FormatSource),
+    "verse with a comma a line": ("Tyger Tyger, burning bright,\nIn the, night;\n" * 9, TextSource),
+    "chinese verse with commas": ("床前明月光,疑是地上霜\n举头望明月,低头思故乡\n" * 9, TextSource),
+    "names": ("Smith, John\nDoe, Jane\nRoe, Richard\nPoe, Edgar\nFoe, Daniel\n" * 9, TextSource),
+    "speech": ('"Yes," he said, once\n"No," she said, twice\n' * 9, TextSource),
+    "lines indented by tabs": ("\tOne line\n\tAnother line\n\t\tA third\n" * 9, TextSource),
     "text that begins with a bracket": ("[1] See there. And here.\n", TextSource),
     "text that begins with a brace": ('{ "Well" he said }\n', TextSource),
 }
@@ -74,10 +86,43 @@ def test_a_key_that_the_records_do_not_have_is_refused(tmp_path, text):
     assert str(e.value).startswith(path) and "--text_key" in str(e.value)
 
 
+PARAGRAPH = b"A paragraph that is long enough to be one, and that says nothing else. " * 15
+AG_NEWS = b'"3","A title","Text, and ""more"" of it."\n"4","Another","It goes on, and on."\n'
+UTF7 = "今天北京的天气非常好。我们去公园散步。\n".encode("utf-7")
+RANDOM = random.Random(0).randbytes(4000)
+NOISE = "binary data; it holds no text"
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [
         (b"%PDF-1.7\n", "PDF.*pdftotext"),
+        (b"\n\xff%PDF-1.4\n%\xe2\xe3\n1 0 obj\n", "PDF.*pdftotext"),
+        (b"\xef\xbb\xbf{\\rtf1\\ansi Text.}", "RTF.*pandoc"),
+        (b"RIFF\x24\x10\0\0WEBPVP8 " + RANDOM, "a picture"),
+        (b"BM" + RANDOM, NOISE),
+        (b"\xff\xfb\x90d" + RANDOM, NOISE),
+        (zlib.compress(b"A text."), "zlib"),
+        (b"\x03\x0b\0\0\0\0\0\0" + b'{"w":{"dtype":"F32"}}' * 99, "safetensors"),
+        (b"\xa7\x0d\x0d\x0a\0\0\0\0\xe3" + b"name\0\0os.path\xe9\0" * 9, NOISE),
+        (b"<TEI>\n<text><p>%b</p></text>\n</TEI>" % PARAGRAPH, "XML.*xmllint"),
+        (b"<corpus><article>%b</article></corpus>" % PARAGRAPH, "XML.*xmllint"),
+        (b"<DOC>\n<DOCNO> 1 </DOCNO>\n<TEXT>\n%b\n</TEXT>\n</DOC>\n" % PARAGRAPH, "XML"),
+        (b"<page>\n<title>T</title>\n<id>3</id>\n<text>%b" % (PARAGRAPH * 99), "XML"),
+        (b"<!-- saved -->\n<!-- -->\n<div>%b</div>\n" % PARAGRAPH, "HTML.*trafilatura"),
+        (b"<p>%b</p>\n<p>%b</p>\n" % (PARAGRAPH, PARAGRAPH), "HTML.*trafilatura"),
+        (b"N\bNA\bAM\bME\bE\n  _\bf_\bo_\bo - a name\n", "overstrikes.*col -bx"),
+        (b"\x1b[1mNAME\x1b[0m\n\x1b[4mfoo\x1b[0m, \x1b[1mbar\x1b[0m\n", "terminal.*ansi2txt"),
+        (UTF7 * 9, "UTF-7.*--encoding utf-7"),
+        (b"% a comment\n\\documentclass{article}\n", "LaTeX.*pandoc"),
+        (b"From j@x.org Mon Jan  1 00:00:00 2024\nSubject: A\n\nText.\n", "mailbox"),
+        (AG_NEWS, "CSV table.*pandas"),
+        (AG_NEWS.replace(b'"', b"").replace(b", ", b" "), "CSV table.*pandas"),
+        (b"id;text\n1;One text, and more.\n2;Another.\n", "CSV table.*sep=';'"),
+        (b"id|text|label\n1|One text.|0\n2|Another.|1\n", "CSV table.*sep='|'"),
+        (b"text (en),#1 String\n" + b'"A text, it is.",Another.\n' * 9, "CSV table"),
+        (b'no end of it\t0\n"a quote\t1\nand so on\t1\n', "TSV table"),
+        (b"# text = One\n" + b"1\tOne\tone\tNUM\t_\n" * 2 + b"\n# text = Two\n", "TSV table"),
         (b"Rar!\x1a", "rar.*unrar"),
         (b"7z\xbc\xaf\x27\x1c", "7z"),
         (b"{\\rtf1\\ansi Text.}", "RTF.*pandoc"),
@@ -101,6 +146,28 @@ def test_what_is_no_text_is_refused_in_one_line(tmp_path, data, what):
     with pytest.raises(ValueError, match=f"looks like.*{what}") as refusal:
         choose_source(InputStream(written(tmp_path, data)))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv"])
+def test_what_is_named_a_table_needs_one_record_to_be_one(tmp_path, name):
+    delimiter = "\t" if "tsv" in name else ","
+    path = written(tmp_path, f"id{delimiter}text\n", name)
+    with pytest.raises(ValueError, match="table; write its texts"):
+        choose_source(InputStream(path))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.format", "format"), ("a", "wiki")])
+def test_joining_lines_that_are_not_joined_is_refused(tmp_path, name, kind):
+    text = CASES["wiki"][0] if kind == "wiki" else "A sentence.\n"
+    path = written(tmp_path, text, name)
+    with pytest.raises(ValueError, match=f"--wrapped join: {path} is of --input_format {kind}"):
+        choose_source(InputStream(path), options=SourceOptions(wrapped="join"))
+
+
+def test_lines_that_look_like_sentences_are_joined_where_that_is_asked_for(tmp_path):
+    path = written(tmp_path, ONE_A_LINE)
+    source = choose_source(InputStream(path), options=SourceOptions(wrapped="join"))
+    assert type(source) is WrappedSource
 
 
 def test_inputs_are_found_in_subfolders_in_order(tmp_path):
