@@ -22,6 +22,7 @@ from .streams import InputStream, check_encoding
 _log = logger("corpus")
 _SHOWN_PROBLEMS = 20
 _TRIAL_SENTENCES = 200
+_USUAL_MINIMA = (SentenceRules.minimum_words, SentenceRules.minimum_characters)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def _sentences_of(
             problems.counts["short_sentences"] += len(split) - len(long_enough)
             problems.lost["short_sentences"] += sum(map(len, split)) - sum(map(len, long_enough))
         return long_enough
+    keeps_short = (rules.minimum_words, rules.minimum_characters) == _USUAL_MINIMA
     sentences: list[str] = []
     for index, line in enumerate(document.lines):
         line = " ".join(line.split())
@@ -113,8 +115,11 @@ def _sentences_of(
         is_rest = index == 0 and document.continues and block.continues_line
         if is_rest or len(line) > rules.longest:
             sentences.extend(split_sentences(line, rules.longest))
-        elif line:
+        elif line and (keeps_short or rules.is_long_enough(line)):
             sentences.append(line)
+        elif line:
+            problems.counts["short_sentences"] += 1
+            problems.lost["short_sentences"] += len(line)
     return sentences
 
 

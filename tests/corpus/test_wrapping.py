@@ -134,7 +134,7 @@ def test_lines_with_their_numbers_are_kept():
 
 
 def test_a_long_paragraph_is_joined_in_one_go():
-    words = [f"word{number:06}" for number in range(300_000)]
+    words = [f"word{number:06}" for number in range(100_000)]
     lines = [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]
     assert Wrapping(109).paragraphs(lines) == [" ".join(words)]
 
@@ -268,6 +268,14 @@ def test_blocks_of_any_size_give_the_same_documents(tmp_path, size):
     parts, _ = read(WrappedSource(size, longest_sentence=64, wrapping=wrapping), path)
     assert len(whole) == 5
     assert parts == whole
+
+
+def test_a_paragraph_longer_than_a_block_loses_no_sentence(tmp_path):
+    path = tmp_path / "x.txt"
+    sentences = [f"Sentence {3**n} of a paragraph that goes on and on." for n in range(64)] * 320
+    path.write_text(textwrap.fill(" ".join(sentences), 72))
+    (first, *rest) = documents(path)
+    assert rest and first + [text for document in rest for text in document] == sentences
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "tar"])

@@ -38,6 +38,7 @@ class LineSource(ABC):
     def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts between documents, or inside one that is longer than a block."""
         assert self.block_bytes >= min(BLOCK_BYTES, 16 * self.longest_sentence)
+        stream.end_lines()
         window, previous = b"", b""
         with BlockCutter(stream) as cutter:
             while True:
@@ -145,6 +146,7 @@ class TextFileSource(LineSource):
 _EMPTY = rb"[ \t\r\f]*\n"
 _PARAGRAPH_START = re.compile(rb"\n" + _EMPTY + rb"(?=[ \t]*[^\s])")
 _INDENTED_START = re.compile(rb"[.!?\"'\x80-\xff]\r?\n(?=[ \t]+\S|\xe3\x80\x80)")
+_AFTER_SENTENCE = re.compile(rb"(?:[.!?]|\xe3\x80\x82)[\"')]*\r?\n")
 _FEWEST_EMPTY_LINES = 3
 _DOCUMENT_END = re.compile(rb"\n(?:" + _EMPTY + rb"){3,}\Z")
 _TAIL_BYTES = 1 << 14
@@ -184,7 +186,8 @@ class WrappedSource(LineSource):
                 ends = [match.end() for match in pattern.finditer(window, start)]
                 if ends:
                     return ends[-1]
-        return 0
+        # A paragraph longer than a block.
+        return max((match.end() for match in _AFTER_SENTENCE.finditer(window)), default=0)
 
     def _starts_document(self, previous: bytes, window: bytes) -> bool:
         if self.is_one_document:

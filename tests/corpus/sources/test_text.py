@@ -3,6 +3,8 @@
 import pytest
 
 from minimoe_dist.corpus.blocks import Document
+from minimoe_dist.corpus.reading import BlockOfSource, SentenceReader
+from minimoe_dist.corpus.sentences import SentenceRules
 from minimoe_dist.corpus.sources import (
     FormatSource,
     TextFileSource,
@@ -112,3 +114,30 @@ def test_a_file_may_be_one_document(tmp_path, size):
     path.write_text(PARAGRAPHS * 9)
     (document,) = sentences(TextFileSource(size, longest_sentence=4), path)
     assert len("".join(document).replace(" ", "")) == len("".join(PARAGRAPHS.split())) * 9
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize("size", [777, 1 << 20])
+def test_lines_end_as_the_file_ends_them(tmp_path, end, size):
+    path = tmp_path / "x"
+    lines = [f"Line {number} ends here, 第{number}行。" for number in range(5000)]
+    path.write_text("".join(f"{line}{end}" for line in lines), newline="")
+    documents, _ = read(TextFileSource(size, longest_sentence=16), path)
+    assert [line for document in documents for line in document.lines] == lines
+
+
+def test_other_line_ends_inside_lines_do_not_end_them(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("One\u2028line.\nAnother\x85line\x0bhere.\n")
+    assert read(FormatSource(), path)[0][0].lines == ["One\u2028line.", "Another\x85line\x0bhere."]
+
+
+def test_the_usual_minimum_leaves_short_lines_that_are_sentences_and_another_does_not(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("Short one.\nOne of five words here.\n")
+    (block,) = FormatSource().blocks(InputStream(str(path)))
+    for minimum, kept in ((8, 2), (5, 1)):
+        reader = SentenceReader(SentenceRules(minimum_words=minimum), strict=False)
+        result = reader(BlockOfSource(FormatSource(), block))
+        assert len(result.documents[0]) == kept
+        assert result.problems.counts["short_sentences"] == 2 - kept
