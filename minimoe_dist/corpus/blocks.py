@@ -20,8 +20,9 @@ from .streams import InputStream
 
 BLOCK_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
 _MESSAGES = 20
+_SAMPLE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Damage:
     Attributes:
         kind: under which it is counted.
         message: for people.
-        lost: how many bytes of text it costs, as far as that is known.
+        lost: how many characters of text it costs, as far as that is known.
     """
 
     kind: str
@@ -97,7 +98,7 @@ class Block:
         return replace(self, data=None, members=())
 
     def with_loss(self, lost: int) -> Block:
-        """Returns the block with damage that costs ``lost`` bytes."""
+        """Returns the block with damage that costs ``lost`` characters."""
         assert self.damage is not None
         return replace(self, damage=replace(self.damage, lost=lost))
 
@@ -122,6 +123,8 @@ class Problems:
         kept: characters of text that stay.
         lost: characters of text that are left out, by kind.
         messages: the first ones.
+        replaced_as: the kind of damage that last put U+FFFD into the text of the present block;
+            None as long as none did.
     """
 
     strict: bool = False
@@ -129,6 +132,7 @@ class Problems:
     kept: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
+    replaced_as: str | None = None
 
     def note_damage(self, block: Block) -> bool:
         """Notes what was wrong where the block was cut; returns whether anything was."""
@@ -148,6 +152,11 @@ class Problems:
             self.lost[kind] += lost
         if len(self.messages) < _MESSAGES:
             self.messages.append(message)
+
+    def note_replacement(self, kind: str, path: str, line: int, problem: str) -> None:
+        """Notes characters that U+FFFD stands for; who counts what is kept counts them as lost."""
+        self.note(kind, path, line, problem)
+        self.replaced_as = kind
 
 
 class Source(Protocol):
@@ -171,30 +180,47 @@ class Source(Protocol):
 def decode_lines(block: Block, problems: Problems) -> list[str]:
     """Returns a block's lines; invalid UTF-8 becomes U+FFFD, NUL bytes vanish, both are noted."""
     data = block.read()
-    if block.offset == 0:
+    if not block.continues_line:
         data = data.removeprefix(BYTE_ORDER_MARK)
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     data = data.removesuffix(b"\n")
     if b"\0" not in data:
         try:
-            return data.decode("utf-8").split("\n")
+            text = data.decode("utf-8")
+            # Files that were put together have a byte order mark at the beginning of each.
+            return (text.replace("\n\ufeff", "\n") if "\ufeff" in text else text).split("\n")
         except UnicodeDecodeError:
             pass
-    lines = []
-    kind = f"invalid_{block.encoding.lower().replace('-', '')}_lines"
+    lines = list[str]()
     for number, raw in enumerate(data.split(b"\n"), block.first_line):
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
             line = raw.decode("utf-8", "replace")
-            replaced = line.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
-            problems.note(kind, block.path, number, f"invalid {block.encoding}", replaced)
+            note_invalid(block, problems, number)
         if "\0" in line:
             problems.note("nul_byte_lines", block.path, number, "NUL byte")
             line = line.replace("\0", "")
-        lines.append(line)
+        lines.append(line.removeprefix("\ufeff") if lines else line)
     return lines
+
+
+def note_invalid(block: Block, problems: Problems, line: int, prefix: str = "") -> None:
+    """Notes a line of a block that has bytes which its encoding does not have."""
+    kind = f"invalid_{block.encoding.lower().replace('-', '')}_lines"
+    problems.note_replacement(kind, block.path, line, f"{prefix}invalid {block.encoding}")
+
+
+def count_characters(data: bytes) -> int:
+    """Returns how many characters some bytes of UTF-8 stand for, roughly where it is damaged."""
+    return len(data.decode("utf-8", "replace"))
+
+
+def scale_to_characters(num_bytes: int, sample: bytes) -> int:
+    """Estimates how many characters bytes like those of a sample stand for."""
+    sample = sample[:_SAMPLE_BYTES]
+    return num_bytes * count_characters(sample) // len(sample) if sample else num_bytes
 
 
 class BlockCutter:
@@ -215,6 +241,7 @@ class BlockCutter:
         self._stream, self._count = stream, count
         self._can_reread = stream.is_plain and not is_archive
         self._offset, self._line, self._position = 0, 1, 0
+        self._sample = b""
 
     def __enter__(self) -> BlockCutter:
         return self
@@ -250,6 +277,7 @@ class BlockCutter:
             encoding=self._stream.encoding,
         )
         self.skip(data)
+        self._sample = data[:_SAMPLE_BYTES]
         return block
 
     def skip(self, data: bytes) -> None:
@@ -258,7 +286,7 @@ class BlockCutter:
         self._line += self._count(data)
 
     def problem(self, kind: str, message: str, lost: int = 0) -> Block:
-        """Returns a block that says what is wrong at the present place."""
+        """Returns a block that says what is wrong at the present place, and how much it costs."""
         return Block(
             self._stream.name,
             self._offset,
@@ -272,7 +300,8 @@ class BlockCutter:
     def damage(self) -> Iterator[Block]:
         """Yields a block that says what was wrong with the compressed data, if anything was."""
         if self._stream.damage:
-            yield self.problem("damaged_files", self._stream.damage)
+            lost = scale_to_characters(self._stream.lost_bytes(), self._sample)
+            yield self.problem("damaged_files", self._stream.damage, lost)
 
     def _file_bytes(self, length: int) -> int:
         earlier = self._position

@@ -60,8 +60,14 @@ class BuildResult:
     @property
     def losses(self) -> Losses:
         """The losses of text of both corpora together."""
-        num_tokens = sum(manifest.num_tokens for _, manifest in self.parts())
-        return Losses(self.manifest.characters, num_tokens, self.manifest.unknown_tokens)
+        manifests = [manifest for _, manifest in self.parts()]
+        return Losses(
+            self.manifest.characters,
+            sum(manifest.num_tokens for manifest in manifests),
+            self.manifest.unknown_tokens,
+            sum(manifest.num_documents for manifest in manifests),
+            self.manifest.skipped,
+        )
 
     def report(self) -> list[str]:
         """Says in lines what was written, what was left out, and what of that is unusual."""
@@ -84,11 +90,12 @@ def format_files(
 ) -> FormatResult:
     """Writes each input as text of one sentence a line, an empty line between documents.
 
-    Outputs are named after their inputs as seen from `options.input_dir`, plus `.format`; each
-    gets its name when it is whole. Inputs without sentences give no file.
+    Outputs are named after their inputs as seen from `options.input_dir`, plus `.format`; they
+    get their names when all are whole. Inputs without sentences give no file.
 
     Raises:
-        UserError: there is no input, or nothing in it, or (strict) a damaged line.
+        UserError: there is no input, or nothing in it, or most of it is lost, or (strict) a
+            damaged line.
     """
     options = options or ReadingOptions()
     files = Inputs(inputs, options)
@@ -107,20 +114,23 @@ def format_files(
             bar.update(parsed.block.progress)
         if outputs:
             outputs[-1].finish()
-    files.counts["empty_documents"] = sum(output.empty_documents for output in outputs)
-    written = [output for output in outputs if output.num_sentences]
-    files.counts["files_without_sentences"] = len(outputs) - len(written)
-    losses = Losses(files.characters)
-    if written and not options.force:
-        losses.check(output_dir)
-    if not written:
-        raise UserError(
-            f"{inputs[0]}: no sentence in it or the other {len(inputs) - 1} inputs "
-            f"(left out: {files.skipped()}); give other inputs"
-        )
+        files.counts["empty_documents"] = sum(output.empty_documents for output in outputs)
+        written = [output for output in outputs if output.num_sentences]
+        files.counts["files_without_sentences"] = len(outputs) - len(written)
+        num_documents = sum(output.num_documents for output in written)
+        losses = Losses(files.characters, num_documents=num_documents, counts=files.counts)
+        if not written:
+            raise UserError(
+                f"{inputs[0]}: no sentence in it or the other {len(inputs) - 1} inputs "
+                f"(left out: {files.skipped()}{files.first_problem()}); give other inputs"
+            )
+        if not options.force:
+            losses.check(output_dir)
+        for output in written:
+            give_name(output.path)
     return FormatResult(
         [output.path for output in written],
-        sum(output.num_documents for output in written),
+        num_documents,
         sum(output.num_sentences for output in written),
         files.skipped(),
         losses,
@@ -158,10 +168,8 @@ class _FormatFile:
     def finish(self) -> None:
         self._end_document()
         self.empty_documents = self._documents_seen - self.num_documents
-        if self.num_sentences:
-            self._stream.close()
-            give_name(self.path)
-        else:
+        self._stream.close()
+        if not self.num_sentences:
             self.abandon()
 
     def abandon(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.indexed_format import dtype_for_vocabulary
 from ..data.indexed_writing import check_ids
 from ..errors import UserError
-from .blocks import Problems
+from .blocks import REPLACEMENT, Problems
 from .reading import BlockOfSource, SentenceReader
 from .sources.tfrecord import Pairs, TFRecordSource
 from .tokenizing import Encoder
@@ -119,9 +119,13 @@ class BlockEncoder:
         check_ids(tokens, self.vocab_size, "tokenizer")
         marks = None if self.marker is None else self.marker(texts, tokens, lengths)
         if lengths.size and not lengths.all():
-            # Control characters alone give no token.
+            # Control characters alone give no token. U+FFFD is counted as lost already.
             owners = np.repeat(np.arange(sizes.size), sizes)[lengths > 0]
-            problems.counts["sentences_without_tokens"] += int((lengths == 0).sum())
+            dropped = [text for text, length in zip(texts, lengths, strict=True) if not length]
+            lost = sum(len(text) - text.count(REPLACEMENT) for text in dropped)
+            problems.counts["sentences_without_tokens"] += len(dropped)
+            problems.lost["sentences_without_tokens"] += lost
+            problems.kept -= lost
             sizes = np.bincount(owners, minlength=sizes.size)
             lengths = lengths[lengths > 0]
         return EncodedDocuments(

@@ -325,6 +325,9 @@ class Indexing:
                 writer.skipped.update({kind: count for kind, count in counts.items() if count})
             try:
                 self._manifests[number] = writer.finish()
+            except UserError as error:
+                self._is_safe = False
+                raise UserError(f"{error}{files.first_problem()}") from None
             except ValueError:
                 self._is_safe = False
                 raise

@@ -145,7 +145,13 @@ def report(corpus: IndexedCorpus, stats: Statistics) -> str:
     megabytes = sum(source["bytes"] for source in manifest.sources) / 1e6
     lines.append(f"  sources: {len(manifest.sources):,} files, {megabytes:,.1f} MB")
     lines.append(f"  left out or repaired: {manifest.skipped or 'nothing'}")
-    losses = Losses(manifest.characters, manifest.num_tokens, manifest.unknown_tokens)
+    losses = Losses(
+        manifest.characters,
+        manifest.num_tokens,
+        manifest.unknown_tokens,
+        corpus.num_documents,
+        manifest.skipped,
+    )
     lines.extend(f"  {line}" for line in losses.report())
     return "\n".join(lines)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 
 KEPT = "kept"
-_MUCH_LOST, _MUCH_UNKNOWN, _TOO_MUCH = 0.05, 0.02, 0.5
+_MUCH_LOST, _MUCH_UNKNOWN, _MUCH_EMPTY, _TOO_MUCH = 0.05, 0.02, 0.5, 0.5
+_EMPTY = ("empty_documents", "records_without_text")
+_DAMAGED = "damaged_files"
 _CAUSES = {
     "short_sentences": "lines that are no whole sentences (wrapped text: --wrapped join; headings, "
     "lists and tables: --minimum_words and --minimum_characters keep shorter ones)",
     "records_without_text": "records whose text is elsewhere (--text_key)",
     "bad_json_records": "damaged JSON, or another format (--input_format)",
     "members_not_read": "members of archives that are no text (see the messages above)",
-    "damaged_files": "files that were not fetched whole (fetch them again)",
+    _DAMAGED: "files that were not fetched whole (fetch them again)",
 }
 _INVALID = "text in another encoding (--encoding)"
 _UNKNOWN = (
@@ -32,11 +34,15 @@ class Losses:
         characters: those that were kept (`KEPT`), and those left out by kind.
         num_tokens: of the corpus; 0 where there are none yet.
         unknown_tokens: how many of them stand for what the vocabulary does not have.
+        num_documents: of the corpus.
+        counts: what was left out or repaired, and how often.
     """
 
     characters: Mapping[str, int]
     num_tokens: int = 0
     unknown_tokens: int = 0
+    num_documents: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def _total(self) -> int:
@@ -57,6 +63,12 @@ class Losses:
     def unknown(self) -> float:
         """The share of tokens that are unknown."""
         return self.unknown_tokens / max(1, self.num_tokens)
+
+    @property
+    def empty(self) -> float:
+        """The share of documents that have no sentence, records without text among them."""
+        empty = sum(self.counts.get(kind, 0) for kind in _EMPTY)
+        return empty / max(1, empty + self.num_documents)
 
     def describe(self) -> str:
         """Names the shares in one line."""
@@ -86,6 +98,16 @@ class Losses:
             lines.append(f"{self.lost:.0%} of the text is left out; {self._cause()}")
         if self.unknown > _MUCH_UNKNOWN:
             lines.append(f"{self.unknown:.0%} of the tokens are unknown; likely cause: {_UNKNOWN}")
+        if self.empty > _MUCH_EMPTY:
+            lines.append(
+                f"{self.empty:.0%} of the documents have no sentence; "
+                "likely cause: texts that are elsewhere (--text_key)"
+            )
+        if damaged := self.counts.get(_DAMAGED):
+            lines.append(
+                f"{damaged} damaged files or members, of which more may be missing than can be "
+                f"counted; likely cause: {_CAUSES[_DAMAGED]}"
+            )
         return lines
 
     def check(self, name: str) -> None:
@@ -102,5 +124,6 @@ class Losses:
 
     def _cause(self) -> str:
         kind = next(iter(self.by_kind()))
-        cause = _INVALID if kind.startswith("invalid_") else _CAUSES.get(kind)
+        is_invalid = kind.startswith("invalid_") or kind == "replacement_characters"
+        cause = _INVALID if is_invalid else _CAUSES.get(kind)
         return f"most as {kind}" + (f", likely cause: {cause}" if cause else "")

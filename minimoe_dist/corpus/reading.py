@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..errors import UserError
 from ..runtime import logger
-from .blocks import Block, Document, Problems
+from .blocks import REPLACEMENT, Block, Document, Problems
 from .losses import KEPT
 from .sentences import SentenceRules, split_lines, split_sentences
 from .sources import Source, SourceOptions, TFRecordSource, choose_source
@@ -123,6 +123,16 @@ def _sentences_of(
     return sentences
 
 
+def _count_replaced(document: Document, sentences: list[str], problems: Problems) -> None:
+    """Counts what U+FFFD stands for as lost by that, and neither as kept nor as lost with more."""
+    in_kept = sum(sentence.count(REPLACEMENT) for sentence in sentences)
+    replaced = sum(line.count(REPLACEMENT) for line in document.lines)
+    problems.kept -= in_kept
+    if replaced > in_kept:
+        problems.lost["short_sentences"] -= replaced - in_kept
+    problems.lost[problems.replaced_as or "replacement_characters"] += replaced
+
+
 @dataclass(frozen=True)
 class SentenceReader:
     """Reads a block to sentences; runs in worker processes."""
@@ -141,11 +151,14 @@ class SentenceReader:
         return parsed
 
     def _read(self, source: Source, block: Block, parsed: BlockSentences) -> None:
+        parsed.problems.replaced_as = None
         for document in source.documents(block, parsed.problems):
             if not parsed.documents:
                 parsed.continues = document.continues
             sentences = _sentences_of(document, source, block, self.rules, parsed.problems)
             parsed.problems.kept += sum(map(len, sentences))
+            if REPLACEMENT in "".join(document.lines):
+                _count_replaced(document, sentences, parsed.problems)
             if self.keeps_titles and sentences and document.title and not document.continues:
                 sentences.insert(0, " ".join(document.title.split()))
             parsed.documents.append(sentences)
@@ -163,6 +176,7 @@ class Inputs:
         self.characters: Counter[str] = Counter()
         self.unknown_tokens = 0
         self._num_logged = 0
+        self._first_problem = ""
         folder = options.input_dir or os.path.commonpath(
             [os.path.dirname(os.path.abspath(path)) for path in self.paths]
         )
@@ -222,9 +236,15 @@ class Inputs:
         self.counts.update(problems.counts)
         self.characters.update(problems.lost)
         self.characters[KEPT] += problems.kept
+        if problems.messages and not self._first_problem:
+            self._first_problem = f"; first: {problems.messages[0]}"
         for message in problems.messages[: _SHOWN_PROBLEMS - self._num_logged]:
             self._num_logged += 1
             _log.warning("%s (counted, goes on)", message)
+
+    def first_problem(self) -> str:
+        """Returns the first problem's message behind a separator; "" if there was none."""
+        return self._first_problem
 
     def skipped(self) -> dict[str, int]:
         """Returns what was left out or repaired, and how often."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable
@@ -186,6 +187,8 @@ class _Decompressed(_Converted):
 
     Attributes:
         damage: what was wrong with the data, None as long as nothing was; it ends there.
+        given: bytes that came out of it.
+        taken: bytes of the file on the disk that went into it before the present ones.
     """
 
     def __init__(
@@ -196,6 +199,7 @@ class _Decompressed(_Converted):
         self._decompressor = start()
         self._data = b""
         self.damage: str | None = None
+        self.given = self.taken = 0
 
     def _convert_more(self) -> bytes:
         decompressor = self._decompressor
@@ -207,14 +211,18 @@ class _Decompressed(_Converted):
             if not self._data:
                 self._at_end = True
                 return b""
+            self.taken = max(0, self._source.tell() - len(self._data))
             decompressor = self._decompressor = self._start()
         elif decompressor.needs_input:
+            self.taken = self._source.tell()
             self._data = self._source.read(_CHUNK_BYTES)
             if not self._data:
                 self._end_with("it ends too early")
                 return b""
         try:
-            return decompressor.decompress(self._data, _MOST_DECOMPRESSED)
+            data = decompressor.decompress(self._data, _MOST_DECOMPRESSED)
+            self.given += len(data)
+            return data
         except Exception as error:
             # Each library has its own kinds of errors; reading the file is not in this `try`.
             self._end_with(str(error))
@@ -327,6 +335,14 @@ class InputStream:
         faults = (getattr(layer, "damage", None) for layer in (self._origin, *self._layers))
         return next(filter(None, faults), None)
 
+    def lost_bytes(self) -> int:
+        """Estimates what damaged data would have given from what the data before it gave."""
+        damaged = next((layer for layer in self._layers if layer.damage), None)
+        if damaged is None or not self._is_file:
+            return 0
+        left = os.path.getsize(self.path) - damaged.taken
+        return left * self._layers[-1].given // damaged.taken if damaged.taken else left
+
     @property
     def file(self) -> IO[bytes]:
         """The open file on the disk, for those who read it in their own way."""
@@ -368,8 +384,10 @@ def check_encoding(encoding: str) -> None:
     try:
         info: Any = codecs.lookup(encoding)
         if info._is_text_encoding:
+            # Codecs of names and the like cannot replace what they do not know.
+            info.incrementaldecoder("replace").decode(b"", final=True)
             return
-    except LookupError:
+    except (LookupError, ValueError, TypeError):
         pass
     raise UserError(
         f"--encoding {encoding!r}: is no encoding of text; give utf-8, gb18030, big5, utf-16, …"

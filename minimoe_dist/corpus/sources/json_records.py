@@ -18,7 +18,9 @@ from ..blocks import (
     BlockCutter,
     Document,
     Problems,
+    count_characters,
     decode_lines,
+    note_invalid,
 )
 from ..sentences import SentenceRules
 from ..streams import InputStream
@@ -26,13 +28,14 @@ from .json_documents import Place, RecordReader
 from .json_scanning import Scan, cut_inside_string, scan_records
 
 _MEMBER = rb'\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+\-]+)\s*,'
-_ARRAY_START = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:\[|\{(?:" + _MEMBER + rb')*?\s*"(?i:RECORDS)"\s*:\s*\[)'
-)
-_NEXT_ARRAY = re.compile(rb"[\s,]*\[(?=\s*[{\]])")
+_ARRAY = rb"(?:\[|\{(?:" + _MEMBER + rb')*?\s*"(?i:RECORDS)"\s*:\s*\[)'
+_ARRAY_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*" + _ARRAY)
+_NEXT_ARRAY = re.compile(rb"(?:[\s,]|\xef\xbb\xbf)*" + _ARRAY + rb"(?=\s*[{\]])")
+_MORE_RECORDS = re.compile(rb"\[\s*\{")
 _FIRST_KEY = re.compile(rb'[\s,]*\{\s*("[^"\\]{0,100}")')
 _BETWEEN = b" \t\r\n,"
 _RECORD_REACH = 256
+_AFTER_ARRAY = "text after the end of the array"
 
 
 def array_header(beginning: bytes) -> bytes | None:
@@ -111,12 +114,12 @@ class JsonLinesSource(_JsonSource):
             yield from cutter.damage()
 
     def _next_line(self, cutter: BlockCutter, rest: bytes) -> tuple[bytes, int]:
-        """Skips to the beginning of the next line; returns what was read of it and the size."""
+        """Skips to the next line; returns what was read of it, and the characters skipped."""
         skipped = 0
         while rest:
             end = rest.find(b"\n") + 1 or len(rest)
             cutter.skip(rest[:end])
-            skipped += end
+            skipped += count_characters(rest[:end])
             if rest.endswith(b"\n", 0, end):
                 return rest[end:], skipped
             rest = cutter.read(self.block_bytes)
@@ -155,9 +158,16 @@ class JsonSource(_JsonSource):
         cutter.skip(header)
         rest = rest[len(header) :]
         next_record = _next_record_pattern(rest)
+        is_inside, num_arrays = array is not None, 0
         while True:
             rest += cutter.read(max(0, size - len(rest)))
             at_end = len(rest) < size
+            is_after = num_arrays > 0 and not is_inside
+            if is_after and not carried and (following := _NEXT_ARRAY.match(rest)):
+                header, is_inside = following[0], True
+                cutter.skip(header)
+                rest = rest[len(header) :]
+                continue
             window = carried + rest
             scan = scan_records(window)
             if scan.ends:
@@ -168,22 +178,23 @@ class JsonSource(_JsonSource):
                 cutter.skip(rest)
                 rest = b""
                 if at_end:
-                    if array is not None:
+                    if is_inside:
                         yield cutter.problem("bad_json_records", "the file ends inside the array")
                     return
-            elif scan.closed is not None and array is not None:
+            elif scan.closed is not None and is_inside:
                 cutter.skip(rest[: scan.closed + 1])
-                rest = rest[scan.closed + 1 :] + cutter.read(_RECORD_REACH)
-                following = _NEXT_ARRAY.match(rest)
-                if following is None:
-                    yield from self._after_array(cutter, rest, is_wrapped=b"{" in header)
-                    return
-                cutter.skip(following[0])
-                rest = rest[following.end() :]
+                rest = rest[scan.closed + 1 :]
+                is_inside, num_arrays = False, num_arrays + 1
+                if b"{" in header:
+                    rest += cutter.read(self.block_bytes)
+                    end = _length_of_wrapper(rest)
+                    cutter.skip(rest[:end])
+                    rest = rest[end:]
             elif scan.broken is not None or scan.closed is not None or at_end:
                 record = rest if carried else rest.lstrip(_BETWEEN)
                 cutter.skip(rest[: len(rest) - len(record)])
-                damaged = cutter.problem("bad_json_records", _what_is_broken(window, scan))
+                problem = _AFTER_ARRAY if is_after else _what_is_broken(window, scan)
+                damaged = cutter.problem("bad_json_records", problem)
                 rest, skipped = self._next_record(cutter, record, next_record)
                 yield damaged.with_loss(skipped)
                 carried, size = b"", self.block_bytes
@@ -195,36 +206,26 @@ class JsonSource(_JsonSource):
             else:
                 size *= 2
 
-    def _after_array(self, cutter: BlockCutter, rest: bytes, is_wrapped: bool) -> Iterator[Block]:
-        """Reads on to the end of the file, where no records follow."""
-        is_noted = is_wrapped
-        while rest:
-            if not is_noted and rest.strip():
-                yield cutter.problem("bad_json_records", "text after the end of the array")
-                is_noted = True
-            cutter.skip(rest)
-            rest = cutter.read(self.block_bytes)
-
     def _next_record(
         self, cutter: BlockCutter, rest: bytes, pattern: re.Pattern[bytes]
     ) -> tuple[bytes, int]:
         """Skips what is broken, to the next place that looks like the beginning of a record.
 
         Returns:
-            What was read from there on, and how many bytes were skipped.
+            What was read from there on, and how many characters were skipped.
         """
         first, skipped = 1, 0
         while True:
             if match := pattern.search(rest, first):
                 cutter.skip(rest[: match.start()])
-                return rest[match.start() :], skipped + match.start()
+                return rest[match.start() :], skipped + count_characters(rest[: match.start()])
             step = max(0, len(rest) - _RECORD_REACH)
             more = cutter.read(self.block_bytes)
             if not more:
                 cutter.skip(rest)
-                return b"", skipped + len(rest)
+                return b"", skipped + count_characters(rest)
             cutter.skip(rest[:step])
-            skipped += step
+            skipped += count_characters(rest[:step])
             rest, first = rest[step:] + more, 0
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
@@ -249,7 +250,7 @@ class JsonSource(_JsonSource):
             try:
                 text = record.decode()
             except UnicodeDecodeError:
-                place.note("invalid_utf8_lines", "invalid UTF-8")
+                note_invalid(block, problems, line, place.prefix)
                 text = record.decode("utf-8", "replace")
             if "\0" in text:
                 place.note("nul_byte_lines", "NUL byte")
@@ -268,6 +269,12 @@ class JsonSource(_JsonSource):
 
 def _holds_part(block: Block) -> bool:
     return bool(block.prefix or block.suffix)
+
+
+def _length_of_wrapper(rest: bytes) -> int:
+    """Returns where the object around an array ends; 0 if more records, or nothing, come first."""
+    ends = scan_records(b"{" + rest).ends
+    return ends[0] - 1 if ends and not _MORE_RECORDS.search(rest, 0, ends[0] - 1) else 0
 
 
 def _next_record_pattern(beginning: bytes) -> re.Pattern[bytes]:

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from minimoe_dist.corpus.blocks import Document
+from minimoe_dist.corpus.blocks import Document, Problems
 from minimoe_dist.corpus.sources import JsonLinesSource, JsonSource, RecordReader
 from minimoe_dist.corpus.streams import InputStream
 from tests.corpus.sources.documents import read, sentences
@@ -216,3 +216,44 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     process.join()
     assert count > 90 and size < 1.1 * (1 << 20)
     assert grown < 24 * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "lost"),
+    [
+        (json.dumps(RECORDS[:9]) + "\n" + "\n".join(LINES[9:]), 40, 0),
+        (json.dumps(RECORDS[:9]) + " 中文 " + "\n".join(LINES[9:]), 40, 3),
+        (json.dumps(RECORDS[:9]) + " 中文", 9, 2),
+        (json.dumps({"RECORDS": RECORDS[:9], "n": [{}]}) + "中文", 9, 12),
+        (json.dumps({"RECORDS": RECORDS[:9]}) + json.dumps({"RECORDS": RECORDS[9:]}), 40, 0),
+        (json.dumps({"RECORDS": RECORDS[:9], "more": RECORDS[9:]}), 40, 11),
+        ("\ufeff" + json.dumps(RECORDS[:9]) + "\ufeff" + json.dumps(RECORDS[9:]), 40, 0),
+    ],
+)
+def test_what_follows_an_array_is_read_or_lost_by_its_length(tmp_path, text, kept, lost):
+    source, problems = JsonSource(), Problems()
+    blocks = list(source.blocks(InputStream(str(written(tmp_path, text)))))
+    documents = [document for block in blocks for document in source.documents(block, problems)]
+    assert documents == DOCUMENTS[:kept]
+    assert sum(block.damage.lost for block in blocks if block.damage) == lost
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "", "content": "A text."},
+        {"text": None, "content": "A text."},
+        {"text": [" "], "content": "A text."},
+        {"text": 3, "content": "A text."},
+        {"text": "A text.", "content": "Another."},
+    ],
+)
+def test_the_first_key_that_has_text_counts(tmp_path, record):
+    documents, _ = read(JsonLinesSource(), written(tmp_path, json.dumps(record)))
+    assert documents == [Document(None, ["A text."])]
+
+
+def test_a_byte_order_mark_before_a_later_line_does_no_harm(tmp_path):
+    text = f"{LINES[0]}\n\ufeff{LINES[1]}\n"
+    documents, problems = read(JsonLinesSource(), written(tmp_path, text))
+    assert (documents, dict(problems.counts)) == (DOCUMENTS[:2], {})
