@@ -297,10 +297,14 @@ class BlockCutter:
             file_bytes=self._file_bytes(0),
         )
 
-    def damage(self) -> Iterator[Block]:
-        """Yields a block that says what was wrong with the compressed data, if anything was."""
+    def damage(self, sample: bytes = b"") -> Iterator[Block]:
+        """Yields a block that says what was wrong with the compressed data, if anything was.
+
+        Args:
+            sample: of its text, where blocks have none of their own.
+        """
         if self._stream.damage:
-            lost = scale_to_characters(self._stream.lost_bytes(), self._sample)
+            lost = scale_to_characters(self._stream.lost_bytes(), self._sample or sample)
             yield self.problem("damaged_files", self._stream.damage, lost)
 
     def _file_bytes(self, length: int) -> int:

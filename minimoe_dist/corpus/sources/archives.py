@@ -7,19 +7,28 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, ClassVar, Self, cast
 
 from ...errors import UserError
-from ..blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems, Source
+from ..blocks import (
+    BLOCK_BYTES,
+    Block,
+    BlockCutter,
+    Document,
+    Problems,
+    Source,
+    scale_to_characters,
+)
 from ..streams import InputStream
 from .tfrecord import TFRecordSource
 from .unreadable import unreadable_zip
 
 ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_END, _ZIP_END_BYTES = b"PK\x05\x06", 18
 _TAR_HEADER_BYTES = 512
+_PADDING = b"\0\n"
 _TAR_BUFFER_BYTES = 1 << 16
 _MOST_NESTED = 4
 _SEPARATOR = "!"
@@ -73,10 +82,21 @@ def check_zip(stream: InputStream) -> None:
     try:
         with zipfile.ZipFile(stream.path) as archive:
             kind = unreadable_zip(archive.namelist())
+            _check_single(archive, stream.path)
     except zipfile.BadZipFile as error:
         raise UserError(f"{stream.path}: a damaged zip file ({error}); fetch it again") from None
     if kind is not None:
         raise UnreadableError(f"{stream.name}: looks like {kind.description}", kind.holds_text)
+
+
+def _check_single(archive: zipfile.ZipFile, path: str) -> None:
+    """Refuses zip files in a row: the directory of one of them names its own members alone."""
+    first = min((info.header_offset for info in archive.infolist()), default=archive.start_dir)
+    with open(path, "rb") as stream:
+        stream.seek(archive.start_dir)
+        behind = stream.read().rpartition(_ZIP_END)[2][_ZIP_END_BYTES + len(archive.comment) :]
+    if first or ZIP_MAGIC in behind:
+        raise UserError(f"{path}: several zip files in a row, or parts of them; give one by one")
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,31 @@ class _Member:
     name: str
     size: int
     open: Callable[[], IO[bytes]]
+
+
+class _Measured:
+    """Reads a stream, and tells how much of it was given and how much is left.
+
+    Attributes:
+        given: bytes.
+        sample: the last bytes that were given.
+    """
+
+    def __init__(self, stream: InputStream) -> None:
+        self._stream = stream
+        self.given, self.sample = 0, b""
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.given, self.sample = self.given + len(data), data or self.sample
+        return data
+
+    def characters_after(self, position: int) -> int:
+        """Reads to the end; estimates how many characters stand there from a position on."""
+        while self.read(_TAR_BUFFER_BYTES):
+            pass
+        left = max(0, self.given - position)
+        return scale_to_characters(left, self.sample[-left:])
 
 
 class _MemberReader:
@@ -124,7 +169,8 @@ class ArchiveSource:
                 group.append((source, block))
                 size += block.length
             yield replace(cutter.block(b""), members=tuple(group))
-            yield from cutter.damage()
+            sample = next((block.data for _, block in reversed(group) if block.data), b"")
+            yield from cutter.damage(sample)
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
         """Yields the documents of all members in a block."""
@@ -135,13 +181,18 @@ class ArchiveSource:
     def _pieces(self, stream: InputStream, cutter: BlockCutter) -> Iterator[tuple[Source, Block]]:
         if stream.name.count(_SEPARATOR) >= _MOST_NESTED:
             raise UserError(f"{stream.name}: archives inside archives; unpack them")
+        measured = _Measured(stream)
+        archive: zipfile.ZipFile | tarfile.TarFile | None = None
         try:
-            with self._opened(stream) as members:
-                for member in members:
+            with self._opened(stream, measured) as archive:
+                for member in _members(archive):
                     yield from self._blocks_of(stream, member, cutter)
         except _FAULTS as error:
             if stream.damage is None:
-                yield self, cutter.problem(_DAMAGED, f"a damaged archive: {error}")
+                lost = 0
+                if isinstance(archive, tarfile.TarFile):
+                    lost = measured.characters_after(archive.offset)
+                yield self, cutter.problem(_DAMAGED, f"a damaged archive: {error}", lost)
 
     def _blocks_of(
         self, archive: InputStream, member: _Member, cutter: BlockCutter
@@ -150,6 +201,7 @@ class ArchiveSource:
         try:
             reader = _MemberReader(member.open(), archive.tell)
             inner = InputStream(archive.path, name=name, source=reader)
+            sample = inner.peek(_TAR_BUFFER_BYTES)
             source = self.choose(inner)
             if isinstance(source, TFRecordSource):
                 raise UnreadableError(f"{name}: TFRecords in an archive; unpack it", False)
@@ -161,10 +213,16 @@ class ArchiveSource:
         except _FAULTS as error:
             yield self, cutter.problem(_DAMAGED, f"{name}: {error}", member.size)
             return
-        yield from self._read(name, member, source, inner, cutter)
+        yield from self._read(name, member, source, inner, cutter, sample)
 
     def _read(
-        self, name: str, member: _Member, source: Source, inner: InputStream, cutter: BlockCutter
+        self,
+        name: str,
+        member: _Member,
+        source: Source,
+        inner: InputStream,
+        cutter: BlockCutter,
+        sample: bytes,
     ) -> Iterator[tuple[Source, Block]]:
         blocks = source.blocks(inner)
         length = 0
@@ -174,7 +232,7 @@ class ArchiveSource:
             except StopIteration:
                 return
             except _FAULTS as error:
-                lost = max(0, member.size - length)
+                lost = scale_to_characters(max(0, member.size - length), sample)
                 yield self, cutter.problem(_DAMAGED, f"{name}: {error}", lost)
                 return
             length += block.length
@@ -183,19 +241,25 @@ class ArchiveSource:
             else:
                 yield source, block
 
-    @contextmanager
-    def _opened(self, stream: InputStream) -> Iterator[Iterator[_Member]]:
+    def _opened(
+        self, stream: InputStream, measured: _Measured
+    ) -> zipfile.ZipFile | tarfile.TarFile:
         if self.is_zip:
-            with zipfile.ZipFile(stream.file) as archive:
-                yield _zip_members(archive)
-        else:
-            with tarfile.open(
-                fileobj=cast("IO[bytes]", stream),
-                mode="r|",
-                bufsize=_TAR_BUFFER_BYTES,
-                tarinfo=_TarMember,
-            ) as tar:
-                yield _tar_members(tar)
+            return zipfile.ZipFile(stream.file)
+        return tarfile.open(
+            fileobj=cast("IO[bytes]", measured),
+            mode="r|",
+            bufsize=_TAR_BUFFER_BYTES,
+            tarinfo=_TarMember,
+            # Others may follow behind its end.
+            ignore_zeros=True,
+        )
+
+
+def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
+    if isinstance(archive, tarfile.TarFile):
+        return _tar_members(archive)
+    return _zip_members(archive)
 
 
 def _is_companion(name: str) -> bool:
@@ -224,6 +288,8 @@ class _TarMember(tarfile.TarInfo):
         Raises:
             ReadError: it is damaged, or asks for more memory than headers ever need.
         """
+        if buf and not buf.strip(_PADDING):
+            buf = bytes(_TAR_HEADER_BYTES)  # what pads a file need not be a whole header
         try:
             member = super().frombuf(buf, encoding, errors)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]

@@ -214,3 +214,27 @@ def test_memory_does_not_grow_with_what_was_compressed(tmp_path, kind):
     shutil.rmtree(tmp_path)
     assert read == size
     assert grown < 64 << 10
+
+
+HALVES = [dict(list(PAGES.items())[:9]), dict(list(PAGES.items())[9:])]
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_tar_files_in_a_row_are_read_one_after_the_other(tmp_path, kind):
+    data = b"".join(map(CONTAINERS[kind], HALVES))
+    assert sentences(written(tmp_path, data)) == (EXPECTED, {}, {})
+    assert sentences(written(tmp_path, data + (b"\n" if kind == "tar" else b"")))[1] == {}
+
+
+def test_what_follows_a_tar_file_is_lost_by_its_length(tmp_path):
+    path = written(tmp_path, tar(PAGES) + "这不是档案。".encode() * 100)
+    documents, counts, lost = sentences(path)
+    assert (documents, counts) == (EXPECTED, {"damaged_files": 1})
+    assert lost == {"damaged_files": 600}
+
+
+@pytest.mark.parametrize("end", [None, 100])
+def test_zip_files_in_a_row_are_refused(tmp_path, end):
+    data = zipped(HALVES[0]) + zipped(HALVES[1])[:end]
+    with pytest.raises(ValueError, match="several zip files in a row"):
+        sentences(written(tmp_path, data))
