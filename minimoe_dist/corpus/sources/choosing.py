@@ -38,7 +38,7 @@ from .unreadable import (
     unreadable_bytes,
     unreadable_text,
 )
-from .wiki import WikiSource
+from .wiki import WikiSource, begins_with_tag
 
 _PEEKED_BYTES = 1 << 16
 _FEWEST_LINES, _WHOLE_SHARE = 3, 0.9
@@ -210,7 +210,7 @@ def _decode(stream: InputStream, encoding: str | None) -> None:
 
 
 def _recognise(name: str, beginning: bytes) -> str:
-    if beginning.startswith(b"<doc "):
+    if begins_with_tag(beginning):
         return "wiki"
     header = array_header(beginning)
     if header is not None and not _NO_RECORD.match(beginning[len(header) :].lstrip()):

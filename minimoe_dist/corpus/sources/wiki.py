@@ -9,13 +9,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...durable import written
-from ..blocks import Block, Document, Problems, decode_lines
+from ..blocks import BYTE_ORDER_MARK, Block, Document, Problems, decode_lines
 from .text import LineSource
 
 _OPENING, _CLOSING = "<doc ", "</doc>"
 _CLOSING_AT_END = re.compile(rb"(?:\A|\n)</doc>[ \t\r]*\n\s*\Z")
 _REACH = 1024
-_TITLE = re.compile(r'title="(.*)"')
+# Titles stand there as they are, with quotes in them.
+_TAG = r"""<doc(?=\s)(?:\s+\w+=[^\s"'>]*[^\s"'>.])*(?:\s+\w+=["'].*?["'])?\s*>"""
+_TAG_IN_TEXT, _TAG_IN_BYTES = re.compile(_TAG), re.compile(_TAG.encode())
+_TITLE = re.compile(r'title="(.*?)"(?=\s+\w+=["\w]|\s*>)')
 _OUTSIDE = "text_outside_documents"
 _UNCLOSED = "unclosed_documents"
 
@@ -24,9 +27,10 @@ _UNCLOSED = "unclosed_documents"
 class WikiSource(LineSource):
     """Reads wikiextractor's output: `<doc ... title="T">`, the title, paragraphs, `</doc>`.
 
-    Titles are left out of the lines; `&lt;` and the like are turned back into characters. Where
-    tags are not balanced nothing is left out: text outside of a document becomes one without a
-    title, and each such place is counted.
+    What follows the tag in its line is text, up to a `</doc>` at that line's end. Titles are left
+    out of the lines; `&lt;` and the like are turned back into characters. Where tags are not
+    balanced nothing is left out: text outside of a document becomes one without a title, and each
+    such place is counted.
     """
 
     def documents(self, block: Block, problems: Problems) -> Iterator[Document]:
@@ -41,12 +45,22 @@ class WikiSource(LineSource):
 
         for number, line in enumerate(decode_lines(block, problems), block.first_line):
             is_whole = not (block.continues_line and number == block.first_line)
-            if line.startswith(_OPENING) and is_whole and ">" in line:
+            tag = _TAG_IN_TEXT.match(line) if line.startswith(_OPENING) and is_whole else None
+            if tag is not None:
                 if inside:
                     note(_UNCLOSED, "<doc> inside a document that is not closed")
                     yield Document(title, lines, continues)
-                title, lines, continues = _title_of(line), [], False
+                title, lines, continues = _title_of(tag[0]), [], False
                 inside = awaits_title = True
+                text = html.unescape(line[tag.end() :].rstrip().removesuffix(_CLOSING))
+                if _CLOSING in text:
+                    note("closing_tags_inside_lines", "</doc> inside a line, which is kept")
+                if text and not text.isspace():
+                    lines = [] if text.strip() == title else [text]
+                    awaits_title = False
+                if line.rstrip().endswith(_CLOSING):
+                    yield Document(title, lines, continues)
+                    inside, lines = False, []
             elif line.startswith(_CLOSING) and line.strip() == _CLOSING and is_whole:
                 if inside:
                     yield Document(title, lines, continues)
@@ -79,13 +93,18 @@ class WikiSource(LineSource):
         return 0 if closing is None or closing.start() == 0 else closing.start() + 1
 
     def _starts_document(self, previous: bytes, window: bytes) -> bool:
-        rest = window.lstrip()
-        return rest.startswith(b"<doc ") or not rest
+        rest = window.removeprefix(BYTE_ORDER_MARK).lstrip()
+        return not rest or begins_with_tag(rest)
 
     def _fault_at_end(self, previous: bytes) -> tuple[str, str] | None:
         if previous.rstrip().endswith(b"</doc>"):
             return None
         return _UNCLOSED, "the document before is not closed"
+
+
+def begins_with_tag(beginning: bytes) -> bool:
+    """Tells whether some bytes begin with a tag that opens a document."""
+    return _TAG_IN_BYTES.match(beginning) is not None
 
 
 def _title_of(tag: str) -> str | None:

@@ -94,3 +94,28 @@ def test_written_wiki_files_read_back(tmp_path):
     path = tmp_path / "deep" / "wiki_00"
     assert write_wiki(documents, str(path)) == 2
     assert read(WikiSource(), path)[0] == documents
+
+
+ON_ONE_LINE = """<doc id="1" url="u" title="A">Text "here" > there.
+Its <second> line.
+</doc>
+<doc id="2" title=""Heroes" (album)" revid="3">All of "it" &amp; more.</doc>
+<doc id="3" url="http://x.org/?a=1" title="C">
+C
+
+<doc id=...> is the tag that opens each document.
+The end.
+</doc>
+"""
+
+
+@pytest.mark.parametrize("size", [100, 128, 200, 1 << 20])
+def test_what_follows_a_tag_in_its_line_is_text_and_what_is_no_tag_too(tmp_path, size):
+    source = WikiSource(size, longest_sentence=4)
+    documents, problems = read(source, wiki_file(tmp_path, ON_ONE_LINE * 3))
+    assert documents == 3 * [
+        Document("A", ['Text "here" > there.', "Its <second> line."]),
+        Document('"Heroes" (album)', ['All of "it" & more.']),
+        Document("C", ["<doc id=...> is the tag that opens each document.", "The end."]),
+    ]
+    assert not problems.counts
