@@ -91,7 +91,7 @@ _KINDS: dict[str, Callable[[SourceOptions], Source]] = {
     "text_file": lambda options: TextFileSource(longest_sentence=options.longest_sentence),
     "format": lambda options: FormatSource(longest_sentence=options.longest_sentence),
     "parquet": lambda options: ParquetSource(
-        options.reader(), longest_sentence=options.longest_sentence
+        options.reader(), longest_sentence=options.longest_sentence, encoding=options.encoding
     ),
     "tfrecord": lambda options: TFRecordSource(),
 }

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from ...data.encodings import is_utf8, likely_encoding
 from ...errors import UserError
 from ..blocks import BLOCK_BYTES, Block, Document, Problems
 from ..sentences import SentenceRules
 from ..streams import InputStream
-from .json_documents import RecordReader
+from .json_documents import RecordReader, first_text
 from .json_records import JsonLinesSource
 
 if TYPE_CHECKING:
@@ -27,16 +28,20 @@ _BUFFER_BYTES = 1 << 20
 class ParquetSource:
     """Reads the columns of text and title, row by row, and leaves the others alone.
 
+    Where there are several of them, a row's first that holds text counts.
+
     A column may hold strings of any kind, also as bytes or dictionary-encoded, or lists of them,
     which are lines; `outer.inner` names a field inside a structure.
 
     Attributes:
         reader: makes documents of rows; its keys are names of columns.
+        encoding: of columns of bytes; None for UTF-8.
         block_bytes: size of a block.
         longest_sentence: where over-long sentences are cut, in characters.
     """
 
     reader: RecordReader = field(default_factory=RecordReader)
+    encoding: str | None = field(default=None, kw_only=True)
     block_bytes: int = BLOCK_BYTES
     longest_sentence: int = SentenceRules.longest
     lines_are_sentences: ClassVar[bool] = False
@@ -45,20 +50,31 @@ class ParquetSource:
         """Returns the texts of some of the first rows.
 
         Raises:
-            UserError: there is no column of text, the file is damaged or lies inside another,
-                or pyarrow is not installed.
+            UserError: there is no column of text, or text in an encoding that was not declared;
+                the file is damaged or lies inside another; or pyarrow is not installed.
         """
         with _opened(stream) as table:
-            rows = _Rows(stream.path, table, *self._columns(stream, table))
-            lines = rows.read(1 << 16).split(b"\n")[:-1]
+            rows = _Rows(stream.path, table, *self._columns(stream, table), encoding=self.encoding)
+            beginning = rows.read(1 << 16).decode("utf-8", "surrogateescape")
         reader = self._lines().reader
-        return [reader.text_of(record) for record in map(json.loads, lines) if record["text"]]
+        records = map(json.loads, beginning.split("\n")[:-1])
+        texts = [
+            reader.text_of(record).encode("utf-8", "surrogateescape")
+            for record in records
+            if record["text"]
+        ]
+        if self.encoding is None and not is_utf8(b"\n".join(texts)):
+            guess = likely_encoding(texts)
+            raise UserError(
+                f"{stream.name}: its column of text is not in UTF-8; give --encoding"
+                + (f" (its beginning looks like {guess})" if guess else "")
+            )
+        return [text.decode("utf-8", "replace") for text in texts]
 
     def blocks(self, stream: InputStream) -> Iterator[Block]:
         """Cuts as the same rows in JSON lines are cut."""
         with stream, _opened(stream) as table:
-            text, title = self._columns(stream, table)
-            rows = _Rows(stream.path, table, text, title)
+            rows = _Rows(stream.path, table, *self._columns(stream, table), encoding=self.encoding)
             lines = InputStream(stream.path, name=stream.name, source=rows)
             yield from self._lines().blocks(lines)
 
@@ -72,18 +88,18 @@ class ParquetSource:
 
     def _columns(
         self, stream: InputStream, table: pyarrow.parquet.ParquetFile
-    ) -> tuple[str, str | None]:
+    ) -> tuple[list[str], list[str]]:
+        """Returns the names of the columns of text, and of titles; a row has one of each."""
         names = _names(table.schema_arrow)
-        texts = self.reader.text_keys
-        text = next((name for name in texts if name in names), None)
-        title = next((name for name in self.reader.title_keys if name in names), None)
-        if text is None or not _holds_text(names[text]):
-            fitting = [name for name, kind in names.items() if _holds_text(kind)]
+        fitting = [name for name, kind in names.items() if _holds_text(kind)]
+        texts = [name for name in self.reader.text_keys if name in fitting]
+        if not texts:
+            wanted = " or ".join(map(repr, self.reader.text_keys))
             raise UserError(
-                f"{stream.name}: no column of text named {' or '.join(map(repr, texts))}; give "
+                f"{stream.name}: no column of text named {wanted}; give "
                 f"--text_column (columns of text: {', '.join(fitting[:8]) or 'none'})"
             )
-        return text, title
+        return texts, [name for name in self.reader.title_keys if name in names]
 
 
 class _Rows:
@@ -96,10 +112,16 @@ class _Rows:
     damage: str | None = None
 
     def __init__(
-        self, path: str, table: pyarrow.parquet.ParquetFile, text: str, title: str | None
+        self,
+        path: str,
+        table: pyarrow.parquet.ParquetFile,
+        texts: list[str],
+        titles: list[str],
+        encoding: str | None,
     ) -> None:
         self._size, self._num_rows = os.path.getsize(path), max(1, table.metadata.num_rows)
-        self._columns = [text] if title is None else [text, title]
+        self._columns = {"text": texts, "title": titles} if titles else {"text": texts}
+        self._encoding = encoding or "utf-8"
         self._lines = self._read(table)
         self._rows_taken = 0
         self._buffer = memoryview(b"")
@@ -135,11 +157,11 @@ class _Rows:
             batches = table.iter_batches(
                 max(1, min(_MOST_ROWS, _BATCH_BYTES // row_bytes)),
                 row_groups=[group],
-                columns=self._columns,
+                columns=[name for names in self._columns.values() for name in names],
                 use_threads=False,
             )
             for batch in batches:
-                yield self._as_lines(batch.to_pylist())
+                yield self._as_lines(_rows_of(batch))
                 self._rows_taken += batch.num_rows
 
     def _as_lines(self, rows: list[dict[str, Any]]) -> bytes:
@@ -147,11 +169,12 @@ class _Rows:
         lines = []
         for row in rows:
             record = {
-                key: _plain(_field(row, name))
-                for key, name in zip(("text", "title"), self._columns, strict=False)
+                key: first_text([_plain(_field(row, name), self._encoding) for name in names])
+                for key, names in self._columns.items()
             }
             lines.append(encode(record) + "\n")
-        return "".join(lines).encode("utf-8", "replace")
+        # Bytes that could not be decoded become what they were, and are noted as such.
+        return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _opened(stream: InputStream) -> pyarrow.parquet.ParquetFile:
@@ -192,7 +215,9 @@ def _holds_text(kind: Any) -> bool:
     import pyarrow
 
     types = pyarrow.types
-    while types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+    if types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
+    if types.is_dictionary(kind):
         kind = kind.value_type
     return bool(
         types.is_string(kind)
@@ -211,9 +236,38 @@ def _field(row: dict[str, Any], name: str) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, encoding: str) -> Any:
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        try:
+            return value.decode(encoding, "surrogateescape")
+        except UnicodeError:
+            return value.decode(encoding, "replace")
     if isinstance(value, list):
-        return [_plain(item) for item in value if item is not None]
+        return [_plain(item, encoding) for item in value if item is not None]
     return value
+
+
+def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """Returns the rows of a batch; strings as bytes where one is damaged."""
+    import pyarrow
+
+    try:
+        return cast("list[dict[str, Any]]", batch.to_pylist())
+    except UnicodeDecodeError:
+        kinds = [(field.name, _as_bytes(field.type)) for field in batch.schema]
+        table = pyarrow.Table.from_batches([batch]).cast(pyarrow.schema(kinds))
+        return cast("list[dict[str, Any]]", table.to_pylist())
+
+
+def _as_bytes(kind: Any) -> Any:
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        return _as_bytes(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pyarrow.list_(_as_bytes(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([(part.name, _as_bytes(part.type)) for part in kind])
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return pyarrow.large_binary() if is_text else kind

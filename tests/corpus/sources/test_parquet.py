@@ -83,3 +83,46 @@ def test_long_rows_are_cut_and_give_what_their_sentences_give(tmp_path):
     assert max(len(work.block.read()) for work in works) < 1.2 * (1 << 20)
     documents, counts, _ = sentences(path)
     assert ([len(document) for document in documents], counts) == ([90_000, 2], {})
+
+
+WESTERN = "Les élèves sont très fatigués à la fin de l'été."
+
+
+def test_bytes_are_decoded_as_declared_and_refused_where_nothing_is(tmp_path):
+    path = written(tmp_path, {"text": [WESTERN.encode("cp1252")] * 9})
+    with pytest.raises(ValueError, match=r"not in UTF-8; give --encoding \(its beginning looks"):
+        sentences(path)
+    assert sentences(path, encoding="cp1252") == ([[WESTERN]] * 9, {}, {})
+
+
+def _strings(*values):
+    binary = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(values), binary.buffers())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([WESTERN.encode()] * 9 + [b"One\xff bad."]),
+        _strings(*[WESTERN.encode()] * 9, b"One\xff bad."),
+        pa.ListArray.from_arrays(
+            pa.array(range(11), pa.int32()), _strings(*[WESTERN.encode()] * 9, b"One\xff bad.")
+        ),
+    ],
+    ids=["bytes", "strings", "lines"],
+)
+def test_damaged_characters_are_counted(tmp_path, column):
+    documents, counts, lost = sentences(written(tmp_path, {"text": column}))
+    assert documents == [[WESTERN]] * 9 + [["One\ufffd bad."]]
+    assert counts == lost == {"invalid_utf8_lines": 1}
+
+
+def test_a_rows_first_column_that_has_text_counts(tmp_path):
+    columns = {"text": [None, "", "One text."], "content": ["A text.", "A text.", "Another."]}
+    assert sentences(written(tmp_path, columns))[0] == [["A text."], ["A text."], ["One text."]]
+
+
+def test_lists_of_lists_are_no_text(tmp_path):
+    path = written(tmp_path, {"text": [[["A text."]]], "body": ["A text."]})
+    with pytest.raises(ValueError, match=r"columns of text: body\)"):
+        sentences(path)
