@@ -122,7 +122,7 @@ def format_command(description: str, input_regex: str | None, input_format: str 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         options = reading_options(arguments)
-        inputs = find_inputs(arguments.input_dir, arguments.input_regex)
+        inputs = find_inputs(arguments.input_dir, arguments.input_regex, arguments.output_dir)
         result = format_files(inputs, arguments.output_dir, options)
     except (UserError, OSError, RuntimeError) as error:
         parser.exit(ExitStatus.REFUSED, f"error: {error}\n")

@@ -36,7 +36,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         options, portion = reading_options(args), Portion.parse(args.shard)
-        inputs = find_inputs(args.input_dir, args.input_regex)
+        inputs = find_inputs(args.input_dir, args.input_regex, args.output_dir)
         result = build_indexed(
             inputs,
             os.path.join(args.output_dir, args.output_prefix),

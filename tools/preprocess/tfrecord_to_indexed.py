@@ -39,7 +39,7 @@ def main() -> None:
         options = ReadingOptions("tfrecord", strict=args.strict, input_dir=args.input_dir,
                                  num_processors=args.num_processors)  # fmt: skip
         result = build_indexed(
-            find_inputs(args.input_dir, args.input_regex),
+            find_inputs(args.input_dir, args.input_regex, args.output_dir),
             os.path.join(args.output_dir, args.output_prefix),
             open_tokenizer(args.tokenizer_name_or_path),
             options,

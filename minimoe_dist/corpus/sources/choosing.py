@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 
 from ...data.encodings import certain_encoding, is_utf8, likely_encoding
 from ...durable import PARTIAL
@@ -296,22 +298,27 @@ def _unfinished_string(raw: bytes) -> str:
         return ""
 
 
-def find_inputs(input_dir: str, input_regex: str) -> list[str]:
+def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None) -> list[str]:
     """Finds the files below a folder whose name, or path from the folder, matches a glob, sorted.
 
     `x.format` is left out where `x` matches too: it holds the same text; so is `x.index`, which
     is no text.
 
     Raises:
-        UserError: there is no such folder or no such file.
+        UserError: there is no such folder or no such file, or a folder cannot be read.
     """
-    folder = Path(input_dir)
-    if not folder.is_dir():
+    if not os.path.isdir(input_dir):
         raise UserError(f"--input_dir {input_dir!r}: no such folder")
-    try:
-        paths = {str(path) for path in folder.rglob(input_regex) if path.is_file()}
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"--input_regex {input_regex!r}: {error}; give a glob") from None
+    pattern = PurePath(input_regex)
+    if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
+        raise UserError(f"--input_regex {input_regex!r}: give a glob of paths below --input_dir")
+    paths = {
+        str(folder / name)
+        for folder, names in _folders(input_dir, output_dir)
+        for name in names
+        if _matches((*folder.relative_to(input_dir).parts, name), pattern.parts)
+        and (folder / name).is_file()
+    }
     inputs = [
         path
         for path in sorted(paths)
@@ -322,5 +329,58 @@ def find_inputs(input_dir: str, input_regex: str) -> list[str]:
         )
     ]
     if not inputs:
-        raise UserError(f"--input_regex {input_regex!r}: matches no file in {input_dir!r}")
+        raise UserError(
+            f"--input_regex {input_regex!r}: matches no file in {input_dir!r}"
+            + (f" outside of {output_dir!r}" if output_dir else "")
+        )
+    Links to folders are followed; each folder is read once, by whatever names it is reached.
     return inputs
+    Args:
+        input_dir: the folder.
+        input_regex: the glob.
+        output_dir: where results go; what lies in such a subfolder is left out.
+
+
+
+def _folders(input_dir: str, output_dir: str | None) -> Iterator[tuple[Path, list[str]]]:
+    """Yields a folder and those below it, by links too, each with the names of its files."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"--input_dir: {error.filename}: {error.strerror}; make it readable")
+
+    seen = set[str]()
+    if output_dir is not None and os.path.realpath(output_dir) != os.path.realpath(input_dir):
+        seen.add(os.path.realpath(output_dir))
+    tops = [input_dir]
+    while tops:
+        top = tops.pop(0)
+        if not _is_new(top, seen):
+            continue
+        # What lies there itself goes first: a link to it gives nothing more.
+        for folder, subfolders, names in os.walk(top, onerror=refuse):
+            yield Path(folder), names
+            places = [os.path.join(folder, name) for name in sorted(subfolders)]
+            tops += filter(os.path.islink, places)
+            subfolders[:] = [
+                os.path.basename(place)
+                for place in places
+                if not os.path.islink(place) and _is_new(place, seen)
+            ]
+
+
+def _is_new(folder: str, seen: set[str]) -> bool:
+    """Tells whether a folder was not seen before, by any name; it is seen then."""
+    place = os.path.realpath(folder)
+    is_new = place not in seen
+    seen.add(place)
+    return is_new
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tells whether a path's end matches a glob, whose `**` stands for any number of folders."""
+    if not pattern:
+        return True
+    *rest, last = pattern
+    if last == "**":
+        return any(_matches(parts[:end], rest) for end in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[-1], last) and _matches(parts[:-1], rest)

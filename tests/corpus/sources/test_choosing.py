@@ -1,6 +1,7 @@
 """Which reader a file gets, and which files are found."""
 
 import json
+import os
 import random
 import zlib
 
@@ -204,3 +205,47 @@ SEVERAL = "One sentence here. Another one there.\nA third. A fourth.\nA fifth. A
 def test_text_that_has_a_sentence_a_line_already_is_not_split_again(tmp_path, text, kind) -> None:
     assert type(choose_source(InputStream(written(tmp_path, text * 3, "a.txt")))) is kind
     assert type(choose_source(InputStream(written(tmp_path, text * 900, "long.txt")))) is kind
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path):
+    for name in ("in/a/one", "elsewhere/sub/two"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    folder = tmp_path / "in"
+    for link, target in [("b", "elsewhere"), ("c", "elsewhere"), ("0", "in/a"), ("a/up", "in")]:
+        (folder / link).symlink_to(tmp_path / target)
+    expected = [str(folder / "a/one"), str(folder / "b/sub/two")]
+    assert find_inputs(str(folder), "*") == expected
+    assert find_inputs(str(folder), "b/**/t*") == expected[1:]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a").touch()
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"--input_dir: .*closed: Permission denied"):
+        find_inputs(str(tmp_path), "*")
+
+
+def test_what_was_written_is_no_input(tmp_path):
+    for name in ("a.txt", "out/a.txt.format"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_inputs(str(tmp_path), "*", str(tmp_path / "out")) == [str(tmp_path / "a.txt")]
+    assert len(find_inputs(str(tmp_path), "*", str(tmp_path))) == 2
+    with pytest.raises(ValueError, match=r"matches no file in .* outside of .*out"):
+        find_inputs(str(tmp_path), "*.format", str(tmp_path / "out"))
+
+
+def test_a_glob_that_leaves_the_folder_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=r"--input_regex.*below --input_dir"):
+        find_inputs(str(tmp_path / "in"), "../*.txt")
