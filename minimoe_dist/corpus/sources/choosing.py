@@ -31,6 +31,7 @@ from .json_records import (
     array_header,
 )
 from .json_scanning import scan_records
+from .json_shapes import JsonStringsSource, first_strings, is_of_strings, other_shape
 from .parquet import PARQUET_MAGIC, ParquetSource
 from .text import FORMAT_SUFFIX, FormatSource, TextFileSource, TextSource, WrappedSource
 from .tfrecord import INDEX_SUFFIX, TFRecordSource, is_tfrecord
@@ -46,7 +47,9 @@ _PEEKED_BYTES = 1 << 16
 _FEWEST_LINES, _WHOLE_SHARE = 3, 0.9
 _WHOLE = re.compile(r"[.!?;。！？；…][\"'”’」』）)\]]*$")
 _COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lzma")
-_NO_RECORD = re.compile(rb"[^\s{\]]")
+_RECORD = re.compile(
+    rb"\{|(?:(?:null|true|false|-?\d[\d.]*)\s*,\s*)+\{\s*[\"}]|\Z|\]\s*\}?\s*\Z|\]\s*\[\s*[{\]]"
+)
 _OBJECT = re.compile(rb'\{\s*["}]')
 _CONTAINERS = ("tfrecord", "parquet", "tar", "zip")
 
@@ -106,9 +109,9 @@ def choose_source(
     """Chooses the reader of a file or member: the one asked for, or by a look at its beginning.
 
     "auto" knows `<doc ` (wiki), arrays of JSON objects and `{"RECORDS": [...]}` (json), JSON
-    objects one a line (jsonl), Parquet, TFRecords, names that end in .format and text of one
-    sentence a line (format); all else is text. Members of tar and zip files are looked at one by
-    one, in whatever format. The stream gives UTF-8 afterwards.
+    objects one a line (jsonl), JSON strings in an array or one a line, Parquet, TFRecords, names
+    that end in .format and text of one sentence a line (format); all else is text. Members of tar
+    and zip files are looked at one by one, in whatever format. The stream gives UTF-8 afterwards.
 
     Raises:
         UserError: the format is unknown, the file is no text or in an unknown encoding, or its
@@ -143,12 +146,17 @@ def choose_source(
     beginning = beginning.removeprefix(BYTE_ORDER_MARK).lstrip()
     if input_format == "auto":
         input_format = _recognise(stream.name, beginning)
-        if (
-            input_format == "format"
-            and options.wrapped == "join"
-            and not _bare(stream.name).endswith(FORMAT_SUFFIX)
-        ):
+        is_named = _bare(stream.name).endswith(FORMAT_SUFFIX)
+        if input_format == "format" and options.wrapped == "join" and not is_named:
             input_format = "text"
+        if input_format in ("text", "format") and not is_named and not options.force:
+            if is_of_strings(beginning):
+                return JsonStringsSource(
+                    options.reader(options.wrapping("\n\n".join(first_strings(beginning)))),
+                    longest_sentence=options.longest_sentence,
+                )
+            shape = other_shape(beginning)
+            _refuse(stream, None if shape is None else Unreadable(shape, holds_text=True))
     source = _KINDS[input_format](options)
     if options.wrapped == "join" and input_format in ("wiki", "format"):
         raise UserError(
@@ -201,6 +209,12 @@ def _decode(stream: InputStream, encoding: str | None) -> None:
     encoding = encoding or certain_encoding(beginning)
     if encoding is not None:
         stream.transcode(encoding)
+        try:
+            stream.peek(1)
+        except UnicodeError as error:
+            raise UserError(
+                f"{stream.name}: --encoding {encoding}: {error}; give its byte order, as utf-16le"
+            ) from None
     elif not is_utf8(beginning):
         _refuse(stream, binary_data(beginning))
         guess = likely_encoding([beginning])
@@ -215,7 +229,7 @@ def _recognise(name: str, beginning: bytes) -> str:
     if begins_with_tag(beginning):
         return "wiki"
     header = array_header(beginning)
-    if header is not None and not _NO_RECORD.match(beginning[len(header) :].lstrip()):
+    if header is not None and _RECORD.match(beginning[len(header) :].lstrip()):
         return "json"
     if _OBJECT.match(beginning):
         return _recognise_objects(beginning)
@@ -252,10 +266,12 @@ def _recognise_objects(beginning: bytes) -> str:
     try:
         json.loads(line, strict=False)
         return "jsonl"
-    except ValueError:
+    except (ValueError, RecursionError):
         scan = scan_records(beginning)
     if scan.ends:
-        return "jsonl" if newline and scan.ends[0] <= len(line) else "json"
+        rest = line[scan.ends[0] :].lstrip()
+        is_in_a_row = scan.ends[0] > len(line) or rest.startswith((b",", b"{"))
+        return "json" if is_in_a_row or not newline else "jsonl"
     if scan.broken is not None:
         return "jsonl" if b'":' in line else "text"
     return "json" if newline else "jsonl"
@@ -301,8 +317,14 @@ def _unfinished_string(raw: bytes) -> str:
 def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None) -> list[str]:
     """Finds the files below a folder whose name, or path from the folder, matches a glob, sorted.
 
+    Links to folders are followed; each folder is read once, by whatever names it is reached.
     `x.format` is left out where `x` matches too: it holds the same text; so is `x.index`, which
     is no text.
+
+    Args:
+        input_dir: the folder.
+        input_regex: the glob.
+        output_dir: where results go; what lies in such a subfolder is left out.
 
     Raises:
         UserError: there is no such folder or no such file, or a folder cannot be read.
@@ -333,13 +355,7 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
             f"--input_regex {input_regex!r}: matches no file in {input_dir!r}"
             + (f" outside of {output_dir!r}" if output_dir else "")
         )
-    Links to folders are followed; each folder is read once, by whatever names it is reached.
     return inputs
-    Args:
-        input_dir: the folder.
-        input_regex: the glob.
-        output_dir: where results go; what lies in such a subfolder is left out.
-
 
 
 def _folders(input_dir: str, output_dir: str | None) -> Iterator[tuple[Path, list[str]]]:

@@ -51,7 +51,7 @@ class Scan:
     depth: int = 0
 
 
-def _mask_escapes(data: bytes) -> bytes:
+def mask_escapes(data: bytes) -> bytes:
     """Replaces escaped quotes and backslashes by as many other bytes."""
     if b"\\" not in data:
         return data
@@ -61,7 +61,7 @@ def _mask_escapes(data: bytes) -> bytes:
 def scan_records(window: bytes) -> Scan:
     """Looks for records (objects) from a place between two of them."""
     scan = Scan()
-    for token in _TOKEN.finditer(_mask_escapes(window)):
+    for token in _TOKEN.finditer(mask_escapes(window)):
         kind = token.lastindex
         if kind == 3:
             bracket = token[0]
@@ -88,6 +88,18 @@ def scan_records(window: bytes) -> Scan:
             scan.open_string = token.start()
             break
     return scan
+
+
+def is_json_so_far(beginning: bytes) -> bool:
+    """Tells whether a file's beginning may be JSON of whatever shape, with a string in it."""
+    num_strings = 0
+    for token in _TOKEN.finditer(mask_escapes(beginning)):
+        if token.lastindex is None:
+            return False
+        if token.lastindex == 2:
+            break
+        num_strings += token.lastindex == 1
+    return num_strings > 0
 
 
 def _separates(token: re.Match[bytes]) -> bool:
@@ -127,7 +139,7 @@ def cut_inside_string(
         return None
     quote = scan.open_string
     reach = max(0, quote - _KEY_REACH)
-    key = _KEY_BEFORE.search(_mask_escapes(window[reach:quote]))
+    key = _KEY_BEFORE.search(mask_escapes(window[reach:quote]))
     if key is None:
         return None
     content = window[quote + 1 :]

@@ -69,6 +69,8 @@ def test_formatted_files_are_recognised_by_their_name(tmp_path, name):
     assert (
         type(choose_source(InputStream(written(tmp_path, "A sentence.\n", name)))) is FormatSource
     )
+    quoted = '"A sentence."\n"Another."\n'
+    assert type(choose_source(InputStream(written(tmp_path, quoted, name)))) is FormatSource
 
 
 def test_an_unknown_format_is_refused(tmp_path):

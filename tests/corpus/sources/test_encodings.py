@@ -99,3 +99,10 @@ def test_a_declared_encoding_is_not_doubted(tmp_path):
     path.write_bytes((WESTERN * 5).encode("latin-1"))
     stream = InputStream(str(path))
     assert type(choose_source(stream, options=SourceOptions(encoding="utf-8"))) is FormatSource
+
+
+def test_a_declared_encoding_that_wants_a_byte_order_mark_is_refused_without_one(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes((WESTERN * 5).encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"x\.txt: --encoding utf-16: .*utf-16le"):
+        choose_source(InputStream(str(path)), options=SourceOptions(encoding="utf-16"))
