@@ -337,9 +337,9 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
     paths = {
         str(folder / name)
         for folder, names in _folders(input_dir, output_dir)
+        for parts in [folder.relative_to(input_dir).parts]
         for name in names
-        if _matches((*folder.relative_to(input_dir).parts, name), pattern.parts)
-        and (folder / name).is_file()
+        if _matches((*parts, name), pattern.parts) and (folder / name).is_file()
     }
     inputs = [
         path
