@@ -12,7 +12,7 @@ from ..checkpoints.tasks import TaskModel, export_task_model, gives_signals, loa
 from ..config.commands import FinetuneOptions
 from ..config.deepspeed_json import task_settings
 from ..corpus.tokenizing import embedding_rows, load_tokenizer
-from ..data.tasks import Table, TaskData, unknown_in_words
+from ..data.tasks import Table, TaskData, similar_labels, unknown_in_words
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
 from ..data.tasks.sources import folder_of, open_both
@@ -86,6 +86,9 @@ class TaskRun:
         if remaining:
             for data in (self._train, self._dev):
                 _warn_of_unusable_rows(data)
+            for labels in similar_labels(task.labels):
+                spelt = ", ".join(map(ascii, labels))
+                _log.warning("%s: %s are classes of their own", self._train.path, spelt)
             inputs = self._load_inputs()
             for number, cell in enumerate(remaining, start=1):
                 _log.info("%s: cell %d of %d: %s", task.name, number, len(remaining), cell.label)

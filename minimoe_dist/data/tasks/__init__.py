@@ -17,6 +17,7 @@ from .task import (
     Task,
     TaskData,
     places_of_labels,
+    similar_labels,
     unknown_in_words,
     unlearnt_rows,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "open_task",
     "places_of_labels",
     "score",
+    "similar_labels",
     "task_of",
     "unknown_in_words",
     "unlearnt_rows",

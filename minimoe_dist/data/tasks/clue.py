@@ -15,12 +15,23 @@ _BETWEEN_KEYWORDS = re.compile(r"[\s,;|，；、]+")
 _Texts = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
+def _text(record: Any, key: str) -> str:
+    """Returns a record's text.
+
+    Raises:
+        UserError: what is there is none.
+    """
+    if not isinstance(record[key], str):
+        raise UserError(f"has no text in {key!r}")
+    return str(record[key])
+
+
 def _pair(record: dict[str, Any]) -> tuple[str, ...]:
-    return record["sentence1"], record["sentence2"]
+    return _text(record, "sentence1"), _text(record, "sentence2")
 
 
 def _sentence(record: dict[str, Any]) -> tuple[str, ...]:
-    return (record["sentence"],)
+    return (_text(record, "sentence"),)
 
 
 def _keywords(record: dict[str, Any]) -> tuple[str, ...]:
@@ -28,24 +39,27 @@ def _keywords(record: dict[str, Any]) -> tuple[str, ...]:
     keywords = record["keyword"]
     if isinstance(keywords, str):
         keywords = _BETWEEN_KEYWORDS.split(keywords.strip())
-    return " ".join(keyword for keyword in keywords if keyword), record["abst"]
+    if not isinstance(keywords, list) or not all(isinstance(word, str) for word in keywords):
+        raise UserError("has no texts in 'keyword'")
+    return " ".join(keyword for keyword in keywords if keyword), _text(record, "abst")
 
 
 def _marked_spans(record: dict[str, Any]) -> tuple[str, ...]:
     """Marks ``_name_`` around the name and ``[it]`` around the pronoun in the text.
 
     Raises:
-        UserError: a span's text does not stand at its index, and not at one other place alone.
+        UserError: a span's text does not stand at its index, and not at one other place alone; or
+            something is no text.
     """
     target = record["target"]
-    text = record["text"]
+    text = _text(record, "text")
     spans = [
-        (_place_of(text, target["span1_text"], target["span1_index"]), "span1_text", "_", "_"),
-        (_place_of(text, target["span2_text"], target["span2_index"]), "span2_text", "[", "]"),
+        (_place_of(text, _text(target, f"{span}_text"), target[f"{span}_index"]), span, *marks)
+        for span, marks in (("span1", "__"), ("span2", "[]"))
     ]
     # From the back, so that the places of the other span stay.
-    for start, name, opening, closing in sorted(spans, reverse=True):
-        end = start + len(target[name])
+    for start, span, opening, closing in sorted(spans, reverse=True):
+        end = start + len(target[f"{span}_text"])
         text = text[:start] + opening + text[start:end] + closing + text[end:]
     return (text,)
 
@@ -137,9 +151,22 @@ def open_clue(
 
 
 def _published_labels(path: Path) -> tuple[str, ...]:
+    """Returns the labels of a file of them, each once; none where there is no such file.
+
+    Raises:
+        UserError: a record has none.
+    """
     if not path.is_file():
         return ()
-    return tuple(str(record["label"]) for _, record in read_json_records(path, BadRows(True)))
+    bad = BadRows()
+    records = list(read_json_records(path, bad))
+    without = (line for line, record in records if not isinstance(record.get("label"), str | int))
+    wrong = bad.first or next((f"{path}:{line}: has no 'label'" for line in without), None)
+    if wrong is not None:
+        raise UserError(
+            f'{wrong}; give a line {{"label": "100"}} for each label, or take the file away'
+        )
+    return tuple(dict.fromkeys(str(record["label"]) for _, record in records))
 
 
 def _reader(texts: _Texts) -> Reader:

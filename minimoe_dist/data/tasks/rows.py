@@ -17,6 +17,7 @@ from ...errors import UserError
 from ..encodings import likely_encoding
 
 _BYTE_ORDER_MARK = "\ufeff"
+_MOST = 0.9
 # Bytes that are no UTF-8 are read as lone surrogates, which no UTF-8 text holds.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
 _KEPT_LINES = 1000  # of those that are no UTF-8: enough to guess the encoding from
@@ -24,7 +25,7 @@ _KEPT_LINES = 1000  # of those that are no UTF-8: enough to guess the encoding f
 
 @dataclass
 class BadRows:
-    """Counts the rows that were left out.
+    """Counts the rows that were left out; of what is no row of a table, its lines.
 
     Attributes:
         strict: raise at the first one instead of counting.
@@ -42,8 +43,8 @@ class BadRows:
     num_undecodable: int = 0
     num_beyond_ascii: int = 0
 
-    def add(self, path: Path, line: int, reason: str) -> None:
-        """Takes note of a row.
+    def add(self, path: Path, line: int, reason: str, rows: int = 1) -> None:
+        """Takes note of a row that begins at a line, or of so many rows.
 
         Raises:
             UserError: in strict mode.
@@ -51,7 +52,7 @@ class BadRows:
         problem = f"{path}:{line}: {reason}"
         if self.strict:
             raise UserError(f"{problem}; correct the row, or leave --strict out")
-        self.count += 1
+        self.count += rows
         self.first = self.first or problem
 
     def encoding_remedy(self) -> str:
@@ -129,43 +130,128 @@ def read_tab_separated(
     lines = Lines(path, bad)
     if columns is None:
         columns = next(lines, "").split("\t")
-    yield from _complete_rows(lines, (line.split("\t") for line in lines), columns)
-
-
-def read_comma_separated(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line, column -> value) of a CSV file with a header; quoted values may span lines."""
-    lines = Lines(path, bad)
-    rows = _readable_rows(csv.reader(line + "\n" for line in lines), lines)
-    columns = next(rows, [])
+    rows = ((lines.number, line.split("\t")) for line in lines)
     yield from _complete_rows(lines, rows, columns)
 
 
+def read_comma_separated(
+    path: Path, bad: BadRows, label_column: str, *, values: bool = False
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields (line, column -> value) of a CSV file with a header; quoted values may span lines.
+
+    Two quotes that nobody meant join all rows between them to a text of several lines. Such a text
+    is told by its lines: nearly each is a row by itself, with a label.
+
+    Args:
+        path: the file.
+        bad: gets what is no row, by its lines.
+        label_column: of the labels.
+        values: labels are any numbers; else they are those of the file's other rows.
+
+    Raises:
+        UserError: a quote is open at the end.
+    """
+    lines = Lines(path, bad)
+    spans: dict[int, list[str]] = {}
+    rows = _rows_of_csv(lines, spans)
+    _, columns = next(rows, (1, []))
+    records = list(_complete_rows(lines, rows, columns))
+    if not spans:
+        yield from records
+        return
+    labels = {row[label_column].strip() for line, row in records if line not in spans}
+    place = columns.index(label_column)
+
+    def is_row(text: str) -> bool:
+        parts = text.split(",")
+        if len(parts) != len(columns):
+            return False
+        label = parts[place].strip('" ')
+        return label in labels or (values and number_of(label) is not None)
+
+    for line, row in records:
+        span = [text for text in spans[line] if text.strip()] if line in spans else []
+        if span and sum(map(is_row, span)) >= _MOST * len(span):
+            problem = f"has {len(span)} rows in one pair of quotes; are two quotes meant as text?"
+            bad.add(path, line, problem, len(span))
+        else:
+            yield line, row
+
+
+def number_of(written: Any) -> float | None:
+    """Reads a number as it is written in text or in JSON; None where it is none."""
+    # Python would also read 1_000, and JSON's true as 1.
+    if isinstance(written, bool) or (isinstance(written, str) and "_" in written):
+        return None
+    try:
+        value = float(written)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    # Also false of not-a-number.
+    return value if abs(value) < 1e30 else None
+
+
 def _complete_rows(
-    lines: Lines, rows: Iterable[list[str]], columns: Sequence[str]
+    lines: Lines, rows: Iterable[tuple[int, list[str]]], columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields (line, column -> value) of the rows that are text and have a value for each column."""
-    for values in rows:
+    for first_line, values in rows:
         if not any(value.strip() for value in values):
             continue
-        problem = damage_of(values)
-        if problem is None and len(values) != len(columns):
-            problem = f"has {columns_in_words(len(values))}, not {len(columns)}"
+        problem, count = damage_of(values), 1
+        if len(values) != len(columns):
+            problem = problem or f"has {columns_in_words(len(values))}, not {len(columns)}"
+            count = lines.number - first_line + 1
         if problem is not None:
-            lines.bad.add(lines.path, lines.number, problem)
+            lines.bad.add(lines.path, first_line, problem, count)
         else:
-            yield lines.number, dict(zip(columns, values, strict=True))
+            yield first_line, dict(zip(columns, values, strict=True))
 
 
-def _readable_rows(rows: Iterator[list[str]], lines: Lines) -> Iterator[list[str]]:
+def _rows_of_csv(
+    lines: Lines, spans: dict[int, list[str]] | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields (first line, values) of each row, and notes what is none.
+
+    Args:
+        lines: of the file.
+        spans: gets the lines of each row that has several, by the first one's number.
+
+    Raises:
+        UserError: a quote is open at the end.
+    """
+    row_lines: list[str] = []
+    is_at_end = False
+
+    def ended() -> Iterator[str]:
+        nonlocal is_at_end
+        for line in lines:
+            row_lines.append(line)
+            yield line + "\n"
+        is_at_end = True
+
+    reader = csv.reader(ended(), strict=True)
     while True:
+        row_lines.clear()
+        first_line = lines.number + 1
         try:
-            yield next(rows)
+            values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            lines.bad.add(
-                lines.path, lines.number, f"is no row of a CSV file ({error}); is a quote open?"
-            )
+            if is_at_end:
+                raise UserError(
+                    f"{lines.path}:{first_line}: opens a quote that is never closed, in front of "
+                    f"{len(row_lines):,} line{'s' * (len(row_lines) != 1)}; close it, or write "
+                    'the value in quotes with "" for each quote in it'
+                ) from None
+            until = f" up to line {lines.number}" if lines.number > first_line else ""
+            problem = f"is no row of a CSV file{until} ({error}); is a quote open?"
+            lines.bad.add(lines.path, first_line, problem, len(row_lines))
+            continue
+        if spans is not None and len(row_lines) > 1:
+            spans[first_line] = [*row_lines]
+        yield first_line, values
 
 
 def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -180,7 +266,7 @@ def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str,
     if is_array:
         try:
             records = enumerate(json.loads(path.read_text("utf-8-sig")), start=1)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: is no JSON ({error}); give an array or JSON lines") from None
     else:
         records = _json_lines(path, bad)
@@ -202,7 +288,7 @@ def _json_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield lines.number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             bad.add(path, lines.number, f"is no JSON ({error})")
 
 
@@ -230,11 +316,25 @@ def check_columns(path: Path, columns: Sequence[str], required: Mapping[str, str
             raise UserError(f"{path}:1: has no column {column!r}, which {origin} wants; {hint}")
 
 
+def check_line_ends(path: Path, line: str) -> None:
+    """Refuses a file whose lines end as on old Macs, so that its first one has all others in it.
+
+    Raises:
+        UserError: they do.
+    """
+    if "\r" in line:
+        raise UserError(
+            f"{path}:1: has carriage returns inside, as where lines end in these alone; end them "
+            f"in line feeds, as with tr '\\r' '\\n' < {path.name} > new{path.suffix}"
+        )
+
+
 def header_of(path: Path) -> list[str]:
     """Reads the columns of a TSV or CSV file, by its name; of JSON, the first record's keys.
 
     Raises:
-        UserError: there is no first record, or the first line is no text.
+        UserError: there is no first record, the first line is no line of text, or its quote is
+            never closed.
     """
     bad = BadRows()
     if path.suffix in (".json", ".jsonl"):
@@ -249,6 +349,7 @@ def header_of(path: Path) -> list[str]:
         raise UserError(f"{path}:1: {problem}; {bad.encoding_remedy()}")
     if not line.strip():
         raise UserError(f"{path}:1: is empty; give a file whose first line names its columns")
+    check_line_ends(path, line)
     if path.suffix == ".csv":
-        return next(csv.reader([line]), [])
+        return next(_rows_of_csv(Lines(path, bad)), (1, []))[1]
     return line.split("\t")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .rows import (
 )
 from .task import Kind, Reader, Row, Task, TaskData, collect
 
-_READERS: dict[str, Callable[[Path, BadRows], Iterator[tuple[int, dict[str, Any]]]]] = {
+_READERS: dict[str, Callable[..., Iterator[tuple[int, dict[str, Any]]]]] = {
     ".tsv": read_tab_separated,
     ".csv": read_comma_separated,
     ".json": read_json_records,
@@ -60,15 +61,20 @@ def find(table: Table, split: str) -> Path:
     """Finds the file of a split.
 
     Raises:
-        UserError: there is none, or of no known kind.
+        UserError: there is none, more than one, or one of no known kind.
     """
     root = Path(table.path).expanduser()
     if root.is_dir():
         names = _DEV_NAMES if split == "dev" else (split,)
-        for name in names:
-            for suffix in _READERS:
-                if (root / f"{name}{suffix}").is_file():
-                    return root / f"{name}{suffix}"
+        files = [f"{name}{suffix}" for name in names for suffix in _READERS]
+        found = [name for name in files if (root / name).is_file()]
+        if len(found) == 1:
+            return root / found[0]
+        if found:
+            raise UserError(
+                f"dataset: {table.path}: {', '.join(found)} all look like its {split} file; leave "
+                "one"
+            )
         kinds = "|".join(suffix[1:] for suffix in _READERS)
         raise UserError(f"dataset: {table.path}: no {split}.({kinds}) in that folder; give one")
     path = root if split == "train" else Path(table.dev or "").expanduser()
@@ -118,7 +124,12 @@ def open_table(
     if table.kind != "regression" and not labels and split != "train":
         labels = open_table(table, "train").task.labels
     task = replace(table.task, labels=tuple(labels))
-    reader = _reader(table, _READERS[path.suffix])
+    records = _READERS[path.suffix]
+    if path.suffix == ".csv":
+        records = partial(
+            records, label_column=table.label_column, values=table.kind == "regression"
+        )
+    reader = _reader(table, records)
     return collect(task, path, reader, strict=strict, is_scored=is_scored)
 
 

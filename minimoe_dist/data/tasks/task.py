@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
-from .rows import BadRows
+from .rows import BadRows, number_of
 
 Kind = Literal["classification", "regression", "tagging"]
 _MANY = 10  # a file with fewer bad rows may be a trial
@@ -84,20 +85,31 @@ def collect(
         UserError: no row can be used, or most cannot; in strict mode, a bad one.
     """
     bad = BadRows(strict)
-    rows = list(reader(path, bad))
+    rows = []
+    for line, sample, written in reader(path, bad):
+        problem, target = _target(task, written)
+        labels = [] if task.kind == "regression" else target
+        problem = problem or _damage_of((*sample, *labels))
+        if problem is None:
+            rows.append((line, sample, target))
+        else:
+            bad.add(path, line, problem)
     if task.kind != "regression" and not task.labels:
-        task = replace(task, labels=_labels_in_order(task, rows))
-    numbers = {label: number for number, label in enumerate(task.labels)}
+        task = replace(task, labels=_labels_in_order(target for _, _, target in rows))
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(task.labels):
+        # A model may know both spellings of one.
+        numbers[_normal(name) if _normal(name) not in numbers else name] = number
     task_labels = frozenset(numbers)
     data = TaskData(task, path, [], [], bad)
-    for line, sample, written in rows:
-        row_labels = [] if task.kind == "regression" else _row_labels(task, written)
+    label: Any
+    for line, sample, target in rows:
+        row_labels = [] if task.kind == "regression" else target
         unknown_labels = {name for name in row_labels if name not in task_labels}
         data.unknown.update(unknown_labels)
-        problem: str | None = None
-        label: Any
+        problem = None
         if task.kind == "regression":
-            problem, label = _number(written)
+            label = target
         elif unknown_labels and (strict or not is_scored):
             kind = "tag" if task.kind == "tagging" else "label"
             problem = f"the {kind} {min(unknown_labels)!r} is none of {_listed(task.labels)}"
@@ -179,33 +191,57 @@ def _check_most_fit(data: TaskData) -> None:
         )
 
 
-def _labels_in_order(task: Task, rows: Iterable[Row]) -> tuple[str, ...]:
+def _labels_in_order(targets: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """Orders a file's labels: numbers by size, others by name; of tags, O first."""
-    labels: set[str] = set()
-    for _, _, written in rows:
-        labels.update(_row_labels(task, written))
+    labels = {label for names in targets for label in names}
     if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels, key=lambda label: (label != "O", label)))
 
 
-def _row_labels(task: Task, written: Any) -> list[str]:
-    """Returns a row's label, or its tags, as text."""
+def _target(task: Task, written: Any) -> tuple[str | None, Any]:
+    """Reads what a row is to be predicted as: (what is wrong, its number, label or tags)."""
+    if task.kind == "regression":
+        number = number_of(written)
+        return (f"its value {written!r:.60} is no number" if number is None else None), number
     if task.kind == "tagging":
-        return list(written)
+        return None, written if "".join(written).isascii() else [*map(_normal, written)]
     if isinstance(written, bool):  # of JSON
-        return [str(written).lower()]
-    return [str(written).strip()]
+        return None, [str(written).lower()]
+    if isinstance(written, str | int) or (isinstance(written, float) and math.isfinite(written)):
+        return None, [_normal(str(written).strip())]
+    return f"its label {written!r:.60} is neither text nor a number", []
 
 
-def _number(written: Any) -> tuple[str | None, float]:
-    """Parses a number: (what is wrong, the number)."""
+def _normal(label: str) -> str:
+    """Composes accents, which look the same in one character and in two."""
+    return label if label.isascii() else unicodedata.normalize("NFC", label)
+
+
+def _damage_of(texts: Iterable[Any]) -> str | None:
+    """Says why texts of a row, as JSON may hold them, are none; None where they are."""
     try:
-        value = float(written)
-    except (TypeError, ValueError):
-        value = math.nan
-    # Also false of not-a-number.
-    return (None if abs(value) < 1e30 else f"its value {written!r} is no number"), value
+        "".join(texts).encode()
+    except TypeError:
+        return "has something else where a text should be"
+    except UnicodeEncodeError:
+        return "has one half of a character (a lone surrogate)"
+    return None
+
+
+def similar_labels(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups labels that look like one label: by case, blanks, invisible marks, or as numbers."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(_likeness(label), []).append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _likeness(label: str) -> str:
+    visible = (mark for mark in label if unicodedata.category(mark) not in ("Cf", "Cc"))
+    text = "".join(unicodedata.normalize("NFKC", "".join(visible)).casefold().split())
+    number = number_of({"true": "1", "false": "0"}.get(text, text))
+    return text if number is None else str(number)
 
 
 def places_of_labels(model: Sequence[str], task: Sequence[str]) -> list[int] | None:

@@ -1,6 +1,8 @@
 """CLUE's JSON lines."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +103,47 @@ def test_cluewsc_leaves_out_a_span_that_is_elsewhere_or_nowhere(
     )
     data = open_task("cluewsc2020", tmp_path, "dev")
     assert data.bad.first == f"{path}:1: the span '小明' is not at character {index} of the text"
+
+
+TARGET = {"span1_index": 0, "span1_text": "小明", "span2_index": 3, "span2_text": "他"}
+RECORDS: dict[str, dict[str, Any]] = {
+    "tnews": {"label": "100", "sentence": "好"},
+    "afqmc": {"label": "0", "sentence1": "一", "sentence2": "二"},
+    "csl": {"label": "1", "abst": "摘要", "keyword": ["甲", "乙"]},
+    "cluewsc2020": {"label": "true", "text": "小明说他好", "target": TARGET},
+}
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [4], {}])
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [(task, key) for task, record in RECORDS.items() for key in record if key != "label"],
+)
+def test_what_is_no_text_is_a_bad_row(task: str, key: str, wrong: object, tmp_path: Path) -> None:
+    good = RECORDS[task]
+    write_records(tmp_path / "train.json", [good])
+    path = write_records(tmp_path / "dev.json", [good, {**good, key: wrong}])
+    data = open_task(task, tmp_path, "dev")
+    assert (len(data), data.bad.count) == (1, 1)
+    assert (data.bad.first or "").startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"100": "news_story"}', '1: has no \'label\'; give a line {"label": "100"}'),
+        ('{"label": "100"}\n{"label_desc": "news"}', "2: has no 'label'; give"),
+        ('["100", "101"]', "1: is no JSON object; give"),
+    ],
+)
+def test_a_labels_file_without_labels_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    write_records(tmp_path / "dev.json", [RECORDS["tnews"]])
+    with pytest.raises(ValueError, match=re.escape(f"labels.json:{words}")):
+        open_task("tnews", tmp_path, "dev")
+
+
+def test_a_label_that_is_there_twice_is_one(tmp_path: Path) -> None:
+    write_records(tmp_path / "labels.json", [{"label": one} for one in ("100", "100", "101")])
+    write_records(tmp_path / "dev.json", [RECORDS["tnews"]])
+    assert open_task("tnews", tmp_path, "dev").task.labels == ("100", "101")

@@ -7,8 +7,10 @@ import pytest
 
 from minimoe_dist.data.tasks import (
     Table,
+    TaskData,
     open_table,
     score,
+    similar_labels,
     unknown_in_words,
     unlearnt_rows,
 )
@@ -45,6 +47,145 @@ def test_a_row_that_is_no_csv_is_counted_and_the_next_one_read(
     assert (
         first.startswith(f"{tmp_path / 'train.csv'}:3: is no row of a CSV file") and words in first
     )
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_quote_that_is_open_at_the_end_refuses_the_file(tmp_path: Path, last: bool) -> None:
+    rows = [f"a{number},b" for number in range(120)]
+    rows.insert(2, '"5 inch screen,b' if last else 'b,"5 inch screen')
+    table = _csv(tmp_path, "\n".join(["text,stars" if last else "stars,text", *rows, ""]))
+    with pytest.raises(
+        ValueError, match=r"train.csv:4: opens a quote that is never closed, in front of 119 lines"
+    ):
+        open_table(table, "train")
+
+
+def test_text_behind_a_closing_quote_spoils_its_row_whose_lines_are_counted(tmp_path: Path) -> None:
+    rows = ['"5 inch,a', *["x,b"] * 3, '6" screen,a', *["y,a", "z,b"] * 9]
+    data = open_table(_csv(tmp_path, "\n".join(["text,stars", *rows, ""])), "train")
+    assert (len(data), data.bad.count) == (18, 5)
+    first = f"{tmp_path / 'train.csv'}:2: is no row of a CSV file up to line 6 ("
+    assert (data.bad.first or "").startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "between", "last"),
+    [
+        ("label,text", 'neg,"5 inch', "pos,x", 'pos,7"'),
+        ("text,label", '"5 inch,neg', "x,pos", '7",pos'),
+        ("id,text,label", '1,"5 inch,neg', "2,x,pos", '3,7",pos'),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 2])
+def test_rows_that_two_stray_quotes_join_are_left_out_and_counted(
+    header: str, first: str, between: str, last: str, count: int, tmp_path: Path
+) -> None:
+    good = [between, between.replace("pos", "neg")] * 5
+    rows = [header, *good, first, "", *[between] * count, last, *good, ""]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    data = open_table(Table(str(tmp_path), ("text",), "label"), "train")
+    assert (len(data), data.bad.count) == (20, count + 2)
+    assert data.bad.first == (
+        f"{tmp_path / 'train.csv'}:12: has {count + 2} rows in one pair of quotes; are two quotes "
+        "meant as text?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "good", "long"),
+    [
+        ("label,text", ["pos,x", "neg,y"], 'pos,"well, yes\nas I said, fine\nsee a,b"'),
+        ("text,label", ["x,pos", "y,neg"], '"well, yes\n""good"", fine\nand so, on",pos'),
+    ],
+)
+def test_a_text_of_several_lines_with_a_comma_each_stays(
+    header: str, good: list[str], long: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train.csv").write_text("\n".join([header, *good, long, *good, ""]))
+    data = open_table(Table(str(tmp_path), ("text",), "label"), "train")
+    assert (len(data), data.bad.count, data.texts[2][0].count("\n")) == (5, 0, 2)
+
+
+def test_numbers_that_two_stray_quotes_join_are_left_out(tmp_path: Path) -> None:
+    rows = ["text,value", "a,0.25", '"5 inch,1.5', "b,2.75", '6",4.125', "c,3", "d,4", "e,5", ""]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    data = open_table(Table(str(tmp_path), ("text",), "value", kind="regression"), "train")
+    assert (data.labels, data.bad.count) == ([0.25, 3.0, 4.0, 5.0], 3)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_whose_lines_end_in_carriage_returns_is_refused(
+    tmp_path: Path, suffix: str
+) -> None:
+    text = "text,stars\ra,1\rb,2\r".replace(",", "\t" if suffix == "tsv" else ",")
+    (tmp_path / f"train.{suffix}").write_bytes(text.encode())
+    with pytest.raises(ValueError, match=rf"train.{suffix}:1: has carriage returns inside"):
+        open_table(Table(str(tmp_path), ("text",), "stars"), "train")
+
+
+@pytest.mark.parametrize(
+    ("split", "names"), [("train", ["train.tsv", "train.csv"]), ("dev", ["dev.tsv", "valid.csv"])]
+)
+def test_two_files_of_one_split_are_refused(split: str, names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("text,stars\na,1\n")
+    with pytest.raises(ValueError, match=f"{names[0]}, {names[1]} all look like its {split} file"):
+        open_table(Table(str(tmp_path), ("text",), "stars"), split)
+
+
+GOOD = ['{"t": "a", "l": "yes"}', '{"t": "b", "l": "no"}']
+
+
+def _json(folder: Path, *rows: str) -> TaskData:
+    (folder / "train.jsonl").write_text("\n".join([*GOOD, *rows]))
+    return open_table(Table(str(folder), ("t",), "l"), "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"t": "c", "l": ["yes", "no"]}', "its label ['yes', 'no'] is neither text nor a number"),
+        ('{"t": "c", "l": {"yes": 1}}', "its label {'yes': 1} is neither text nor a number"),
+        ('{"t": "c", "l": NaN}', "its label nan is neither text nor a number"),
+        (r'{"t": "c \ud83d", "l": "yes"}', "has one half of a character (a lone surrogate)"),
+        (r'{"t": "c", "l": "\ud83d"}', "has one half of a character (a lone surrogate)"),
+        ("[" * 100_000, "is no JSON (maximum recursion depth exceeded"),
+    ],
+    ids=["list", "object", "nan", "text", "label", "depth"],
+)
+def test_json_that_holds_no_label_or_no_text_is_a_bad_row(
+    row: str, words: str, tmp_path: Path
+) -> None:
+    data = _json(tmp_path, row)
+    assert (data.labels, data.task.labels) == ([1, 0], ("no", "yes"))
+    assert (data.bad.first or "").startswith(f"{tmp_path / 'train.jsonl'}:3: {words}")
+
+
+def test_an_array_of_json_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"train.json: is no JSON \(maximum recursion"):
+        open_table(Table(str(tmp_path), ("t",), "l"), "train")
+
+
+def test_composed_and_combined_accents_are_one_label(tmp_path: Path) -> None:
+    rows = [["t", "l"], ["a", "caf\u00e9"], ["b", "cafe\u0301"], ["c", "bar"]]
+    write_table(tmp_path / "train.tsv", rows)
+    data = open_table(Table(str(tmp_path), ("t",), "l"), "train")
+    assert (data.task.labels, data.labels) == (("bar", "caf\u00e9"), [1, 1, 0])
+
+
+def test_labels_that_look_alike_are_told() -> None:
+    labels = ["1", "1.0", "true", "01", "neg", "neg\u200b", "Pos", "pos", "2", "other"]
+    assert similar_labels(labels) == [
+        ("1", "1.0", "true", "01"), ("neg", "neg\u200b"), ("Pos", "pos"),
+    ]  # fmt: skip
+
+
+def test_labels_of_one_number_have_one_order(tmp_path: Path) -> None:
+    rows = [["a", label] for label in ("1", "01", "001", "0", "10", "2")]
+    write_table(tmp_path / "train.tsv", [["t", "l"], *rows])
+    data = open_table(Table(str(tmp_path), ("t",), "l"), "train")
+    assert data.task.labels == ("0", "001", "01", "1", "2", "10")
 
 
 @pytest.mark.parametrize("lines", [True, False])
@@ -107,6 +248,14 @@ def test_a_line_that_is_no_text_spoils_its_whole_row_of_a_csv_file(tmp_path: Pat
     path.write_bytes(b'text,stars\n"one\n\xff\ntwo",1\nthree,0\nfour,1\n')
     data = open_table(Table(str(path), ("text",), "stars"), "train")
     assert (data.texts, data.bad.count) == ([("three",), ("four",)], 1)
+
+
+@pytest.mark.parametrize("written", ['"1_0"', "true", "[1]", "1" + "0" * 400, "null"])
+def test_json_that_is_no_number_is_a_bad_row(written: str, tmp_path: Path) -> None:
+    rows = ['{"t": "a", "l": 1}', '{"t": "b", "l": "2.5"}', f'{{"t": "c", "l": {written}}}']
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    data = open_table(Table(str(tmp_path), ("t",), "l", kind="regression"), "train")
+    assert (data.labels, data.bad.count) == ([1.0, 2.5], 1)
 
 
 def test_regression_refuses_what_is_no_number(tmp_path: Path) -> None:
