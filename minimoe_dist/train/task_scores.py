@@ -26,6 +26,7 @@ from ..data.tasks import (
 from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import EncodedTask, encode, tags_of_words
 from ..data.tasks.sources import scored_table, table_split, word_columns
+from ..data.tasks.tags import OUTSIDE
 from ..runs.evaluations import TaskScores
 from ..runs.options import SavedTuning
 from ..runs.tuning import TuningResults
@@ -139,5 +140,5 @@ def _decoded(
 
 
 def _outside_tag(task: Task) -> int:
-    """Returns the number of the tag O; 0 where a task has no such tag."""
-    return task.labels.index("O") if "O" in task.labels else 0
+    """Returns the number of the tag of other words; -1, which no word has, where there is none."""
+    return next((task.labels.index(tag) for tag in OUTSIDE if tag in task.labels), -1)

@@ -1,21 +1,23 @@
 """Reads tags of words from files in columns: a word a line, an empty line between sentences.
 
-The first column is the word, the last one its tag, unless `WordColumns` says otherwise; columns are
-separated by a tab or by blanks. CoNLL-2003 has four of them and ``-DOCSTART-`` lines; Chinese files
-in BIO, BMES, BMEO or BIOES have two, of which the first is a character; GermEval's have a number
-first, nested tags last, and a comment before each sentence. WikiANN's words have their language
-before them (``en:Paris``), which is taken off where every word of a file has the same.
+The first column is the word, the last one its tag, unless `WordColumns` says otherwise; a file's
+columns are separated by tabs or by blanks. CoNLL-2003 has four of them and ``-DOCSTART-`` lines;
+Chinese files in BIO, BMES, BMEO or BIOES have two, of which the first is a character; GermEval's
+have a number first, nested tags last, and a comment before each sentence. WikiANN's words have
+their language before them (``en:Paris``), which is taken off where every word of a file has the
+same.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import dropwhile, groupby
 from pathlib import Path
 
 from ...errors import UserError
-from .rows import BadRows, Lines, columns_in_words, damage_of
+from .rows import BadRows, Lines, check_line_ends, columns_in_words, damage_of
+from .tags import strangers
 from .task import Reader, Row, Task, TaskData, collect
 
 NAMES = ("ner", "conll2003")
@@ -33,7 +35,14 @@ _TAG = re.compile(r"O|[BIEMSLU]-\S+")
 _NUMBER_OF_WORD = re.compile(r"\d+")
 # CoNLL-U's numbers of several words at once, and of words that the text leaves out.
 _NUMBER_BESIDES = re.compile(r"\d+[-.]\d+")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+# Comments of CoNLL-U.
+_KEY_AND_VALUE = re.compile(r"#\s*[^\s=]+\s*=(\s|$)")
+_NAMES_OF_TAGS = ("tag", "tags", "ner", "ner_tag", "ner_tags", "label", "labels", "entity", "bio")
 _MOST = 0.9
+_MANY_TAGS = 50
+
+_Line = tuple[int, list[str]]  # (its number, its columns)
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ def _reader(columns: WordColumns) -> Reader:
 
 
 def _check_words(path: Path, rows: Sequence[Row], columns: WordColumns) -> None:
-    """Refuses a column of words that numbers them, or that has the tags.
+    """Refuses a column of words that numbers them or has the tags, and one of tags that has none.
 
     Raises:
         UserError: it does.
@@ -167,6 +176,16 @@ def _check_words(path: Path, rows: Sequence[Row], columns: WordColumns) -> None:
         )
     words = {word for _, words, _ in rows for word in words}
     tags = {tag for _, _, tags in rows for tag in tags}
+    place = f"column {columns.tag}" if columns.tag else "last column"
+    if tags and all(map(_NUMBER.fullmatch, tags)) and any("." in tag for tag in tags):
+        raise UserError(
+            f"{path}: its {place} has numbers such as {max(tags)}, and no tags; {remedy}"
+        )
+    if len(tags) > _MANY_TAGS and 2 * len(tags) > len(words):
+        raise UserError(
+            f"{path}: its {place} has {len(tags):,} different values for {len(words):,} words, so "
+            f"it is no column of tags; {remedy}"
+        )
     if len(words) > 1 and all(map(_TAG.fullmatch, words)) and not all(map(_TAG.fullmatch, tags)):
         raise UserError(
             f"{path}: its column {columns.word} has tags such as {max(words)}, and no words; "
@@ -190,48 +209,115 @@ def _language_of(rows: list[Row]) -> str:
 
 
 def _sentences(path: Path, bad: BadRows, columns: WordColumns) -> Iterator[Row]:
-    """Yields the sentences of a file, leaving out any with a line damaged or of other columns."""
+    """Yields the sentences of a file, leaving out any with a line that is no word and its tag."""
     blocks = list(_blocks(path, bad))
-    counts = Counter(len(values) for block in blocks for _, values in block)
-    width = counts.most_common(1)[0][0] if counts else 0
+    layout = _layout_of([row for block in blocks for row in block], columns)
     for block in blocks:
-        first_line, first_values = block[0]
-        if first_values[0].startswith("#") and len(first_values) != width:
-            block = block[1:]  # a comment: where the text is from, in GermEval
-        problem = _problem_of(block, width, columns)
+        sentence = list(dropwhile(layout.is_besides, block))
+        problem = layout.problem_of(sentence)
         if problem is not None:
             bad.add(path, *problem)
-        elif block:
-            words = tuple(values[columns.word - 1] for _, values in block)
-            yield first_line, words, [values[(columns.tag or 0) - 1].strip() for _, values in block]
+        elif sentence:
+            words = tuple(values[columns.word - 1] for _, values in sentence)
+            yield sentence[0][0], words, [layout.tag_of(values) for _, values in sentence]
 
 
-def _problem_of(
-    block: Sequence[tuple[int, list[str]]], width: int, columns: WordColumns
-) -> tuple[int, str] | None:
-    """Finds the first line of a sentence that cannot be used: (line, what is wrong)."""
-    for line, values in block:
-        problem = damage_of(values)
-        if problem is not None:
-            return line, problem
-        if len(values) != width or width < columns.last:
-            expected = "not a word and its tag" if width < 2 else f"not {max(width, columns.last)}"
-            return line, f"has {columns_in_words(len(values))}, {expected}"
-    return None
+@dataclass(frozen=True)
+class _Layout:
+    """What nearly all lines of a file have in common.
+
+    Attributes:
+        columns: those that are read.
+        width: the number of columns.
+        strangers: what is no tag, as it does not mark chunks as nearly all tags do.
+        header: the number of the line that names the columns; 0 where none does.
+    """
+
+    columns: WordColumns
+    width: int
+    strangers: frozenset[str] = frozenset()
+    header: int = 0
+
+    def has_columns(self, values: Sequence[str]) -> bool:
+        """Returns whether a line has a word and a tag."""
+        return len(values) == self.width >= self.columns.last
+
+    def tag_of(self, values: Sequence[str]) -> str:
+        """Returns a line's tag."""
+        return values[(self.columns.tag or 0) - 1].strip()
+
+    def is_besides(self, row: _Line) -> bool:
+        """Returns whether a line that begins a sentence is a comment, or names the columns."""
+        line, values = row
+        if not values[0].startswith("#"):
+            return line == self.header
+        if not self.has_columns(values) or _KEY_AND_VALUE.match(" ".join(values)):
+            return True
+        return self.tag_of(values) in self.strangers
+
+    def problem_of(self, sentence: Sequence[_Line]) -> tuple[int, str] | None:
+        """Finds the first line of a sentence that cannot be used: (line, what is wrong)."""
+        for line, values in sentence:
+            problem = damage_of(values)
+            if problem is not None:
+                return line, problem
+            if not self.has_columns(values):
+                most = max(self.width, self.columns.last)
+                expected = "not a word and its tag" if self.width < 2 else f"not {most}"
+                return line, f"has {columns_in_words(len(values))}, {expected}"
+            tag = self.tag_of(values)
+            if not tag:
+                return line, "has no tag"
+            if tag in self.strangers:
+                return line, f"has {tag!r} where nearly all lines mark chunks"
+        return None
 
 
-def _blocks(path: Path, bad: BadRows) -> Iterator[list[tuple[int, list[str]]]]:
-    """Yields the sentences of a file as (line, its columns)."""
+def _layout_of(lines: Sequence[_Line], columns: WordColumns) -> _Layout:
+    widths = Counter(len(values) for _, values in lines)
+    layout = _Layout(columns, widths.most_common(1)[0][0] if widths else 0)
+    tagged = [(line, values) for line, values in lines if layout.has_columns(values)]
+    tags = {layout.tag_of(values) for _, values in tagged}
+    tagged = [(line, values) for line, values in tagged if not values[0].startswith("#")]
+    counts = Counter(layout.tag_of(values) for _, values in tagged)
+    header, name = (tagged[0][0], layout.tag_of(tagged[0][1])) if tagged else (0, "")
+    if counts[name] == 1 and name.casefold() in _NAMES_OF_TAGS:
+        del counts[name]
+    else:
+        header = 0
+    return replace(layout, strangers=strangers(tags, counts), header=header)
+
+
+def _blocks(path: Path, bad: BadRows) -> Iterator[list[_Line]]:
+    """Yields the sentences of a file as (line, its columns).
+
+    Raises:
+        UserError: its lines end as on old Macs.
+    """
     lines = Lines(path, bad)
-    rows = ((lines.number, _columns_of(line)) for line in lines)
-    for is_text, block in groupby(rows, key=lambda row: row[1][:1] not in ([], [_DOCUMENT_START])):
+    numbered = [(lines.number, line) for line in lines]
+    if numbered:
+        check_line_ends(path, numbered[0][1])
+    separator = _separator_of([line for _, line in numbered])
+    rows = ((number, _columns_of(line, separator)) for number, line in numbered)
+    for is_text, block in groupby(rows, key=lambda row: not _parts_sentences(row[1])):
         if is_text:
             yield list(block)
 
 
-def _columns_of(line: str) -> list[str]:
-    """Splits by tabs where there are some, else by blanks: a Chinese word may be a wide blank."""
-    if "\t" in line:
-        values = line.split("\t")
-        return values if any(value.strip() for value in values) else []
-    return [value for value in line.split(" ") if value] if line.strip() else []
+def _parts_sentences(values: Sequence[str]) -> bool:
+    return not values or values[0].split(" ", 1)[0] == _DOCUMENT_START
+
+
+def _separator_of(lines: Sequence[str]) -> str:
+    """Returns the tab or the blank, whichever most lines have between their columns."""
+    rows = [line for line in lines if line.strip() and not line.startswith(("#", _DOCUMENT_START))]
+    return "\t" if 2 * sum("\t" in line for line in rows) > len(rows) else " "
+
+
+def _columns_of(line: str, separator: str) -> list[str]:
+    """Splits by tabs, or by any number of blanks: a Chinese word may be a wide blank."""
+    if not line.strip():
+        return []
+    values = line.split(separator)
+    return values if separator == "\t" else [value for value in values if value]

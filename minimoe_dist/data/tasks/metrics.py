@@ -4,13 +4,15 @@ All are shares of one: accuracy 0.93, F1 0.88, Matthews' correlation 0.52.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from .tags import chunk_tags
 from .task import Task
+
+_POSITIVE = "1"  # of GLUE's tasks of two classes
 
 
 def score(task: Task, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
@@ -28,7 +30,8 @@ def score(task: Task, predictions: Sequence[Any], references: Sequence[Any]) -> 
     assert len(predictions) == len(references), "a prediction for every sample"
     if task.kind == "tagging":
         return _tagging(task, predictions, references)
-    return {name: _METRICS[name](predictions, references) for name in task.metrics}
+    measures = {**_METRICS, "f1": _f1_of_positives(task)}
+    return {name: measures[name](predictions, references) for name in task.metrics}
 
 
 _Metric = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -41,6 +44,14 @@ def _classification(name: str, **options: Any) -> _Metric:
         return float(getattr(metrics, name)(references, predictions, **options))
 
     return measure
+
+
+def _f1_of_positives(task: Task) -> _Metric:
+    """Measures the F1 of one class, as GLUE does, whatever its number is in the model's order."""
+    labels = (*task.labels, *task.unlearnt)
+    number = labels.index(_POSITIVE) if _POSITIVE in labels else -1
+    # A file may have labels that are neither this one nor the other.
+    return _classification("f1_score", labels=[number], average="macro", zero_division=0)
 
 
 def _correlation(name: str) -> _Metric:
@@ -57,8 +68,6 @@ def _correlation(name: str) -> _Metric:
 
 _METRICS = {
     "accuracy": _classification("accuracy_score"),
-    # GLUE's is that of the class with number 1; a file may have labels that are neither 0 nor 1.
-    "f1": _classification("f1_score", labels=[1], average="macro", zero_division=0),
     "macro_f1": _classification("f1_score", average="macro", zero_division=0),
     "matthews": _classification("matthews_corrcoef"),
     "pearson": _correlation("pearsonr"),
@@ -71,9 +80,8 @@ def _tagging(
 ) -> dict[str, float]:
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-    # seqeval knows the inner tags of a chunk as I, also where a file calls them M.
-    tags = (*task.labels, *task.unlearnt)
-    names = [f"I-{tag[2:]}" if tag.startswith("M-") else tag for tag in tags]
+    # The last one is for words that were not seen, where a task has no tag for others.
+    names = [*chunk_tags((*task.labels, *task.unlearnt)), "O"]
     predicted = [[names[tag] for tag in sentence] for sentence in predictions]
     expected = [[names[tag] for tag in sentence] for sentence in references]
     measures = {
@@ -81,12 +89,10 @@ def _tagging(
         "chunk_precision": precision_score,
         "chunk_recall": recall_score,
     }
-    with warnings.catch_warnings():
-        # Tags such as "B-" or "DOC" make it warn at every evaluation.
-        warnings.simplefilter("ignore")
-        values = {
-            name: float(measure(expected, predicted, zero_division=0))
-            for name, measure in measures.items()
-        }
-        values["accuracy"] = float(accuracy_score(expected, predicted))
+    values = {
+        name: float(measure(expected, predicted, zero_division=0))
+        for name, measure in measures.items()
+    }
+    # Tags of one meaning are still two.
+    values["accuracy"] = float(accuracy_score(list(references), list(predictions)))
     return {name: values[name] for name in task.metrics}

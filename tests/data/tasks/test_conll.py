@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.data.tasks import WordColumns, open_task, score, unlearnt_rows
+from minimoe_dist.data.tasks import TaskData, WordColumns, open_task, score, unlearnt_rows
 from tests.data.tasks.files import write_columns
 
 
@@ -159,3 +159,90 @@ def test_a_folder_of_the_tasks_name_is_looked_into(task: str, folder: str, tmp_p
     write_columns(tmp_path / folder / "train.txt", [["a O"]])
     (tmp_path / "SST-2").mkdir()
     assert open_task(task, tmp_path, "train").path == tmp_path / folder / "train.txt"
+
+
+PAIR = ["John B-PER", "Smith I-PER", "lives O"]
+ONE = ["Ann B-PER", "reads O"]
+
+
+def _read(folder: Path, text: str, blank: str = " ") -> TaskData:
+    (folder / "train.txt").write_text(text.replace(" ", blank))
+    return open_task("ner", folder, "train")
+
+
+@pytest.mark.parametrize("blank", [" ", "\t"])
+@pytest.mark.parametrize(
+    "above",
+    [
+        ["# sent1"],
+        ["# sent_id = 1", "# text = John Smith lives"],
+        ["#sent1"],
+        ["# newdoc", "# a comment of many words"],
+    ],
+)
+def test_comments_above_a_sentence_are_none_of_its_words(
+    above: list[str], blank: str, tmp_path: Path
+) -> None:
+    lines = [*above, *(line.replace(" ", blank) for line in PAIR), "", *above]
+    lines += [line.replace(" ", blank) for line in ONE]
+    data = _read(tmp_path, "\n".join(lines))
+    assert data.texts == [("John", "Smith", "lives"), ("Ann", "reads")]
+    assert (data.task.labels, data.bad.count) == (("O", "B-PER", "I-PER"), 0)
+
+
+def test_a_word_may_begin_with_a_number_sign(tmp_path: Path) -> None:
+    data = _read(tmp_path, "# O\n#tag B-PER\n\n#1 O\nAnn B-PER\n")
+    assert data.texts == [("#", "#tag"), ("#1", "Ann")]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("# note", "has 'note' where nearly all lines mark chunks"),
+        ("lives\t", "has no tag"),
+        ("lives", "has 1 column, not 2"),
+        ("New York", "has 1 column, not 2"),
+    ],
+)
+def test_a_line_inside_a_sentence_that_has_no_tag_spoils_it(
+    line: str, words: str, tmp_path: Path
+) -> None:
+    good = "\n".join(line.replace(" ", "\t") for line in PAIR) + "\n"
+    line = line.replace("# ", "#\t")
+    data = _read(tmp_path, f"{good}\n" * 9 + f"{good}{line}\n{good}\n{good}")
+    assert (len(data), data.task.labels) == (10, ("O", "B-PER", "I-PER"))
+    assert data.bad.first == f"{tmp_path / 'train.txt'}:40: {words}"
+
+
+@pytest.mark.parametrize(
+    ("header", "lines"),
+    [
+        ("word tag", PAIR),
+        ("token pos chunk ner", ["John NNP B-NP B-PER", "lives VBZ B-VP O"]),
+        ("Word Tag", ["The DT", "word NN"]),
+    ],
+)
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_a_line_that_names_the_columns_is_no_word(
+    header: str, lines: list[str], between: str, tmp_path: Path
+) -> None:
+    data = _read(tmp_path, f"{header}\n{between}" + "\n".join(lines))
+    assert data.texts == [tuple(line.split()[0] for line in lines)]
+    assert data.bad.count == 0 and not {"tag", "ner", "Tag"} & {*data.task.labels}
+
+
+def test_a_last_column_of_scores_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"its last column has numbers such as 0.98, and no tags"):
+        _read(tmp_path, "John B-PER 0.98\nlives O 0.5\n")
+
+
+def test_a_column_with_a_value_for_nearly_every_word_is_refused(tmp_path: Path) -> None:
+    words = "\n".join(f"word{number} stem{number}" for number in range(60))
+    with pytest.raises(ValueError, match=r"has 60 different values for 60 words, so it is no col"):
+        _read(tmp_path, words)
+
+
+def test_columns_whose_lines_end_in_carriage_returns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"a O\rb O\r\rc O\r")
+    with pytest.raises(ValueError, match=r"train.txt:1: has carriage returns inside"):
+        open_task("ner", tmp_path, "train")
