@@ -9,7 +9,7 @@ from ..config.paths import check_output_dir
 from ..config.problems import nearest
 from ..data.indexed import find_corpora
 from ..data.tasks import TASKS, check_table, find_task_file, task_of
-from ..data.tasks.sources import scored_table, table_split
+from ..data.tasks.sources import check_source_options, scored_table, table_split
 from ..model_description import ModelDescription, require_model
 from ..reporting.runs import find_export
 from ..runs.options import SavedRecipe, SavedTuning
@@ -17,6 +17,7 @@ from ..runtime import Launch
 from .models import check_relation_heads, check_same_vocabulary
 
 _DEFAULT_RELATION_HEADS = 32
+_DEFAULT_LABELS = 2  # transformers', of a config.json that names none
 
 
 def check(options: EvaluateOptions, launch: Launch) -> None:
@@ -95,6 +96,7 @@ def _check_table(options: EvaluateOptions, model: ModelDescription, tuning: Save
             "dataset: give --task NAME with --data_dir FOLDER, or --dataset, not both"
         )
     _check_head(options, model, "SequenceClassification", options.dataset)
+    check_source_options(options)
     table = scored_table(options, tuning, values=False)
     check_table(table, table_split(table, options.split))
 
@@ -115,13 +117,22 @@ def _check_task(options: EvaluateOptions, model: ModelDescription, tuning: Saved
         return
     if (options.task is None) != (options.data_dir is None):
         raise ConfigError("task: give --task NAME and --data_dir FOLDER together, or neither")
-    if options.task is None or options.data_dir is None:
-        return
-    if options.task not in TASKS:
+    if options.task is not None and options.task not in TASKS:
         suggestion = nearest(options.task, TASKS)
         hint = f"did you mean {suggestion}?" if suggestion else f"there are {', '.join(TASKS)}"
         raise ConfigError(f"task: {options.task!r} is not known; {hint}")
+    check_source_options(options)
+    if options.task is None or options.data_dir is None:
+        return
     find_task_file(options.task, options.data_dir, options.split)
-    is_tagging = task_of(options.task).kind == "tagging"
-    head = "TokenClassification" if is_tagging else "SequenceClassification"
+    kind = task_of(options.task).kind
+    head = "TokenClassification" if kind == "tagging" else "SequenceClassification"
     _check_head(options, model, head, options.task)
+    labels = len(model.id2label) or _DEFAULT_LABELS
+    if kind != "tagging" and (labels == 1) != (kind == "regression"):
+        wanted = "a number" if kind == "regression" else "classes"
+        raise ConfigError(
+            f"task: {options.task} has {wanted} to predict, and {options.source} is a model of "
+            f"{f'{labels} classes' if labels > 1 else 'a number'}; give one that was fine-tuned on "
+            f"{options.task}"
+        )

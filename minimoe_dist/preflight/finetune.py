@@ -54,8 +54,12 @@ def _check_numbers(options: FinetuneOptions) -> None:
             raise ConfigError(f"{name}: must be above {smallest:g}, not {wrong[0]}")
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}: {','.join(map(str, values))}: give each value once")
-    if options.teacher is None and options.relation_weight:
-        raise ConfigError("relation_weight: needs a teacher; give --teacher FOLDER")
+    if options.teacher is None:
+        for name in ("relation_weight", "teacher_weight", "temperature", "num_relation_heads"):
+            if name in options.model_fields_set and getattr(options, name):
+                raise ConfigError(f"{name}: needs a teacher; give --teacher FOLDER")
+    elif "num_relation_heads" in options.model_fields_set and not options.relation_weight:
+        raise ConfigError("num_relation_heads: needs relations; give --relation_weight")
 
 
 def _check_teacher(options: FinetuneOptions, models: dict[str, ModelDescription]) -> None:

@@ -1,10 +1,12 @@
 """Evaluations of a real run: its own numbers again, its experts, its costs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from minimoe_dist.checkpoints.export import export_student
@@ -14,6 +16,7 @@ from minimoe_dist.data.tasks import task_of
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.compute import encoder_gmac
 from tests.commands.support import Workshop
+from tests.data.tasks.files import write_table
 
 FAST = ["--batch_sizes", "2,1", "--length", "8", "--repeats", "3", "--use_cpu"]
 
@@ -152,6 +155,73 @@ def test_a_table_is_scored_as_the_task_of_its_rows(
     assert (found[1]["split"], found[1]["samples"]) == ("dev.tsv", 40)
     assert main(["evaluate", str(classifier), *table]) == 2
     assert "label_column: is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text_columns", "sentence"], "text_columns: sentence is for --dataset; leave it out"),
+        (["--tag_column", "2"], "tag_column: 2 is for --task ner or conll2003; leave it out"),
+        (["--split", "test"], "split: test is for --task, or --dataset FOLDER; leave it out"),
+        (["--dataset", "{}/dev.tsv", "--split", "train"], "split: train is for --task, or --datas"),
+        (["--dataset", "{}", "--word_column", "2"], "word_column: 2 is for --task ner or conll20"),
+        (["--dataset", "{}", "--data_dir", "{}"], "data_dir: {} is for --task; leave it out"),
+        (
+            ["--dataset", "{}", "--text_columns", "a,b,c", "--label_column", "label"],
+            "text_columns: a,b,c; give one column of the table, or two",
+        ),
+        (
+            ["--task", "stsb", "--data_dir", "{}"],
+            "task: stsb has a number to predict, and {model} is a model of 2 classes; give one",
+        ),
+    ],
+)
+def test_what_a_model_cannot_be_scored_by_is_refused(
+    words: list[str],
+    message: str,
+    classifier: Path,
+    sst2: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["evaluate", str(classifier), *(word.format(sst2) for word in words)]) == 2
+    said = capsys.readouterr().err
+    assert message.format(sst2, model=classifier) in said and said.count("\n") == 1
+
+
+def test_a_model_of_numbers_is_refused_for_classes(
+    classifier: Path, sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(classifier, tmp_path / "values")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0"}}))
+    assert main(["evaluate", str(model), "--task", "sst2", "--data_dir", str(sst2)]) == 2
+    assert "sst2 has classes to predict, and" in capsys.readouterr().err
+
+
+def test_f1_is_of_the_tasks_class_whatever_the_order_of_the_models_labels(
+    classifier: Path, sst2: Path, tmp_path: Path
+) -> None:
+    texts = [line.split("\t") for line in (sst2 / "dev.tsv").read_text().splitlines()[1:]]
+    header = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
+    # Three of four are paraphrases, so that the classes' F1 differ.
+    rows = [[str(int(n % 4 > 0)), "1", "2", text, ""] for n, (text, _) in enumerate(texts)]
+    write_table(tmp_path / "mrpc" / "dev.tsv", [header, *rows])
+    other = shutil.copytree(classifier, tmp_path / "other")
+    state = load_file(other / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        state[name] = state[name].flip(0).contiguous()
+    save_file(state, other / "model.safetensors", {"format": "pt"})
+    config = json.loads((other / "config.json").read_text())
+    permuted = {"id2label": {"0": "1", "1": "0"}, "label2id": {"1": 0, "0": 1}}
+    (other / "config.json").write_text(json.dumps({**config, **permuted}))
+    found = []
+    for model in (classifier, other):
+        command = ["evaluate", str(model), "--output", str(tmp_path / "evaluation.json")]
+        task = ["--task", "mrpc", "--data_dir", str(tmp_path), "--speed", "false", "--use_cpu"]
+        assert main([*command, *task]) == 0
+        found.append(json.loads((tmp_path / "evaluation.json").read_text())["task_scores"])
+    assert found[0]["scores"] == found[1]["scores"]
+    assert found[0]["scores"]["f1"] > 0.5
 
 
 def test_model_without_a_head_has_no_score(

@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from minimoe_dist.cli import main
 from tests.commands import support
 from tests.commands.support import Workshop, wait_for
 from tests.data.tasks.files import write_columns, write_table
@@ -354,6 +355,52 @@ def test_what_does_not_fit_is_refused(
     changes: dict[str, Any], words: str, workshop: Workshop, tasks: Path, tmp_path: Path
 ) -> None:
     assert words in refused(options(workshop, tasks, tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": None, "dev": "dev.tsv"}, "dev: dev.tsv is for --dataset FILE; leave it out"),
+        ({"task": None, "word_column": 3}, "word_column: 3 is for --task ner or conll2003; leave"),
+        ({"task": None, "data_dir": "."}, "data_dir: . is for --task; leave it out"),
+        ({"tag_column": 2}, "tag_column: 2 is for --task ner or conll2003; leave it out"),
+        ({"regression": True}, "regression: True is for --dataset; leave it out"),
+        ({"text_columns": "foo,bar"}, "text_columns: foo,bar is for --dataset; leave it out"),
+        ({"label_column": "bar"}, "label_column: bar is for --dataset; leave it out"),
+        ({"dev": "nonexist"}, "dev: nonexist is for --dataset FILE; leave it out"),
+        ({"teacher_weight": 0.9}, "teacher_weight: needs a teacher; give --teacher FOLDER"),
+        ({"temperature": 3.0}, "temperature: needs a teacher; give --teacher FOLDER"),
+        ({"num_relation_heads": 4}, "num_relation_heads: needs a teacher; give --teacher FOLDER"),
+        ({"task": None, "label_column": "text"}, "label_column: 'text' is a column of text too"),
+        ({"task": None, "text_columns": "text,text"}, "text_columns: text,text: give each colu"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(
+    changes: dict[str, Any],
+    words: str,
+    workshop: Workshop,
+    tasks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = {"dataset": str(tasks / "values"), "text_columns": "text", "label_column": "value"}
+    if "task" in changes:
+        changes = {"data_dir": None, **table, **changes}
+    path = options(workshop, tasks, tmp_path / "run", **changes)
+    assert main(["finetune", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_look_alike_are_told(workshop: Workshop, tasks: Path, tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        rows = [(text, "Good" if label else "good") for text, label in sentences(16, 1)]
+        write_table(tmp_path / "table" / f"{split}.tsv", [("text", "class"), *rows])
+    table = {"dataset": str(tmp_path / "table"), "text_columns": "text", "label_column": "class"}
+    changes = {"task": None, "data_dir": None, "num_train_epochs": 1, **table}
+    said = finetune(options(workshop, tasks, tmp_path / "run", **changes))
+    assert "train.tsv: 'Good', 'good' are classes of their own" in said
 
 
 def test_an_export_that_is_somebody_elses_is_refused_before_it_is_trained(

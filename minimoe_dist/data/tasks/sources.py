@@ -1,5 +1,6 @@
 """Finds the files that a fine-tuning run reads: tasks by name, or a table of the user's own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...config import ConfigError
@@ -25,7 +26,8 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
     """Returns the run's tasks by name, or its table.
 
     Raises:
-        ConfigError: there is neither, both, an unknown task, or a part of a table is missing.
+        ConfigError: there is neither, both, an unknown task, a part of a table is missing, or an
+            option is of the other source.
     """
     if (options.task is None) == (options.dataset is None):
         raise ConfigError(
@@ -42,15 +44,14 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
             raise ConfigError("data_dir: is missing; give the folder of the task's files")
         if len(set(options.task)) < len(options.task) or not options.task:
             raise ConfigError(f"task: {','.join(options.task)}: give each task once")
+        check_source_options(options)
         _check_word_columns(options)
         return list(options.task)
     columns = options.text_columns or []
-    if not 1 <= len(columns) <= 2:
-        raise ConfigError(
-            f"text_columns: {','.join(columns) or 'nothing'}; give one column of the table, or two"
-        )
     if options.label_column is None:
         raise ConfigError("label_column: is missing; give the table's column of classes or numbers")
+    _check_table_columns(columns, options.label_column)
+    check_source_options(options)
     assert options.dataset is not None
     return [
         Table(
@@ -61,6 +62,52 @@ def sources(options: FinetuneOptions) -> list[str | Table]:
             "regression" if options.regression else "classification",
         )
     ]
+
+
+def check_source_options(options: FinetuneOptions | EvaluateOptions) -> None:
+    """Refuses options that were given and that nothing would read.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    names = [options.task] if isinstance(options.task, str) else options.task or ()
+    path = None if options.dataset is None else Path(options.dataset).expanduser()
+    tags = "--task ner or conll2003", any(task_of(name).kind == "tagging" for name in names)
+    table = "--dataset", path is not None
+    needs = {
+        "data_dir": ("--task", bool(names)),
+        "word_column": tags,
+        "tag_column": tags,
+        "text_columns": table,
+        "label_column": table,
+        "regression": table,
+        "dev": ("--dataset FILE", path is not None and not path.is_dir()),
+        "split": (
+            "--task, or --dataset FOLDER",
+            bool(names) or (path is not None and not path.is_file()),
+        ),
+    }
+    for option, (need, is_there) in needs.items():
+        value = getattr(options, option, None)
+        if option in options.model_fields_set and value and not is_there:
+            written = ",".join(value) if isinstance(value, list) else value
+            raise ConfigError(f"{option}: {written} is for {need}; leave it out")
+
+
+def _check_table_columns(texts: Sequence[str], label: str) -> None:
+    """Refuses other than one or two columns of text, and one column in two places.
+
+    Raises:
+        ConfigError: there are.
+    """
+    if not 1 <= len(texts) <= 2:
+        raise ConfigError(
+            f"text_columns: {','.join(texts) or 'nothing'}; give one column of the table, or two"
+        )
+    if len(set(texts)) < len(texts):
+        raise ConfigError(f"text_columns: {','.join(texts)}: give each column once")
+    if label in texts:
+        raise ConfigError(f"label_column: {label!r} is a column of text too; give the labels'")
 
 
 def _check_word_columns(options: FinetuneOptions | EvaluateOptions) -> None:
@@ -104,7 +151,7 @@ def scored_table(options: EvaluateOptions, tuning: SavedTuning, *, values: bool)
         values: the model predicts numbers.
 
     Raises:
-        ConfigError: nobody says which columns.
+        ConfigError: nobody says which columns, or they are no texts and labels.
     """
     assert options.dataset is not None
     texts = options.text_columns or tuning.text_columns or []
@@ -112,6 +159,7 @@ def scored_table(options: EvaluateOptions, tuning: SavedTuning, *, values: bool)
     for option, value in (("text_columns", texts), ("label_column", label)):
         if not value:
             raise ConfigError(f"{option}: is missing; give the table's, as in the fine-tuning")
+    _check_table_columns(texts, str(label))
     return Table(
         options.dataset,
         tuple(texts),
