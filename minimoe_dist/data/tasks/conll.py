@@ -211,7 +211,7 @@ def _language_of(rows: list[Row]) -> str:
 def _sentences(path: Path, bad: BadRows, columns: WordColumns) -> Iterator[Row]:
     """Yields the sentences of a file, leaving out any with a line that is no word and its tag."""
     blocks = list(_blocks(path, bad))
-    layout = _layout_of([row for block in blocks for row in block], columns)
+    layout = _layout_of(blocks, columns)
     for block in blocks:
         sentence = list(dropwhile(layout.is_besides, block))
         problem = layout.problem_of(sentence)
@@ -229,18 +229,20 @@ class _Layout:
     Attributes:
         columns: those that are read.
         width: the number of columns.
+        is_wide_enough: whether these are all that are read.
         strangers: what is no tag, as it does not mark chunks as nearly all tags do.
         header: the number of the line that names the columns; 0 where none does.
     """
 
     columns: WordColumns
     width: int
+    is_wide_enough: bool
     strangers: frozenset[str] = frozenset()
     header: int = 0
 
     def has_columns(self, values: Sequence[str]) -> bool:
         """Returns whether a line has a word and a tag."""
-        return len(values) == self.width >= self.columns.last
+        return len(values) == self.width and self.is_wide_enough
 
     def tag_of(self, values: Sequence[str]) -> str:
         """Returns a line's tag."""
@@ -273,19 +275,30 @@ class _Layout:
         return None
 
 
-def _layout_of(lines: Sequence[_Line], columns: WordColumns) -> _Layout:
-    widths = Counter(len(values) for _, values in lines)
-    layout = _Layout(columns, widths.most_common(1)[0][0] if widths else 0)
-    tagged = [(line, values) for line, values in lines if layout.has_columns(values)]
-    tags = {layout.tag_of(values) for _, values in tagged}
-    tagged = [(line, values) for line, values in tagged if not values[0].startswith("#")]
-    counts = Counter(layout.tag_of(values) for _, values in tagged)
-    header, name = (tagged[0][0], layout.tag_of(tagged[0][1])) if tagged else (0, "")
-    if counts[name] == 1 and name.casefold() in _NAMES_OF_TAGS:
+def _layout_of(blocks: Sequence[list[_Line]], columns: WordColumns) -> _Layout:
+    widths = Counter(len(values) for block in blocks for _, values in block)
+    width = widths.most_common(1)[0][0] if widths else 0
+    layout = _Layout(columns, width, width >= columns.last)
+    counts: Counter[str] = Counter()
+    behind_signs: set[str] = set()  # of words, or of comments
+    header = 0
+    for block in blocks:
+        for line, values in block:
+            if not layout.has_columns(values):
+                continue
+            tag = layout.tag_of(values)
+            if values[0].startswith("#"):
+                behind_signs.add(tag)
+                continue
+            if not counts and tag.casefold() in _NAMES_OF_TAGS:
+                header = line
+            counts[tag] += 1
+    name = next(iter(counts), "")
+    if header and counts[name] == 1:
         del counts[name]
     else:
         header = 0
-    return replace(layout, strangers=strangers(tags, counts), header=header)
+    return replace(layout, strangers=strangers(counts.keys() | behind_signs, counts), header=header)
 
 
 def _blocks(path: Path, bad: BadRows) -> Iterator[list[_Line]]:
@@ -294,19 +307,21 @@ def _blocks(path: Path, bad: BadRows) -> Iterator[list[_Line]]:
     Raises:
         UserError: its lines end as on old Macs.
     """
-    lines = Lines(path, bad)
-    numbered = [(lines.number, line) for line in lines]
-    if numbered:
-        check_line_ends(path, numbered[0][1])
-    separator = _separator_of([line for _, line in numbered])
-    rows = ((number, _columns_of(line, separator)) for number, line in numbered)
+    lines = list(Lines(path, bad))
+    if lines:
+        check_line_ends(path, lines[0])
+    separator = _separator_of(lines)
+    rows = ((number, _columns_of(line, separator)) for number, line in enumerate(lines, start=1))
     for is_text, block in groupby(rows, key=lambda row: not _parts_sentences(row[1])):
         if is_text:
             yield list(block)
 
 
 def _parts_sentences(values: Sequence[str]) -> bool:
-    return not values or values[0].split(" ", 1)[0] == _DOCUMENT_START
+    # In a file with tabs, the line may have blanks.
+    return not values or (
+        values[0].startswith(_DOCUMENT_START) and values[0].split(" ")[0] == _DOCUMENT_START
+    )
 
 
 def _separator_of(lines: Sequence[str]) -> str:
