@@ -182,7 +182,8 @@ def test_a_finished_cell_of_another_model_under_the_same_path_is_refused(
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(workshop.teacher, model)
-    path = options(workshop, tasks, finished, seeds=[1])
+    shutil.copytree(finished, tmp_path / "run")
+    path = options(workshop, tasks, tmp_path / "run", seeds=[1])
     assert "finished before" in finetune(path, "--model_name_or_path", str(model))
     weights = load_file(model / "model.safetensors")
     name = next(name for name in weights if name.endswith("query.weight"))
