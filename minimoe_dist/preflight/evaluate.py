@@ -14,7 +14,8 @@ from ..model_description import ModelDescription, require_model
 from ..reporting.runs import find_export
 from ..runs.options import SavedRecipe, SavedTuning
 from ..runtime import Launch
-from .models import check_relation_heads, check_same_vocabulary
+from .models import check_length, check_relation_heads, check_same_vocabulary
+from .weights import check_weights
 
 _DEFAULT_RELATION_HEADS = 32
 _DEFAULT_LABELS = 2  # transformers', of a config.json that names none
@@ -29,6 +30,9 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
     """
     export = find_export(options.source, options.student)
     model = require_model(str(export.folder), "source")
+    check_weights("source", model)
+    if options.max_length is not None:
+        check_length("--max_length", options.max_length, "source", model)
     if options.output is not None:
         check_output_dir(str(Path(options.output).parent))
     for path in options.corpus:
@@ -66,6 +70,9 @@ def _check_relations(options: EvaluateOptions, model: ModelDescription, saved: S
     path, corpora = teacher_of(options, saved), corpora_of(options, saved)
     if path is not None and (options.teacher is not None or corpora):
         compared["teacher"] = teacher = require_model(path, "--teacher")
+        check_weights("--teacher", teacher)
+        if options.max_length is not None:
+            check_length("--max_length", options.max_length, "teacher", teacher)
         _check_teacher(options, model, teacher)
     if options.num_relation_heads is not None or ("teacher" in compared and corpora):
         heads = relation_heads_of(options, saved)

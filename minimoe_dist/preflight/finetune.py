@@ -13,6 +13,7 @@ from ..model_description import ModelDescription, require_model
 from ..runs.folder import RunFolder
 from ..runtime import Launch
 from .models import check_length, check_relation_heads, check_same_vocabulary
+from .weights import check_weights
 
 
 def check(options: FinetuneOptions, launch: Launch) -> None:
@@ -32,6 +33,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
     try:
         for option, path in models.items():
             described[option] = require_model(path, option)
+            check_weights(option, described[option])
             check_length("max_length", options.max_length, option, described[option])
         if options.teacher is not None and len(task_sources) > 1:
             raise ConfigError("teacher: is of one task; give one --task with it")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config import RunConfig, load_run_config
 from ..config.commands import EvaluateOptions
+from ..model_description import require_model
 from ..models.experts import Route, Router
 from ..models.teacher import load_teacher
 from ..objectives.relations_by_head import relation_loss_by_head
@@ -107,6 +108,9 @@ def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None
             "output_dir=.",
         ]
         tree = load_run_config(None, overrides).model_dump(mode="json")
+        models = (require_model(str(export.folder), "source"), require_model(teacher, "--teacher"))
+        lengths = [model.longest_sequence for model in models]
+        tree["data"]["max_length"] = min(tree["data"]["max_length"], *lengths)
     if options.teacher:
         tree["teacher"] |= {"model_name_or_path": options.teacher, "relation_layer": -1}
     # Training text is not read here, and need not be there any more.

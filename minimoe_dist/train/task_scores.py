@@ -27,6 +27,7 @@ from ..data.tasks.batches import evaluation_batches
 from ..data.tasks.encoding import EncodedTask, encode, tags_of_words
 from ..data.tasks.sources import scored_table, table_split, word_columns
 from ..data.tasks.tags import OUTSIDE
+from ..model_description import require_model
 from ..runs.evaluations import TaskScores
 from ..runs.options import SavedTuning
 from ..runs.tuning import TuningResults
@@ -62,7 +63,8 @@ def score_on_task(
     data = _open_data(model, options, tuning)
     if data.unknown:
         _log.warning("%s: they count as wrong", unknown_in_words(data))
-    length = options.max_length or tuning.max_length or _LENGTH
+    longest = require_model(str(folder), "source").longest_sequence
+    length = options.max_length or tuning.max_length or min(_LENGTH, longest)
     encoded = encode(data, load_tokenizer(str(folder)), length)
     batches = evaluation_batches(encoded, _BATCH, 0, 1)
     predictions = predict(model, encoded, data.labels, batches, device)

@@ -157,6 +157,32 @@ def test_a_table_is_scored_as_the_task_of_its_rows(
     assert "label_column: is missing" in capsys.readouterr().err
 
 
+def test_texts_are_cut_at_the_models_positions(classifier: Path, tmp_path: Path) -> None:
+    table, path = tmp_path / "dev.tsv", tmp_path / "evaluation.json"
+    rows = "".join(f"{'word1 ' * length}\t{length % 2}\n" for length in (1, 90, 2, 200))
+    table.write_text(f"sentence\tlabel\n{rows}")
+    columns = ["--text_columns", "sentence", "--label_column", "label"]
+    common = ["--speed", "false", "--use_cpu", "--output", str(path)]
+    assert main(["evaluate", str(classifier), "--dataset", str(table), *columns, *common]) == 0
+    assert json.loads(path.read_text())["task_scores"]["samples"] == 4
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_damaged_weights_are_refused_in_one_line(
+    command: str, classifier: Path, sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(classifier, model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-100])
+    task = ["--task", "sst2", "--data_dir", str(sst2)]
+    output = [] if command == "evaluate" else ["--output_dir", str(tmp_path / "run")]
+    assert main([command, str(model), *task, *output]) == 2
+    said = capsys.readouterr().err
+    assert "has no weights that can be loaded (model.safetensors" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -245,6 +271,7 @@ def test_what_cannot_be_measured_is_left_out(workshop: Workshop, tmp_path: Path)
     [
         (["--num_relation_heads", "3"], "3 does not divide the hidden size 32"),
         (["--corpus", "nowhere"], "nowhere"),
+        (["--max_length", "65"], "65 is longer than the 64 positions of source"),
         (["--repeats", "1"], "repeats"),
         (["--task", "sst2"], "together"),
         (["--task", "sst3", "--data_dir", "."], "did you mean sst2?"),
