@@ -61,7 +61,8 @@ debian-packages:
 	fi
 
 test: $(STAMP) debian-packages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist loadfile $(TEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist loadfile \
+	  --no-loadscope-reorder $(TEST_OPTIONS)
 
 gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu_report.py

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minimoe_dist.config import load_run_config
 from minimoe_dist.preflight.recipes import problems_of_stages
@@ -168,8 +169,8 @@ def test_a_size_that_does_not_divide_is_found_before_the_start(
 @pytest.mark.parametrize("layout", ["zero3", "tensor"])
 def test_a_pickle_cannot_be_read_in_pieces(layout: str, workshop: Workshop, tmp_path: Path) -> None:
     teacher = shutil.copytree(workshop.teacher, tmp_path / "teacher")
+    torch.save(load_file(teacher / "model.safetensors"), teacher / "pytorch_model.bin")
     (teacher / "model.safetensors").unlink()
-    torch.save({}, teacher / "pytorch_model.bin")
     options = [f"--teacher_layout={layout}", f"--teacher_model_name_or_path={teacher}"]
     (said,) = problems(workshop, tmp_path / "run", *options)
     assert said.startswith(f"teacher.layout: {layout} reads weights in pieces")
