@@ -13,6 +13,7 @@ from .config.problems import dotted, message_of
 from .durable import hash_json, sampled_hash
 from .errors import UserError, first_line
 from .model_paths import (
+    TOKENIZERS,
     cached_file,
     download_config,
     hub_is_reachable,
@@ -27,8 +28,6 @@ MODEL_TYPES = (*FAMILIES, EXPERTS, SLICEABLE)
 # Weights in one file, or the list of the files that they are in.
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-# Vocabularies, of which a tokenizer has at least one.
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
 _WHOLE = "0"  # the sparsity of a model that nothing was cut out of
 # What a configuration says of whoever saved it.
 _OF_THE_WRITER = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")

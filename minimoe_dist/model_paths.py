@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 from .errors import UserError, first_line
 
+# Vocabularies, of which a tokenizer has at least one.
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
+
 
 def resolve_model_path(path: str, option: str | None = None) -> str:
     """Returns the folder or hub name of a model that a user names.

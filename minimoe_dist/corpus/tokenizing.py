@@ -18,8 +18,7 @@ import numpy as np
 
 from ..data.indexed_format import TokenizerRecord
 from ..errors import UserError
-from ..model_description import TOKENIZERS
-from ..model_paths import cached_file, hub_is_reachable, resolve_model_path
+from ..model_paths import TOKENIZERS, cached_file, hub_is_reachable, resolve_model_path
 from ..runtime import logger
 from .casing import say_casing, undeclared_casing
 from .declared_tokens import check_ids

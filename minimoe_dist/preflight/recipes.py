@@ -29,8 +29,14 @@ from ..data.indexed_format import (
 )
 from ..durable import check_replaceable
 from ..errors import UserError
-from ..model_description import TOKENIZERS, ModelDescription
-from ..model_paths import cached_file, hub_is_reachable, not_downloadable, resolve_model_path
+from ..model_description import ModelDescription
+from ..model_paths import (
+    TOKENIZERS,
+    cached_file,
+    hub_is_reachable,
+    not_downloadable,
+    resolve_model_path,
+)
 from ..runs.folder import RunFolder
 from ..runtime import DeviceType, Launch
 from .problems import problems_of

@@ -163,7 +163,8 @@ HEAVY = """
 import runpy, sys
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-print(sorted({"torch", "transformers", "megatron", "deepspeed", "matplotlib"} & set(sys.modules)))
+heavy = {"torch", "transformers", "megatron", "deepspeed", "matplotlib", "pydantic"}
+print(sorted(heavy & set(sys.modules)))
 """
 
 
