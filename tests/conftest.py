@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import logging
+
 import pytest
 import torch
 
@@ -8,6 +10,15 @@ import torch
 def seeded() -> None:
     """What a test draws does not depend on the tests that its process ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def silent() -> None:
+    """A test does not log because a command that ran before it in its process began to."""
+    package = logging.getLogger("minimoe_dist")
+    package.handlers.clear()
+    package.setLevel(logging.NOTSET)
+    package.propagate = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
