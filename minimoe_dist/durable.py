@@ -207,7 +207,7 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 
 def sampled_hash(path: Path) -> str:
-    """A SHA-256, in hexadecimal, that tells a file from others without reading gigabytes.
+    """Returns a hexadecimal SHA-256 that tells a file from others without reading gigabytes.
 
     It is of the size, the first mebibyte (where safetensors names its tensors) and 64 pieces of
     64 KiB spread evenly: retrained weights or shuffled tokens differ, a changed byte may not.

@@ -165,7 +165,7 @@ class ModelDescription(BaseModel):
         return _has_any(self.folder, *TOKENIZERS)
 
     def contents(self) -> str:
-        """A hash, in hexadecimal, of its configuration and of samples of its weights.
+        """Returns a hexadecimal hash of its configuration and of samples of its weights.
 
         It tells one model from another; where the folder lies and who wrote it does not count. Of
         a model on the hub, whose weights may still have to be downloaded, it is the commit.

@@ -64,7 +64,10 @@ def add_reading_arguments(
         help="lines of paragraphs are joined: auto: where they look wrapped; join: in all text; "
         "keep: never; default: %(default)s",
     )
-    add("--encoding", help="of text; default: UTF-8, or GBK, Big5 and UTF-16 where it is certain")
+    add(
+        "--encoding",
+        help="of text; default: UTF-8, or GBK, Big5, UTF-16, HZ and ISO-2022 where certain",
+    )
     add(
         "--text_key",
         "--text_column",

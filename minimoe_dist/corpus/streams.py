@@ -13,6 +13,7 @@ import lzma
 import os
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
@@ -160,7 +161,7 @@ class _Peekable:
         return self._source.tell()
 
 
-class _Converted:
+class _Converted(ABC):
     """Gives what the bytes of another stream are converted to."""
 
     def __init__(self, source: Readable) -> None:
@@ -177,9 +178,9 @@ class _Converted:
     def tell(self) -> int:
         return self._source.tell()
 
+    @abstractmethod
     def _convert_more(self) -> bytes:
         """Converts the next bytes, maybe to nothing; notes the end."""
-        raise NotImplementedError
 
 
 class _Decompressed(_Converted):

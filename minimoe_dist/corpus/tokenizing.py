@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _log = logger("corpus")
 _ROLES = ("cls", "sep", "pad", "mask", "unk")
+_BERTS_ROLES = ("cls", "sep", "pad", "mask")
 _CASINGS = (
     ("keeps capitals", "lower-cases", "give --do_lower_case {0}"),
     (
@@ -438,6 +439,26 @@ def special_token_ids(tokenizer: CorpusTokenizer) -> dict[str, int]:
     """Returns the ids of cls, sep, pad, mask and unk, as far as the tokenizer has them."""
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
     return {role: int(index) for role, index in ids.items() if index is not None}
+
+
+def required_token_ids(tokenizer: CorpusTokenizer, name: str) -> dict[str, int]:
+    """Returns the ids of the special tokens, among them all that a BERT reads or is masked with.
+
+    Args:
+        tokenizer: whose they are.
+        name: what the user gave, for messages.
+
+    Raises:
+        UserError: one is missing.
+    """
+    ids = special_token_ids(tokenizer)
+    missing = [role for role in _BERTS_ROLES if role not in ids]
+    if missing:
+        raise UserError(
+            f"{name}: its tokenizer has no {' or '.join(missing)} token; give the tokenizer of a "
+            "BERT-like model"
+        )
+    return ids
 
 
 def describe_tokenizer(tokenizer: CorpusTokenizer, name: str) -> TokenizerRecord:

@@ -61,6 +61,25 @@ def check_same_vocabulary(option: str, model: ModelDescription, teacher: ModelDe
         )
 
 
+def check_embedded(option: str, name: str, rows: int, teacher: ModelDescription) -> None:
+    """Refuses a tokenizer with ids that the teacher has no embeddings for.
+
+    Args:
+        option: the option that names the tokenizer.
+        name: the tokenizer.
+        rows: one more than its highest id.
+        teacher: the teacher, which reads them.
+
+    Raises:
+        ConfigError: there are too few embeddings.
+    """
+    if rows > teacher.vocab_size:
+        raise ConfigError(
+            f"{option}: {name} has {rows} tokens, but {teacher.path} embeds {teacher.vocab_size}; "
+            "give the teacher's own tokenizer"
+        )
+
+
 def check_divided(option: str, ranks: int, model: ModelDescription, remedy: str) -> None:
     """Refuses a number of ranks that cannot share out each layer of a model.
 

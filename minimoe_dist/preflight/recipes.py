@@ -15,7 +15,7 @@ from ..corpus.tokenizing import (
     embedding_rows,
     open_known_tokenizer,
     read_tokenizer_file,
-    special_token_ids,
+    required_token_ids,
     vocabulary_fingerprint,
 )
 from ..data.indexed import find_corpora
@@ -39,11 +39,14 @@ from ..model_paths import (
 )
 from ..runs.folder import RunFolder
 from ..runtime import DeviceType, Launch
+from .models import check_embedded
 from .problems import problems_of
 from .students import describe_export, is_future_export, student_problems
 from .teachers import check_teacher_weights, describe_teacher, teacher_problems
 
 _TOKENIZER = "teacher.tokenizer_name_or_path"
+# Refuses a corpus, by its prefix and manifest, that was built with another tokenizer.
+_VocabularyCheck = Callable[[str, Manifest], None]
 
 
 def check_stages(stages: Sequence[RunConfig], launch: Launch, device_type: DeviceType) -> None:
@@ -97,11 +100,13 @@ def _problems_of_stage(
         and not is_future_export(teacher.path, future_exports)
     ):
         tokenizer = teacher.path
+    check_vocabulary: _VocabularyCheck = _take_any
     if tokenizer is not None:
-        problems = list(problems_of(_check_tokenizer, config, teacher, tokenizer))
-        yield from problems
-        tokenizer = None if problems else tokenizer
-    yield from problems_of(_check_corpora, config, teacher, tokenizer)
+        try:
+            check_vocabulary = _check_tokenizer(config, teacher, tokenizer)
+        except (UserError, OSError) as error:
+            yield str(error)
+    yield from problems_of(_check_corpora, config, teacher, check_vocabulary)
 
 
 def model_problems(
@@ -156,38 +161,50 @@ def _check_device(config: RunConfig, device_type: DeviceType) -> None:
         )
 
 
-def _check_tokenizer(config: RunConfig, teacher: ModelDescription | None, name: str) -> None:
-    """Refuses a tokenizer that cannot be loaded, or has other tokens than the run needs."""
+def _take_any(prefix: str, manifest: Manifest) -> None:
+    """Takes any corpus: nothing is known of the tokenizer."""
+
+
+def _check_tokenizer(
+    config: RunConfig, teacher: ModelDescription | None, name: str
+) -> _VocabularyCheck:
+    """Refuses a tokenizer that cannot be loaded, or has other tokens than the run needs.
+
+    Returns:
+        A check of corpora against it, as far as its own files tell.
+    """
     if name.endswith(SENTENCEPIECE_SUFFIX) and os.path.isfile(name):
-        return
-    if not os.path.isdir(name) and not os.path.isdir(resolve_model_path(name, _TOKENIZER)):
-        if not any(cached_file(name, file) for file in TOKENIZERS) and not hub_is_reachable():
-            raise not_downloadable(name, _TOKENIZER, "its tokenizer is not on this machine")
-        return
-    tokenizer = open_known_tokenizer(name, config.teacher.do_lower_case)
-    if tokenizer is None:
+        return _take_any
+    is_here = os.path.isdir(name) or os.path.isdir(resolve_model_path(name, _TOKENIZER))
+    is_cached = is_here or any(cached_file(name, file) for file in TOKENIZERS)
+    if not is_cached and not hub_is_reachable():
+        raise not_downloadable(name, _TOKENIZER, "its tokenizer is not on this machine")
+    known_tokenizer = open_known_tokenizer(name, config.teacher.do_lower_case)
+    if known_tokenizer is not None:
+        required_token_ids(known_tokenizer, name)
+        if teacher is not None:
+            check_embedded(_TOKENIZER, name, embedding_rows(known_tokenizer), teacher)
+    elif is_here:
         check_tokenizer_files(name)
-        return
-    ids = special_token_ids(tokenizer)
-    missing = [role for role in ("cls", "sep", "pad", "mask") if role not in ids]
-    if missing:
-        raise ConfigError(
-            f"{_TOKENIZER}: {name} has no {' or '.join(missing)} token; give the tokenizer of a "
-            "BERT-like model"
-        )
-    rows = embedding_rows(tokenizer)
-    if teacher is not None and rows > teacher.vocab_size:
-        raise ConfigError(
-            f"{_TOKENIZER}: {name} has {rows} tokens, but {teacher.path} embeds "
-            f"{teacher.vocab_size}; give the teacher's own tokenizer"
-        )
+    tokenizer = known_tokenizer or read_tokenizer_file(name)
+    if tokenizer is None:
+        return _take_any
+    size, fingerprint = embedding_rows(tokenizer), vocabulary_fingerprint(tokenizer)
+
+    def check(prefix: str, manifest: Manifest) -> None:
+        # A larger vocabulary may be this one with the tokens that transformers adds.
+        if manifest.tokenizer is not None and manifest.tokenizer.vocab_size <= size:
+            check_fingerprint(prefix, manifest.tokenizer, fingerprint, name)
+        if known_tokenizer is not None:
+            check_casing(prefix, manifest.tokenizer, known_tokenizer, name)
+
+    return check
 
 
 def _check_corpora(
-    config: RunConfig, teacher: ModelDescription | None, tokenizer: str | None
+    config: RunConfig, teacher: ModelDescription | None, check_vocabulary: _VocabularyCheck
 ) -> None:
     """Refuses corpora that are damaged, or of another vocabulary than teacher and tokenizer."""
-    check_vocabulary = _vocabulary_check(tokenizer, config.teacher.do_lower_case)
     for corpus in config.data.record_path_or_regex + (config.data.heldout_path_or_regex or []):
         for prefix in find_corpora(corpus.path):
             layout = read_layout(prefix)
@@ -202,23 +219,3 @@ def _check_corpora(
             if manifest:
                 check_vocabulary(prefix, manifest)
                 check_unchanged(prefix, manifest)
-
-
-def _vocabulary_check(
-    name: str | None, do_lower_case: bool | None
-) -> Callable[[str, Manifest], None]:
-    """Returns a check of corpora against the tokenizer's own file."""
-    known_tokenizer = None if name is None else open_known_tokenizer(name, do_lower_case)
-    tokenizer = known_tokenizer or (None if name is None else read_tokenizer_file(name))
-    if name is None or tokenizer is None:
-        return lambda prefix, manifest: None
-    size, fingerprint = embedding_rows(tokenizer), vocabulary_fingerprint(tokenizer)
-
-    def check(prefix: str, manifest: Manifest) -> None:
-        # A larger vocabulary may be this one with the tokens that transformers adds.
-        if manifest.tokenizer is not None and manifest.tokenizer.vocab_size <= size:
-            check_fingerprint(prefix, manifest.tokenizer, fingerprint, name)
-        if known_tokenizer is not None:
-            check_casing(prefix, manifest.tokenizer, known_tokenizer, name)
-
-    return check

@@ -213,7 +213,7 @@ def _pickled_shapes(path: Path) -> dict[str, Shape] | None:
                 return None
         raise ValueError("neither a pickle nor an archive that is whole")
     with zipfile.ZipFile(path) as archive:
-        (member,) = (one for one in archive.infolist() if one.filename.endswith("/data.pkl"))
+        (member,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
         if member.file_size > _MOST_PICKLED_BYTES:
             return None
         pickled = archive.read(member)

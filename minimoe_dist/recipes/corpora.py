@@ -14,7 +14,7 @@ from ..corpus.tokenizing import (
     check_fingerprint,
     embedding_rows,
     load_tokenizer,
-    special_token_ids,
+    required_token_ids,
     vocabulary_fingerprint,
 )
 from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
@@ -25,6 +25,7 @@ from ..data.placing import Placer
 from ..durable import sampled_hash
 from ..errors import UserError
 from ..model_description import ModelDescription, require_model
+from ..preflight.models import check_embedded
 from ..runtime import Launch, logger
 
 _log = logger("corpora")
@@ -41,15 +42,25 @@ class RunData:
         pairs: of the training corpora.
         heldout: of the held-out corpora; None where the run names none.
         collate: makes micro-batches.
-        contents: what a resume holds the run against: which training and held-out corpora, by
-            position in the recipe, and which teacher.
+        train_corpora, heldout_corpora: with their weights, by position in the recipe.
+        teacher: whose tokenizer it is.
     """
 
     tokenizer: Any
     pairs: Pairs
     heldout: Pairs | None
     collate: Collate
-    contents: dict[str, Any]
+    train_corpora: Sequence[tuple[IndexedCorpus, float]]
+    heldout_corpora: Sequence[tuple[IndexedCorpus, float]]
+    teacher: ModelDescription
+
+    def contents(self) -> dict[str, Any]:
+        """Samples what a resume holds the run against: its corpora and its teacher, as JSON."""
+        return {
+            "corpora": [_contents(*corpus) for corpus in self.train_corpora],
+            "heldout_corpora": [_contents(*corpus) for corpus in self.heldout_corpora],
+            "teacher_contents": self.teacher.contents(),
+        }
 
     def loader(
         self,
@@ -121,11 +132,9 @@ def open_data(config: RunConfig) -> RunData:
             _continuation_marks(tokenizer) if whole_words else None,
             full_length=config.compat == "seed",
         ),
-        contents={
-            "corpora": [_contents(corpus, weight) for corpus, weight in train],
-            "heldout_corpora": [_contents(corpus, weight) for corpus, weight in heldout],
-            "teacher_contents": described.contents(),
-        },
+        train_corpora=train,
+        heldout_corpora=heldout,
+        teacher=described,
     )
 
 
@@ -157,26 +166,16 @@ def _pairs(
 
 
 def _special_tokens(tokenizer: Any, name: str) -> SpecialTokens:
-    ids = special_token_ids(tokenizer)
-    missing = [role for role in ("cls", "sep", "pad", "mask") if role not in ids]
-    if missing:
-        raise UserError(
-            f"{name}: its tokenizer has no {' or '.join(missing)} token: give the tokenizer of a "
-            "BERT-like model"
-        )
+    ids = required_token_ids(tokenizer, name)
     return SpecialTokens(ids["cls"], ids["sep"], ids["pad"], ids["mask"], embedding_rows(tokenizer))
 
 
 def _check_rows(teacher: ModelDescription, tokens: int, tokenizer_name: str) -> None:
     """Holds the teacher's word embeddings against its tokenizer, and says what padding is."""
     rows = teacher.vocab_size
+    check_embedded("teacher.tokenizer_name_or_path", tokenizer_name, tokens, teacher)
     if rows == tokens:
         return
-    if rows < tokens:
-        raise UserError(
-            f"teacher.tokenizer_name_or_path: {tokenizer_name} has {tokens} tokens, but "
-            f"{teacher.path} embeds {rows}: give the teacher's own tokenizer"
-        )
     _log.info(
         "teacher %s has %d rows of word embeddings for %d tokens: %d are padding, which no token "
         "uses; its students have them too",

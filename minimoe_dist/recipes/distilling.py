@@ -68,7 +68,7 @@ class Distillation:
     def checkpoints(self) -> Checkpoints:
         """The checkpoints in the run's folder."""
         return run_checkpoints(
-            self._config, self._launch.world_size, self._total_steps, self._data.contents
+            self._config, self._launch.world_size, self._total_steps, self._data.contents()
         )
 
     @property

@@ -116,7 +116,7 @@ class Sparsification:
     def checkpoints(self) -> Checkpoints:
         """The checkpoints in the run's folder."""
         return run_checkpoints(
-            self._config, self._launch.world_size, self._total_steps, self._data.contents
+            self._config, self._launch.world_size, self._total_steps, self._data.contents()
         )
 
     def progress(self) -> dict[str, Any]:

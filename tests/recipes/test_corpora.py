@@ -9,8 +9,9 @@ from minimoe_dist.corpus.build import build_indexed
 from minimoe_dist.corpus.reading import ReadingOptions
 from minimoe_dist.data.batches import IGNORED_LABEL
 from minimoe_dist.data.indexed import IndexedCorpus
-from minimoe_dist.preflight.recipes import _check_corpora
+from minimoe_dist.preflight.recipes import check_stages
 from minimoe_dist.recipes.corpora import open_data
+from minimoe_dist.runtime import detect_launch
 
 QUIET = ReadingOptions(show_progress=False, input_format="format")
 TEXT = "清华大学位于北京市海淀区\n我们去公园散步\n\n北京市海淀区有清华大学\n散步去公园\n"
@@ -87,10 +88,11 @@ def test_a_corpus_of_another_vocabulary_is_refused(tmp_path, teacher):
 def test_a_corpus_that_kept_its_capitals_is_refused_for_a_teacher_without(check, tmp_path, teacher):
     vocabulary = str(tmp_path / "teacher" / "vocab.txt")
     build(tmp_path, BertTokenizerFast(vocab=vocabulary, do_lower_case=False))
-    config = configuration(tmp_path)
+    tokenizer = f"teacher.tokenizer_name_or_path={tmp_path / 'teacher'}"
+    config = configuration(tmp_path, tokenizer)
     with pytest.raises(ValueError, match=r"that keeps capitals, and that of .* lower-cases"):
         if check == "preflight":
-            _check_corpora(config, None, str(tmp_path / "teacher"))
+            check_stages([config], detect_launch({}), "cpu")
         else:
             open_data(config)
     open_data(configuration(tmp_path, "teacher.do_lower_case=false"))

@@ -138,6 +138,11 @@ def choose_source(
         raise UserError(
             f"{stream.name}: does not begin as a {input_format} file; give another --input_format"
         )
+    return _choose_text(stream, input_format, options)
+
+
+def _choose_text(stream: InputStream, input_format: str, options: SourceOptions) -> Source:
+    """Chooses the reader of what is no container; raises as :func:`choose_source`."""
     _refuse(stream, unreadable_bytes(stream.peek(_PEEKED_BYTES)))
     _decode(stream, options.encoding)
     beginning = stream.peek(_PEEKED_BYTES)
@@ -336,8 +341,7 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
         raise UserError(f"--input_regex {input_regex!r}: give a glob of paths below --input_dir")
     paths = {
         str(folder / name)
-        for folder, names in _folders(input_dir, output_dir)
-        for parts in [folder.relative_to(input_dir).parts]
+        for folder, parts, names in _folders(input_dir, output_dir)
         for name in names
         if _matches((*parts, name), pattern.parts) and (folder / name).is_file()
     }
@@ -358,8 +362,10 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
     return inputs
 
 
-def _folders(input_dir: str, output_dir: str | None) -> Iterator[tuple[Path, list[str]]]:
-    """Yields a folder and those below it, by links too, each with the names of its files."""
+def _folders(
+    input_dir: str, output_dir: str | None
+) -> Iterator[tuple[Path, tuple[str, ...], list[str]]]:
+    """Yields a folder and those below it, by links too: path, parts from the top, files' names."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"--input_dir: {error.filename}: {error.strerror}; make it readable")
@@ -374,7 +380,7 @@ def _folders(input_dir: str, output_dir: str | None) -> Iterator[tuple[Path, lis
             continue
         # What lies there itself goes first: a link to it gives nothing more.
         for folder, subfolders, names in os.walk(top, onerror=refuse):
-            yield Path(folder), names
+            yield Path(folder), Path(folder).relative_to(input_dir).parts, names
             places = [os.path.join(folder, name) for name in sorted(subfolders)]
             tops += filter(os.path.islink, places)
             subfolders[:] = [

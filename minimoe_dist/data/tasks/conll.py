@@ -18,7 +18,7 @@ from pathlib import Path
 from ...errors import UserError
 from .rows import BadRows, Lines, check_line_ends, columns_in_words, damage_of
 from .tags import strangers
-from .task import Reader, Row, Task, TaskData, collect
+from .task import Reader, Row, Task, TaskData, collect, data_folder
 
 NAMES = ("ner", "conll2003")
 _METRICS = ("chunk_f1", "chunk_precision", "chunk_recall", "accuracy")
@@ -79,9 +79,7 @@ def find(name: str, data_dir: str | Path, split: str) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
+    root = data_folder(data_dir)
     for folder in (root, *_folders_of(name, root)):
         files = _files_of(split, folder)
         if len(files) == 1:

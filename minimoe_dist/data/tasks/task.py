@@ -268,6 +268,18 @@ def _listed(labels: Sequence[str]) -> str:
     return first + ", …" * (len(labels) > _SHOWN)
 
 
+def data_folder(data_dir: str | Path) -> Path:
+    """Returns the folder of a task's files.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
+    return root
+
+
 def find_file(
     data_dir: str | Path, folders: Sequence[str], names: Sequence[str], task: str
 ) -> Path:
@@ -276,9 +288,7 @@ def find_file(
     Raises:
         UserError: there is none.
     """
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data_dir: {data_dir}: no such folder; give the one of the task's files")
+    root = data_folder(data_dir)
     usual = {folder.lower() for folder in folders}
     inner = sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in usual)
     for folder in (root, *inner):
