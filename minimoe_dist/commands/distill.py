@@ -55,7 +55,8 @@ def run(options: DistillOptions, launch: Launch) -> int:
 def _train(stage: RunConfig, launch: Launch, scope: Scope) -> bool:
     """Trains one stage, and leaves no memory of it; False after a requested stop."""
     distillation = Distillation(stage, launch, scope.device)
-    is_done = run_steps(distillation, distillation.options, distillation.checkpoints, scope.stop)
+    checkpoints = distillation.open_checkpoints(scope.saving)
+    is_done = run_steps(distillation, distillation.options, checkpoints, scope.stop)
     if is_done:
         distillation.finish()
     distillation.close()

@@ -22,7 +22,8 @@ def run(options: SparsifyOptions, launch: Launch) -> int:
     def sparsify(scope: Scope) -> ExitStatus:
         with lock_run_folder(Path(config.output_dir)):
             work = Sparsification(config, launch, scope.device)
-            if not run_steps(work, work.options, work.checkpoints, scope.stop):
+            checkpoints = work.open_checkpoints(scope.saving)
+            if not run_steps(work, work.options, checkpoints, scope.stop):
                 return ExitStatus.STOPPED
             work.finish()
             return ExitStatus.DONE

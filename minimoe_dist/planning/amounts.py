@@ -57,21 +57,18 @@ class Peak:
     retained: float
 
 
-def peak(passes: Iterable[Moment], copies: Iterable[Moment] = (), holes: float = HOLES) -> Peak:
+def peak(moments: Iterable[Moment], holes: float = HOLES) -> Peak:
     """Finds the largest sum of parts at one time, and what a process on a CPU retains besides.
 
     Args:
-        passes: moments of steps, whose small tensors come and go in a heap that gets holes.
-        copies: moments after steps, whose tensors fill these holes.
+        moments: of steps, whose small tensors come and go in a heap that gets holes.
         holes: share of small tensors by which the heap outgrows them.
     """
-    in_passes = [(_sum(moment.values()), moment) for moment in passes]
-    sums = in_passes + [(_sum(moment.values()), moment) for moment in copies]
+    sums = [(_sum(moment.values()), moment) for moment in moments]
     highest, best = max(sums, key=lambda pair: pair[0].total)
-    heap = max(amount.small for amount, _ in in_passes) * (1 + holes)
-    small = max(heap, *(amount.small for amount, _ in sums))
+    heap = max(amount.small for amount, _ in sums) * (1 + holes)
     large = max(amount.large for amount, _ in sums)
-    retained = max(0.0, small + large - highest.total)
+    retained = max(0.0, heap + large - highest.total)
     return Peak({part: amount.total for part, amount in best.items()}, retained)
 
 

@@ -80,10 +80,10 @@ def memory_of(
             index, batch, precision.student, precision.teacher, keeps_gradients
         )
         moments += [{**moment, "teacher pass": signals} for moment in memory.moments(student_pass)]
-    # On GPUs a checkpoint's copies are made outside the device.
-    copies = [] if on_gpu else [memory.saving() for memory in memories]
+    if not on_gpu:  # on GPUs a checkpoint is copied out of the device
+        steady["buffers"] += sum(memory.snapshot for memory in memories)
     has_more_holes = layout.expert_parallel_size > 1 or element < _MASTER
-    highest = peak(moments, copies, MORE_HOLES if has_more_holes else HOLES)
+    highest = peak(moments, MORE_HOLES if has_more_holes else HOLES)
     for part, amount in highest.parts.items():
         steady[part] += amount
     steady["allocator"] = 0.0 if on_gpu else highest.retained
@@ -128,6 +128,7 @@ class _StudentMemory:
         weights: bytes, between steps.
         optimizer: bytes of masters, moments and what ZeRO keeps beside them.
         bucket: bytes of the buffer in which ZeRO stages 2 and 3 reduce gradients.
+        snapshot: bytes of the copy that a checkpoint is written from, kept from the first one on.
     """
 
     def __init__(self, sizes: EncoderSizes, layout: Layout, element: int, on_gpu: bool) -> None:
@@ -137,6 +138,7 @@ class _StudentMemory:
         self._parameters = count = shared + experts / size
         # Experts are shared out only between the ranks that hold the same ones.
         self._shard = shared / layout.ranks + experts / size / max(1, layout.ranks // size)
+        self.snapshot = self._shard * _MASTER * _STATES
         stage = layout.zero_stage
         buffered = BUCKET_ELEMENTS if on_gpu else min(count, BUCKET_ELEMENTS)
         self.bucket = buffered * element if stage > 1 else 0.0
@@ -172,11 +174,6 @@ class _StudentMemory:
             yield {"gradients": whole, "buffers": whole}
         else:
             yield {"gradients": flat, "buffers": self._update()}
-
-    def saving(self) -> Moment:
-        """Returns the moment when rank 0 holds its piece of a checkpoint."""
-        pieces = sum([self._whole(_MASTER)] * _STATES, start=Amount())
-        return {"gradients": self._flat_gradients, "buffers": pieces}
 
     def _whole(self, element: int) -> Amount:
         """Returns all parameters at `element` bytes each; only word embeddings are large."""

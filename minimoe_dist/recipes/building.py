@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.writing import Ranks
 from ..config import RunConfig, deepspeed_settings
 from ..models.pretrained import encoder_dtype
 from ..runs.folder import RunFolder
@@ -102,19 +103,18 @@ def loop_options(config: RunConfig, total_steps: int, device: torch.device) -> L
         training.eval_interval,
         training.save_interval,
         max_bad_steps=training.max_bad_steps,
-        ends_at_failed_save=training.ends_at_failed_save,
         reads_behind=device.type == "cuda",
     )
 
 
 def run_checkpoints(
-    config: RunConfig, world_size: int, total_steps: int, contents: Mapping[str, Any]
+    config: RunConfig, ranks: Ranks, total_steps: int, contents: Mapping[str, Any]
 ) -> Checkpoints:
     """Opens a run's checkpoints; options, corpora, teacher and global batch must not change.
 
     Args:
         config: the run.
-        world_size: number of ranks.
+        ranks: the processes, as they save.
         total_steps: of the run.
         contents: JSON of what its corpora and its teacher are, wherever they lie.
     """
@@ -122,11 +122,13 @@ def run_checkpoints(
         RunFolder(Path(config.output_dir)).checkpoints,
         {
             **config.model_dump(mode="json"),
-            "global_batch_size": config.global_batch_size(world_size),
+            "global_batch_size": config.global_batch_size(ranks.world_size),
             "total_steps": total_steps,
             **contents,
         },
+        ranks,
         keep=config.training.keep_checkpoints,
+        ends_at_failed_save=config.training.ends_at_failed_save,
         begins_anew=config.resume == "never",
         allow_changed_options=config.allow_changed_options,
     )

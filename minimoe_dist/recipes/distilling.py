@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..checkpoints.writing import Ranks
 from ..config import RunConfig
 from ..data.loader import PairLoader
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runs.folder import RunFolder
 from ..runs.metrics import SavedMetrics
 from ..runs.options import SavedRecipe
-from ..runs.summaries import StudentSummary, Summary
+from ..runs.summaries import SavingSummary, StudentSummary, Summary
 from ..runtime import Launch, logger
 from ..train.curves import draw_curves
 from ..train.engine import StudentEngine, release
@@ -56,6 +57,7 @@ class Distillation:
         self._consumed_samples = 0
         self._heldout_before: dict[str, float] | None = None
         self._heldout_after: dict[str, float] = {}
+        self._checkpoints: Checkpoints
         self._metrics: Metrics
         self._loader: PairLoader
 
@@ -64,12 +66,16 @@ class Distillation:
         """The number of steps, and when they are evaluated and saved."""
         return loop_options(self._config, self._total_steps, self._device)
 
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The checkpoints in the run's folder."""
-        return run_checkpoints(
-            self._config, self._launch.world_size, self._total_steps, self._data.contents()
+    def open_checkpoints(self, ranks: Ranks) -> Checkpoints:
+        """Opens the checkpoints in the run's folder, once.
+
+        Args:
+            ranks: the processes, as they save.
+        """
+        self._checkpoints = run_checkpoints(
+            self._config, ranks, self._total_steps, self._data.contents()
         )
+        return self._checkpoints
 
     @property
     def engines(self) -> Sequence[StudentEngine]:
@@ -200,6 +206,7 @@ class Distillation:
             expert_parallel_size=config.parallel.expert_parallel_size,
             steps=self._total_steps,
             sequences_per_second=self._metrics.sequences_per_second,
+            saving=SavingSummary(**vars(self._checkpoints.times)),
             teacher_gmac=encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
             students=dict(students),
             options=SavedRecipe.model_validate(config.model_dump(mode="json")),

@@ -104,7 +104,7 @@ class TaskRun:
         """Trains a cell, writes its result, and returns False after a requested stop."""
         tuning = self._make_tuning(cell, inputs)
         folder = self._grid.cell_folder(cell).checkpoints
-        checkpoints = Checkpoints(folder, self._grid.facts_of(cell))
+        checkpoints = Checkpoints(folder, self._grid.facts_of(cell), self._scope.saving)
         diverged = False
         try:
             if not run_steps(tuning, tuning.options, checkpoints, self._scope.stop):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..checkpoints.export import export_elastic
+from ..checkpoints.writing import Ranks
 from ..config import RunConfig
 from ..config.checks import SPARSIFIED
 from ..data.batches import MicroBatch
@@ -112,12 +113,13 @@ class Sparsification:
         """The number of steps, and when they are saved."""
         return loop_options(self._config, self._total_steps, self._device)
 
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The checkpoints in the run's folder."""
-        return run_checkpoints(
-            self._config, self._launch.world_size, self._total_steps, self._data.contents()
-        )
+    def open_checkpoints(self, ranks: Ranks) -> Checkpoints:
+        """Opens the checkpoints in the run's folder.
+
+        Args:
+            ranks: the processes, as they save.
+        """
+        return run_checkpoints(self._config, ranks, self._total_steps, self._data.contents())
 
     def progress(self) -> dict[str, Any]:
         """Returns the number of consumed samples."""

@@ -56,6 +56,20 @@ class Tradeoff(Record):
     candidates: dict[str, dict[str, float]]
 
 
+class SavingSummary(Record):
+    """What the checkpoints of the last start cost, on rank 0.
+
+    Attributes:
+        saves: how many were begun.
+        waited_seconds: for which training stood still.
+        writing_seconds: for which they were written, beside training.
+    """
+
+    saves: int = 0
+    waited_seconds: float = 0.0
+    writing_seconds: float = 0.0
+
+
 class Summary(Record):
     """The summary of distilling.
 
@@ -69,6 +83,7 @@ class Summary(Record):
         expert_parallel_size: ranks that share out the experts.
         steps: of the whole run.
         sequences_per_second: of the last start, pauses left out.
+        saving: what checkpoints cost.
         teacher_gmac: 10⁹ multiply-accumulates of a sequence of 128, of the whole teacher.
         students: by name.
         tradeoff: where the run has a λ.
@@ -84,6 +99,7 @@ class Summary(Record):
     expert_parallel_size: int | None = None
     steps: int | None = None
     sequences_per_second: float | None = None
+    saving: SavingSummary | None = None
     teacher_gmac: float | None = None
     students: dict[str, StudentSummary]
     tradeoff: Tradeoff | None = None

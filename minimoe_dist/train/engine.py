@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from deepspeed.runtime.zero import parameter_offload
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..checkpoints.run import StateEntry
+from ..checkpoints.run import StateSlice
 from .expert_parallel import (
     ExpertParallelGroup,
     apply_expert_parallelism,
@@ -30,6 +31,7 @@ from .updates import EngineUpdate, FlatUpdate, StepResult, Update, takes_flat_up
 
 # Layer norms and biases are not decayed; stacked biases are matrices, so the name decides.
 _WITHOUT_DECAY = ("bias", "LayerNorm.weight")
+_SMALLEST_SHARE = 1 << 16  # elements of a replicated parameter; fewer make more pieces, not speed
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,49 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return result
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter lies in a student that is spread over ranks.
+
+    Attributes:
+        name: its logical name.
+        parameter: on this rank.
+        shape: with the experts of all ranks.
+        start: of this rank's elements in it, flat.
+        is_spread: whether other ranks hold other experts of it.
+        replica, replicas: of the ranks that hold the same elements, which one this is.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    start: int
+    is_spread: bool
+    replica: int
+    replicas: int
+
+    def share(self, count: int) -> slice:
+        """Returns which of `count` elements that all replicas hold this one writes."""
+        size = max(-(-count // self.replicas), _SMALLEST_SHARE)
+        return slice(min(self.replica * size, count), min((self.replica + 1) * size, count))
+
+
+def _places_of(model: nn.Module, experts: ExpertParallelGroup | None) -> Iterator[_Place]:
+    """Yields every parameter's place by name, in the same order on every rank."""
+    stacked = expert_parameter_names(model) if experts is not None else set()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for name, parameter in sorted(model.named_parameters()):
+        # At stage 3 a parameter's own shape is empty between its uses.
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if experts is None or name not in stacked:
+            yield _Place(name, parameter, shape, 0, False, rank, ranks)
+            continue
+        start = experts.rank * math.prod(shape)
+        whole = (shape[0] * experts.size, *shape[1:])
+        replica, replicas = rank // experts.size, ranks // experts.size
+        yield _Place(name, parameter, whole, start, True, replica, replicas)
+
+
 class StudentEngine:
     """A student, its optimizer and its share of the cluster.
 
@@ -77,6 +122,8 @@ class StudentEngine:
         expert_parallel_size: ranks that share one set of experts.
         device: where the student trains.
     """
+
+    kinds = KINDS
 
     def __init__(
         self,
@@ -99,6 +146,7 @@ class StudentEngine:
         self.zero_stage: int = self._engine.zero_optimization_stage()
         self.expert_parallel_size = expert_parallel_size
         self._state = optimizer_state_of(self._engine)
+        self._places = list(_places_of(self.module, self._group))
         self.update = _make_update(self._engine, settings, optimizer, self._group)
 
     @property
@@ -115,6 +163,8 @@ class StudentEngine:
     def close(self) -> None:
         """Ends the engine, and frees its memory, which DeepSpeed would hold on to."""
         self.update.close()
+        self._places.clear()
+        del self._state
         self._engine.destroy()
         release(self.module)
 
@@ -126,42 +176,32 @@ class StudentEngine:
         """Ends a step: clips and updates."""
         return self.update.step(learning_rate)
 
-    def state_entries(self) -> Iterator[StateEntry]:
-        """Yields every parameter's entry by logical name, in the same order on every rank."""
-        experts = expert_parameter_names(self.module)
-        for name, parameter in sorted(self.module.named_parameters()):
-            # At stage 3 a parameter's own shape is empty between its uses.
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            local_experts, owners = None, 1
-            if name in experts:
-                first, count = 0, shape[0]
-                if self._group is not None:
-                    first, owners = self._group.rank * count, self._group.size
-                    shape = (count * self._group.size, *shape[1:])
-                local_experts = range(first, first + count)
-            # Of the ranks that hold the same experts, the first writes them.
-            yield StateEntry(name, KINDS, dist.get_rank() < owners, shape, local_experts)
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns every parameter's shape by logical name, with the experts of all ranks."""
+        return {place.name: place.shape for place in self._places}
+
+    def state_slices(self) -> Iterator[StateSlice]:
+        """Yields what of the parameters' state lies on this rank, as it lies in memory."""
+        for place in self._places:
+            local = self._state.local(place.parameter)
+            if local is None:
+                continue
+            for kind, values in local.values.items():
+                owned = place.share(values.numel()) if local.is_replicated else slice(None)
+                yield StateSlice(place.name, kind, place.start + local.start, values, owned)
 
     def read_state(self, name: str, kind: str) -> Tensor:
         """Reads a part of a parameter's state; a collective.
 
         Args:
             name: the parameter's logical name.
-            kind: one of :data:`.optimizer_state.KINDS`.
+            kind: one of :attr:`kinds`.
 
         Returns:
             Float32 on CPU, of the parameter's full shape; of stacked ones, this rank's experts.
         """
-        value = self._state.read(self._parameters[name], kind)
-        return value.detach().float().cpu()
-
-    def write_state(self, name: str, kind: str, value: Tensor) -> None:
-        """Writes what :meth:`read_state` returned; a collective."""
-        self._state.write(self._parameters[name], kind, value.to(self._engine.device))
-
-    @property
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.module.named_parameters())
+        parameter = self.module.get_parameter(name)
+        return self._state.read(parameter, kind).detach().float().cpu()
 
     def counters(self) -> dict[str, Any]:
         """Returns what resuming needs besides tensors: Adam's step and fp16's loss scale."""
@@ -170,7 +210,7 @@ class StudentEngine:
         return counters if scaler is None else {**counters, "loss_scaler": scaler}
 
     def finish_writing(self, counters: Mapping[str, Any]) -> None:
-        """Ends a series of :meth:`write_state`: restores counters, updates the pass's weights."""
+        """Ends the filling of :meth:`state_slices`: restores counters, updates pass's weights."""
         self._state.steps = counters["adam_steps"]
         if "loss_scaler" in counters:
             self.update.restore_scaler(counters["loss_scaler"])
@@ -179,12 +219,12 @@ class StudentEngine:
     def whole_weights(self) -> dict[str, Tensor]:
         """Gathers float32 weights with all experts on rank 0, {} on the others; a collective."""
         weights: dict[str, Tensor] = {}
-        for entry in self.state_entries():
-            value = self.read_state(entry.name, "master")
-            if entry.local_experts is not None and self._group is not None:
+        for place in self._places:
+            value = self.read_state(place.name, "master")
+            if place.is_spread and self._group is not None:
                 value = self._gather_experts(value, self._group)
             if dist.get_rank() == 0:
-                weights[entry.name] = value
+                weights[place.name] = value
         return weights
 
     def _gather_experts(self, value: Tensor, group: ExpertParallelGroup) -> Tensor:

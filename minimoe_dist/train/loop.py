@@ -74,7 +74,6 @@ class LoopOptions:
         save_interval: steps between checkpoints; None: only where it is asked to stop.
         saves_last: whether the last step is saved too.
         max_bad_steps: steps in a row with a problem before giving up.
-        ends_at_failed_save: whether a checkpoint that cannot be written ends the work.
         reads_behind: whether a step's numbers are read when the next step has been started, so
             that a GPU never waits for the host. A stop, a step that went wrong and a record are
             then seen a step late, on every rank alike.
@@ -85,7 +84,6 @@ class LoopOptions:
     save_interval: int | None
     saves_last: bool = True
     max_bad_steps: int = 10
-    ends_at_failed_save: bool = False
     reads_behind: bool = False
 
     def evaluates(self, steps_done: int) -> bool:
@@ -106,7 +104,8 @@ def run_steps(
     """Goes on from the newest checkpoint until the end, or until a rank was asked to stop.
 
     A checkpoint comes before the evaluation of its step, which is then done again by whoever goes
-    on from it. One that cannot be written is told and left out, unless options say otherwise.
+    on from it. It is written while the work goes on, and is on the disk when this returns; one that
+    cannot be written is told and left out, unless ``checkpoints`` insist on it.
 
     Args:
         work: what is done.
@@ -121,32 +120,42 @@ def run_steps(
         TrainingDivergedError: ``options.max_bad_steps`` steps in a row had a problem, or no step
             since the first one changed anything.
         UserError: the newest checkpoint is of other options, or none is whole.
-        OSError: the checkpoint of a stop cannot be written, or one that options insist on.
+        OSError: the checkpoint of a stop cannot be written, or one that is insisted on.
     """
+    try:
+        is_done = _run_steps(work, options, checkpoints, stop)
+    except BaseException:
+        checkpoints.wait()
+        raise
+    checkpoints.finish()
+    return is_done
+
+
+def _run_steps(
+    work: Work[Any], options: LoopOptions, checkpoints: Checkpoints, stop: StopRequest
+) -> bool:
     first_step = checkpoints.resume(work)
     with work.under_way(first_step):
         if options.evaluates(first_step) and work.evaluate(first_step):
             return True
-        outcomes = _Outcomes(work, checkpoints, options.max_bad_steps, first_step)
+        outcomes = _Outcomes(work, checkpoints, options.max_bad_steps)
         for step in range(first_step, options.total_steps):
-            outcome = work.step(step, stop.requested)
+            # All ranks must agree on the step at which a failed save ends the work too.
+            outcome = work.step(step, stop.requested or checkpoints.asks_for_end)
             done = step + 1
             saves, evaluates = options.saves(done), options.evaluates(done)
             # Whoever saves or evaluates wants to know all about the steps before.
             outcomes.add(done, outcome, waits=not options.reads_behind or saves or evaluates)
             if outcomes.stop_requested:
                 outcomes.read_pending()
-                _save(work, checkpoints, done)
+                with work.paused():
+                    checkpoints.save(work, done, goes_on=False)
+                    checkpoints.finish(must_be_saved=True)
                 _log.info("stopped at step %d of %d and saved", done, options.total_steps)
                 return False
             if saves and outcomes.bad_steps == 0:
-                try:
-                    _save(work, checkpoints, done)
-                    outcomes.saved_step = done
-                except OSError as error:
-                    if options.ends_at_failed_save:
-                        raise
-                    _log.error("step %d was not saved (%s); the run goes on", done, error)
+                with work.paused():
+                    checkpoints.save(work, done)
             if evaluates and work.evaluate(done):
                 break
         if first_step == 0:
@@ -154,22 +163,14 @@ def run_steps(
     return True
 
 
-def _save(work: Work[Any], checkpoints: Checkpoints, steps_done: int) -> None:
-    with work.paused():
-        checkpoints.save(work, steps_done)
-
-
 class _Outcomes:
     """The outcomes of the steps so far; the newest one's numbers may be pending."""
 
-    def __init__(
-        self, work: Work[Any], checkpoints: Checkpoints, max_bad_steps: int, first_step: int
-    ) -> None:
+    def __init__(self, work: Work[Any], checkpoints: Checkpoints, max_bad_steps: int) -> None:
         self._work = work
         self._checkpoints = checkpoints
         self._max_bad_steps = max_bad_steps
         self._last_good_step = 0
-        self.saved_step = first_step  # 0 where nothing is saved
         self._pending: tuple[int, StepOutcome] | None = None
         self._unchanged: frozenset[str] | None = None  # by any step so far
         self.bad_steps = 0
@@ -224,7 +225,8 @@ class _Outcomes:
 
     def _what_is_saved(self) -> str:
         """Says what the next start goes on from; not from weights that no step was good with."""
-        saved = self.saved_step
+        self._checkpoints.finish()
+        saved = self._checkpoints.saved_step
         if not saved:
             return "nothing is saved"
         if self._last_good_step > saved:

@@ -1,22 +1,20 @@
-"""Reads and writes a parameter's master weight and Adam moments under each ZeRO stage.
+"""Finds a parameter's master weight and Adam moments under each ZeRO stage.
 
-DeepSpeed's public accessors do the work where they can; what they leave out is done here: stage 0
-(they return None), a fresh engine (they find no state), parameter groups after the first one at
-stages 1 and 2 (they are never linked), and parameters that ranks cannot share evenly at stage 3.
-
-Every method is a collective: all ranks call it for the same parameter in the same order.
+What of them lies on a rank is given as it lies in memory, without a collective: for snapshots and
+for restoring them. Whole ones are gathered by DeepSpeed's public accessors; what these leave out is
+done here: stage 0 (they return None), a fresh engine (they find no state), and parameter groups
+after the first one at stages 1 and 2 (they are never linked).
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -26,14 +24,32 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("master", *MOMENTS)
 
 
+@dataclass(frozen=True)
+class LocalState:
+    """The part of a parameter's state that lies on this rank.
+
+    Attributes:
+        start: of its first element in the flattened parameter.
+        values: by kind of KINDS, float32, 1-D, in the optimizer's own memory.
+        is_replicated: whether all ranks that train the parameter hold the same.
+    """
+
+    start: int
+    values: Mapping[str, Tensor]
+    is_replicated: bool = False
+
+
 class OptimizerState(Protocol):
     """One optimizer's state by parameter, whatever the partitioning."""
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """Reads a tensor of the parameter's full shape, float32; ``kind`` is one of KINDS."""
+        """Reads a tensor of the parameter's full shape, float32; ``kind`` is one of KINDS.
 
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Writes what :meth:`read` returned."""
+        A collective: all ranks call it for the same parameter in the same order.
+        """
+
+    def local(self, parameter: nn.Parameter) -> LocalState | None:
+        """Returns what lies on this rank; None where nothing of the parameter does."""
 
     def commit(self) -> None:
         """Makes the weights that the forward pass uses follow the written masters."""
@@ -72,8 +88,9 @@ class Stage0State(_TorchSteps):
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         return self._tensor(parameter, kind).detach().float().clone()
 
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        self._tensor(parameter, kind).data.copy_(value)
+    def local(self, parameter: nn.Parameter) -> LocalState | None:
+        values = {kind: self._tensor(parameter, kind).detach().view(-1) for kind in KINDS}
+        return LocalState(0, values, is_replicated=True)
 
     def commit(self) -> None:
         """Does nothing: weights and masters are the same tensors."""
@@ -95,17 +112,32 @@ class Stage12State(_TorchSteps):
         # DeepSpeed links groups to parameters after the first group's first step only.
         zero_optimizer._hp_optimizer_states_linked = False
         zero_optimizer._lazy_init_hp_params_optimizer_state()
+        groups = range(len(zero_optimizer.bit16_groups))
+        self._local = dict(local for group in groups for local in self._partition(group))
 
     def read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if kind == "master":
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
 
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        if kind == "master":
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, kind)
+    def local(self, parameter: nn.Parameter) -> LocalState | None:
+        return self._local.get(parameter)
+
+    def _partition(self, group: int) -> Iterator[tuple[nn.Parameter, LocalState]]:
+        """Yields what of each parameter lies in this rank's part of a group's flat tensor."""
+        zero = self._zero
+        weights = zero.bit16_groups_flat[group]
+        master = zero.single_partition_of_fp32_groups[group]
+        first = dist.get_rank(zero.real_dp_process_group[group]) * master.numel()
+        flat = {kind: _flat_state(self._torch_optimizer, master, kind) for kind in KINDS}
+        for parameter in zero.bit16_groups[group]:
+            offset = (parameter.data_ptr() - weights.data_ptr()) // weights.element_size()
+            start = max(offset, first)
+            stop = min(offset + parameter.numel(), first + master.numel())
+            if start < stop:
+                part = slice(start - first, stop - first)
+                values = {kind: tensor[part] for kind, tensor in flat.items()}
+                yield parameter, LocalState(start - offset, values)
 
     def commit(self) -> None:
         self._zero.update_lp_params()
@@ -125,22 +157,27 @@ class Stage3State(_TorchSteps):
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
 
-    def write(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        rank = self._zero._get_param_partition_rank(parameter)
-        partition = torch.zeros(size, dtype=torch.float32, device=value.device)
-        values = value.flatten()[rank * size : (rank + 1) * size]
-        partition[: values.numel()] = values
-        if kind == "master":
-            safe_set_local_fp32_param(parameter, partition)
-        else:
-            safe_set_local_optimizer_state(parameter, partition, kind)
+    def local(self, parameter: nn.Parameter) -> LocalState | None:
+        zero = self._zero
+        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+        start = zero._get_param_partition_rank(parameter) * size
+        count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
+        if count <= 0:  # of the last ranks' parts of a small parameter, all may be padding
+            return None
+        master = zero.fp32_partitioned_groups_flat[group]
+        part = slice(offset, offset + count)
+        values = {kind: _flat_state(self._torch_optimizer, master, kind)[part] for kind in KINDS}
+        return LocalState(start, values)
 
     def commit(self) -> None:
         zero = self._zero
         for index, master in enumerate(zero.fp32_partitioned_groups_flat):
             zero.fp16_partitioned_groups_flat[index].data.copy_(master.data)
             zero._unflatten_partitioned_parameters(index)
+
+
+def _flat_state(optimizer: torch.optim.Optimizer, master: Tensor, kind: str) -> Tensor:
+    return master.detach() if kind == "master" else optimizer.state[master][kind]
 
 
 def optimizer_state_of(engine: Any) -> OptimizerState:

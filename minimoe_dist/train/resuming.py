@@ -1,28 +1,29 @@
 """Saves work, and goes on from what was saved: one way for all that goes step by step."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed as dist
 from torch import Tensor
 
 from .. import __version__
 from ..checkpoints.run import (
-    Ranks,
     TrainingState,
     load_checkpoint,
     newest_whole_checkpoint,
     read_progress,
     read_tensors,
-    save_checkpoint,
     set_aside_checkpoints,
     set_aside_newest_checkpoint,
 )
+from ..checkpoints.writing import CheckpointWriter, Ranks, SnapshotMemory
 from ..config.changes import changed_options, join_changes
 from ..errors import UserError
 from ..runtime import logger
 from .agreement import decided_by_rank_0
+from .background import BackgroundWriter, SavingTimes
 
 _log = logger("train.resuming")
 
@@ -47,10 +48,15 @@ class Resumable(Protocol):
 class Checkpoints:
     """A folder of checkpoints of one piece of work; methods are collectives.
 
+    A save copies the state, which is then written while the work goes on. The next save, a stop and
+    the end wait until it is on the disk.
+
     Args:
         folder: ``checkpoints`` of the run.
         facts: JSON of what must not change under the work: options, corpora.
+        ranks: the processes, on connections of their own.
         keep: how many checkpoints stay.
+        ends_at_failed_save: whether a checkpoint that cannot be written ends the work.
         begins_anew: move earlier checkpoints aside instead of going on.
         allow_changed_options: whether to go on although facts changed; None where nobody can say
             so.
@@ -60,33 +66,86 @@ class Checkpoints:
         self,
         folder: Path,
         facts: Mapping[str, Any],
+        ranks: Ranks,
         *,
         keep: int = 2,
+        ends_at_failed_save: bool = False,
         begins_anew: bool = False,
         allow_changed_options: bool | None = None,
     ) -> None:
         self._folder = folder
         self._facts = facts
-        self._keep = keep
+        self._ends_at_failed_save = ends_at_failed_save
         self._begins_anew = begins_anew
         self._allow_changed_options = allow_changed_options
 
-    def save(self, work: Resumable, steps_done: int) -> None:
-        """Writes the state behind a step.
+        self.times = SavingTimes()
+        self._memory = SnapshotMemory()
+        self._writer = BackgroundWriter(CheckpointWriter(folder, ranks, keep), self.times)
+        self._resumed_step = 0
+
+    def save(self, work: Resumable, steps_done: int, goes_on: bool = True) -> None:
+        """Copies the state behind a step, and begins to write it.
+
+        Args:
+            work: what is saved.
+            steps_done: by the work.
+            goes_on: whether the work does, where the state cannot be written.
 
         Raises:
-            OSError: the disk is full or broken; earlier checkpoints are untouched.
+            OSError: the state before could not be written, and that ends the work.
         """
-        state = {
-            **work.progress(),
-            "step": steps_done,
-            "facts": self._facts,
-            "version": __version__,
-        }
-        ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.barrier)
-        save_checkpoint(
-            self._folder, work.engines, state, ranks, self._keep, tensors=work.tensors()
-        )
+        self.finish()
+        with self._waiting():
+            progress = {
+                **work.progress(),
+                "step": steps_done,
+                "facts": self._facts,
+                "version": __version__,
+            }
+            snapshot = self._memory.take(work.engines, progress, work.tensors())
+        self.times.saves += 1
+        self._writer.start(snapshot, goes_on and not self._ends_at_failed_save)
+
+    @property
+    def saved_step(self) -> int:
+        """The last step that is on the disk, saved or resumed from; 0 where none is."""
+        return self._writer.saved_step or self._resumed_step
+
+    @property
+    def asks_for_end(self) -> bool:
+        """Whether a save has failed on this rank, in a way that ends the work."""
+        return self._ends_work(self._writer.failure)
+
+    def finish(self, must_be_saved: bool = False) -> None:
+        """Waits until what was saved is on the disk.
+
+        Args:
+            must_be_saved: whether an error of the disk ends the work, as options may say too.
+
+        Raises:
+            OSError: it could not be written, and that ends the work.
+        """
+        with self._waiting():
+            failure = self._writer.wait()
+        if failure is not None and (must_be_saved or self._ends_work(failure)):
+            raise failure
+
+    def wait(self) -> None:
+        """Waits as :meth:`finish` does, where the work ends by an error already."""
+        failure = self._writer.wait()
+        if failure is not None:
+            _log.error("the last checkpoint was not written: %s", failure)
+
+    def _ends_work(self, failure: BaseException | None) -> bool:
+        forgiven = isinstance(failure, OSError) and not self._ends_at_failed_save
+        return failure is not None and not forgiven
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.times.waited_seconds += time.perf_counter() - started
 
     def resume(self, work: Resumable) -> int:
         """Restores the newest whole checkpoint, the same one on every rank.
@@ -104,6 +163,7 @@ class Checkpoints:
         self._refuse_changes(checkpoint, saved["facts"])
         load_checkpoint(checkpoint, work.engines)
         work.resume(saved, read_tensors(checkpoint))
+        self._resumed_step = saved["step"]
         _log.info("resumed from %s at step %d", checkpoint, saved["step"])
         return saved["step"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from ..checkpoints.writing import Ranks
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..runs.folder import RunFolder
@@ -20,6 +21,7 @@ from ..runtime import (
     stop_process_group,
 )
 from .agreement import decided_by_rank_0
+from .background import saving_ranks
 from .loop import TrainingDivergedError
 from .peers import PeerWatch
 
@@ -33,10 +35,12 @@ class Scope:
     Attributes:
         device: of this rank.
         stop: the signals that asked for an end, if any.
+        saving: all ranks, as the threads that write checkpoints talk to each other.
     """
 
     device: torch.device
     stop: StopRequest
+    saving: Ranks
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def open_scope(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterat
     device = start_process_group(launch, device_type, timeout_seconds)
     try:
         with PeerWatch(launch, timeout_seconds), StopRequest() as stop:
-            yield Scope(device, stop)
+            yield Scope(device, stop, saving_ranks(timeout_seconds))
     finally:
         stop_process_group()
 

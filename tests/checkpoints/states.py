@@ -1,7 +1,7 @@
 """A student's state in memory, and ways to save it."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from minimoe_dist.checkpoints.run import (
-    Ranks,
-    StateEntry,
+    StateSlice,
+    TrainingState,
     load_checkpoint,
     newest_whole_checkpoint,
     read_progress,
-    save_checkpoint,
 )
+from minimoe_dist.checkpoints.writing import CheckpointWriter, Ranks, SnapshotMemory
 
 KINDS = ("master", "exp_avg")
 EXPERTS = 4
@@ -28,7 +28,10 @@ class MemoryState:
     Args:
         step: 0 is a state of zeros, which no saved one is.
         rank, expert_parallel_size: this rank holds its share of the experts.
+        world_size: ranks that share out what is written.
     """
+
+    kinds = KINDS
 
     def __init__(
         self,
@@ -37,38 +40,36 @@ class MemoryState:
         expert_parallel_size: int = 1,
         name: str = "student",
         shapes: Mapping[str, tuple[int, ...]] = SHAPES,
+        world_size: int = 1,
     ) -> None:
         self.name = name
         self.rank = rank
         self.shapes = shapes
         self.size = expert_parallel_size
         self.steps = step
+        self.world_size = max(world_size, expert_parallel_size)
         self.tensors = {
-            (entry.name, kind): self._whole(entry, kind, step)
-            for entry in self.state_entries()
-            for kind in KINDS
+            (name, kind): self._values(name, kind, step) for name in shapes for kind in KINDS
         }
 
-    def _whole(self, entry: StateEntry, kind: str, step: int) -> Tensor:
+    def _values(self, name: str, kind: str, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step * 100 + KINDS.index(kind))
-        value = torch.randn(entry.shape, generator=generator) * (step > 0)
-        return value if entry.local_experts is None else value[list(entry.local_experts)]
+        value = torch.randn(self.shapes[name], generator=generator) * (step > 0)
+        if not name.startswith("experts"):
+            return value
+        return value.chunk(self.size)[self.rank % self.size].clone()
 
-    def state_entries(self) -> Iterator[StateEntry]:
-        for name, shape in sorted(self.shapes.items()):
-            experts, owned = None, self.rank == 0
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(self.shapes)
+
+    def state_slices(self) -> Iterator[StateSlice]:
+        for (name, kind), tensor in self.tensors.items():
+            values, start, rank, ranks = tensor.view(-1), 0, self.rank, self.world_size
             if name.startswith("experts"):
-                count = shape[0] // self.size
-                first = self.rank % self.size * count
-                experts, owned = range(first, first + count), self.rank < self.size
-            yield StateEntry(name, KINDS, owned, shape, experts)
-
-    def read_state(self, name: str, kind: str) -> Tensor:
-        return self.tensors[name, kind].clone()
-
-    def write_state(self, name: str, kind: str, value: Tensor) -> None:
-        assert value.shape == self.tensors[name, kind].shape
-        self.tensors[name, kind] = value
+                start = self.rank % self.size * values.numel()
+                rank, ranks = self.rank // self.size, self.world_size // self.size
+            ends = [values.numel() * cut // ranks for cut in (rank, rank + 1)]
+            yield StateSlice(name, kind, start, values, slice(*ends))
 
     def counters(self) -> dict[str, Any]:
         return {"adam_steps": self.steps}
@@ -84,7 +85,19 @@ class MemoryState:
 
 
 def alone() -> Ranks:
-    return Ranks(0, 1, lambda: None)
+    return Ranks(0, 1, lambda said: [said])
+
+
+def save_checkpoint(
+    folder: Path,
+    students: Sequence[TrainingState],
+    progress: Mapping[str, Any],
+    ranks: Ranks,
+    keep: int = 2,
+) -> Path:
+    """Copies and writes at once, as a start's first save does."""
+    snapshot = SnapshotMemory().take(students, progress)
+    return CheckpointWriter(folder, ranks, keep).write(snapshot)
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
@@ -93,16 +106,33 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
     return save_checkpoint(folder, [MemoryState(step)], progress, alone(), keep)
 
 
+class ThreadRanks:
+    """Ranks that are threads."""
+
+    def __init__(self, world_size: int) -> None:
+        self._barrier = threading.Barrier(world_size, timeout=20)
+        self._said: list[Any] = [None] * world_size
+
+    def __getitem__(self, rank: int) -> Ranks:
+        def exchange(said: Any) -> list[Any]:
+            self._said[rank] = said
+            self._barrier.wait()
+            heard = list(self._said)
+            self._barrier.wait()
+            return heard
+
+        return Ranks(rank, len(self._said), exchange)
+
+
 def save_with_ranks(folder: Path, step: int, world_size: int, expert_parallel_size: int) -> list:
     """The same by threads, one a rank; returns what each raised, or None."""
-    barrier = threading.Barrier(world_size, timeout=20)
+    all_ranks = ThreadRanks(world_size)
     raised: list[BaseException | None] = [None] * world_size
 
     def one_rank(rank: int) -> None:
-        state = MemoryState(step, rank, expert_parallel_size)
+        state = MemoryState(step, rank, expert_parallel_size, world_size=world_size)
         try:
-            ranks = Ranks(rank, world_size, barrier.wait)  # type: ignore[arg-type]
-            save_checkpoint(folder, [state], {"step": step}, ranks)
+            save_checkpoint(folder, [state], {"step": step}, all_ranks[rank])
         except BaseException as error:
             raised[rank] = error
 

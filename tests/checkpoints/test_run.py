@@ -12,7 +12,6 @@ from minimoe_dist.checkpoints.run import (
     load_checkpoint,
     newest_whole_checkpoint,
     read_progress,
-    save_checkpoint,
     set_aside_checkpoints,
     verify_checkpoint,
 )
@@ -24,6 +23,7 @@ from tests.checkpoints.states import (
     names,
     newest_step,
     save,
+    save_checkpoint,
     save_with_ranks,
 )
 
@@ -79,19 +79,61 @@ def test_a_folder_that_never_had_a_checkpoint_has_no_newest(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_tensor_is_stored_once_experts_by_their_global_number(world_size, tmp_path) -> None:
+def test_every_number_is_stored_once_and_each_rank_writes(world_size, tmp_path) -> None:
     assert save_with_ranks(tmp_path, 1, world_size, min(2, world_size)) == [None] * world_size
-    tensors: dict = {}
+    pieces: dict = {}
     for path in (tmp_path / "step_00000001").glob("*.safetensors"):
         piece = load_file(path)
-        assert not tensors.keys() & piece.keys()
-        tensors |= piece
+        assert piece and not pieces.keys() & piece.keys()
+        pieces |= piece
     whole = MemoryState(1)
-    for kind in states.KINDS:
-        for expert in range(states.EXPERTS):
-            key = f"student/{kind}/experts.weight#{expert}"
-            assert torch.equal(tensors[key], whole.tensors["experts.weight", kind][expert])
-    assert len(tensors) == 2 * (2 + states.EXPERTS)
+    for (name, kind), tensor in whole.tensors.items():
+        prefix = f"student/{kind}/{name}@"
+        starts = sorted(int(key.removeprefix(prefix)) for key in pieces if key.startswith(prefix))
+        joined = torch.cat([pieces.pop(f"{prefix}{start}") for start in starts])
+        assert torch.equal(joined, tensor.flatten())
+    assert not pieces
+
+
+def test_a_state_with_a_gap_is_never_written(tmp_path) -> None:
+    class Gap(MemoryState):
+        def state_slices(self):
+            return (part for part in super().state_slices() if part.name != "dense.bias")
+
+    with pytest.raises(AssertionError, match=r"dense.bias, master: 0 elements of \(3,\)"):
+        save_checkpoint(tmp_path, [Gap(1)], {"step": 1}, states.alone())
+    assert newest_whole_checkpoint(tmp_path) is None
+
+
+def test_checkpoints_of_the_first_format_are_read(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    from minimoe_dist.durable import hash_file, hash_json, write_json
+
+    folder = tmp_path / "step_00000003"
+    folder.mkdir()
+    tensors = {}
+    for (name, kind), tensor in MemoryState(3).tensors.items():
+        if name.startswith("experts"):
+            parts = {f"student/{kind}/{name}#{i}": part.clone() for i, part in enumerate(tensor)}
+            tensors |= parts
+        else:
+            tensors[f"student/{kind}/{name}"] = tensor
+    save_file(tensors, folder / "rank_00000.safetensors")
+    write_json(folder / "run.json", {"step": 3, "counters": {"student": {"adam_steps": 3}}})
+    files = {path.name: hash_file(path) for path in folder.iterdir()}
+    keys = dict.fromkeys(tensors, "rank_00000.safetensors")
+    manifest = {"format": 1, "files": files, "keys": keys}
+    write_json(folder / "manifest.json", {**manifest, "sha256": hash_json(manifest)})
+    assert newest_step(tmp_path) == 3
+    for rank in range(2):
+        state = MemoryState(0, rank, 2)
+        load_checkpoint(folder, [state])
+        assert state == MemoryState(3, rank, 2)
+    with pytest.raises(CheckpointError, match=r"experts.weight is \[4, 2, 3\], the student's is"):
+        load_checkpoint(
+            folder, [MemoryState(shapes={**states.SHAPES, "experts.weight": (5, 2, 3)})]
+        )
 
 
 @pytest.mark.parametrize("saved_size", [1, 2, 4])
@@ -253,12 +295,18 @@ def test_a_new_beginning_sets_the_checkpoints_aside(three) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dense.bias": (4,)}, r"master/dense.bias is \[3\], the student's is \[4\]"),
+        ({"dense.bias": (4,)}, r"student/dense.bias is \[3\], the student's is \[4\]"),
         ({"dense.bias": (1,)}, r"dense.bias is \[3\], the student's is \[1\]"),
-        ({"experts.weight": (4, 3, 2)}, r"weight#0 is \[2, 3\], the student's is \[3, 2\]"),
+        ({"experts.weight": (4, 3, 2)}, r"weight is \[4, 2, 3\], the student's is \[4, 3, 2\]"),
         ({"other.weight": (2,)}, "no student/exp_avg/other.weight"),
-        ({"experts.weight": (5, 2, 3)}, "no student/exp_avg/experts.weight#4"),
-        ({"experts.weight": (2, 2, 3)}, "experts.weight#2, which this student lacks"),
+        (
+            {"experts.weight": (5, 2, 3)},
+            r"experts.weight is \[4, 2, 3\], the student's is \[5, 2, 3\]",
+        ),
+        (
+            {"experts.weight": (2, 2, 3)},
+            r"experts.weight is \[4, 2, 3\], the student's is \[2, 2, 3\]",
+        ),
         ({"dense.bias": None}, "dense.bias, which this student lacks"),
     ],
 )
@@ -282,5 +330,5 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path) -> None:
     manifest = json.loads(path.read_text()) | {"format": 99}
     del manifest["sha256"]
     write_json(path, {**manifest, "sha256": hash_json(manifest)})
-    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 1 to 2"):
         verify_checkpoint(path.parent)

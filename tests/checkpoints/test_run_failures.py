@@ -16,9 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from minimoe_dist.checkpoints import run
+from minimoe_dist.checkpoints import run, writing
 from minimoe_dist.checkpoints.run import newest_whole_checkpoint
-from tests.checkpoints.states import names, newest_step, save, save_for_ever, save_with_ranks
+from tests.checkpoints.states import (
+    MemoryState,
+    alone,
+    names,
+    newest_step,
+    save,
+    save_for_ever,
+    save_with_ranks,
+)
 
 
 class KilledError(BaseException):
@@ -27,8 +35,8 @@ class KilledError(BaseException):
 
 # What a save does to the disk, by the names that it calls.
 OPERATIONS = [
-    *((run, n) for n in ("save_tensors", "make_empty", "write_json", "write_text")),
-    *((run, n) for n in ("replace_folder", "flush_folder")),
+    *((writing, n) for n in ("save_tensors", "make_empty", "write_json", "write_text")),
+    *((writing, n) for n in ("replace_folder", "flush_folder")),
     *((os, n) for n in ("fsync", "rename", "mkdir", "unlink", "rmdir")),
     (shutil, "rmtree"),
 ]
@@ -125,7 +133,7 @@ def test_what_a_killed_save_left_is_never_used_and_goes_with_the_next(
 
     save(tmp_path, 1)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(run, "replace_folder", killed)
+        patch.setattr(writing, "replace_folder", killed)
         save(tmp_path, 2)
     assert names(tmp_path) == ["latest", "step_00000001", "step_00000002.partial"]
     assert newest_step(tmp_path) == 1
@@ -155,17 +163,17 @@ def test_a_process_killed_at_random_moments_loses_no_step_that_it_told(tmp_path)
 
 def fail_one(name, rank, patch, error):
     """Makes one rank's writing fail."""
-    original = getattr(run, name)
+    original = getattr(writing, name)
 
     def failing(*arguments):
         if any(f"rank_{rank:05d}" in str(argument) for argument in arguments):
             raise error
         return original(*arguments)
 
-    patch.setattr(run, name, failing)
+    patch.setattr(writing, name, failing)
 
 
-@pytest.mark.parametrize("name", ["save_tensors", "write_json"])
+@pytest.mark.parametrize("name", ["save_tensors", "hash_file"])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_rank_that_cannot_write_stops_the_save_on_every_rank(
     rank, name, tmp_path, monkeypatch
@@ -180,20 +188,38 @@ def test_a_rank_that_cannot_write_stops_the_save_on_every_rank(
     assert save_with_ranks(tmp_path, 2, 3, 1) == [None] * 3
 
 
-def test_a_note_that_was_cut_off_stops_the_save_on_every_rank(tmp_path, monkeypatch) -> None:
-    whole = run.write_json
+def test_a_piece_that_rank_0_cannot_see_stops_the_save_on_every_rank(tmp_path, monkeypatch) -> None:
+    whole = writing.hash_file
 
-    def cut_off(path, value):
-        if path.name != "rank_00001.json":
-            return whole(path, value)
-        path.write_text('{"file"')
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def elsewhere(path):
+        found = whole(path)
+        if path.name == "rank_00001.safetensors":
+            path.unlink()  # as on a disk that the nodes do not share
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_json", cut_off)
+        patch.setattr(writing, "hash_file", elsewhere)
         raised = save_with_ranks(tmp_path, 2, 3, 1)
-    assert [type(error) for error in raised] == [OSError] * 3
+    assert all("the piece of rank 1 is not there: no shared disk?" in str(e) for e in raised)
     assert newest_whole_checkpoint(tmp_path) is None
+
+
+def test_what_was_hashed_once_is_not_hashed_again(tmp_path, monkeypatch) -> None:
+    hashed = []
+    whole = run.hash_file
+
+    def noting(path):
+        hashed.append(path.parent.name)
+        return whole(path)
+
+    save(tmp_path, 1)
+    monkeypatch.setattr(run, "hash_file", noting)
+    writer, memory = writing.CheckpointWriter(tmp_path, alone()), writing.SnapshotMemory()
+    for step in range(2, 6):
+        writer.write(memory.take([MemoryState(step)], {"step": step}))
+    assert set(hashed) == {"step_00000001"}  # of an earlier start
+    assert names(tmp_path) == ["latest", "step_00000004", "step_00000005"]
+    assert newest_step(tmp_path) == 5
 
 
 def test_a_folder_that_rank_0_cannot_make_stops_the_save_on_every_rank(tmp_path) -> None:

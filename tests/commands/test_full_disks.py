@@ -71,4 +71,6 @@ def test_a_run_may_end_at_its_first_failed_save(workshop: Workshop, tmp_path: Pa
             fill(tmp_path / "run", 16 << 10)
         statuses, said = support.run(recipe)
         assert 74 in statuses and 0 not in statuses, said
-        assert max(support.losses(tmp_path / "run")) == 10
+        # It is tried again while steps go on, until the next one is due at most.
+        assert 10 <= max(support.losses(tmp_path / "run")) <= 20
+        assert "step 10 is not saved yet" in said

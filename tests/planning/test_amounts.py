@@ -13,14 +13,3 @@ def test_large_tensors_of_one_moment_and_small_ones_of_another_add_up():
 
 def test_a_heap_has_holes():
     assert peak([{"a": Amount(small=100)}], holes=0.5).retained == pytest.approx(50)
-
-
-def test_copies_behind_a_step_fill_the_holes_it_left():
-    passes, copies = [{"a": Amount(small=100)}], [{"b": Amount(small=140)}]
-    found = peak(passes, copies, holes=0.5)
-    assert sum(found.parts.values()) + found.retained == pytest.approx(150)
-
-
-def test_copies_larger_than_the_heap_let_it_grow():
-    found = peak([{"a": Amount(small=100)}], [{"b": Amount(small=400)}], holes=0.5)
-    assert (found.parts, found.retained) == ({"b": 400}, 0)

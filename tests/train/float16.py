@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from minimoe_dist.checkpoints.run import load_checkpoint
 from minimoe_dist.models.build import build_student
 from minimoe_dist.train.engine import AdamW, StudentEngine
 from tests.train import runs
@@ -52,17 +53,10 @@ def main(folder: str) -> None:
     dist.init_process_group("nccl", init_method=f"file://{folder}/peers", rank=0, world_size=1)
     student = make_engine(40, device)
     search = train(student, 0, 60, device)
-    saved = [
-        (entry.name, kind, student.read_state(entry.name, kind))
-        for entry in student.state_entries()
-        for kind in entry.kinds
-    ]
-    counters = json.loads(json.dumps(student.counters()))
+    saved = runs.save(folder, [student], 60)
     unbroken = train(student, 60, 70, device)
     resumed = make_engine(16, device)
-    for name, kind, value in saved:
-        resumed.write_state(name, kind, value)
-    resumed.finish_writing(counters)
+    load_checkpoint(saved, [resumed])
     print(json.dumps([search, unbroken, train(resumed, 60, 70, device)]))
 
 

@@ -126,11 +126,7 @@ def repeats() -> dict[str, Any]:
     first = make_distiller("captured", [(1, 4)])
     rows(first, range(3))
     resumed = make_distiller("captured", [(1, 4)])
-    source, target = first.students[0], resumed.students[0]
-    for entry in source.state_entries():
-        for kind in entry.kinds:
-            target.write_state(entry.name, kind, source.read_state(entry.name, kind))
-    target.finish_writing(json.loads(json.dumps(source.counters())))
+    runs.copy_state(first.students[0], resumed.students[0])
     return {
         "once": whole,
         "again": rows(other, range(STEPS)),

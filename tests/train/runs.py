@@ -1,13 +1,17 @@
 """Small students, a fixed random teacher and random batches, for tests of training."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minimoe_dist.checkpoints.run import load_checkpoint
+from minimoe_dist.checkpoints.writing import CheckpointWriter, Ranks, SnapshotMemory
 from minimoe_dist.data.batches import MicroBatch
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.models.build import build_student
@@ -51,6 +55,30 @@ def student_options(moe: tuple[int, int], dropout: float = 0.0, **changes: Any) 
         "router_noise": dropout,
     }
     return MiniMoeConfig(**{**options, **changes})
+
+
+def all_ranks() -> Ranks:
+    """The ranks of a test's process group, which saves in the main thread."""
+    world_size = dist.get_world_size()
+
+    def exchange(said: Any) -> list[Any]:
+        heard: list[Any] = [None] * world_size
+        dist.all_gather_object(heard, said)
+        return heard
+
+    return Ranks(dist.get_rank(), world_size, exchange)
+
+
+def save(folder: str | Path, students: Sequence[StudentEngine], step: int) -> Path:
+    """Writes a checkpoint of students; a collective."""
+    snapshot = SnapshotMemory().take(students, {"step": step})
+    return CheckpointWriter(Path(folder), all_ranks()).write(snapshot)
+
+
+def copy_state(source: StudentEngine, target: StudentEngine) -> None:
+    """Gives another engine in this process alone the state of one, by way of a disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        load_checkpoint(save(folder, [source], 1), [target])
 
 
 class RandomTeacher(nn.Module):

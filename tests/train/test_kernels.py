@@ -74,10 +74,7 @@ def trained(kernel: str, resumed: bool = False) -> list[list[float]]:
     for step in range(8):
         if resumed and step == 5:
             again = make()
-            for entry in student.state_entries():
-                for kind in entry.kinds:
-                    again.write_state(entry.name, kind, student.read_state(entry.name, kind))
-            again.finish_writing(student.counters())
+            runs.copy_state(student, again)
             student = again
         micro = runs.make_batch(step, layout, 0, 1).micro_batches[0]
         output = student(input_ids=micro.input_ids, attention_mask=micro.attention_mask)

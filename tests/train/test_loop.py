@@ -11,7 +11,6 @@ from minimoe_dist.train.step_metrics import StepMetrics, StudentMetrics
 
 GOOD = StudentMetrics(1.0, {}, 1.0, 0.5, True, [])
 BAD = StudentMetrics(math.nan, {}, 1.0, math.nan, False, [])
-INSISTS = {"ends_at_failed_save": True}
 
 
 class NoWork:
@@ -31,19 +30,37 @@ class NoWork:
         full=(),
         cause=None,
         former=None,
+        insists=False,
     ):
         self.first_step, self.stop_at, self.bad, self.searches = first_step, stop_at, bad, searches
         self.enough_at, self.full, self.cause = enough_at, full, cause
         self.former = former
         self.started, self.events = 0, []
 
+        self.saved_step, self.failure, self.insists = first_step, None, insists
+
     def resume(self, work):
         return self.first_step
 
-    def save(self, work, steps_done):
+    def save(self, work, steps_done, goes_on=True):
+        self.finish()
         if steps_done in self.full:
-            raise OSError("the disk is full")
+            self.failure = OSError("the disk is full")
+            return
         self.events.append(f"save {steps_done}")
+        self.saved_step = steps_done
+
+    @property
+    def asks_for_end(self):
+        return self.failure is not None and self.insists
+
+    def finish(self, must_be_saved=False):
+        failure, self.failure = self.failure, None
+        if failure is not None and (must_be_saved or self.insists):
+            raise failure
+
+    def wait(self):
+        self.events.append("wait")
 
     def set_aside_newest(self):
         self.events.append("set aside")
@@ -55,6 +72,8 @@ class NoWork:
 
     def step(self, step, stop_requested):
         self.started = step + 1
+        if stop_requested:
+            self.stop_at = self.started
         student = BAD if self.started in self.bad else GOOD
         if self.started in self.searches:
             student = StudentMetrics(1.0, {}, 1.0, math.inf, False, [], searches=True)
@@ -118,9 +137,20 @@ def test_a_save_that_fails_is_left_out():
 
 
 def test_a_save_that_fails_ends_a_stop_and_work_that_insists_on_it():
-    for changes in ({"full": (4,), "stop_at": 4}, {"full": (3,), "loop": INSISTS}):
+    for changes in ({"full": (4,), "stop_at": 4}, {"full": (3,), "insists": True}):
         with pytest.raises(OSError, match="full"):
             events(**changes)
+    with pytest.raises(OSError, match="full"):
+        events(full=(6,), insists=True, total_steps=6)
+
+
+@pytest.mark.parametrize("reads_behind", [False, True])
+def test_a_failed_save_that_is_insisted_on_ends_the_work_at_a_step_that_all_agree_on(reads_behind):
+    work = NoWork(full=(3,), insists=True)
+    options = LoopOptions(60, 100, 3, reads_behind=reads_behind)
+    with pytest.raises(OSError, match="full"):
+        run_steps(work, options, work, SimpleNamespace(requested=False))
+    assert work.started == 4 + reads_behind
 
 
 @pytest.mark.parametrize(

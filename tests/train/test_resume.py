@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from minimoe_dist.checkpoints.run import (
-    Ranks,
-    load_checkpoint,
-    newest_whole_checkpoint,
-    save_checkpoint,
-)
+from minimoe_dist.checkpoints.run import load_checkpoint, newest_whole_checkpoint
 from minimoe_dist.train.optimizer_state import KINDS
 from tests.distributed import run_distributed
 from tests.train import runs
@@ -20,15 +14,11 @@ from tests.train.runs import Layout
 TOTAL = 6
 
 
-def _ranks() -> Ranks:
-    return Ranks(dist.get_rank(), dist.get_world_size(), dist.barrier)
-
-
 def _train_and_save(configs, layout: Layout, steps: int, folder: str):
     """Trains without a break, saving after ``steps``; returns every step's numbers."""
     distiller = runs.make_distiller(configs, layout)
     rows = runs.run_steps(distiller, layout, 0, steps)
-    save_checkpoint(Path(folder), distiller.students, {"step": steps}, _ranks())
+    runs.save(folder, distiller.students, steps)
     rows += runs.run_steps(distiller, layout, steps, TOTAL)
     return rows, _whole_state(distiller)
 
@@ -42,7 +32,7 @@ def _load_and_train(configs, layout: Layout, folder: str):
 def _load_and_save(configs, layout: Layout, folder: str, target: str):
     distiller = runs.make_distiller(configs, layout)
     progress = load_checkpoint(newest_whole_checkpoint(Path(folder)), distiller.students)
-    save_checkpoint(Path(target), distiller.students, {"step": progress["step"]}, _ranks())
+    runs.save(target, distiller.students, progress["step"])
     return runs.run_steps(distiller, layout, progress["step"], TOTAL)
 
 
@@ -50,22 +40,26 @@ def _whole_state(distiller):
     """Every tensor of every student on this rank, and the weights that the forward pass uses."""
     state = {}
     for student in distiller.students:
-        for entry in student.state_entries():
+        for name in student.state_shapes():
             for kind in KINDS:
-                state[f"{student.name}/{kind}/{entry.name}"] = student.read_state(entry.name, kind)
+                state[f"{student.name}/{kind}/{name}"] = student.read_state(name, kind)
         state[f"{student.name}/steps"] = torch.tensor(student.counters()["adam_steps"])
     return state
 
 
 def _saved_tensors(folder: str) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors whatever files they are in."""
+    """A checkpoint's tensors, flat, whatever pieces they are in."""
     from safetensors.torch import load_file
 
     checkpoint = newest_whole_checkpoint(Path(folder))
-    tensors = {}
+    pieces: dict[str, dict[int, torch.Tensor]] = {}
     for path in sorted(checkpoint.glob("*.safetensors")):
-        tensors.update(load_file(path))
-    return tensors
+        for key, piece in load_file(path).items():
+            name, _, start = key.rpartition("@")
+            pieces.setdefault(name, {})[int(start)] = piece
+    return {
+        name: torch.cat([parts[start] for start in sorted(parts)]) for name, parts in pieces.items()
+    }
 
 
 @pytest.mark.parametrize(
