@@ -10,8 +10,9 @@ the line before it (the learning rate is the last one's, `tokens_per_expert` sum
 
 The parts between loss and balance are those of the run's objective: `relation_loss`, `mlm_loss`, or
 TinyBERT's `states_loss` and `scores_loss`. An evaluation line is
-{"step": 200, "heldout_loss": {"student": 1.0}}. What is no finite number is null. A killed run may
-leave a line that is cut off, and a damaged disk any bytes.
+{"step": 200, "heldout_loss": {"student": 1.0}}. Lines that say what is wrong are :mod:`.health`'s.
+What is no finite number is null. A killed run may leave a line that is cut off, and a damaged disk
+any bytes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from pydantic import ConfigDict, Field
 
 from ..durable import written
 from ..errors import UserError
+from .health import HealthRecord
 from .reading import Record, parse_object, read_bytes
 
 
@@ -77,7 +79,7 @@ class StepRecord(Record):
     step: int
 
 
-MetricsRecord = TrainingRecord | HeldoutRecord | StepRecord
+MetricsRecord = TrainingRecord | HeldoutRecord | HealthRecord | StepRecord
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class SavedMetrics:
 
     trained: Sequence[TrainingRecord] = ()
     evaluated: Sequence[HeldoutRecord] = ()
+    health: Sequence[HealthRecord] = ()
 
     @classmethod
     def read(cls, path: Path) -> "SavedMetrics":
@@ -123,10 +126,11 @@ class SavedMetrics:
         return cls(
             [record for record in records if isinstance(record, TrainingRecord)],
             [record for record in records if isinstance(record, HeldoutRecord)],
+            [record for record in records if isinstance(record, HealthRecord)],
         )
 
     def __bool__(self) -> bool:
-        return bool(self.trained or self.evaluated)
+        return bool(self.trained or self.evaluated or self.health)
 
 
 def drop_after(path: Path, last_step: int) -> None:
@@ -165,6 +169,8 @@ def _parse(line: bytes, where: str) -> MetricsRecord:
             if "heldout_loss" in values
             else TrainingRecord
             if "students" in values
+            else HealthRecord
+            if "health" in values
             else StepRecord
         )
         return kind.of(values, where)

@@ -306,7 +306,9 @@ def losses(output_dir: Path) -> dict[int, Any]:
 
 def heldout(output_dir: Path) -> dict[int, Any]:
     """Step -> held-out losses."""
-    return {one["step"]: one["heldout_loss"] for one in records(output_dir) if "steps" not in one}
+    return {
+        one["step"]: one["heldout_loss"] for one in records(output_dir) if "heldout_loss" in one
+    }
 
 
 def weights(output_dir: Path, student: str = "student") -> dict[str, torch.Tensor]:
