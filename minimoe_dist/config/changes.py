@@ -29,6 +29,7 @@ _FREE = (
     "training.keep_checkpoints",
     "training.ends_at_failed_save",
     "training.max_bad_steps",
+    "training.health",
 )
 
 

@@ -27,6 +27,7 @@ _FLAG_NAMES: dict[Path, str | None] = {
     ("teacher", "offload"): "teacher_offload",
     ("students", "*", "model_name_or_path"): "student_model_name_or_path",
     ("students", "*", "name"): None,
+    ("training", "health", "window"): "health_window",
     STUDENTS: None,
 }
 USE_FP16 = FieldInfo(annotation=bool, default=False, description="short for --precision fp16")

@@ -28,6 +28,7 @@ Start = Literal["split", "random", "copies"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 TeacherLayout = Literal["replicated", "zero3", "tensor"]
+Reaction = Literal["off", "warn", "stop"]
 FolderName = Annotated[str, AfterValidator(check_name)]
 FolderSuffix = Annotated[str, AfterValidator(check_suffix)]
 
@@ -216,6 +217,36 @@ class DataConfig(Section):
         return _as_corpora(value)
 
 
+class HealthConfig(Section):
+    """What a run watches for, and what it then does: nothing, a warning, or an end.
+
+    An end leaves the newest checkpoint, and is no reason for Slurm to start again.
+    """
+
+    window: int = Field(100, ge=2, description="steps that experts and gradients are judged over")
+    broken_teacher: Reaction = Field(
+        "stop", description="signals that are the same for all tokens, or never finite"
+    )
+    exploding_gradient: Reaction = Field(
+        "warn", description="a norm far above the median of the window before"
+    )
+    exploding_factor: float = Field(10.0, gt=1, description="how far: times the median")
+    dead_expert: Reaction = Field("warn", description="an expert with next to no tokens")
+    dead_share: float = Field(
+        0.01, gt=0, lt=1, description="dead below this part of an even share of the tokens"
+    )
+    overloaded_expert: Reaction = Field("warn", description="an expert with next to all tokens")
+    overloaded_share: float = Field(
+        0.9, gt=0, lt=1, description="overloaded above this share of a block's tokens"
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _off_of_yaml(cls, value: Any, info: ValidationInfo) -> Any:
+        choices = get_args(cls.model_fields[str(info.field_name)].annotation)
+        return "off" if value is False and "off" in choices else value
+
+
 class TrainingConfig(Section):
     """Batches, optimizer, schedule and intervals (in optimizer steps)."""
 
@@ -239,6 +270,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that stay")
     ends_at_failed_save: bool = Field(False, description="end where a checkpoint cannot be written")
     max_bad_steps: int = Field(10, ge=1, description="stop after so many non-finite losses running")
+    health: HealthConfig = HealthConfig()
 
 
 class ParallelConfig(Section):

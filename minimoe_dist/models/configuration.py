@@ -115,3 +115,13 @@ def router_sizes(config: MiniMoeConfig) -> list[int]:
     """Returns each router's number of experts, in the order in which the routers run."""
     experts = (config.attention_experts, config.feedforward_experts)
     return [count for count in experts if count > 1] * config.num_hidden_layers
+
+
+def router_places(config: MiniMoeConfig) -> list[tuple[int, str]]:
+    """Returns each router's layer, counted from 1, and block, in the order of `router_sizes`."""
+    blocks = {
+        "attention": config.attention_experts,
+        "feed-forward": config.feedforward_experts,
+    }
+    routed = [block for block, count in blocks.items() if count > 1]
+    return [(layer, block) for layer in range(1, config.num_hidden_layers + 1) for block in routed]

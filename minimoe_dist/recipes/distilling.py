@@ -12,15 +12,18 @@ from torch import Tensor
 
 from ..checkpoints.writing import Ranks
 from ..config import RunConfig
-from ..data.loader import PairLoader
+from ..data.loader import PairLoader, StepBatch
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
+from ..models.configuration import router_places
 from ..runs.folder import RunFolder
+from ..runs.health import HealthRecord
 from ..runs.metrics import SavedMetrics
 from ..runs.options import SavedRecipe
 from ..runs.summaries import SavingSummary, StudentSummary, Summary
 from ..runtime import Launch, logger
 from ..train.curves import draw_curves
 from ..train.engine import StudentEngine, release
+from ..train.health import HealthWatch, Router, teacher_records, tell
 from ..train.loop import LoopOptions
 from ..train.metrics import Metrics
 from ..train.resuming import Checkpoints
@@ -58,6 +61,16 @@ class Distillation:
         self._heldout_before: dict[str, float] | None = None
         self._heldout_after: dict[str, float] = {}
         self._checkpoints: Checkpoints
+        self._health = HealthWatch(
+            config.training.health,
+            {
+                student.name: [Router(*place) for place in router_places(student.config)]
+                for student in self.engines
+            },
+        )
+        self._knows_teacher = config.training.health.broken_teacher == "off"
+        self._looks_at_teacher = True
+        self._was_bad = False
         self._metrics: Metrics
         self._loader: PairLoader
 
@@ -83,10 +96,11 @@ class Distillation:
         return self._distiller.students
 
     def progress(self) -> dict[str, Any]:
-        """Returns the consumed samples, and held-out losses before the first step."""
+        """Returns consumed samples, held-out losses before the first step, what is watched."""
         return {
             "consumed_samples": self._loader.consumed_samples,
             "heldout_before": self._heldout_before,
+            "health": self._health.state(),
         }
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -97,6 +111,7 @@ class Distillation:
         """Restores what :meth:`progress` returned."""
         self._consumed_samples = progress["consumed_samples"]
         self._heldout_before = progress["heldout_before"]
+        self._health.restore(progress.get("health", {}))  # older checkpoints have none
 
     @contextmanager
     def under_way(self, first_step: int) -> Iterator[None]:
@@ -122,11 +137,19 @@ class Distillation:
 
     def step(self, step: int, stop_requested: bool) -> PendingMetrics:
         """Trains every student on the loader's next batch."""
-        return self._distiller.train_step(next(self._loader), step, stop_requested)
+        batch = next(self._loader)
+        if self._looks_at_teacher:
+            self._look_at_teacher(step + 1, batch)
+        return self._distiller.train_step(batch, step, stop_requested)
 
     def record(self, steps_done: int, outcome: PendingMetrics) -> None:
-        """Shows and writes a step's numbers."""
-        self._metrics.step(steps_done, outcome.metrics)
+        """Shows and writes a step's numbers, and what is wrong with them."""
+        metrics = outcome.metrics
+        self._metrics.step(steps_done, metrics)
+        self._tell(self._health.step(steps_done, metrics))
+        if metrics.problem is not None and not self._was_bad:
+            self._look_at_teacher(steps_done)
+        self._was_bad = metrics.problem is not None
 
     def evaluate(self, steps_done: int) -> bool:
         """Writes each student's held-out loss; the number of steps does not depend on it."""
@@ -166,6 +189,30 @@ class Distillation:
             student.close()
         if self._lesson.model is not None:
             release(self._lesson.model)
+
+    def _look_at_teacher(self, step: int, batch: StepBatch | None = None) -> None:
+        """Tells what is wrong with the teacher at a step, once; a collective.
+
+        Raises:
+            UserError: nothing can be learnt from it, and options ask for an end.
+        """
+        self._looks_at_teacher = False
+        if self._knows_teacher:
+            return
+        with self._metrics.paused():
+            faults = self._distiller.teacher_faults(batch)
+        self._knows_teacher = bool(faults)
+        self._tell(teacher_records(step, self._config.teacher.model_name_or_path, faults))
+
+    def _tell(self, found: Sequence[HealthRecord]) -> None:
+        """Writes what began or is over.
+
+        Raises:
+            UserError: options ask for an end.
+        """
+        self._metrics.health(found)
+        for line in tell(found, self._config.training.health):
+            _log.warning(line)
 
     def _count_steps(self) -> int:
         training = self._config.training

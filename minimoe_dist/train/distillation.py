@@ -8,14 +8,14 @@ Nothing here waits for the device. What a step found out is a row of numbers tha
 to the host when it ends; whoever reads them waits.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..data.batches import IGNORED_LABEL, MicroBatch
 from ..data.loader import StepBatch
@@ -29,6 +29,7 @@ from .objectives import Objective, inputs_of, measure
 from .passes import Passes, PassOutput
 from .schedule import Schedule
 from .step_metrics import PendingMetrics, StudentRow, to_device
+from .teacher_signals import SignalFault, find_faults
 from .updates import StepResult
 
 
@@ -113,7 +114,7 @@ class Distiller:
         self._device = device
         self._balance = balance or Balance()
         self._ranks = dist.get_world_size()
-        self._last_batch: PlacedBatch | None = None
+        self._last_batches: deque[list[PlacedBatch]] = deque(maxlen=2)
         self._student_names = [student.name for student in self.students]
         self._passes = passes or choose_passes(self.students, objective, seed, device)
         self.place = Placer(device, packed=self._passes.packed, longest=max_length)
@@ -136,7 +137,7 @@ class Distiller:
             The step's numbers over all ranks, which are still on their way to the host.
         """
         micro_batches = [self._placed(micro) for micro in batch.micro_batches]
-        self._last_batch = micro_batches[-1]
+        self._last_batches.append(micro_batches)
         totals = self._totals(micro_batches, stop_requested)
         part_counts = totals[3:].clamp(min=1.0)
         # Engines average over ranks and accumulation steps; this makes sums means over the step.
@@ -181,17 +182,25 @@ class Distiller:
             dist.all_reduce(totals)
         return totals
 
+    def teacher_faults(self, batch: StepBatch | None = None) -> list[SignalFault]:
+        """Finds what is wrong with the teacher's signals; a collective that waits.
+
+        Args:
+            batch: whose first micro-batch is looked at; None: all of the last two steps, one of
+                which is the one whose numbers were read last.
+        """
+        seen = [micro for step in self._last_batches for micro in step]
+        if batch is not None:
+            seen = [self._placed(batch.micro_batches[0])]
+        return find_faults((self._signals(placed) for placed in seen), self._device)
+
+    def _signals(self, placed: PlacedBatch) -> Mapping[str, Tensor]:
+        batch = placed.arrived()
+        return self._objective.signals(self._objective.teach(batch), batch)
+
     def teacher_is_finite(self) -> bool:
-        """Returns whether the teacher's targets of the last step are finite; a collective."""
-        finite = torch.ones((), device=self._device)
-        if self._last_batch is not None:
-            targets = tree_leaves(self._objective.teach(self._last_batch.arrived()))
-            for target in targets:
-                if isinstance(target, Tensor):
-                    finite *= target.isfinite().all()
-        if self._ranks > 1:
-            dist.all_reduce(finite, dist.ReduceOp.MIN)
-        return bool(finite)
+        """Returns whether the teacher's signals of the last steps are finite; a collective."""
+        return all(fault.finite_share == 1.0 for fault in self.teacher_faults())
 
     def evaluate(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
         """Computes every student's mean loss, balance left out, over all ranks; a collective.

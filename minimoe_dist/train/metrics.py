@@ -10,11 +10,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from ..runs.folder import RunFolder
+from ..runs.health import HealthRecord
 from ..runs.metrics import (
     HeldoutRecord,
     MetricsRecord,
@@ -184,6 +185,12 @@ class Metrics:
         self._board.add(step, {f"{name}/heldout_loss": v for name, v in heldout_loss.items()})
         losses = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
         self._progress.print_step(step, {f"{n} held-out loss": v for n, v in losses.items()})
+
+    def health(self, records: Iterable[HealthRecord]) -> None:
+        """Writes what was wrong, and where it is over."""
+        if self._is_writer:
+            for record in records:
+                self._write(record)
 
     @property
     def sequences_per_second(self) -> float | None:

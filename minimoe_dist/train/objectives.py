@@ -27,6 +27,7 @@ from ..objectives.tinybert import States, tinybert_counts, tinybert_loss_sums
 # A micro-batch on the device, with its padding or without.
 Batch = MicroBatch | PackedBatch
 
+RELATIONS = ("queries", "keys", "values")  # the signals that relations are of
 _IDS = ("input_ids", "token_type_ids")
 
 
@@ -40,6 +41,14 @@ def inputs_of(batch: Batch) -> dict[str, Any]:
         "token_type_ids": batch.token_type_ids,
         "layout": layout,
     }
+
+
+def of_tokens(signals: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Leaves the padding of signals out: [T, …] of [B, S, …], or of [rows, …] of a packed batch."""
+    if isinstance(batch, PackedBatch):
+        return {name: signal[: batch.num_tokens] for name, signal in signals.items()}
+    mask = batch.attention_mask.bool()
+    return {name: signal[mask] for name, signal in signals.items()}
 
 
 class Measured(NamedTuple):
@@ -86,6 +95,9 @@ class Objective(Protocol):
 
     def sums(self, output: StudentOutput, targets: Any, batch: Any) -> Sequence[Tensor]:
         """Computes a scalar a part, of a student's output and of :meth:`teach`'s targets."""
+
+    def signals(self, targets: Any, batch: Any) -> Mapping[str, Tensor]:
+        """Names what :meth:`teach` gave, [rows, …] each: a row a token or sample, no padding."""
 
 
 def measure(
@@ -189,6 +201,10 @@ class RelationObjective:
         )
         return [total]
 
+    def signals(self, targets: Signals, batch: Batch) -> Mapping[str, Tensor]:
+        """Names the teacher's queries, keys and values, [tokens, H] each."""
+        return of_tokens(dict(zip(RELATIONS, targets, strict=True)), batch)
+
     def _dropout(self, micro: MicroBatch) -> RelationDropout | None:
         if not self.relation_dropout:
             return None
@@ -232,6 +248,10 @@ class MaskedLmObjective:
         """Returns the summed cross entropy."""
         assert output.masked_lm_sum is not None, "the student has no masked-LM head"
         return [output.masked_lm_sum]
+
+    def signals(self, targets: None, batch: Batch) -> Mapping[str, Tensor]:
+        """Returns nothing: no teacher gives any."""
+        return {}
 
 
 @dataclass
@@ -281,6 +301,11 @@ class TinyBertObjective:
         """Computes the squared errors of states and of scores."""
         sums = tinybert_loss_sums(output.states, targets, micro.attention_mask, self.num_heads)
         return [sums.states, sums.scores]
+
+    def signals(self, targets: States, micro: MicroBatch) -> Mapping[str, Tensor]:
+        """Names the teacher's states, [tokens, width] each."""
+        names = ("embeddings", "hidden states", "queries", "keys")
+        return of_tokens(dict(zip(names, targets, strict=True)), micro)
 
 
 class JointObjective:
@@ -332,3 +357,11 @@ class JointObjective:
             for objective, objective_targets in zip(self._objectives, targets, strict=True)
             for total in objective.sums(output, objective_targets, batch)
         ]
+
+    def signals(self, targets: Sequence[Any], batch: Batch) -> Mapping[str, Tensor]:
+        """Names the signals of each objective's teacher, side by side."""
+        return {
+            name: signal
+            for objective, objective_targets in zip(self._objectives, targets, strict=True)
+            for name, signal in objective.signals(objective_targets, batch).items()
+        }

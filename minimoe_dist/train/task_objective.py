@@ -11,6 +11,7 @@ from ..data.batches import MicroBatch
 from ..data.tasks.encoding import IGNORED
 from ..objectives.logits import label_loss_sum, logits_loss_sum
 from ..objectives.relations import relation_loss_sum
+from .objectives import RELATIONS, of_tokens
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,15 @@ class TaskObjective:
                 heads, mask = self.teacher.num_relation_heads, micro.attention_mask
                 sums.append(relation_loss_sum(output.signals, targets.signals, mask, heads)[0])
         return sums
+
+    def signals(self, targets: Any, micro: MicroBatch) -> Mapping[str, Tensor]:
+        """Names the teacher's predictions where there is a label, and its signals if they count."""
+        if self.teacher is None:
+            return {}
+        predictions = {"predictions": targets.logits[_counted(micro)]}
+        if not self._with_signals:
+            return predictions
+        return predictions | of_tokens(dict(zip(RELATIONS, targets.signals, strict=True)), micro)
 
 
 def _counted(micro: MicroBatch) -> Tensor:
