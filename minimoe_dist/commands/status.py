@@ -59,6 +59,7 @@ def _column(run: RunReport) -> dict[str, str]:
         "rate": _rate(run),
         "time left": _clock(run.seconds_left) if is_running else "",
         "loss": ", ".join(f"{name} {_number(loss)}" for name, loss in run.losses.items()),
+        "wrong": _wrong(run),
         "last checkpoint": f"step {checkpoint.step}, {_clock(checkpoint.age)} ago"
         if checkpoint
         else "none",
@@ -67,6 +68,11 @@ def _column(run: RunReport) -> dict[str, str]:
         "log": run.log or "",
         "folder": run.folder,
     }
+
+
+def _wrong(run: RunReport) -> str:
+    more = f"; and {len(run.health) - 1:,} more" if len(run.health) > 1 else ""
+    return f"{run.health[0]}{more}" if run.health else ""
 
 
 def _rate(run: RunReport) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..runs.evaluations import Evaluation
 from ..runs.folder import EXPORT
+from ..runs.health import conditions
 from ..runs.metrics import SavedMetrics, TrainingRecord
 from ..runs.options import SavedRecipe
 from ..runs.summaries import Summary
@@ -234,7 +235,7 @@ def _describe(run: Run) -> dict[str, Any]:
             "trainings": len(results.cells),
             "epochs": [_epochs(cell, results.metric) for cell in results.cells],
         }
-    elif summary or trained:
+    elif summary or run.metrics:
         values |= {"command": "distill", "finished": summary is not None}
         if summary:
             values |= {
@@ -246,6 +247,15 @@ def _describe(run: Run) -> dict[str, Any]:
             }
         values["curves"] = list(_curves(run.metrics))
         values["experts"] = dict(_expert_loads(run.recipe, trained))
+        values["health"] = [
+            {
+                "student": condition.began.student,
+                "since": condition.began.since,
+                "ended": condition.ended,
+                "told": condition.describe(),
+            }
+            for condition in conditions(run.metrics.health)
+        ]
     return {name: value for name, value in values.items() if value not in (None, [], {})}
 
 

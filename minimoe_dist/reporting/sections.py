@@ -10,6 +10,7 @@ from .scales import number
 
 _COMPUTE = Axis("GMAC of 128 tokens", logarithmic=True)
 _MIB = 2**20
+_MOST_CONDITIONS = 5  # told below a run's curves
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,10 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
         series = [line for line in series if line.points]
         if series:
             part = run["curves"][0]["part"].replace("_", " ")
-            yield line_chart(f"{run['name']}", series, Axis("step", whole=True), Axis(part))
+            conditions = run.get("health", ())
+            series += _marks(run["curves"], conditions)
+            axes = (Axis("step", whole=True), Axis(part))
+            yield line_chart(f"{run['name']}", series, *axes, _told(conditions))
         epochs = [
             Series(epoch_curve["name"], _points(epoch_curve["points"]), place, dots=True)
             for place, epoch_curve in enumerate(run.get("epochs", ()))
@@ -200,6 +204,28 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
                 Axis(str(run["metric"])),
                 "On the dev set, behind each epoch.",
             )
+
+
+def _marks(
+    curves: Sequence[Mapping[str, Any]], conditions: Sequence[Mapping[str, Any]]
+) -> list[Series]:
+    """Marks on the curves where something began to be wrong: at the first record from there on."""
+    points = [
+        next((pair for pair in curve["training"] if pair[0] >= condition["since"]), None)
+        for condition in conditions
+        for curve in curves
+        if condition["student"] in (None, curve["student"])
+    ]
+    marked = sorted({tuple(pair) for pair in points if pair is not None})
+    name = "something was wrong from here"
+    return [Series(name, _points(marked), len(curves), line=False, dots=True)] if marked else []
+
+
+def _told(conditions: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what was wrong, the first few, for the note below a curve."""
+    told = [f"{condition['told']}." for condition in conditions[:_MOST_CONDITIONS]]
+    more = len(conditions) - len(told)
+    return " ".join([*told, *([f"And {more:,} more."] if more else [])])
 
 
 def _points(pairs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

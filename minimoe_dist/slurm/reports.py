@@ -9,6 +9,7 @@ from typing import Any
 from ..exit_status import ExitStatus
 from ..runs.checkpoints import FINISHED, SavedFacts, SavedState, newest_state, saved_step
 from ..runs.folder import RunFolder
+from ..runs.health import conditions
 from ..runs.metrics import SavedMetrics
 from ..runs.starts import Event, read_events
 from ..runs.submissions import Submission, last_submission
@@ -37,6 +38,7 @@ class RunReport:
         losses: last losses of students; those of the last evaluation as "NAME held-out".
         restarts: number of restarts of the newest job.
         log: log file of that job.
+        health: what is wrong still, in words.
     """
 
     folder: str
@@ -53,6 +55,7 @@ class RunReport:
     checkpoint: Checkpoint | None
     job: Job | None
     log: str | None
+    health: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """Returns all fields as JSON."""
@@ -104,6 +107,11 @@ def report(folder: Path) -> RunReport:
         checkpoint=_checkpoint(saved) if saved else None,
         job=job,
         log=submission.log if submission and submission.job == number else None,
+        health=[
+            condition.describe()
+            for condition in conditions(metrics.health)
+            if condition.ended is None
+        ],
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..durable import written
+from ..runs.health import conditions
 from ..runs.metrics import HeldoutRecord, SavedMetrics, TrainingRecord
 from ..runs.tuning import TuningResults
 
@@ -19,6 +20,8 @@ _PANEL_INCHES = (5.0, 3.6)
 
 def draw_curves(metrics: SavedMetrics, target: str | Path) -> None:
     """Draws a run's metrics as a PNG, or what the target's suffix says.
+
+    A dotted line stands where something began to be wrong.
 
     Args:
         metrics: of the run.
@@ -33,6 +36,8 @@ def draw_curves(metrics: SavedMetrics, target: str | Path) -> None:
     figure = Figure(figsize=(panels * width, height), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _draw_losses(axes[0], metrics.trained, metrics.evaluated)
+    for step in sorted({condition.began.since for condition in conditions(metrics.health)}):
+        axes[0].axvline(step, color="tab:red", linestyle=":", linewidth=1)
     for panel, (name, shares) in zip(axes[1:], loads.items(), strict=True):
         _draw_shares(panel, name, shares)
     _save(figure, Path(target))

@@ -98,3 +98,17 @@ def test_a_folder_without_a_run_is_refused(
 ) -> None:
     assert cli.main(["status", str(tmp_path)]) == 2
     assert f"{tmp_path}: no run in it" in capsys.readouterr().err
+
+
+def test_what_is_wrong_still_is_told(halfway: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (halfway / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1]
+    found = {"health": "exploding_gradient", "student": "s", "value": 99.0, "limit": 9.0}
+    over = {**found, "step": 9, "since": 8}
+    still = {**found, "step": 20, "since": 20, "student": "student"}
+    records = [over, {**over, "step": 10, "is_over": True}, still]
+    added = [json.dumps(record) + "\n" for record in records]
+    (halfway / "metrics.jsonl").write_text("".join(lines + added))
+    words = "student: the gradient's norm is 99 (exploding above 9), since step 20"
+    assert told(halfway, capsys)[0]["health"] == [words]
+    assert cli.main(["status", str(halfway)]) == 0
+    assert words in capsys.readouterr().out

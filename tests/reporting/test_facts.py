@@ -8,6 +8,7 @@ import pytest
 
 from minimoe_dist.reporting.facts import collect
 from minimoe_dist.reporting.runs import read_runs
+from minimoe_dist.reporting.sections import sections
 from tests.reporting.folders import distilled, evaluation, tuned
 
 TEACHER = "some/teacher"
@@ -187,3 +188,19 @@ def test_a_loss_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary))
     (student,) = by_role(facts_of(run), "student")
     assert "heldout_loss_after" not in student and "heldout_loss_before" in student
+
+
+def test_what_was_wrong_is_told_below_the_curve_and_marked_on_it(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    dead = {"step": 20, "health": "dead_expert", "since": 11, "student": "student", "layer": 1}
+    dead |= {"block": "feed-forward", "expert": 2, "value": 0.0, "limit": 0.005}
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps(dead) + "\n")
+    facts = facts_of(run)
+    told = "student: layer 1 feed-forward expert 2 gets 0 % of the tokens (dead below 0.5 %)"
+    assert facts["runs"][0]["health"][0]["told"] == f"{told}, since step 11"
+    (curves,) = (one for one in sections(facts) if one.title == "Training curves")
+    (picture,) = curves.pictures
+    assert picture.note == f"{told}, since step 11."
+    marks = picture.header.index("something was wrong from here")
+    assert [row[0] for row in picture.rows if row[marks]] == ["20"]

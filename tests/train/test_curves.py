@@ -62,3 +62,16 @@ def test_a_chinese_tasks_picture_is_drawn_in_the_font_that_is_there(tmp_path):
         draw_task_curves(TuningResults.model_validate(results), tmp_path / "curves.svg")
     picture = (tmp_path / "curves.svg").read_text("utf-8")
     assert "<!-- dev -->" in picture and "<!-- 2 -->" in picture and "<!-- 1.2 -->" not in picture
+
+
+def test_a_line_stands_where_something_began_to_be_wrong(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [_record(step, {"one": []}, 1.0) for step in range(1, 9)]
+    pictures = []
+    for wrong in ([], [{"step": 4, "health": "exploding_gradient", "since": 4, "student": "one"}]):
+        path.write_text("".join(json.dumps(record) + "\n" for record in records + wrong))
+        draw_curves(SavedMetrics.read(path), tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as image:
+            colors = [color for _, color in image.convert("RGB").getcolors(1 << 20)]
+        pictures.append(any(red > max(green, blue) + 60 for red, green, blue in colors))
+    assert pictures == [False, True]
