@@ -24,6 +24,9 @@ def run(options: DistillOptions, launch: Launch) -> int:
     Returns:
         0 when done, 75 after a requested stop (saved; start again to go on), 1 when the loss
         stayed not finite. Ends the process with 1 where another rank is lost.
+
+    Raises:
+        UserError: what was given does not fit, or ``training.health`` asked for an end.
     """
     stages = options.stages
 
