@@ -8,6 +8,7 @@ it begins and where it is over.
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import add
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -163,9 +164,9 @@ class _ExpertWatch:
         if self._steps == 0:
             self._tokens = [[0.0] * len(block) for block in blocks]
         self._steps += 1
-        for sums, block in zip(self._tokens, blocks, strict=True):
-            for expert, tokens in enumerate(block):
-                sums[expert] += tokens
+        self._tokens = [
+            list(map(add, sums, block)) for sums, block in zip(self._tokens, blocks, strict=True)
+        ]
         if self._steps >= self._options.window:
             for router, sums in zip(self._routers, self._tokens, strict=True):
                 yield from self._judge(step, router, sums)
