@@ -1,6 +1,5 @@
 """Describes models by their ``config.json`` and the names of their files, without torch."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .config.problems import dotted, message_of
 from .durable import hash_json, sampled_hash
 from .errors import UserError, first_line
+from .foreign import read_json
 from .model_paths import (
     TOKENIZERS,
     cached_file,
@@ -238,10 +238,10 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         UserError: it is missing or not a JSON object.
     """
     path = Path(folder) / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: missing; give a model's folder")
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({first_line(error)}); {_REMEDY}") from None
     if not isinstance(values, dict):

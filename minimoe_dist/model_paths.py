@@ -1,6 +1,5 @@
 """Finds the model that a user names: a local folder, a hub name, or an installed package."""
 
-import json
 import os
 import re
 import socket
@@ -9,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import UserError, first_line
+from .foreign import read_json
 
 # Vocabularies, of which a tokenizer has at least one.
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
@@ -52,7 +52,7 @@ def _packaged_model(path: str, label: str) -> str:
         )
     for root in map(Path, spec.submodule_search_locations or []):
         for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
-            if "model_type" in json.loads(config.read_text("utf-8")):
+            if "model_type" in read_json(config):
                 return str(config.parent)
     raise UserError(f"{label}: that package holds no Hugging Face config.json; give a model folder")
 

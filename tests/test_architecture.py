@@ -35,13 +35,14 @@ FLOORS = {
     "runs": 1,
     "durable": 0,
     "kernels": 0,
+    "foreign": 0,
     "errors": -1,
     "exit_status": -1,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
-    *("cli", "config", "durable", "errors", "exit_status", "model_description", "model_paths"),
-    *("preflight", "runs", "runtime", "slurm"),
+    *("cli", "config", "durable", "errors", "exit_status", "foreign", "model_description"),
+    *("model_paths", "preflight", "runs", "runtime", "slurm"),
 )
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),

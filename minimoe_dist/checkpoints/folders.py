@@ -1,6 +1,5 @@
 """Hugging Face folders as they are: copied, counted, loaded by the class that they name."""
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 from ..corpus.casing import undeclared_casing
 from ..durable import write_json
 from ..errors import UserError
+from ..foreign import read_json
 from ..model_description import read_model_json
 from ..models.auto import (
     AutoModel,
@@ -48,7 +48,7 @@ def copy_model(source: Path, target: Path) -> None:
     casing = undeclared_casing(str(source))
     if casing is not None:
         path = target / "tokenizer_config.json"
-        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        settings = read_json(path) if path.is_file() else {}
         settings["do_lower_case"] = casing.lower_case
         settings["strip_accents"] = casing.strip_accents
         write_json(path, settings)

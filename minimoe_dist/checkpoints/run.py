@@ -29,10 +29,12 @@ from torch import Tensor
 
 from ..durable import hash_file, hash_json, set_aside, write_text
 from ..errors import UserError
+from ..foreign import read_json
 from ..runs.checkpoints import MANIFEST, PROGRESS, list_checkpoints
 
 FORMAT, _OLDEST_FORMAT = 2, 1
 TENSORS = "tensors.safetensors"
+_MOST_MANIFEST_BYTES = 1 << 28  # it lists every piece of every rank
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +115,7 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = read_json(path, _MOST_MANIFEST_BYTES)
         version, digest = manifest["format"], manifest.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: unreadable ({error})") from error

@@ -4,12 +4,12 @@ DeepSpeed itself takes misspelt keys and contradictions silently. The keys are l
 because DeepSpeed's own list cannot be read without importing torch.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..foreign import UnreadableError, parse_json, read_text
 from .problems import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
@@ -218,12 +218,12 @@ def _read(path: str) -> dict[str, Any]:
         return content
 
     try:
-        settings = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: {error.msg}; correct the JSON") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: {reason}; give a DeepSpeed JSON") from None
+        settings = parse_json(read_text(path), unique)
+    except UnreadableError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: {error}; correct the JSON") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a DeepSpeed JSON") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: must be a JSON object, not {shown(settings)}")
     return settings

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 
+from ..foreign import UnreadableError, parse_yaml
 from .problems import ConfigError, Path, dotted, nearest
 from .run import RunConfig
 from .schema import Section, StudentConfig
@@ -145,8 +145,8 @@ def parse_value(field: FieldInfo, text: str) -> Any:
         return None
     if any(get_origin(kind) is list for kind in kinds) and text.startswith(("[", "{")):
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
+            return parse_yaml(text)
+        except UnreadableError:
             return text  # a glob may begin with a bracket
     return text
 

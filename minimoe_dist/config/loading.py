@@ -2,12 +2,12 @@
 
 from collections.abc import Hashable, Sequence
 from copy import deepcopy
-from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from ..foreign import UnreadableError, parse_yaml, read_text
 from .deepspeed_json import (
     check_deepspeed_json,
     chosen_precision,
@@ -96,17 +96,15 @@ def read_recipe(config_path: str) -> dict[str, Any]:
         ConfigError: the file is not there, or no YAML mapping.
     """
     try:
-        text = FilePath(config_path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        text = read_text(config_path)
+    except (OSError, UnreadableError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{config_path}: {reason}; give --config a recipe file") from None
     try:
-        tree = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{config_path}{line}: {reason}; correct the YAML") from None
+        tree = parse_yaml(text, _UniqueKeyLoader)
+    except UnreadableError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigError(f"{config_path}{line}: {error}; correct the YAML") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):

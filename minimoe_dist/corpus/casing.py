@@ -7,7 +7,6 @@ vocabulary was made from tells: no text gives an entry with a capital once it is
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -15,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import foreign
 from ..runtime import logger
-from .word_lists import read_words
+from .word_lists import MOST_TOKENIZER_BYTES, read_words
 
 _log = logger("corpus")
 _MADE_UP = re.compile(r"\[.*\]|<.*>")  # [UNK], [unused1], <eop>: no text is split into these
@@ -131,8 +131,7 @@ def _casing_of_normalizer(serialized: Mapping[str, Any]) -> Casing | None:
 def read_json(folder: str, name: str) -> dict[str, Any]:
     """Reads an object's members; none where there is no such file or loading will refuse it."""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as stream:
-            values = json.load(stream)
+        values = foreign.read_json(os.path.join(folder, name), MOST_TOKENIZER_BYTES)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -23,6 +23,7 @@ from .tokenizer_folders import (
     ROBERTA,
     TokenizerFolder,
     UnknownKindError,
+    parse_tokenizer,
 )
 
 # Another minor version may build these tokenizers otherwise: then transformers is asked.
@@ -139,7 +140,7 @@ def _build(folder: TokenizerFolder, do_lower_case: bool | None) -> KnownTokenize
     elif folder.class_name == ROBERTA:
         backend = _byte_pairs(folder)
     else:
-        backend = Tokenizer.from_file(folder.file("tokenizer.json"))
+        backend = parse_tokenizer(folder.file("tokenizer.json"))
     # transformers takes away the file's own limits whenever it is asked for whole texts.
     backend.no_truncation()
     backend.no_padding()

@@ -6,16 +6,16 @@ else could matter: a class, a file or a setting that is not listed, or a value o
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
-from .word_lists import read_words
+from ..foreign import check_file, read_json, read_text
+from .word_lists import MOST_TOKENIZER_BYTES, read_words
 
 BERT, ROBERTA, GENERIC = "BertTokenizer", "RobertaTokenizer", "TokenizersBackend"
 _CLASSES = {
@@ -79,6 +79,15 @@ _IDLE_SETTINGS = {
     "use_fast",
 }
 # Files that transformers takes into account too.
+_JSON_FILES = (
+    "config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+_TEXT_FILES = ("vocab.txt", "merges.txt")
 _OTHER_FILES = re.compile(r"tekken\.json|tokenizer\.model|tiktoken\.model|^added_tokens\.json$")
 
 
@@ -133,6 +142,7 @@ class TokenizerFolder:
         path = os.path.join(self.path, name)
         if not os.path.isfile(path):
             raise UnknownKindError(f"{path}: no such file")
+        check_file(path, MOST_TOKENIZER_BYTES)
         return path
 
     def model(self, kind: str) -> dict[str, Any]:
@@ -202,12 +212,36 @@ class TokenizerFolder:
         return tokens
 
 
+def check_files(folder: str) -> None:
+    """Reads whatever a folder's tokenizer may be made from, as libraries do so without limits.
+
+    Raises:
+        ValueError, OSError: a file is broken or none; the message names it.
+    """
+    for name in (*_JSON_FILES, *_TEXT_FILES):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            read = read_json if name in _JSON_FILES else check_file
+            try:
+                read(path, MOST_TOKENIZER_BYTES)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
+def parse_tokenizer(path: str) -> Tokenizer:
+    """Makes the tokenizer of a ``tokenizer.json``.
+
+    Raises:
+        Exception: of the library's own kind, or as `read_text`: it is none.
+    """
+    return Tokenizer.from_str(read_text(path, MOST_TOKENIZER_BYTES))
+
+
 def _read_json(folder: str, name: str) -> dict[str, Any] | None:
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         return None
-    with open(path, encoding="utf-8") as stream:
-        values = json.load(stream)
+    values = read_json(path, MOST_TOKENIZER_BYTES)
     if not isinstance(values, dict):
         raise UnknownKindError(f"{path}: holds no object")
     return values

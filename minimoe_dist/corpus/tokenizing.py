@@ -227,8 +227,15 @@ def load_tokenizer(
     options: dict[str, Any] = {"use_fast": not use_slow, "trust_remote_code": False}
     if do_lower_case is not None:
         options["do_lower_case"] = do_lower_case
-    tokenizer = _load(name_or_path, path, options)
     folder = _local_folder(name_or_path)
+    if folder is not None:
+        from .tokenizer_folders import check_files
+
+        try:
+            check_files(folder)
+        except (OSError, ValueError) as error:
+            raise _no_tokenizer(name_or_path, error) from None
+    tokenizer = _load(name_or_path, path, options)
     casing = None
     if folder is not None and hasattr(tokenizer, "do_lower_case") and _is_berts(tokenizer):
         casing = undeclared_casing(folder, do_lower_case)
@@ -334,7 +341,7 @@ def check_tokenizer_files(name_or_path: str) -> None:
     Raises:
         UserError: it has no file of a vocabulary, or a ``tokenizer.json`` that cannot be parsed.
     """
-    from tokenizers import Tokenizer
+    from .tokenizer_folders import parse_tokenizer
 
     folder = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
     names = os.listdir(folder)
@@ -342,7 +349,7 @@ def check_tokenizer_files(name_or_path: str) -> None:
         raise _no_tokenizer(name_or_path, FileNotFoundError("no file of a vocabulary is in it"))
     if "tokenizer.json" in names:
         try:
-            Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+            parse_tokenizer(os.path.join(folder, "tokenizer.json"))
         except Exception as error:  # its own kind, which has no class of its own
             raise _no_tokenizer(name_or_path, error) from None
 
@@ -357,12 +364,15 @@ def read_tokenizer_file(name_or_path: str) -> HasVocabulary | None:
     folder = name_or_path if os.path.isdir(name_or_path) else resolve_model_path(name_or_path)
     path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(path):
-        ids = read_words(folder)
+        try:
+            ids = read_words(folder)
+        except (OSError, ValueError) as error:
+            raise _no_tokenizer(name_or_path, error) from None
         return None if ids is None or "[CLS]" not in ids else _VocabularyFile(ids)
-    from tokenizers import Tokenizer
+    from .tokenizer_folders import parse_tokenizer
 
     try:
-        tokenizer: HasVocabulary = Tokenizer.from_file(path)
+        tokenizer: HasVocabulary = parse_tokenizer(path)
     except Exception:  # its own kind of error; loading the tokenizer says what is wrong
         return None
     return tokenizer

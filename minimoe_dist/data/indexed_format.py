@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import UserError
+from ..foreign import read_json
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _INDEX_VERSION = 1
@@ -133,8 +134,7 @@ class Manifest:
             UserError: the file is no manifest of a version that is known here.
         """
         try:
-            with open(path, encoding="utf-8") as stream:
-                values = json.load(stream)
+            values = read_json(path)
             format_name = values.pop("format")
             if format_name != _MANIFEST_FORMAT:
                 raise UserError(f"format {format_name!r}, expected {_MANIFEST_FORMAT!r}")
@@ -143,7 +143,7 @@ class Manifest:
             if values.get("part") is not None:
                 values["part"] = (int(values["part"][0]), int(values["part"][1]))
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: not a corpus manifest ({reason}); {_REBUILD}") from None
 
@@ -300,7 +300,7 @@ def read_manifest(prefix: str, layout: IndexLayout) -> Manifest | None:
         UserError: the manifest is broken or belongs to other files.
     """
     path = manifest_path(prefix)
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return None
     manifest = Manifest.read(path)
     actual = {

@@ -4,7 +4,6 @@ One ``model.safetensors`` or the parts that ``model.safetensors.index.json`` lis
 the ones that hold something wanted are opened (and, from the hub, fetched).
 """
 
-import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from ..errors import UserError, first_line
+from ..foreign import read_json
 from ..model_description import PICKLE, PICKLE_INDEX, WEIGHTS, WEIGHTS_INDEX
 
 
@@ -134,8 +134,7 @@ class FolderWeights:
 
     def _index(self, index: str) -> dict[str, str]:
         try:
-            with open(self._paths[index], encoding="utf-8") as file:
-                parts: Any = json.load(file)["weight_map"]
+            parts: Any = read_json(self._paths[index])["weight_map"]
             return {str(name): str(file_name) for name, file_name in parts.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._unreadable(index, error) from error

@@ -6,7 +6,6 @@ making anything; one of PyTorch before 1.6, which is no archive, is left to the 
 """
 
 import io
-import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..foreign import read_json
 from ..model_description import (
     FAMILIES,
     PICKLE,
@@ -195,7 +195,7 @@ def _read(source: str, path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _index(path: Path) -> dict[str, str]:
-    parts = json.loads(path.read_bytes())["weight_map"]
+    parts = read_json(path)["weight_map"]
     return {str(name): str(file) for name, file in parts.items()}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..foreign import parse_json, read_json
 from ..runs.evaluations import Evaluation
 from ..runs.folder import EXPORT
 from ..runs.health import conditions
@@ -24,6 +25,7 @@ from ..runs.tuning import CellResult, TuningResults
 from .runs import Run, basename
 
 TEACHER, STUDENT = "teacher", "student"
+_MOST_HEADER_BYTES = 100_000_000  # the library's own limit
 
 
 @dataclass
@@ -206,7 +208,7 @@ def _first_teacher(model: Model, models: Mapping[str, Model]) -> Model | None:
 def _sizes(folder: Path) -> dict[str, Any]:
     """Reads type, compute and number of parameters from the files of a Hugging Face folder."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
         values: dict[str, Any] = {"model_type": config.get("model_type")}
         if config.get("model_type") != "minimoe-elastic":  # whose layers may be of many sizes
             hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -214,11 +216,13 @@ def _sizes(folder: Path) -> dict[str, Any]:
             values["gmac_of_128"] = token * 128 / 1e9
         with (folder / "model.safetensors").open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-    except (OSError, ValueError, KeyError, struct.error):
+            if size > _MOST_HEADER_BYTES:
+                return {}
+            header = parse_json(file.read(size).decode("utf-8"))
+        shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+        values["parameters"] = sum(map(math.prod, shapes))
+    except Exception:  # of files that are no model's, whatever they hold
         return {}
-    shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
-    values["parameters"] = sum(map(math.prod, shapes))
     return values
 
 

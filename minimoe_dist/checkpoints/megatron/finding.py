@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UserError
+from ...foreign import UnreadableError, read_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+_MOST_TRACKER_BYTES, _MOST_DIGITS = 1000, 18
 WEIGHTS = "model_optim_rng.pt"
 # The second is what Megatron wrote for a while when its optimizer was distributed.
 _WEIGHTS = (WEIGHTS, "model_rng.pt")
@@ -142,8 +144,11 @@ def _iteration_folder(path: Path) -> Path:
         return path
     tracker = path / TRACKER
     if tracker.is_file():
-        text = tracker.read_text("utf-8", errors="replace").strip()
-        if text != RELEASE and not text.isdecimal():
+        try:
+            text = read_text(tracker, _MOST_TRACKER_BYTES).strip()
+        except UnreadableError as error:
+            raise UserError(f"{tracker}: {error}; it must be a number or {RELEASE}") from None
+        if text != RELEASE and not (text.isdecimal() and len(text) <= _MOST_DIGITS):
             raise UserError(f"{tracker}: says {text[:40]!r}; it must be a number or {RELEASE}")
         folder = path / iteration_name(None if text == RELEASE else int(text))
         if not folder.is_dir():

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...errors import UserError
+from ...foreign import UnreadableError, read_text
 from .rows import BadRows, check_columns, header_of, read_tab_separated
 from .task import Reader, Row, Task, TaskData, collect, find_file
 
@@ -143,7 +145,10 @@ def _reader(files: _Files) -> Reader:
 
 def _mrpc(ids_path: Path, inside: bool) -> Reader:
     """Rows of the training file whose ids are in ``dev_ids.tsv``, or those whose are not."""
-    ids = {tuple(line.split("\t")) for line in ids_path.read_text("utf-8").splitlines()}
+    try:
+        ids = {tuple(line.split("\t")) for line in read_text(ids_path).splitlines()}
+    except UnreadableError as error:
+        raise UserError(f"{ids_path}: {error}; copy the task's folder again") from None
     files = _TASKS["mrpc"]
 
     def read(path: Path, bad: BadRows) -> Iterator[Row]:

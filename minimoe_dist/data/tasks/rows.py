@@ -6,20 +6,26 @@ part of and nothing else. What is wrong with a row is told as file:line.
 
 import csv
 import difflib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...errors import UserError
+from ...foreign import UnreadableError, open_file
 from ..encodings import likely_encoding
 
 _BYTE_ORDER_MARK = "\ufeff"
 _MOST = 0.9
 # Bytes that are no UTF-8 are read as lone surrogates, which no UTF-8 text holds.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
+# More is no row: of a damaged file, or of one that has no lines. Parsed, it may take 20 times that.
+_MOST_ROW_BYTES = 1 << 24
+_READ = 1 << 16
+_SPACES = re.compile(r"[ \t\r\n]*")
 _KEPT_LINES = 1000  # of those that are no UTF-8: enough to guess the encoding from
 
 
@@ -103,8 +109,14 @@ class Lines(Iterator[str]):
             self.bad.undecodable.append(raw)
 
     def _read(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            yield from file
+        with _opened(self.path) as file:
+            while raw := file.readline(_MOST_ROW_BYTES + 1):
+                if len(raw) > _MOST_ROW_BYTES:
+                    raise UserError(
+                        f"{self.path}:{self.number + 1}: a line of more than "
+                        f"{_MOST_ROW_BYTES:,} bytes is no row; give a table of text"
+                    )
+                yield raw
 
 
 def damage_of(values: Iterable[str]) -> str | None:
@@ -260,21 +272,71 @@ def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str,
     Raises:
         UserError: an array that is no JSON.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         is_array = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     records: Iterator[tuple[int, Any]]
-    if is_array:
-        try:
-            records = enumerate(json.loads(path.read_text("utf-8-sig")), start=1)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: is no JSON ({error}); give an array or JSON lines") from None
-    else:
-        records = _json_lines(path, bad)
+    records = enumerate(_array(path), start=1) if is_array else _json_lines(path, bad)
     for number, record in records:
         if isinstance(record, dict):
             yield number, record
         else:
             bad.add(path, number, "is no JSON object")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open_file(path)
+    except UnreadableError as error:
+        raise UserError(f"{path}: {error}; give a file of rows") from None
+
+
+def _array(path: Path) -> Iterator[Any]:
+    """Yields the elements of a JSON array, of which one alone is in memory.
+
+    Raises:
+        UserError: it is no JSON, or an element is far too long.
+    """
+    parse = json.JSONDecoder().raw_decode
+    number = position = 0
+    window = ""
+    with _opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
+        try:
+            while True:
+                try:
+                    start = _behind_spaces(window, position)
+                    if number and window[start] == "]":
+                        break
+                    if window[start] != (mark := "," if number else "["):
+                        raise UnreadableError(f"{window[start]!r} in the place of {mark!r}")
+                    start = _behind_spaces(window, start + 1)
+                    if not number and window[start] == "]":
+                        break
+                    value, end = parse(window, start)
+                    window[end]  # a number that ends with the window may go on behind it
+                except (IndexError, json.JSONDecodeError) as error:
+                    window, position = window[position:], 0
+                    more = file.read(max(_READ, len(window)))
+                    if not more or len(window) > _MOST_ROW_BYTES:
+                        raise UnreadableError(str(error)) from None
+                    window += more
+                    continue
+                number, position = number + 1, end
+                yield value
+            rest = window[start + 1 :]
+            while rest:
+                if rest.strip():
+                    raise UnreadableError("text behind the array")
+                rest = file.read(_READ)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: is no JSON ({error}, in record {number + 1}); give an array or JSON lines"
+            ) from None
+
+
+def _behind_spaces(text: str, position: int) -> int:
+    space = _SPACES.match(text, position)
+    assert space is not None, "it may be empty"
+    return space.end()
 
 
 def _json_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, Any]]:
