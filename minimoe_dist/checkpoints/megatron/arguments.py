@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from transformers import MegatronBertConfig
 
+from ...config.problems import shown
 from ...errors import UserError
 from .layout import Layout
+from .unpickling import StandIn
 
 # Megatron's own default, where a checkpoint carries no arguments.
 LAYER_NORM_EPSILON = 1e-5
@@ -106,8 +108,16 @@ class ModelOverrides:
 
 
 def simple_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint's arguments that are plain values; none where it has none."""
-    arguments = state.get("args") or {}
+    """Returns a checkpoint's arguments that are plain values; none where it has none.
+
+    Raises:
+        UserError: they are no arguments.
+    """
+    arguments = state.get("args")
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping | argparse.Namespace | StandIn):
+        raise UserError(f"its args are a {type(arguments).__name__}, not a Namespace")
     values = arguments if isinstance(arguments, Mapping) else vars(arguments)
     return {
         str(name): value
@@ -142,7 +152,7 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
             value = arguments[name]
             if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
                 raise UserError(
-                    f"its arguments say {name} {value!r}, which no model can have; give the "
+                    f"its arguments say {name} {shown(value)}, which no model can have; give the "
                     "checkpoint as it was saved"
                 )
 

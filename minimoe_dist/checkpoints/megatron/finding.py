@@ -1,8 +1,9 @@
 """The files of a Megatron checkpoint's ranks, found without torch."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ...errors import UserError
@@ -13,6 +14,7 @@ RELEASE = "release"
 _MOST_TRACKER_BYTES, _MOST_DIGITS = 1000, 18
 WEIGHTS = "model_optim_rng.pt"
 # The second is what Megatron wrote for a while when its optimizer was distributed.
+_SHOWN_RANKS = 8
 _WEIGHTS = (WEIGHTS, "model_rng.pt")
 # Of files that hold one rank's weights under another name, as MegatronBERT.pt.
 _PLAIN_SUFFIXES = (".pt", ".pth", ".ckpt")
@@ -102,7 +104,7 @@ def find_rank_files(path: Path) -> RankFiles:
             raise UserError(
                 f"{rank_folder}: is of expert-parallel ranks, which BERT has not; give a BERT"
             )
-        tensor_rank, pipeline_rank = (int(text or 0) for text in ranks.groups())
+        tensor_rank, pipeline_rank = (_rank_number(text, rank_folder) for text in ranks.groups())
         if (pipeline_rank, tensor_rank) in file_of:
             raise UserError(
                 f"{rank_folder}: is there with and without a pipeline rank; give one of both"
@@ -113,22 +115,38 @@ def find_rank_files(path: Path) -> RankFiles:
             f"{folder}: has no folder mp_rank_00 with {WEIGHTS}; give a Megatron checkpoint"
         )
     pipeline, tensor = (1 + max(ranks) for ranks in zip(*file_of, strict=True))
-    missing = [
-        rank_name(t, p, pipeline)
-        for p in range(pipeline)
-        for t in range(tensor)
-        if (p, t) not in file_of
-    ]
-    if missing:
-        raise missing_ranks(folder, missing)
+    if len(file_of) < pipeline * tensor:
+        present = {file.parent.name for file in file_of.values()}
+        raise missing_ranks(folder, pipeline, tensor, present)
     return RankFiles(
         folder, tuple(tuple(file_of[p, t] for t in range(tensor)) for p in range(pipeline))
     )
 
 
-def missing_ranks(folder: Path, names: Iterable[str]) -> UserError:
-    """Makes the error for a checkpoint of which some ranks are not there."""
-    return UserError(f"{folder}: {', '.join(names)} is missing; copy the folders of all ranks")
+def missing_ranks(folder: Path, pipeline: int, tensor: int, present: Collection[str]) -> UserError:
+    """Makes the error for a checkpoint of which some ranks are not there.
+
+    Args:
+        folder: of the ranks.
+        pipeline: how many pipeline ranks there should be, maybe by a damaged file.
+        tensor: how many tensor ranks.
+        present: names of the ranks' folders that are there.
+    """
+    names = (rank_name(t, p, pipeline) for p in range(pipeline) for t in range(tensor))
+    # Whatever the numbers are, one more than are there has to be missing.
+    looked_at = islice(names, len(present) + _SHOWN_RANKS)
+    first = [name for name in looked_at if name not in present][:_SHOWN_RANKS]
+    more = pipeline * tensor - len(present) - len(first)
+    others = f" and {more:,} more" if more > 0 else ""
+    return UserError(
+        f"{folder}: {', '.join(first)}{others} is missing; copy the folders of all ranks"
+    )
+
+
+def _rank_number(text: str | None, folder: Path) -> int:
+    if text is not None and len(text) > _MOST_DIGITS:
+        raise UserError(f"{folder}: is the folder of no rank; give a Megatron checkpoint")
+    return int(text or 0)
 
 
 def _iterations(path: Path) -> list[Path]:

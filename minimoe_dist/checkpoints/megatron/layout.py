@@ -9,18 +9,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...config.commands.convert import Layout as Layout
 from ...errors import UserError
 
 Weights = dict[str, Tensor]
+_MOST_DEPTH = 10  # of dictionaries in dictionaries; Megatron has 4
 
 WORDS, POSITIONS = "embedding.word_embeddings.weight", "embedding.position_embeddings.weight"
 SEGMENTS, WORDS_AGAIN = "embedding.tokentype_embeddings.weight", "output_layer.weight"
 OUTPUT_BIAS, FINAL_NORM = "output_layer.bias", "encoder.final_layernorm"
 QKV = "self_attention.linear_qkv"
-LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+LAYER = re.compile(r"encoder\.layers\.(\d{1,6})\.(.+)\.(weight|bias)")
 # Parts that a checkpoint has whole or not at all.
 HEADS = {
     "pooler": ("pooler.dense.weight", "pooler.dense.bias"),
@@ -91,11 +93,11 @@ def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
     """Renames a rank's weights to common names; returns whether they are megatron-core's too.
 
     Raises:
-        UserError: a name is none of a BERT's.
+        UserError: a name is none of a BERT's, or a tensor cannot be a weight of its name.
     """
     weights: Weights = {}
     is_core = "language_model" not in model and not any(
-        name.startswith("language_model.") for name in model
+        str(name).startswith("language_model.") for name in model
     )
     for spelling, value in _flat(model):
         if _WITHOUT_EFFECT.search(spelling):
@@ -104,18 +106,37 @@ def common_names(model: Mapping[str, Any]) -> tuple[Weights, bool]:
         for pattern, common in _SPELLINGS:
             name = pattern.sub(common, name)
         if not isinstance(value, Tensor) or not _is_known(name):
-            raise UserError(f"{spelling} is no weight of Megatron's BERT")
+            raise UserError(f"{spelling[:100]} is no weight of Megatron's BERT")
         if name in weights:
             raise UserError(f"{spelling} is there in two spellings")
+        _check_plain(spelling, name, value)
         weights[name] = value
     return weights, is_core
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _check_plain(spelling: str, name: str, value: Tensor) -> None:
+    """Refuses what is called a tensor and has no numbers in memory, or not in its dimensions."""
+    is_plain = value.layout is torch.strided and value.device.type == "cpu"
+    if not is_plain or value.is_nested or value.is_quantized:
+        raise UserError(f"{spelling} is no plain tensor")
+    dimensions = 1 if name.endswith(".bias") or "norm" in name else 2
+    if value.dim() != dimensions or 0 in value.shape:
+        raise UserError(
+            f"{spelling} is of shape {list(value.shape)}, not of {dimensions} dimensions with "
+            "numbers in them"
+        )
+    # A stride of 0 makes a small file say any size.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise UserError(f"{spelling} has {list(value.shape)} numbers, more than are stored")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
+    if depth > _MOST_DEPTH:
+        raise UserError(f"{prefix[:100]} is nested too deep")
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{name}.")
+            pairs += _flat(value, f"{prefix}{name}.", depth + 1)
         elif value is not None:
             pairs.append((f"{prefix}{name}", value))
     return pairs

@@ -20,7 +20,7 @@ from .arguments import (
     check_same_model,
     simple_arguments,
 )
-from .finding import RankFiles, missing_ranks, rank_name
+from .finding import RankFiles, missing_ranks
 from .layout import (
     FINAL_NORM,
     HEADS,
@@ -41,6 +41,8 @@ from .splitting import check_version, kind_of, merge, unfuse
 from .unpickling import load_rank
 
 _log = logger("convert")
+_MOST_VERSION = 1000
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What weights begin with that are not below a key of their own.
 _PLAIN_NAMES = ("language_model", "module.", "embedding.", "encoder.layers.", "lm_head")
 
@@ -226,10 +228,8 @@ class MegatronCheckpoint:
         ):
             return
         present = {path.parent.name for row in self.files.files for path in row}
-        expected = [rank_name(t, p, pipeline) for p in range(pipeline) for t in range(tensor)]
-        missing = [name for name in expected if name not in present]
-        if missing:
-            raise missing_ranks(self.files.root, missing)
+        if pipeline * tensor > len(present):
+            raise missing_ranks(self.files.root, pipeline, tensor, present)
         raise UserError(
             f"{self.files.root}: has {self.files.tensor_parallel_size} tensor and "
             f"{self.files.pipeline_parallel_size} pipeline ranks, but was saved by {tensor} and "
@@ -308,8 +308,9 @@ def converted(source: Path, name: str, value: Tensor, dtype: torch.dtype | None)
     Raises:
         UserError: it is not of finite numbers, or some are too large for the type.
     """
-    result = value if dtype is None or not value.is_floating_point() else value.to(dtype)
-    if not value.is_floating_point():
+    is_of_weights = value.dtype in _WEIGHT_DTYPES
+    result = value.to(dtype) if is_of_weights and dtype is not None else value
+    if not is_of_weights:
         fault = f"is of {value.dtype}, which no weight is; give the model as it was trained"
     elif result.isfinite().all():
         return result
@@ -370,14 +371,19 @@ def _read(path: Path) -> _Rank:
     version = state.get("checkpoint_version", 3.0 if is_core else 0)
     if not is_core and "checkpoint_version" not in state:
         _log.warning("%s: does not say its checkpoint_version: 0 is taken, as Megatron does", path)
-    if not isinstance(version, int | float):
+    is_huge = isinstance(version, int) and version > _MOST_VERSION  # perhaps too large for a float
+    if not isinstance(version, int | float) or is_huge:
         raise UserError(f"{path}: its checkpoint_version is no number; copy the file again")
     if is_core and version < 2:
         raise UserError(
             f"{path}: has megatron-core's names, but checkpoint_version {version:g}; they came "
             "with 3.0: copy the file again"
         )
-    mapped, arguments = zipfile.is_zipfile(path), simple_arguments(state)
+    try:
+        arguments = simple_arguments(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; give a file that Megatron-LM saved") from None
+    mapped = zipfile.is_zipfile(path)
     iteration = state.get("iteration")
     iteration = iteration if isinstance(iteration, int) else None
     return _Rank(chunks, float(version), is_core, iteration, arguments, mapped)
