@@ -253,6 +253,10 @@ class BlockCutter:
         """Returns the file's next bytes; fewer than `size` only at its end."""
         return self._stream.read(size)
 
+    def unread_bytes(self) -> int | None:
+        """Returns how many bytes of the stream are still to be read; None where nobody knows."""
+        return self._stream.unread_bytes()
+
     def block(
         self,
         data: bytes,

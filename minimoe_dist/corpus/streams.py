@@ -15,14 +15,19 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any, Protocol
 
 from ..errors import UserError
+from ..foreign import UnreadableError, open_file
 
 _CHUNK_BYTES = 1 << 16
 _MOST_DECOMPRESSED = 1 << 22
 _MOST_LAYERS = 4
-_LONGEST_ZSTANDARD_WINDOW = 1 << 31
+# A window is memory. Long ones are of files that are large even compressed; what a small file says
+# of its window is not believed.
+_USUAL_ZSTANDARD_WINDOW, _LONGEST_ZSTANDARD_WINDOW = 1 << 27, 1 << 31
+_MOST_COMPRESSED = 64
 _MOST_LZMA_MEMORY = 1 << 30
 # A zstandard frame can stand for 30,000 times its own size, and its decompressor knows no limit.
 _ZSTANDARD_CHUNK_BYTES = 1 << 9
@@ -81,10 +86,10 @@ class _Gzip:
 class _Zstandard:
     """Gives zstandard's decompressor the interface of bz2's and lzma's."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_window: int) -> None:
         import zstandard
 
-        context = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTANDARD_WINDOW)
+        context = zstandard.ZstdDecompressor(max_window_size=longest_window)
         self._inner = context.decompressobj()
         self._unread = b""
 
@@ -112,18 +117,24 @@ class _Zstandard:
         return b"".join(pieces)
 
 
-def _lzma() -> _Decompressor:
+def _lzma(file_bytes: int) -> _Decompressor:
     return lzma.LZMADecompressor(memlimit=_MOST_LZMA_MEMORY)
 
 
-_MAGIC: dict[bytes, tuple[str, Callable[[], _Decompressor]]] = {
-    b"\x1f\x8b\x08": ("gzip", _Gzip),
-    b"BZh": ("bzip2", bz2.BZ2Decompressor),
+def _zstandard(file_bytes: int) -> _Decompressor:
+    window = max(_USUAL_ZSTANDARD_WINDOW, _MOST_COMPRESSED * file_bytes)
+    return _Zstandard(min(window, _LONGEST_ZSTANDARD_WINDOW))
+
+
+# What makes a decompressor for a file of so many bytes.
+_MAGIC: dict[bytes, tuple[str, Callable[[int], _Decompressor]]] = {
+    b"\x1f\x8b\x08": ("gzip", lambda file_bytes: _Gzip()),
+    b"BZh": ("bzip2", lambda file_bytes: bz2.BZ2Decompressor()),
     b"\xfd7zXZ\x00": ("xz", _lzma),
     b"\x5d\x00\x00": ("lzma", _lzma),
-    b"\x28\xb5\x2f\xfd": ("zstandard", _Zstandard),
+    b"\x28\xb5\x2f\xfd": ("zstandard", _zstandard),
     # What parallel compressors and others put before the first piece.
-    **{bytes([n]) + b"\x2a\x4d\x18": ("zstandard", _Zstandard) for n in range(0x50, 0x60)},
+    **{bytes([n]) + b"\x2a\x4d\x18": ("zstandard", _zstandard) for n in range(0x50, 0x60)},
 }
 # Line ends of other systems, and what may be the beginning of one at the end of a piece.
 _LINE_END = re.compile(rb"\r\n?|\xe2\x80[\xa8\xa9]|\xc2\x85|\x0b")
@@ -288,7 +299,10 @@ class InputStream:
         self._is_relined = False
         self._is_file = source is None
         if source is None:
-            source = self._file = open(path, "rb")  # noqa: SIM115
+            try:
+                source = self._file = open_file(path)
+            except UnreadableError as error:
+                raise UserError(f"{self.name}: {error}; give files of text") from None
         self._origin = source
         self._source = _Peekable(source)
         try:
@@ -305,10 +319,11 @@ class InputStream:
                 )
             compression, start = kind
             self.compression = self.compression or compression
-            self._layers.append(_Decompressed(self._source, compression, start))
+            make = partial(start, os.path.getsize(self.path))
+            self._layers.append(_Decompressed(self._source, compression, make))
             self._source = _Peekable(self._layers[-1])
 
-    def _recognise(self) -> tuple[str, Callable[[], _Decompressor]] | None:
+    def _recognise(self) -> tuple[str, Callable[[int], _Decompressor]] | None:
         beginning = self._source.peek(8)
         return next((kind for magic, kind in _MAGIC.items() if beginning.startswith(magic)), None)
 
@@ -343,6 +358,10 @@ class InputStream:
             return 0
         left = os.path.getsize(self.path) - damaged.taken
         return left * self._layers[-1].given // damaged.taken if damaged.taken else left
+
+    def unread_bytes(self) -> int | None:
+        """Returns how many bytes are still to be read; None where compression hides it."""
+        return os.path.getsize(self.path) - self.tell() if self.is_plain else None
 
     @property
     def file(self) -> IO[bytes]:

@@ -115,7 +115,8 @@ class RecordReader:
         if not isinstance(text, str):
             return None
         title = title.strip() if isinstance(title, str) else ""
-        if "&" in text and "curid=" in str(record.get("url")):
+        url = record.get("url")
+        if "&" in text and isinstance(url, str) and "curid=" in url:
             # wikiextractor escapes the text with --json as it does without.
             text, title = html.unescape(text), html.unescape(title)
         if self.wrapping is not None:

@@ -25,7 +25,7 @@ from ..blocks import (
 from ..sentences import SentenceRules
 from ..streams import InputStream
 from .json_documents import Place, RecordReader
-from .json_scanning import Scan, cut_inside_string, scan_records
+from .json_scanning import Scan, cut_inside_string, is_mostly_text, scan_records
 
 _MEMBER = rb'\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+\-]+)\s*,'
 _ARRAY = rb"(?:\[|\{(?:" + _MEMBER + rb')*?\s*"(?i:RECORDS)"\s*:\s*\[)'
@@ -35,6 +35,9 @@ _MORE_RECORDS = re.compile(rb"\[\s*\{")
 _FIRST_KEY = re.compile(rb'[\s,]*\{\s*("[^"\\]{0,100}")')
 _BETWEEN = b" \t\r\n,"
 _RECORD_REACH = 256
+# Parsed, numbers and brackets take 20 times their bytes, long strings hardly more than they have.
+_MOST_RECORD_BYTES, _MOST_RECORD_BYTES_OF_TEXT = 1 << 24, 1 << 27
+_TOO_LONG = "a record too long to be one of text"
 _AFTER_ARRAY = "text after the end of the array"
 
 
@@ -101,8 +104,9 @@ class JsonLinesSource(_JsonSource):
                     rest, carried, size = rest[end:], b"", self.block_bytes
                     continue
                 scan = scan_records(window)
-                if scan.broken is not None:
-                    damaged = cutter.problem("bad_json_records", "bad JSON in a long line")
+                if scan.broken is not None or _is_too_long(window, scan):
+                    problem = "bad JSON in a long line" if scan.broken is not None else _TOO_LONG
+                    damaged = cutter.problem("bad_json_records", problem)
                     rest, skipped = self._next_line(cutter, rest)
                     yield damaged.with_loss(skipped)
                     carried = b""
@@ -190,7 +194,12 @@ class JsonSource(_JsonSource):
                     end = _length_of_wrapper(rest)
                     cutter.skip(rest[:end])
                     rest = rest[end:]
-            elif scan.broken is not None or scan.closed is not None or at_end:
+            elif (
+                scan.broken is not None
+                or scan.closed is not None
+                or at_end
+                or _is_too_long(window, scan)
+            ):
                 record = rest if carried else rest.lstrip(_BETWEEN)
                 cutter.skip(rest[: len(rest) - len(record)])
                 problem = _AFTER_ARRAY if is_after else _what_is_broken(window, scan)
@@ -287,10 +296,19 @@ def _next_record_pattern(beginning: bytes) -> re.Pattern[bytes]:
     return re.compile(rb"\{\s*" + key + rb"\s*:")
 
 
+def _is_too_long(window: bytes, scan: Scan) -> bool:
+    """Tells whether a record without an end in sight would take far too much memory as a whole."""
+    if len(window) <= _MOST_RECORD_BYTES or (scan.open_string is not None and scan.depth == 1):
+        return False
+    return len(window) > _MOST_RECORD_BYTES_OF_TEXT or not is_mostly_text(window)
+
+
 def _what_is_broken(window: bytes, scan: Scan) -> str:
     if scan.broken is not None:
         excerpt = window[scan.broken : scan.broken + 24].decode("utf-8", "replace")
         return f"bad JSON in the record that begins here: {excerpt!r} where no text may stand"
     if scan.closed is not None:
         return "bad JSON: a bracket that nothing has opened"
+    if _is_too_long(window, scan):
+        return _TOO_LONG
     return "the file ends inside the record that begins here"

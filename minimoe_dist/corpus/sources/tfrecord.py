@@ -23,11 +23,14 @@ import google_crc32c
 import numpy as np
 
 from ...errors import UserError
+from ...foreign import UnreadableError, open_file
 from ..blocks import BLOCK_BYTES, Block, BlockCutter, Document, Problems
 from ..streams import InputStream
 
 INDEX_SUFFIX = ".index"
 _HEAD, _FOOT = 12, 4
+_MOST_RECORD_BYTES = 1 << 26  # a pair of a thousand ids takes 4 kB
+_INDEX_BYTES = 1 << 20
 _LENGTH_AND_CHECKSUM = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 
@@ -100,12 +103,13 @@ class TFRecordSource:
             if end:
                 yield cutter.block(rest[:end])
                 rest, offset, size = rest[end:], offset + end, self.block_bytes
-            elif fault is None and len(rest) == size:
+            elif fault is None and len(rest) == size and not _is_too_long(rest, cutter):
                 size *= 2
             elif not rest:
                 break
             else:
-                yield cutter.problem("bad_tfrecords", fault or "the file ends inside a record")
+                fault = fault or _too_long(rest) or "the file ends inside a record"
+                yield cutter.problem("bad_tfrecords", fault)
                 index = None if index is None else index[index > offset]
                 if index is None or not index.size:
                     return
@@ -176,14 +180,25 @@ def _read_index(path: str) -> np.ndarray | None:
     """
     if not os.path.exists(path + INDEX_SUFFIX):
         return None
-    with open(path + INDEX_SUFFIX, "rb") as stream:
-        try:
-            return np.array(stream.read().split(), np.int64).reshape(-1, 2)[:, 0].copy()
-        except ValueError:
-            raise UserError(
-                f"{path + INDEX_SUFFIX}: does not have 'offset length' on each line; remove it, "
-                f"as it is not needed"
-            ) from None
+    parts, rest = [np.zeros(0, np.int64)], b""
+    try:
+        with open_file(path + INDEX_SUFFIX) as stream:
+            while piece := stream.read(_INDEX_BYTES):
+                lines, _, rest = (rest + piece).rpartition(b"\n")
+                if len(rest) > _INDEX_BYTES:
+                    raise UnreadableError("a line of a megabyte")
+                parts.append(_offsets(lines))
+        parts.append(_offsets(rest))
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"{path + INDEX_SUFFIX}: does not have 'offset length' on each line; remove it, "
+            f"as it is not needed"
+        ) from None
+    return np.concatenate(parts)
+
+
+def _offsets(lines: bytes) -> np.ndarray:
+    return np.array(lines.split(), np.int64).reshape(-1, 2)[:, 0].copy()
 
 
 def _walk(data: bytes) -> tuple[list[int], int, str | None]:
@@ -200,6 +215,28 @@ def _walk(data: bytes) -> tuple[list[int], int, str | None]:
         starts.append(position)
         position = end
     return starts, position, None
+
+
+def _is_too_long(rest: bytes, cutter: BlockCutter) -> bool:
+    """Tells whether the record that begins cannot be, by the length that it says.
+
+    A right checksum says that the length was meant, not that it is true.
+    """
+    left = cutter.unread_bytes()
+    return _too_long(rest) is not None or (
+        left is not None and _size_of_record(rest) > len(rest) + left
+    )
+
+
+def _size_of_record(rest: bytes) -> int:
+    length, _ = _LENGTH_AND_CHECKSUM.unpack_from(rest)
+    return int(_HEAD + length + _FOOT)
+
+
+def _too_long(rest: bytes) -> str | None:
+    if len(rest) < _HEAD or _size_of_record(rest) <= _MOST_RECORD_BYTES:
+        return None
+    return f"a record of {_size_of_record(rest):,} bytes, more than {_MOST_RECORD_BYTES:,}"
 
 
 def _skip(cutter: BlockCutter, rest: bytes, size: int) -> bytes:
