@@ -21,6 +21,13 @@ def silent() -> None:
     package.propagate = True
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/fuzz."""
+    parser.addoption("--fuzz_seconds", type=float, default=8.0, help="of all formats together")
+    parser.addoption("--fuzz_seed", type=int, default=0, help="other seeds damage otherwise")
+    parser.addoption("--fuzz_report", default=None, help="file for the counts, as JSON")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files whose tests start runs: the longest must not come last, alone."""
     items.sort(key=lambda item: item.path.parent.name != "commands")

@@ -30,7 +30,7 @@ _USUAL_ZSTANDARD_WINDOW, _LONGEST_ZSTANDARD_WINDOW = 1 << 27, 1 << 31
 _MOST_COMPRESSED = 64
 _MOST_LZMA_MEMORY = 1 << 30
 # A zstandard frame can stand for 30,000 times its own size, and its decompressor knows no limit.
-_ZSTANDARD_CHUNK_BYTES = 1 << 9
+_ZSTANDARD_CHUNK_BYTES = 1 << 7
 _BAD_BYTE = b"\xff"
 
 

@@ -1,0 +1,165 @@
+"""Small sound files of each format that others write, and what reads them."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import google_crc32c
+
+from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
+from minimoe_dist.checkpoints.megatron.finding import find_rank_files
+from minimoe_dist.checkpoints.megatron.reading import MegatronCheckpoint
+from minimoe_dist.config import load_run_config
+from minimoe_dist.config.deepspeed_json import check_deepspeed_json
+from minimoe_dist.corpus.blocks import Problems
+from minimoe_dist.corpus.reading import Inputs, ReadingOptions
+from minimoe_dist.corpus.sources import TFRecordSource
+from minimoe_dist.corpus.tokenizing import check_tokenizer_files, open_known_tokenizer
+from minimoe_dist.data.indexed import IndexedCorpus
+from minimoe_dist.data.tasks import Table, open_table
+from minimoe_dist.model_description import require_model
+from minimoe_dist.preflight.weights import check_weights
+from tests.checkpoints.megatron.maker import make_checkpoint, make_model
+from tests.test_cli import write_corpus, write_teacher
+
+# Returns the sound file that is damaged in its place, and what reads it there.
+Format = Callable[[Path], tuple[Path, Callable[[], object]]]
+RECORDS = [{"text": f"This is text number {n}. It has two sentences.", "n": n} for n in range(20)]
+
+
+def corpus(suffix: str) -> Format:
+    def make(folder: Path) -> tuple[Path, Callable[[], object]]:
+        prefix = write_corpus(folder / "corpus")
+
+        def read() -> None:
+            opened = IndexedCorpus.open(str(prefix))
+            for number in range(min(100, len(opened))):
+                opened.sentence(number)
+
+        return Path(f"{prefix}{suffix}"), read
+
+    return make
+
+
+def text(name: str, content: bytes) -> Format:
+    def make(folder: Path) -> tuple[Path, Callable[[], object]]:
+        path = folder / name
+        path.write_bytes(content)
+
+        def read() -> None:
+            inputs = Inputs([str(path)], ReadingOptions(show_progress=False))
+            reader = inputs.reader()
+            for work in inputs.work():
+                if not isinstance(work.source, TFRecordSource):
+                    reader(work)
+                elif work.block.damage is None:
+                    work.source.pairs(work.block, {"cls": 2, "sep": 3}, Problems())
+
+        return path, read
+
+    return make
+
+
+def table(name: str, content: bytes) -> Format:
+    def make(folder: Path) -> tuple[Path, Callable[[], object]]:
+        path = folder / name
+        path.write_bytes(content)
+        source = Table(str(path), ("text",), "n", None, "classification")
+        return path, lambda: open_table(source, "train")
+
+    return make
+
+
+def recipe(folder: Path) -> tuple[Path, Callable[[], object]]:
+    path = folder / "recipe.yaml"
+    path.write_text(
+        "output_dir: out\nteacher: {model_name_or_path: a}\ndata:\n  record_path_or_regex: [b]\n"
+        "students:\n- {name: x, layer: 3, hidden: 384, heads: 12, moe: '1,4'}\n"
+        "training: {max_steps: 10, learning_rate: 1.0e-3}\n"
+    )
+    return path, lambda: load_run_config(str(path))
+
+
+def deepspeed(folder: Path) -> tuple[Path, Callable[[], object]]:
+    path = folder / "zero.json"
+    zero = {"stage": 1, "reduce_bucket_size": 5e8, "offload_optimizer": {"device": "none"}}
+    path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": "auto"}}))
+    return path, lambda: check_deepspeed_json(str(path))
+
+
+def model(name: str) -> Format:
+    def make(folder: Path) -> tuple[Path, Callable[[], object]]:
+        teacher = write_teacher(folder / "teacher")
+        return teacher / name, lambda: check_weights("m", require_model(str(teacher), "m"))
+
+    return make
+
+
+def tokenizer(folder: Path) -> tuple[Path, Callable[[], object]]:
+    from tokenizers import Tokenizer, models
+
+    teacher = write_teacher(folder / "teacher")
+    words = {word: n for n, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"))}
+    path = teacher / "tokenizer.json"
+    Tokenizer(models.WordPiece(words, unk_token="[UNK]")).save(str(path))
+
+    def read() -> None:
+        check_tokenizer_files(str(teacher))
+        open_known_tokenizer(str(teacher))
+
+    return path, read
+
+
+def megatron(folder: Path) -> tuple[Path, Callable[[], object]]:
+    sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    made = make_model(**sizes, num_attention_heads=2, max_position_embeddings=8)
+    root = make_checkpoint(folder / "m", made)
+
+    def read() -> None:
+        checkpoint = MegatronCheckpoint(find_rank_files(root), ModelOverrides())
+        list(checkpoint.tensors(checkpoint.sizes.vocab_size))
+
+    return root / "release/mp_rank_00/model_optim_rng.pt", read
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def _tfrecord() -> bytes:
+    def masked(data: bytes) -> bytes:
+        value = google_crc32c.value(data)
+        rotated = (value >> 15 | value << 17) & 0xFFFFFFFF
+        return struct.pack("<I", (rotated + 0xA282EAD8) & 0xFFFFFFFF)
+
+    lists = {b"indices": bytes([2, 5, 6, 3, 7, 3]), b"segments": bytes([0, 0, 0, 0, 1, 1])}
+    features = b"".join(
+        _field(1, _field(1, name) + _field(2, _field(3, _field(1, numbers))))
+        for name, numbers in lists.items()
+    )
+    message = _field(1, features)
+    head = struct.pack("<Q", len(message))
+    return 5 * (head + masked(head) + message + masked(message))
+
+
+_JSON_LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+_ROWS = [f"{record['text']}{{}}{record['n'] % 2}\n" for record in RECORDS]  # type: ignore[operator]
+FORMATS: dict[str, Format] = {
+    "corpus.idx": corpus(".idx"),
+    "corpus.bin": corpus(".bin"),
+    "manifest": corpus(".manifest.json"),
+    "tfrecord": text("x.tfrecord", _tfrecord()),
+    "json lines": text("x.jsonl", _JSON_LINES),
+    "json array": text("x.json", json.dumps(RECORDS).encode()),
+    "table.jsonl": table("t.jsonl", _JSON_LINES),
+    "table.json": table("t.json", json.dumps(RECORDS).encode()),
+    "table.csv": table("t.csv", "".join(["text,n\n", *_ROWS]).replace("{}", ",").encode()),
+    "table.tsv": table("t.tsv", "".join(["text\tn\n", *_ROWS]).replace("{}", "\t").encode()),
+    "recipe": recipe,
+    "deepspeed": deepspeed,
+    "config.json": model("config.json"),
+    "safetensors": model("model.safetensors"),
+    "tokenizer.json": tokenizer,
+    "megatron": megatron,
+}
