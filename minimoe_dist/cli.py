@@ -19,6 +19,7 @@ from .config.command_line import help_page, read_options
 from .config.problems import nearest
 from .errors import UserError
 from .exit_status import ExitStatus
+from .last_words import LastWords, tell_torchrun
 from .runtime import LaunchError, detect_launch, prepare_environment, start_logging
 
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
@@ -138,25 +139,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
     """
     tokens = _without_launcher_flags(list(sys.argv[1:] if arguments is None else arguments))
+    words = LastWords.of_environment(os.environ)
     try:
-        return _dispatch(tokens)
+        return _run(tokens, words)
+    finally:
+        words.close()
+
+
+def _run(tokens: list[str], words: LastWords) -> int:
+    """Runs one command; an exception becomes its words and exit status."""
+    try:
+        status = _dispatch(tokens)
+        if status == ExitStatus.STOPPED:
+            tell_torchrun("stopped and saved: the same command, started again, goes on from there")
+        return status
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except LaunchError as error:
-        return _refuse(str(error), ExitStatus.FAILED)
+        words.say(error)
+        return ExitStatus.FAILED
     except UserError as error:
-        return _refuse(str(error), ExitStatus.REFUSED)
+        words.say(error)
+        return ExitStatus.REFUSED
     except BrokenPipeError:
         # The interpreter would try to flush stdout when it ends, and report the failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.PIPE_CLOSED
     except OSError as error:
         if error.errno in _NO_ROOM:
-            return _refuse(f"{error}: make room, and start again to go on", ExitStatus.IO_ERROR)
+            words.say(error, remedy="make room, and start again to go on")
+            return ExitStatus.IO_ERROR
         traceback.print_exc()
-        return _refuse(f"{error}: start again to go on", ExitStatus.IO_ERROR)
-    except Exception:
+        words.say(error, remedy="start again to go on")
+        return ExitStatus.IO_ERROR
+    except Exception as error:
         traceback.print_exc()
+        tell_torchrun(f"{type(error).__name__}: {error}")
         print("minimoe-dist: this is a fault of the program, not yours", file=sys.stderr)
         return ExitStatus.BROKEN
 
@@ -216,13 +234,6 @@ def _os_error_as_user_error() -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(str(error)) from error
-
-
-def _refuse(message: str, status: int) -> int:
-    """Prints a refusal once a node, where every rank finds the same, and returns ``status``."""
-    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
-        print(f"minimoe-dist: {' '.join(message.split())}", file=sys.stderr)
-    return status
 
 
 def _without_launcher_flags(tokens: list[str]) -> list[str]:

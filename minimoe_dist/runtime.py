@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .errors import UserError
+from .waiting import within
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 DeviceType = Literal["cpu", "cuda"]
 Launcher = Literal["alone", "torchrun", "deepspeed", "slurm"]
 
+_CONNECT_SECONDS = 5.0
 _ALONE_PORT = 29500  # only announced: a process alone opens no port
 _FIRST_SLURM_PORT, _SLURM_PORTS = 10_000, 20_000  # below Linux's ephemeral ports
 
@@ -224,6 +226,7 @@ def start_process_group(
             does not connect.
     """
     rendezvous = f"{launch.master_addr}:{launch.master_port}"
+    deadline = time.monotonic() + timeout_seconds
     # torchrun has its own server at that port already; alone there is none.
     own_server = launch.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if launch.world_size > 1:
@@ -239,29 +242,56 @@ def start_process_group(
         # Or NCCL guesses the device from the rank, and warns of that at each barrier.
         options["device_id"] = device
     _announce(launch, device.index or 0 if device_type == "cuda" else launch.local_rank)
+    address = (launch.master_addr, launch.master_port)
     timeout = timedelta(seconds=timeout_seconds)
-    try:
+
+    def connect() -> None:
+        if device_type == "cuda":
+            torch.cuda.set_device(device)  # of this thread
         if launch.world_size == 1:
             options["store"] = dist.HashStore()
         elif own_server:
-            address = (launch.master_addr, launch.master_port)
             options["store"] = dist.TCPStore(*address, launch.world_size, launch.rank == 0, timeout)
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout, **options)
+
+    def probe(seconds: float) -> None:
+        dist.TCPStore(*address, None, False, timedelta(seconds=seconds), wait_for_workers=False)
+
+    try:
+        if launch.world_size == 1:
+            connect()
+        else:
+            if launch.rank or not own_server:
+                # Importing torch may have taken all of a short time.
+                seconds = max(deadline - time.monotonic(), min(timeout_seconds, _CONNECT_SECONDS))
+                within(seconds, lambda: probe(seconds))
+            within(timeout_seconds + 1, connect)
+    except TimeoutError:
+        raise mute_rendezvous(launch, timeout_seconds) from None
     except dist.DistBackendError as error:
         raise LaunchError(
-            f"rank {launch.rank} of {launch.world_size}: NCCL cannot connect {device} to the other "
-            f"ranks ({str(error).splitlines()[0]}); compare NCCL's version and interface "
+            f"NCCL cannot connect {device} to the other {launch.world_size - 1} ranks "
+            f"({str(error).splitlines()[0]}); compare NCCL's version and interface "
             "(NCCL_SOCKET_IFNAME) on the nodes"
         ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LaunchError(
-            f"rank {launch.rank} of {launch.world_size}: rendezvous at {rendezvous} failed within "
+            f"rendezvous of {launch.world_size} ranks at {rendezvous} failed within "
             f"{timeout_seconds:g} s ({reason}); check that every rank was started and that the "
             "port is open between the nodes"
         ) from error
     return device
+
+
+def mute_rendezvous(launch: Launch, timeout_seconds: float) -> LaunchError:
+    """Returns the error for a rendezvous that does not answer within a time."""
+    return LaunchError(
+        f"rendezvous at {launch.master_addr}:{launch.master_port} takes connections and does not "
+        f"answer within {timeout_seconds:g} s; rank 0 is stopped, or another program listens "
+        "there: set MASTER_PORT (torchrun, deepspeed: --master_port) to a free port"
+    )
 
 
 def stop_process_group() -> None:
@@ -281,7 +311,7 @@ def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: floa
                 probe.bind(("", launch.master_port))
             except OSError as error:
                 raise LaunchError(
-                    f"rank 0: cannot listen at {rendezvous} ({error.strerror}); "
+                    f"cannot listen at {rendezvous} ({error.strerror}); "
                     "set MASTER_PORT (torchrun, deepspeed: --master_port) to a free port"
                 ) from error
         return
@@ -289,13 +319,14 @@ def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: floa
     while True:
         try:
             address = (launch.master_addr, launch.master_port)
-            socket.create_connection(address, timeout=min(5.0, timeout_seconds)).close()
+            seconds = min(_CONNECT_SECONDS, timeout_seconds)
+            socket.create_connection(address, timeout=seconds).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"rank {launch.rank} of {launch.world_size}: no rendezvous at {rendezvous} "
-                    f"within {timeout_seconds:g} s ({error.strerror or error}); check that rank 0 "
+                    f"no rendezvous of {launch.world_size} ranks at {rendezvous} within "
+                    f" {timeout_seconds:g} s ({error.strerror or error}); check that rank 0 "
                     "runs and that MASTER_ADDR and MASTER_PORT are right"
                 ) from error
         time.sleep(min(0.2, timeout_seconds / 10))

@@ -28,11 +28,14 @@ FLOORS = {
     "corpus": 4,
     "data": 3,
     "objectives": 3,
+    "last_words": 3,
     "model_description": 3,
+    "rendezvous": 3,
     "config": 2,
     "model_paths": 2,
     "runtime": 2,
     "runs": 1,
+    "waiting": 1,
     "durable": 0,
     "kernels": 0,
     "foreign": 0,
@@ -41,8 +44,9 @@ FLOORS = {
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
-    *("cli", "config", "durable", "errors", "exit_status", "foreign", "model_description"),
-    *("model_paths", "preflight", "runs", "runtime", "slurm"),
+    *("cli", "config", "durable", "errors", "exit_status", "foreign", "last_words"),
+    *("model_description", "model_paths"),
+    *("preflight", "rendezvous", "runs", "runtime", "slurm", "waiting"),
 )
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),

@@ -143,14 +143,6 @@ def test_corpus_of_another_vocabulary_is_refused(
     assert "vocabulary of 5 " in refusal(arguments(tmp_path, vocab_size=5), capsys)
 
 
-def test_other_ranks_of_a_node_refuse_silently(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cli.main(["distill", "--no_such_flag"]) == 2
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [

@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..model_description import describe_model
 from ..planning.layout import layout_of_recipe
 from ..planning.plan import Planner
+from ..rendezvous import check_rendezvous
 from ..runtime import Launch, prepare_environment
 
 
@@ -17,6 +18,7 @@ def check(options: BenchOptions, launch: Launch) -> None:
 
     Raises:
         ConfigError: one line that names what is wrong and the remedy.
+        LaunchError: the rendezvous does not answer.
     """
     config = recipe_of(options)
     check_output_dir(options.output)
@@ -26,6 +28,7 @@ def check(options: BenchOptions, launch: Launch) -> None:
     except UserError as error:
         raise ConfigError(str(error)) from None
     prepare_environment(config.parallel.use_cpu)
+    check_rendezvous(launch, config.parallel.timeout_seconds)
 
 
 def recipe_of(options: BenchOptions) -> RunConfig:

@@ -4,6 +4,7 @@ from ..config import RunConfig
 from ..config.checks import check_command
 from ..config.commands import DistillOptions, SparsifyOptions
 from ..exit_status import ExitStatus
+from ..rendezvous import check_rendezvous
 from ..runtime import DeviceType, Launch, prepare_environment
 from .recipes import check_stages, problems_of_stages
 
@@ -13,8 +14,10 @@ def check(options: DistillOptions, launch: Launch) -> None:
 
     Raises:
         ConfigError: one line of everything that would stop it, with the remedies.
+        LaunchError: the rendezvous does not answer.
     """
     check_stages(options.stages, launch, _device_type(options))
+    check_rendezvous(launch, options.stages[0].parallel.timeout_seconds)
 
 
 def show(options: DistillOptions, launch: Launch) -> ExitStatus:

@@ -10,6 +10,7 @@ from ..data.tasks.sources import folder_of, open_both, sources
 from ..durable import check_replaceable
 from ..errors import UserError
 from ..model_description import ModelDescription, require_model
+from ..rendezvous import check_rendezvous
 from ..runs.folder import RunFolder
 from ..runtime import Launch
 from .models import check_length, check_relation_heads, check_same_vocabulary
@@ -21,6 +22,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
 
     Raises:
         ConfigError: one line that names what is wrong and the remedy.
+        LaunchError: the rendezvous does not answer.
     """
     task_sources = sources(options)
     _check_numbers(options)
@@ -46,6 +48,7 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
         raise ConfigError(str(error)) from None
     if options.teacher is not None:
         _check_teacher(options, described)
+    check_rendezvous(launch, options.timeout_seconds)
 
 
 def _check_numbers(options: FinetuneOptions) -> None:

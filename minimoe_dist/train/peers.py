@@ -2,8 +2,10 @@
 
 Every rank keeps a connection to rank 0, and both sides say something over it once a tick. The
 kernel closes the connection of a killed process at once; a stopped process or a lost node falls
-silent. Rank 0 tells the others which rank is gone and why. The main thread then leaves by the error
-of its collective; where that hangs, as NCCL's do, the watching thread ends the process.
+silent. Rank 0 says which rank is gone and why, and tells the others, who say it where rank 0 is the
+one that is gone. The main thread then leaves by the error of its collective; where that hangs, as
+NCCL's do, the watching thread ends the process. A rank that fails with words of its own hears
+whether rank 0 has said them, and says them itself if not.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import Self
 import torch.distributed as dist
 
 from ..exit_status import ExitStatus
+from ..last_words import LastWords, tell_torchrun
 from ..runtime import Launch, logger
 from .agreement import decided_by_rank_0
 
@@ -29,7 +32,8 @@ _CONNECT_SECONDS, _ACCEPT_SECONDS = 2.0, 8.0
 # For the main thread to end by itself, and for it to learn whether a peer is behind its error.
 _GRACE_SECONDS, _NOTICE_SECONDS = 0.75, 4.0
 _PARTING_SECONDS = 1.0
-_BEAT, _BYE, _LOST = "beat", "bye", "lost"
+_BEAT, _BYE, _LOST, _SAID = "beat", "bye", "lost", "said"
+_FAILED = "failed: "
 _GO_ON = ": stopping; started again, the run goes on from its last checkpoint"
 _log = logger("train.peers")
 
@@ -40,6 +44,7 @@ class _Peer:
 
     rank: int
     connection: socket.socket
+    host: str
     received: bytes = b""
     silent_ticks: int = 0
 
@@ -64,23 +69,28 @@ class _Peer:
         *lines, self.received = (self.received + data).split(b"\n")
         return [line.decode("utf-8", "replace") for line in lines]
 
-    def close(self, deadline: float) -> None:
+    def close(self, deadline: float) -> bytes:
         """Closes the connection once the other end has closed it, or at ``deadline``.
 
         Closed with a message unread, it would be reset, and the last word be lost on its way.
+
+        Returns:
+            What the other end still said.
         """
         with self.connection, contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(max(0.01, deadline - time.monotonic()))
-            while self.connection.recv(4096) and time.monotonic() < deadline:
-                pass
+            while (data := self.connection.recv(4096)) and time.monotonic() < deadline:
+                self.received += data
+        return self.received
 
 
 class PeerWatch:
     """Ends this process with status 1, and a line that names the rank, when another one is lost.
 
     A context manager around everything that the ranks do together; entering it is a collective.
-    Leaving it by an error tells the others the error's text.
+    Leaving it by an error tells the others the error's text; the error's ``is_said`` then tells
+    whether rank 0 has said it.
 
     Args:
         launch: of this process.
@@ -97,7 +107,9 @@ class PeerWatch:
         self._selector = selectors.DefaultSelector()
         self._lost = threading.Event()
         self._closing = threading.Event()
-        self._reason, self._logs_reason = "", False
+        self._reason, self._says_reason = "", False
+        self._failures: dict[int, str] = {}  # of other ranks, as they told them
+        self._said: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -125,27 +137,48 @@ class PeerWatch:
             self._exit()
         self._closing.set()
         self._thread.join()
-        for peer in self._peers.values():
-            if error is None:
-                peer.send(_BYE)
-            else:
-                peer.send(_LOST, str(self._launch.rank), f"failed: {_one_line(error)}")
-        deadline = time.monotonic() + _PARTING_SECONDS
-        for peer in self._peers.values():
-            peer.close(deadline)
+        if error is None:
+            self._part(_BYE)
+        else:
+            self._say_failures(own=_one_line(error))
+            words = f"{_FAILED}{_one_line(error)} (on {socket.gethostname()})"
+            if _SAID in self._part(_LOST, str(self._launch.rank), words):
+                error.is_said = True  # type: ignore[attr-defined]
         self._selector.close()
+
+    def _part(self, *words: str) -> list[str]:
+        """Tells all peers the last words and closes; returns the last words of rank 0."""
+        for peer in self._peers.values():
+            peer.send(*words)
+        deadline = time.monotonic() + _PARTING_SECONDS
+        heard = {rank: peer.close(deadline) for rank, peer in self._peers.items()}
+        return heard.get(0, b"").decode("utf-8", "replace").split("\n")
+
+    def _say_failures(self, own: str | None = None) -> None:
+        """Says on rank 0 why others failed, unless by ``own``, and tells them that it is said."""
+        for rank, failure in self._failures.items() if self._launch.rank == 0 else ():
+            if own is None or not failure.startswith(f"{_FAILED}{own} (on "):
+                self._say(f"rank {rank} {failure}")
+            self._peers[rank].send(_SAID)
+
+    def _say(self, reason: str) -> None:
+        tell_torchrun(reason)
+        if reason not in self._said and LastWords(self._launch).claims(reason):
+            _log.error("%s", reason)
+        self._said.add(reason)
 
     def _connect(self) -> None:
         """Connects rank 0 with each other rank; a collective."""
         launch = self._launch
         server: socket.socket | None = None
 
-        def listen() -> tuple[list[str], int, str]:
+        def listen() -> tuple[list[str], int, str, str]:
             nonlocal server
             server = _listening_socket(launch.world_size)
-            return _local_addresses(launch), server.getsockname()[1], secrets.token_hex(16)
+            port, token = server.getsockname()[1], secrets.token_hex(16)
+            return _local_addresses(launch), port, token, socket.gethostname()
 
-        addresses, port, token = decided_by_rank_0(listen)
+        addresses, port, token, host = decided_by_rank_0(listen)
         if server is not None:
             with server:
                 self._accept_peers(server, token)
@@ -156,7 +189,7 @@ class PeerWatch:
                     "collective will tell if one is lost", missing, port, addresses,
                 )  # fmt: skip
         else:
-            self._connect_to_rank_0(addresses, port, token)
+            self._connect_to_rank_0(addresses, port, token, host)
         dist.barrier()
 
     def _accept_peers(self, server: socket.socket, token: str) -> None:
@@ -166,24 +199,26 @@ class PeerWatch:
             try:
                 connection, _ = server.accept()
                 connection.settimeout(_CONNECT_SECONDS)
-                peer_token, _, rank = connection.makefile().readline().strip().partition(" ")
+                words = connection.makefile().readline().split()
+                peer_token, rank, host = words if len(words) == 3 else ("", "", "")
             except OSError:
                 if time.monotonic() > deadline:
                     return
                 continue
             if secrets.compare_digest(peer_token, token) and rank.isdigit():
                 connection.sendall(b"\n")
-                self._peers[int(rank)] = _Peer(int(rank), connection)
+                self._peers[int(rank)] = _Peer(int(rank), connection, host)
             else:
                 connection.close()
 
-    def _connect_to_rank_0(self, addresses: list[str], port: int, token: str) -> None:
+    def _connect_to_rank_0(self, addresses: list[str], port: int, token: str, host: str) -> None:
+        greeting = f"{token} {self._launch.rank} {socket.gethostname()}\n".encode()
         for address in addresses:
             try:
                 connection = socket.create_connection((address, port), _CONNECT_SECONDS)
-                connection.sendall(f"{token} {self._launch.rank}\n".encode())
+                connection.sendall(greeting)
                 if connection.recv(1) == b"\n":
-                    self._peers[0] = _Peer(0, connection)
+                    self._peers[0] = _Peer(0, connection, host)
                     return
             except OSError:
                 continue
@@ -210,13 +245,13 @@ class PeerWatch:
             peer.send(_BEAT)
             peer.silent_ticks += 1
             if peer.silent_ticks * self._tick > self._timeout_seconds:
-                reason = f"has given no sign of life for {self._timeout_seconds:g} s{_GO_ON}"
-                return self._mark_lost(peer.rank, reason)
+                silence = f"has given no sign of life for {self._timeout_seconds:g} s"
+                return self._mark_lost(peer.rank, f"{silence} on {peer.host}{_GO_ON}")
 
     def _read_messages(self, peer: _Peer) -> None:
         messages = peer.receive()
         if messages is None:
-            return self._mark_lost(peer.rank, f"has died{_GO_ON}")
+            return self._mark_lost(peer.rank, f"has died on {peer.host}{_GO_ON}")
         for message in messages:
             if message == _BYE:
                 self._selector.unregister(peer.connection)
@@ -225,13 +260,16 @@ class PeerWatch:
             kind, _, rest = message.partition(" ")
             if kind == _LOST:
                 rank, _, reason = rest.partition(" ")
+                if int(rank) == peer.rank:
+                    self._failures[peer.rank] = reason
                 return self._mark_lost(int(rank), reason)
 
     def _mark_lost(self, rank: int, reason: str) -> None:
         if self._lost.is_set():
             return
         self._reason = f"rank {rank} {reason}"
-        self._logs_reason = self._launch.local_rank == 0 or (rank == 0 and self._launch.rank == 1)
+        # What rank 0 fails by it says itself.
+        self._says_reason = self._launch.rank == 0 or (rank == 0 and not reason.startswith(_FAILED))
         if self._launch.rank == 0:
             for peer in self._peers.values():
                 peer.send(_LOST, str(rank), reason)
@@ -239,8 +277,9 @@ class PeerWatch:
 
     def _exit(self) -> None:
         """Ends the process at once: with a rank lost, tidying up would wait for it."""
-        if self._logs_reason:
-            _log.error("%s", self._reason)
+        if self._says_reason:
+            self._say(self._reason)
+        self._say_failures()
         sys.stdout.flush()
         os._exit(ExitStatus.FAILED)
 

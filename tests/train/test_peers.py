@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from minimoe_dist.last_words import LastWords
 from minimoe_dist.runtime import Launch, start_logging
 from minimoe_dist.train.peers import PeerWatch, _Peer
 from tests.distributed import _context
@@ -25,13 +26,20 @@ def _watched(rank: int, port: int, folder: Path, body: str) -> None:
     start_logging(launch)
     store = dist.TCPStore("127.0.0.1", port, 3, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=3)
-    with PeerWatch(launch, TIMEOUT_SECONDS):
-        globals()[body](rank)
+    try:
+        with PeerWatch(launch, TIMEOUT_SECONDS):
+            globals()[body](rank)
+    except ValueError as error:
+        LastWords(launch).say(error)
+        os._exit(1)
     os._exit(0)
 
 
-def _run(body: str, folder: Path) -> tuple[list[int | None], str, float]:
-    """Exit statuses of three ranks (None: still there), what they said, seconds after `_now`."""
+def _run(body: str, folder: Path, awaited: int = 0) -> tuple[list[int | None], str, float]:
+    """Exit statuses of three ranks (None: still there), what they said, seconds after `_now`.
+
+    One rank is waited for, and then the others for a second.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,8 +48,9 @@ def _run(body: str, folder: Path) -> tuple[list[int | None], str, float]:
     ]
     for process in processes:
         process.start()
-    for process, limit in zip(processes, (STUCK_SECONDS - 5, 1, 1), strict=True):
-        process.join(limit)
+    processes[awaited].join(STUCK_SECONDS - 5)
+    for process in processes:
+        process.join(1)
     end = time.monotonic()
     statuses = [process.exitcode for process in processes]
     for process in processes:
@@ -76,6 +85,20 @@ def _last_fails(rank: int) -> None:
     time.sleep(STUCK_SECONDS)
 
 
+def _last_fails_and_first_is_stopped(rank: int) -> None:
+    if rank == 0:
+        _now()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.5 if rank == 2 else STUCK_SECONDS)
+    raise ValueError("corpus.bin: too\nshort")
+
+
+def _first_fails(rank: int) -> None:
+    if rank == 0:
+        raise ValueError("corpus.bin: too\nshort")
+    time.sleep(STUCK_SECONDS)
+
+
 def _first_is_late(rank: int) -> None:
     time.sleep(0.0 if rank else 1.5)
 
@@ -101,6 +124,19 @@ def test_a_lost_rank_ends_ranks_whose_main_thread_is_stuck(
     assert seconds < limit
 
 
+def test_what_a_rank_fails_by_it_says_itself_where_rank_0_cannot(tmp_path: Path) -> None:
+    statuses, said, _ = _run("_last_fails_and_first_is_stopped", tmp_path, awaited=2)
+    assert (statuses[0], statuses[2]) == (None, 1)
+    assert said.count("corpus.bin: too short") == 1
+    assert f"rank 2 on {socket.gethostname()}: corpus.bin: too short" in said
+
+
+def test_what_rank_0_fails_by_no_other_repeats(tmp_path: Path) -> None:
+    statuses, said, _ = _run("_first_fails", tmp_path)
+    assert statuses == [1, 1, 1]
+    assert said == f"minimoe-dist: rank 0 on {socket.gethostname()}: corpus.bin: too short\n"
+
+
 def test_a_rank_that_leaves_in_order_is_not_lost(tmp_path: Path) -> None:
     assert _run("_first_is_late", tmp_path)[:2] == ([0, 0, 0], "")
 
@@ -108,13 +144,14 @@ def test_a_rank_that_leaves_in_order_is_not_lost(tmp_path: Path) -> None:
 def test_ranks_that_fail_alike_leave_by_their_own_error(tmp_path: Path) -> None:
     statuses, said, _ = _run("_all_fail", tmp_path)
     assert statuses == [1, 1, 1]
+    assert said.count("refused") == said.count("\n") == 1
     assert "train.peers" not in said
 
 
 def test_the_last_word_arrives_though_messages_stand_unread() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        leaving = _Peer(0, socket.create_connection(server.getsockname()))
-        staying = _Peer(1, server.accept()[0])
+        leaving = _Peer(0, socket.create_connection(server.getsockname()), "here")
+        staying = _Peer(1, server.accept()[0], "here")
     for _ in range(20):  # until the kernel waits for an answer before it acknowledges
         staying.send("beat")
         leaving.receive()
