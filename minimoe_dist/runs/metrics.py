@@ -16,16 +16,17 @@ any bytes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
-from ..durable import written
+from ..durable import beside, flush_stream, written
 from ..errors import UserError
 from .health import HealthRecord
-from .reading import Record, parse_object, read_bytes
+from .reading import Record, open_file, parse_object, read_bytes
+
+DAMAGED = ".damaged"
 
 
 class StudentRecord(Record):
@@ -112,13 +113,13 @@ class SavedMetrics:
             last_bytes: how much of the file's end is read; 0 reads all.
         """
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 if last_bytes:
                     file.seek(max(0, path.stat().st_size - last_bytes))
                 content = file.read()
-        except OSError:
+        except (OSError, UserError):
             return cls()
-        return cls._by_kind(record for _, record in _readable(content))
+        return cls._by_kind(record for _, record in _lines(content) if record)
 
     @classmethod
     def _by_kind(cls, records: Iterable[MetricsRecord]) -> "SavedMetrics":
@@ -133,32 +134,48 @@ class SavedMetrics:
         return bool(self.trained or self.evaluated or self.health)
 
 
-def drop_after(path: Path, last_step: int) -> None:
-    """Drops what will be done again: later steps, this step's evaluation, lines that are damaged.
+def drop_after(path: Path, last_step: int) -> Path | None:
+    """Drops what will be done again: later steps, this step's evaluation, a line that was cut off.
+
+    Lines that are damaged in another way are moved to ``metrics.jsonl.damaged``.
 
     Args:
         path: the file; it need not be there.
         last_step: that a run goes on behind.
 
+    Returns:
+        The file of damaged lines where there were any; else None.
+
     Raises:
         UserError: something else has the file's name.
     """
     if not path.exists():
-        return
-    lines = [
-        line
-        for line, record in _readable(read_bytes(path))
-        if record.step < last_step + (not isinstance(record, HeldoutRecord))
-    ]
-    with written(path) as aside:
-        aside.write_bytes(b"".join(lines))
+        return None
+    kept, damaged = [], []
+    for line, record in _lines(read_bytes(path)):
+        if record is None:
+            damaged.append(line)
+        elif record.step < last_step + (not isinstance(record, HeldoutRecord)):
+            kept.append(line)
+    aside = beside(path, DAMAGED)
+    if damaged:
+        with aside.open("ab") as file:
+            file.writelines(damaged)
+            flush_stream(file)
+    with written(path) as new:
+        new.write_bytes(b"".join(kept))
+    return aside if damaged else None
 
 
-def _readable(content: bytes) -> Iterator[tuple[bytes, MetricsRecord]]:
+def _lines(content: bytes) -> Iterator[tuple[bytes, MetricsRecord | None]]:
+    """Yields the whole lines with their records; None in place of one that cannot be read."""
     for line in content.splitlines(keepends=True):
-        with suppress(UserError):
-            if line.endswith(b"\n"):
-                yield line, _parse(line, "")
+        if line.endswith(b"\n"):
+            try:
+                record: MetricsRecord | None = _parse(line, "")
+            except UserError:
+                record = None
+            yield line, record
 
 
 def _parse(line: bytes, where: str) -> MetricsRecord:

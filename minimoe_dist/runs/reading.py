@@ -1,14 +1,18 @@
 """Reads files that another version, another program or a damaged disk may have written."""
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..durable import write_json
 from ..errors import UserError, first_line
 
+_MOST_DIGITS = 30  # of any count, seed or time that is written
 _REMEDY = "run the command that wrote it again"
 
 
@@ -65,6 +69,27 @@ class Record(BaseModel):
         write_json(path, self.as_json())
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file to read from it; a pipe or a device in its place is never waited for.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        reason = "a link to nothing" if path.is_symlink() else "not there"
+        raise UserError(f"{path}: {reason}: run the command that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: move it away, or give another folder") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "is no file"
+        raise UserError(f"{path}: {reason}: move it away, or give another folder")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_bytes(path: Path) -> bytes:
     """Reads a file's content.
 
@@ -72,10 +97,8 @@ def read_bytes(path: Path) -> bytes:
         UserError: there is no such file, or it cannot be read.
     """
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        reason = "a link to nothing" if path.is_symlink() else "not there"
-        raise UserError(f"{path}: {reason}: run the command that writes it") from None
+        with open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: move it away, or give another folder") from None
 
@@ -99,12 +122,20 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
         UserError: the text is none.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_bounded)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: not JSON ({error.msg}): {_REMEDY}") from None
-    # A number of thousands of digits, bytes that are no text; objects in objects without end.
+    # A number of too many digits, bytes that are no text; objects in objects without end.
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({first_line(error)}): {_REMEDY}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where}:1: not a JSON object: give a file that a command wrote")
+    return value
+
+
+def _bounded(digits: str) -> int:
+    """Parses a whole number that no arithmetic of ours can choke on."""
+    value = int(digits)
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
     return value

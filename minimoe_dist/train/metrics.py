@@ -118,9 +118,12 @@ class Metrics:
             return
         folder = RunFolder(Path(output_dir))
         try:
-            drop_after(folder.metrics, first_step)
+            damaged = drop_after(folder.metrics, first_step)
         except OSError as error:
+            damaged = None
             _log.warning("%s: later steps stay in it (%s)", folder.metrics, error.strerror or error)
+        if damaged is not None:
+            _log.warning("%s: had lines that cannot be read; now in %s", folder.metrics, damaged)
         self._lines = Journal(folder.metrics)
         self._board = EventFile(folder.tensorboard, first_step + 1)
         self._progress = Progress(stream or sys.stderr, total_steps, first_step)

@@ -26,6 +26,8 @@ def assert_continues_as_if_unbroken(recipe: Path, output_dir: Path, unbroken: Pa
     said = support.finish(recipe)
     assert "resumed from" in said
     support.assert_same_run(output_dir, unbroken)
+    steps = [one["step"] for one in support.records(output_dir) if "students" in one]
+    assert steps == list(range(1, 31))
     return said
 
 
@@ -213,6 +215,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     said = assert_continues_as_if_unbroken(recipe, output_dir, unbroken)
     assert f"WARNING rank 0 minimoe_dist.checkpoints.run: checkpoint skipped: {piece}" in said
     assert "at step 20" in said
+
+
+def test_damaged_metrics_are_set_aside_and_told(
+    finished: tuple[Path, Path], unbroken: Path
+) -> None:
+    recipe, output_dir = finished
+    path = output_dir / "metrics.jsonl"
+    path.write_bytes(b"\xff\xfe\n" + path.read_bytes())
+    said = assert_continues_as_if_unbroken(recipe, output_dir, unbroken)
+    assert f"{path}: had lines that cannot be read; now in {path}.damaged" in said
+    assert Path(f"{path}.damaged").read_bytes() == b"\xff\xfe\n"
 
 
 def test_a_missing_latest_does_not_start_anew(finished: tuple[Path, Path], unbroken: Path) -> None:

@@ -1,11 +1,13 @@
 """Files of a run that are damaged, foreign or of another version."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minimoe_dist.errors import UserError
+from minimoe_dist.runs.metrics import SavedMetrics
 from minimoe_dist.runs.reading import Record
 from minimoe_dist.runs.summaries import StudentSummary, Summary
 
@@ -34,6 +36,7 @@ def refusal(path: Path) -> str:
         (b'{"layers": 1, "cream": []}', "cream: Input should be a valid number"),
         (b'{"layers": "\xff"}', "not UTF-8 text (byte 12)"),
         (b'{"layers": ' + b"1" * 5000 + b"}", "not JSON (Exceeds the limit"),
+        (b'{"layers": ' + b"1" * 400 + b"}", "not JSON (a number of 400 digits)"),
         (b'{"layers": ' + b"[" * 100_000, "not JSON"),
     ],
 )
@@ -43,6 +46,12 @@ def test_a_damaged_file_is_named_with_what_is_wrong(
     path = tmp_path / "cake.json"
     path.write_bytes(content)
     assert told in refusal(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cake.json")
+    assert "is no file" in refusal(tmp_path / "cake.json")
+    assert not SavedMetrics.find(tmp_path / "cake.json")
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
