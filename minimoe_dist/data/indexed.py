@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .id_ranges import id_range
 from .indexed_format import (
     IndexArrays,
     Manifest,
@@ -29,7 +30,6 @@ from .indexed_format import (
 
 HELDOUT_SUFFIX = "_heldout"
 _PART = re.compile(r"_\d{5}_of_\d{5}")
-_SAMPLED_TOKENS = 1 << 16
 
 
 class IndexedCorpus:
@@ -141,7 +141,7 @@ class IndexedCorpus:
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses ids that a model of `vocab_size` has no embedding for.
 
-        The manifest knows the largest id; without one, spread samples are read.
+        The manifest knows the largest id; without one, all ids are read, once for a large file.
 
         Raises:
             UserError: an id is negative or not below `vocab_size`.
@@ -149,12 +149,7 @@ class IndexedCorpus:
         if self.manifest is not None:
             smallest, largest = 0, self.manifest.largest_id
         else:
-            step = max(1, self.num_tokens // 64)
-            count = min(_SAMPLED_TOKENS, step)
-            starts = range(0, self.num_tokens - count + 1, step)
-            pieces = [self.ids[start : start + count] for start in starts]
-            smallest = min(int(piece.min()) for piece in pieces)
-            largest = max(int(piece.max()) for piece in pieces)
+            smallest, largest = id_range(self.prefix + ".bin", self.ids)
         if smallest < 0 or largest >= vocab_size:
             wrong = smallest if smallest < 0 else largest
             raise UserError(

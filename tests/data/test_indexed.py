@@ -17,6 +17,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
+from minimoe_dist.data import id_ranges
 from minimoe_dist.data.indexed import IndexedCorpus, find_corpora
 from minimoe_dist.data.indexed_format import (
     INDEX_HEADER,
@@ -395,6 +396,28 @@ def test_ids_outside_a_models_vocabulary_are_found(prefix, with_manifest):
     corpus.check_vocabulary(100)
     with pytest.raises(ValueError, match="token id 99 is outside the vocabulary of 99"):
         corpus.check_vocabulary(99)
+
+
+def test_one_id_among_millions_is_found_without_a_manifest(tmp_path, monkeypatch):
+    prefix = str(tmp_path / "corpus")
+    with IndexedCorpusWriter(prefix, 100) as writer:
+        writer.add_document([np.zeros(1_000_003, int), [99]] + [np.zeros(1_000_003, int)] * 4)
+    os.unlink(prefix + ".manifest.json")
+    for _ in range(2):  # the second time, by what was kept of the first
+        with pytest.raises(ValueError, match=r"corpus\.bin: token id 99 is outside"):
+            IndexedCorpus.open(prefix).check_vocabulary(99)
+        monkeypatch.setattr(id_ranges, "_REMEMBERED_BYTES", 0)
+
+
+def test_what_is_kept_of_a_large_file_is_not_taken_for_another_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(id_ranges, "_REMEMBERED_BYTES", 0)
+    path = tmp_path / "corpus.bin"
+    for largest in (5, 7):
+        ids = np.array([1, largest], np.uint16)
+        path.write_bytes(ids.tobytes())
+        os.utime(path, (largest, largest))
+        assert id_ranges.id_range(str(path), ids) == (0, largest)
+        assert id_ranges.id_range(str(path), ids[:1]) == (0, largest)  # without reading them
 
 
 def test_an_empty_corpus_is_refused_at_write(tmp_path):
