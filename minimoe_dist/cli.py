@@ -20,7 +20,15 @@ from .config.problems import nearest
 from .errors import UserError
 from .exit_status import ExitStatus
 from .last_words import LastWords, tell_torchrun
-from .runtime import LaunchError, detect_launch, prepare_environment, start_logging
+from .runs import launches
+from .runtime import (
+    Launch,
+    LaunchError,
+    detect_launch,
+    logger,
+    prepare_environment,
+    start_logging,
+)
 
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 
@@ -37,6 +45,7 @@ class Command:
             what can be refused before anything heavy is imported; where there is a ``--dry_run``,
             ``show(options, launch)`` prints what would be done instead.
         on_ranks: whether it may be started on several processes.
+        is_run: whether its starts are noted in the folder of its run.
         uses_torch: whether the environment is prepared for torch here; a command that starts jobs
             elsewhere leaves it alone, and a recipe's check prepares it as the recipe says.
     """
@@ -47,6 +56,7 @@ class Command:
     check: str | None = None
     on_ranks: bool = False
     uses_torch: bool = True
+    is_run: bool = False
 
 
 COMMANDS = {
@@ -54,6 +64,7 @@ COMMANDS = {
         "train students of a teacher, from a recipe",
         commands.DistillOptions,
         "distill",
+        is_run=True,
         check="distill",
         on_ranks=True,
         uses_torch=False,
@@ -62,6 +73,7 @@ COMMANDS = {
         "find what a BERT can lose, and the sub-models that sparse students start from",
         commands.SparsifyOptions,
         "sparsify",
+        is_run=True,
         check="distill",
         on_ranks=True,
         uses_torch=False,
@@ -70,6 +82,7 @@ COMMANDS = {
         "train a teacher or a student on tasks, over a grid of seeds and learning rates",
         commands.FinetuneOptions,
         "finetune",
+        is_run=True,
         check="finetune",
         on_ranks=True,
     ),
@@ -150,29 +163,40 @@ def _run(tokens: list[str], words: LastWords) -> int:
     """Runs one command; an exception becomes its words and exit status."""
     try:
         status = _dispatch(tokens)
+        launches.leave("finished" if status == ExitStatus.DONE else f"status {status}", status)
         if status == ExitStatus.STOPPED:
             tell_torchrun("stopped and saved: the same command, started again, goes on from there")
         return status
+    except BaseException as error:
+        status = _status_of(error, words)
+        launches.leave(f"failed: {error}" if str(error) else type(error).__name__, status)
+        return status
+
+
+def _status_of(error: BaseException, words: LastWords) -> int:
+    """Says why a command ended, and returns its exit status."""
+    try:
+        raise error
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
-    except LaunchError as error:
+    except LaunchError:
         words.say(error)
         return ExitStatus.FAILED
-    except UserError as error:
+    except UserError:
         words.say(error)
         return ExitStatus.REFUSED
     except BrokenPipeError:
         # The interpreter would try to flush stdout when it ends, and report the failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.PIPE_CLOSED
-    except OSError as error:
-        if error.errno in _NO_ROOM:
+    except OSError as problem:
+        if problem.errno in _NO_ROOM:
             words.say(error, remedy="make room, and start again to go on")
             return ExitStatus.IO_ERROR
         traceback.print_exc()
         words.say(error, remedy="start again to go on")
         return ExitStatus.IO_ERROR
-    except Exception as error:
+    except Exception:
         traceback.print_exc()
         tell_torchrun(f"{type(error).__name__}: {error}")
         print("minimoe-dist: this is a fault of the program, not yours", file=sys.stderr)
@@ -223,8 +247,33 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
                 return status
             preflight.check(options, launch)
     start_logging(launch)
+    if command.is_run and launch.rank == 0:
+        _note_start(options, [name, *tokens], launch)
     status = import_module(f"minimoe_dist.commands.{command.module}").run(options, launch)
     return status
+
+
+def _note_start(options: commands.CommandOptions, words: list[str], launch: Launch) -> None:
+    """Writes this start into the run's folder, before anything can go wrong with it."""
+    from .slurm import facts
+    from .slurm.job import folder_of_run
+
+    folder = folder_of_run(options)
+    environment = facts.environment()
+    try:
+        launches.begin(
+            folder,
+            command=words,
+            host=environment["host"],
+            launcher=launch.launcher,
+            world_size=launch.world_size,
+            job=os.environ.get("SLURM_JOB_ID"),
+            code=facts.code_version(),
+            packages=environment["packages"],
+            python=environment["python"],
+        )
+    except OSError as error:
+        logger("cli").warning("this start is not noted in %s (%s); the run goes on", folder, error)
 
 
 @contextmanager

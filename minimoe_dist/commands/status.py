@@ -15,6 +15,7 @@ from ..slurm.queue import Job
 from ..slurm.reports import RunReport, report, runs_below
 
 _WIDTH = 160
+_MOST_STARTS = 5  # the last ones; --json has all
 
 
 def run(options: StatusOptions, launch: Launch) -> int:
@@ -64,6 +65,7 @@ def _column(run: RunReport) -> dict[str, str]:
         if checkpoint
         else "none",
         "restarts": str(run.restarts),
+        "starts": "\n".join(run.starts[-_MOST_STARTS:]),
         "job": _job(job) if job else "",
         "log": run.log or "",
         "folder": run.folder,

@@ -1,10 +1,13 @@
 """Finds what would make ``minimoe-dist distill`` or ``sparsify`` fail, and shows their runs."""
 
+from pathlib import Path
+
 from ..config import RunConfig
 from ..config.checks import check_command
 from ..config.commands import DistillOptions, SparsifyOptions
 from ..exit_status import ExitStatus
 from ..rendezvous import check_rendezvous
+from ..runs.locks import check_free
 from ..runtime import DeviceType, Launch, prepare_environment
 from .recipes import check_stages, problems_of_stages
 
@@ -14,10 +17,22 @@ def check(options: DistillOptions, launch: Launch) -> None:
 
     Raises:
         ConfigError: one line of everything that would stop it, with the remedies.
+        UserError: another run is at work in the folder.
         LaunchError: the rendezvous does not answer.
     """
-    check_stages(options.stages, launch, _device_type(options))
+    check_run(options, launch)
+    for stage in options.stages:
+        check_free(Path(stage.output_dir))
     check_rendezvous(launch, options.stages[0].parallel.timeout_seconds)
+
+
+def check_run(options: DistillOptions, launch: Launch) -> None:
+    """Refuses a run that could not be done, whoever else is at work in its folder.
+
+    Raises:
+        ConfigError: one line of everything that would stop it, with the remedies.
+    """
+    check_stages(options.stages, launch, _device_type(options))
 
 
 def show(options: DistillOptions, launch: Launch) -> ExitStatus:

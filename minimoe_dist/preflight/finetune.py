@@ -12,17 +12,31 @@ from ..errors import UserError
 from ..model_description import ModelDescription, require_model
 from ..rendezvous import check_rendezvous
 from ..runs.folder import RunFolder
+from ..runs.locks import check_free
 from ..runtime import Launch
 from .models import check_length, check_relation_heads, check_same_vocabulary
 from .weights import check_weights
 
 
 def check(options: FinetuneOptions, launch: Launch) -> None:
+    """Refuses what :func:`check_run` does, and a start that would come to nothing now.
+
+    Raises:
+        ConfigError: one line that names what is wrong and the remedy.
+        UserError: another run is at work in the folder.
+        LaunchError: the rendezvous does not answer.
+    """
+    check_run(options, launch)
+    for source in sources(options):
+        check_free(folder_of(options, source))
+    check_rendezvous(launch, options.timeout_seconds)
+
+
+def check_run(options: FinetuneOptions, launch: Launch) -> None:
     """Refuses options, models and task files that do not fit each other.
 
     Raises:
         ConfigError: one line that names what is wrong and the remedy.
-        LaunchError: the rendezvous does not answer.
     """
     task_sources = sources(options)
     _check_numbers(options)
@@ -48,7 +62,6 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
         raise ConfigError(str(error)) from None
     if options.teacher is not None:
         _check_teacher(options, described)
-    check_rendezvous(launch, options.timeout_seconds)
 
 
 def _check_numbers(options: FinetuneOptions) -> None:

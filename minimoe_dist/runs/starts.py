@@ -6,6 +6,8 @@
      "progress": {".": 12000}, "code": {"version": "0.1.0"}, "time": "2026-01-31T12:00:00+00:00"}
     {"event": "end", "job": "4711", "restart": 1, "status": 75, "progress": {".": 15000}, …}
     {"event": "stop", "job": "4711", "restart": 3, "reason": "three restarts …", …}
+
+Other lines, of every start by any launcher, are those of :mod:`.launches`.
 """
 
 import json
@@ -72,9 +74,13 @@ def read_events(folder: Path) -> list[Event]:
 
 def add_event(folder: Path, event: Event) -> None:
     """Appends one record with the time, and puts it on disk."""
+    append_record(RunFolder(folder).starts, event.as_json())
+
+
+def append_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Appends a line of JSON with the time to a file, and puts it on disk."""
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    line = json.dumps({**event.as_json(), "time": time})
-    path = RunFolder(folder).starts
+    line = json.dumps({**values, "time": time})
     with path.open("a+b") as file:
         # A line that a lost node cut off must not swallow this one.
         whole = file.tell() == 0 or path.read_bytes().endswith(b"\n")

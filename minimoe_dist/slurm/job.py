@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..config import ConfigError, RunConfig
 from ..config.command_line import read_options
-from ..config.commands import DistillOptions, FinetuneOptions, SparsifyOptions
+from ..config.commands import CommandOptions, DistillOptions, FinetuneOptions, SparsifyOptions
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..preflight import distill as preflight_distill
@@ -67,13 +67,13 @@ def open_run(command: str, arguments: Sequence[str]) -> JobRun:
     """
     if command in _RECIPE_COMMANDS:
         options = read_options(command, _RECIPE_COMMANDS[command], arguments)
-        check = partial(preflight_distill.check, options)
+        check = partial(preflight_distill.check_run, options)
         return JobRun(run_folder(options.stages), options.stages, check)
     if command != "finetune":
         choices = ", ".join([*_RECIPE_COMMANDS, "finetune"])
         raise ConfigError(f"{command}: not a command for jobs; there are {choices}")
     finetuning = read_options(command, FinetuneOptions, arguments)
-    check_finetuning = partial(preflight_finetune.check, finetuning)
+    check_finetuning = partial(preflight_finetune.check_run, finetuning)
     return JobRun(Path(finetuning.output_dir), [], check_finetuning)
 
 
@@ -81,6 +81,14 @@ def run_folder(stages: Sequence[RunConfig]) -> Path:
     """Returns the folder of a run: of its only stage, or the one above all stages."""
     folder = Path(stages[0].output_dir)
     return folder.parent if len(stages) > 1 else folder
+
+
+def folder_of_run(options: CommandOptions) -> Path:
+    """Returns the folder of the run that the options of a command for jobs name."""
+    if isinstance(options, FinetuneOptions):
+        return Path(options.output_dir)
+    assert isinstance(options, DistillOptions)
+    return run_folder(options.stages)
 
 
 def begin(run: JobRun, environ: Mapping[str, str]) -> int:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ..exit_status import ExitStatus
 from ..runs.checkpoints import FINISHED, SavedFacts, SavedState, newest_state, saved_step
 from ..runs.folder import RunFolder
 from ..runs.health import conditions
+from ..runs.launches import Start, read_starts
 from ..runs.metrics import SavedMetrics
 from ..runs.starts import Event, read_events
 from ..runs.submissions import Submission, last_submission
@@ -36,7 +38,8 @@ class RunReport:
         detail: explanation of the state.
         seconds_left: seconds to the last step, at the last rate.
         losses: last losses of students; those of the last evaluation as "NAME held-out".
-        restarts: number of restarts of the newest job.
+        restarts: number of restarts of the newest job; without a job, of the run.
+        starts: every start, where, and how it ended; oldest first.
         log: log file of that job.
         health: what is wrong still, in words.
     """
@@ -52,6 +55,7 @@ class RunReport:
     seconds_left: int | None
     losses: dict[str, float | None]
     restarts: int
+    starts: list[str]
     checkpoint: Checkpoint | None
     job: Job | None
     log: str | None
@@ -80,6 +84,7 @@ def report(folder: Path) -> RunReport:
     started = [event for event in events if event.event == "start"]
     number = _newest_job(started, submission)
     job = find_job(number) if number else None
+    starts = read_starts(folder) or read_starts(folder.parent)
     state, detail = _state(folder, events, job)
     saved = newest_state(folder)
     facts = saved.facts if saved else SavedFacts()
@@ -103,7 +108,8 @@ def report(folder: Path) -> RunReport:
         sequences_per_second=sequences,
         seconds_left=round((total - step) / rate) if total and rate else None,
         losses=_losses(metrics),
-        restarts=sum(1 for event in started if event.job == number and event.restart),
+        restarts=_restarts(started, starts, number),
+        starts=[start.describe() for start in starts],
         checkpoint=_checkpoint(saved) if saved else None,
         job=job,
         log=submission.log if submission and submission.job == number else None,
@@ -166,14 +172,24 @@ def _is_locked(folder: Path) -> bool:
 
     It reads the kernel's list: trying the lock would refuse a run that starts just then.
     """
+    endings = []
+    for path in (RunFolder(folder).lock, folder):  # the file may have been deleted
+        with suppress(OSError):
+            endings.append(f":{path.stat().st_ino}")
     try:
-        ending = f":{RunFolder(folder).lock.stat().st_ino}"
         locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:
         return False
     return any(
-        "FLOCK" in fields and any(field.endswith(ending) for field in fields) for fields in locks
+        "FLOCK" in fields and any(field.endswith(tuple(endings)) for field in fields)
+        for fields in locks
     )
+
+
+def _restarts(started: Sequence[Event], starts: Sequence[Start], job: str | None) -> int:
+    if job is None:
+        return max(0, len(starts) - 1)
+    return sum(1 for event in started if event.job == job and event.restart)
 
 
 def _checkpoint(saved: SavedState) -> Checkpoint:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from ..exit_status import ExitStatus
 from ..last_words import LastWords, tell_torchrun
+from ..runs import launches
 from ..runtime import Launch, logger
 from .agreement import decided_by_rank_0
 
@@ -280,6 +281,7 @@ class PeerWatch:
         if self._says_reason:
             self._say(self._reason)
         self._say_failures()
+        launches.leave(f"failed: {self._reason}", ExitStatus.FAILED)
         sys.stdout.flush()
         os._exit(ExitStatus.FAILED)
 

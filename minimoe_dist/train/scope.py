@@ -1,17 +1,20 @@
 """Holds what every command on several ranks needs while it runs."""
 
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+import torch.distributed as dist
 
 from ..checkpoints.writing import Ranks
-from ..errors import UserError
 from ..exit_status import ExitStatus
+from ..last_words import tell_torchrun
+from ..runs import launches
 from ..runs.folder import RunFolder
+from ..runs.locks import locked
 from ..runtime import (
     Launch,
     StopRequest,
@@ -56,6 +59,7 @@ def open_scope(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterat
     device = start_process_group(launch, device_type, timeout_seconds)
     try:
         with PeerWatch(launch, timeout_seconds), StopRequest() as stop:
+            _note_hosts(launch)
             yield Scope(device, stop, saving_ranks(timeout_seconds))
     finally:
         stop_process_group()
@@ -83,11 +87,22 @@ def run_resumable(
         except TrainingDivergedError as error:
             if launch.rank == 0:
                 _log.error("%s", error)
+            tell_torchrun(str(error))
+            launches.leave(f"failed: {error}", ExitStatus.FAILED)
             return ExitStatus.FAILED
         if status == ExitStatus.STOPPED:
             # A late signal must not change the status.
             scope.stop.ignore_from_now_on()
+            name = scope.stop.signal_name or "a signal to another rank"
+            launches.leave(f"stopped by {name}", status)
         return status
+
+
+def _note_hosts(launch: Launch) -> None:
+    """Notes where all ranks run; a collective."""
+    hosts: list[str] = [""] * launch.world_size
+    dist.all_gather_object(hosts, socket.gethostname())
+    launches.note_hosts(hosts)
 
 
 @contextmanager
@@ -97,22 +112,12 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another run holds it, or a name in it is taken by something else.
     """
-    run = RunFolder(folder)
-    lock = FileLock(run.lock)
+    with ExitStack() as stack:
 
-    def acquire() -> None:
-        run.check()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"output_dir: {folder} is used by another run that is alive: stop that one or "
-                "choose another folder"
-            ) from None
+        def acquire() -> None:
+            RunFolder(folder).check()
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
 
-    decided_by_rank_0(acquire)
-    try:
+        decided_by_rank_0(acquire)
         yield
-    finally:
-        lock.release()

@@ -7,6 +7,7 @@ import pty
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from minimoe_dist.runs.launches import LOST, read_starts
 from tests.commands import support
 from tests.commands.support import Workshop
 from tests.distributed import _context
@@ -44,6 +46,43 @@ def test_a_killed_rank_takes_the_others_along_and_the_run_resumes_bitwise(
         assert ranks.said().count(f"rank {victim} has died") == 1
         assert "Traceback" not in ranks.said()
     assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
+
+
+def ends(output_dir: Path) -> list[tuple[str, int | None]]:
+    """Why each start of a run ended, and with which status."""
+    starts = read_starts(output_dir)
+    assert all(start.leave for start in starts)
+    return [(start.leave.reason, start.leave.status) for start in starts if start.leave]
+
+
+def test_every_start_stands_in_the_folder_with_its_end(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = workshop.recipe(run)
+    with support.start(recipe) as ranks:  # killed before its first step
+        support.wait_for(lambda: len(read_starts(run)) == 1, ranks.said)
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+    with support.start(recipe) as ranks:
+        ranks.until_step(3)
+        ranks.signal(signal.SIGKILL, 1)
+        ranks.wait()
+    with support.start(recipe) as ranks:
+        support.wait_for(lambda: "step 3/30" in ranks.said(), ranks.said)
+        ranks.signal(signal.SIGTERM, 0)
+        assert ranks.wait() == [75, 75]
+    support.run(recipe, "--learning_rate=0.5")
+    support.finish(recipe)
+    lost, died, stopped, refused, finished = ends(run)
+    assert lost == (LOST, None)
+    assert died[0].startswith("failed: rank 1 has died on ") and died[1] == 1
+    assert stopped == ("stopped by SIGTERM", 75)
+    assert "learning_rate" in refused[0] and refused[1] == 2
+    assert finished == ("finished", 0)
+    last = read_starts(run)[-1]
+    assert last.launch.command[:2] == ["distill", "--config"]
+    assert (last.launch.world_size, list(last.hosts)) == (2, [socket.gethostname()])
+    assert last.launch.packages["torch"] and last.launch.code["version"]
+    assert last.leave is not None and last.leave.step == 30
 
 
 @pytest.mark.slow
@@ -180,13 +219,16 @@ def test_a_stopped_rank_ends_the_others_after_the_time_out(
         assert "Traceback" not in ranks.said()
 
 
+@pytest.mark.parametrize("deleted", [False, True])
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(
-    workshop: Workshop, unbroken: Path, tmp_path: Path
+    deleted: bool, workshop: Workshop, unbroken: Path, tmp_path: Path
 ) -> None:
     recipe = workshop.recipe(tmp_path / "run")
     with support.start(recipe) as first:
         first.until_step(2)
         first.signal(signal.SIGSTOP)
+        if deleted:
+            (tmp_path / "run" / "run.lock").unlink()
         words = f"output_dir: {tmp_path / 'run'} is used by another run"
         assert_refused(*support.run(recipe), words)
         first.signal(signal.SIGKILL)

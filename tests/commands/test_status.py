@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 
 from minimoe_dist import cli
+from minimoe_dist.runs import launches
 from minimoe_dist.runs.starts import Event, add_event
 from tests.commands import support
 
@@ -81,6 +82,20 @@ def test_restarts_of_the_last_job_are_counted(
         add_event(halfway, Event(event="start", run_id="r-1", job=job, restart=restart))
     (found,) = told(halfway, capsys)
     assert (found["restarts"], found["run_id"]) == (2, "r-1")
+
+
+def test_starts_outside_slurm_are_told_with_their_ends(
+    halfway: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MINIMOE_LAUNCH", raising=False)
+    (halfway / "starts.jsonl").unlink()
+    for _ in range(2):
+        launches.begin(halfway, host="n1", launcher="alone")
+    (found,) = told(halfway, capsys)
+    assert found["restarts"] == 1
+    assert found["starts"][0].endswith("1 rank on n1: killed or lost at step 20")
+    assert cli.main(["status", str(halfway)]) == 0
+    assert "1 rank on n1: killed or lost at step 20" in capsys.readouterr().out
 
 
 def test_each_stage_of_a_chain_has_its_column(
