@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from ..config import RunConfig
+from ..config import ConfigError, RunConfig
+from ..config.changes import changed_options, join_changes
 from ..config.checks import check_command
 from ..config.commands import DistillOptions, SparsifyOptions
+from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..rendezvous import check_rendezvous
+from ..runs.checkpoints import PROGRESS, newest_state
 from ..runs.locks import check_free
+from ..runs.reading import parse_object, read_bytes
 from ..runtime import DeviceType, Launch, prepare_environment
 from .recipes import check_stages, problems_of_stages
 
@@ -33,6 +37,32 @@ def check_run(options: DistillOptions, launch: Launch) -> None:
         ConfigError: one line of everything that would stop it, with the remedies.
     """
     check_stages(options.stages, launch, _device_type(options))
+    for stage in options.stages:
+        _check_unchanged(stage, launch.world_size)
+
+
+def _check_unchanged(config: RunConfig, world_size: int) -> None:
+    """Refuses options that differ from those of the newest checkpoint.
+
+    Resuming compares them again, with the contents of corpora and models, at the newest whole one.
+    """
+    state = newest_state(Path(config.output_dir))
+    if state is None or config.resume == "never" or config.allow_changed_options:
+        return
+    try:
+        saved = parse_object(read_bytes(state.path / PROGRESS), str(state.path))["facts"]
+        known = dict(saved)
+    except (UserError, KeyError, TypeError, ValueError):
+        return  # damaged: an earlier one counts
+    current = config.model_dump(mode="json")
+    current["global_batch_size"] = config.global_batch_size(world_size)
+    changes = changed_options({name: known.get(name) for name in current}, current)
+    if changes:
+        raise ConfigError(
+            f"{state.path}: the run's options changed since ({join_changes(changes)}): give "
+            "--allow_changed_options to go on with the new ones, or give the former ones, or "
+            "--resume never or another output_dir to start anew"
+        )
 
 
 def show(options: DistillOptions, launch: Launch) -> ExitStatus:

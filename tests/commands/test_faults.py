@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist.runs.launches import LOST, read_starts
+from minimoe_dist.runs.locks import locked
 from tests.commands import support
 from tests.commands.support import Workshop
 from tests.distributed import _context
@@ -405,6 +406,27 @@ def test_a_bad_start_is_refused_in_seconds_before_torch_is_imported(
     assert_refused([done.returncode], "".join(said), words)
     assert {"torch", "deepspeed"} & {line.split("|")[-1].strip() for line in imported} == set()
     assert not (tmp_path / "run").exists()
+
+
+def test_changed_options_and_a_live_run_are_refused_before_torch_is_imported(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, output_dir = finished
+    command = [sys.executable, "-X", "importtime", "-m", "minimoe_dist", "distill", str(recipe)]
+    changed = [*command, "--expert_parallel_size=1", "--per_device_train_batch_size=8", "--seed=5"]
+    with locked(output_dir):
+        taken = support.execute([*changed, "--allow_changed_options"])
+    for done, words in (
+        (
+            support.execute(changed),
+            "the run's options changed since (seed: 776 -> 5): give --allow",
+        ),
+        (taken, f"output_dir: {output_dir} is used by another run that is alive"),
+    ):
+        lines = done.stderr.splitlines()
+        (said,) = [line for line in lines if not line.startswith("import time:")]
+        assert done.returncode == 2 and words in said
+        assert "torch" not in {line.split("|")[-1].strip() for line in lines}
 
 
 def build_with_a_larger_vocabulary(folder: Path) -> str:
