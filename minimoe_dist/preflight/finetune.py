@@ -54,7 +54,9 @@ def check_run(options: FinetuneOptions, launch: Launch) -> None:
         if options.teacher is not None and len(task_sources) > 1:
             raise ConfigError("teacher: is of one task; give one --task with it")
         for source in task_sources:
-            check_replaceable(RunFolder(folder_of(options, source)).exports)
+            folder = RunFolder(folder_of(options, source))
+            folder.check()
+            check_replaceable(folder.exports)
             task = open_both(source, options)[0].task
             if options.teacher is not None:
                 _check_same_labels(described["teacher"], task)

@@ -17,9 +17,11 @@ class RunFolder:
     """The layout of ``output_dir``.
 
     <output_dir>/
-        run.lock                        held while the run is alive
+        run.lock                        held while the run is alive (:mod:`.locks`)
         metrics.jsonl                   losses, norms and rates (:mod:`.metrics`)
         tensorboard/                    the same
+        metrics.jsonl.damaged           lines that could not be read when the run went on
+        starts.jsonl                    starts and ends (:mod:`.launches`, of jobs :mod:`.starts`)
         checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
         cells/NAME/                     of fine-tuning: a folder like this one each
             result.json                 of a cell that is done
@@ -30,7 +32,7 @@ class RunFolder:
         results.json                    of fine-tuning, at the end
         evaluation.json                 of evaluating; evaluation_STUDENT.json of several students
         curves.png, sub_models.png
-        starts.jsonl, submissions/N/    of Slurm jobs (:mod:`.starts`, :mod:`.submissions`)
+        submissions/N/                  of Slurm jobs (:mod:`.submissions`)
     """
 
     path: Path
@@ -125,8 +127,11 @@ class RunFolder:
                  self.curves, self.sub_models, self.starts)  # fmt: skip
         for path in folders:
             _check_kind(path, "folder")
-        for path in files:
+        for path in (*files, *self.evaluations()):
             _check_kind(path, "file")
+        for path in sorted(self.cells.glob("*")):
+            if path.is_dir():
+                CellFolder(path).check()
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,16 @@ class CellFolder:
     @property
     def checkpoints(self) -> Path:
         return RunFolder(self.path).checkpoints
+
+    def check(self) -> None:
+        """Refuses a cell in which a name is taken by something of another kind.
+
+        Raises:
+            UserError: one line that names it.
+        """
+        for path in (self.model, self.checkpoints):
+            _check_kind(path, "folder")
+        _check_kind(self.result, "file")
 
 
 def _check_kind(path: Path, expected: str) -> None:

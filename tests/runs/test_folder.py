@@ -8,8 +8,14 @@ import pytest
 from minimoe_dist.errors import UserError
 from minimoe_dist.runs.folder import RunFolder
 
-FILES = ("run.lock", "metrics.jsonl", "summary.json", "results.json", "curves.png", "starts.jsonl")
-FOLDERS = ("checkpoints", "export", "tensorboard", "cells", "submissions")
+FILES = (
+    *("run.lock", "metrics.jsonl", "summary.json", "results.json", "curves.png", "starts.jsonl"),
+    *("evaluation.json", "evaluation_student.json", "cells/one/result.json"),
+)
+FOLDERS = (
+    *("checkpoints", "export", "tensorboard", "cells", "submissions"),
+    *("cells/one/model", "cells/one/checkpoints"),
+)
 
 
 def refusal(folder: Path) -> str:
@@ -21,12 +27,13 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_folder_in_a_files_place_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
+    (tmp_path / name).mkdir(parents=True)
     assert f"{tmp_path / name} is no file: move it away" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_file_in_a_folders_place_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
     assert f"{tmp_path / name} is no folder: move it away" in refusal(tmp_path)
 
