@@ -1,6 +1,7 @@
 """``minimoe-dist distill``: trains the students of a recipe and exports them."""
 
 import gc
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..recipes.finished import is_finished
 from ..runtime import DeviceType, Launch, logger
 from ..train.agreement import decided_by_rank_0
 from ..train.loop import run_steps
+from ..train.out_of_memory import naming_batch
 from ..train.scope import Scope, lock_run_folder, run_resumable
 
 _log = logger("distill")
@@ -42,7 +44,7 @@ def run(options: DistillOptions, launch: Launch) -> int:
                 # The exports of earlier stages can only be checked once they are written.
                 device_type: DeviceType = "cuda" if scope.device.type == "cuda" else "cpu"
                 decided_by_rank_0(partial(check_stages, [stage], launch, device_type))
-            with lock_run_folder(Path(stage.output_dir)):
+            with lock_run_folder(Path(stage.output_dir)), _naming_batch(stage):
                 is_done = _train(stage, launch, scope)
             gc.collect()  # what was closed is held in cycles
             if not is_done:
@@ -52,6 +54,15 @@ def run(options: DistillOptions, launch: Launch) -> int:
     parallel = stages[0].parallel
     return run_resumable(
         launch, use_cpu=parallel.use_cpu, timeout_seconds=parallel.timeout_seconds, work=distill
+    )
+
+
+def _naming_batch(stage: RunConfig) -> AbstractContextManager[None]:
+    training = stage.training
+    return naming_batch(
+        f"micro-batches of {training.per_device_train_batch_size} × {stage.data.max_length} tokens",
+        "lower training.per_device_train_batch_size and raise training.num_grad_accum_steps as "
+        "much, or lower data.max_length; minimoe-dist plan tells what fits",
     )
 
 

@@ -25,6 +25,7 @@ from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuning, TuningOptions
 from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
 from ..train.loop import TrainingDivergedError, run_steps
+from ..train.out_of_memory import naming_batch
 from ..train.resuming import Checkpoints
 from ..train.schedule import make_schedule
 from ..train.scope import Scope
@@ -92,7 +93,12 @@ class TaskRun:
             inputs = self._load_inputs()
             for number, cell in enumerate(remaining, start=1):
                 _log.info("%s: cell %d of %d: %s", task.name, number, len(remaining), cell.label)
-                finished = self._tune(cell, inputs)
+                rows = -(-cell.batch_size // self._launch.world_size)
+                with naming_batch(
+                    f"{rows} samples of up to {self._options.max_length} tokens a rank",
+                    "lower batch_sizes or max_length, or take more ranks",
+                ):
+                    finished = self._tune(cell, inputs)
                 gc.collect()  # what was closed is held in cycles
                 if not finished:
                     return ExitStatus.STOPPED
