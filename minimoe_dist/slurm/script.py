@@ -35,8 +35,14 @@ def render(
 
     Returns:
         The script, without the comments of the shipped file.
+
+    Raises:
+        UserError: an option would end its line, behind which the shell reads commands.
     """
     merged = {**directives(text), **options}
+    for name, value in merged.items():
+        if value and not value.isprintable():
+            raise UserError(f"--{name}: {value!r} has characters that end a line; take them out")
     header = [
         f"#SBATCH --{name}" + (f"={value}" if value else "")
         for name, value in merged.items()

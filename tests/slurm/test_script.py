@@ -36,6 +36,28 @@ def test_variables_and_arguments_come_quoted_before_the_body() -> None:
     assert tail == " HOME_OF='a b'\nset -- 'x y' k=v\nsource job.sh\n"
 
 
+HOSTILE = ["$(touch {trace})", "`touch {trace}`", "; touch {trace}", "' ; touch {trace} '"]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_what_a_shell_would_run_is_text_in_a_script(words: str, tmp_path: Path) -> None:
+    trace = tmp_path / "it_ran"
+    hostile = words.format(trace=trace)
+    options = {"partition": hostile, "output": f"{tmp_path}/{hostile}/slurm-%j.out"}
+    body = '#!/bin/bash\nprintf "%s\\n" "$FOLDER" "$@"\n'
+    script = render(body, options, {"FOLDER": hostile}, [f"{hostile}/run.yaml", hostile])
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [hostile, f"{hostile}/run.yaml", hostile]
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\v", "\x85", "\u2028", "\0"])
+def test_an_option_that_would_end_its_line_is_refused(end: str) -> None:
+    # What follows it would be a command of the script.
+    with pytest.raises(ValueError, match=r"--partition: .* has characters that end a line"):
+        render(SHIPPED, {"partition": f"gpu{end}touch it_ran"}, {}, [])
+
+
 def test_free_options_may_have_dashes_or_not() -> None:
     words = ["constraint=a100", "--exclusive", "--mem=0"]
     assert parse_free_options(words) == {"constraint": "a100", "exclusive": "", "mem": "0"}

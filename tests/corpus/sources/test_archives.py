@@ -238,3 +238,46 @@ def test_zip_files_in_a_row_are_refused(tmp_path, end):
     data = zipped(HALVES[0]) + zipped(HALVES[1])[:end]
     with pytest.raises(ValueError, match="several zip files in a row"):
         sentences(written(tmp_path, data))
+
+
+OUTSIDE = ["../outside.txt", "/tmp/outside.txt", "a/../../../outside.txt", "..\\outside.txt"]
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_members_of_any_name_are_read_and_none_is_written(tmp_path, kind):
+    members = dict(zip(OUTSIDE, PAGES.values(), strict=False))
+    folder = tmp_path / "in" / "below"
+    folder.mkdir(parents=True)
+    path = written(folder, CONTAINERS[kind](members))
+    assert sentences(path) == (EXPECTED[: len(OUTSIDE)], {}, {})
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+
+
+def test_links_in_a_tar_file_lead_nowhere(tmp_path):
+    secret = written(tmp_path, b"What nobody asked for.\nIt lies beside.\n", "secret.txt")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE)):
+            for target in (str(secret), "secret.txt", "../secret.txt"):
+                info = tarfile.TarInfo(f"{number}{target.replace('/', '_')}.txt")
+                info.type, info.linkname = kind, target
+                archive.addfile(info)
+        for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
+            info = tarfile.TarInfo(f"device{kind.decode()}.txt")
+            info.type = kind
+            archive.addfile(info)
+    path = written(tmp_path, buffer.getvalue() + tar(PAGES), "x.tar")
+    assert sentences(path) == (EXPECTED, {}, {})
+
+
+def test_a_link_in_a_zip_file_is_no_more_than_its_own_text(tmp_path):
+    secret = written(tmp_path, b"What nobody asked for.\nIt lies beside.\n", "secret.txt")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo("link.txt")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, str(secret))
+        for name, text in PAGES.items():
+            archive.writestr(name, text)
+    found, _, _ = sentences(written(tmp_path, buffer.getvalue(), "x.zip"))
+    assert "What nobody asked for." not in {text for document in found for text in document}
