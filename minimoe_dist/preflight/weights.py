@@ -2,7 +2,8 @@
 
 Headers of safetensors are read by that library, which refuses one that is too long, and tensors
 that lie outside their file. Of a pickle in a zip archive the names and shapes are read without
-making anything; one of PyTorch before 1.6, which is no archive, is left to the loading.
+making anything; one of PyTorch before 1.6, which is no archive, is left to the loading. What names
+more than tensors' parts is refused in both.
 """
 
 import io
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import UserError, first_line
 from ..foreign import read_json
@@ -28,6 +29,7 @@ from ..model_description import (
 from ..model_paths import resolve_model_path
 
 Shape = tuple[int, ...] | None  # None where that is not known
+_TENSORS_MODULES = ("torch", "collections", "numpy", "_codecs", "builtins", "__builtin__")
 _MOST_PICKLED_BYTES = 1 << 26  # of names and shapes; those of the largest models take a hundredth
 # Before an encoder's names where a head stands beside it.
 _ENCODER, _ENCODER_OF = "bert.", {"roberta": "roberta."}
@@ -41,7 +43,7 @@ def check_weights(
     """Refuses weights that cannot be read, or that are not those of the configuration.
 
     Nothing is refused of a model that is not in a folder of its own (the hub's client completes
-    those), and nothing of an old pickle.
+    those), and of an old pickle only what could run code.
 
     Args:
         option: the option that names the model, for messages.
@@ -187,6 +189,11 @@ def _read(source: str, path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except FileNotFoundError:
         reason = "no such file"
+    except _UnsafePickleError as error:
+        raise UserError(
+            f"{source} has weights in a pickle of more than tensors ({path.name} names {error}), "
+            "which could run any code; give a model.safetensors"
+        ) from None
     except Exception as error:  # of libraries, for what is damaged
         reason = first_line(error)
     raise UserError(
@@ -206,24 +213,49 @@ def _safetensors_shapes(path: Path) -> dict[str, Shape]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+class _UnsafePickleError(Exception):
+    """A pickle that PyTorch's restricted unpickler would refuse; says what it names."""
+
+
 def _pickled_shapes(path: Path) -> dict[str, Shape] | None:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            if file.read(1) == pickle.PROTO:
-                return None
-        raise ValueError("neither a pickle nor an archive that is whole")
+            if file.read(1) != pickle.PROTO:
+                raise ValueError("neither a pickle nor an archive that is whole")
+            if path.stat().st_size <= _MOST_PICKLED_BYTES:
+                file.seek(0)
+                # Of PyTorch before 1.6: two numbers, the machine's sizes, the tensors.
+                for _ in range(4):
+                    if _unpickled(file) is None:
+                        break
+        return None
     with zipfile.ZipFile(path) as archive:
         (member,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
         if member.file_size > _MOST_PICKLED_BYTES:
             return None
         pickled = archive.read(member)
-    try:
-        state = _ShapeUnpickler(io.BytesIO(pickled)).load()
-    except Exception:  # of what it names: whether PyTorch reads that is PyTorch's to say
+    state = _unpickled(io.BytesIO(pickled))
+    if state is None:
         return None
     if not isinstance(state, dict):
         return {}
     return {str(name): value.shape for name, value in state.items() if isinstance(value, _Pickled)}
+
+
+def _unpickled(file: IO[bytes]) -> Any:
+    """Returns what a pickle holds, tensors as their shapes; None for what only PyTorch reads.
+
+    Raises:
+        _UnsafePickleError: it names what is none of tensors' parts.
+    """
+    unpickler = _ShapeUnpickler(file)
+    try:
+        state = unpickler.load()
+    except Exception:  # of what it names: whether PyTorch reads that is PyTorch's to say
+        state = None
+    if unpickler.foreign is not None:
+        raise _UnsafePickleError(unpickler.foreign)
+    return state
 
 
 @dataclass
@@ -240,9 +272,17 @@ class _Pickled:
 
 
 class _ShapeUnpickler(pickle.Unpickler):
-    """Reads tensors as their shapes. Only what is listed here is called, whatever is named."""
+    """Reads tensors as their shapes. Only what is listed here is called, whatever is named.
+
+    Attributes:
+        foreign: the first name that is in none of the modules of which PyTorch allows some.
+    """
+
+    foreign: str | None = None
 
     def find_class(self, module: str, name: str) -> Any:
+        if self.foreign is None and module.partition(".")[0] not in _TENSORS_MODULES:
+            self.foreign = f"{module}.{name}"
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):

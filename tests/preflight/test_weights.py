@@ -1,9 +1,11 @@
 """Weights against config.json: what would not load is found by the files' headers, before torch."""
 
 import json
+import pickle
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,15 +178,32 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+class Trap:
+    """Touches a file when it is unpickled without restriction."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
+
+
+@pytest.mark.parametrize("way", ["archive", "before archives", "bare"])
+def test_a_pickle_that_runs_code_is_not_run(way: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-
-    class Trap:
-        def __reduce__(self) -> Any:
-            return Path.touch, (trace,)
-
-    check(pickled(tmp_path, lambda state: {**state, "trap": Trap()}))
+    trap = Trap(trace)
+    folder = pickled(tmp_path, lambda state: {**state, "trap": trap}, archive=way == "archive")
+    if way == "bare":
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"trap": trap}, 2))
+    words = r"has weights in a pickle of more than tensors \(pytorch_model.bin names \w+\.\w+\)"
+    with pytest.raises(UserError, match=words):
+        check(tmp_path)
     assert not trace.exists()
+
+
+def test_names_that_are_parts_of_tensors_are_taken(tmp_path: Path) -> None:
+    more = {"size": torch.Size([1]), "type": torch.bfloat16, "counts": Counter("ab")}
+    check(pickled(tmp_path, lambda state: {**state, **more}))
 
 
 def test_torch_is_not_imported(tmp_path: Path) -> None:
