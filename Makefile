@@ -2,6 +2,7 @@
 # make study   the runs of docs/results.md: hours on two cores
 # make test    all tests (and what they need)
 # make gpu     all checks and measurements that need a GPU: eight minutes, into runs/benchmarks/gpu
+# make soak    the long trial of reliability, into docs/reliability.md: an hour, or SOAK_MINUTES=3
 # make lint    ruff and mypy
 # make clean   removes the environment, caches and build outputs (runs/ stays)
 #
@@ -9,19 +10,22 @@
 # PIP_OPTIONS=...  for pip, for example an index that offers a CPU build of torch
 # DEMO_OPTIONS=... for `minimoe-dist demo`, for example --steps 50
 # STUDY_OPTIONS=... for benchmarks/study.py, for example "--steps 20 --text FOLDER"
+# SOAK_OPTIONS=... for benchmarks/soak, for example "--seed 5 --only kills inputs"
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_OPTIONS ?=
 DEMO_OPTIONS ?=
 STUDY_OPTIONS ?=
+SOAK_MINUTES ?= 60
+SOAK_OPTIONS ?=
 TEST_OPTIONS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := slurm-wlm munge chromium
 
-.PHONY: demo study test gpu lint clean install debian-packages
+.PHONY: demo study test gpu soak lint clean install debian-packages
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -66,6 +70,9 @@ test: $(STAMP) debian-packages
 
 gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu_report.py
+
+soak: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES) $(SOAK_OPTIONS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
