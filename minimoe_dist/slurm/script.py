@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
 
-_DIRECTIVE = re.compile(r"#SBATCH\s+--(?P<name>[a-z][\w-]*)(?:=(?P<value>.*?))?(?:\s+#.*)?$")
+_DIRECTIVE = re.compile(r"#SBATCH\s+--(?P<name>[a-z][\w-]*)(?:=(?P<value>.*))?")
 
 
 def directives(text: str) -> dict[str, str]:
@@ -15,7 +15,9 @@ def directives(text: str) -> dict[str, str]:
     for line in text.splitlines():
         match = _DIRECTIVE.match(line)
         if match:
-            options[match["name"]] = match["value"] or ""
+            # sbatch knows quotes, and comments.
+            words = shlex.split(match["value"] or "", comments=True)
+            options[match["name"]] = words[0] if words else ""
     return options
 
 
@@ -44,7 +46,7 @@ def render(
         if value and not value.isprintable():
             raise UserError(f"--{name}: {value!r} has characters that end a line; take them out")
     header = [
-        f"#SBATCH --{name}" + (f"={value}" if value else "")
+        f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "")
         for name, value in merged.items()
         if value is not None
     ]

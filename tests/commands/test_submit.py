@@ -87,7 +87,7 @@ def test_of_a_chain_the_finished_stages_are_left_out(
     assert cli.main(["submit", str(recipe), "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert said.count("#!/bin/bash") == 2 and "first/submissions" not in said
-    assert said.count("--dependency=afterok:") == 1
+    assert said.count("--dependency='afterok:(the job of ") == 1
 
 
 @pytest.mark.parametrize(

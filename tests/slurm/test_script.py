@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist.slurm.script import directives, parse_free_options, render, time_limit_seconds
+from tests.slurm_cluster import skip_without_slurm, slurm_cluster
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 TRAINING = sorted(path for path in SCRIPTS.glob("*.sbatch") if "launch " in path.read_text())
@@ -49,6 +50,26 @@ def test_what_a_shell_would_run_is_text_in_a_script(words: str, tmp_path: Path) 
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
     assert done.stdout.splitlines() == [hostile, f"{hostile}/run.yaml", hostile]
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "value", ["/a b/slurm-%j.out", "/a#b/x", "it's", 'a "b"', "x --wrap=y", "$A"]
+)
+def test_a_value_is_one_word_for_sbatch_whatever_is_in_it(value: str) -> None:
+    script = render(SHIPPED, {"output": value}, {}, [])
+    assert directives(script) == {**directives(SHIPPED), "output": value}
+
+
+def test_sbatch_reads_folders_of_any_name(tmp_path: Path) -> None:
+    skip_without_slurm()
+    folder = tmp_path / 'it\'s a #folder "of" $HOME; x'
+    folder.mkdir()
+    script = render("#!/bin/bash\necho done\n", {"output": f"{folder}/%j.out"}, {}, [])
+    (folder / "job.sh").write_text(script)
+    with slurm_cluster() as cluster:
+        number = cluster.submit(str(folder / "job.sh"))
+        cluster.wait_for_job(number, "COMPLETED")
+    assert (folder / f"{number}.out").read_text() == "done\n"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\v", "\x85", "\u2028", "\0"])
