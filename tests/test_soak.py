@@ -44,7 +44,7 @@ GOOD: dict[str, Any] = {
     "saves": {"waits": [0.01], "writes": [0.2], "step": 0.05, "megabytes": 90},
     "useful": {
         "cycles": 2, "useful": 400.0, "wall": 440.0, "restart": 14.0, "repeated": 2.0,
-        "between": 100, "step": 2.0,
+        "between": 100, "step": 2.0, "step_of_goal": 2.0,
     },
     "endurance": {
         "steps": 10_000, "saves": 200,
@@ -132,6 +132,13 @@ def test_the_step_from_which_on_enough_time_is_useful() -> None:
     assert step is not None
     assert 100 * step / (100 * step + 15.0 + 2.5 * step) == pytest.approx(0.9)
     assert break_even(restart=15.0, repeated=12.0, between=100) is None
+
+
+def test_steps_that_are_too_short_say_nothing_of_useful_time() -> None:
+    useful = {**GOOD["useful"], "step": 0.5, "useful": 100.0, "wall": 140.0}
+    assert "too short to say" in verdicts({"useful": useful})
+    assert not is_missed({"useful": useful})
+    assert "met" in verdicts({"useful": {**useful, "wall": 101.0}})
 
 
 def test_growth_leaves_the_warm_up_out() -> None:

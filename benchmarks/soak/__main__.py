@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "soak")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the runs
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     results = run_trials(options, folder)

@@ -19,7 +19,7 @@ from .shop import last_step, unfinished, until
 INTERVAL = STEPS // SAVES
 SAMPLES = 200
 QUIET_STEPS = 100  # of imports, compilers and caches, before anything counts
-SAVED_EVERY = 10
+SAVED_EVERY = 5
 
 
 def try_endurance(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def try_saves(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[
     shutil.rmtree(output_dir, ignore_errors=True)
     recipe = workshop.recipe(
         output_dir,
-        students=[{"layer": 3, "hidden": 384, "heads": 4, "moe": "1,4"}],
+        students=[{"layer": 3, "hidden": 256, "heads": 4, "moe": "1,4"}],
         training={"max_steps": STEPS, "save_interval": SAVED_EVERY, "eval_interval": STEPS},
     )
     records: dict[int, float] = {}

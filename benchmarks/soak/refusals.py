@@ -16,7 +16,7 @@ from .clock import Clock
 from .goals import REFUSAL_SECONDS, refusal_problem
 
 PATIENCE, TRIES = 30.0, 3
-_BAR = re.compile(r"^\w+: .*B/s\]$")
+_BAR = re.compile(r"^$|^\w+: .*B/s\]$")
 
 
 def try_inputs(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[str, Any]:
