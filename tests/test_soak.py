@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks.soak import __main__ as command
-from benchmarks.soak import page
+from benchmarks.soak import page, refusals
 from benchmarks.soak.bad_inputs import BAD_INPUTS
 from benchmarks.soak.clock import Clock
+from benchmarks.soak.endurance import recorded_waits
 from benchmarks.soak.fuzz import read_report
 from benchmarks.soak.goals import (
     INPUTS,
@@ -151,9 +152,17 @@ def test_bad_inputs_are_many_and_different() -> None:
     assert len(names) == len(set(names)) >= INPUTS
 
 
-def test_a_command_that_is_refused_says_so_in_one_line() -> None:
-    status, said, seconds = run(["-m", "minimoe_dist", "distil"])
-    assert not refusal_problem(status, said, "did you mean distill?", min(seconds, 1))
+def test_a_command_that_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
+    status, said, _ = run(["-m", "minimoe_dist", "distil"], tmp_path / "said")
+    assert refusal_problem(status, said, "did you mean distill?", 0.0) == ""
+
+
+def test_a_command_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "PATIENCE", 0.5)
+    status, _, _ = run(["-c", "import time; time.sleep(60)"], tmp_path / "said")
+    assert status is None
 
 
 def records(folder: Path, *steps: int, tail: str = "") -> Path:
@@ -183,6 +192,17 @@ def test_checkpoints_are_looked_at_by_their_hashes(tmp_path: Path) -> None:
     manifest = {"files": {"piece": {"sha256": digest}}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert broken_checkpoints(tmp_path) == ["step_00000010"]
+
+
+def test_what_a_run_says_of_its_saves_is_told(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    summary.write_text("{}")
+    assert recorded_waits(tmp_path) == []
+    saving = {"saves": 4, "waited_seconds": 0.2, "writing_seconds": 3.0}
+    summary.write_text(json.dumps({"saving": saving}))
+    assert recorded_waits(tmp_path) == [0.05]
+    told = rows({"saves": {**GOOD["saves"], "recorded": [0.05]}})
+    assert any("the run itself says 50 ms" in row.measured for row in told)
 
 
 def test_a_start_says_where_it_went_on() -> None:

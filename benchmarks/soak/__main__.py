@@ -28,7 +28,7 @@ WHOLE_MINUTES = 10  # a trial of less is no page of the documentation
 Trial = Callable[[Workshop, Clock, random.Random], dict[str, Any]]
 # name -> (trial, its share of the time, what it counts); what one leaves, later ones get
 TRIALS: dict[str, tuple[Trial, float, str]] = {
-    "inputs": (refusals.try_inputs, 0.10, "inputs"),
+    "inputs": (refusals.try_inputs, 0.12, "inputs"),
     "layouts": (layouts.try_layouts, 0.05, "layouts"),
     "saves": (endurance.try_saves, 0.02, "saves"),
     "stopped": (ranks.try_stops, 0.03, "stops"),

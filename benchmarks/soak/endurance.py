@@ -4,7 +4,6 @@ import json
 import random
 import re
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from .shop import last_step, unfinished, until
 INTERVAL = STEPS // SAVES
 SAMPLES = 200
 QUIET_STEPS = 100  # of imports, compilers and caches, before anything counts
-SAVED_EVERY = 5
+SAVED_EVERY, SAVED_STEPS = 20, 90  # a save is over before the next one begins
 
 
 def try_endurance(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[str, Any]:
@@ -100,14 +99,17 @@ def try_saves(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[
     recipe = workshop.recipe(
         output_dir,
         students=[{"layer": 3, "hidden": 256, "heads": 4, "moe": "1,4"}],
-        training={"max_steps": STEPS, "save_interval": SAVED_EVERY, "eval_interval": STEPS},
+        training={
+            "max_steps": SAVED_STEPS,
+            "save_interval": SAVED_EVERY,
+            "eval_interval": STEPS,
+        },
     )
     records: dict[int, float] = {}
     begun: dict[int, float] = {}
     finished: dict[int, float] = {}
     with support.start(recipe) as ranks:
-        while clock.left > 0 or len(finished) < 3:
-            assert all(one.is_alive() for one in ranks.processes), ranks.said()
+        while any(one.is_alive() for one in ranks.processes):
             now, step = time.monotonic(), last_step(output_dir)
             if step and step not in records:
                 records[step] = now
@@ -118,7 +120,7 @@ def try_saves(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[
             for saved in support.checkpoints(output_dir):
                 finished.setdefault(saved, now)
             time.sleep(0.002)
-        ranks.signal(signal.SIGKILL)
+        assert set(ranks.wait()) == {0}, ranks.said()
     gaps = {step: records[step + 1] - at for step, at in records.items() if step + 1 in records}
     quiet = sorted(gap for step, gap in gaps.items() if step > 3 and step % SAVED_EVERY)
     usual = quiet[len(quiet) // 2]
@@ -127,16 +129,14 @@ def try_saves(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[
         "step": usual,
         "waits": [max(0.0, gap - usual) for step, gap in gaps.items() if step % SAVED_EVERY == 0],
         "writes": [at - begun[step] for step, at in finished.items() if step in begun],
-        "recorded": _recorded(output_dir),
+        "recorded": recorded_waits(output_dir),
         "megabytes": sum(path.stat().st_size for path in newest.iterdir()) / 1e6,
     }
 
 
-def _recorded(output_dir: Path) -> list[float]:
-    """What a run's own records say of waiting for saves, in seconds, where they say it."""
-    found = []
-    for line in (output_dir / "metrics.jsonl").read_text().splitlines()[:-1]:
-        for name, value in json.loads(line).items():
-            if re.fullmatch(r"sav\w*_seconds", name) and value:
-                found.append(float(value))
-    return found
+def recorded_waits(output_dir: Path) -> list[float]:
+    """The mean seconds of a save's wait, if the run's summary tells; else nothing."""
+    saving = json.loads((output_dir / "summary.json").read_text()).get("saving") or {}
+    if not saving.get("saves"):
+        return []
+    return [saving["waited_seconds"] / saving["saves"]]
