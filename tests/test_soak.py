@@ -26,6 +26,7 @@ from benchmarks.soak.ranks import cpu_count
 from benchmarks.soak.refusals import run
 from benchmarks.soak.shop import broken_checkpoints, last_step, lost_and_doubled, resumed_at
 
+ROOT = Path(__file__).parents[1]
 GOOD: dict[str, Any] = {
     "kills": {
         "others_gone": [0.1, 1.9],
@@ -86,6 +87,7 @@ def test_what_was_not_tried_is_neither_met_nor_missed() -> None:
         ("starts", {"clean": [3.0]}),
         ("corpora", {"differing": 1}),
         ("corpora", {"early_names": 1}),
+        ("corpora", {"left_behind": 1}),
         ("layouts", {"changes": [{"to": "one rank", "difference": 2e-6}]}),
         ("layouts", {"changes": [{"to": "one rank", "difference": float("inf")}]}),
         ("saves", {"waits": [0.03]}),
@@ -249,6 +251,11 @@ def test_a_trial_goes_on_with_what_is_missing(
     assert done[0][1] == pytest.approx(30, abs=1) and done[1][1] > 50
     other = command.run_trials(options(tmp_path, seed=2, only=["one"]), tmp_path)
     assert other["one"]["drawn"] != first["one"]["drawn"] and "three" not in other
+
+
+def test_the_page_shows_the_numbers_beside_it() -> None:
+    numbers = json.loads((ROOT / "docs" / page.NUMBERS).read_text("utf-8"))
+    assert (ROOT / "docs" / page.PAGE).read_text("utf-8") == page.text(numbers)
 
 
 def test_a_page_can_be_written_of_nothing_tried(tmp_path: Path) -> None:

@@ -140,7 +140,10 @@ def _corpora(figures: Figures) -> Iterator[Row]:
         f"{figures['differing']} of {figures['lives']} corpora differ from an unbroken one "
         f"({figures['kills']} kills); {figures['early_names']} files under a final name too early"
     )
-    is_met = figures["differing"] == figures["early_names"] == 0
+    hung = figures.get("left_behind", 0)
+    if hung:
+        measured += f"; {hung} hung behind the kill of a part of it"
+    is_met = figures["differing"] == figures["early_names"] == hung == 0
     yield Row(what, "0", measured, verdict(is_met))
 
 

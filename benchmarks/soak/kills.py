@@ -179,7 +179,7 @@ class Life:
             said = ranks.said()
         self._look_at_start(said, is_start_up=kind == "at start-up")
         self._after_signal = kind == "signal"
-        self._done_before = max(self._done_before, last_step(self._output_dir))
+        self._done_before = last_step(self._output_dir)  # without what this start did again
         self._look_at_checkpoints(kind)
         return True
 

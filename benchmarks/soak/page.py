@@ -51,6 +51,7 @@ def text(results: Mapping[str, Any]) -> str:
         inputs=inputs_table(results),
         picture=PICTURE,
         numbers=NUMBERS,
+        note=results.get("note", ""),
     )
 
 
@@ -62,8 +63,8 @@ def _kills(results: Mapping[str, Any]) -> str:
         words += f" ({', '.join(f'{name}: {count}' for name, count in sorted(victims.items()))})"
     if at_start:
         words += (
-            "; a rank killed before the first step takes the other along within "
-            f"{max(at_start):.1f} s ({len(at_start)} times)"
+            "; where a rank was killed before the first step, the other was gone, or was ended by "
+            f"the trial, after {max(at_start):.1f} s at most ({len(at_start)} times)"
         )
     return words + "."
 
@@ -89,6 +90,7 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
     for number, rank in enumerate(results.get("endurance", {}).get("ranks", [])):
         memory.plot(*zip(*rank["curve"], strict=True), label=f"rank {number}")
     memory.set(title="resident memory", xlabel="step", ylabel="KiB")
+    memory.margins(y=0.3)
     memory.set_ylim(bottom=0)
     if memory.lines:
         memory.legend()
