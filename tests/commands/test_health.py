@@ -55,7 +55,7 @@ def test_a_constant_teacher_is_named_before_the_first_step(
     assert statuses == [2, 2]
     assert said.count("WARNING") == said.count("Traceback") == 0
     assert (
-        f"minimoe-dist: step 1: the queries, keys, values of the teacher {constant_teacher} do not "
+        f": step 1: the queries, keys, values of the teacher {constant_teacher} do not "
         "depend on what it reads: since step 1: look at the weights" in said.splitlines()[-1]
     )
     assert support.losses(tmp_path / "run") == {}
@@ -219,5 +219,5 @@ def test_an_exploding_gradient_ends_a_run_that_asks_for_it(
     statuses, said = support.run(recipe)
     assert statuses == [2, 2]
     assert "WARNING" not in said and "Traceback" not in said
-    assert "minimoe-dist: step 2: student: the gradient's norm is" in said.splitlines()[-1]
+    assert ": step 2: student: the gradient's norm is" in said.splitlines()[-1]
     assert support.checkpoints(tmp_path / "run") == [1]

@@ -3,7 +3,9 @@
 import itertools
 import multiprocessing
 import os
+import random
 import signal
+import threading
 import time
 
 import pytest
@@ -43,6 +45,46 @@ def test_errors_reach_the_caller(processes):
 def test_a_worker_that_dies_is_an_error():
     with pytest.raises(RuntimeError, match="a worker process died"):
         list(ordered_map(lambda _: os.kill(os.getpid(), signal.SIGKILL), [1, 2, 3], 2))
+
+
+def _die_while_sending(number):
+    if number == 1:
+        end = threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGKILL))
+        end.start()
+    return bytes(1 << 28)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_in_the_middle_of_a_result_is_an_error():
+    with pytest.raises(RuntimeError, match="a worker process died"):
+        for _ in ordered_map(_die_while_sending, range(4), 2):
+            pass
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_may_die_at_any_moment():
+    moment = random.Random(5)
+    for _ in range(10):
+        before = set(multiprocessing.active_children())
+        results = ordered_map(lambda number: bytes(1 << 20), itertools.count(), 3)
+        next(results)
+        worker = sorted(set(multiprocessing.active_children()) - before, key=id)[0]
+        end = threading.Timer(moment.uniform(0, 0.1), worker.kill)
+        end.start()
+        with pytest.raises(RuntimeError, match="a worker process died"):
+            for _ in results:
+                pass
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_large_items_and_results_pass_each_other():
+    blocks = [bytes([number]) * (3 << 20) for number in range(30)]
+    assert list(ordered_map(lambda block: block + b"!", blocks, 3)) == [b + b"!" for b in blocks]
+
+
+def test_a_result_that_cannot_be_sent_is_an_error():
+    with pytest.raises(Exception, match=r"pickle"):
+        list(ordered_map(lambda number: lambda: number, [1, 2], 2))
 
 
 def _map_and_die(queue):
