@@ -89,10 +89,11 @@ def _held(pid: int) -> tuple[int, int, int] | None:
 
 
 def try_saves(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[str, Any]:
-    """How long a step waits for a save, by when records come, and how long the save takes.
+    """How long steps wait for a save, by the run's summary, and how long the save takes.
 
     A step's record is written before the save behind it, so what the next record comes later than
-    usual is the wait. A save goes from the first file that is not finished to the final name.
+    usual is the wait and what the writing beside it costs. A save goes from the first file that is
+    not finished to the final name.
     """
     output_dir = workshop.folder / "saved"
     shutil.rmtree(output_dir, ignore_errors=True)

@@ -29,22 +29,19 @@ def try_fuzz(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[s
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if not report.is_file():
         words = (done.stdout + done.stderr)[-1500:]
-        return {"cases": 1, "crashes": 1, "hangs": 0, "faults": [words]}
+        return {"cases": 1, "faults": [words]}
     figures = read_report(json.loads(report.read_text()))
     clock.counted(figures["cases"])
-    if done.returncode and not figures["crashes"] + figures["hangs"]:
+    if done.returncode and not figures["faults"]:
         # A test that failed is a fault, whatever the report counts.
-        figures |= {"crashes": 1, "faults": [done.stdout[-1500:]]}
+        figures |= {"faults": [done.stdout[-1500:]]}
     return figures
 
 
 def read_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Cases, crashes and hangs of a report: sums over its parts, where it has such."""
-    parts = report.get("readers") or report.get("targets") or [report]
-    parts = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
-
-    def total(name: str) -> int:
-        values = [part.get(name, 0) for part in parts]
-        return sum(len(one) if isinstance(one, list) else int(one) for one in values)
-
-    return {name: total(name) for name in ("cases", "crashes", "hangs")}
+    """Reads the number of damaged files, and the formats that had a fault."""
+    formats = report["formats"]
+    return {
+        "cases": sum(counts["files"] for counts in formats.values()),
+        "faults": [name for name, counts in formats.items() if counts["faults"]],
+    }

@@ -61,12 +61,14 @@ class SavingSummary(Record):
 
     Attributes:
         saves: how many were begun.
-        waited_seconds: for which training stood still.
+        waited_seconds: for which steps stood still: copies, and waits for the save before.
+        ending_seconds: for which the end waited for the last one.
         writing_seconds: for which they were written, beside training.
     """
 
     saves: int = 0
     waited_seconds: float = 0.0
+    ending_seconds: float = 0.0
     writing_seconds: float = 0.0
 
 

@@ -43,12 +43,14 @@ class SavingTimes:
 
     Attributes:
         saves: checkpoints that were begun.
-        waited_seconds: for which the work stood still: copies, and waits for the save before.
+        waited_seconds: for which steps stood still: copies, and waits for the save before.
+        ending_seconds: for which an end or a stop waited for the last one.
         writing_seconds: from the end of a copy to the checkpoint's name, beside the work.
     """
 
     saves: int = 0
     waited_seconds: float = 0.0
+    ending_seconds: float = 0.0
     writing_seconds: float = 0.0
 
 

@@ -1,8 +1,7 @@
 """Saves work, and goes on from what was saved: one way for all that goes step by step."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,15 +94,16 @@ class Checkpoints:
         Raises:
             OSError: the state before could not be written, and that ends the work.
         """
-        self.finish()
-        with self._waiting():
-            progress = {
-                **work.progress(),
-                "step": steps_done,
-                "facts": self._facts,
-                "version": __version__,
-            }
-            snapshot = self._memory.take(work.engines, progress, work.tensors())
+        started = time.perf_counter()
+        self._settle()
+        progress = {
+            **work.progress(),
+            "step": steps_done,
+            "facts": self._facts,
+            "version": __version__,
+        }
+        snapshot = self._memory.take(work.engines, progress, work.tensors())
+        self.times.waited_seconds += time.perf_counter() - started
         self.times.saves += 1
         self._writer.start(snapshot, goes_on and not self._ends_at_failed_save)
 
@@ -126,10 +126,9 @@ class Checkpoints:
         Raises:
             OSError: it could not be written, and that ends the work.
         """
-        with self._waiting():
-            failure = self._writer.wait()
-        if failure is not None and (must_be_saved or self._ends_work(failure)):
-            raise failure
+        started = time.perf_counter()
+        self._settle(must_be_saved)
+        self.times.ending_seconds += time.perf_counter() - started
 
     def wait(self) -> None:
         """Waits as :meth:`finish` does, where the work ends by an error already."""
@@ -137,15 +136,14 @@ class Checkpoints:
         if failure is not None:
             _log.error("the last checkpoint was not written: %s", failure)
 
+    def _settle(self, must_be_saved: bool = False) -> None:
+        failure = self._writer.wait()
+        if failure is not None and (must_be_saved or self._ends_work(failure)):
+            raise failure
+
     def _ends_work(self, failure: BaseException | None) -> bool:
         forgiven = isinstance(failure, OSError) and not self._ends_at_failed_save
         return failure is not None and not forgiven
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.times.waited_seconds += time.perf_counter() - started
 
     def resume(self, work: Resumable) -> int:
         """Restores the newest whole checkpoint, the same one on every rank.
