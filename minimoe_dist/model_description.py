@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .config.problems import dotted, message_of
 from .durable import hash_json, sampled_hash
+from .encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .errors import UserError, first_line
 from .foreign import read_json
 from .model_paths import (
@@ -22,9 +23,11 @@ from .model_paths import (
 )
 
 # What can be distilled, fine-tuned and exported; `models.pretrained` has their classes.
-FAMILIES = ("bert", "roberta", "megatron-bert")
+FAMILIES = tuple(name for name, family in ENCODER_FAMILIES.items() if not family.is_foreign)
 EXPERTS, SLICEABLE = "minimoe", "minimoe-elastic"  # the students of this package
 MODEL_TYPES = (*FAMILIES, EXPERTS, SLICEABLE)
+# What only teaches besides.
+TEACHERS = tuple(name for name, family in ENCODER_FAMILIES.items() if family.is_foreign)
 # Weights in one file, or the list of the files that they are in.
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -78,6 +81,7 @@ class ModelDescription(BaseModel):
     sparsity_map: dict[str, Any] | None = None
     relation_projections: bool = False
     num_relation_heads: int | None = _size(4096, None)
+    num_hidden_groups: int = _size(4096, 1)  # of ALBERT's layers, which share their weights
     id2label: dict[str, Any] = Field(default_factory=dict)
     architectures: list[str] = Field(default_factory=list)
 
@@ -101,7 +105,18 @@ class ModelDescription(BaseModel):
     @property
     def family(self) -> str:
         """The family that the model is of, or that a student is built like."""
-        return self.family_name or (self.model_type if self.model_type in FAMILIES else "bert")
+        known = self.encoder_family
+        return self.family_name or (known.student if known is not None else "bert")
+
+    @property
+    def encoder_family(self) -> EncoderFamily | None:
+        """The record of its encoder; None for students of this package."""
+        return ENCODER_FAMILIES.get(self.model_type)
+
+    @property
+    def only_teaches(self) -> bool:
+        """Whether it can be a teacher of relations and nothing else."""
+        return self.model_type in TEACHERS
 
     @property
     def architecture(self) -> str:
@@ -186,12 +201,15 @@ def _has_any(folder: Path, *names: str) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def describe_model(path: str, option: str | None = None) -> ModelDescription | None:
+def describe_model(
+    path: str, option: str | None = None, *, teaches: bool = False
+) -> ModelDescription | None:
     """Describes a model on this machine; returns None for a hub name that is not cached here.
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
         option: the option that names the model, for messages.
+        teaches: whether it may be one that can only teach.
 
     Raises:
         UserError: no such folder, a model of another type, or a ``config.json`` that has fields
@@ -203,25 +221,28 @@ def describe_model(path: str, option: str | None = None) -> ModelDescription | N
         if cached is None:
             return None
         folder = os.path.dirname(cached)
-    return description_of(read_model_json(folder), path, folder, option)
+    return description_of(read_model_json(folder), path, folder, option, teaches=teaches)
 
 
-def require_model(path: str, option: str, *, weights: bool = True) -> ModelDescription:
+def require_model(
+    path: str, option: str, *, weights: bool = True, teaches: bool = False
+) -> ModelDescription:
     """Describes a model that a run needs, and downloads the ``config.json`` of a hub's.
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
         option: the option that names the model, for messages.
         weights: whether its weights are needed too. They are not downloaded here.
+        teaches: whether it may be one that can only teach.
 
     Raises:
         UserError: as :func:`describe_model`; or the name is neither on this machine nor can be
             downloaded, or weights that are needed are not there.
     """
-    described = describe_model(path, option)
+    described = describe_model(path, option, teaches=teaches)
     if described is None:
         download_config(path, option)
-        described = describe_model(path, option)
+        described = describe_model(path, option, teaches=teaches)
         assert described is not None, "it has just been downloaded"
     if weights and not described.has_weights:
         if Path(resolve_model_path(path, option)).is_dir():
@@ -250,7 +271,12 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
 
 
 def description_of(
-    values: Mapping[str, Any], path: str, folder: str | Path, option: str | None = None
+    values: Mapping[str, Any],
+    path: str,
+    folder: str | Path,
+    option: str | None = None,
+    *,
+    teaches: bool = False,
 ) -> ModelDescription:
     """Checks a configuration and returns its description.
 
@@ -259,19 +285,22 @@ def description_of(
         path: the model, as the user names it.
         folder: the folder of its files.
         option: the option that names the model, for messages.
+        teaches: whether it may be one that can only teach.
 
     Raises:
         UserError: as :func:`describe_model`.
     """
     kind = values.get("model_type")
-    if kind not in MODEL_TYPES:
+    allowed = (*MODEL_TYPES, *(TEACHERS if teaches else ()))
+    if kind not in allowed:
         where = f"{option}: {path}" if option else path
+        what = "only teaches" if kind in TEACHERS else "neither teaches nor is a student"
         raise UserError(
-            f"{where} is of type {kind or 'none (config.json has no model_type)'}, which neither "
-            f"teaches nor is a student; give a model of type {', '.join(MODEL_TYPES)}"
+            f"{where} is of type {kind or 'none (config.json has no model_type)'}, which {what}; "
+            f"give a model of type {', '.join(allowed)}"
         )
     # transformers writes null for what a model has not.
-    present = {key: value for key, value in values.items() if value is not None}
+    present = {key: value for key, value in with_our_names(values).items() if value is not None}
     try:
         described = ModelDescription.model_validate(
             {**present, "path": path, "folder": Path(folder)}
@@ -286,6 +315,21 @@ def description_of(
     if problem is not None:
         raise UserError(f"{Path(folder) / 'config.json'}: {problem}; {_REMEDY}")
     return described
+
+
+def with_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration with its sizes by our names too.
+
+    Args:
+        values: content of ``config.json``, unchecked.
+    """
+    family = ENCODER_FAMILIES.get(values.get("model_type", ""))
+    names = {} if family is None else family.names
+    renamed = {name: values[theirs] for name, theirs in names.items() if theirs in values}
+    kept = {**values, **renamed}
+    if kept.get("type_vocab_size") == 0:  # without segments; students may have some
+        del kept["type_vocab_size"]
+    return kept
 
 
 def _contradiction(model: ModelDescription) -> str | None:
@@ -303,6 +347,8 @@ def _contradiction(model: ModelDescription) -> str | None:
         return f"hidden_size: {hidden} is no multiple of its {model.heads_of_an_expert} heads"
     if model.family not in FAMILIES:
         return f"family: {model.family} is none of {', '.join(FAMILIES)}"
+    if model.num_hidden_groups != 1:
+        return f"num_hidden_groups: {model.num_hidden_groups}, and only 1 can be cut at a layer"
     if (model.pad_token_id or 0) >= model.vocab_size:
         return f"pad_token_id: {model.pad_token_id} is not below vocab_size {model.vocab_size}"
     return None

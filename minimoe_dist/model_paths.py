@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from .errors import UserError, first_line
 from .foreign import read_json
+from .packaged_archives import first_part, unpacked
 
 # Vocabularies, of which a tokenizer has at least one.
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
@@ -17,7 +18,8 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", 
 def resolve_model_path(path: str, option: str | None = None) -> str:
     """Returns the folder or hub name of a model that a user names.
 
-    ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME.
+    ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME,
+    or in the archive whose first part it holds.
     A local folder must exist and hold ``config.json``; a hub name ("bert-base-uncased", "org/name")
     comes back unchanged.
 
@@ -44,17 +46,26 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
 
 def _packaged_model(path: str, label: str) -> str:
     name = path.removeprefix("package:")
-    spec = find_spec(name) if name.isidentifier() else None
+    # Some packages have hyphens in their names, which no program could import.
+    spec = find_spec(name) if re.fullmatch(r"\w[\w-]*", name) else None
     if spec is None:
         raise UserError(
             f"{label}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
             "or give a model folder"
         )
     for root in map(Path, spec.submodule_search_locations or []):
-        for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
-            if "model_type" in read_json(config):
-                return str(config.parent)
+        first = first_part(root)
+        folder = _model_in(root if first is None else unpacked(first, label))
+        if folder is not None:
+            return str(folder)
     raise UserError(f"{label}: that package holds no Hugging Face config.json; give a model folder")
+
+
+def _model_in(root: Path) -> Path | None:
+    for config in sorted(root.rglob("config.json"), key=lambda file: len(file.parts)):
+        if "model_type" in read_json(config):
+            return config.parent
+    return None
 
 
 def cached_file(name: str, file: str) -> str | None:

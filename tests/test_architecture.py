@@ -36,16 +36,18 @@ FLOORS = {
     "runtime": 2,
     "runs": 1,
     "waiting": 1,
+    "packaged_archives": 1,
     "durable": 0,
     "kernels": 0,
     "foreign": 0,
+    "encoder_families": 0,
     "errors": -1,
     "exit_status": -1,
 }
 OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
     *("cli", "config", "durable", "errors", "exit_status", "foreign", "last_words"),
-    *("model_description", "model_paths"),
+    *("encoder_families", "model_description", "model_paths", "packaged_archives"),
     *("preflight", "rendezvous", "runs", "runtime", "slurm", "waiting"),
 )
 HEAVY = {

@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
 
+from minimoe_dist.encoder_families import ENCODER_FAMILIES
 from minimoe_dist.errors import UserError
 from minimoe_dist.model_description import (
     FAMILIES,
     MODEL_TYPES,
+    TEACHERS,
     ModelDescription,
     describe_model,
     description_of,
     require_model,
 )
 from minimoe_dist.models import configuration
-from minimoe_dist.models.pretrained import ENCODERS
+from minimoe_dist.models.auto import AutoConfig
+from minimoe_dist.models.pretrained import encoder_class
 from tests.families import CONFIGURATIONS, SIZES, student_options
 
 BERT = {**SIZES, "model_type": "bert"}
@@ -68,9 +70,22 @@ def test_a_published_student_without_experts_is_a_plain_encoder() -> None:
     assert not described(moe="1,1", sparsity="0").is_published_student
 
 
-def test_the_types_are_those_that_have_classes() -> None:
-    assert set(MODEL_TYPES) == ENCODERS.keys()
+def test_every_type_has_a_class() -> None:
+    for name in (*MODEL_TYPES, *TEACHERS):
+        assert encoder_class(AutoConfig.for_model(name)).config_class.model_type == name
     assert FAMILIES == configuration.FAMILIES
+    assert {ENCODER_FAMILIES[name].student for name in TEACHERS} <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_what_only_teaches_is_a_teacher_alone(name: str, tmp_path: Path) -> None:
+    values = {**AutoConfig.for_model(name).to_dict(), "pad_token_id": 0}
+    path = write(tmp_path / "model", values)
+    described = describe_model(path, teaches=True)
+    assert described is not None and described.only_teaches
+    assert described.family == ENCODER_FAMILIES[name].student
+    with pytest.raises(UserError, match=rf"source: .* is of type {name}, which only teaches; give"):
+        describe_model(path, "source")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,7 +94,8 @@ def test_the_longest_sequence_is_the_longest_that_the_encoder_embeds(
 ) -> None:
     config = CONFIGURATIONS[family](**SIZES)
     config.save_pretrained(tmp_path)
-    encoder = ENCODERS[family](AutoConfig.from_pretrained(tmp_path)).eval()
+    read = AutoConfig.from_pretrained(tmp_path)
+    encoder = encoder_class(read)(read).eval()
     model = describe_model(str(tmp_path))
     assert model is not None
     ids = torch.full((1, model.longest_sequence), 5)

@@ -5,22 +5,20 @@ another shape, pickles of more than tensors, models of another kind.
 """
 
 import contextlib
+import inspect
 import pickle
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers.utils.logging as transformers_logging
 from safetensors import SafetensorError
-from transformers import (
-    BertModel,
-    MegatronBertModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaModel,
-)
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from ..encoder_families import ENCODER_FAMILIES
 from ..errors import UserError, first_line
-from ..model_description import MODEL_TYPES, description_of, require_model
+from ..model_description import description_of, require_model
 from .auto import AutoConfig
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
@@ -28,24 +26,53 @@ from .elastic_configuration import ElasticConfig
 from .moebert import MiniMoeForRelations
 from .weights import refuse_incomplete
 
-# By model type; the students of this package among them, which teach as assistants.
-ENCODERS: dict[str, type[PreTrainedModel]] = {
-    "bert": BertModel,
-    "roberta": RobertaModel,
-    "megatron-bert": MegatronBertModel,
+# The students of this package teach as assistants.
+_STUDENTS: dict[str, type[PreTrainedModel]] = {
     MiniMoeConfig.model_type: MiniMoeForRelations,
     ElasticConfig.model_type: ElasticForRelations,
 }
-
-assert ENCODERS.keys() == set(MODEL_TYPES)
-
 _OPTION = "teacher.model_name_or_path"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Returns the class of a teacher: transformers' encoder, or a student of this package."""
+    found: type[PreTrainedModel] | None = _STUDENTS.get(config.model_type)
+    return MODEL_MAPPING[type(config)] if found is None else found
+
+
+def size_of(config: PreTrainedConfig, name: str) -> int:
+    """Returns a size of a teacher by our name of it."""
+    family = ENCODER_FAMILIES.get(config.model_type)
+    size: int = getattr(config, name if family is None else family.names.get(name, name))
+    return size
+
+
+def base_of_students(config: PreTrainedConfig) -> Any:
+    """Returns what a teacher's students take over: its vocabulary, ids and positions.
+
+    Of what students are not built like, all else is BERT's.
+    """
+    family = ENCODER_FAMILIES.get(config.model_type)
+    if family is None or not family.is_foreign:
+        return config
+    described = description_of(config.to_dict(), config.name_or_path, "", teaches=True)
+    return SimpleNamespace(
+        family=described.family,
+        vocab_size=described.vocab_size,
+        max_position_embeddings=described.max_position_embeddings,
+        type_vocab_size=described.type_vocab_size,
+        pad_token_id=described.pad_token_id,
+        bos_token_id=getattr(config, "bos_token_id", None),
+        eos_token_id=getattr(config, "eos_token_id", None),
+        hidden_act="gelu",
+    )
+
+
 def longest_sequence(config: PreTrainedConfig) -> int:
     """Returns the number of tokens of the longest sequence that an encoder takes."""
-    return description_of(config.to_dict(), config.name_or_path, "").longest_sequence
+    described = description_of(config.to_dict(), config.name_or_path, "", teaches=True)
+    return described.longest_sequence
 
 
 def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
@@ -58,7 +85,7 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
     Raises:
         UserError: no model there, or none that can teach as it stands.
     """
-    description = require_model(path, _OPTION, weights=False)
+    description = require_model(path, _OPTION, weights=False, teaches=True)
     if description.is_published_student:
         raise UserError(
             f"{_OPTION}: {path} is a published student (moe {description.moe}, sparsity "
@@ -122,7 +149,7 @@ def load_encoder(
     source = f"{_OPTION}: {path}"
     try:
         with quiet_transformers():
-            model, report = ENCODERS[config.model_type].from_pretrained(
+            model, report = encoder_class(config).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -157,7 +184,7 @@ def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMod
     Buffers that no checkpoint holds have their values, on CPU.
     """
     with torch.device("meta"):
-        model = ENCODERS[config.model_type](config, **_class_options(config)).to(dtype)
+        model = encoder_class(config)(config, **_class_options(config)).to(dtype)
     for module in list(model.modules()):
         buffers = dict(module.named_buffers(recurse=False))
         for name, buffer in buffers.items():
@@ -168,7 +195,8 @@ def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMod
 
 
 def _class_options(config: PreTrainedConfig) -> dict[str, bool]:
-    return {} if isinstance(config, MiniMoeConfig) else {"add_pooling_layer": False}
+    has_pooler = "add_pooling_layer" in inspect.signature(encoder_class(config)).parameters
+    return {"add_pooling_layer": False} if has_pooler else {}
 
 
 @contextlib.contextmanager

@@ -3,14 +3,14 @@
 Of a Hugging Face encoder only what leads to the relation layer's queries, keys and values is loaded
 and run: no later layer, no attention or feed-forward of the relation layer itself, no pooler. The
 three signals are bit for bit those of the uncut model. Our own students teach too, as assistants:
-their signals are those that they were trained to give. To teach with another kind of encoder, add
-its model type to `pretrained.ENCODERS` and its class to `signals_of`.
+their signals are those that they were trained to give. Which encoders teach is said in
+`encoder_families`.
 
 Shapes: B samples, S positions, H the teacher's width.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
+from ..encoder_families import ENCODER_FAMILIES
 from .elastic import ElasticForRelations
 from .errors import UserError
 from .float8 import multiplies_float8, quantize_maps
@@ -28,23 +29,24 @@ from .pretrained import empty_encoder, encoder_dtype, load_encoder, read_encoder
 from .weights import SlicedWeights
 
 FLOAT8 = "float8"
+_MAP_NAMES = {1: ("query_key_value",), 3: ("query", "key", "value")}
 
 
 class CutEncoder(nn.Module):
-    """The layers before a relation layer, then that layer's three projections.
+    """The layers before a relation layer, then that layer's projections.
 
     Args:
         encoder: a Hugging Face encoder whose last hidden state is what the projections read.
-        attention: holder of the relation layer's ``query``, ``key`` and ``value`` maps.
+        maps: of the relation layer: query, key and value, or one map whose thirds they are.
         reads_segments: whether the encoder was trained with segment ids.
     """
 
-    def __init__(self, encoder: nn.Module, attention: nn.Module, reads_segments: bool) -> None:
+    def __init__(self, encoder: nn.Module, maps: Sequence[nn.Module], reads_segments: bool) -> None:
         super().__init__()
         self.encoder = encoder
-        self.query = attention.get_submodule("query")
-        self.key = attention.get_submodule("key")
-        self.value = attention.get_submodule("value")
+        self._names = _MAP_NAMES[len(maps)]
+        for name, module in zip(self._names, maps, strict=True):
+            self.add_module(name, module)
         self.reads_segments = reads_segments
 
     def forward(
@@ -53,9 +55,14 @@ class CutEncoder(nn.Module):
         """Returns queries, keys and values, each [B, S, H]."""
         segments = {"token_type_ids": token_type_ids} if self.reads_segments else {}
         hidden = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, **segments
+            # Some subtract masks, which booleans do not.
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            **segments,
         ).last_hidden_state
-        return self.query(hidden), self.key(hidden), self.value(hidden)
+        outputs = [self.get_submodule(name)(hidden) for name in self._names]
+        query, key, value = outputs if len(outputs) == 3 else outputs[0].chunk(3, dim=-1)
+        return query, key, value
 
 
 class StudentSignals(nn.Module):
@@ -164,15 +171,24 @@ def signals_of(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, MiniMoeForRelations | ElasticForRelations):
         return StudentSignals(model)
-    assert isinstance(model, BertModel | RobertaModel | MegatronBertModel), type(model).__name__
-    layers = model.encoder.layer
-    attention = layers[-1].attention
-    model.encoder.layer = layers[:-1]
-    if isinstance(model, MegatronBertModel):
-        # Layers normalise their input here: the relation layer's LayerNorm stands before its
-        # projections, where the encoder has the one after the last layer.
-        model.encoder.ln = attention.ln
-    return CutEncoder(model, attention.self, reads_segments=not isinstance(model, RobertaModel))
+    assert isinstance(model.config, PreTrainedConfig)
+    family = ENCODER_FAMILIES[model.config.model_type]
+    if family.shared_layer is not None:
+        # The layer that runs before is the relation layer too, and keeps all of its parts.
+        layer = model.get_submodule(family.shared_layer)
+        model.config.num_hidden_layers -= 1
+    else:
+        layers = model.get_submodule(family.layers)
+        assert isinstance(layers, nn.ModuleList), family.layers
+        layer = layers[-1]
+        model.set_submodule(family.layers, layers[:-1])
+    if family.norms is not None:
+        # Layers normalise their input: the relation layer's norm stands before its projections,
+        # where the encoder has the one after the last layer.
+        behind, before = family.norms
+        model.set_submodule(behind, layer.get_submodule(before))
+    maps = [layer.get_submodule(name) for name in family.maps]
+    return CutEncoder(model, maps, family.reads_segments)
 
 
 def teacher_of(model: nn.Module) -> RelationTeacher:
@@ -180,7 +196,7 @@ def teacher_of(model: nn.Module) -> RelationTeacher:
 
     For what has a layout of its own on disk, such as a published student with experts.
     """
-    config = model.config
+    config = copy.deepcopy(model.config)
     assert isinstance(config, PreTrainedConfig)
     return RelationTeacher(signals_of(model), config, config.num_hidden_layers)
 
@@ -219,7 +235,7 @@ def load_teacher(
     device = torch.device(device)
     config = read_encoder_config(path, folder)
     layer = _layer_number(config, relation_layer)
-    cut_config = _cut_config(config, layer)
+    first_layers = cut_config(config, layer)
     in_8_bits = dtype == FLOAT8
     if in_8_bits and device.type == "cuda" and not multiplies_float8(device):
         raise UserError(
@@ -227,7 +243,7 @@ def load_teacher(
             f"{torch.cuda.get_device_name(device)} does not; give auto"
         )
     model = load_encoder(
-        path, folder, cut_config, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
+        path, folder, first_layers, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
     )
     is_foreign = isinstance(model, BertModel | RobertaModel | MegatronBertModel)
     if is_foreign and (in_8_bits or device.type == "cuda"):
@@ -269,7 +285,7 @@ def unfilled_teacher(
     folder = resolve_model_path(path)
     config = read_encoder_config(path, folder)
     layer = _layer_number(config, relation_layer)
-    model = empty_encoder(_cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
+    model = empty_encoder(cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
     weights = SlicedWeights(path, folder, model.base_model_prefix)
     model_names = {parameter: name for name, parameter in model.named_parameters()}
     teacher = RelationTeacher(signals_of(model), config, layer)
@@ -279,10 +295,13 @@ def unfilled_teacher(
     return UnfilledTeacher(teacher, weights, names)
 
 
-def _cut_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
-    cut_config = copy.deepcopy(config)
-    cut_config.num_hidden_layers = layer
-    return cut_config
+def cut_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
+    """Returns the configuration of an encoder's first layers."""
+    cut = copy.deepcopy(config)
+    cut.num_hidden_layers = layer
+    if getattr(config, "layer_types", None):  # a kind of attention for each layer
+        cut.layer_types = config.layer_types[:layer]
+    return cut
 
 
 def _layer_number(config: PreTrainedConfig, relation_layer: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
 from ..data.row_counts import MASKED_SHARE
-from ..model_description import describe_model, read_model_json
+from ..encoder_families import ENCODER_FAMILIES
+from ..model_description import describe_model, read_model_json, with_our_names
 from ..models.compute import RelationPath
 from ..models.submodels import (
     WHOLE,
@@ -19,6 +20,8 @@ from ..models.submodels import (
     whole_shape,
 )
 
+# What students take over of a teacher that they are not built like.
+_INHERITED = ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
 # Configurations of models that recipes name, for machines that do not have them.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     name: {
@@ -207,11 +210,9 @@ def student_json(
     if options.model_name_or_path is None:
         option = "teacher.model_name_or_path"
     name = options.model_name_or_path or config.teacher.model_name_or_path
-    base = model_json(name, option, future_exports)
     values = {
-        **base,
+        **_base_of_students(model_json(name, option, future_exports)),
         "model_type": "minimoe",
-        "family": base.get("family", base["model_type"]),
         "num_hidden_layers": options.layer,
         "hidden_size": options.hidden,
         "num_attention_heads": options.heads,
@@ -228,6 +229,14 @@ def student_json(
         sub_models = once_for_all_map(whole, options.ofa_layer, options.ofa_hidden)
         values |= {"model_type": "minimoe-elastic", "sparsity_map": sub_models, "sparsity": WHOLE}
     return values
+
+
+def _base_of_students(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what students take over of a configuration, and the family that they are of."""
+    family = ENCODER_FAMILIES.get(base["model_type"])
+    if family is None or not family.is_foreign:
+        return {**base, "family": base.get("family", base["model_type"])}
+    return {name: base[name] for name in _INHERITED if name in base} | {"family": family.student}
 
 
 def student_sizes(
@@ -280,9 +289,9 @@ def model_json(name: str, option: str, future_exports: Exports) -> Mapping[str, 
     """
     if name in future_exports:
         return future_exports[name]
-    described = describe_model(name, option)
+    described = describe_model(name, option, teaches=True)
     if described is not None:
-        return read_model_json(described.folder)
+        return with_our_names(read_model_json(described.folder))
     if name not in _PUBLISHED:
         raise ConfigError(
             f"{option}: the sizes of {name} are not known here; give a folder with its "

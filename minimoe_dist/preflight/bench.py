@@ -65,7 +65,7 @@ def _with_start(config: RunConfig, student: StudentConfig) -> StudentConfig:
 def has_weights(path: str) -> bool:
     """Tells whether a model's weights are on this machine."""
     try:
-        model = describe_model(path)
+        model = describe_model(path, teaches=True)
     except UserError:
         return False
     return model is not None and model.has_weights

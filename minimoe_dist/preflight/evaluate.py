@@ -69,7 +69,7 @@ def _check_relations(options: EvaluateOptions, model: ModelDescription, saved: S
     compared = {"source": model}
     path, corpora = teacher_of(options, saved), corpora_of(options, saved)
     if path is not None and (options.teacher is not None or corpora):
-        compared["teacher"] = teacher = require_model(path, "--teacher")
+        compared["teacher"] = teacher = require_model(path, "--teacher", teaches=True)
         check_weights("--teacher", teacher)
         if options.max_length is not None:
             check_length("--max_length", options.max_length, "teacher", teacher)

@@ -25,15 +25,16 @@ def describe_teacher(config: RunConfig, starts_here: bool = True) -> ModelDescri
     Raises:
         UserError: it is missing, a checkpoint of Megatron-LM's, or no model that can teach.
     """
-    path = Path(config.teacher.model_name_or_path).expanduser()
+    name = config.teacher.model_name_or_path
+    path = Path(name).expanduser()
     if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
         raise ConfigError(
             f"{_OPTION}: {path} is a checkpoint of Megatron-LM's; convert it first: "
             f"minimoe-dist convert --input {path} --output {path}-huggingface"
         )
     if not starts_here:
-        return describe_model(config.teacher.model_name_or_path, _OPTION)
-    return require_model(config.teacher.model_name_or_path, _OPTION, weights=_runs(config))
+        return describe_model(name, _OPTION, teaches=True)
+    return require_model(name, _OPTION, weights=_runs(config), teaches=True)
 
 
 def _runs(config: RunConfig) -> bool:
@@ -114,9 +115,10 @@ def _check_iteration(config: RunConfig, teacher: ModelDescription) -> None:
 
 def _check_teaches(config: RunConfig, teacher: ModelDescription) -> None:
     is_for_relations = teacher.is_published_student or teacher.model_type == SLICEABLE
-    if config.kind.learns is Learns.STATES and is_for_relations:
+    if config.kind.learns is Learns.STATES and (is_for_relations or teacher.only_teaches):
+        what = f"of type {teacher.model_type}" if teacher.only_teaches else "a student"
         raise ConfigError(
-            f"{_OPTION}: {teacher.path} is a student that teaches relations only, and "
+            f"{_OPTION}: {teacher.path} is {what}, which teaches relations only, and "
             f"{config.model_type} learns states; give an encoder, or model_type "
             f"{types_that(family='bert', learns=Learns.RELATIONS)[0]}"
         )
@@ -129,6 +131,13 @@ def _check_relation_layer(config: RunConfig, teacher: ModelDescription) -> None:
             f"teacher.relation_layer: {layer}, but {teacher.path} has {layers} layers; use at most "
             f"{layers}"
         )
+    family = teacher.encoder_family
+    whole_layers = (layers if layer == -1 else layer) - 1
+    if family is not None and whole_layers < family.least_layers:
+        raise ConfigError(
+            f"teacher.relation_layer: {layer}, but of {teacher.path}, a {teacher.model_type}, at "
+            f"least layer {family.least_layers + 1} can teach; give a later one"
+        )
     whole = layer == layers and not teacher.is_published_student
     if config.learns_relations and teacher.signals_on_top and layer != -1 and not whole:
         raise ConfigError(
@@ -139,6 +148,11 @@ def _check_relation_layer(config: RunConfig, teacher: ModelDescription) -> None:
 
 def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> None:
     layout = config.teacher.layout
+    if teacher.only_teaches and config.teacher.dtype == "float8":
+        raise ConfigError(
+            f"teacher.dtype: float8 is not for {teacher.path}, a {teacher.model_type}, which runs "
+            "as Hugging Face's; give auto"
+        )
     if layout == "replicated":
         return
     if teacher.is_published_student:
@@ -146,9 +160,9 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
             f"teacher.layout: {layout}, but {teacher.path} is a published student, which is loaded "
             "whole; use replicated"
         )
-    if layout == "tensor" and teacher.is_native_student:
+    if layout == "tensor" and (teacher.is_native_student or teacher.only_teaches):
         raise ConfigError(
-            f"teacher.layout: tensor is not for {teacher.path}, a student of type "
+            f"teacher.layout: tensor is not for {teacher.path}, which is of type "
             f"{teacher.model_type}; use zero3 or replicated"
         )
     if layout == "tensor":

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..encoder_families import EncoderFamily
 from ..errors import UserError, first_line
 from ..foreign import read_json
 from ..model_description import (
-    FAMILIES,
     PICKLE,
     PICKLE_INDEX,
     SLICEABLE,
@@ -32,7 +32,7 @@ Shape = tuple[int, ...] | None  # None where that is not known
 _TENSORS_MODULES = ("torch", "collections", "numpy", "_codecs", "builtins", "__builtin__")
 _MOST_PICKLED_BYTES = 1 << 26  # of names and shapes; those of the largest models take a hundredth
 # Before an encoder's names where a head stands beside it.
-_ENCODER, _ENCODER_OF = "bert.", {"roberta": "roberta."}
+_ENCODER = "bert."
 _TENSORFLOWS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _REMEDY = "give the checkpoint and the configuration of one model"
 
@@ -59,7 +59,8 @@ def check_weights(
         return
     source = f"{option}: {model.path}"
     expected = expected_tensors(model, layers, whole=whole)
-    prefix = _ENCODER_OF.get(model.model_type, _ENCODER)
+    family = model.encoder_family
+    prefix = _ENCODER if family is None else family.prefix
     shapes = _stored_shapes(source, model.folder, None if whole else {*expected}, prefix)
     if shapes is None:
         return
@@ -89,11 +90,14 @@ def expected_tensors(
     hidden dimensions may be cut off, any.
     Arguments are those of :func:`check_weights`.
     """
+    family = model.encoder_family
+    if family is not None and family.is_foreign:
+        return _maps_of(model, family, layers)
     hidden, inner = model.hidden_size, model.intermediate_size
     words = {"embeddings.word_embeddings.weight": (model.vocab_size, hidden)}
     if model.model_type == SLICEABLE or model.is_published_student:
         return dict.fromkeys(words)
-    if model.model_type not in FAMILIES:
+    if family is None:
         return dict(words)
     norms_first = model.model_type == "megatron-bert"
     count = model.num_hidden_layers if layers is None else layers
@@ -117,6 +121,21 @@ def expected_tensors(
         for norm in norms:
             tensors |= _norm(prefix + norm, hidden)
     return {**tensors, **(_norm("encoder.ln", hidden) if norms_first else {})}
+
+
+def _maps_of(
+    model: ModelDescription, family: EncoderFamily, layers: int | None
+) -> dict[str, Shape]:
+    """Returns what is known of an encoder that only teaches: its words, and its layers' maps."""
+    count = model.num_hidden_layers if layers is None else layers
+    places = [family.shared_layer or f"{family.layers}.{number}" for number in range(count)]
+    # Word embeddings may be narrower than the layers.
+    tensors: dict[str, Shape] = {f"{family.words}.weight": None}
+    outputs = model.hidden_size * 3 // len(family.maps)
+    for place in places:
+        for name in family.maps:
+            tensors[f"{place}.{name}.weight"] = (outputs, model.hidden_size)
+    return tensors
 
 
 def tensor_names(model: ModelDescription) -> set[str] | None:

@@ -108,7 +108,10 @@ def _measuring_run(export: Export, options: EvaluateOptions) -> RunConfig | None
             "output_dir=.",
         ]
         tree = load_run_config(None, overrides).model_dump(mode="json")
-        models = (require_model(str(export.folder), "source"), require_model(teacher, "--teacher"))
+        models = (
+            require_model(str(export.folder), "source"),
+            require_model(teacher, "--teacher", teaches=True),
+        )
         lengths = [model.longest_sequence for model in models]
         tree["data"]["max_length"] = min(tree["data"]["max_length"], *lengths)
     if options.teacher:

@@ -107,7 +107,7 @@ def open_data(config: RunConfig) -> RunData:
     tokenizer = load_tokenizer(name, teacher.do_lower_case, teacher.use_slow_tokenizer)
     special = _special_tokens(tokenizer, name)
     described = require_model(
-        teacher.model_name_or_path, "teacher.model_name_or_path", weights=False
+        teacher.model_name_or_path, "teacher.model_name_or_path", weights=False, teaches=True
     )
     _check_rows(described, special.vocab_size, name)
     train = _open_corpora(data.record_path_or_regex)

@@ -26,7 +26,7 @@ from ..models.auto import AutoConfig
 from ..models.configuration import FAMILIES
 from ..models.foreign import as_student
 from ..models.pretrained import empty_encoder
-from ..models.teacher import RelationTeacher, signals_of
+from ..models.teacher import RelationTeacher, cut_config, signals_of
 from ..models.tinybert import state_teacher_of
 from ..planning.amounts import Amount, tensors
 from ..planning.passes import Batch, PassMemory
@@ -89,16 +89,17 @@ class MetaPasses:
             return None
         values = dict(self._teacher)
         whole = AutoConfig.for_model(values.pop("model_type"), **values)
-        cut, layer = whole, config.teacher.relation_layer
-        if config.kind.learns is Learns.RELATIONS and layer != -1:
-            cut = AutoConfig.for_model(whole.model_type, **values | {"num_hidden_layers": layer})
+        layer = whole.num_hidden_layers
+        if config.kind.learns is Learns.RELATIONS and config.teacher.relation_layer != -1:
+            layer = config.teacher.relation_layer
+        cut = cut_config(whole, layer)
         # 8-bit maps read and leave numbers of 16 bits.
         model: Any = empty_encoder(cut, getattr(torch, dtype.replace("float8", "bfloat16")))
         if config.kind.learns is Learns.STATES:
             return state_teacher_of(model)
         if packed and model.config.model_type in FAMILIES:
             model = as_student(model)
-        return RelationTeacher(signals_of(model), whole, cut.num_hidden_layers)
+        return RelationTeacher(signals_of(model), whole, layer)
 
     def _make_student(self, index: int, dtype: str) -> Any:
         model_class = student_class(self._config)

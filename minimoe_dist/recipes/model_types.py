@@ -21,7 +21,7 @@ from ..models.elastic import ElasticForRelations
 from ..models.elastic_build import once_for_all_config, sparse_student
 from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoePreTrainedModel
-from ..models.pretrained import encoder_dtype, read_encoder_config
+from ..models.pretrained import base_of_students, encoder_dtype, read_encoder_config, size_of
 from ..models.teacher import RelationTeacher, load_teacher, teacher_of
 from ..models.tinybert import (
     MiniMoeForStates,
@@ -131,7 +131,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
         UserError: its options do not fit each other, the teacher or the weights that they name.
     """
     options = config.students[index]
-    base: Any = lesson.teacher
+    base: Any = base_of_students(lesson.teacher)
     if options.model_name_or_path is not None:
         base = AutoConfig.from_pretrained(
             resolve_model_path(options.model_name_or_path), trust_remote_code=False
@@ -159,7 +159,7 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
             dtype=options.dtype,
             device=device,
         )
-    if require_model(path, "teacher.model_name_or_path").is_published_student:
+    if require_model(path, "teacher.model_name_or_path", teaches=True).is_published_student:
         assert options.relation_layer == -1, options.relation_layer
         dtype = encoder_dtype(options.dtype, device)
         return teacher_of(load_student(folder)).to(device, dtype)
@@ -173,7 +173,8 @@ def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
 
     teacher = _relation_teacher(config, device)
     objective = make_objective(config, teacher)
-    path = RelationPath(teacher.layers_run, teacher.hidden_size, teacher.config.intermediate_size)
+    neurons = size_of(teacher.config, "intermediate_size")
+    path = RelationPath(teacher.layers_run, teacher.hidden_size, neurons)
     return Lesson(objective, teacher.config, path, teacher, held_bytes(teacher))
 
 

@@ -32,6 +32,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from ..encoder_families import ENCODER_FAMILIES
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import CutEncoder, RelationTeacher, UnfilledTeacher, unfilled_teacher
 from ..runtime import logger
@@ -143,6 +144,7 @@ def _zero3(
                     dtype=filled.dtype,
                 )
         teacher.to(device)  # buffers
+        _register_parameters_read_elsewhere(teacher)
         layer = sum(map(_whole_numel, teacher.parameters())) // max(1, teacher.layers_run)
         # Its hooks on the modules keep it alive.
         DeepSpeedZeRoOffload(
@@ -156,6 +158,18 @@ def _zero3(
             param_persistence_threshold=_KEPT_WHOLE,
         )
     return teacher
+
+
+def _register_parameters_read_elsewhere(teacher: RelationTeacher) -> None:
+    """Names those that a module reads of another one, whose own call would gather them."""
+    family = ENCODER_FAMILIES.get(teacher.config.model_type)
+    if family is None or not isinstance(teacher.signals, CutEncoder):
+        return
+    encoder = teacher.signals.encoder
+    for path, reader in family.read_by.items():
+        deepspeed.zero.register_external_parameter(
+            encoder.get_submodule(reader), encoder.get_parameter(path)
+        )
 
 
 def _return_freed_memory() -> None:

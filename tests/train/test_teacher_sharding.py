@@ -26,6 +26,7 @@ from minimoe_dist.models.elastic_configuration import ElasticConfig
 from minimoe_dist.models.teacher import load_teacher
 from minimoe_dist.train.teacher_sharding import held_bytes, load_sharded_teacher
 from tests.distributed import run_distributed
+from tests.models.test_encoder_families import make_model
 
 SIZES = {
     "vocab_size": 61,  # no number of ranks divides it
@@ -89,6 +90,14 @@ def worst_on(ranks: int, *cases: tuple[str, dict[str, Any]]) -> float:
 def test_signals_of_every_family_are_the_replicated_teachers(layout: str, tmp_path: Path) -> None:
     folders = [save_encoder(tmp_path / family, family) for family in FAMILIES]
     assert worst_on(2, *((folder, {"layout": layout}) for folder in folders)) < 1e-5
+
+
+def test_encoders_that_only_teach_are_gathered_layer_by_layer(tmp_path: Path) -> None:
+    cases = []
+    for name in ("mpnet", "distilbert", "albert", "deberta-v2", "modernbert"):
+        make_model(name).save_pretrained(tmp_path / name)
+        cases.append((str(tmp_path / name), {"layout": "zero3"}))
+    assert worst_on(2, *cases) < 1e-5
 
 
 def test_groups_of_four_ranks_give_the_replicated_signals(tmp_path: Path) -> None:

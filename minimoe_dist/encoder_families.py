@@ -1,0 +1,107 @@
+"""Describes the encoders that can teach, one record each, without torch.
+
+A record says where an encoder keeps the maps to queries, keys and values, and what a student of it
+is like. To teach with another of Hugging Face's encoders, add its record: tests then compare its
+signals bit for bit with the uncut model's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A family of encoders.
+
+    Attributes:
+        student: what a student of it is built like: one of `model_description.FAMILIES`.
+        prefix: of the encoder's weights where a head stands beside it.
+        layers: path of the list of layers in the encoder.
+        shared_layer: path of the one layer that is run again and again; then nothing is at
+            ``layers``.
+        maps: paths in a layer of the maps to queries, keys and values; one path where they are one
+            map, of thirds in this order.
+        norms: path in the encoder of the norm behind its last layer, and path in a layer of the
+            one before the maps, where layers normalise their input.
+        words: path of the word embeddings.
+        reads_segments: whether the encoder was trained with segment ids.
+        names: our names of sizes -> those in its ``config.json``, where they differ.
+        least_layers: fewer it cannot run in front of the maps.
+        read_by: path of a parameter -> path of the module that reads it past its holder.
+        is_foreign: whether students are not built like it, and it runs as Hugging Face's alone.
+    """
+
+    student: str
+    prefix: str
+    layers: str = "encoder.layer"
+    shared_layer: str | None = None
+    maps: tuple[str, ...] = (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+    )
+    norms: tuple[str, str] | None = None
+    words: str = "embeddings.word_embeddings"
+    reads_segments: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    least_layers: int = 0
+    read_by: Mapping[str, str] = field(default_factory=dict)
+    is_foreign: bool = True
+
+
+def _maps(holder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{holder}.{name}" for name in names)
+
+
+ENCODER_FAMILIES: dict[str, EncoderFamily] = {
+    "bert": EncoderFamily("bert", "bert.", reads_segments=True, is_foreign=False),
+    "roberta": EncoderFamily("roberta", "roberta.", is_foreign=False),
+    "megatron-bert": EncoderFamily(
+        "megatron-bert",
+        "bert.",
+        norms=("encoder.ln", "attention.ln"),
+        reads_segments=True,
+        is_foreign=False,
+    ),
+    "xlm-roberta": EncoderFamily("roberta", "roberta."),
+    "camembert": EncoderFamily("roberta", "roberta."),
+    "data2vec-text": EncoderFamily("roberta", "data2vec_text."),
+    "electra": EncoderFamily("bert", "electra.", reads_segments=True),
+    "ernie": EncoderFamily("bert", "ernie.", reads_segments=True),
+    "mpnet": EncoderFamily("roberta", "mpnet.", maps=_maps("attention.attn", "q", "k", "v")),
+    "distilbert": EncoderFamily(
+        "bert",
+        "distilbert.",
+        layers="transformer.layer",
+        maps=_maps("attention", "q_lin", "k_lin", "v_lin"),
+        names={
+            "hidden_size": "dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "hidden_dropout_prob": "dropout",
+        },
+    ),
+    "albert": EncoderFamily(
+        "bert",
+        "albert.",
+        shared_layer="encoder.albert_layer_groups.0.albert_layers.0",
+        maps=_maps("attention", "query", "key", "value"),
+        reads_segments=True,
+    ),
+    "deberta-v2": EncoderFamily(
+        "bert",
+        "deberta.",
+        maps=_maps("attention.self", "query_proj", "key_proj", "value_proj"),
+        least_layers=1,
+        read_by={"encoder.rel_embeddings.weight": "encoder"},
+    ),
+    "modernbert": EncoderFamily(
+        "bert",
+        "model.",
+        layers="layers",
+        maps=("attn.Wqkv",),
+        norms=("final_norm", "attn_norm"),
+        words="embeddings.tok_embeddings",
+    ),
+}
