@@ -18,6 +18,7 @@ from ..foreign import parse_json, read_json
 from ..runs.evaluations import Evaluation
 from ..runs.folder import EXPORT
 from ..runs.health import conditions
+from ..runs.launches import Start, read_starts
 from ..runs.metrics import SavedMetrics, TrainingRecord
 from ..runs.options import SavedRecipe
 from ..runs.summaries import Summary
@@ -229,6 +230,7 @@ def _sizes(folder: Path) -> dict[str, Any]:
 def _describe(run: Run) -> dict[str, Any]:
     """Returns a run's costs and curves."""
     values: dict[str, Any] = {"name": run.name, "folder": str(run.folder.path)}
+    values["starts"] = [_start(start) for start in read_starts(run.folder.path)]
     results, summary, trained = run.results, run.summary, run.metrics.trained
     if results:
         values |= {
@@ -261,6 +263,18 @@ def _describe(run: Run) -> dict[str, Any]:
             for condition in conditions(run.metrics.health)
         ]
     return {name: value for name, value in values.items() if value not in (None, [], {})}
+
+
+def _start(start: Start) -> dict[str, Any]:
+    """Returns when and where a run was started, and how that ended."""
+    values: dict[str, Any] = {
+        "time": start.launch.time,
+        "hosts": list(start.hosts),
+        "world_size": start.launch.world_size,
+    }
+    if start.leave is not None:
+        values |= {"seconds": start.seconds, "end": start.leave.reason, "step": start.leave.step}
+    return values
 
 
 def _epochs(cell: CellResult, metric: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def sections(facts: Mapping[str, Any]) -> list[Section]:
         Section("Tokens of each expert", list(_experts(models, runs))),
         Section("Relation loss by relation and head", list(_relations(models))),
         Section("What each run cost", list(_costs(runs))),
+        Section("Starts and how they ended", list(_starts(runs))),
     ]
     return [section for section in all_sections if section.pictures]
 
@@ -301,6 +302,24 @@ def _costs(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
         "seconds",
         "Without starting, evaluating and saving for distillation.",
     )
+
+
+def _starts(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
+    """Draws the starts of runs that were started more than once."""
+    for run in runs:
+        ended = [start for start in run.get("starts", ()) if "end" in start]
+        if len(ended) < 2:
+            continue
+        values = []
+        for place, start in enumerate(ended, 1):
+            ranks = start["world_size"]
+            name = f"{place}: {ranks} rank{'s' * (ranks > 1)} on {len(start['hosts'])} host"
+            name += "s" * (len(start["hosts"]) > 1)
+            # The whole reason, with hosts and remedies, is in the page's JSON.
+            end = start["end"].partition(":")[0]
+            end += f" at step {start['step']:,}" if start["step"] is not None else ""
+            values.append((name, float(start["seconds"]), f"{_time(start['seconds'])}, {end}"))
+        yield bars(str(run["name"]), values, "seconds", "From each start to its end.")
 
 
 def _time(seconds: float) -> str:

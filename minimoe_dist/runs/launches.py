@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,17 @@ class Start:
     launch: LaunchEvent
     hosts: Sequence[str]
     leave: LaunchEvent | None
+
+    @property
+    def seconds(self) -> float:
+        """From its beginning to its end by rank 0's clock; 0 where either is not known."""
+        if self.leave is None:
+            return 0.0
+        try:
+            times = [datetime.fromisoformat(event.time) for event in (self.launch, self.leave)]
+            return max(0.0, (times[1] - times[0]).total_seconds())
+        except (ValueError, TypeError):
+            return 0.0
 
     def describe(self) -> str:
         """Describes it in a line: when, where, and how it ended."""

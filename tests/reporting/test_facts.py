@@ -204,3 +204,45 @@ def test_what_was_wrong_is_told_below_the_curve_and_marked_on_it(tmp_path: Path)
     assert picture.note == f"{told}, since step 11."
     marks = picture.header.index("something was wrong from here")
     assert [row[0] for row in picture.rows if row[marks]] == ["20"]
+
+
+def test_starts_of_a_run_are_drawn_with_their_ends(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    lines = []
+    for number, (reason, step) in enumerate(
+        [("failed: rank 1 has died on n2: …", 7), ("finished", 30)]
+    ):
+        common = {"id": f"a{number}"}
+        lines += [
+            {
+                **common,
+                "event": "launch",
+                "world_size": 2,
+                "host": "n1",
+                "time": f"2026-01-01T0{number}:00:00+00:00",
+            },
+            {**common, "event": "hosts", "hosts": ["n1", "n2"]},
+            {
+                **common,
+                "event": "leave",
+                "reason": reason,
+                "step": step,
+                "time": f"2026-01-01T0{number}:01:30+00:00",
+            },
+        ]
+    (run / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    assert not any(one.title.startswith("Starts") for one in sections(facts_of(run)))  # one alone
+    (run / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = facts_of(run)
+    assert facts["runs"][0]["starts"][0] == {
+        "time": "2026-01-01T00:00:00+00:00",
+        "hosts": ["n1", "n2"],
+        "world_size": 2,
+        "seconds": 90.0,
+        "end": "failed: rank 1 has died on n2: …",
+        "step": 7,
+    }
+    (section,) = (one for one in sections(facts) if one.title == "Starts and how they ended")
+    svg = section.pictures[0].svg
+    assert "1: 2 ranks on 2 hosts" in svg and "90 s, failed at step 7" in svg
+    assert "90 s, finished at step 30" in svg
