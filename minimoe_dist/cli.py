@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -193,13 +193,16 @@ def _status_of(error: BaseException, words: LastWords) -> int:
         if problem.errno in _NO_ROOM:
             words.say(error, remedy="make room, and start again to go on")
             return ExitStatus.IO_ERROR
-        traceback.print_exc()
+        with suppress(OSError):  # nobody may be there to read it
+            traceback.print_exc()
         words.say(error, remedy="start again to go on")
         return ExitStatus.IO_ERROR
     except Exception:
-        traceback.print_exc()
+        with suppress(OSError):  # nobody may be there to read it
+            traceback.print_exc()
         tell_torchrun(f"{type(error).__name__}: {error}")
-        print("minimoe-dist: this is a fault of the program, not yours", file=sys.stderr)
+        with suppress(OSError):
+            print("minimoe-dist: this is a fault of the program, not yours", file=sys.stderr)
         return ExitStatus.BROKEN
 
 

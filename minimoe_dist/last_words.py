@@ -55,7 +55,8 @@ class LastWords:
         line = " ".join(f"{error}: {remedy}".split()) if remedy else " ".join(str(error).split())
         tell_torchrun(line)
         if not getattr(error, "is_said", False) and self.claims(line):
-            print(f"minimoe-dist: {self._whose()}{line}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # of a terminal that was closed: the status says it still
+                print(f"minimoe-dist: {self._whose()}{line}", file=sys.stderr, flush=True)
 
     def claims(self, text: str) -> bool:
         """Returns whether nobody has claimed a text on this node; it is this process's then."""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Self, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -14,6 +15,9 @@ _POSTFIX_SECONDS = 0.5
 class Progress:
     """A bar on a terminal; elsewhere lines, since a bar would fill a log with itself.
 
+    A stream that takes nothing more, of a terminal that was closed or a log on a full disk, ends
+    nothing.
+
     Args:
         stream: where to; None: nowhere.
         total_steps: at the end.
@@ -24,7 +28,7 @@ class Progress:
     def __init__(
         self, stream: TextIO | None, total_steps: int, first_step: int, activity: str = "distilling"
     ) -> None:
-        self._stream = stream
+        self._stream = None if stream is None else _Forgiving(stream)
         self._total_steps = total_steps
         self._first_step = first_step
         self._started = time.perf_counter()
@@ -36,7 +40,7 @@ class Progress:
             self._bar = tqdm(
                 total=total_steps,
                 initial=first_step,
-                file=stream,
+                file=self._stream,
                 desc=activity,
                 unit="step",
                 dynamic_ncols=True,
@@ -94,6 +98,25 @@ class Progress:
         done = max(1, step - self._first_step)
         seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
         return _clock(seconds)
+
+
+class _Forgiving:
+    """A stream whose errors are nobody's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _readable(numbers: Mapping[str, float]) -> str:
