@@ -1,8 +1,8 @@
 """Says why a process of a launch ends: once a node, by whichever rank finds it, with its host.
 
-Ranks mostly find the same, and none can know that another will. What was said stands in a file that
-belongs to the launch for as long as one of its processes holds it open: a line too many is printed
-where they do not overlap, never one too few.
+Ranks mostly find the same, and none can know that another will. What was said stands in a file of
+the launch. It outlives the processes that said something by a minute, as one rank may be gone
+before another has come; a line too many is printed after that, never one too few.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ from pathlib import Path
 from .errors import UserError
 from .runtime import Launch, detect_launch
 
+_HEARD_SECONDS, _OLD_SECONDS = 60.0, 3600.0
 _ERROR_FILE, _ATTEMPT = "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -35,7 +36,7 @@ class LastWords:
         self._descriptor: int | None = None
         if launch is not None and launch.world_size > 1:
             with suppress(OSError):  # without the file each rank speaks for itself
-                self._descriptor = _open_shared(_path(launch))
+                self._descriptor = _open_shared(_path(launch), launch.rank)
 
     @classmethod
     def of_environment(cls, environ: Mapping[str, str]) -> "LastWords":
@@ -59,28 +60,28 @@ class LastWords:
                 print(f"minimoe-dist: {self._whose()}{line}", file=sys.stderr, flush=True)
 
     def claims(self, text: str) -> bool:
-        """Returns whether nobody has claimed a text on this node; it is this process's then."""
-        if self._descriptor is None:
+        """Returns whether no other rank of the launch has claimed a text on this node."""
+        if self._descriptor is None or self._launch is None:
             return True
         digest = hashlib.sha256(text.encode()).hexdigest()
-        own = f"{digest} {os.getpid()} {time.monotonic_ns()}\n"
+        own = f"{digest} {self._launch.rank} {os.getpid()} {time.monotonic_ns()}\n"
         try:
             # Appended lines keep an order: of several ranks the first one's counts.
             os.write(self._descriptor, own.encode())
-            said = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).decode()
+            said = _content(self._descriptor)
         except OSError:
             return True
-        first = next((line for line in said.splitlines(True) if line.startswith(digest)), own)
-        return first == own
+        return next((line for line in said if line.startswith(digest)), own) == own
 
     def close(self) -> None:
-        """Leaves the file to the others; the last one takes it away."""
+        """Leaves the file to the others; the last one takes it away where nothing was said."""
         if self._descriptor is None or self._launch is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _path(self._launch).unlink()
+            if not os.fstat(descriptor).st_size:
+                _path(self._launch).unlink()
         os.close(descriptor)
 
     def _whose(self) -> str:
@@ -103,22 +104,48 @@ def tell_torchrun(line: str) -> None:
 
 
 def _path(launch: Launch) -> Path:
-    """Returns the launch's file: ranks of a node share parent, rendezvous and attempt."""
+    """Returns the launch's file: ranks of a node share parent, rendezvous and attempt.
+
+    So may launches that follow each other by hand.
+    """
     facts = (os.getppid(), launch.master_addr, launch.master_port, os.environ.get(_ATTEMPT))
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"minimoe_dist.{os.getuid()}.{name}"
+    return Path(tempfile.gettempdir()) / f"{_prefix()}{name}"
 
 
-def _open_shared(path: Path) -> int:
-    """Opens a file that others hold too; whoever finds it held by nobody empties it."""
+def _prefix() -> str:
+    return f"minimoe_dist.{os.getuid()}."
+
+
+def _remove_old(folder: Path) -> None:
+    """Removes the files of launches that ended long ago."""
+    for path in folder.glob(f"{_prefix()}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _OLD_SECONDS:
+                path.unlink()
+
+
+def _open_shared(path: Path, rank: int) -> int:
+    """Opens a file that others hold too; whoever finds that of another launch empties it.
+
+    It is another's where nobody holds it, and it is old or this rank has spoken in it.
+    """
+    _remove_old(path.parent)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o600)
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
+            is_old = time.time() - os.fstat(descriptor).st_mtime > _HEARD_SECONDS
+            if is_old or any(line.split()[1:2] == [str(rank)] for line in _content(descriptor)):
+                os.ftruncate(descriptor, 0)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _content(descriptor: int) -> list[str]:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, size, 0).decode("utf-8", "replace").splitlines(keepends=True)

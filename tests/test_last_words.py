@@ -81,10 +81,32 @@ def test_ranks_speak_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatc
     assert LastWords(launch(0)).claims("refused") and LastWords(launch(1)).claims("refused")
 
 
-def test_nothing_stays_in_the_temporary_folder(tmp_path: Path) -> None:
+def test_a_rank_that_comes_when_another_is_gone_says_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for rank, is_first in ((0, True), (1, False), (2, False)):
+        words = LastWords(launch(rank))
+        assert words.claims("refused") == is_first
+        words.close()
+    words = LastWords(launch(0))
+    assert words.claims("refused")  # started again by hand
+    words.close()
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (1, 1))
+    words = LastWords(launch(2, port=2))
+    assert not file.exists()
+    words.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_that_have_nothing_to_say_leave_no_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "minimoe_dist", "--version"]
+    done = support.execute(command, **variables(1), TMPDIR=str(tmp_path))
+    assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
     command = [sys.executable, "-m", "minimoe_dist", *REFUSED]
     done = support.execute(command, **variables(1), TMPDIR=str(tmp_path))
-    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert done.returncode == 2 and len(list(tmp_path.iterdir())) == 1
     assert done.stderr.startswith(f"minimoe-dist: rank 1 on {HOST}: {WORDS}")
     assert done.stderr.count("\n") == 1
 

@@ -1,6 +1,7 @@
 """Finds the options of a resumed run whose change would change its training."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _MAX_SHOWN, _MAX_LENGTH = 8, 160  # changes in a message, and characters of one
@@ -76,3 +77,17 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {
         name: leaf for item_path, item in items for name, leaf in _flat(item, item_path).items()
     }
+
+
+def refusal_of(changes: Sequence[str], checkpoint: Path, may_be_allowed: bool) -> str:
+    """Words the refusal to go on from a checkpoint under other options.
+
+    Args:
+        changes: result of :func:`changed_options`.
+        checkpoint: that the run would go on from.
+        may_be_allowed: whether an option allows it.
+    """
+    remedy = "give the former ones, or --resume never or another output_dir to start anew"
+    if may_be_allowed:
+        remedy = f"give --allow_changed_options to go on with the new ones, or {remedy}"
+    return f"{checkpoint}: the run's options changed since ({join_changes(changes)}): {remedy}"

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from ..config import ConfigError, RunConfig
-from ..config.changes import changed_options, join_changes
+from ..config.changes import changed_options, refusal_of
 from ..config.checks import check_command
 from ..config.commands import DistillOptions, SparsifyOptions
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..rendezvous import check_rendezvous
-from ..runs.checkpoints import PROGRESS, newest_state
+from ..runs.checkpoints import FINISHED, PROGRESS, newest_state, saved_step
 from ..runs.locks import check_free
 from ..runs.reading import parse_object, read_bytes
 from ..runtime import DeviceType, Launch, prepare_environment
@@ -46,7 +46,10 @@ def _check_unchanged(config: RunConfig, world_size: int) -> None:
 
     Resuming compares them again, with the contents of corpora and models, at the newest whole one.
     """
-    state = newest_state(Path(config.output_dir))
+    folder = Path(config.output_dir)
+    state = newest_state(folder)
+    if saved_step(folder) == FINISHED:
+        return  # not resumed; of a chain's stage this is said in other words
     if state is None or config.resume == "never" or config.allow_changed_options:
         return
     try:
@@ -58,11 +61,7 @@ def _check_unchanged(config: RunConfig, world_size: int) -> None:
     current["global_batch_size"] = config.global_batch_size(world_size)
     changes = changed_options({name: known.get(name) for name in current}, current)
     if changes:
-        raise ConfigError(
-            f"{state.path}: the run's options changed since ({join_changes(changes)}): give "
-            "--allow_changed_options to go on with the new ones, or give the former ones, or "
-            "--resume never or another output_dir to start anew"
-        )
+        raise ConfigError(refusal_of(changes, state.path, may_be_allowed=True))
 
 
 def show(options: DistillOptions, launch: Launch) -> ExitStatus:

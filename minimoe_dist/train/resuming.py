@@ -18,7 +18,7 @@ from ..checkpoints.run import (
     set_aside_newest_checkpoint,
 )
 from ..checkpoints.writing import CheckpointWriter, Ranks, SnapshotMemory
-from ..config.changes import changed_options, join_changes
+from ..config.changes import changed_options, refusal_of
 from ..errors import UserError
 from ..runtime import logger
 from .agreement import decided_by_rank_0
@@ -185,11 +185,7 @@ class Checkpoints:
     def _refuse_changes(self, checkpoint: Path, saved: Mapping[str, Any]) -> None:
         changes = changed_options(saved, self._facts)
         if changes and not self._allow_changed_options:
-            remedy = "give the former ones, or --resume never or another output_dir to start anew"
-            if self._allow_changed_options is not None:
-                remedy = f"give --allow_changed_options to go on with the new ones, or {remedy}"
-            raise UserError(
-                f"{checkpoint}: the run's options changed since ({join_changes(changes)}): {remedy}"
-            )
+            may_be_allowed = self._allow_changed_options is not None
+            raise UserError(refusal_of(changes, checkpoint, may_be_allowed))
         for change in changes:
             _log.warning("option changed since the checkpoint: %s", change)

@@ -21,6 +21,7 @@ from transformers import (
 from minimoe_dist.cli import main
 from tests.commands import support
 from tests.commands.support import Workshop, wait_for
+from tests.commands.test_full_disks import fill, small_disk
 from tests.data.tasks.files import write_columns, write_table
 
 GOOD, BAD = "word1", "word2"
@@ -267,9 +268,10 @@ def test_a_run_goes_on_where_a_checkpoint_cannot_be_written(
 ) -> None:
     output_dir = tmp_path / "full"
     cell = output_dir / "cells" / "seed1_lr0.003_batch8"
-    cell.mkdir(parents=True)
-    (cell / "checkpoints").touch()  # no folder, so nothing can be written into it
-    said = finetune(options(workshop, tasks, output_dir, seeds=[1], save_interval=1))
+    with small_disk(cell / "checkpoints", "64k"):
+        with pytest.raises(OSError, match="No space left"):
+            fill(cell / "checkpoints")
+        said = finetune(options(workshop, tasks, output_dir, seeds=[1], save_interval=1))
     assert said.count("was not saved") == 3  # behind the last epoch comes the result
     assert learnt(results(output_dir)) == learnt(results(finished))[:1]
 

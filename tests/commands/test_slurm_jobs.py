@@ -39,8 +39,10 @@ def minimoe_dist(cluster: SlurmCluster, *words: str) -> subprocess.CompletedProc
 
 
 def records(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of jobs; those of launches are :mod:`minimoe_dist.runs.launches`' own."""
     lines = (output_dir / "starts.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    found = [json.loads(line) for line in lines]
+    return [record for record in found if record["event"] not in ("launch", "hosts", "leave")]
 
 
 def test_a_submitted_run_on_two_nodes_does_what_torchrun_does(
