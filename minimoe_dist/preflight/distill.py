@@ -38,7 +38,10 @@ def check_run(options: DistillOptions, launch: Launch) -> None:
     """
     check_stages(options.stages, launch, _device_type(options))
     for stage in options.stages:
-        _check_unchanged(stage, launch.world_size)
+        # A finished stage of several is not resumed: of its options the run says more.
+        is_done = saved_step(Path(stage.output_dir)) == FINISHED
+        if len(options.stages) == 1 or not is_done:
+            _check_unchanged(stage, launch.world_size)
 
 
 def _check_unchanged(config: RunConfig, world_size: int) -> None:
@@ -46,10 +49,7 @@ def _check_unchanged(config: RunConfig, world_size: int) -> None:
 
     Resuming compares them again, with the contents of corpora and models, at the newest whole one.
     """
-    folder = Path(config.output_dir)
-    state = newest_state(folder)
-    if saved_step(folder) == FINISHED:
-        return  # not resumed; of a chain's stage this is said in other words
+    state = newest_state(Path(config.output_dir))
     if state is None or config.resume == "never" or config.allow_changed_options:
         return
     try:

@@ -116,9 +116,9 @@ def _check_iteration(config: RunConfig, teacher: ModelDescription) -> None:
 def _check_teaches(config: RunConfig, teacher: ModelDescription) -> None:
     is_for_relations = teacher.is_published_student or teacher.model_type == SLICEABLE
     if config.kind.learns is Learns.STATES and (is_for_relations or teacher.only_teaches):
-        what = f"of type {teacher.model_type}" if teacher.only_teaches else "a student"
+        what = f"of type {teacher.model_type} and" if teacher.only_teaches else "a student that"
         raise ConfigError(
-            f"{_OPTION}: {teacher.path} is {what}, which teaches relations only, and "
+            f"{_OPTION}: {teacher.path} is {what} teaches relations only, and "
             f"{config.model_type} learns states; give an encoder, or model_type "
             f"{types_that(family='bert', learns=Learns.RELATIONS)[0]}"
         )
@@ -161,8 +161,9 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
             "whole; use replicated"
         )
     if layout == "tensor" and (teacher.is_native_student or teacher.only_teaches):
+        what = "a student" if teacher.is_native_student else "an encoder"
         raise ConfigError(
-            f"teacher.layout: tensor is not for {teacher.path}, which is of type "
+            f"teacher.layout: tensor is not for {teacher.path}, {what} of type "
             f"{teacher.model_type}; use zero3 or replicated"
         )
     if layout == "tensor":
