@@ -204,10 +204,13 @@ class Life:
             until(lambda: STEPS in support.heldout(folder), ranks)
             time.sleep(chooser.uniform(0, unbroken.export_seconds))
         elif kind == "in a save":
+            # Metrics still have the steps of a start that crashed: this one must be under way.
+            until(lambda: "step " in ranks.said(), ranks)
             saved = min(STEPS, first + INTERVAL - first % INTERVAL)
             until(lambda: first < saved <= last_step(folder), ranks)
             time.sleep(chooser.uniform(0, 1.2 * unbroken.save_seconds))
         else:
+            until(lambda: "step " in ranks.said(), ranks)
             target = min(STEPS, first + chooser.randint(1, INTERVAL + INTERVAL // 2))
             until(lambda: last_step(folder) >= target, ranks)
             time.sleep(chooser.uniform(0, 0.05))
