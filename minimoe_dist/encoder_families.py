@@ -28,7 +28,7 @@ class EncoderFamily:
         names: our names of sizes -> those in its ``config.json``, where they differ.
         least_layers: fewer it cannot run in front of the maps.
         read_by: path of a parameter -> path of the module that reads it past its holder.
-        is_foreign: whether students are not built like it, and it runs as Hugging Face's alone.
+        only_teaches: whether students are not built like it, and it runs as Hugging Face's alone.
     """
 
     student: str
@@ -46,7 +46,7 @@ class EncoderFamily:
     names: Mapping[str, str] = field(default_factory=dict)
     least_layers: int = 0
     read_by: Mapping[str, str] = field(default_factory=dict)
-    is_foreign: bool = True
+    only_teaches: bool = True
 
 
 def _maps(holder: str, *names: str) -> tuple[str, ...]:
@@ -54,14 +54,14 @@ def _maps(holder: str, *names: str) -> tuple[str, ...]:
 
 
 ENCODER_FAMILIES: dict[str, EncoderFamily] = {
-    "bert": EncoderFamily("bert", "bert.", reads_segments=True, is_foreign=False),
-    "roberta": EncoderFamily("roberta", "roberta.", is_foreign=False),
+    "bert": EncoderFamily("bert", "bert.", reads_segments=True, only_teaches=False),
+    "roberta": EncoderFamily("roberta", "roberta.", only_teaches=False),
     "megatron-bert": EncoderFamily(
         "megatron-bert",
         "bert.",
         norms=("encoder.ln", "attention.ln"),
         reads_segments=True,
-        is_foreign=False,
+        only_teaches=False,
     ),
     "xlm-roberta": EncoderFamily("roberta", "roberta."),
     "camembert": EncoderFamily("roberta", "roberta."),

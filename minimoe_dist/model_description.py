@@ -23,11 +23,11 @@ from .model_paths import (
 )
 
 # What can be distilled, fine-tuned and exported; `models.pretrained` has their classes.
-FAMILIES = tuple(name for name, family in ENCODER_FAMILIES.items() if not family.is_foreign)
+FAMILIES = tuple(name for name, family in ENCODER_FAMILIES.items() if not family.only_teaches)
 EXPERTS, SLICEABLE = "minimoe", "minimoe-elastic"  # the students of this package
 MODEL_TYPES = (*FAMILIES, EXPERTS, SLICEABLE)
 # What only teaches besides.
-TEACHERS = tuple(name for name, family in ENCODER_FAMILIES.items() if family.is_foreign)
+TEACHERS = tuple(name for name, family in ENCODER_FAMILIES.items() if family.only_teaches)
 # Weights in one file, or the list of the files that they are in.
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -326,7 +326,7 @@ def _wait_for_rendezvous(launch: Launch, own_server: bool, timeout_seconds: floa
             if time.monotonic() > deadline:
                 raise LaunchError(
                     f"no rendezvous of {launch.world_size} ranks at {rendezvous} within "
-                    f" {timeout_seconds:g} s ({error.strerror or error}); check that rank 0 "
+                    f"{timeout_seconds:g} s ({error.strerror or error}); check that rank 0 "
                     "runs and that MASTER_ADDR and MASTER_PORT are right"
                 ) from error
         time.sleep(min(0.2, timeout_seconds / 10))

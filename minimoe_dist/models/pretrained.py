@@ -54,7 +54,7 @@ def base_of_students(config: PreTrainedConfig) -> Any:
     Of what students are not built like, all else is BERT's.
     """
     family = ENCODER_FAMILIES.get(config.model_type)
-    if family is None or not family.is_foreign:
+    if family is None or not family.only_teaches:
         return config
     described = description_of(config.to_dict(), config.name_or_path, "", teaches=True)
     return SimpleNamespace(

@@ -234,7 +234,7 @@ def student_json(
 def _base_of_students(base: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what students take over of a configuration, and the family that they are of."""
     family = ENCODER_FAMILIES.get(base["model_type"])
-    if family is None or not family.is_foreign:
+    if family is None or not family.only_teaches:
         return {**base, "family": base.get("family", base["model_type"])}
     return {name: base[name] for name in _INHERITED if name in base} | {"family": family.student}
 

@@ -91,7 +91,7 @@ def expected_tensors(
     Arguments are those of :func:`check_weights`.
     """
     family = model.encoder_family
-    if family is not None and family.is_foreign:
+    if family is not None and family.only_teaches:
         return _maps_of(model, family, layers)
     hidden, inner = model.hidden_size, model.intermediate_size
     words = {"embeddings.word_embeddings.weight": (model.vocab_size, hidden)}

@@ -21,12 +21,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..errors import UserError
 from .checkpoints import newest_state
 from .folder import RunFolder
 from .metrics import SavedMetrics
-from .reading import Record, parse_object, read_bytes
-from .starts import append_record
+from .reading import Record
+from .starts import append_record, read_lines
 
 LOST = "killed or lost"
 _ENVIRONMENT = "MINIMOE_LAUNCH"  # folder and id of this process's start, while it lasts
@@ -101,14 +100,7 @@ class Start:
 
 def read_starts(folder: Path) -> list[Start]:
     """Reads all starts of a run, oldest first; none where there is no file."""
-    path, events = RunFolder(folder).starts, []
-    try:
-        lines = read_bytes(path).splitlines()
-    except UserError:
-        return []
-    for line in lines:
-        with suppress(UserError):  # a job's, cut off, or of another version
-            events.append(LaunchEvent.of(parse_object(line, str(path)), str(path)))
+    events = read_lines(folder, LaunchEvent)
     hosts = {event.id: event.hosts for event in events if event.event == "hosts"}
     leaves = {event.id: event for event in events if event.event == "leave"}
     return [

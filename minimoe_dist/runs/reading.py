@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .. import foreign
 from ..durable import write_json
 from ..errors import UserError, first_line
 
@@ -69,25 +69,22 @@ class Record(BaseModel):
         write_json(path, self.as_json())
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> IO[bytes]:
     """Opens a file to read from it; a pipe or a device in its place is never waited for.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return foreign.open_file(path)
     except FileNotFoundError:
         reason = "a link to nothing" if path.is_symlink() else "not there"
         raise UserError(f"{path}: {reason}: run the command that writes it") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: move it away, or give another folder") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "is no file"
-        raise UserError(f"{path}: {reason}: move it away, or give another folder")
-    return os.fdopen(descriptor, "rb")
+    except foreign.UnreadableError:
+        reason = os.strerror(errno.EISDIR) if path.is_dir() else "is no file"
+        raise UserError(f"{path}: {reason}: move it away, or give another folder") from None
 
 
 def read_bytes(path: Path) -> bytes:

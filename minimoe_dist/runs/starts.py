@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ from .reading import Record, parse_object, read_bytes
 
 MOST_RESTARTS_WITHOUT_PROGRESS = 3
 _MAX_DESCRIBED = 6
+Line = TypeVar("Line", bound=Record)
 
 
 class Event(Record):
@@ -60,16 +61,21 @@ class Event(Record):
 
 
 def read_events(folder: Path) -> list[Event]:
-    """Reads all whole records of a run, oldest first; none where there is no file."""
-    path, events = RunFolder(folder).starts, []
+    """Reads all whole records of a run's jobs, oldest first; none where there is no file."""
+    return read_lines(folder, Event)
+
+
+def read_lines(folder: Path, kind: type[Line]) -> list[Line]:
+    """Reads the lines of ``starts.jsonl`` that are of one kind, oldest first."""
+    path, found = RunFolder(folder).starts, []
     try:
         lines = read_bytes(path).splitlines()
     except UserError:
         return []
     for line in lines:
-        with suppress(UserError):  # cut off by a lost node, or of another version
-            events.append(Event.of(parse_object(line, str(path)), str(path)))
-    return events
+        with suppress(UserError):  # of another kind or version, or cut off by a lost node
+            found.append(kind.of(parse_object(line, str(path)), str(path)))
+    return found
 
 
 def add_event(folder: Path, event: Event) -> None:
