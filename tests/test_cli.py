@@ -1,6 +1,7 @@
 """The command line: its grammar, its refusals, what it leaves unloaded."""
 
 import errno
+import gc
 import os
 import resource
 import subprocess
@@ -256,3 +257,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m minimoe_dist distill --help | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("usage:") and done.stderr == ""
+
+
+def test_heavy_modules_are_imported_without_looking_for_garbage(tmp_path, monkeypatch):
+    (tmp_path / "heavy_module.py").write_text("import gc\nIS_ENABLED = gc.isenabled()\n")
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert gc.isenabled()
+    assert not cli._import_heavy("heavy_module").IS_ENABLED
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        cli._import_heavy("broken_module")
+    assert gc.isenabled()
+    gc.unfreeze()

@@ -7,11 +7,13 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import compiler
 from deepspeed.runtime.zero import parameter_offload
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -256,6 +258,7 @@ def _make_engine(model: PreTrainedModel, settings: Mapping[str, Any], optimizer:
     }
     if flat and settings.get("fp16", {}).get("enabled"):
         config["fp16"] = {"enabled": True, "loss_scale": 1.0}
+    _import_muon()
     with quiet_deepspeed():
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -271,6 +274,20 @@ def _make_engine(model: PreTrainedModel, settings: Mapping[str, Any], optimizer:
             dist_init_required=False,
         )
     return engine
+
+
+def _import_muon() -> None:
+    """Imports Muon, of which DeepSpeed asks whether the optimizer is one, without its compiler.
+
+    Its functions are wrapped by ``torch.compile`` as the module is read, which imports torch's
+    compiler: two seconds of each start, for an optimizer that no student has.
+    """
+    compile_functions = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_functions
 
 
 def _make_update(
