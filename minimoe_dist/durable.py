@@ -90,6 +90,18 @@ def remove(path: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder at once for those who know its name, whatever becomes of this process.
+
+    What cannot be removed stays, and is no error.
+    """
+    aside = beside(folder, PARTIAL)
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def make_empty(folder: Path) -> None:
     """Makes a folder, without anything that was in it."""
     shutil.rmtree(folder, ignore_errors=True)

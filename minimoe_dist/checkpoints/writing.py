@@ -32,6 +32,7 @@ from ..durable import (
     hash_file,
     hash_json,
     make_empty,
+    remove_folder,
     replace_folder,
     write_json,
     write_text,
@@ -213,7 +214,8 @@ class CheckpointWriter:
         checkpoints = list(list_checkpoints(checkpoint.parent).values())
         index = checkpoints.index(checkpoint)
         # Later ones were broken when this run started, or it would not have come by here again.
-        _remove([*checkpoints[index + 1 :], *self._superfluous(checkpoints[:index])])
+        for former in [*checkpoints[index + 1 :], *self._superfluous(checkpoints[:index])]:
+            remove_folder(former)
         self._whole &= set(checkpoints)
 
     def _superfluous(self, earlier: Sequence[Path]) -> list[Path]:
@@ -250,7 +252,8 @@ def _raise_first(outcomes: Sequence[Outcome], rank: int) -> None:
 
 def _prepare(partial: Path) -> None:
     """Removes what killed processes left behind, and makes the folder for the pieces."""
-    _remove(list(partial.parent.glob(f"step_*{PARTIAL}")))
+    for left in partial.parent.glob(f"step_*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)
     for former in partial.parent.glob(f"step_*{REPLACED}"):
         finish_replacing(former.with_suffix(""))
     make_empty(partial)
@@ -309,8 +312,3 @@ def _check_cover(snapshot: Snapshot, notes: Sequence[dict[str, Any]]) -> None:
                 assert start == end, f"{name}, {kind}: element {end} is in no piece or in two"
                 end += count
             assert end == math.prod(shape), f"{name}, {kind}: {end} elements of {shape}"
-
-
-def _remove(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from ..config.changes import changed_options, join_changes
 from ..config.commands import FinetuneOptions
 from ..data.tasks import Task, TaskData, unlearnt_rows
-from ..durable import check_replaceable, hash_file, replace_folder, set_aside
+from ..durable import check_replaceable, hash_file, remove_folder, replace_folder, set_aside
 from ..errors import UserError
 from ..runs.folder import CellFolder, RunFolder
 from ..runs.options import SavedTuning
@@ -197,7 +197,7 @@ class Grid:
         best = self._best()
         for cell in self._results:
             if cell != best:
-                shutil.rmtree(self.cell_folder(cell).model, ignore_errors=True)
+                remove_folder(self.cell_folder(cell).model)
 
     def finish(self, world_size: int) -> bool:
         """Moves the best model to ``export``, sums up and shows a table; a collective.

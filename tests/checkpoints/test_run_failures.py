@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from minimoe_dist.checkpoints import run, writing
-from minimoe_dist.checkpoints.run import newest_whole_checkpoint
+from minimoe_dist.checkpoints.run import is_whole, newest_whole_checkpoint
+from minimoe_dist.runs.checkpoints import list_checkpoints
 from tests.checkpoints.states import (
     MemoryState,
     alone,
@@ -104,6 +105,8 @@ def test_a_save_broken_anywhere_leaves_the_earlier_checkpoints(
         if not fails(folder, 3, number, error, monkeypatch):
             break
         serving.append(newest_step(folder))
+        # One that was about to go is there as a whole, or has another name.
+        assert all(map(is_whole, list_checkpoints(folder).values()))
         assert serving[-1] == 3 or {"step_00000001", "step_00000002"} <= set(names(folder))
         save(folder, 3)
         assert newest_step(folder) == 3
