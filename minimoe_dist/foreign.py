@@ -24,6 +24,7 @@ _MOST_NODES = 20_000  # of YAML, where a short text may repeat a long part many 
 # Its scanner takes time that grows with the square of these, before anybody can count them.
 _BRACKETS = re.compile(rf"[\[{{](?:\s*[\[{{]){{{_MOST_DEPTH}}}")
 _MOST_DIGITS = 300  # more would be no float
+_DIGITS_OF_64_BITS = 18
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder, not a file"),
     (stat.S_ISFIFO, "a pipe, not a file"),
@@ -200,6 +201,11 @@ def _check_depth(
             return
         level, count = following, count + len(following)
     raise _too_deep()
+
+
+def is_whole_number(text: str) -> bool:
+    """Tells whether a text is decimal digits alone, and no more than a 64-bit number may have."""
+    return text.isdecimal() and len(text) <= _DIGITS_OF_64_BITS
 
 
 def _whole(digits: str) -> int:

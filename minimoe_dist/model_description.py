@@ -12,7 +12,7 @@ from .config.problems import dotted, message_of
 from .durable import hash_json, sampled_hash
 from .encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .errors import UserError, first_line
-from .foreign import read_json
+from .foreign import is_whole_number, read_json
 from .model_paths import (
     TOKENIZERS,
     cached_file,
@@ -98,7 +98,7 @@ class ModelDescription(BaseModel):
         if not isinstance(value, dict):
             return value
         labels = {str(number): label for number, label in value.items()}
-        if not all(map(str.isdecimal, labels)):
+        if not all(map(is_whole_number, labels)):
             raise ValueError("must name labels by their numbers")
         return labels
 

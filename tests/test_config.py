@@ -131,6 +131,7 @@ def test_dense_students_become_plain() -> None:
         ("learning_rte=1", "did you mean learning_rate?"),
         ("--trainin.max_steps=1", "did you mean --training.max_steps?"),
         ("students.0.hiden=1", "students.*.hidden"),
+        ("students.².hidden=1", "no student '²'"),
         ("--sparsity=90", "sparsebert_minilm"),
     ],
 )

@@ -17,6 +17,7 @@ from ..doctor.node import port_is_free
 from ..doctor.ranks import bandwidths, clock_offsets, sees_file
 from ..durable import write_json
 from ..exit_status import ExitStatus
+from ..foreign import is_whole_number
 from ..runtime import Launch, LaunchError
 from ..train.agreement import decided_by_rank_0
 from ..train.scope import Scope, open_scope
@@ -49,7 +50,7 @@ def run(options: DoctorOptions, launch: Launch) -> int:
 def _port_finding(launch: Launch) -> Finding:
     """Checks the port that a run from here would take; a process alone opens none."""
     variable = os.environ.get("MASTER_PORT", "")
-    port = int(variable) if variable.isdigit() else launch.master_port
+    port = int(variable) if is_whole_number(variable) else launch.master_port
     if port_is_free(port):
         return Finding("rendezvous port", "ok", f"{port} is free")
     remedy = "set MASTER_PORT to a free port, or stop what listens there"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from ..foreign import UnreadableError, parse_yaml
+from ..foreign import UnreadableError, is_whole_number, parse_yaml
 from .problems import ConfigError, Path, dotted, nearest
 from .run import RunConfig
 from .schema import Section, StudentConfig
@@ -109,7 +109,7 @@ def find_option(label: str) -> Option:
             raise ConfigError(f"{label}: which option? give stages.{stage}.NAME=value")
     if key in known_flags():
         return known_flags()[key]._replace(stage=stage)
-    path: Path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    path: Path = tuple(int(part) if is_whole_number(part) else part for part in key.split("."))
     if any_student(path) not in known_options():
         raise _unknown(label, key, path)
     if path[:1] == STUDENTS and len(path) == 2:

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from ..errors import UserError
+from ..foreign import is_whole_number
 from .casing import read_json
 
 _NEEDED = ("unk", "cls", "sep")  # a vocabulary without padding or a mask is one all the same
@@ -77,7 +78,7 @@ def _declared_ids(folder: str) -> dict[str, tuple[int, str]]:
         return {
             token["content"]: (int(index), settings)
             for index, token in decoder.items()
-            if isinstance(token, dict) and index.isdecimal()
+            if isinstance(token, dict) and is_whole_number(index)
         }
     added, serialized = "added_tokens.json", "tokenizer.json"
     declared = {

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from ..errors import UserError
+from ..foreign import is_whole_number
 from .reading import BlockOfSource, Inputs
 
 _HASH_BYTES = 1 << 22
@@ -45,7 +46,7 @@ class Portion:
         if text is None:
             return None
         index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal()):
+        if not (is_whole_number(index) and is_whole_number(count)):
             raise UserError(f"--shard {text!r}: give i/n with i from 0 to n - 1, for example 0/8")
         return cls(int(index), int(count))
 

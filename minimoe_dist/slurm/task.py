@@ -16,6 +16,7 @@ from types import FrameType
 
 from ..errors import UserError
 from ..exit_status import ExitStatus
+from ..foreign import is_whole_number
 from ..runtime import Launch, detect_launch
 
 PROCESSES = "MINIMOE_PROCESSES_PER_TASK"
@@ -31,7 +32,7 @@ def processes_per_task(environ: Mapping[str, str]) -> int:
     """
     is_alone = environ.get("SLURM_NTASKS_PER_NODE") == "1" or _tasks_here(environ) == 1
     text = environ.get(PROCESSES) or (_gpus_per_node(environ) if is_alone else "1")
-    if not text.isdigit() or int(text) < 1:
+    if not is_whole_number(text) or int(text) < 1:
         raise UserError(f"environment: {PROCESSES}={text!r} is no number of at least 1")
     if int(text) > 1 and not is_alone:
         raise UserError(

@@ -120,7 +120,7 @@ def test_reading_goes_on_from_a_position(inputs):
         assert [work.block for work in rest] == blocks[done:]
 
 
-@pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "a/b", "0/0", ""])
+@pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "a/b", "0/0", "", "0/" + "9" * 5000])
 def test_shares_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="--shard"):
         Portion.parse(text)

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import UserError
-from ...foreign import UnreadableError, read_text
+from ...foreign import UnreadableError, is_whole_number, read_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -166,7 +166,7 @@ def _iteration_folder(path: Path) -> Path:
             text = read_text(tracker, _MOST_TRACKER_BYTES).strip()
         except UnreadableError as error:
             raise UserError(f"{tracker}: {error}; it must be a number or {RELEASE}") from None
-        if text != RELEASE and not (text.isdecimal() and len(text) <= _MOST_DIGITS):
+        if text != RELEASE and not is_whole_number(text):
             raise UserError(f"{tracker}: says {text[:40]!r}; it must be a number or {RELEASE}")
         folder = path / iteration_name(None if text == RELEASE else int(text))
         if not folder.is_dir():

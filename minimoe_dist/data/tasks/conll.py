@@ -32,7 +32,7 @@ _NAMES_OF_SPLITS = {
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _NO_DATA = (".md", ".py", ".json", ".gz", ".zip", ".tgz")
 _TAG = re.compile(r"O|[BIEMSLU]-\S+")
-_NUMBER_OF_WORD = re.compile(r"\d+")
+_NUMBER_OF_WORD = re.compile(r"\d{1,9}")
 # CoNLL-U's numbers of several words at once, and of words that the text leaves out.
 _NUMBER_BESIDES = re.compile(r"\d+[-.]\d+")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")

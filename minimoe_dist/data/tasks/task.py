@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
+from ...foreign import is_whole_number
 from .rows import BadRows, number_of
 
 Kind = Literal["classification", "regression", "tagging"]
@@ -194,7 +195,7 @@ def _check_most_fit(data: TaskData) -> None:
 def _labels_in_order(targets: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """Orders a file's labels: numbers by size, others by name; of tags, O first."""
     labels = {label for names in targets for label in names}
-    if all(label.isdecimal() for label in labels):
+    if all(is_whole_number(label) for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels, key=lambda label: (label != "O", label)))
 

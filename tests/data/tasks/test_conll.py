@@ -129,6 +129,12 @@ def test_a_column_that_numbers_the_words_is_refused(first: int, tmp_path: Path) 
         open_task("ner", tmp_path, "train")
 
 
+def test_words_of_more_digits_than_a_number_has_are_no_numbers(tmp_path: Path) -> None:
+    long = "1" * 5000
+    write_columns(tmp_path / "train.tsv", [[f"{long} O", f"{long} B-LOC"]], "\t")
+    assert open_task("ner", tmp_path, "train").texts == [(long, long)]
+
+
 def test_the_columns_of_words_and_tags_may_be_named(tmp_path: Path) -> None:
     write_columns(tmp_path / "train.tsv", NUMBERED, "\t")
     data = open_task("ner", tmp_path, "train", columns=WordColumns(2, 3))

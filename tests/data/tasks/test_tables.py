@@ -188,6 +188,13 @@ def test_labels_of_one_number_have_one_order(tmp_path: Path) -> None:
     assert data.task.labels == ("0", "001", "01", "1", "2", "10")
 
 
+def test_a_label_of_more_digits_than_a_number_has_is_a_name(tmp_path: Path) -> None:
+    rows = [["a", label] for label in ("9" * 5000, "10", "9")]
+    write_table(tmp_path / "train.tsv", [["t", "l"], *rows])
+    data = open_table(Table(str(tmp_path), ("t",), "l"), "train")
+    assert data.task.labels == ("10", "9", "9" * 5000)
+
+
 @pytest.mark.parametrize("lines", [True, False])
 def test_json_is_read_as_lines_and_as_one_array(tmp_path: Path, lines: bool) -> None:
     records = [{"a": "x", "b": "y", "class": 1}, {"a": "z", "b": "w", "class": 0}]
