@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from . import __version__
+from . import __version__, roll_call
 from .config import ConfigError, commands
 from .config.command_line import help_page, read_options
 from .config.problems import nearest
@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(tokens, words)
     finally:
+        roll_call.end(have_met=False)
         words.close()
 
 
@@ -243,6 +244,8 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
             raise ConfigError(
                 f"{name}: runs on one process, not on {launch.world_size}; start it alone"
             )
+        if command.is_run:
+            roll_call.begin(launch)
         if command.uses_torch:
             prepare_environment(getattr(options, "use_cpu", False))
         if command.check is not None:

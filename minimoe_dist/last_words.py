@@ -21,7 +21,8 @@ from .errors import UserError
 from .runtime import Launch, detect_launch
 
 _HEARD_SECONDS, _OLD_SECONDS = 60.0, 3600.0
-_ERROR_FILE, _ATTEMPT = "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT"
+ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # torchrun's variable: starts of one launch
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 class LastWords:
@@ -108,7 +109,7 @@ def _path(launch: Launch) -> Path:
 
     So may launches that follow each other by hand.
     """
-    facts = (os.getppid(), launch.master_addr, launch.master_port, os.environ.get(_ATTEMPT))
+    facts = (os.getppid(), launch.master_addr, launch.master_port, os.environ.get(ATTEMPT))
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"{_prefix()}{name}"
 

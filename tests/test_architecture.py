@@ -29,6 +29,7 @@ FLOORS = {
     "data": 3,
     "objectives": 3,
     "last_words": 3,
+    "roll_call": 4,
     "model_description": 3,
     "rendezvous": 3,
     "config": 2,
@@ -48,7 +49,7 @@ OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
     *("cli", "config", "durable", "errors", "exit_status", "foreign", "last_words"),
     *("encoder_families", "model_description", "model_paths", "packaged_archives"),
-    *("preflight", "rendezvous", "runs", "runtime", "slurm", "waiting"),
+    *("preflight", "rendezvous", "roll_call", "runs", "runtime", "slurm", "waiting"),
 )
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),

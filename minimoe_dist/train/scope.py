@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from .. import roll_call
 from ..checkpoints.writing import Ranks
 from ..exit_status import ExitStatus
 from ..last_words import tell_torchrun
@@ -59,6 +60,7 @@ def open_scope(launch: Launch, *, use_cpu: bool, timeout_seconds: int) -> Iterat
     device = start_process_group(launch, device_type, timeout_seconds)
     try:
         with PeerWatch(launch, timeout_seconds), StopRequest() as stop:
+            roll_call.end(have_met=True)
             _note_hosts(launch)
             yield Scope(device, stop, saving_ranks(timeout_seconds))
     finally:

@@ -209,7 +209,7 @@ def start(
         recipe: of the run.
         overrides: options of all ranks.
         world_size: number of ranks; one has no launch variables.
-        environment: further variables.
+        environment: further variables, or others than the launch's.
         own: an option of some ranks alone.
         command: of the command line.
     """
@@ -217,7 +217,7 @@ def start(
     port = str(free_port())
     processes, logs = [], []
     for rank in range(world_size):
-        variables = {"OMP_NUM_THREADS": "1", **(environment or {})}
+        variables = {"OMP_NUM_THREADS": "1"}
         if world_size > 1:
             variables |= {
                 "RANK": str(rank),
@@ -227,7 +227,9 @@ def start(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
+        variables |= environment or {}
         logs.append(output_dir.parent / f"{output_dir.name}.{port}.rank{rank}.log")
+        logs[-1].unlink(missing_ok=True)  # of an earlier start that was given the same port
         more = [own[rank]] if own and rank in own else []
         arguments = [command, "--config", str(recipe), *overrides, *more]
         process = _context().Process(target=_rank, args=(arguments, variables, str(logs[-1])))

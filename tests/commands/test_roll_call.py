@@ -1,0 +1,123 @@
+"""The watch over a node's ranks that have not met yet: killed, failing, late and met ones."""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from minimoe_dist import roll_call
+from minimoe_dist.runtime import Launch
+from tests.commands import support
+from tests.commands.support import Workshop
+from tests.distributed import _context
+
+STUCK_SECONDS = 30.0
+HOST = socket.gethostname()
+
+
+def _called(rank: int, port: int, folder: Path, body: str) -> None:
+    os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    roll_call.begin(Launch(rank + 4, 8, rank, 3, "127.0.0.1", port, "torchrun"))
+    (folder / f"came_{rank}").touch()
+    while len(list(folder.glob("came_*"))) < 3:
+        time.sleep(0.01)
+    time.sleep(0.5)  # in which each finds the others
+    globals()[body](rank)
+    roll_call.end(have_met=False)
+    os._exit(3)
+
+
+def _last_is_killed(rank: int) -> None:
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(STUCK_SECONDS)
+
+
+def _last_ends(rank: int) -> None:
+    if rank != 2:
+        time.sleep(STUCK_SECONDS)
+
+
+def _all_end(rank: int) -> None:
+    time.sleep(rank)
+
+
+def _last_is_killed_once_all_have_met(rank: int) -> None:
+    roll_call.end(have_met=True)
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1.5)
+
+
+def run(body: str, folder: Path) -> tuple[list[int | None], str, float]:
+    """Exit statuses of ranks 4 to 6 of eight, what they said, and how long they lasted."""
+    context, port = _context(), support.free_port()
+    processes = [
+        context.Process(target=_called, args=(rank, port, folder, body)) for rank in range(3)
+    ]
+    for process in processes:
+        process.start()
+    started = time.monotonic()
+    for process in processes:
+        process.join(max(0.0, started + STUCK_SECONDS - 10 - time.monotonic()))
+    seconds = time.monotonic() - started
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return statuses, (folder / "log").read_text(), seconds
+
+
+@pytest.mark.parametrize(
+    ("body", "last", "how", "limit"),
+    [("_last_is_killed", -9, "died", 3.0), ("_last_ends", 3, "ended", 8.0)],
+)
+def test_a_rank_that_is_gone_before_all_have_met_ends_the_others(
+    body: str, last: int, how: str, limit: float, tmp_path: Path
+) -> None:
+    statuses, said, seconds = run(body, tmp_path)
+    assert statuses == [1, 1, last]
+    assert said.count("\n") == 1
+    assert f"rank 6 has {how} before all ranks had met" in said
+    assert seconds < limit
+
+
+@pytest.mark.parametrize(
+    ("body", "statuses"),
+    [("_all_end", [3, 3, 3]), ("_last_is_killed_once_all_have_met", [3, 3, -9])],
+)
+def test_ranks_that_end_alike_or_have_met_are_left_alone(
+    body: str, statuses: list[int], tmp_path: Path
+) -> None:
+    assert run(body, tmp_path)[:2] == (statuses, "")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_run_does_not_wait_for_a_rank_that_was_killed_at_its_start(
+    victim: int, workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"expert_parallel_size": 1})
+    variables = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}  # the third one never comes
+    with support.start(recipe, environment=variables) as ranks:
+        support.wait_for(lambda: _ranks_that_know_each_other(ranks) == 2, ranks.said)
+        killed = ranks.signal(signal.SIGKILL, victim)
+        assert ranks.wait(1 - victim) == [1]
+        assert time.monotonic() - killed < 2
+        assert "Traceback" not in ranks.said()
+        assert f"rank {victim} has died before all ranks had met" in ranks.said()
+    assert support.finish(recipe)
+
+
+def _ranks_that_know_each_other(ranks: support.Ranks) -> int:
+    """Of those that were started: each has a connection of the other's, and one of its own."""
+    sockets = Path("/proc/net/unix").read_text().splitlines()
+    inodes = {line.split()[6]: line for line in sockets[1:] if "@minimoe-dist." in line}
+    found = 0
+    for process in ranks.processes[:2]:
+        names = [os.readlink(one) for one in Path(f"/proc/{process.pid}/fd").iterdir()]
+        own = [inodes[name[8:-1]] for name in names if name[8:-1] in inodes]
+        found += any(line.split()[5] == "03" for line in own)
+    return found
