@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 GOOD: dict[str, Any] = {
     "kills": {
         "others_gone": [0.1, 1.9],
+        "others_gone_at_start": [0.1, 1.9],
         "repeated_after_signal": [0, 0],
         "repeated_after_crash": [3, 10],
         "save_interval": 10,
@@ -76,6 +77,7 @@ def test_what_was_not_tried_is_neither_met_nor_missed() -> None:
     ("trial", "changes"),
     [
         ("kills", {"others_gone": [0.1, 2.1]}),
+        ("kills", {"others_gone_at_start": [2.1]}),
         ("kills", {"repeated_after_signal": [0, 1]}),
         ("kills", {"repeated_after_crash": [11]}),
         ("kills", {"lost": 1}),
@@ -214,9 +216,10 @@ def test_a_start_says_where_it_went_on() -> None:
 def test_fuzz_reports_are_summed() -> None:
     formats = {
         "manifest": {"files": 7, "read": 1, "refused": 6, "faults": 0},
-        "recipe": {"files": 3, "read": 0, "refused": 2, "faults": 1},
+        "recipe": {"files": 3, "read": 0, "refused": 2, "faults": 1, "fault": "too deep"},
     }
-    assert read_report({"seed": 1, "formats": formats}) == {"cases": 10, "faults": ["recipe"]}
+    found = read_report({"seed": 1, "formats": formats})
+    assert found == {"cases": 10, "faults": ["recipe: too deep"]}
 
 
 def options(folder: Path, **changes: Any) -> argparse.Namespace:

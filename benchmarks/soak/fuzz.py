@@ -39,9 +39,13 @@ def try_fuzz(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[s
 
 
 def read_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the number of damaged files, and the formats that had a fault."""
+    """Reads the number of damaged files, and each format's first fault."""
     formats = report["formats"]
     return {
         "cases": sum(counts["files"] for counts in formats.values()),
-        "faults": [name for name, counts in formats.items() if counts["faults"]],
+        "faults": [
+            f"{name}: {counts.get('fault', '')}"[-1500:]
+            for name, counts in formats.items()
+            if counts["faults"]
+        ],
     }

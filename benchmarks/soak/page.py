@@ -62,10 +62,7 @@ def _kills(results: Mapping[str, Any]) -> str:
     if victims:
         words += f" ({', '.join(f'{name}: {count}' for name, count in sorted(victims.items()))})"
     if at_start:
-        words += (
-            "; where a rank was killed before the first step, the other was gone, or was ended by "
-            f"the trial, after {max(at_start):.1f} s at most ({len(at_start)} times)"
-        )
+        words += "; a survivor is ended by the trial after 20 s"
     return words + "."
 
 
@@ -90,9 +87,8 @@ def draw(results: Mapping[str, Any], target: Path) -> None:
     for number, rank in enumerate(results.get("endurance", {}).get("ranks", [])):
         memory.plot(*zip(*rank["curve"], strict=True), label=f"rank {number}")
     memory.set(title="resident memory", xlabel="step", ylabel="KiB")
-    memory.margins(y=0.3)
-    memory.set_ylim(bottom=0)
     if memory.lines:
+        memory.set_ylim(0, 1.3 * memory.dataLim.ymax)
         memory.legend()
     for axes in (gone, starts, memory):
         axes.grid(alpha=0.3)

@@ -22,7 +22,7 @@ from tests.fuzz.formats import FORMATS
 from tests.fuzz.mutation import mutated
 
 SECONDS_OF_A_FILE, MEMORY = 10, 2 << 30
-_COUNTS: dict[str, dict[str, int]] = {}
+_COUNTS: dict[str, dict[str, Any]] = {}
 
 
 def run(name: str, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
@@ -77,6 +77,8 @@ def test_damaged_files_are_read_or_refused(
     counts = json.loads(result.read_text())
     fault = counts.pop("fault", None)
     _COUNTS[name] = {**counts, "faults": int(fault is not None)}
+    if fault is not None:
+        _COUNTS[name]["fault"] = fault
     report = request.config.getoption("fuzz_report")
     if report:
         Path(report).write_text(json.dumps({"seed": seed, "formats": _COUNTS}, indent=1) + "\n")
