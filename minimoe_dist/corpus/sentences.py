@@ -22,9 +22,14 @@ _UNSPACED = (
 )
 # Places where a sentence may end. A pattern that begins with one set of characters is searched
 # for much faster than one that begins with a repetition or a choice.
-# Group 1 marks what nearly always is an end: a full stop after four lower-case letters.
-_ASCII_PLACE = re.compile(r"[.!?;](?:(?<=[a-z]{4}\.)( )(?![a-z])|[.!?;]*[\"')\]}]* )")
-_SPACED_PLACE = re.compile(rf"[.!?;…](?:(?<=[a-z]{{4}}\.)( )(?=[A-Z])|[.!?;…]*[{_CLOSERS}]* )")
+# Group 1 marks what nearly always is an end: a full stop after four lower-case letters. A run of
+# marks is tried from its first one on: from each, a line of marks would take hours.
+_ASCII_PLACE = re.compile(
+    r"[.!?;](?:(?<=[a-z]{4}\.)( )(?![a-z])|(?<![.!?;]{2})[.!?;]*+[\"')\]}]*+ )"
+)
+_SPACED_PLACE = re.compile(
+    rf"[.!?;…](?:(?<=[a-z]{{4}}\.)( )(?=[A-Z])|(?<![.!?;…]{{2}})[.!?;…]*+[{_CLOSERS}]*+ )"
+)
 _ANY_PLACE = re.compile(rf"[.!?;…。！？；｡．]([.!?;…。！？；｡．{_CLOSERS}]*) ?")
 _CERTAIN_END = re.compile(
     rf"(?<![.!?;…。！？；｡．{_CLOSERS}])[。！？；｡]++ ?+(?=[^.!?;…。！？；｡．{_CLOSERS}，、：,:\s])"
@@ -33,7 +38,6 @@ _CERTAIN_END = re.compile(
 _ENDS_WITHOUT_SPACE = re.compile(f"[。！？；｡．{_UNSPACED}]|……")
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _SPACED_WORD = re.compile(rf"[^\W{_UNSPACED}][^\s{_UNSPACED}]*")
-_LATIN_TAIL = re.compile(rf"[^{_UNSPACED}]*\Z")
 _FULL_STOPS = frozenset("。！？；｡")
 _LATIN_MARKS = frozenset(".!?;…．")
 _MARKS_BESIDES_STOPS = frozenset("!?;")
@@ -280,7 +284,7 @@ def _latin_end_holds(text: str, start: int, terminator: int, following: int) -> 
     if word and not word.isascii():
         if _is_unspaced(word[-1]):
             return True
-        word = _LATIN_TAIL.search(word)[0]  # type: ignore[index]
+        word = _latin_tail(word)
     if _stands_alone(word, mark):
         return _next_word(text, following) in _STARTERS
     if mark != "." or text[terminator + 1] in ".!?":
@@ -310,6 +314,14 @@ def _stands_alone(word: str, mark: str) -> bool:
 
 def _is_unspaced(character: str) -> bool:
     return _UNSPACED_CHARACTER.match(character) is not None
+
+
+def _latin_tail(word: str) -> str:
+    """Returns what stands behind the last unspaced character."""
+    start = len(word)
+    while start and not _is_unspaced(word[start - 1]):
+        start -= 1
+    return word[start:]
 
 
 def _next_word(text: str, start: int) -> str:

@@ -205,3 +205,17 @@ def test_a_safe_cut_of_noise_keeps_the_sentences_of_the_whole(monkeypatch, certa
 
 def test_text_too_short_for_a_safe_cut_gives_zero():
     assert last_safe_cut("One. Two.") == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "." * 300_000,
+        "é" + ".;" * 150_000,
+        "é. " + "a" * 300_000 + "一. B",
+        "!" * 150_000 + ")" * 150_000,
+    ],
+)
+def test_a_line_of_marks_or_of_one_word_is_split_in_no_time(line):
+    # From each of its places to its end, it would take hours.
+    assert "".join(split_sentences(line)).replace(" ", "") == line.replace(" ", "")
