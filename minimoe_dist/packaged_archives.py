@@ -85,7 +85,7 @@ def _parts(first: Path, label: str) -> list[Path]:
 def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
     """Unpacks files, and no name that would leave the folder."""
     for member in archive.infolist():
-        if member.is_dir():
+        if member.filename.endswith("/"):
             continue
         parts = re.split(r"[/\\]", member.filename)
         if ".." in parts or parts[0] in ("", ".") or ":" in parts[0]:

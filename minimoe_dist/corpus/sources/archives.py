@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -37,6 +38,7 @@ _COMPANIONS = ("._", "__MACOSX")
 _DAMAGED = "damaged_files"
 _FAULTS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+    struct.error, UnicodeDecodeError,  # the latter two of heads and names
 )  # fmt: skip
 _ENCRYPTED = 1
 _MOST_HEADER_BYTES = 1 << 20
@@ -83,7 +85,7 @@ def check_zip(stream: InputStream) -> None:
         with zipfile.ZipFile(stream.path) as archive:
             kind = unreadable_zip(archive.namelist())
             _check_single(archive, stream.path)
-    except zipfile.BadZipFile as error:
+    except _FAULTS as error:
         raise UserError(f"{stream.path}: a damaged zip file ({error}); fetch it again") from None
     if kind is not None:
         raise UnreadableError(f"{stream.name}: looks like {kind.description}", kind.holds_text)
@@ -137,7 +139,20 @@ class _MemberReader:
     """Reads a member, and tells how far the archive has been read."""
 
     def __init__(self, file: IO[bytes], tell: Callable[[], int]) -> None:
-        self.read, self.tell = file.read, tell
+        self._file, self.tell = file, tell
+
+    def read(self, size: int) -> bytes:
+        """Reads the next bytes.
+
+        Raises:
+            BadZipFile: bzip2 cannot unpack them, which raises a bare `OSError` for it.
+        """
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise zipfile.BadZipFile(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -268,14 +283,17 @@ def _is_companion(name: str) -> bool:
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
-        if not info.is_dir() and not _is_companion(info.filename):
+        if not info.filename.endswith("/") and not _is_companion(info.filename):
             yield _Member(info.filename, info.file_size, partial(_open_zipped, archive, info))
 
 
 def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     if info.flag_bits & _ENCRYPTED:
         raise UnreadableError(f"{info.filename}: is encrypted; unpack it with: unzip", True)
-    return archive.open(info)
+    try:
+        return archive.open(info)
+    except (ValueError, OverflowError) as error:  # of places that are outside the file
+        raise zipfile.BadZipFile(str(error)) from None
 
 
 class _TarMember(tarfile.TarInfo):

@@ -138,10 +138,7 @@ class _Rows:
         try:
             return next(self._lines, b"")
         except (pyarrow.lib.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            reason = str(error).split("\n")[0]
-            self.damage = f"damaged Parquet data: {reason}"
+            self.damage = f"damaged Parquet data: {_damage(error)}"
             return b""
 
     def tell(self) -> int:
@@ -189,12 +186,22 @@ def _opened(stream: InputStream) -> pyarrow.parquet.ParquetFile:
     if not stream.is_plain:
         raise UserError(f"{stream.name}: is a Parquet file inside another file; unpack it")
     try:
-        return pyarrow.parquet.ParquetFile(stream.path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except pyarrow.lib.ArrowException as error:
-        reason = str(error).split("\n")[0]
+        table = pyarrow.parquet.ParquetFile(
+            stream.path, buffer_size=_BUFFER_BYTES, pre_buffer=False
+        )
+        _names(table.schema_arrow)
+        return table
+    except (pyarrow.lib.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{stream.name}: a damaged Parquet file ({reason}); fetch it again"
+            f"{stream.name}: a damaged Parquet file ({_damage(error)}); fetch it again"
         ) from None
+
+
+def _damage(error: Exception) -> str:
+    """Returns what Arrow says of a damaged file, and raises what the system says of a disk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return str(error).split("\n")[0]
 
 
 def _names(schema: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import lzma
 import random
 import resource
 import shutil
+import struct
 import tarfile
 import zipfile
 from multiprocessing import get_context
@@ -157,6 +158,41 @@ def test_a_damaged_member_of_a_zip_file_costs_itself(tmp_path):
     data[data.index(b"pages/3.txt") + 15] ^= 0xFF
     documents, counts, _ = sentences(written(tmp_path, bytes(data)))
     assert (len(documents), counts) == (19, {"damaged_files": 1})
+
+
+def test_a_zip_files_member_that_bzip2_cannot_unpack_costs_itself(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_BZIP2) as archive:
+        for name, text in PAGES.items():
+            archive.writestr(name, text)
+    data = buffer.getvalue()
+    first = data.index(b"BZh")
+    documents, counts, _ = sentences(
+        written(tmp_path, data[: first + 3] + b"0" + data[first + 4 :])
+    )
+    assert counts == {"damaged_files": 1} and len(documents) == len(PAGES) - 1
+
+
+def test_a_zip_files_member_without_a_name_is_no_folder(tmp_path):
+    data = zipped({"a": "A text.\n"})
+    for head, place in ((b"PK\x03\x04", 26), (b"PK\x01\x02", 28)):
+        start = data.index(head) + place
+        end = data.index(b"a", start)
+        data = data[:start] + bytes(2) + data[start + 2 : end] + data[end + 1 :]
+    # The directory has become shorter by a byte, and begins one earlier.
+    size, offset = struct.unpack("<II", data[-10:-2])
+    data = data[:-10] + struct.pack("<II", size - 1, offset - 1) + data[-2:]
+    assert len(sentences(written(tmp_path, data, "x.zip"))[0]) == 1
+
+
+@pytest.mark.parametrize("change", [(6, b"\xff\x00"), (46, b"\xc1")], ids=["version", "name"])
+def test_a_zip_file_whose_directory_is_damaged_is_refused(tmp_path, change):
+    offset, damage = change
+    data = bytearray(zipped({"é.txt": "A text.\n"}))
+    place = data.index(b"PK\x01\x02") + offset
+    data[place : place + len(damage)] = damage
+    with pytest.raises(ValueError, match="a damaged zip file"):
+        sentences(written(tmp_path, bytes(data), "x.zip"))
 
 
 @pytest.mark.parametrize(

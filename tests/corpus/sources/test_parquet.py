@@ -76,6 +76,22 @@ def test_a_damaged_table_is_refused_or_noted(tmp_path):
     assert counts == {"damaged_files": 1} and 0 < len(documents) < 4500
 
 
+@pytest.mark.parametrize(
+    ("intact", "damaged"),
+    [(b"text", b"\xf4ext"), (None, b"\xff" * 40)],
+    ids=["a name that is no UTF-8", "a footer that is none"],
+)
+def test_a_table_whose_description_is_damaged_is_refused(tmp_path, intact, damaged):
+    path = written(tmp_path, {"text": TEXTS})
+    data = path.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    if intact is None:
+        data = data[:-footer] + damaged + data[len(damaged) - footer :]
+    path.write_bytes(data.replace(intact, damaged) if intact else data)
+    with pytest.raises(ValueError, match=r"x\.parquet: a damaged Parquet file"):
+        sentences(path)
+
+
 def test_long_rows_are_cut_and_give_what_their_sentences_give(tmp_path):
     text = " ".join(f"Sentence {n} of a text that is long." for n in range(90_000))
     path = written(tmp_path, {"text": [text, TEXTS[0]]})
