@@ -1,15 +1,25 @@
 """Small sound files of each format that others write, and what reads them."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
+import pyarrow
+import pyarrow.parquet
+import zstandard
 
 from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.finding import find_rank_files
 from minimoe_dist.checkpoints.megatron.reading import MegatronCheckpoint
+from minimoe_dist.checkpoints.run import newest_whole_checkpoint
 from minimoe_dist.config import load_run_config
 from minimoe_dist.config.deepspeed_json import check_deepspeed_json
 from minimoe_dist.corpus.blocks import Problems
@@ -17,10 +27,15 @@ from minimoe_dist.corpus.reading import Inputs, ReadingOptions
 from minimoe_dist.corpus.sources import TFRecordSource
 from minimoe_dist.corpus.tokenizing import check_tokenizer_files, open_known_tokenizer
 from minimoe_dist.data.indexed import IndexedCorpus
-from minimoe_dist.data.tasks import Table, open_table
+from minimoe_dist.data.tasks import Table, open_table, open_task
 from minimoe_dist.model_description import require_model
 from minimoe_dist.preflight.weights import check_weights
+from minimoe_dist.runs import launches
+from minimoe_dist.runs.checkpoints import newest_state
+from minimoe_dist.runs.launches import read_starts
+from minimoe_dist.runs.starts import read_events
 from tests.checkpoints.megatron.maker import make_checkpoint, make_model
+from tests.checkpoints.states import save
 from tests.test_cli import write_corpus, write_teacher
 
 # Returns the sound file that is damaged in its place, and what reads it there.
@@ -143,6 +158,63 @@ def _tfrecord() -> bytes:
     return 5 * (head + masked(head) + message + masked(message))
 
 
+def conll(folder: Path) -> tuple[Path, Callable[[], object]]:
+    path = folder / "train.txt"
+    path.write_text("-DOCSTART- O\n\n" + "Anna\tB-PER\nin\tO\nBonn\tB-LOC\n.\tO\n\n" * 5)
+    return path, lambda: open_task("ner", folder, "train")
+
+
+def checkpoint(name: str) -> Format:
+    def make(folder: Path) -> tuple[Path, Callable[[], object]]:
+        saved = save(folder / "checkpoints", 1)
+
+        def read() -> None:
+            newest_state(folder)
+            newest_whole_checkpoint(folder / "checkpoints")
+
+        return saved / name, read
+
+    return make
+
+
+def starts(folder: Path) -> tuple[Path, Callable[[], object]]:
+    launches.begin(folder, command=["distill"], host="n1")
+    launches.leave("finished", 0)
+
+    def read() -> None:
+        read_starts(folder)
+        read_events(folder)
+
+    return folder / "starts.jsonl", read
+
+
+def _parquet() -> bytes:
+    file = io.BytesIO()
+    columns = {name: [record[name] for record in RECORDS] for name in ("text", "n")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), file, row_group_size=7)
+    return file.getvalue()
+
+
+def _zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("one.txt", _PROSE)
+        archive.writestr("two.jsonl", _JSON_LINES)
+    return file.getvalue()
+
+
+def _tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in (("one.txt", _PROSE), ("two.jsonl", _JSON_LINES)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+_PROSE = "".join(f"{record['text']}\n\n" for record in RECORDS).encode()
+_WIKI = b'<doc id="1" url="a" title="A">\nA\n\nA is one. It is the first.\n</doc>\n' * 5
 _JSON_LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
 _ROWS = [f"{record['text']}{{}}{record['n'] % 2}\n" for record in RECORDS]  # type: ignore[operator]
 FORMATS: dict[str, Format] = {
@@ -150,6 +222,20 @@ FORMATS: dict[str, Format] = {
     "corpus.bin": corpus(".bin"),
     "manifest": corpus(".manifest.json"),
     "tfrecord": text("x.tfrecord", _tfrecord()),
+    "parquet": text("x.parquet", _parquet()),
+    "zip": text("x.zip", _zip()),
+    "tar": text("x.tar", _tar()),
+    "tar.gz": text("x.tar.gz", gzip.compress(_tar())),
+    "gz": text("x.txt.gz", gzip.compress(_PROSE)),
+    "bz2": text("x.txt.bz2", bz2.compress(_PROSE)),
+    "xz": text("x.txt.xz", lzma.compress(_PROSE)),
+    "zst": text("x.txt.zst", zstandard.compress(_PROSE)),
+    "wikiextractor": text("wiki_00", _WIKI),
+    "plain text": text("x.txt", _PROSE),
+    "conll": conll,
+    "checkpoint manifest": checkpoint("manifest.json"),
+    "checkpoint progress": checkpoint("run.json"),
+    "starts": starts,
     "json lines": text("x.jsonl", _JSON_LINES),
     "json array": text("x.json", json.dumps(RECORDS).encode()),
     "table.jsonl": table("t.jsonl", _JSON_LINES),
