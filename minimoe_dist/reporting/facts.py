@@ -104,6 +104,25 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
             heldout_loss_after=student.heldout_loss_after,
         )
         model.values["teacher"] = summary.teacher
+        model.values["heldout_loss_of"] = _objective_of(run)
+
+
+def _objective_of(run: Run) -> str:
+    """Names what a run's held-out loss is made of; losses of other makings are not on one scale."""
+    recipe, teacher = run.recipe, run.summary.teacher if run.summary else None
+    objective, parts = recipe.objective, []
+    if objective.relation_weight and teacher is not None:
+        layers = "tinybert" in (recipe.model_type or "")
+        heads = objective.num_relation_heads
+        relations = f"relations of {heads} heads" if heads else "relations"
+        parts.append(f"{'layers' if layers else relations} to {basename(teacher)}")
+        if objective.relation_weight != 1:
+            parts[-1] = f"{objective.relation_weight:g} × {parts[-1]}"
+    if objective.mlm_weight:
+        parts.append(f"{objective.mlm_weight:g} × masked LM")
+    corpora = recipe.data.heldout_path_or_regex or []
+    where = f", on {' and '.join(basename(corpus.path) for corpus in corpora)}" if corpora else ""
+    return " + ".join(parts) + where
 
 
 def _finite(**values: float | None) -> dict[str, float]:
@@ -191,9 +210,10 @@ def _add_shares(models: Mapping[str, Model], tuned: Mapping[str, TuningResults])
             if teacher is None or teacher is model:
                 continue
             best = teacher.scores.get(task)
-            if best and best["mean"] and best["metric"] == score["metric"]:
-                score["share_of_teacher"] = score["mean"] / best["mean"]
+            if best and best["metric"] == score["metric"]:
                 score["held_against"] = teacher.name
+                if best["mean"] > 0:  # of nothing, or of less, there is no share
+                    score["share_of_teacher"] = score["mean"] / best["mean"]
 
 
 def _first_teacher(model: Model, models: Mapping[str, Model]) -> Model | None:
@@ -349,9 +369,11 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
     all_models = list(models)
     teachers = sorted({run.summary.teacher for run in runs if run.summary and run.summary.teacher})
     if len(teachers) > 1:
+        names = list(map(basename, teachers))
+        told = names if len(set(names)) == len(names) else teachers
         yield (
-            f"The runs have different teachers ({', '.join(map(basename, teachers))}): their "
-            "relation losses are not on one scale."
+            f"The runs have different teachers ({', '.join(told)}): their relation losses are not "
+            "on one scale."
         )
     unfinished = [run.name for run in runs if run.metrics and not run.summary and not run.results]
     if unfinished:
@@ -383,8 +405,19 @@ def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
             for model in models
             if model.role == STUDENT
             and task in model.scores
-            and "share_of_teacher" not in model.scores[task]
+            and "held_against" not in model.scores[task]
         ]
+        no_better = {
+            model.scores[task]["held_against"]
+            for model in models
+            if "held_against" in model.scores.get(task, {})
+            and "share_of_teacher" not in model.scores[task]
+        }
+        if no_better:
+            yield (
+                f"{task}: {', '.join(sorted(no_better))} has no score above 0, so nobody's share "
+                "of it is told."
+            )
         if without:
             yield (
                 f"{task}: which teacher {', '.join(without)} had is not known, so no share of its "

@@ -144,28 +144,52 @@ def comparison(title: str, marks: Sequence[Mark], x: Axis, y: Axis, note: str = 
 
 
 def bars(
-    title: str, values: Sequence[tuple[str, float, str]], unit: str, note: str = ""
+    title: str,
+    values: Sequence[tuple[str, float, str]],
+    unit: str,
+    note: str = "",
+    whole: tuple[float, str] | None = None,
 ) -> Picture:
-    """Draws horizontal bars.
+    """Draws horizontal bars from 0 on, to the left where a value is negative.
 
     Args:
         title: the heading.
-        values: (name, value from 0 on, what is written behind the bar).
+        values: (name, finite value, what is written behind the bar).
         unit: unit of the values.
         note: below the picture.
+        whole: a value, and its name, that the scale reaches at least and that a line marks: a bar
+            is full only there, or beyond where others are longer.
     """
-    most = max(value for _, value, _ in values) or 1.0
-    height = 40 * len(values) + 8
+    numbers = [value for _, value, _ in values]
+    low, high = min(0.0, *numbers), max(0.0, *numbers, whole[0] if whole else 0.0)
+    high = high if high > low else low + 1.0
+    scale = Scale(low, high, 2.0, WIDTH - 2.0, False, [])
+    height = 40 * len(values) + (26 if whole else 8)
     shapes = []
     for place, (name, value, label) in enumerate(values):
         top = 40 * place + 4
-        width = max(1.0, value / most * (WIDTH - 4))
+        start, end = sorted((scale(0.0), scale(value)))
         shapes.append(
             f'<text x="2" y="{top + 12}">{escape(name)}</text>'
             f'<text x="{WIDTH - 2}" y="{top + 12}" class="value">{escape(label)}</text>'
             f'<rect x="2" y="{top + 18}" width="{WIDTH - 4}" height="12" rx="3" class="rail"/>'
-            f'<rect x="2" y="{top + 18}" width="{width:.1f}" height="12" rx="3" '
-            f'class="fill{place % COLOURS}"/>'
+            f'<rect x="{start:.1f}" y="{top + 18}" width="{max(1.0, end - start):.1f}" '
+            f'height="12" rx="3" class="fill{place % COLOURS}"/>'
+        )
+    marked = [whole] if whole else []
+    if low < 0:
+        is_near = whole is not None and scale(whole[0]) - scale(0.0) < WIDTH / 2
+        marked.append((0.0, "" if is_near else "0"))
+    for value, name in marked:
+        place_of = scale(value)
+        kind = "end" if place_of > WIDTH / 2 else "start"
+        shapes += [
+            f'<line x1="{place_of:.1f}" x2="{place_of:.1f}" y1="{top}" y2="{top + 16}" '
+            'class="axis"/>'
+            for top in range(20, 40 * len(values), 40)
+        ]
+        shapes.append(
+            f'<text x="{place_of:.1f}" y="{height - 5}" class="{kind}">{escape(name)}</text>'
         )
     description = f"{title}: " + "; ".join(f"{name} {label}" for name, _, label in values)
     rows = [(name, number(value)) for name, value, _ in values]

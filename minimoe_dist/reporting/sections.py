@@ -83,18 +83,22 @@ def _losses(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
     measured = [
         model for model in models if "heldout_loss_after" in model and "gmac_of_128" in model
     ]
-    if len(measured) < 2:
-        return  # nothing to compare: its card tells the number
-    marks = [
-        Mark(model["name"], model["gmac_of_128"], model["heldout_loss_after"]) for model in measured
-    ]
-    yield comparison(
-        "Held-out loss",
-        marks,
-        _COMPUTE,
-        Axis("loss"),
-        "Of each run's own objective, on its held-out text, after training; lower is better.",
-    )
+    makings = list(dict.fromkeys(model.get("heldout_loss_of", "") for model in measured))
+    for making in makings:
+        marks = [
+            Mark(model["name"], model["gmac_of_128"], model["heldout_loss_after"])
+            for model in measured
+            if model.get("heldout_loss_of", "") == making
+        ]
+        if len(marks) < 2:
+            continue  # nothing to compare: its card tells the number
+        yield comparison(
+            "Held-out loss" if len(makings) == 1 else f"Held-out loss: {making}",
+            marks,
+            _COMPUTE,
+            Axis("loss"),
+            f"Of {making or 'the objective'}, after training; lower is better.",
+        )
 
 
 def _shares(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
@@ -109,7 +113,7 @@ def _shares(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
                 {
                     model["scores"][task]["held_against"]
                     for model in models
-                    if "held_against" in model.get("scores", {}).get(task, {})
+                    if "share_of_teacher" in model.get("scores", {}).get(task, {})
                 }
             )
             yield bars(
@@ -117,6 +121,7 @@ def _shares(models: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
                 [(name, share, f"{100 * share:.1f} %") for name, share in shares],
                 "share of the teacher's score",
                 f"Held against {', '.join(against)}.",
+                whole=(1.0, "100 %: the teacher"),
             )
 
 

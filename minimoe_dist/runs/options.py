@@ -46,6 +46,8 @@ class _Teacher(Record):
 
 class _Objective(Record):
     num_relation_heads: int | None = None
+    relation_weight: float = 1.0
+    mlm_weight: float = 0.0
 
 
 class _Student(Record):

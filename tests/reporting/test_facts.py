@@ -101,6 +101,16 @@ def test_another_task_has_no_share(tmp_path: Path) -> None:
     assert "share_of_teacher" not in score
 
 
+@pytest.mark.parametrize("mean", [0.0, -0.02])
+def test_of_a_teacher_that_scores_nothing_there_is_no_share(tmp_path: Path, mean: float) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    student = tuned(tmp_path / "s", str(run / "export" / "student"), -0.01)
+    facts = facts_of(run, student, tuned(tmp_path / "t", TEACHER, mean))
+    assert "share_of_teacher" not in by_role(facts, "student")[0]["scores"]["sst2"]
+    assert "sst2: teacher has no score above 0, so nobody's share of it is told." in facts["notes"]
+    assert not any("is not known" in note for note in facts["notes"])
+
+
 def test_a_student_of_an_assistant_is_held_against_the_first_teacher(tmp_path: Path) -> None:
     first = distilled(tmp_path / "assistant", TEACHER)
     second = distilled(tmp_path / "last", str(first / "export" / "student"))

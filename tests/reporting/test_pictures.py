@@ -55,6 +55,35 @@ def test_names_are_escaped() -> None:
     assert ElementTree.fromstring(picture.svg).attrib["aria-label"] == 't: <b> & "x" 1'
 
 
+def rectangles(svg: str) -> list[tuple[float, float]]:
+    """Where bars begin and how long they are; what lies behind them is left out."""
+    found = [one.attrib for one in ElementTree.fromstring(svg).iter() if one.tag.endswith("rect")]
+    return [(float(one["x"]), float(one["width"])) for one in found if one["class"] != "rail"]
+
+
+def test_a_bar_is_full_at_the_whole_and_not_at_the_best() -> None:
+    shares = [("a", 0.4, "40 %"), ("b", 0.2, "20 %")]
+    picture = bars("t", shares, "s", whole=(1.0, "the teacher"))
+    (_, longer), (_, shorter) = rectangles(picture.svg)
+    assert longer == pytest.approx(0.4 * 376, abs=0.1)
+    assert shorter == pytest.approx(longer / 2, abs=0.1)
+    assert "the teacher" in picture.svg
+    (_, longest), _ = rectangles(bars("t", [("a", 1.25, ""), *shares[:1]], "s", whole=(1, "x")).svg)
+    assert longest == pytest.approx(376, abs=0.1)
+
+
+@pytest.mark.parametrize("values", [[-0.013, 0.4], [-0.013], [-5.0, -1.0], [0.0], [23.07, -23.07]])
+def test_bars_stay_inside_their_box_on_their_side_of_zero(values: list[float]) -> None:
+    named = [(str(value), value, "") for value in values]
+    drawn = rectangles(bars("t", named, "s", whole=(1.0, "x")).svg)
+    zero = {
+        round(x if value >= 0 else x + width)
+        for value, (x, width) in zip(values, drawn, strict=True)
+    }
+    assert len(zero) == 1
+    assert all(x >= 2 and x + width <= 379.1 for x, width in drawn)
+
+
 @pytest.mark.parametrize("values", [[(1, 5), (2, 5)], [(1, 0), (2, 0)], [(3, -1)]])
 def test_flat_and_single_values_have_axes(values: list[tuple[float, float]]) -> None:
     picture = line_chart("t", [Series("a", values)], X, Y)
