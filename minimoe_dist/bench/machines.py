@@ -1,10 +1,13 @@
 """Finds the machine of a plan: by name or file, changed by flags, or the one at hand."""
 
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import RunConfig
 from ..config.commands import PlanOptions
 from ..planning.machine import GIB, Machine, load_machine
 
@@ -44,7 +47,7 @@ def machine_of(options: PlanOptions) -> Machine:
     flags = {name: getattr(options, name) for name in _FLAGS}
     changes = {name: value for name, value in flags.items() if value is not None}
     if options.machine is None:
-        return _at_hand(changes)
+        return _at_hand(changes, _fewest_ranks(options.stages))
     machine = load_machine(options.machine, machine_folders(), changes)
     if options.measure:
         rates = measure_rates(machine.device, _threads(machine.ranks_per_node))
@@ -52,13 +55,22 @@ def machine_of(options: PlanOptions) -> Machine:
     return machine
 
 
-def _at_hand(changes: dict[str, Any]) -> Machine:
+def _fewest_ranks(stages: Sequence[RunConfig]) -> int:
+    """Returns the smallest number of processes that the layouts of a recipe divide."""
+    return math.lcm(
+        *(stage.parallel.expert_parallel_size for stage in stages),
+        *(stage.teacher.parallel_size or 1 for stage in stages),
+    )
+
+
+def _at_hand(changes: dict[str, Any], fewest_ranks: int) -> Machine:
+    """Describes this machine; without GPUs, which count, with as few ranks as a recipe takes."""
     import torch
 
     from .device import measure_copies
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    count = torch.cuda.device_count() if kind == "cuda" else 1
+    count = torch.cuda.device_count() if kind == "cuda" else fewest_ranks
     values = at_hand(kind, changes.get("ranks_per_node", count))
     values["tflops"] = measure_rates(kind, _threads(values["ranks_per_node"]))
     values["memory_gb_per_second"] = measure_copies(torch.device(kind), _SECONDS) / 1e9

@@ -26,6 +26,8 @@ def run(options: PlanOptions, launch: Launch) -> int:
     Raises:
         ConfigError: the recipe or the machine is wrong, or no layout fits.
     """
+    if options.output is not None and Path(options.output).suffix not in (".json", ".png"):
+        raise ConfigError(f"--output: {options.output}: give a name that ends with .json or .png")
     machine = machine_of(options)
     # Imports torch and transformers, which take seconds, only once nothing above is wrong.
     from ..recipes.meta_passes import MetaPasses
@@ -58,8 +60,6 @@ def _write(path: Path, plans: Sequence[tuple[RunConfig, Plan]]) -> None:
     if path.suffix == ".json":
         content = [as_json(config, plan) for config, plan in plans]
         write_json(path, content)
-    elif path.suffix == ".png":
-        draw(plans, path)
     else:
-        raise ConfigError(f"--output: {path}: give a name that ends with .json or .png")
+        draw(plans, path)
     print(f"written to {path}")

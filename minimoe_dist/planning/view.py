@@ -90,20 +90,20 @@ def _comparison(plan: Plan, columns: dict[str, Prediction]) -> Table:
             for prediction in predictions
         ]
         table.add_row(f"sent a step: {kind}", *map(_size, sent))
-    table.add_row("days", *(_days(plan.days(prediction)) for prediction in predictions))
+    table.add_row("whole run", *(_duration(plan.days(prediction)) for prediction in predictions))
     if plan.price(predictions[0]) is not None:
         table.add_row("price", *(f"{plan.price(prediction):,.0f}" for prediction in predictions))
     return table
 
 
 def _layouts(plan: Plan) -> Table:
-    table = Table("layout that fits", "memory", "a step", "days")
+    table = Table("layout that fits", "memory", "a step", "whole run")
     for prediction in plan.best:
         table.add_row(
             prediction.layout.describe(),
             _size(prediction.memory_total),
             _time(prediction.step_seconds),
-            _days(plan.days(prediction)),
+            _duration(plan.days(prediction)),
         )
     return table
 
@@ -133,10 +133,13 @@ def _time(seconds: float) -> str:
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.2f} ms"
 
 
-def _days(days: float | None) -> str:
+def _duration(days: float | None) -> str:
     if days is None:
         return "-"
-    return f"{days:,.1f}" if days >= 1 else f"{days * 24:,.1f} h"
+    minutes = days * 24 * 60
+    if minutes < 60:
+        return f"{minutes:,.1f} min"
+    return f"{days:,.1f} days" if days >= 2 else f"{days * 24:,.1f} h"
 
 
 def as_json(config: RunConfig, plan: Plan) -> dict[str, Any]:

@@ -18,7 +18,7 @@ RECIPE = str(RECIPES / "minimoe_3l_384h_1_4e.yaml")
 def test_a_plan_shows_memory_time_and_what_to_take(capsys):
     assert cli.main(["plan", RECIPE, "--machine", "8xh100", "--tokens", "1000000000"]) == 0
     said = capsys.readouterr().out
-    for words in ("memory of a rank", "time of a step", "days", "Recommended: --zero_stage"):
+    for words in ("memory of a rank", "time of a step", "whole run", "Recommended: --zero_stage"):
         assert words in said
 
 
@@ -36,6 +36,15 @@ def test_a_shipped_recipe_can_be_planned(recipe, tmp_path, capsys):
     given = ["plan", str(RECIPES / f"{recipe}.yaml"), "--machine", "8xh100", "--output", str(out)]
     assert cli.main(given) == 0
     assert all(plan["recommended"]["fits"] for plan in json.loads(out.read_text()))
+
+
+def test_this_machine_has_as_many_processes_as_the_recipe_needs(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    given = ["plan", str(RECIPES / "demo.yaml"), "--tokens", "1000000", "--output", str(out)]
+    assert cli.main(given) == 0
+    (plan,) = json.loads(out.read_text())
+    assert plan["recipe"]["layout"]["expert_parallel_size"] == 2
+    assert "Recommended: --zero_stage" in capsys.readouterr().out
 
 
 def test_overrides_change_what_is_planned(tmp_path, capsys):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from minimoe_dist.config import ConfigError
+from minimoe_dist.planning import view
 from minimoe_dist.planning.amounts import Amount
 from minimoe_dist.planning.layout import Layout, alternatives, layout_of_recipe
 from minimoe_dist.planning.memory import Precision, memory_of
@@ -180,3 +181,11 @@ def test_an_open_precision_is_what_the_machine_multiplies_fast():
         for precision in ("auto", "fp32")
     )
     assert opened == closed
+
+
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [(None, "-"), (0.0104, "15.0 min"), (0.5, "12.0 h"), (1.5, "36.0 h"), (12.34, "12.3 days")],
+)
+def test_a_run_takes_minutes_hours_or_days(days, words):
+    assert view._duration(days) == words
