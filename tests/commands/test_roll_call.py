@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,10 @@ def _ranks_that_know_each_other(ranks: support.Ranks) -> int:
     inodes = {line.split()[6]: line for line in sockets[1:] if "@minimoe-dist." in line}
     found = 0
     for process in ranks.processes[:2]:
-        names = [os.readlink(one) for one in Path(f"/proc/{process.pid}/fd").iterdir()]
+        names = []
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since
+                names.append(os.readlink(descriptor))
         own = [inodes[name[8:-1]] for name in names if name[8:-1] in inodes]
         found += any(line.split()[5] == "03" for line in own)
     return found
