@@ -15,12 +15,16 @@ from ..data.loader import StepBatch
 from ..data.tasks import score
 from ..data.tasks.batches import evaluation_batches, steps_per_epoch, training_step
 from ..data.tasks.encoding import EncodedTask
+from ..runtime import logger
 from .distillation import Distiller
 from .engine import StudentEngine
+from .health import HealthWatch, tell
 from .loop import LoopOptions
 from .progress import Progress
 from .step_metrics import PendingMetrics
 from .task_scores import predict
+
+_log = logger("finetune")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Tuning:
         dev: samples to score on.
         references: the labels of ``dev`` as :class:`..data.tasks.TaskData` has them.
         options: how long.
+        watch: over gradients and experts, whose conditions are warned of.
         seed: of the order of samples.
         device: of this rank.
         label: the training's name in lines of progress.
@@ -97,6 +102,7 @@ class Tuning:
         dev: EncodedTask,
         references: Sequence[Any],
         options: TuningOptions,
+        watch: HealthWatch,
         *,
         seed: int,
         device: torch.device,
@@ -106,6 +112,7 @@ class Tuning:
         self._distiller = distiller
         self._train, self._dev, self._references = train, dev, references
         self._options, self._seed, self._device = options, seed, device
+        self._watch = watch
         self._label, self._stream = label, stream
         self._steps_per_epoch = steps_per_epoch(len(train), options.batch_size)
         self.state = TuningState()
@@ -132,7 +139,7 @@ class Tuning:
     def progress(self) -> dict[str, Any]:
         """Returns the training's state."""
         self._count_seconds()
-        return {"state": asdict(self.state)}
+        return {"state": asdict(self.state), "health": self._watch.state()}
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Returns the best weights so far."""
@@ -141,6 +148,7 @@ class Tuning:
     def resume(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Restores what :meth:`progress` and :meth:`tensors` returned."""
         self.state = TuningState(**progress["state"])
+        self._watch.restore(progress.get("health", {}))  # older checkpoints have none
         if dist.get_rank() == 0:
             self.best_weights = dict(tensors)
 
@@ -168,11 +176,13 @@ class Tuning:
         )
 
     def record(self, steps_done: int, outcome: PendingMetrics) -> None:
-        """Adds a step's loss to its epoch's."""
+        """Adds a step's loss to its epoch's, and warns of what is wrong with its numbers."""
         (student,) = outcome.students.values()
         if outcome.problem is None:
             self.state.loss_sum += student.loss
         self._progress.advance({"loss": student.loss})
+        for line in tell(self._watch.step(steps_done, outcome.metrics), self._watch.options):
+            _log.warning("%s: %s", self._label, line)
 
     def evaluate(self, steps_done: int) -> bool:
         """Ends an epoch: scores the model, and keeps its weights if it is the best one so far."""

@@ -46,12 +46,16 @@ class Router(NamedTuple):
 class HealthWatch:
     """Finds exploding gradients, and dead and overloaded experts.
 
+    Attributes:
+        options: what is watched, what counts as wrong, and what then happens.
+
     Args:
-        options: what is watched, and what counts as wrong.
+        options: see above.
         routers: of each student by name, in the order of its blocks' token counts.
     """
 
     def __init__(self, options: HealthConfig, routers: Mapping[str, Sequence[Router]]) -> None:
+        self.options = options
         self._gradients: dict[str, _GradientWatch] = {}
         self._experts: dict[str, _ExpertWatch] = {}
         if options.exploding_gradient != "off":

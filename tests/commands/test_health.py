@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.commands import support
 from tests.commands.support import Workshop
+from tests.data.tasks.files import write_table
 
 WEIGHTS = "model.safetensors"
 
@@ -221,3 +223,25 @@ def test_an_exploding_gradient_ends_a_run_that_asks_for_it(
     assert "WARNING" not in said and "Traceback" not in said
     assert ": step 2: student: the gradient's norm is" in said.splitlines()[-1]
     assert support.checkpoints(tmp_path / "run") == [1]
+
+
+def test_fine_tuning_tells_a_dead_expert_of_its_model(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    student = routed_student(tmp_path / "routed", unbroken, [0, 0, -50, 0])
+    rows = [(f"word{number % 2} word{number % 7}", str(number % 2)) for number in range(64)]
+    for split in ("train", "dev"):
+        write_table(tmp_path / "SST-2" / f"{split}.tsv", [("sentence", "label"), *rows])
+    options = {
+        "model_name_or_path": str(student), "output_dir": str(tmp_path / "run"), "task": "sst2",
+        "data_dir": str(tmp_path), "max_length": 16, "batch_sizes": [4], "num_train_epochs": 7,
+        "learning_rates": [1e-6], "patience": 0, "use_cpu": True,
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(options))
+    told = warnings(support.finish(path, world_size=1, command="finetune"))
+    found = [line.split(": ", 1)[1] for line in told if "expert" in line]
+    assert found == [
+        "step 100: model: layer 1 feed-forward expert 3 gets 0 % of the tokens (dead below "
+        "0.25 %): since step 1"
+    ]
