@@ -1,14 +1,18 @@
 """Finds what would make ``minimoe-dist finetune`` fail, before anything heavy is imported."""
 
+import math
 from pathlib import Path
+
+import yaml
 
 from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_output_dir
-from ..data.tasks import Task, places_of_labels
+from ..data.tasks import Table, Task, places_of_labels
 from ..data.tasks.sources import folder_of, open_both, sources
 from ..durable import check_replaceable
 from ..errors import UserError
+from ..exit_status import ExitStatus
 from ..model_description import ModelDescription, require_model
 from ..rendezvous import check_rendezvous
 from ..runs.folder import RunFolder
@@ -30,6 +34,37 @@ def check(options: FinetuneOptions, launch: Launch) -> None:
     for source in sources(options):
         check_free(folder_of(options, source))
     check_rendezvous(launch, options.timeout_seconds)
+
+
+def show(options: FinetuneOptions, launch: Launch) -> ExitStatus:
+    """Prints each task's data and the cells of its grid as comments, then all options as YAML.
+
+    Raises:
+        ConfigError: one line that names what would stop the run.
+    """
+    check_run(options, launch)
+    if launch.rank == 0:
+        for source in sources(options):
+            print(_described(options, source))
+        values = options.model_dump(mode="json", exclude={"dry_run"})
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+    return ExitStatus.DONE
+
+
+def _described(options: FinetuneOptions, source: str | Table) -> str:
+    """Returns comments of what a task's files hold, and how long its cells take at most."""
+    train, dev = open_both(source, options)
+    task, sizes = train.task, options.batch_sizes
+    cells = len(options.seeds) * len(options.learning_rates) * len(sizes)
+    steps = " or ".join(f"{math.ceil(len(train) / size):,}" for size in sizes)
+    labels = f", {len(task.labels)} labels ({_join(task.labels)})" if task.labels else ""
+    left_out = train.bad.count + dev.bad.count
+    return (
+        f"# {task.name}: {len(train):,} rows to learn from, {len(dev):,} to score on, "
+        f"{left_out:,} left out{labels}, scored by {task.metrics[0]}\n"
+        f"# {task.name}: {cells} cell{'s' * (cells > 1)} of at most "
+        f"{options.epochs_of(task.kind)} epochs of {steps} steps, in {folder_of(options, source)}"
+    )
 
 
 def check_run(options: FinetuneOptions, launch: Launch) -> None:

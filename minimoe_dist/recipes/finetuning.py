@@ -35,7 +35,6 @@ from ..train.scope import Scope
 from ..train.task_objective import TaskObjective, TaskTeacher
 
 _log = logger("finetune")
-_TAG_EPOCHS, _EPOCHS = 3, 10
 _MANY_UNKNOWN = 0.05
 
 
@@ -69,8 +68,7 @@ class TaskRun:
     ) -> None:
         self._options, self._launch, self._scope = options, launch, scope
         self._train, self._dev = open_both(source, options)
-        kind = self._train.task.kind
-        self._epochs = options.num_train_epochs or (_TAG_EPOCHS if kind == "tagging" else _EPOCHS)
+        self._epochs = options.epochs_of(self._train.task.kind)
         facts = {
             "epochs": self._epochs,
             **data_facts(self._train, self._dev),

@@ -29,7 +29,7 @@ _log = logger("finetune")
 _IGNORED_OPTIONS = {
     "output_dir", "task", "data_dir", "dataset", "dev", "seeds", "learning_rates", "batch_sizes",
     "grid", "num_train_epochs", "eval_batch_size", "save_interval", "resume", "use_cpu",
-    "timeout_seconds", "strict", "model_name_or_path", "teacher",
+    "dry_run", "timeout_seconds", "strict", "model_name_or_path", "teacher",
 }  # fmt: skip
 
 
@@ -244,7 +244,9 @@ class Grid:
             best=winner and BestResult(**winner),
             export=str(self.folder.exports),
             world_size=world_size,
-            options=SavedTuning.model_validate(self._options.model_dump(mode="json")),
+            options=SavedTuning.model_validate(
+                self._options.model_dump(mode="json", exclude={"dry_run"})
+            ),
         )
 
     def _settings(self) -> Iterator[SettingResult]:

@@ -106,6 +106,29 @@ def finished(workshop: Workshop, tasks: Path) -> Path:
     return output_dir
 
 
+def test_a_dry_run_tells_data_cells_and_options_and_writes_nothing(
+    workshop: Workshop, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = options(
+        workshop, tasks, tmp_path / "run", task="sst2,ner", seeds=[1, 2], batch_sizes=[8, 50],
+        num_train_epochs=None,
+    )  # fmt: skip
+    assert main(["finetune", "--config", str(path), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    rows = "128 rows to learn from, 20 to score on, 0 left out"
+    assert said.splitlines()[:4] == [
+        f"# sst2: {rows}, 2 labels (0,1), scored by accuracy",
+        f"# sst2: 4 cells of at most 10 epochs of 16 or 3 steps, in {tmp_path / 'run' / 'sst2'}",
+        f"# ner: {rows}, 2 labels (O,B-G), scored by chunk_f1",
+        f"# ner: 4 cells of at most 3 epochs of 16 or 3 steps, in {tmp_path / 'run' / 'ner'}",
+    ]
+    assert yaml.safe_load(said)["batch_sizes"] == [8, 50]
+    assert not (tmp_path / "run").exists()
+    path = options(workshop, tasks, tmp_path / "run", data_dir=str(tmp_path / "none"))
+    assert main(["finetune", "--config", str(path), "--dry_run"]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
 def test_the_task_is_learnt_and_told(finished: Path) -> None:
     found = results(finished)
     assert found["best"]["scores"] == {"accuracy": 1.0}

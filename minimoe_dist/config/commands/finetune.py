@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from ..schema import Schedule
 from .base import POSITIONAL, CommandOptions
 
+_TAG_EPOCHS, _EPOCHS = 3, 10
+
 
 class FinetuneOptions(CommandOptions):
     """The model, its tasks or table, and the grid of seeds, learning rates and batch sizes."""
@@ -80,6 +82,9 @@ class FinetuneOptions(CommandOptions):
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto skips what is done in output_dir and goes on behind it"
     )
+    dry_run: bool = Field(
+        False, description="print data, cells and options, or what would stop it (then status 2)"
+    )
     use_cpu: bool = Field(False, description="train on CPUs although there is a GPU")
     timeout_seconds: int = Field(600, ge=1, description="limit of a collective, in seconds")
 
@@ -91,3 +96,7 @@ class FinetuneOptions(CommandOptions):
         return values
 
     _at_home = field_validator("output_dir")(os.path.expanduser)
+
+    def epochs_of(self, kind: str) -> int:
+        """Returns the epochs of a cell, at most, of a task of that kind."""
+        return self.num_train_epochs or (_TAG_EPOCHS if kind == "tagging" else _EPOCHS)
