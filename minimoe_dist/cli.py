@@ -238,14 +238,14 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
         print(help_page(name, command.summary, command.options), end="")
         return 0
     with _os_error_as_user_error():
-        options = read_options(name, command.options, tokens)
         launch = detect_launch(os.environ)
+        if command.is_run:
+            roll_call.begin(launch)  # first of all: before it nobody sees this process die
+        options = read_options(name, command.options, tokens)
         if launch.world_size > 1 and not command.on_ranks:
             raise ConfigError(
                 f"{name}: runs on one process, not on {launch.world_size}; start it alone"
             )
-        if command.is_run:
-            roll_call.begin(launch)
         if command.uses_torch:
             prepare_environment(getattr(options, "use_cpu", False))
         if command.check is not None:
