@@ -240,7 +240,7 @@ def _run_command(name: str, command: Command, tokens: list[str]) -> int:
     with _os_error_as_user_error():
         launch = detect_launch(os.environ)
         if command.is_run:
-            roll_call.begin(launch)  # first of all: before it nobody sees this process die
+            roll_call.begin(launch)  # at once: nobody knows of a rank that dies before
         options = read_options(name, command.options, tokens)
         if launch.world_size > 1 and not command.on_ranks:
             raise ConfigError(

@@ -85,7 +85,7 @@ def _parts(first: Path, label: str) -> list[Path]:
 def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
     """Unpacks files, and no name that would leave the folder."""
     for member in archive.infolist():
-        if member.filename.endswith("/"):
+        if member.filename.endswith("/"):  # `is_dir` fails where a damaged name is empty
             continue
         parts = re.split(r"[/\\]", member.filename)
         if ".." in parts or parts[0] in ("", ".") or ":" in parts[0]:

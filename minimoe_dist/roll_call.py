@@ -3,7 +3,8 @@
 Between the first line of a start and its process group lie seconds of imports, and a rank that is
 killed there would be waited for until the time-out. Each rank listens at an abstract Unix socket of
 its launch, which the kernel closes with the process, and keeps a connection to the socket of each
-other rank of its node. What happens on other nodes is seen there, and ended by the launcher.
+other rank of its node. One that is gone before another has begun is not seen by that. What happens
+on other nodes is seen there, and ended by the launcher.
 """
 
 import contextlib
@@ -88,7 +89,7 @@ class RollCall:
         self._selector = selectors.DefaultSelector()
         self._closing = threading.Event()
         self._ends_at: tuple[float, str] | None = None  # when, and because of which rank
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._watch, name="roll-call", daemon=True)
 
     def start(self) -> None:
         """Listens, and looks for the others in a thread."""
@@ -102,12 +103,11 @@ class RollCall:
         server.setblocking(False)
         self._server = server
         self._selector.register(server, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._watch, name="roll-call", daemon=True)
         self._thread.start()
 
     def end(self, last_word: bytes) -> None:
         """Says a last word to the others, and closes."""
-        if self._thread is None or self._server is None:
+        if self._server is None:
             return
         self._closing.set()
         self._thread.join()

@@ -44,7 +44,7 @@ def read_report(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "cases": sum(counts["files"] for counts in formats.values()),
         "faults": [
-            f"{name}: {counts.get('fault', '')}"[-1500:]
+            f"{name}: {counts['fault'][-1500:]}"
             for name, counts in formats.items()
             if counts["faults"]
         ],

@@ -7,6 +7,7 @@ from typing import Any
 from minimoe_dist.durable import write_json, write_text
 
 from .goals import rows
+from .kills import GONE_SECONDS
 
 TEMPLATE = Path(__file__).with_name("page_template.md")
 NUMBERS, PICTURE, PAGE = "results/reliability.json", "results/reliability.png", "reliability.md"
@@ -57,13 +58,10 @@ def text(results: Mapping[str, Any]) -> str:
 
 def _kills(results: Mapping[str, Any]) -> str:
     victims = results.get("kills", {}).get("victims", {})
-    at_start = results.get("kills", {}).get("others_gone_at_start", [])
     words = "Kills of training hit one rank or all, at start-up, in steps, in saves and at exports"
     if victims:
         words += f" ({', '.join(f'{name}: {count}' for name, count in sorted(victims.items()))})"
-    if at_start:
-        words += "; a survivor is ended by the trial after 20 s"
-    return words + "."
+    return f"{words}; a survivor is ended by the trial after {GONE_SECONDS:.0f} s."
 
 
 def draw(results: Mapping[str, Any], target: Path) -> None:

@@ -8,7 +8,7 @@ import yaml
 from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_output_dir
-from ..data.tasks import Table, Task, places_of_labels
+from ..data.tasks import Task, TaskData, places_of_labels
 from ..data.tasks.sources import folder_of, open_both, sources
 from ..durable import check_replaceable
 from ..errors import UserError
@@ -42,18 +42,15 @@ def show(options: FinetuneOptions, launch: Launch) -> ExitStatus:
     Raises:
         ConfigError: one line that names what would stop the run.
     """
-    check_run(options, launch)
+    comments = _checked(options)
     if launch.rank == 0:
-        for source in sources(options):
-            print(_described(options, source))
-        values = options.model_dump(mode="json", exclude={"dry_run"})
-        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+        resolved = yaml.safe_dump(options.as_json(), sort_keys=False, allow_unicode=True)
+        print(*comments, resolved, sep="\n", end="")
     return ExitStatus.DONE
 
 
-def _described(options: FinetuneOptions, source: str | Table) -> str:
+def _described(options: FinetuneOptions, train: TaskData, dev: TaskData, folder: Path) -> str:
     """Returns comments of what a task's files hold, and how long its cells take at most."""
-    train, dev = open_both(source, options)
     task, sizes = train.task, options.batch_sizes
     cells = len(options.seeds) * len(options.learning_rates) * len(sizes)
     steps = " or ".join(f"{math.ceil(len(train) / size):,}" for size in sizes)
@@ -63,7 +60,7 @@ def _described(options: FinetuneOptions, source: str | Table) -> str:
         f"# {task.name}: {len(train):,} rows to learn from, {len(dev):,} to score on, "
         f"{left_out:,} left out{labels}, scored by {task.metrics[0]}\n"
         f"# {task.name}: {cells} cell{'s' * (cells > 1)} of at most "
-        f"{options.epochs_of(task.kind)} epochs of {steps} steps, in {folder_of(options, source)}"
+        f"{options.epochs_of(task.kind)} epochs of {steps} steps, in {folder}"
     )
 
 
@@ -73,6 +70,11 @@ def check_run(options: FinetuneOptions, launch: Launch) -> None:
     Raises:
         ConfigError: one line that names what is wrong and the remedy.
     """
+    _checked(options)
+
+
+def _checked(options: FinetuneOptions) -> list[str]:
+    """Refuses what :func:`check_run` does; returns comments of each task."""
     task_sources = sources(options)
     _check_numbers(options)
     check_output_dir(options.output_dir)
@@ -80,7 +82,8 @@ def check_run(options: FinetuneOptions, launch: Launch) -> None:
     models = {"model_name_or_path": options.model_name_or_path}
     if options.teacher is not None:
         models["teacher"] = options.teacher
-    described = {}
+    described: dict[str, ModelDescription] = {}
+    comments: list[str] = []
     try:
         for option, path in models.items():
             described[option] = require_model(path, option)
@@ -92,13 +95,15 @@ def check_run(options: FinetuneOptions, launch: Launch) -> None:
             folder = RunFolder(folder_of(options, source))
             folder.check()
             check_replaceable(folder.exports)
-            task = open_both(source, options)[0].task
+            train, dev = open_both(source, options)
             if options.teacher is not None:
-                _check_same_labels(described["teacher"], task)
+                _check_same_labels(described["teacher"], train.task)
+            comments.append(_described(options, train, dev, folder.path))
     except (UserError, OSError) as error:
         raise ConfigError(str(error)) from None
     if options.teacher is not None:
         _check_teacher(options, described)
+    return comments
 
 
 def _check_numbers(options: FinetuneOptions) -> None:

@@ -14,7 +14,6 @@ from ..checkpoints.writing import Ranks
 from ..config import RunConfig
 from ..data.loader import PairLoader, StepBatch
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
-from ..models.configuration import router_places
 from ..runs.folder import RunFolder
 from ..runs.health import HealthRecord
 from ..runs.metrics import SavedMetrics
@@ -23,7 +22,7 @@ from ..runs.summaries import SavingSummary, StudentSummary, Summary
 from ..runtime import Launch, logger
 from ..train.curves import draw_curves
 from ..train.engine import StudentEngine, release
-from ..train.health import HealthWatch, Router, teacher_records, tell
+from ..train.health import HealthWatch, routers_of, teacher_records, tell
 from ..train.loop import LoopOptions
 from ..train.metrics import Metrics
 from ..train.resuming import Checkpoints
@@ -63,10 +62,7 @@ class Distillation:
         self._checkpoints: Checkpoints
         self._health = HealthWatch(
             config.training.health,
-            {
-                student.name: [Router(*place) for place in router_places(student.config)]
-                for student in self.engines
-            },
+            {student.name: routers_of(student.config) for student in self.engines},
         )
         self._knows_teacher = config.training.health.broken_teacher == "off"
         self._looks_at_teacher = True

@@ -20,13 +20,12 @@ from ..data.tasks.sources import folder_of, open_both
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..model_description import require_model
-from ..models.configuration import MiniMoeConfig, router_places
 from ..runtime import Launch, logger
 from ..train.distillation import Balance, Distiller
 from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuning, TuningOptions
 from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
-from ..train.health import HealthWatch, Router
+from ..train.health import HealthWatch, routers_of
 from ..train.loop import TrainingDivergedError, run_steps
 from ..train.out_of_memory import naming_batch
 from ..train.resuming import Checkpoints
@@ -169,7 +168,7 @@ class TaskRun:
                 options.patience,
                 options.save_interval,
             ),
-            HealthWatch(HealthConfig(), {engine.name: _routers(model.config)}),
+            HealthWatch(HealthConfig(), {engine.name: routers_of(model.config)}),
             seed=cell.seed,
             device=device,
             label=f"{self._train.task.name} {cell.label}",
@@ -228,13 +227,6 @@ class TaskRun:
             options.relation_weight,
             options.num_relation_heads,
         )
-
-
-def _routers(config: Any) -> list[Router]:
-    """Returns the routers of a model with experts; none of another one."""
-    if not isinstance(config, MiniMoeConfig):
-        return []
-    return [Router(*place) for place in router_places(config)]
 
 
 def _contents(path: str, option: str) -> str:

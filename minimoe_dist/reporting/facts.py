@@ -104,24 +104,26 @@ def _add_students(run: Run, models: dict[str, Model]) -> None:
             heldout_loss_after=student.heldout_loss_after,
         )
         model.values["teacher"] = summary.teacher
-        model.values["heldout_loss_of"] = _objective_of(run)
+        model.values["heldout_loss_of"] = _objective_of(run.recipe, summary.teacher)
 
 
-def _objective_of(run: Run) -> str:
-    """Names what a run's held-out loss is made of; losses of other makings are not on one scale."""
-    recipe, teacher = run.recipe, run.summary.teacher if run.summary else None
+def _objective_of(recipe: SavedRecipe, teacher: str | None) -> str:
+    """Names what a run's held-out loss is made of; losses of other makings are not on one scale.
+
+    With whole paths, as two teachers may have one name.
+    """
     objective, parts = recipe.objective, []
     if objective.relation_weight and teacher is not None:
         layers = "tinybert" in (recipe.model_type or "")
         heads = objective.num_relation_heads
         relations = f"relations of {heads} heads" if heads else "relations"
-        parts.append(f"{'layers' if layers else relations} to {basename(teacher)}")
+        parts.append(f"{'layers' if layers else relations} to {teacher}")
         if objective.relation_weight != 1:
             parts[-1] = f"{objective.relation_weight:g} × {parts[-1]}"
     if objective.mlm_weight:
         parts.append(f"{objective.mlm_weight:g} × masked LM")
     corpora = recipe.data.heldout_path_or_regex or []
-    where = f", on {' and '.join(basename(corpus.path) for corpus in corpora)}" if corpora else ""
+    where = f", on {' and '.join(corpus.path for corpus in corpora)}" if corpora else ""
     return " + ".join(parts) + where
 
 
@@ -380,7 +382,7 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
         yield f"Not finished yet, so without sizes and exports: {', '.join(unfinished)}."
     if not any(model.scores for model in all_models):
         yield "No task scores: no fine-tuning run is among the folders (minimoe-dist finetune)."
-    yield from _unknown_shares(all_models)
+    yield from _missing_shares(all_models)
     if not any("speed" in model.values for model in all_models):
         yield "No latency, throughput or memory: nothing was evaluated (minimoe-dist evaluate)."
     if not any("relations" in model.values for model in all_models):
@@ -397,7 +399,7 @@ def _notes(runs: Sequence[Run], models: Iterable[Model]) -> Iterator[str]:
         yield "Latencies come from different machines or thread counts and are not comparable."
 
 
-def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
+def _missing_shares(models: Sequence[Model]) -> Iterator[str]:
     teachers = [model for model in models if model.role == TEACHER]
     for task in sorted({task for model in teachers for task in model.scores}):
         without = [
@@ -407,15 +409,15 @@ def _unknown_shares(models: Sequence[Model]) -> Iterator[str]:
             and task in model.scores
             and "held_against" not in model.scores[task]
         ]
-        no_better = {
+        scoreless = {
             model.scores[task]["held_against"]
             for model in models
             if "held_against" in model.scores.get(task, {})
             and "share_of_teacher" not in model.scores[task]
         }
-        if no_better:
+        if scoreless:
             yield (
-                f"{task}: {', '.join(sorted(no_better))} has no score above 0, so nobody's share "
+                f"{task}: {', '.join(sorted(scoreless))} has no score above 0, so nobody's share "
                 "of it is told."
             )
         if without:

@@ -29,7 +29,7 @@ _log = logger("finetune")
 _IGNORED_OPTIONS = {
     "output_dir", "task", "data_dir", "dataset", "dev", "seeds", "learning_rates", "batch_sizes",
     "grid", "num_train_epochs", "eval_batch_size", "save_interval", "resume", "use_cpu",
-    "dry_run", "timeout_seconds", "strict", "model_name_or_path", "teacher",
+    "timeout_seconds", "strict", "model_name_or_path", "teacher",
 }  # fmt: skip
 
 
@@ -100,7 +100,9 @@ class Grid:
     ) -> None:
         self.folder, self.task = RunFolder(folder), task
         self._options = options
-        option_facts = options.model_dump(mode="json", exclude=_IGNORED_OPTIONS)
+        option_facts = {
+            name: value for name, value in options.as_json().items() if name not in _IGNORED_OPTIONS
+        }
         self._facts = {**option_facts, "task": task.name, "labels": list(task.labels), **facts}
         self._results: dict[Cell, CellResult] = {}
 
@@ -244,9 +246,7 @@ class Grid:
             best=winner and BestResult(**winner),
             export=str(self.folder.exports),
             world_size=world_size,
-            options=SavedTuning.model_validate(
-                self._options.model_dump(mode="json", exclude={"dry_run"})
-            ),
+            options=SavedTuning.model_validate(self._options.as_json()),
         )
 
     def _settings(self) -> Iterator[SettingResult]:

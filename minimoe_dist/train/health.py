@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..config.schema import HealthConfig
 from ..errors import UserError
+from ..models.configuration import MiniMoeConfig, router_places
 from ..runs.health import (
     BROKEN_TEACHER,
     DEAD_EXPERT,
@@ -41,6 +42,11 @@ class Router(NamedTuple):
 
     layer: int
     block: str
+
+
+def routers_of(config: MiniMoeConfig) -> list[Router]:
+    """Returns the routers of a student in the order of its blocks' token counts; none if plain."""
+    return [Router(*place) for place in router_places(config)]
 
 
 class HealthWatch:

@@ -1,8 +1,7 @@
-"""The watch over a node's ranks that have not met yet: killed, failing, late and met ones."""
+"""The watch over a node's ranks that have not met yet: killed, ending and met ones."""
 
 import os
 import signal
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ from tests.commands.support import Workshop
 from tests.distributed import _context
 
 STUCK_SECONDS = 30.0
-HOST = socket.gethostname()
 
 
 def _called(rank: int, port: int, folder: Path, body: str) -> None:

@@ -217,5 +217,5 @@ def test_text_too_short_for_a_safe_cut_gives_zero():
     ],
 )
 def test_a_line_of_marks_or_of_one_word_is_split_in_no_time(line):
-    # From each of its places to its end, it would take hours.
+    # From each of its places to its end, it would take a quarter of an hour.
     assert "".join(split_sentences(line)).replace(" ", "") == line.replace(" ", "")

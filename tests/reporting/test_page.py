@@ -110,7 +110,8 @@ def test_what_is_missing_is_a_sentence_and_no_empty_picture(heading: str, bare: 
 def test_losses_of_other_makings_share_no_picture(tmp_path: Path) -> None:
     for run, teacher in (("first", "/models/a/large"), ("second", "/models/b/large")):
         distilled(tmp_path / run, teacher, "one", "other")
-    path = tmp_path / "second" / "summary.json"
+    distilled(tmp_path / "third", "/models/b/large", "one", "other")
+    path = tmp_path / "third" / "summary.json"
     summary = json.loads(path.read_text())
     summary["options"] |= {
         "objective": {"num_relation_heads": 8, "relation_weight": 0.5, "mlm_weight": 1.0},
@@ -119,8 +120,9 @@ def test_losses_of_other_makings_share_no_picture(tmp_path: Path) -> None:
     path.write_text(json.dumps(summary))
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
     text = unescape((tmp_path / "page.html").read_text("utf-8"))
-    assert "Held-out loss: relations to large<" in text
-    made = "0.5 × relations of 8 heads to large + 1 × masked LM, on news"
+    for teacher in ("/models/a/large", "/models/b/large"):
+        assert f"Held-out loss: relations to {teacher}<" in text
+    made = "0.5 × relations of 8 heads to /models/b/large + 1 × masked LM, on /corpora/news"
     assert f"Held-out loss: {made}<" in text and f"Of {made}, after training" in text
     assert "different teachers (/models/a/large, /models/b/large)" in text
 

@@ -11,7 +11,7 @@ from ...foreign import UnreadableError, is_whole_number, read_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-_MOST_TRACKER_BYTES, _MOST_DIGITS = 1000, 18
+_MOST_TRACKER_BYTES = 1000
 WEIGHTS = "model_optim_rng.pt"
 # The second is what Megatron wrote for a while when its optimizer was distributed.
 _SHOWN_RANKS = 8
@@ -144,7 +144,7 @@ def missing_ranks(folder: Path, pipeline: int, tensor: int, present: Collection[
 
 
 def _rank_number(text: str | None, folder: Path) -> int:
-    if text is not None and len(text) > _MOST_DIGITS:
+    if text is not None and not is_whole_number(text):
         raise UserError(f"{folder}: is the folder of no rank; give a Megatron checkpoint")
     return int(text or 0)
 

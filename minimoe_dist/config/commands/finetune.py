@@ -97,6 +97,10 @@ class FinetuneOptions(CommandOptions):
 
     _at_home = field_validator("output_dir")(os.path.expanduser)
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns the options of the run itself, as files hold them."""
+        return self.model_dump(mode="json", exclude={"dry_run"})
+
     def epochs_of(self, kind: str) -> int:
         """Returns the epochs of a cell, at most, of a task of that kind."""
         return self.num_train_epochs or (_TAG_EPOCHS if kind == "tagging" else _EPOCHS)

@@ -283,6 +283,7 @@ def _is_companion(name: str) -> bool:
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
+        # `is_dir` fails where a damaged name is empty.
         if not info.filename.endswith("/") and not _is_companion(info.filename):
             yield _Member(info.filename, info.file_size, partial(_open_zipped, archive, info))
 
