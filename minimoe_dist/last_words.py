@@ -111,16 +111,20 @@ def _path(launch: Launch) -> Path:
     """
     facts = (os.getppid(), launch.master_addr, launch.master_port, os.environ.get(ATTEMPT))
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"{_prefix()}{name}"
+    return Path(tempfile.gettempdir()) / f"{shared_prefix()}{name}"
 
 
-def _prefix() -> str:
+def shared_prefix() -> str:
+    """Returns what the names of the files that processes of a launch share begin with.
+
+    They lie in the folder for temporary files and are removed an hour later.
+    """
     return f"minimoe_dist.{os.getuid()}."
 
 
 def _remove_old(folder: Path) -> None:
     """Removes the files of launches that ended long ago."""
-    for path in folder.glob(f"{_prefix()}*"):
+    for path in folder.glob(f"{shared_prefix()}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _OLD_SECONDS:
                 path.unlink()

@@ -3,22 +3,26 @@
 Between the first line of a start and its process group lie seconds of imports, and a rank that is
 killed there would be waited for until the time-out. Each rank listens at an abstract Unix socket of
 its launch, which the kernel closes with the process, and keeps a connection to the socket of each
-other rank of its node. One that is gone before another has begun is not seen by that. What happens
-on other nodes is seen there, and ended by the launcher.
+other rank of its node. For those that begin after its end it leaves a note, which it holds locked
+while it lives. What happens on other nodes is seen there, and ended by the launcher.
 """
 
 import contextlib
+import fcntl
 import hashlib
+import json
 import os
 import selectors
 import socket
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from .exit_status import ExitStatus
-from .last_words import ATTEMPT, LastWords
+from .last_words import ATTEMPT, LastWords, shared_prefix
 from .runs import launches
 from .runtime import Launch
 
@@ -27,6 +31,9 @@ _LOOK_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
 # Of one that was gone before it said a word: it may have met all, and so has this one then.
 _WORDLESS_SECONDS = 1.0
+# Between the starts of two ranks of one launch, at most. Ranks that are started by hand again and
+# again at one port are told from those before by this: no start fails sooner.
+_SKEW_SECONDS = 0.25
 _MET = b"met"
 _current: "RollCall | None" = None
 
@@ -84,6 +91,7 @@ class RollCall:
         )
         self._launch_name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         self._server: socket.socket | None = None
+        self._note: _Note | None = None
         self._watchers: list[socket.socket] = []  # connections of the others to this rank
         self._missing = {one for one in range(launch.local_world_size) if one != launch.local_rank}
         self._selector = selectors.DefaultSelector()
@@ -93,6 +101,9 @@ class RollCall:
 
     def start(self) -> None:
         """Listens, and looks for the others in a thread."""
+        # Before the socket, whose coming the others take for granted once there is one.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            self._note = _Note(self._note_path(self._launch.local_rank), self._launch.rank)
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             server.bind(self._address(self._launch.local_rank))
@@ -107,6 +118,8 @@ class RollCall:
 
     def end(self, last_word: bytes) -> None:
         """Says a last word to the others, and closes."""
+        if self._note is not None:
+            self._note.close(is_needed=last_word != _MET)
         if self._server is None:
             return
         self._closing.set()
@@ -118,6 +131,10 @@ class RollCall:
         for connection in [*self._watchers, *self._connections(), self._server]:
             connection.close()
         self._selector.close()
+
+    def _note_path(self, local_rank: int) -> Path:
+        name = f"{shared_prefix()}roll.{self._launch_name}.{local_rank}"
+        return Path(tempfile.gettempdir()) / name
 
     def _address(self, local_rank: int) -> str:
         return f"\0minimoe-dist.{self._launch_name}.{local_rank}"
@@ -151,8 +168,11 @@ class RollCall:
             connection.setblocking(False)
             try:
                 connection.connect(self._address(local_rank))
-            except OSError:  # it has not come yet
+            except OSError:  # it has not come yet, or it has gone again
                 connection.close()
+                left = _left_by(self._note_path(local_rank))
+                if left is not None and self._ends_at is None:
+                    self._end_for(*left)
                 continue
             self._missing.remove(local_rank)
             self._selector.register(
@@ -173,10 +193,11 @@ class RollCall:
         other.connection.close()
         if other.last_word == _MET or self._ends_at is not None:
             return
-        how, seconds = ("ended", _GRACE_SECONDS) if other.last_word else ("died", 0.0)
-        seconds = seconds if other.said else _WORDLESS_SECONDS
-        words = f"{other.name} has {how} before all ranks had met"
-        self._ends_at = (time.monotonic() + seconds, words)
+        self._end_for(other.name, bool(other.last_word), 0.0 if other.said else _WORDLESS_SECONDS)
+
+    def _end_for(self, name: str, by_itself: bool, seconds: float = 0.0) -> None:
+        how, seconds = ("ended", _GRACE_SECONDS) if by_itself else ("died", seconds)
+        self._ends_at = (time.monotonic() + seconds, f"{name} has {how} before all ranks had met")
 
     def _exit(self, words: str) -> None:
         reason = f"{words}; started again, the run goes on from its last checkpoint"
@@ -184,3 +205,68 @@ class RollCall:
         launches.leave(f"failed: {words}", ExitStatus.FAILED)
         sys.stdout.flush()
         os._exit(ExitStatus.FAILED)
+
+
+class _Note:
+    """A file that tells of this process, locked while it lives.
+
+    Args:
+        path: of the file; that of an earlier start is replaced.
+        rank: of this process.
+    """
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self._path, self._words = path, [rank, *_birth()]
+        # Under its name it is locked and whole from its first moment on.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._write(by_itself=False)
+        os.rename(temporary, path)
+
+    def close(self, is_needed: bool) -> None:
+        """Lets go of the file.
+
+        Args:
+            is_needed: ranks that begin later are to know that this one has ended by itself.
+        """
+        with contextlib.suppress(OSError):
+            self._write(by_itself=True)
+            if not is_needed:
+                os.ftruncate(self._descriptor, 0)  # for whoever has it open already
+                self._path.unlink()
+        os.close(self._descriptor)
+
+    def _write(self, by_itself: bool) -> None:
+        os.pwrite(self._descriptor, json.dumps([int(by_itself), *self._words]).encode(), 0)
+
+
+def _left_by(path: Path) -> tuple[str, bool] | None:
+    """Returns whose note is left of a process that was started with this one and is gone.
+
+    Returns:
+        The rank's name, and whether it ended by itself; None where there is no such note, its
+        process lives, or it belongs to an earlier start.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        is_own = os.fstat(descriptor).st_uid == os.getuid()
+        by_itself, rank, parent, started = json.loads(os.read(descriptor, 256))
+        own_parent, own_start = _birth()
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+    if not is_own or parent != own_parent or abs(started - own_start) > _SKEW_SECONDS:
+        return None
+    return f"rank {rank}", bool(by_itself)
+
+
+def _birth() -> tuple[int, float]:
+    """Returns the parent's process id, and when this process was started, in seconds since boot."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[1]), int(fields[19]) / os.sysconf("SC_CLK_TCK")

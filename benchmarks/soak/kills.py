@@ -17,6 +17,7 @@ from .clock import Clock
 from .shop import (
     broken_checkpoints,
     difference,
+    has_begun,
     last_step,
     lost_and_doubled,
     merged,
@@ -25,6 +26,7 @@ from .shop import (
 )
 
 STEPS, INTERVAL = 60, 10
+BEGIN_SECONDS = 2.0
 GONE_SECONDS = 20.0  # after which survivors are taken for hung
 MOST_FAULTS = 10  # that are told
 LAYOUTS: Mapping[str, tuple[int, dict[str, dict[str, Any]]]] = {
@@ -167,6 +169,8 @@ class Life:
         """Starts the run and ends it; returns whether it can be started again."""
         with support.start(self._recipe, world_size=self._world_size) as ranks:
             if kind == "at start-up":
+                if self._world_size > 1:
+                    until(lambda: all(map(has_begun, ranks.processes)), ranks, BEGIN_SECONDS)
                 time.sleep(self._chooser.uniform(0, self._unbroken.start_seconds))
             else:
                 self._reach(kind, ranks)

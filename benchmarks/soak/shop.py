@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minimoe_dist.last_words import shared_prefix
 from tests.commands import support
 from tests.commands.support import Ranks, Workshop
 from tests.distributed import _context
@@ -54,6 +56,15 @@ def until(condition: Callable[[], bool], ranks: Ranks, seconds: float = STUCK_SE
             return condition()
         time.sleep(POLL_SECONDS)
     return True
+
+
+def has_begun(rank: Any) -> bool:
+    """Whether a process of several has left its note for those that begin later."""
+    try:
+        links = [os.readlink(one) for one in Path(f"/proc/{rank.pid}/fd").iterdir()]
+    except OSError:  # it has ended, or it closed one meanwhile
+        return False
+    return any(f"/{shared_prefix()}roll." in link for link in links)
 
 
 def unfinished(output_dir: Path) -> set[str]:

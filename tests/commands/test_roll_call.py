@@ -96,6 +96,57 @@ def test_ranks_that_end_alike_or_have_met_are_left_alone(
     assert run(body, tmp_path)[:2] == (statuses, "")
 
 
+def _goes(how: str, port: int, folder: Path) -> None:
+    roll_call.begin(Launch(4, 8, 0, 2, "127.0.0.1", port, "torchrun"))
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    roll_call.end(have_met=how == "met")
+    os._exit(3)
+
+
+def _comes_later(port: int, folder: Path) -> None:
+    os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    while not (folder / "is_gone").exists():
+        time.sleep(0.01)
+    roll_call.begin(Launch(5, 8, 1, 2, "127.0.0.1", port, "torchrun"))
+    time.sleep(7)
+    roll_call.end(have_met=False)
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("how", "pause", "status", "said"),
+    [
+        ("killed", 0.0, 1, "rank 4 has died before all ranks had met"),
+        ("ended", 0.0, 1, "rank 4 has ended before all ranks had met"),
+        ("met", 0.0, 3, ""),
+        ("killed", 0.5, 3, ""),  # of an earlier start by hand at the same port
+    ],
+)
+def test_a_rank_learns_who_was_gone_before_it_began(
+    how: str, pause: float, status: int, said: str, tmp_path: Path
+) -> None:
+    context, port = _context(), support.free_port()
+    first = context.Process(target=_goes, args=(how, port, tmp_path))
+    second = context.Process(target=_comes_later, args=(port, tmp_path))
+    first.start()
+    time.sleep(pause)
+    second.start()
+    try:
+        first.join(10)
+        assert first.exitcode == (-signal.SIGKILL if how == "killed" else 3)
+        (tmp_path / "is_gone").touch()
+        began = time.monotonic()
+        second.join(20)
+        assert second.exitcode == status
+        assert how != "killed" or status == 3 or time.monotonic() - began < 2
+        assert said in (tmp_path / "log").read_text()
+        assert bool(said) == bool((tmp_path / "log").read_text())
+    finally:
+        second.kill()
+        second.join()
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_run_does_not_wait_for_a_rank_that_was_killed_at_its_start(
     victim: int, workshop: Workshop, tmp_path: Path
