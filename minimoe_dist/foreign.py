@@ -231,3 +231,9 @@ def _too_deep() -> UnreadableError:
 
 def _short(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:80]
+
+
+def shown(value: object) -> str:
+    """Formats `value` for an error: short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -13,6 +13,7 @@ from .durable import hash_json, sampled_hash
 from .encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .errors import UserError, first_line
 from .foreign import is_whole_number, read_json
+from .megatron_files.headers import is_megatron_folder, megatron_values, rank_paths
 from .model_paths import (
     TOKENIZERS,
     cached_file,
@@ -165,14 +166,24 @@ class ModelDescription(BaseModel):
         return self.max_position_embeddings - padding - 1
 
     @property
+    def is_megatrons(self) -> bool:
+        """Whether the folder is a checkpoint of Megatron-LM's, whose ranks have the weights."""
+        return is_megatron_folder(self.folder)
+
+    @property
     def has_safetensors(self) -> bool:
-        """Whether the folder has weights that can be read tensor by tensor."""
+        """Whether the folder has weights in safetensors."""
         return _has_any(self.folder, WEIGHTS, WEIGHTS_INDEX)
+
+    @property
+    def has_sliceable_weights(self) -> bool:
+        """Whether the folder has weights that can be read tensor by tensor."""
+        return self.has_safetensors or self.is_megatrons
 
     @property
     def has_weights(self) -> bool:
         """Whether the folder has weights of any kind."""
-        return self.has_safetensors or _has_any(self.folder, PICKLE, PICKLE_INDEX)
+        return self.has_sliceable_weights or _has_any(self.folder, PICKLE, PICKLE_INDEX)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -187,13 +198,15 @@ class ModelDescription(BaseModel):
         """
         if self.folder.parent.name == "snapshots":  # of a hub's cache, named by its commit
             return self.folder.name
-        values = read_model_json(self.folder)
+        values = model_values(self.folder)
         kept = {name: value for name, value in values.items() if name not in _OF_THE_WRITER}
         files = sorted(
             path
             for pattern in ("*.safetensors", "pytorch_model*.bin")
             for path in self.folder.glob(pattern)
         )
+        if self.is_megatrons:
+            files = rank_paths(self.folder)
         return hash_json({"config": kept, "weights": [sampled_hash(path) for path in files]})
 
 
@@ -221,7 +234,13 @@ def describe_model(
         if cached is None:
             return None
         folder = os.path.dirname(cached)
-    return description_of(read_model_json(folder), path, folder, option, teaches=teaches)
+    if not teaches and is_megatron_folder(Path(folder)):
+        where = f"{option}: {path}" if option else path
+        raise UserError(
+            f"{where} is a checkpoint of Megatron-LM's, which only teaches as it is; "
+            f"convert it: minimoe-dist convert --input {path} --output {path}-huggingface"
+        )
+    return description_of(model_values(folder), path, folder, option, teaches=teaches)
 
 
 def require_model(
@@ -250,6 +269,17 @@ def require_model(
         if not hub_is_reachable():
             raise not_downloadable(path, option, "its weights are not on this machine")
     return described
+
+
+def model_values(folder: str | Path) -> dict[str, Any]:
+    """Returns what a model's ``config.json`` says, or would of a checkpoint of Megatron's.
+
+    Raises:
+        UserError: it is missing or not a JSON object; or the checkpoint is damaged or incomplete.
+    """
+    if is_megatron_folder(Path(folder)):
+        return megatron_values(Path(folder))
+    return read_model_json(folder)
 
 
 def read_model_json(folder: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from .errors import UserError, first_line
 from .foreign import read_json
+from .megatron_files.headers import is_megatron_folder
 from .packaged_archives import first_part, unpacked
 
 # Vocabularies, of which a tokenizer has at least one.
@@ -20,8 +21,8 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
 
     ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME,
     or in the archive whose first part it holds.
-    A local folder must exist and hold ``config.json``; a hub name ("bert-base-uncased", "org/name")
-    comes back unchanged.
+    A local folder must exist, and hold ``config.json`` or be a checkpoint of Megatron's; a hub name
+    ("bert-base-uncased", "org/name") comes back unchanged.
 
     Args:
         path: the model.
@@ -35,7 +36,7 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
         return _packaged_model(path, label)
     local = Path(path).expanduser()
     if local.exists():
-        if not (local / "config.json").is_file():
+        if not (local / "config.json").is_file() and not is_megatron_folder(local):
             raise UserError(f"{label}: no config.json in it; give a Hugging Face model folder")
         return str(local)
     owner, _, _ = path.partition("/")

@@ -38,9 +38,11 @@ FLOORS = {
     "runs": 1,
     "waiting": 1,
     "packaged_archives": 1,
+    "megatron_files": 1,
     "durable": 0,
     "kernels": 0,
     "foreign": 0,
+    "pickled": 0,
     "encoder_families": 0,
     "errors": -1,
     "exit_status": -1,
@@ -49,7 +51,17 @@ OUTSIDE = {"__init__", "__main__"}  # the package's own door, above all floors
 LIGHT = (
     *("cli", "config", "durable", "errors", "exit_status", "foreign", "last_words"),
     *("encoder_families", "model_description", "model_paths", "packaged_archives"),
-    *("preflight", "rendezvous", "roll_call", "runs", "runtime", "slurm", "waiting"),
+    *(
+        "megatron_files",
+        "pickled",
+        "preflight",
+        "rendezvous",
+        "roll_call",
+        "runs",
+        "runtime",
+        "slurm",
+        "waiting",
+    ),
 )
 HEAVY = {
     *("torch", "transformers", "deepspeed", "megatron", "tensorboard", "tokenizers"),

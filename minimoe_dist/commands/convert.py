@@ -1,22 +1,21 @@
 """``minimoe-dist convert``: converts BERTs between Megatron-LM and Hugging Face."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from ..checkpoints.megatron.arguments import ModelOverrides
 from ..checkpoints.megatron.converting import Report, to_hugging_face, to_megatron
-from ..checkpoints.megatron.finding import RELEASE
 from ..checkpoints.megatron.writing import Target
 from ..config import ConfigError
 from ..config.commands import ConvertOptions
 from ..corpus.tokenizing import embedding_rows, load_tokenizer
 from ..errors import first_line
 from ..exit_status import ExitStatus
+from ..megatron_files.arguments import ModelOverrides
+from ..megatron_files.headers import stated_beside, stated_by
 from ..preflight.convert import config_json, direction_of
 from ..runtime import Launch, logger
 
@@ -74,16 +73,15 @@ def run(options: ConvertOptions, launch: Launch) -> int:
 
 def _given_facts(options: ConvertOptions, tokens: int | None) -> ModelOverrides:
     """Collects facts from flags, else from a ``config.json``, given or beside the ranks."""
-    folders = [Path(options.input).expanduser()]
-    if folders[0].name.startswith((RELEASE, "iter_")):
-        folders.append(folders[0].parent)
-    paths = [options.model_config_path] if options.model_config_path else map(str, folders)
-    values: dict[str, Any] = next(filter(None, map(config_json, paths)), {})
+    if options.model_config_path:
+        stated = stated_by(config_json(options.model_config_path), Path(options.model_config_path))
+    else:
+        stated = stated_beside(Path(options.input).expanduser())
     return ModelOverrides(
-        num_attention_heads=options.num_attention_heads or values.get("num_attention_heads"),
-        layer_norm_eps=options.layer_norm_eps or values.get("layer_norm_eps"),
-        hidden_act=options.hidden_act or values.get("hidden_act"),
-        vocab_size=tokens or values.get("vocab_size"),
+        num_attention_heads=options.num_attention_heads or stated.num_attention_heads,
+        layer_norm_eps=options.layer_norm_eps or stated.layer_norm_eps,
+        hidden_act=options.hidden_act or stated.hidden_act,
+        vocab_size=tokens or stated.vocab_size,
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..foreign import UnreadableError, parse_json, read_text
-from .problems import ConfigError, nearest, shown
+from ..foreign import UnreadableError, parse_json, read_text, shown
+from .problems import ConfigError, nearest
 
 if TYPE_CHECKING:
     from .run import RunConfig

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ..foreign import UnreadableError, parse_yaml, read_text
+from ..foreign import UnreadableError, parse_yaml, read_text, shown
 from .deepspeed_json import (
     check_deepspeed_json,
     chosen_precision,
@@ -24,7 +24,7 @@ from .flags import (
     read_settings,
     unknown_option,
 )
-from .problems import ConfigError, Path, describe, dotted, shown
+from .problems import ConfigError, Path, describe, dotted
 from .run import RunConfig
 
 _SECTIONS = ("teacher", "objective", "data", "training", "parallel", "sparsify")

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import UserError
+from ..foreign import shown
 
 Path = tuple[str | int, ...]
 
@@ -97,9 +98,3 @@ def message_of(detail: Mapping[str, Any]) -> str:
         if name in context:
             return f"must be {relation} {context[name]:g}, not {value}"
     return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, not {value}"
-
-
-def shown(value: object) -> str:
-    """Formats `value` for an error: short, and on one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

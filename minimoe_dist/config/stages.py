@@ -15,11 +15,12 @@ from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
+from ..foreign import shown
 from .checks import exported_names
 from .flags import Setting, read_settings
 from .folder_names import check_name
 from .loading import read_recipe, resolve_run
-from .problems import ConfigError, nearest, shown
+from .problems import ConfigError, nearest
 from .run import RunConfig
 
 _STAGE_KEYS = ("name", "teaches")

@@ -8,23 +8,27 @@ import contextlib
 import inspect
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers.utils.logging as transformers_logging
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import MODEL_MAPPING, MegatronBertConfig, PreTrainedConfig, PreTrainedModel
 
 from ..encoder_families import ENCODER_FAMILIES
 from ..errors import UserError, first_line
+from ..megatron_files.headers import is_megatron_folder, megatron_values
 from ..model_description import description_of, require_model
 from .auto import AutoConfig
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
+from .megatron.reading import MegatronWeights
 from .moebert import MiniMoeForRelations
-from .weights import refuse_incomplete
+from .weights import SlicedWeights, refuse_incomplete
 
 # The students of this package teach as assistants.
 _STUDENTS: dict[str, type[PreTrainedModel]] = {
@@ -92,6 +96,8 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
             f"{description.sparsity}), which is no plain {description.model_type}; convert it to "
             "an export and give that"
         )
+    if description.is_megatrons:
+        return MegatronBertConfig(**megatron_values(Path(folder)))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -147,6 +153,8 @@ def load_encoder(
             pickle.
     """
     source = f"{_OPTION}: {path}"
+    if is_megatron_folder(Path(folder)):
+        return _load_megatron(path, folder, config, dtype)
     try:
         with quiet_transformers():
             model, report = encoder_class(config).from_pretrained(
@@ -176,6 +184,37 @@ def load_encoder(
         [key for key, *_ in report["mismatched_keys"]],
     )
     return model
+
+
+def _load_megatron(
+    path: str, folder: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    model = empty_encoder(config, dtype)
+    weights = MegatronWeights(path, folder)
+    parameters = dict(model.named_parameters())
+    weights.check(config.model_type, {name: value.shape for name, value in parameters.items()})
+    for name, value in parameters.items():
+        filled = torch.empty_like(value, device="cpu")
+        weights.copy_into(filled, name)
+        owner, _, own_name = name.rpartition(".")
+        model.get_submodule(owner).register_parameter(own_name, nn.Parameter(filled))
+    return model.eval()
+
+
+def open_weights(path: str, folder: str, prefix: str) -> SlicedWeights | MegatronWeights:
+    """Opens a teacher's weights to read them in slices.
+
+    Args:
+        path: what the user gave, for messages.
+        folder: where that is, or its name on the hub.
+        prefix: of the encoder's names where a head stands beside it.
+
+    Raises:
+        UserError: there are none that can be read so.
+    """
+    if is_megatron_folder(Path(folder)):
+        return MegatronWeights(path, folder)
+    return SlicedWeights(path, folder, prefix)
 
 
 def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -23,9 +23,16 @@ from .elastic import ElasticForRelations
 from .errors import UserError
 from .float8 import multiplies_float8, quantize_maps
 from .foreign import as_student
+from .megatron.reading import MegatronWeights
 from .moebert import MiniMoeForRelations
 from .packing import Layout
-from .pretrained import empty_encoder, encoder_dtype, load_encoder, read_encoder_config
+from .pretrained import (
+    empty_encoder,
+    encoder_dtype,
+    load_encoder,
+    open_weights,
+    read_encoder_config,
+)
 from .weights import SlicedWeights
 
 FLOAT8 = "float8"
@@ -210,7 +217,8 @@ def load_teacher(
 ) -> RelationTeacher:
     """Loads a teacher that gives its relation layer's queries, keys and values.
 
-    A folder may hold a Hugging Face encoder or a student that this package exported.
+    A folder may hold a Hugging Face encoder, a student that this package exported, or the ranks of
+    a Megatron checkpoint.
 
     Weights go from the file into place (nothing is initialised first), from safetensors where
     there are some, never through unrestricted pickle; layers behind the relation layer are not
@@ -265,7 +273,7 @@ class UnfilledTeacher:
     """
 
     teacher: RelationTeacher
-    weights: SlicedWeights
+    weights: SlicedWeights | MegatronWeights
     names: Mapping[str, str]
 
 
@@ -278,7 +286,7 @@ def unfilled_teacher(
     """Makes a teacher to be filled with weights piece by piece, for layouts that share it out.
 
     Arguments and errors are those of :func:`load_teacher` for a CPU; besides, weights must be
-    safetensors.
+    safetensors or a Megatron checkpoint's.
     """
     from ..model_paths import resolve_model_path
 
@@ -286,7 +294,7 @@ def unfilled_teacher(
     config = read_encoder_config(path, folder)
     layer = _layer_number(config, relation_layer)
     model = empty_encoder(cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
-    weights = SlicedWeights(path, folder, model.base_model_prefix)
+    weights = open_weights(path, folder, model.base_model_prefix)
     model_names = {parameter: name for name, parameter in model.named_parameters()}
     teacher = RelationTeacher(signals_of(model), config, layer)
     names = {name: model_names[parameter] for name, parameter in teacher.named_parameters()}

@@ -8,7 +8,7 @@ from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
 from ..data.row_counts import MASKED_SHARE
 from ..encoder_families import ENCODER_FAMILIES
-from ..model_description import describe_model, read_model_json, with_our_names
+from ..model_description import describe_model, model_values, read_model_json, with_our_names
 from ..models.compute import RelationPath
 from ..models.submodels import (
     WHOLE,
@@ -291,7 +291,7 @@ def model_json(name: str, option: str, future_exports: Exports) -> Mapping[str, 
         return future_exports[name]
     described = describe_model(name, option, teaches=True)
     if described is not None:
-        return with_our_names(read_model_json(described.folder))
+        return with_our_names(model_values(described.folder))
     if name not in _PUBLISHED:
         raise ConfigError(
             f"{option}: the sizes of {name} are not known here; give a folder with its "

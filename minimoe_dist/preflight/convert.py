@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
 from ..config import ConfigError
 from ..config.commands import ConvertOptions
 from ..config.paths import check_writable
 from ..durable import check_replaceable
 from ..errors import UserError
+from ..megatron_files.finding import find_rank_files, is_megatron_checkpoint
 from ..model_description import ModelDescription, read_model_json, require_model
 from ..runtime import Launch
 from .models import check_divided

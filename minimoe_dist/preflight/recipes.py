@@ -100,6 +100,12 @@ def _problems_of_stage(
         and not is_future_export(teacher.path, future_exports)
     ):
         tokenizer = teacher.path
+        if teacher.is_megatrons and not teacher.has_tokenizer:
+            yield (
+                f"{_TOKENIZER}: is missing, and {teacher.path}, a checkpoint of Megatron-LM's, has "
+                "no vocabulary beside it; give the tokenizer that the teacher was trained with"
+            )
+            tokenizer = None
     check_vocabulary: _VocabularyCheck = _take_any
     if tokenizer is not None:
         try:

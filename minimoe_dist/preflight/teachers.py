@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoints.megatron.finding import is_megatron_checkpoint
 from ..config import ConfigError, RunConfig
 from ..config.checks import is_sparsification
 from ..config.model_types import Learns, types_that
+from ..megatron_files.finding import is_megatron_checkpoint
 from ..model_description import SLICEABLE, ModelDescription, describe_model, require_model
 from .models import check_divided, check_length, check_relation_heads
 from .problems import problems_of
@@ -23,18 +23,27 @@ def describe_teacher(config: RunConfig, starts_here: bool = True) -> ModelDescri
         starts_here: whether one that is not on this machine is refused.
 
     Raises:
-        UserError: it is missing, a checkpoint of Megatron-LM's, or no model that can teach.
+        UserError: it is missing, one file of Megatron-LM's, or no model that can teach.
     """
     name = config.teacher.model_name_or_path
     path = Path(name).expanduser()
-    if not (path / "config.json").is_file() and is_megatron_checkpoint(path):
+    if path.is_file() and is_megatron_checkpoint(path):
         raise ConfigError(
-            f"{_OPTION}: {path} is a checkpoint of Megatron-LM's; convert it first: "
-            f"minimoe-dist convert --input {path} --output {path}-huggingface"
+            f"{_OPTION}: {path} is one file of Megatron-LM's; give the folder of its ranks, or "
+            f"convert it: minimoe-dist convert --input {path} --output {path}-huggingface"
         )
-    if not starts_here:
-        return describe_model(name, _OPTION, teaches=True)
-    return require_model(name, _OPTION, weights=_runs(config), teaches=True)
+    described = (
+        require_model(name, _OPTION, weights=_runs(config), teaches=True)
+        if starts_here
+        else describe_model(name, _OPTION, teaches=True)
+    )
+    if described is not None and described.is_megatrons and is_sparsification(config):
+        raise ConfigError(
+            f"{_OPTION}: {path} is a checkpoint of Megatron-LM's, which teaches and is not "
+            f"sparsified; convert it: minimoe-dist convert --input {path} --output "
+            f"{path}-huggingface"
+        )
+    return described
 
 
 def _runs(config: RunConfig) -> bool:
@@ -169,7 +178,7 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
     if layout == "tensor":
         remedy = "use a divisor, or teacher.layout zero3"
         check_divided("teacher.parallel_size", ranks, teacher, remedy)
-    if teacher.has_weights and not teacher.has_safetensors:
+    if teacher.has_weights and not teacher.has_sliceable_weights:
         raise ConfigError(
             f"teacher.layout: {layout} reads weights in pieces, and {teacher.path} has no "
             "model.safetensors; convert it with transformers' save_pretrained, or use replicated"

@@ -6,14 +6,10 @@ making anything; one of PyTorch before 1.6, which is no archive, is left to the 
 more than tensors' parts is refused in both.
 """
 
-import io
-import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..encoder_families import EncoderFamily
 from ..errors import UserError, first_line
@@ -27,10 +23,8 @@ from ..model_description import (
     ModelDescription,
 )
 from ..model_paths import resolve_model_path
+from ..pickled import Pickled, Shape, UnsafePickleError, read_pickled
 
-Shape = tuple[int, ...] | None  # None where that is not known
-_TENSORS_MODULES = ("torch", "collections", "numpy", "_codecs", "builtins", "__builtin__")
-_MOST_PICKLED_BYTES = 1 << 26  # of names and shapes; those of the largest models take a hundredth
 # Before an encoder's names where a head stands beside it.
 _ENCODER = "bert."
 _TENSORFLOWS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -55,8 +49,8 @@ def check_weights(
     Raises:
         UserError: a file is missing or damaged, or a tensor is missing or has another shape.
     """
-    if not Path(resolve_model_path(model.path, option)).is_dir():
-        return
+    if not Path(resolve_model_path(model.path, option)).is_dir() or model.is_megatrons:
+        return  # a checkpoint of Megatron's is described by the weights of all its ranks
     source = f"{option}: {model.path}"
     expected = expected_tensors(model, layers, whole=whole)
     family = model.encoder_family
@@ -208,7 +202,7 @@ def _read(source: str, path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except FileNotFoundError:
         reason = "no such file"
-    except _UnsafePickleError as error:
+    except UnsafePickleError as error:
         raise UserError(
             f"{source} has weights in a pickle of more than tensors ({path.name} names {error}), "
             "which could run any code; give a model.safetensors"
@@ -232,83 +226,10 @@ def _safetensors_shapes(path: Path) -> dict[str, Shape]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-class _UnsafePickleError(Exception):
-    """A pickle that PyTorch's restricted unpickler would refuse; says what it names."""
-
-
 def _pickled_shapes(path: Path) -> dict[str, Shape] | None:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            if file.read(1) != pickle.PROTO:
-                raise ValueError("neither a pickle nor an archive that is whole")
-            if path.stat().st_size <= _MOST_PICKLED_BYTES:
-                file.seek(0)
-                # Of PyTorch before 1.6: two numbers, the machine's sizes, the tensors.
-                for _ in range(4):
-                    if _unpickled(file) is None:
-                        break
-        return None
-    with zipfile.ZipFile(path) as archive:
-        (member,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
-        if member.file_size > _MOST_PICKLED_BYTES:
-            return None
-        pickled = archive.read(member)
-    state = _unpickled(io.BytesIO(pickled))
-    if state is None:
+    state = read_pickled(path)
+    if not zipfile.is_zipfile(path) or state is None:
         return None
     if not isinstance(state, dict):
         return {}
-    return {str(name): value.shape for name, value in state.items() if isinstance(value, _Pickled)}
-
-
-def _unpickled(file: IO[bytes]) -> Any:
-    """Returns what a pickle holds, tensors as their shapes; None for what only PyTorch reads.
-
-    Raises:
-        _UnsafePickleError: it names what is none of tensors' parts.
-    """
-    unpickler = _ShapeUnpickler(file)
-    try:
-        state = unpickler.load()
-    except Exception:  # of what it names: whether PyTorch reads that is PyTorch's to say
-        state = None
-    if unpickler.foreign is not None:
-        raise _UnsafePickleError(unpickler.foreign)
-    return state
-
-
-@dataclass
-class _Pickled:
-    """Takes the place of anything in a pickle that is no plain value.
-
-    Attributes:
-        shape: of a tensor.
-    """
-
-    shape: Shape = None
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-class _ShapeUnpickler(pickle.Unpickler):
-    """Reads tensors as their shapes. Only what is listed here is called, whatever is named.
-
-    Attributes:
-        foreign: the first name that is in none of the modules of which PyTorch allows some.
-    """
-
-    foreign: str | None = None
-
-    def find_class(self, module: str, name: str) -> Any:
-        if self.foreign is None and module.partition(".")[0] not in _TENSORS_MODULES:
-            self.foreign = f"{module}.{name}"
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, *others: _Pickled(tuple(size))
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *others: tensor
-        return lambda *arguments: _Pickled()
-
-    def persistent_load(self, pid: Any) -> None:
-        return None
+    return {str(name): value.shape for name, value in state.items() if isinstance(value, Pickled)}

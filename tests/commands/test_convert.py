@@ -219,7 +219,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 
 def test_a_fault_ends_with_status_1_and_no_output(tmp_path, megatron, monkeypatch):
-    from minimoe_dist.checkpoints.megatron import reading
+    from minimoe_dist.models.megatron import reading
 
     unfuse = reading.unfuse
     monkeypatch.setattr(reading, "unfuse", lambda *given: unfuse(*given)[::-1])

@@ -16,9 +16,6 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
-from minimoe_dist.checkpoints.megatron.finding import find_rank_files
-from minimoe_dist.checkpoints.megatron.reading import MegatronCheckpoint
 from minimoe_dist.checkpoints.run import newest_whole_checkpoint
 from minimoe_dist.config import load_run_config
 from minimoe_dist.config.deepspeed_json import check_deepspeed_json
@@ -28,7 +25,10 @@ from minimoe_dist.corpus.sources import TFRecordSource
 from minimoe_dist.corpus.tokenizing import check_tokenizer_files, open_known_tokenizer
 from minimoe_dist.data.indexed import IndexedCorpus
 from minimoe_dist.data.tasks import Table, open_table, open_task
-from minimoe_dist.model_description import require_model
+from minimoe_dist.megatron_files.arguments import ModelOverrides
+from minimoe_dist.megatron_files.finding import find_rank_files
+from minimoe_dist.model_description import describe_model, require_model
+from minimoe_dist.models.megatron.reading import MegatronCheckpoint
 from minimoe_dist.preflight.weights import check_weights
 from minimoe_dist.runs import launches
 from minimoe_dist.runs.checkpoints import newest_state
@@ -126,16 +126,34 @@ def tokenizer(folder: Path) -> tuple[Path, Callable[[], object]]:
     return path, read
 
 
-def megatron(folder: Path) -> tuple[Path, Callable[[], object]]:
+def _megatron(folder: Path) -> Path:
     sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     made = make_model(**sizes, num_attention_heads=2, max_position_embeddings=8)
-    root = make_checkpoint(folder / "m", made)
+    return make_checkpoint(folder / "m", made)
+
+
+def megatron(folder: Path) -> tuple[Path, Callable[[], object]]:
+    root = _megatron(folder)
 
     def read() -> None:
         checkpoint = MegatronCheckpoint(find_rank_files(root), ModelOverrides())
         list(checkpoint.tensors(checkpoint.sizes.vocab_size))
 
     return root / "release/mp_rank_00/model_optim_rng.pt", read
+
+
+def megatron_headers(folder: Path) -> tuple[Path, Callable[[], object]]:
+    root = _megatron(folder)
+    path = root / "release/mp_rank_00/model_optim_rng.pt"
+    return path, lambda: describe_model(str(root), "teacher", teaches=True)
+
+
+def megatron_facts(folder: Path) -> tuple[Path, Callable[[], object]]:
+    root = _megatron(folder)
+    path = root / "config.json"
+    facts = {"num_attention_heads": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
+    path.write_text(json.dumps({**facts, "vocab_size": 14}))
+    return path, lambda: describe_model(str(root), "teacher", teaches=True)
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -248,4 +266,6 @@ FORMATS: dict[str, Format] = {
     "safetensors": model("model.safetensors"),
     "tokenizer.json": tokenizer,
     "megatron": megatron,
+    "megatron_headers": megatron_headers,
+    "megatron_facts": megatron_facts,
 }

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from transformers import MegatronBertConfig
 
+from ...megatron_files.arguments import LAYER_NORM_EPSILON, ModelOverrides, config_values
+from ...megatron_files.finding import find_rank_files
+from ...megatron_files.naming import HEADS, SEGMENTS
+from ...models.megatron.reading import MegatronCheckpoint
 from ...runtime import logger
 from ..tensors import replaced_model
-from .arguments import LAYER_NORM_EPSILON, ModelOverrides, hugging_face_config
-from .finding import find_rank_files
 from .folders import MegatronBertFolder, class_name, write_folder
 from .forward import (
     Difference,
@@ -19,8 +21,6 @@ from .forward import (
     megatron_outputs,
     random_probe,
 )
-from .layout import HEADS, SEGMENTS
-from .reading import MegatronCheckpoint
 from .writing import Target, check_target, write_checkpoint
 
 _log = logger("convert")
@@ -67,7 +67,8 @@ def to_hugging_face(
         RuntimeError: the two sides do not compute the same.
     """
     checkpoint = MegatronCheckpoint(find_rank_files(source), overrides)
-    config = hugging_face_config(checkpoint.sizes, overrides, checkpoint.arguments)
+    values = config_values(checkpoint.sizes, overrides, checkpoint.arguments)
+    config = MegatronBertConfig(**values)
     _log_assumptions(checkpoint, config, overrides)
     with replaced_model(folder) as aside:
         write_folder(checkpoint, config, aside, dtype)

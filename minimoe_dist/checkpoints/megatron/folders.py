@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, MegatronBertConfig
 
-from ...config.commands.convert import Activation
 from ...errors import UserError, first_line
+from ...megatron_files.arguments import Activation
+from ...megatron_files.naming import HEADS, SEGMENTS, hugging_face_name
+from ...models.megatron.reading import MegatronCheckpoint
 from ...models.weights import FolderWeights
 from ..sharded import write_pieces
 from ..tensors import save_tensors
-from .layout import HEADS, SEGMENTS, hugging_face_name
-from .reading import MegatronCheckpoint, converted
 
 # Rows of the vocabulary that no token has: kept, so that a way back gives the same files.
 PADDING_FILE = "megatron_padding.safetensors"
@@ -23,6 +23,7 @@ ENCODER_CLASS = "MegatronBertModel"
 _ACTIVATIONS = get_args(Activation)
 _BIAS, _TIED_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _ENCODER = "bert."
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class MegatronBertFolder:
@@ -145,3 +146,28 @@ def write_folder(
     padding = checkpoint.padding(config.vocab_size)
     if any(rows.any() for rows in padding.values()):
         save_tensors(padding, folder / PADDING_FILE)
+
+
+def converted(source: Path, name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Returns a weight in the type that it is written in.
+
+    Args:
+        source: where it is from, for messages.
+        name: its name, for messages.
+        value: the weight.
+        dtype: None keeps its own.
+
+    Raises:
+        UserError: it is not of finite numbers, or some are too large for the type.
+    """
+    is_of_weights = value.dtype in _WEIGHT_DTYPES
+    result = value.to(dtype) if is_of_weights and dtype is not None else value
+    if not is_of_weights:
+        fault = f"is of {value.dtype}, which no weight is; give the model as it was trained"
+    elif result.isfinite().all():
+        return result
+    elif value.isfinite().all():
+        fault = f"has numbers that {dtype} cannot hold; give --dtype bfloat16, or leave it out"
+    else:
+        fault = "has numbers that are not finite; give a checkpoint from before that"
+    raise UserError(f"{source}: {name} {fault.replace('torch.', '')}")

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers import MegatronBertConfig
 from transformers.activations import ACT2FN
 
+from ...models.megatron.reading import MegatronCheckpoint
 from ...models.pretrained import quiet_transformers
-from .reading import MegatronCheckpoint
 
 _SAMPLES, _LENGTH = 2, 32
 _MASKED = -10000.0

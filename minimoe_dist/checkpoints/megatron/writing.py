@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import Sizes, megatron_arguments, padded_vocab_size
-from .finding import TRACKER, WEIGHTS, iteration_name, rank_name
-from .folders import MegatronBertFolder
-from .layout import (
+from ...megatron_files.arguments import Sizes, check_version
+from ...megatron_files.finding import TRACKER, WEIGHTS, iteration_name, rank_name
+from ...megatron_files.naming import (
     FINAL_NORM,
     HEADS,
     OUTPUT_BIAS,
@@ -20,14 +19,14 @@ from .layout import (
     SEGMENTS,
     WORDS,
     WORDS_AGAIN,
-    Layout,
-    Weights,
     hugging_face_name,
+    kind_of,
     layer_names,
-    megatron_model,
 )
-from .reading import converted
-from .splitting import check_version, fuse, kind_of, part_of
+from ...models.megatron.splitting import fuse, part_of
+from .arguments import megatron_arguments, padded_vocab_size
+from .folders import MegatronBertFolder, converted
+from .layout import Layout, megatron_model
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def write_checkpoint(source: MegatronBertFolder, root: Path, target: Target) -> 
     folder = root / iteration_name(target.iteration)
     for pipeline_rank in range(target.pipeline_parallel_size):
         for tensor_rank in range(target.tensor_parallel_size):
-            weights: Weights = {}
+            weights: dict[str, Tensor] = {}
             for name, value in _rank_weights(source, sizes, target, pipeline_rank, tensor_rank):
                 weight = converted(source.folder, name, value, target.dtype)
                 # A view would bring the whole tensor into the file.

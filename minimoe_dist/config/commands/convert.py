@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ...megatron_files.arguments import Activation
 from .base import CommandOptions
 
-Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh"]
 Layout = Literal["legacy", "core", "transformer_engine"]
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from transformers import MegatronBertForPreTraining
 
-from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face, to_megatron
-from minimoe_dist.checkpoints.megatron.unpickling import load_rank
 from minimoe_dist.checkpoints.megatron.writing import Target
+from minimoe_dist.megatron_files.arguments import ModelOverrides
+from minimoe_dist.models.megatron.unpickling import load_rank
 from tests.checkpoints.megatron.maker import SIZES, make_model
 from tests.distributed import run_distributed
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
-from minimoe_dist.checkpoints.megatron.finding import find_rank_files
 from minimoe_dist.errors import UserError
+from minimoe_dist.megatron_files.arguments import ModelOverrides
+from minimoe_dist.megatron_files.finding import find_rank_files
 from tests.checkpoints.megatron.maker import edit_rank, make_checkpoint, make_model
 
 FILE = "release/mp_rank_00/model_optim_rng.pt"

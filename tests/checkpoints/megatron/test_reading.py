@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, MegatronBertForPreTraining
 
-from minimoe_dist.checkpoints.megatron import folders, reading
-from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
+from minimoe_dist.checkpoints.megatron import folders
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
 from minimoe_dist.checkpoints.megatron.folders import PADDING_FILE
 from minimoe_dist.errors import UserError
+from minimoe_dist.megatron_files.arguments import ModelOverrides
+from minimoe_dist.models.megatron import reading
 from tests.checkpoints.megatron.maker import (
     edit_rank,
     make_checkpoint,

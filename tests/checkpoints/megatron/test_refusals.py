@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face
-from minimoe_dist.checkpoints.megatron.finding import find_rank_files, is_megatron_checkpoint
-from minimoe_dist.checkpoints.megatron.unpickling import load_rank
+from minimoe_dist.megatron_files.arguments import ModelOverrides
+from minimoe_dist.megatron_files.finding import find_rank_files, is_megatron_checkpoint
+from minimoe_dist.models.megatron.unpickling import load_rank
 from tests.checkpoints.megatron.maker import edit_rank, make_checkpoint, make_model
 
 FILE = "model_optim_rng.pt"

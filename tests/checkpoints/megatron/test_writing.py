@@ -12,10 +12,10 @@ from transformers import (
     MegatronBertModel,
 )
 
-from minimoe_dist.checkpoints.megatron.arguments import ModelOverrides
 from minimoe_dist.checkpoints.megatron.converting import to_hugging_face, to_megatron
-from minimoe_dist.checkpoints.megatron.unpickling import load_rank
 from minimoe_dist.checkpoints.megatron.writing import Target
+from minimoe_dist.megatron_files.arguments import ModelOverrides
+from minimoe_dist.models.megatron.unpickling import load_rank
 from tests.checkpoints.megatron.maker import make_checkpoint, make_model, weights_of
 
 LEGACY = [("legacy", version) for version in (0, 1.0, 2.0, 3.0)]

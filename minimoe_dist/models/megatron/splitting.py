@@ -7,43 +7,12 @@ its own heads in the order of the checkpoint's version.
 Shapes: R ranks, N heads, D numbers a head, "…" a weight's input dimension or nothing of a bias.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import UserError
-from .layout import LAYER, OUTPUT_BIAS, QKV, WORDS, WORDS_AGAIN
-
-Kind = Literal["whole", "by_output", "by_input", "by_heads"]
-
-
-def kind_of(name: str) -> Kind:
-    """Returns how the tensor of a common name is shared among tensor-parallel ranks."""
-    layer = LAYER.fullmatch(name)
-    if layer is None:
-        return "by_output" if name in (WORDS, WORDS_AGAIN, OUTPUT_BIAS) else "whole"
-    _, part, kind = layer.groups()
-    if part == QKV:
-        return "by_heads"
-    if part == "mlp.linear_fc1":
-        return "by_output"
-    is_row_parallel = part in ("self_attention.linear_proj", "mlp.linear_fc2")
-    return "by_input" if is_row_parallel and kind == "weight" else "whole"
-
-
-def check_version(version: float) -> None:
-    """Refuses versions whose order is not known.
-
-    Raises:
-        UserError: it is neither 0 nor 1.0 nor at least 2.0.
-    """
-    if version not in (0, 1) and not 2 <= version < math.inf:
-        raise UserError(
-            f"checkpoint_version: {version:g} is not known; there are 0, 1.0 and 2.0 up"
-        )
+from ...megatron_files.naming import Kind
 
 
 def unfuse(fused: Tensor, heads: int, version: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,41 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-
-_SET_ASIDE = (
-    "megatron.core.enums.ModelType",
-    "megatron.core.optimizer.OptimizerConfig",
-    "megatron.core.optimizer.optimizer_config.OptimizerConfig",
-    "megatron.core.rerun_state_machine.RerunDiagnostic",
-    "megatron.core.rerun_state_machine.RerunMode",
-    "megatron.core.rerun_state_machine.RerunState",
-    "megatron.core.transformer.enums.AttnBackend",
-    "megatron.core.transformer.enums.AttnMaskType",
-    "megatron.core.transformer.enums.AttnType",
-    "megatron.core.transformer.enums.CudaGraphScope",
-    "megatron.core.transformer.enums.LayerType",
-    "megatron.enums.ModelType",
-    "megatron.fp16.loss_scaler.DynamicLossScaler",
-    "megatron.fp16.loss_scaler.LossScaler",
-    "megatron.legacy.model.enums.AttnMaskType",
-    "megatron.legacy.model.enums.AttnType",
-    "megatron.legacy.model.enums.LayerType",
-    "megatron.model.enums.AttnMaskType",
-    "megatron.model.enums.AttnType",
-    "megatron.model.enums.LayerType",
-    "megatron.model.enums.ModelType",
-    "megatron.model.enums.PositionEmbeddingType",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.dtypes.UInt32DType",
-    "numpy.ndarray",
-    "pathlib.PosixPath",
-    "signal.Signals",
-    "types.SimpleNamespace",
-)
+from ...megatron_files.unpickling import SET_ASIDE
 
 
 class StandIn:
@@ -65,13 +31,13 @@ class StandIn:
     def __setstate__(self, state: Any) -> None: ...
 
 
-def load_rank(path: Path) -> dict[str, Any]:
+def load_rank(path: Path) -> Any:
     """Reads what a rank saved; its tensors are read from the disk when they are used.
 
     Raises:
         UserError: the file is damaged, or a pickle of more than the above.
     """
-    allowed: list[Any] = [argparse.Namespace, *((StandIn, name) for name in _SET_ASIDE)]
+    allowed: list[Any] = [argparse.Namespace, *((StandIn, name) for name in SET_ASIDE)]
     try:
         with _only_allowed(allowed):
             # Files from before PyTorch 1.6 are no archives and cannot be mapped.
@@ -88,8 +54,6 @@ def load_rank(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({_reason(error)}); copy the file again"
         ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: holds no dictionary; give a file that Megatron-LM saved")
     return state
 
 

@@ -1,16 +1,16 @@
-"""A Megatron checkpoint of any version, layout and split, stage by stage."""
+"""A Megatron checkpoint of any version, layout and split, stage by stage.
 
-import zipfile
-from collections.abc import Iterator, Mapping
+What is known of its tensors here are their shapes: `headers` reads no more of the files, and
+`models.megatron.reading` their numbers too.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
-from ...errors import UserError
-from ...runtime import logger
+from ..errors import UserError
 from .arguments import (
     ModelOverrides,
     Sizes,
@@ -18,37 +18,42 @@ from .arguments import (
     check_overrides,
     check_same_arguments,
     check_same_model,
+    check_version,
     simple_arguments,
 )
 from .finding import RankFiles, missing_ranks
-from .layout import (
+from .naming import (
     FINAL_NORM,
     HEADS,
     LAYER,
-    OUTPUT_BIAS,
     POSITIONS,
-    QKV,
-    QKV_NAMES,
     SEGMENTS,
     WORDS,
-    WORDS_AGAIN,
-    Weights,
     common_names,
-    hugging_face_name,
+    expected_shape,
+    kind_of,
     layer_names,
+    numbered,
 )
-from .splitting import check_version, kind_of, merge, unfuse
-from .unpickling import load_rank
 
-_log = logger("convert")
 _MOST_VERSION = 1000
-_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What weights begin with that are not below a key of their own.
 _PLAIN_NAMES = ("language_model", "module.", "embedding.", "encoder.layers.", "lm_head")
 
 
+class HasShape(Protocol):
+    """A tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> Any: ...
+
+
+Weight = TypeVar("Weight", bound=HasShape)
+Weights = dict[str, Weight]
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[Weight]):
     """A run of layers, with the embeddings before or the heads behind them.
 
     Attributes:
@@ -59,27 +64,29 @@ class Stage:
 
     first_layer: int
     num_layers: int
-    ranks: list[Weights]
+    ranks: list[Weights[Weight]]
 
 
 @dataclass(frozen=True)
-class _Rank:
+class _Rank(Generic[Weight]):
     """A rank's file, as it was read; several chunks where the pipeline is interleaved."""
 
-    chunks: list[Weights]
+    chunks: list[Weights[Weight]]
     version: float
+    says_version: bool
     is_core: bool
     iteration: int | None
     arguments: dict[str, Any]
-    is_mapped: bool
+    stays_open: bool
 
 
-class MegatronCheckpoint:
-    """An open checkpoint.
+class Checkpoint(ABC, Generic[Weight]):
+    """A checkpoint whose ranks belong together, and whose weights are one BERT's.
 
     Attributes:
         files: of the ranks.
         version: of the order of queries, keys and values.
+        says_version: False where that is what Megatron takes of one that does not say.
         is_core: whether its names are megatron-core's.
         arguments: the plain values among those that it carries.
         sizes: of its tensors.
@@ -91,9 +98,10 @@ class MegatronCheckpoint:
 
     def __init__(self, files: RankFiles, overrides: ModelOverrides) -> None:
         self.files = files
-        self._mapped: dict[Path, _Rank] = {}
+        self._ranks: dict[Path, _Rank[Weight]] = {}
         first = self._open(files.files[0][0])
         self.version, self.is_core = first.version, first.is_core
+        self.says_version = first.says_version
         self.arguments, self._iteration = first.arguments, first.iteration
         self._num_chunks = len(first.chunks)
         self._check_arguments()
@@ -101,23 +109,23 @@ class MegatronCheckpoint:
         heads = overrides.num_attention_heads or self.arguments.get("num_attention_heads")
         if not heads:
             raise UserError(
-                f"{files.root}: does not say how many heads it has; give --num_attention_heads or "
-                "--model_config_path"
+                f"{files.root}: does not say how many heads it has; put a config.json that says "
+                "num_attention_heads beside it or, to convert it, give --num_attention_heads"
             )
         shapes: dict[str, tuple[int, ...]] = {}
         layers = 0
         for stage in self.stages():
             for name in stage.ranks[0]:
                 parts = [rank[name] for rank in stage.ranks if name in rank]
-                shapes[_numbered(name, stage.first_layer)] = _whole_shape(name, parts)
+                shapes[numbered(name, stage.first_layer)] = _whole_shape(name, parts)
             layers += stage.num_layers
         self.names = list(shapes)
         self.sizes = self._sizes(shapes, layers, int(heads))
         self._check_shapes(shapes)
         check_overrides(overrides, self.arguments, self.sizes.vocab_size)
 
-    def stages(self) -> Iterator[Stage]:
-        """Yields the stages from first to last; a rank's file is mapped while its stage is used.
+    def stages(self) -> Iterator[Stage[Weight]]:
+        """Yields the stages from first to last; a rank's file is open while its stage is used.
 
         Raises:
             UserError: a file is damaged or of another checkpoint.
@@ -134,60 +142,58 @@ class MegatronCheckpoint:
                 yield Stage(first_layer, count, ranks)
                 first_layer += count
 
-    def tensors(self, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
-        """Yields weights by Hugging Face's names, merged, with the vocabulary's rows alone.
-
-        Args:
-            vocab_size: rows to keep.
+    @abstractmethod
+    def _load(self, path: Path) -> tuple[Any, bool]:
+        """Reads what a rank saved; returns too whether that takes hardly any memory.
 
         Raises:
-            UserError: ranks that hold the same weight disagree about its shape.
+            UserError: the file is damaged, or unsafe to read.
         """
-        local_heads = self.sizes.num_attention_heads // self.files.tensor_parallel_size
-        differing = 0
-        for stage in self.stages():
-            for name in stage.ranks[0]:
-                parts = [rank[name] for rank in stage.ranks]
-                if name == WORDS_AGAIN:
-                    self._check_tied(stage, parts)
-                    continue
-                kind, target = kind_of(name), hugging_face_name(name, stage.first_layer)
-                if kind == "by_heads":
-                    split = [unfuse(part, local_heads, self.version) for part in parts]
-                    for number, part_name in enumerate(QKV_NAMES):
-                        joined = torch.cat([unfused[number] for unfused in split])
-                        yield target.format(part_name), joined
-                    continue
-                if kind == "whole":
-                    differing += any(not torch.equal(parts[0], part) for part in parts[1:])
-                merged = merge(parts, kind)
-                is_of_words = name in (WORDS, OUTPUT_BIAS)
-                yield target, merged[:vocab_size].clone() if is_of_words else merged
-        if differing:
-            _log.warning(
-                "%d weights that all tensor ranks hold differ between them; the first rank's are "
-                "taken, as Megatron's own tools do",
-                differing,
-            )
 
-    def padding(self, vocab_size: int) -> dict[str, Tensor]:
-        """Returns the rows behind the vocabulary, by common names."""
-        rows: dict[str, Tensor] = {}
-        for stage in self.stages():
-            for name in (WORDS, OUTPUT_BIAS):
-                if name in stage.ranks[0]:
-                    merged = merge([rank[name] for rank in stage.ranks], "by_output")
-                    rows[name] = merged[vocab_size:].clone()
-        return rows
+    @abstractmethod
+    def _check_tensor(self, spelling: str, value: Any) -> None:
+        """Refuses what is called a tensor and has no numbers in memory, or not as many.
 
-    def _open(self, path: Path) -> _Rank:
-        """Opens a rank's file; one that is mapped takes no memory and stays open."""
-        rank = self._mapped.get(path) or _read(path)
-        if rank.is_mapped:
-            self._mapped[path] = rank
+        Raises:
+            UserError: it is no plain tensor.
+        """
+
+    def _open(self, path: Path) -> _Rank[Weight]:
+        rank = self._ranks.get(path) or self._read(path)
+        if rank.stays_open:
+            self._ranks[path] = rank
         return rank
 
-    def _chunk(self, path: Path, number: int) -> Weights:
+    def _read(self, path: Path) -> _Rank[Weight]:
+        loaded, stays_open = self._load(path)
+        if not isinstance(loaded, dict):
+            raise UserError(f"{path}: holds no dictionary; give a file that Megatron-LM saved")
+        state = _with_model(loaded, path)
+        keys = ["model"] if "model" in state else []
+        while f"model{len(keys)}" in state:
+            keys.append(f"model{len(keys)}")
+        chunks, is_core = [], False
+        for key in keys:
+            if not isinstance(state[key], Mapping):
+                raise UserError(f"{path}: its {key} is no dictionary; give a file of Megatron-LM's")
+            try:
+                weights, is_core = common_names(state[key], self._check_tensor)
+            except UserError as error:
+                raise UserError(f"{path}: {error}; give a checkpoint of Megatron's BERT") from None
+            chunks.append(weights)
+        if not chunks:
+            raise UserError(f"{path}: holds no 'model'; give a file that Megatron-LM saved")
+        version = _version(state, is_core, path)
+        try:
+            arguments = simple_arguments(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; give a file that Megatron-LM saved") from None
+        iteration = state.get("iteration")
+        iteration = iteration if isinstance(iteration, int) else None
+        says_version = is_core or "checkpoint_version" in state
+        return _Rank(chunks, version, says_version, is_core, iteration, arguments, stays_open)
+
+    def _chunk(self, path: Path, number: int) -> Weights[Weight]:
         rank = self._open(path)
         if (rank.version, rank.is_core, len(rank.chunks)) != (
             self.version,
@@ -286,91 +292,10 @@ class MegatronCheckpoint:
                     f"{list(expected)}; ranks are missing or of another checkpoint: copy it again"
                 )
 
-    def _check_tied(self, stage: Stage, parts: list[Tensor]) -> None:
-        """Refuses output weights of the last stage that are not the first one's word embeddings."""
-        first = next(self.stages()).ranks
-        if not all(torch.equal(rank[WORDS], part) for rank, part in zip(first, parts, strict=True)):
-            raise UserError(
-                f"{self.files.root}: its output weights are not its word embeddings, which Hugging "
-                "Face's megatron-bert ties; it cannot be converted"
-            )
 
-
-def converted(source: Path, name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Returns a weight in the type that it is written in.
-
-    Args:
-        source: where it is from, for messages.
-        name: its name, for messages.
-        value: the weight.
-        dtype: None keeps its own.
-
-    Raises:
-        UserError: it is not of finite numbers, or some are too large for the type.
-    """
-    is_of_weights = value.dtype in _WEIGHT_DTYPES
-    result = value.to(dtype) if is_of_weights and dtype is not None else value
-    if not is_of_weights:
-        fault = f"is of {value.dtype}, which no weight is; give the model as it was trained"
-    elif result.isfinite().all():
-        return result
-    elif value.isfinite().all():
-        fault = f"has numbers that {dtype} cannot hold; give --dtype bfloat16, or leave it out"
-    else:
-        fault = "has numbers that are not finite; give a checkpoint from before that"
-    raise UserError(f"{source}: {name} {fault.replace('torch.', '')}")
-
-
-def expected_shape(name: str, sizes: Sizes) -> tuple[int, ...]:
-    """Returns the shape of a whole tensor, by its common name."""
-    hidden, feed_forward = sizes.hidden_size, sizes.ffn_hidden_size
-    tables = {
-        WORDS: sizes.vocab_size,
-        WORDS_AGAIN: sizes.vocab_size,
-        POSITIONS: sizes.max_position_embeddings,
-        SEGMENTS: sizes.type_vocab_size,
-        "pooler.dense.weight": hidden,
-        "lm_head.dense.weight": hidden,
-        "binary_head.weight": 2,
-    }
-    if name in tables:
-        return (tables[name], hidden)
-    vectors = {OUTPUT_BIAS: sizes.vocab_size, "binary_head.bias": 2}
-    layer = LAYER.fullmatch(name)
-    part, kind = (layer.group(2), layer.group(3)) if layer else ("", "bias")
-    if kind == "bias" or "layernorm" in part:
-        wide = {QKV: 3 * hidden, "mlp.linear_fc1": feed_forward}
-        return (wide.get(part, vectors.get(name, hidden)),)
-    weights = {
-        QKV: (3 * hidden, hidden),
-        "self_attention.linear_proj": (hidden, hidden),
-        "mlp.linear_fc1": (feed_forward, hidden),
-        "mlp.linear_fc2": (hidden, feed_forward),
-    }
-    return weights[part]
-
-
-def _read(path: Path) -> _Rank:
-    state = load_rank(path)
-    state = _with_model(state, path)
-    keys = ["model"] if "model" in state else []
-    while f"model{len(keys)}" in state:
-        keys.append(f"model{len(keys)}")
-    chunks, is_core = [], False
-    for key in keys:
-        if not isinstance(state[key], Mapping):
-            raise UserError(f"{path}: its {key} is no dictionary; give a file of Megatron-LM's")
-        try:
-            weights, is_core = common_names(state[key])
-        except UserError as error:
-            raise UserError(f"{path}: {error}; give a checkpoint of Megatron's BERT") from None
-        chunks.append(weights)
-    if not chunks:
-        raise UserError(f"{path}: holds no 'model'; give a file that Megatron-LM saved")
-    # megatron-core came after version 3.
+def _version(state: Mapping[str, Any], is_core: bool, path: Path) -> float:
+    # megatron-core came after version 3; Megatron takes 0 of others that do not say.
     version = state.get("checkpoint_version", 3.0 if is_core else 0)
-    if not is_core and "checkpoint_version" not in state:
-        _log.warning("%s: does not say its checkpoint_version: 0 is taken, as Megatron does", path)
     is_huge = isinstance(version, int) and version > _MOST_VERSION  # perhaps too large for a float
     if not isinstance(version, int | float) or is_huge:
         raise UserError(f"{path}: its checkpoint_version is no number; copy the file again")
@@ -379,14 +304,7 @@ def _read(path: Path) -> _Rank:
             f"{path}: has megatron-core's names, but checkpoint_version {version:g}; they came "
             "with 3.0: copy the file again"
         )
-    try:
-        arguments = simple_arguments(state)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; give a file that Megatron-LM saved") from None
-    mapped = zipfile.is_zipfile(path)
-    iteration = state.get("iteration")
-    iteration = iteration if isinstance(iteration, int) else None
-    return _Rank(chunks, float(version), is_core, iteration, arguments, mapped)
+    return float(version)
 
 
 def _with_model(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -412,7 +330,7 @@ def _with_model(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return {"model": state} if is_plain else state
 
 
-def _check_same_names(row: tuple[Path, ...], ranks: list[Weights]) -> None:
+def _check_same_names(row: tuple[Path, ...], ranks: Sequence[Mapping[str, Any]]) -> None:
     for path, rank in zip(row, ranks, strict=True):
         differing = rank.keys() ^ ranks[0].keys()
         if differing:
@@ -422,14 +340,7 @@ def _check_same_names(row: tuple[Path, ...], ranks: list[Weights]) -> None:
             )
 
 
-def _numbered(name: str, first_layer: int) -> str:
-    layer = LAYER.fullmatch(name)
-    if layer is None:
-        return name
-    return f"encoder.layers.{int(layer.group(1)) + first_layer}.{layer.group(2)}.{layer.group(3)}"
-
-
-def _whole_shape(name: str, parts: list[Tensor]) -> tuple[int, ...]:
+def _whole_shape(name: str, parts: Sequence[HasShape]) -> tuple[int, ...]:
     kind = kind_of(name)
     dimension = {"whole": None, "by_input": 1}.get(kind, 0)
     shapes = [tuple(part.shape) for part in parts]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ...errors import UserError
-from ...foreign import UnreadableError, is_whole_number, read_text
+from ..errors import UserError
+from ..foreign import UnreadableError, is_whole_number, read_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"

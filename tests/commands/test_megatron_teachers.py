@@ -1,0 +1,84 @@
+"""Runs whose teacher is a checkpoint of Megatron's, against runs with its conversion."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimoe_dist.checkpoints.megatron.converting import to_megatron
+from minimoe_dist.checkpoints.megatron.writing import Target
+from tests.commands import support
+from tests.commands.support import Workshop
+
+STEPS = {"max_steps": 8, "save_interval": 4, "eval_interval": 4}
+
+
+@pytest.fixture(scope="module")
+def folders(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A teacher's folder, and its checkpoint of two tensor and two pipeline ranks."""
+    folder = tmp_path_factory.mktemp("teachers")
+    teacher = support.make_teacher(folder / "huggingface", family="megatron-bert")
+    split = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    to_megatron(teacher, folder / "megatron", Target(**split, divisible_by=4), compare=False)
+    return teacher, folder / "megatron"
+
+
+def recipe_of(workshop: Workshop, output_dir: Path, folder: Path, **more: Any) -> Path:
+    sections = {
+        "model_type": "megatronbert_minilm",
+        "teacher": {
+            "model_name_or_path": str(folder),
+            "tokenizer_name_or_path": str(workshop.teacher),
+            "dtype": "float32",
+            **more.pop("teacher", {}),
+        },
+        "students": [{"layer": 1, "hidden": 16, "heads": 2, "moe": "1,1"}],
+        "training": STEPS,
+        "parallel": {"expert_parallel_size": 1},
+    }
+    return workshop.recipe(output_dir, **sections | more)
+
+
+@pytest.mark.parametrize("layout", ["replicated", "zero3", "tensor"])
+def test_a_run_learns_what_it_learns_from_the_conversion(
+    layout: str, folders: tuple[Path, Path], workshop: Workshop, tmp_path: Path
+) -> None:
+    said = []
+    for name, teacher in zip(("huggingface", "megatron"), folders, strict=True):
+        layouts = {"teacher": {"layout": layout}}
+        said.append(support.finish(recipe_of(workshop, tmp_path / name, teacher, **layouts)))
+    support.assert_same_run(tmp_path / "megatron", tmp_path / "huggingface")
+    summary = json.loads((tmp_path / "megatron/summary.json").read_text())
+    assert summary["teacher"] == str(folders[1])
+
+
+def test_a_run_that_goes_on_compares_the_checkpoint(
+    folders: tuple[Path, Path], workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = recipe_of(workshop, tmp_path / "run", folders[1])
+    with support.start(recipe) as ranks:
+        ranks.until_step(4)
+        ranks.signal(signal.SIGTERM)
+        assert ranks.wait() == [75, 75]
+    statuses, said = support.run(recipe_of(workshop, tmp_path / "run", folders[0]))
+    assert set(statuses) == {2} and "teacher" in said and "changed" in said
+    assert "resumed from" in support.finish(recipe_of(workshop, tmp_path / "run", folders[1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokenizer_name_or_path": None}, "teacher.tokenizer_name_or_path: is missing"),
+        ({"relation_layer": 3}, "teacher.relation_layer: 3"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_could_not_do(
+    changes: dict[str, Any], words: str, folders: tuple[Path, Path], workshop: Workshop,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    recipe = recipe_of(workshop, tmp_path / "run", folders[1], teacher=changes)
+    statuses, said = support.run(recipe, "--dry_run", world_size=1)
+    assert statuses == [2] and "Traceback" not in said
+    assert words in said
