@@ -88,6 +88,12 @@ COMMANDS = {
         check="finetune",
         on_ranks=True,
     ),
+    "predict": Command(
+        "what a fine-tuned model says of texts: classes, numbers, tags, submissions",
+        commands.PredictOptions,
+        "predict",
+        check="predict",
+    ),
     "evaluate": Command(
         "a model's relation loss, size, speed and load of experts, as JSON",
         commands.EvaluateOptions,

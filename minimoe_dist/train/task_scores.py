@@ -135,10 +135,22 @@ def _decoded(
     classes = logits.argmax(-1).cpu().numpy()
     for row, sample in enumerate(samples.tolist()):
         if data.task.kind == "tagging":
-            count, outside = len(references[sample]), _outside_tag(data.task)
-            yield sample, tags_of_words(classes[row], data.words[sample], count, outside)
+            yield sample, predicted_tags(logits[row], data, sample, len(references[sample]))
         else:
             yield sample, int(classes[row])
+
+
+def predicted_tags(logits: Tensor, data: EncodedTask, sample: int, count: int) -> list[int]:
+    """Returns the numbers of the tags of a sentence's words.
+
+    Args:
+        logits: of its tokens, [S, C].
+        data: it is one of its samples.
+        sample: which one.
+        count: of its words; those behind the last token are of no chunk.
+    """
+    classes = logits.argmax(-1).cpu().numpy()
+    return tags_of_words(classes, data.words[sample], count, _outside_tag(data.task))
 
 
 def _outside_tag(task: Task) -> int:

@@ -14,6 +14,7 @@ from .finetune import FinetuneOptions
 from .jobs import StatusOptions, SubmitOptions
 from .measuring import EvaluateOptions, ReportOptions
 from .plan import PlanOptions
+from .predict import PredictOptions
 
 __all__ = [
     "POSITIONAL",
@@ -27,6 +28,7 @@ __all__ = [
     "ExportOptions",
     "FinetuneOptions",
     "PlanOptions",
+    "PredictOptions",
     "RecipeOptions",
     "ReportOptions",
     "SparsifyOptions",

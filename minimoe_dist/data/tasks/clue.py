@@ -101,11 +101,22 @@ _TASKS = {
     )
 }
 NAMES = tuple(_TASKS)
+PAIRS = tuple(name for name, files in _TASKS.items() if files.texts in (_pair, _keywords))
 
 
 def task_of(name: str) -> Task:
     """Returns the task of one of `NAMES`; labels of tnews and iflytek are in their files."""
     return _TASKS[name].task
+
+
+def texts_of(name: str, record: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the texts of a task's record, whether it has a label or not.
+
+    Raises:
+        KeyError: it has no text of a name.
+        ValueError: something in it is no text, or does not fit the rest.
+    """
+    return _TASKS[name].texts(record)
 
 
 def find(name: str, data_dir: str | Path, split: str) -> Path:

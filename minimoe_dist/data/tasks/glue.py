@@ -81,6 +81,11 @@ def task_of(name: str) -> Task:
     return _TASKS[name].task
 
 
+def text_columns(name: str) -> tuple[str, ...]:
+    """Returns the columns of a task's texts: one, or two of pairs."""
+    return _TASKS[name].texts
+
+
 def find(name: str, data_dir: str | Path, split: str) -> Path:
     """Finds the file of a split.
 

@@ -266,6 +266,21 @@ def _rows_of_csv(
         yield first_line, values
 
 
+def read_values(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line, column -> value) of a TSV, CSV or JSON file, by its name.
+
+    Args:
+        path: the file; its first line, or each of its records, names the columns.
+        bad: gets what is no row.
+    """
+    if path.suffix == ".csv":
+        lines = Lines(path, bad)
+        rows = _rows_of_csv(lines)
+        columns = next(rows, (1, []))[1]
+        return _complete_rows(lines, rows, columns)
+    return read_json_records(path, bad) if "json" in path.suffix else read_tab_separated(path, bad)
+
+
 def read_json_records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line, record) of JSON lines, or of one array, whose records are counted as lines.
 
