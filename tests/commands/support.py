@@ -174,7 +174,8 @@ class Ranks:
     def signal(self, number: signal.Signals, *ranks: int) -> float:
         """Sends a signal to some ranks, without any to all; returns when."""
         for rank in ranks or range(len(self.processes)):
-            os.kill(self.processes[rank].pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it came to its end meanwhile
+                os.kill(self.processes[rank].pid, number)
         return time.monotonic()
 
     def wait(self, *ranks: int, seconds: float = DEADLINE) -> list[int]:
