@@ -1,0 +1,236 @@
+"""What distilled students are worth on tasks: the study of docs/results.md in one command.
+
+    python -m benchmarks.scores [texts] [distil] [tune] [page] [--size look|cpu|gpu|gpus]
+        [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores] [--seed 776]
+
+(all parts by default.) ``texts``: prose of Python's documentation and of Debian's linux-doc-6.1 as
+corpora of both teachers' tokenizers, and tasks made of pages that are kept back; SST-2 and CoNLL
+where their folders are given. ``distil``: students by the 6-layer teacher, for three lengths of
+training, by the 12-layer teacher, and, on GPUs, by assistants. ``tune``: teacher and students on
+each task with three seeds, from labels alone and with the fine-tuned teacher's predictions.
+``page``: numbers, table and picture, of what is done. What was interrupted goes on, and what is
+finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for
+an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is
+another study, in a folder of its own.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import gathering, page, texts
+from .jobs import Job, run_all
+from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_of
+
+PARTS = ("texts", "distil", "tune", "page")
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+TEACHERS = {"small": SMALL, "large": LARGE}
+RATES = {"teacher": "1e-4", "student": "3e-4"}
+# Of the loss with a fine-tuned teacher; the rest is of labels.
+TEACHER_WEIGHT, TEMPERATURE = "0.9", "2"
+
+
+def make_texts(folder: Path, size: Size, seed: int, given: dict[str, Path], source: str | None):
+    """Corpora and tasks; what is there is left as it is."""
+    if (folder / "tasks.json").is_file():
+        return
+    pages = Path(source) if source else texts.fetch(folder / "text")
+    to_learn, kept = texts.split(pages)
+    names = texts.write_tasks(kept, folder / "tasks", size.samples, seed)
+    for name, place in given.items():
+        texts.cut_given(name, place, folder / "tasks", size.samples)
+    for name, teacher in TEACHERS.items():
+        _build(folder, name, teacher, to_learn)
+    ordered = [name for name in texts.TASKS if name in (*names, *given)]
+    (folder / "tasks.json").write_text(json.dumps(ordered) + "\n")
+
+
+def _build(folder: Path, name: str, teacher: str, documents: Sequence[Any]) -> None:
+    from minimoe_dist.corpus.build import build_indexed, format_files
+    from minimoe_dist.corpus.reading import ReadingOptions
+    from minimoe_dist.corpus.sources import write_wiki
+    from minimoe_dist.corpus.tokenizing import load_tokenizer
+
+    raw = folder / "text" / "wiki_00"
+    write_wiki(documents, str(raw))
+    options = ReadingOptions(num_processors=os.cpu_count() or 1)
+    format_files([str(raw)], str(folder / "formatted"), options)
+    result = build_indexed(
+        [str(folder / "formatted" / "wiki_00.format")],
+        str(folder / "corpus" / name),
+        load_tokenizer(teacher),
+        options,
+        heldout_fraction=0.05,
+        overwrite=True,
+        tokenizer_name=teacher,
+    )
+    for part, manifest in result.parts():
+        print(f"{name} {part}: {manifest.summary()}")
+
+
+def recipe_of(run: Run, size: Size, folder: Path, seed: int) -> Path:
+    """Writes a distillation's recipe."""
+    kind = run.name.partition("_")[0]
+    name, _, student = run.teacher.partition("/")
+    teacher = str(folder / name / "export" / student) if student else TEACHERS[run.teacher]
+    corpus = str(folder / "corpus" / kind)
+    recipe = {
+        "model_type": "moebert_minilm",
+        "output_dir": str(folder / run.name),
+        "seed": seed,
+        "teacher": {"model_name_or_path": teacher},
+        "students": [{"name": name, **options} for name, options in run.students.items()],
+        "objective": {"num_relation_heads": 12},
+        "data": {
+            "record_path_or_regex": corpus,
+            "heldout_path_or_regex": f"{corpus}_heldout",
+            "max_length": size.length,
+        },
+        "training": {
+            "per_device_train_batch_size": size.batch // size.ranks,
+            "per_device_eval_batch_size": 64,
+            "learning_rate": 1e-3,
+            "max_steps": run.steps,
+            "warmup_proportion": 0.05,
+            "max_grad_norm": 5.0,
+            "log_interval": 10,
+            "save_interval": max(1, run.steps // 3),
+            "eval_interval": max(1, run.steps // 3),
+            "eval_sequences": 512,
+        },
+        "parallel": {"zero_stage": 1, "precision": "bf16"},
+    }
+    path = folder / f"{run.name}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def distil(folder: Path, size: Size, seed: int) -> list[str]:
+    """All distillations; those that an assistant teaches wait for it."""
+    failed: list[str] = []
+    for is_assisted in (False, True):
+        wave = [run for run in runs_of(size) if ("/" in run.teacher) is is_assisted]
+        jobs = [
+            Job(
+                f"distil {', '.join(run.students)} by {run.teacher}, {run.steps} steps",
+                ("distill", "--config", str(recipe_of(run, size, folder, seed))),
+                folder / run.name / "summary.json",
+                run.steps * (len(run.students) + 1),
+            )
+            for run in sorted(wave, key=lambda run: -run.steps * len(run.students))
+        ]
+        failed += run_all(jobs, size.lanes, size.ranks, folder / "log.txt")
+    make_random(folder, size)
+    return failed
+
+
+def make_random(folder: Path, size: Size) -> None:
+    """A student that has learnt nothing, with the tokenizer and size of another."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, BertModel
+
+    like, target = folder / "small" / "export" / f"plain_{size.widths[0]}", folder / "untaught"
+    if (target / "config.json").is_file() or not like.is_dir():
+        return
+    torch.manual_seed(1)
+    BertModel(AutoConfig.from_pretrained(like)).save_pretrained(target)
+    AutoTokenizer.from_pretrained(like).save_pretrained(target)
+
+
+def models_of(folder: Path, size: Size) -> dict[str, str]:
+    """Name -> model, of all that are fine-tuned: "run/student" of students."""
+    exports = {
+        f"{run.name}/{student}": str(folder / run.name / "export" / student)
+        for run in runs_of(size)
+        for student in run.students
+        if student != "assistant"
+    }
+    return {"teacher": SMALL, **exports, "untaught": str(folder / "untaught")}
+
+
+def tune(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
+    """Every model on every task from its labels; then the longest students with the teacher."""
+    models, labels, taught = models_of(folder, size), [], []
+    for task in tasks:
+        for name, model in models.items():
+            if name == "teacher" or Path(model, "config.json").is_file():
+                labels.append(_tuning(folder, size, task, name, model))
+    for task in tasks:
+        teacher = folder / "tuned" / f"teacher_{task}" / "export"
+        for name, model in models.items():
+            if name.startswith("small/") and Path(model, "config.json").is_file():
+                more = (
+                    *("--teacher", str(teacher), "--teacher_weight", TEACHER_WEIGHT),
+                    *("--temperature", TEMPERATURE),
+                )
+                taught.append(_tuning(folder, size, task, name, model, more))
+    labels.sort(key=lambda job: -job.cost)  # teachers first: others wait for them
+    failed = run_all(labels, size.lanes, size.ranks, folder / "log.txt")
+    return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
+
+
+def _tuning(
+    folder: Path, size: Size, task: str, name: str, model: str, more: tuple[str, ...] = ()
+) -> Job:
+    kind = "teacher" if name == "teacher" else "student"
+    output = folder / "tuned" / f"{name.replace('/', '-')}{'_taught' if more else ''}_{task}"
+    own = texts.TASKS[task].options
+    source = "--dataset" if "--task" not in own else "--data_dir"
+    return Job(
+        f"tune {name} on {task}{' with the teacher' if more else ''}",
+        (
+            *("finetune", model, *own, source, str(folder / "tasks" / task)),
+            *("--output_dir", str(output), "--max_length", str(size.task_length)),
+            *("--num_train_epochs", str(size.epochs), "--seeds", ",".join(map(str, size.seeds))),
+            *("--learning_rates", RATES[kind], "--batch_sizes", "32", "--precision", "bf16"),
+            *more,
+        ),
+        output / "results.json",
+        {"teacher": 4.0, "student": 1.5 if more else 1.0}[kind],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.scores", description=__doc__)
+    parser.add_argument("parts", nargs="*", default=PARTS, help=" ".join(PARTS))
+    parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--text", help="folder of .rst or .rst.gz pages; default Debian's package")
+    parser.add_argument("--sst2", type=Path, help="folder of GLUE's train.tsv and dev.tsv")
+    parser.add_argument("--ner", type=Path, help="folder of CoNLL-2003's train.txt and valid.txt")
+    parser.add_argument("--folder", type=Path, default=Path("runs/scores"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="numbers and picture")
+    parser.add_argument("--seed", type=int, default=776, help="of tasks and distillations")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: give parts of {', '.join(PARTS)}")
+    folder, size = options.folder.absolute(), SIZES[options.size]
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {name: getattr(options, name) for name in ("sst2", "ner") if getattr(options, name)}
+    failed: list[str] = []
+    if "texts" in options.parts:
+        make_texts(folder, size, options.seed, given, options.text)
+    tasks = json.loads((folder / "tasks.json").read_text())
+    if "distil" in options.parts:
+        failed += distil(folder, size, options.seed)
+    if "tune" in options.parts:
+        failed += tune(folder, size, tasks)
+    if "page" in options.parts:
+        found = gathering.gather(folder, size, tasks, {"size": options.size, "seed": options.seed})
+        options.results.mkdir(parents=True, exist_ok=True)
+        path = options.results / "scores.json"
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        page.draw(found, path.with_suffix(".png"))
+        print(page.table(found))
+    for words in failed:
+        print(words, file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

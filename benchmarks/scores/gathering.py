@@ -1,0 +1,126 @@
+"""The numbers of the study, from what its runs left behind."""
+
+import csv
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .sizes import GMAC, Size, runs_of
+from .texts import TASKS
+
+# Scores of which saying always the same gets nothing.
+_FROM_ZERO = ("Matthews", "chunk F1")
+
+
+def gather(
+    folder: Path, size: Size, tasks: Sequence[str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is done: students with their losses, and every model's scores by task, a number a seed.
+
+    Models are named "teacher", "RUN/STUDENT", and with " taught" behind it where the fine-tuned
+    teacher's predictions were learnt too.
+    """
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.summaries import Summary
+    from minimoe_dist.runs.tuning import finished_cells
+
+    students = []
+    for run in runs_of(size):
+        path = RunFolder(folder / run.name).summary
+        if not path.is_file():
+            continue
+        for name, summary in Summary.read(path).students.items():
+            students.append(
+                {
+                    "model": f"{run.name}/{name}",
+                    "teacher": run.teacher,
+                    "steps": run.steps,
+                    "words": summary.student,
+                    "gmac": summary.student_gmac,
+                    "parameters": summary.student_parameters,
+                    "heldout_loss": summary.heldout_loss_after,
+                }
+            )
+    names = ["teacher", *(one["model"] for one in students), "untaught"]
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        for words in ("", "_taught"):
+            by_task = {}
+            for task in tasks:
+                cells = RunFolder(folder / "tuned" / f"{name.replace('/', '-')}{words}_{task}")
+                found = [cell.score for cell in finished_cells(cells) if cell.score is not None]
+                if found:
+                    by_task[task] = [round(score, 4) for score in found]
+            if by_task:
+                scores[name + words.replace("_", " ")] = by_task
+    return {
+        "setup": {
+            **facts,
+            "batch": size.batch,
+            "length": size.length,
+            "samples": size.samples,
+            "epochs": size.epochs,
+            "teacher_gmac": GMAC["small"],
+        },
+        "tasks": {task: task_facts(folder / "tasks" / task, task) for task in tasks},
+        "students": students,
+        "scores": scores,
+    }
+
+
+def task_facts(folder: Path, task: str) -> dict[str, Any]:
+    """Metric, samples of both parts, and the score of saying always the same."""
+    metric = TASKS[task].metric
+    if task == "ner":
+        counts = [
+            len([one for one in (folder / f"{part}.txt").read_text("utf-8").split("\n\n") if one])
+            for part in ("train", "dev")
+        ]
+        return {"metric": metric, "train": counts[0], "dev": counts[1], "chance": 0.0}
+    column = {"accept": 1, "sst2": 1}.get(task, -1)
+    labels = {part: _column(folder / f"{part}.tsv", column) for part in ("train", "dev")}
+    if task != "accept":
+        labels = {part: values[1:] for part, values in labels.items()}  # without the heads
+    most = Counter(labels["dev"]).most_common(1)[0][1] / len(labels["dev"])
+    chance = 0.0 if metric in _FROM_ZERO else round(most, 4)
+    return {
+        "metric": metric,
+        "train": len(labels["train"]),
+        "dev": len(labels["dev"]),
+        "chance": chance,
+    }
+
+
+def _column(path: Path, number: int) -> list[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            row[number] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row
+        ]
+
+
+def shares(found: Mapping[str, Any], model: str, above_chance: bool = True) -> list[float]:
+    """Shares of the teacher's score, mean over tasks, a number a seed that all tasks have.
+
+    Args:
+        found: of :func:`gather`.
+        model: one of its scores.
+        above_chance: what always saying the same gets is taken off both scores.
+    """
+    teacher, own = found["scores"].get("teacher", {}), found["scores"].get(model, {})
+    tasks = [task for task in found["tasks"] if own.get(task) and teacher.get(task)]
+    if len(tasks) < len(found["tasks"]):
+        return []
+    seeds = min(len(own[task]) for task in tasks)
+    rows = []
+    for number in range(seeds):
+        of_tasks = []
+        for task in tasks:
+            chance = found["tasks"][task]["chance"] if above_chance else 0.0
+            whole = statistics.mean(teacher[task]) - chance
+            if whole <= 0:  # of nothing there are no shares
+                return []
+            of_tasks.append((own[task][number] - chance) / whole)
+        rows.append(statistics.mean(of_tasks))
+    return rows

@@ -1,0 +1,120 @@
+"""Table and picture of the study."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .gathering import shares
+
+COLORS = {"plain": "#4878a8", "control": "#8a8a8a", "minimoe": "#d0743c"}
+
+
+def models(found: Mapping[str, Any]) -> list[str]:
+    """All with scores, the teacher first; a student's taught form behind its other one."""
+    return [name for name in found["scores"] if name != "teacher"]
+
+
+def words_of(found: Mapping[str, Any], model: str) -> str:
+    """A model in words."""
+    if model == "teacher":
+        return "teacher 6L;384H"
+    if model.startswith("untaught"):
+        return "plain, not distilled"
+    name, _, taught = model.partition(" ")
+    student = next(one for one in found["students"] if one["model"] == name)
+    said = str(student["words"]).replace("MiniLM", "plain")
+    teacher = {"small": "6L", "large": "12L"}.get(student["teacher"], "an assistant")
+    how = ", fine-tuned with the teacher" if taught else ""
+    return f"{said}, {student['steps']:,} steps by {teacher}{how}"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Scores as Markdown: mean and deviation by task, shares of the teacher's over all tasks."""
+    tasks = found["tasks"]
+    heads = [f"{name}, {facts['metric']}" for name, facts in tasks.items()]
+    lines = [
+        f"| model | held-out loss | {' | '.join(heads)} | of the teacher's score | above chance |",
+        "|---" * (4 + len(heads)) + "|",
+    ]
+    chances = " | ".join(f"{100 * facts['chance']:.1f}" for facts in tasks.values())
+    lines.append(f"| always the same | | {chances} | | 0% |")
+    for model in ("teacher", *models(found)):
+        cells = [_score(found["scores"].get(model, {}).get(task)) for task in tasks]
+        losses = [
+            f"{one['heldout_loss']:.4f}"
+            for one in found["students"]
+            if one["model"] == model and one["heldout_loss"] is not None
+        ]
+        both = [_share(shares(found, model, above)) for above in (False, True)]
+        lines.append(
+            f"| {words_of(found, model)} | {''.join(losses)} | {' | '.join(cells)} | "
+            f"{both[0]} | {both[1]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _score(values: Sequence[float] | None) -> str:
+    if not values:
+        return "not run"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def _share(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread} %"
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Shares of the teacher's score above chance: of each student, and against its loss.
+
+    Nothing is drawn where there are none: of a teacher that is no better than saying always the
+    same, or where no student has all tasks.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in models(found) if shares(found, name)]
+    if not names:
+        return
+    figure = Figure(figsize=(12, 1.5 + 0.34 * max(8, len(names))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, name in enumerate(reversed(names)):
+        values = shares(found, name)
+        mean = 100 * statistics.mean(values)
+        kind = name.partition("/")[2].partition("_")[0]
+        left.barh(place, mean, color=COLORS.get(kind, "#bbbbbb"),
+                  hatch="//" if name.endswith(" taught") else None, edgecolor="white")  # fmt: skip
+        if len(values) > 1:
+            left.errorbar(mean, place, xerr=100 * statistics.stdev(values), color="black",
+                          capsize=2, linewidth=1)  # fmt: skip
+    left.set_yticks(range(len(names)), [words_of(found, name) for name in reversed(names)],
+                    fontsize=7)  # fmt: skip
+    left.axvline(100, color="black", linewidth=0.8)
+    left.set_xlim(0, 105)
+    left.set_xlabel("share of the teacher's score above chance, mean over tasks, in %")
+    left.set_title("What students keep (line: the teacher)", fontsize=9)
+    for kind in COLORS:
+        points = [
+            (one["heldout_loss"], 100 * statistics.mean(values), one["steps"])
+            for one in found["students"]
+            if one["teacher"] == "small" and one["model"].partition("/")[2].startswith(kind)
+            and "192" in one["model"] and one["model"].startswith("small")
+            and one["heldout_loss"] is not None and (values := shares(found, one["model"]))
+        ]  # fmt: skip
+        points.sort(reverse=True)
+        losses, kept = [one[0] for one in points], [one[1] for one in points]
+        if points:
+            right.plot(losses, kept, "o-", color=COLORS[kind], label=kind, markersize=4)
+        for loss, share, step in points:
+            right.annotate(f"{step:,}", (loss, share), fontsize=6, xytext=(3, -9),
+                           textcoords="offset points")  # fmt: skip
+    right.invert_xaxis()
+    right.set_xlabel("held-out relation loss (better to the right)")
+    right.set_ylabel("share above chance, in %")
+    right.set_title("Loss and score by steps of distillation, 3L;192H", fontsize=9)
+    if right.get_legend_handles_labels()[0]:
+        right.legend(fontsize=7)
+    figure.savefig(path, dpi=130)

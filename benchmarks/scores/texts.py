@@ -1,0 +1,213 @@
+"""The study's text: prose to distil on, and tasks made of pages that are kept back from it.
+
+Every fifth page is kept back. Of these pages come three tasks with labels that nobody had to write:
+``topic``, of which part of the documentation a passage is; ``pages``, whether two passages are of
+one page; ``accept``, whether a sentence is as its author wrote it, or two neighbouring words were
+swapped, or a function word dropped or doubled. ``sst2`` and ``ner`` come from folders, where given.
+"""
+
+import csv
+import random
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE, PAGES = "linux-doc-6.1", "usr/share/doc/linux-doc-6.1/Documentation"
+KEPT_BACK = 5  # every fifth page
+TOPICS = 8
+PASSAGE_WORDS = (12, 45)
+SENTENCE_WORDS = (6, 30)
+LONGEST_DEV = 1000
+_FUNCTION_WORDS = {
+    *("a", "an", "the", "of", "to", "in", "on", "for", "with", "by", "at", "from"),
+    *("is", "are", "was", "were", "be", "been", "has", "have", "had", "can", "will", "must"),
+    *("may", "should", "not", "and", "or", "but", "if", "when", "that", "which", "this", "it"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as `minimoe-dist finetune` is told of it.
+
+    Attributes:
+        name: of its folder too.
+        metric: that decides.
+        options: of the command line.
+    """
+
+    name: str
+    metric: str
+    options: tuple[str, ...]
+
+
+TASKS = {
+    "sst2": Task("sst2", "accuracy", ("--task", "sst2")),
+    "accept": Task("accept", "Matthews", ("--task", "cola")),
+    "ner": Task("ner", "chunk F1", ("--task", "ner")),
+    "topic": Task("topic", "accuracy", ("--text_columns", "text", "--label_column", "topic")),
+    "pages": Task("pages", "accuracy", ("--text_columns", "one,other", "--label_column", "same")),
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of documentation; its topic is the folder that it is in."""
+
+    topic: str
+    paragraphs: Sequence[str]
+
+
+def fetch(folder: Path) -> Path:
+    """The pages of Debian's package, unpacked below a folder."""
+    pages = folder / PAGES
+    if not pages.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (found := sorted(folder.glob(f"{PACKAGE}_*.deb"))):
+            subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=folder, check=True)
+            found = sorted(folder.glob(f"{PACKAGE}_*.deb"))
+        subprocess.run(["dpkg", "-x", str(found[0]), str(folder)], check=True)
+    return pages
+
+
+def split(pages: Path) -> tuple[list[Any], list[Page]]:
+    """Documents to distil on, and pages that are kept back, by their place in each folder."""
+    from minimoe_dist.corpus.sources import documentation_folder, python_documentation
+
+    kept: list[Page] = []
+    to_learn = list(python_documentation())
+    topics = [path for path in sorted(pages.iterdir()) if path.is_dir()]
+    for topic in topics:
+        if topic.name == "translations":
+            continue
+        try:
+            documents = list(documentation_folder(topic))
+        except ValueError:  # a folder of pictures or programs
+            continue
+        for number, document in enumerate(documents):
+            if number % KEPT_BACK:
+                to_learn.append(document)
+            else:
+                kept.append(Page(topic.name, document.lines))
+    return to_learn, kept
+
+
+def write_tasks(pages: Sequence[Page], folder: Path, samples: int, seed: int = 776) -> list[str]:
+    """Writes the three tasks of pages; no page is in both parts of one. Returns their names."""
+    chooser = random.Random(seed)
+    order = list(pages)
+    chooser.shuffle(order)
+    cut = len(order) // 4
+    dev_samples = min(LONGEST_DEV, samples // 3)
+    for split_name, part, count in (
+        ("train", order[cut:], samples),
+        ("dev", order[:cut], dev_samples),
+    ):
+        rows = list(_topics(part, pages, count, chooser))
+        _write_table(folder / "topic" / f"{split_name}.tsv", ("text", "topic"), rows)
+        pairs = list(_pairs(part, count, chooser))
+        _write_table(folder / "pages" / f"{split_name}.tsv", ("one", "other", "same"), pairs)
+        sentences = list(_sentences(part, count, chooser))
+        path = folder / "accept" / f"{split_name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"docs\t{label}\t\t{text}" for text, label in sentences]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+    return ["topic", "pages", "accept"]
+
+
+def cut_given(name: str, source: Path, folder: Path, samples: int) -> None:
+    """The first samples of a task's own files: GLUE's SST-2, or CoNLL-2003's columns."""
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    if name == "sst2":
+        lines = (source / "train.tsv").read_text("utf-8").splitlines()
+        (target / "train.tsv").write_text("\n".join(lines[: samples + 1]) + "\n", "utf-8")
+        (target / "dev.tsv").write_bytes((source / "dev.tsv").read_bytes())
+        return
+    for file, name_of_part, most in (
+        ("train", "train", samples),
+        ("valid", "dev", min(LONGEST_DEV, samples)),
+    ):
+        blocks = (source / f"{file}.txt").read_text("utf-8").split("\n\n")
+        kept = [one for one in blocks if one.strip() and not one.startswith("-DOCSTART-")]
+        (target / f"{name_of_part}.txt").write_text("\n\n".join(kept[:most]) + "\n", "utf-8")
+
+
+def _passages(page: Page) -> list[str]:
+    least, most = PASSAGE_WORDS
+    words = (paragraph.split() for paragraph in page.paragraphs)
+    return [" ".join(one[:most]) for one in words if len(one) >= least]
+
+
+def _topics(
+    part: Sequence[Page], pages: Sequence[Page], count: int, chooser: random.Random
+) -> Iterator[tuple[str, str]]:
+    """(passage, topic): equally many of each of the topics with most pages."""
+    sizes: dict[str, int] = {}
+    for page in pages:
+        sizes[page.topic] = sizes.get(page.topic, 0) + 1
+    largest = sorted(sizes, key=lambda topic: (-sizes[topic], topic))[:TOPICS]
+    rows = []
+    for topic in largest:
+        passages = [text for page in part if page.topic == topic for text in _passages(page)]
+        chooser.shuffle(passages)
+        rows += [(text, topic) for text in passages[: count // TOPICS]]
+    chooser.shuffle(rows)
+    yield from rows
+
+
+def _pairs(
+    part: Sequence[Page], count: int, chooser: random.Random
+) -> Iterator[tuple[str, str, str]]:
+    """(passage, passage, "yes" or "no"): of one page, or of two, of one topic where they can."""
+    long = [(page, texts) for page in part if len(texts := _passages(page)) >= 2]
+    for number in range(count):
+        page, texts = chooser.choice(long)
+        one, other = chooser.sample(texts, 2)
+        if number % 2:
+            rivals = [(rival, found) for rival, found in long if rival is not page]
+            near = [found for rival, found in rivals if rival.topic == page.topic]
+            other = chooser.choice(chooser.choice(near or [found for _, found in rivals]))
+        yield one, other, "no" if number % 2 else "yes"
+
+
+def _sentences(
+    part: Sequence[Page], count: int, chooser: random.Random
+) -> Iterator[tuple[str, int]]:
+    """(sentence, 1 as it was written or 0)."""
+    least, most = SENTENCE_WORDS
+    found = []
+    for page in part:
+        for paragraph in page.paragraphs:
+            for text in re.split(r"(?<=[.!?])\s+", paragraph):
+                words = text.split()
+                if least <= len(words) <= most and re.fullmatch(r"[A-Z][\w ,'-]+\.", text):
+                    found.append(words)
+    chooser.shuffle(found)
+    for number, words in enumerate(found[:count]):
+        if number % 2:
+            words = _spoilt(words, chooser)
+        yield " ".join(words), 1 - number % 2
+
+
+def _spoilt(words: Sequence[str], chooser: random.Random) -> list[str]:
+    places = [at for at, word in enumerate(words) if word in _FUNCTION_WORDS]
+    kind = chooser.choice(("swap", "drop", "double") if places else ("swap",))
+    if kind == "swap":
+        ways = [at for at in range(1, len(words) - 2) if words[at] != words[at + 1]]
+        at = chooser.choice(ways or [1])
+        return [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
+    at = chooser.choice(places)
+    return [*words[:at], *([words[at]] * 2 if kind == "double" else []), *words[at + 1 :]]
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+        writer.writerow(columns)
+        writer.writerows(
+            [str(value).replace("\t", " ").replace("\n", " ") for value in row] for row in rows
+        )

@@ -1,0 +1,165 @@
+"""The study of scores: its tasks, its schedule and what it makes of numbers."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.scores import __main__ as command
+from benchmarks.scores import gathering, page, texts
+from benchmarks.scores.jobs import Job, run_all
+from benchmarks.scores.sizes import SIZES, gmac_of, runs_of
+from benchmarks.scores.texts import Page
+from minimoe_dist.config import load_run_config
+from minimoe_dist.data.tasks import Table, open_table, open_task
+
+ROOT = Path(__file__).parents[1]
+WORDS = (
+    "the driver of a device is bound to its bus by a name that must match and then it can be used"
+)
+
+
+def pages(count: int = 64) -> list[Page]:
+    """Pages of two topics; each passage names its page and its number."""
+    return [
+        Page(
+            ("net", "disk")[number % 2],
+            [
+                f"Page p{number} has {place} rows, {WORDS}. On p{number} the rest of it is not."
+                for place in range(8)
+            ],
+        )
+        for number in range(count)
+    ]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    assert texts.write_tasks(pages(), tmp_path, 60) == ["topic", "pages", "accept"]
+    return tmp_path
+
+
+def test_tasks_are_read_as_finetune_reads_them(tasks: Path) -> None:
+    topics = Table(str(tasks / "topic"), ("text",), "topic")
+    assert open_table(topics, "dev").task.labels == ("disk", "net")
+    pairs = Table(str(tasks / "pages"), ("one", "other"), "same")
+    assert len(open_table(pairs, "train")) == 60
+    assert len(open_task("cola", tasks / "accept", "train")) == 60
+    for name, facts in (
+        (name, gathering.task_facts(tasks / name, name))
+        for name in texts.TASKS
+        if (tasks / name).is_dir()
+    ):
+        assert facts["metric"] == texts.TASKS[name].metric and facts["dev"] <= 20
+    assert gathering.task_facts(tasks / "pages", "pages")["chance"] == 0.5
+
+
+def test_no_page_is_in_both_parts(tasks: Path) -> None:
+    def pages_in(text: str) -> set[str]:
+        return {word.strip(",.") for word in text.split() if word[0] == "p" and word[1:2].isdigit()}
+
+    for name in ("topic", "pages", "accept"):
+        train, dev = (
+            pages_in((tasks / name / f"{part}.tsv").read_text()) for part in ("train", "dev")
+        )
+        assert train and dev and not train & dev, name
+
+
+def test_pairs_and_sentences_are_what_their_labels_say(tasks: Path) -> None:
+    rows = rows_of(tasks / "pages" / "train.tsv")
+    assert Counter(row["same"] for row in rows) == {"yes": 30, "no": 30}
+    for row in rows:
+        one, other = row["one"].split()[1], row["other"].split()[1]
+        assert (one == other) is (row["same"] == "yes") and row["one"] != row["other"]
+    written = {
+        " ".join(text.split())
+        for one in pages()
+        for paragraph in one.paragraphs
+        for text in paragraph.replace(". ", ".\n").splitlines()
+    }
+    for line in (tasks / "accept" / "train.tsv").read_text().splitlines():
+        _, label, _, text = line.split("\t")
+        assert (text in written) is (label == "1")
+
+
+def test_another_seed_makes_other_tasks_and_the_same_one_the_same(tmp_path: Path) -> None:
+    made = []
+    for number, seed in enumerate((1, 1, 2)):
+        texts.write_tasks(pages(), tmp_path / str(number), 60, seed)
+        made.append((tmp_path / str(number) / "pages" / "train.tsv").read_text())
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_distillation_is_a_recipe_that_can_be_read(name: str, tmp_path: Path) -> None:
+    size = SIZES[name]
+    runs = runs_of(size)
+    assert {run.teacher for run in runs} >= {"small", "large"}
+    assert size.large_steps in {run.steps for run in runs if run.teacher == "small"}
+    for place, run in enumerate(runs):
+        config = load_run_config(str(command.recipe_of(run, size, tmp_path, 5)))
+        assert config.training.max_steps == run.steps > 0 and config.seed == 5
+        assert {student.name for student in config.students} == set(run.students)
+        teacher, _, student = run.teacher.partition("/")
+        if student:
+            assert student in next(one for one in runs[:place] if one.name == teacher).students
+    plain, minimoe = (runs[0].students[f"{kind}_{size.widths[0]}"] for kind in ("plain", "minimoe"))
+    assert gmac_of(plain) == gmac_of(minimoe)
+    assert size.widths[0] != 192 or gmac_of(plain) == pytest.approx(0.17, abs=0.005)
+
+
+def numbers(**scores: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        "tasks": {
+            "a": {"metric": "accuracy", "chance": 0.5},
+            "b": {"metric": "Matthews", "chance": 0.0},
+        },
+        "students": [
+            {"model": "small/plain_192", "teacher": "small", "steps": 9, "words": "MiniLM 3L;192H",
+             "gmac": 0.17, "heldout_loss": 0.25},
+        ],
+        "scores": {"teacher": {"a": [0.9, 0.9], "b": [0.4, 0.4]}, **scores},
+    }  # fmt: skip
+
+
+def test_shares_are_of_what_is_above_chance() -> None:
+    own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
+    found = numbers(**{"small/plain_192": own, "untaught": {"a": [0.5]}})
+    assert gathering.shares(found, "small/plain_192") == pytest.approx([0.5, 1.0])
+    whole = gathering.shares(found, "small/plain_192", above_chance=False)
+    assert whole == pytest.approx([(0.7 / 0.9 + 0.5) / 2, 1.0])
+    assert gathering.shares(found, "untaught") == []  # a task is not run
+    found["scores"]["teacher"]["b"] = [0.0, 0.0]
+    assert gathering.shares(found, "small/plain_192") == []  # the teacher has learnt nothing
+    found["scores"]["teacher"]["b"] = [0.4, 0.4]
+    shown = page.table(found)
+    assert "| plain 3L;192H, 9 steps by 6L | 0.2500 | 80.0 ± 14.1 | 30.0 ± 14.1 |" in shown
+    assert "75.0 ± 35.4 %" in shown and "not run" in shown
+
+
+def test_the_page_draws_what_there_is(tmp_path: Path) -> None:
+    own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
+    page.draw(numbers(**{"small/plain_192": own}), tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").stat().st_size > 10_000
+
+
+def test_jobs_that_are_done_are_not_run_again_and_failures_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done, missing = tmp_path / "done", tmp_path / "missing"
+    done.touch()
+    jobs = [
+        Job("one", ("no-such-command",), done),
+        Job("other", ("no-such-command",), missing),
+    ]
+    failed = run_all(jobs, 2, 1, tmp_path / "log.txt")
+    assert failed == [f"other: status 2, see {tmp_path / 'log.txt'}"]
+    assert "100%  other" in capfd.readouterr().out
+    assert "no-such-command" in (tmp_path / "log.txt").read_text()
