@@ -41,7 +41,7 @@ class Command:
 
     Attributes:
         summary: one line for the help pages.
-        options: class of its options.
+        options: class of its options; None of one whose ``run(words)`` reads its own.
         module: module of ``commands`` whose ``run(options, launch)`` returns the exit status.
         check: module of ``preflight`` whose ``check(options, launch)`` raises `ConfigError` for
             what can be refused before anything heavy is imported; where there is a ``--dry_run``,
@@ -53,7 +53,7 @@ class Command:
     """
 
     summary: str
-    options: type[commands.CommandOptions]
+    options: type[commands.CommandOptions] | None
     module: str
     check: str | None = None
     on_ranks: bool = False
@@ -62,6 +62,9 @@ class Command:
 
 
 COMMANDS = {
+    "preprocess": Command(
+        "raw text to indexed corpora: format, build, merge, inspect", None, "preprocess"
+    ),
     "distill": Command(
         "train students of a teacher, from a recipe",
         commands.DistillOptions,
@@ -240,6 +243,9 @@ def _usage() -> str:
 
 
 def _run_command(name: str, command: Command, tokens: list[str]) -> int:
+    if command.options is None:
+        status_of_tool: int = import_module(f"minimoe_dist.commands.{command.module}").run(tokens)
+        return status_of_tool
     if {"-h", "--help"} & set(tokens):
         print(help_page(name, command.summary, command.options), end="")
         return 0

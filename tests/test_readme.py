@@ -49,10 +49,10 @@ def test_distill_commands_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tool_commands_name_arguments_that_the_tools_have() -> None:
-    tools = [words for words in _commands() if words[0] == "python"]
+    tools = [words for words in _commands() if words[:2] == ["minimoe-dist", "preprocess"]]
     assert tools
     for words in tools:
-        command = [sys.executable, str(ROOT / words[1]), "--help"]
+        command = [sys.executable, "-m", "minimoe_dist", "preprocess", words[2], "--help"]
         page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for flag in (word for word in words if word.startswith("--")):
             assert f"{flag} " in page, flag

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
-from ..errors import UserError
-from ..exit_status import ExitStatus
-from .build import format_files
 from .reading import ReadingOptions
 from .sentences import SentenceRules
-from .sources import INPUT_FORMATS, find_inputs
+from .sources import INPUT_FORMATS
 
 
 def truth(text: str) -> bool:
@@ -44,7 +40,8 @@ def add_reading_arguments(
         "--input_regex",
         required=input_regex is None,
         default=input_regex,
-        help="glob of the files' names" + ("" if input_regex is None else "; default: %(default)s"),
+        help="glob of the files' names or, if none matches that, a regular expression of them"
+        + ("" if input_regex is None else "; default: %(default)s"),
     )
     add("--output_dir", required=True, help="where the output goes")
     add("--num_processors", type=int, default=1, help="processes that read; default: 1")
@@ -114,25 +111,4 @@ def reading_options(arguments: argparse.Namespace) -> ReadingOptions:
         strict=arguments.strict,
         num_processors=arguments.num_processors,
         input_dir=arguments.input_dir,
-    )
-
-
-def format_command(description: str, input_regex: str | None, input_format: str = "auto") -> None:
-    """Runs a formatting script: writes raw files as text of one sentence a line."""
-    parser = argparse.ArgumentParser(description=description)
-    add_reading_arguments(parser, input_regex=input_regex, input_format=input_format)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        options = reading_options(arguments)
-        inputs = find_inputs(arguments.input_dir, arguments.input_regex, arguments.output_dir)
-        result = format_files(inputs, arguments.output_dir, options)
-    except (UserError, OSError, RuntimeError) as error:
-        parser.exit(ExitStatus.REFUSED, f"error: {error}\n")
-    print(
-        f"{len(result.paths)} files, {result.num_documents:,} documents, "
-        f"{result.num_sentences:,} sentences in {arguments.output_dir}; "
-        f"left out or repaired: {result.skipped or 'nothing'}",
-        *result.losses.report(),
-        sep="\n",
     )

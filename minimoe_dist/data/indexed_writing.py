@@ -393,8 +393,8 @@ def prepare_prefix(prefix: str, overwrite: bool) -> None:
     is_cut_short = os.path.exists(manifest_path(prefix) + PARTIAL)
     if os.path.exists(prefix + ".idx") and not is_cut_short and not overwrite:
         raise UserError(
-            f"{prefix}.idx: a corpus stands there already; choose another prefix, remove it "
-            f"or ask to overwrite"
+            f"{prefix}.idx: a corpus stands there already; choose another prefix, remove it, "
+            f"or give --overwrite"
         )
     os.makedirs(os.path.dirname(os.path.abspath(prefix)), exist_ok=True)
 

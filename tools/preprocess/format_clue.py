@@ -6,7 +6,9 @@ Its lines are meant to be sentences, but many hold several: they are split as pa
 what is too short for a sentence is left out. Documents end at empty lines.
 """
 
-from minimoe_dist.corpus.arguments import format_command
+from dataclasses import replace
+
+from minimoe_dist.corpus.tools import TOOLS, script
 
 if __name__ == "__main__":
-    format_command(__doc__.partition("\n")[0], input_regex="*.txt*", input_format="text")
+    script(replace(TOOLS["format"], defaults={"input_regex": "*.txt*", "input_format": "text"}))

@@ -5,7 +5,9 @@ python tools/preprocess/format_wiki.py --input_dir wiki --input_regex 'wiki_*' -
 Its plain output and its --json are read, compressed or not.
 """
 
-from minimoe_dist.corpus.arguments import format_command
+from dataclasses import replace
+
+from minimoe_dist.corpus.tools import TOOLS, script
 
 if __name__ == "__main__":
-    format_command(__doc__.partition("\n")[0], input_regex="wiki_*")
+    script(replace(TOOLS["format"], defaults={"input_regex": "wiki_*"}))

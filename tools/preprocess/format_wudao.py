@@ -6,7 +6,9 @@ Each file is one JSON array of objects, bare or as {"RECORDS": [...]}, or has an
 it is read in bounded memory, whatever its size, compressed or not.
 """
 
-from minimoe_dist.corpus.arguments import format_command
+from dataclasses import replace
+
+from minimoe_dist.corpus.tools import TOOLS, script
 
 if __name__ == "__main__":
-    format_command(__doc__.partition("\n")[0], input_regex="*.json*")
+    script(replace(TOOLS["format"], defaults={"input_regex": "*.json*"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -320,7 +321,9 @@ def _unfinished_string(raw: bytes) -> str:
 
 
 def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None) -> list[str]:
-    """Finds the files below a folder whose name, or path from the folder, matches a glob, sorted.
+    """Finds the files below a folder whose name, or path from it, matches a pattern, sorted.
+
+    The pattern is a glob; where nothing matches it as one, a regular expression of the whole.
 
     Links to folders are followed; each folder is read once, by whatever names it is reached.
     `x.format` is left out where `x` matches too: it holds the same text; so is `x.index`, which
@@ -328,7 +331,7 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
 
     Args:
         input_dir: the folder.
-        input_regex: the glob.
+        input_regex: the pattern.
         output_dir: where results go; what lies in such a subfolder is left out.
 
     Raises:
@@ -339,12 +342,21 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
     pattern = PurePath(input_regex)
     if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
         raise UserError(f"--input_regex {input_regex!r}: give a glob of paths below --input_dir")
-    paths = {
-        str(folder / name)
+    candidates = {
+        (*parts, name): folder / name
         for folder, parts, names in _folders(input_dir, output_dir)
         for name in names
-        if _matches((*parts, name), pattern.parts) and (folder / name).is_file()
     }
+    matching = [parts for parts in candidates if _matches(parts, pattern.parts)]
+    if not any(candidates[parts].is_file() for parts in matching):
+        with contextlib.suppress(re.error):
+            expression = re.compile(input_regex)
+            matching = [
+                parts
+                for parts in candidates
+                if expression.fullmatch(parts[-1]) or expression.fullmatch("/".join(parts))
+            ]
+    paths = {str(candidates[parts]) for parts in matching if candidates[parts].is_file()}
     inputs = [
         path
         for path in sorted(paths)
@@ -358,6 +370,7 @@ def find_inputs(input_dir: str, input_regex: str, output_dir: str | None = None)
         raise UserError(
             f"--input_regex {input_regex!r}: matches no file in {input_dir!r}"
             + (f" outside of {output_dir!r}" if output_dir else "")
+            + ", neither as a glob nor as a regular expression"
         )
     return inputs
 

@@ -251,3 +251,20 @@ def test_a_glob_that_leaves_the_folder_is_refused(tmp_path):
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"--input_regex.*below --input_dir"):
         find_inputs(str(tmp_path / "in"), "../*.txt")
+
+
+def test_a_regular_expression_is_taken_where_no_glob_matches(tmp_path):
+    for name in ("wiki_00", "wiki_1x", "sub/wiki_07", "a.json", "wiki_[0-9]+"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(pattern):
+        found = find_inputs(str(tmp_path), pattern)
+        return [path.removeprefix(f"{tmp_path}/") for path in found]
+
+    assert names(r"wiki_\d+") == ["sub/wiki_07", "wiki_00"]
+    assert names(r"sub/.+\d") == ["sub/wiki_07"]
+    assert names(r"(a|b)\.json") == ["a.json"]
+    assert names("wiki_0*") == ["sub/wiki_07", "wiki_00"]  # a glob, which matches
+    with pytest.raises(ValueError, match="neither as a glob nor as a regular expression"):
+        names(r"wiki_\d{3}")
