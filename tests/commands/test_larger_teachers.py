@@ -146,17 +146,29 @@ def test_a_tokenizer_larger_than_the_teacher_is_refused(chinese: Path, tmp_path:
         open_data(load_run_config(str(recipe), []))
 
 
-def test_a_megatron_checkpoint_as_a_teacher_names_the_remedy(chinese: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("m", "release/mp_rank_00: has no model_optim_rng.pt; copy the folder again"),
+        ("m/release/mp_rank_00/one.pt", "minimoe-dist convert --input {path} --output {path}-hugg"),
+    ],
+)
+def test_a_megatron_checkpoint_that_cannot_teach_names_the_remedy(
+    name: str, remedy: str, chinese: Path, tmp_path: Path
+) -> None:
     from minimoe_dist.config import load_run_config
     from minimoe_dist.preflight.recipes import problems_of_stages
     from minimoe_dist.runtime import detect_launch
 
     (tmp_path / "m" / "release" / "mp_rank_00").mkdir(parents=True)
+    path = tmp_path / name
+    if path.suffix:
+        path.touch()
     recipe = scaled_down(
         "bert_xlarge_chinese_minimoe", chinese, tmp_path / "run",
-        teacher={"model_name_or_path": str(tmp_path / "m")},
+        teacher={"model_name_or_path": str(path)},
     )  # fmt: skip
     config = load_run_config(str(recipe), [])
     (found,) = problems_of_stages([config], detect_launch({}), "cpu")
     assert len(found) == 1, found
-    assert f"minimoe-dist convert --input {tmp_path / 'm'}" in found[0]
+    assert remedy.format(path=path) in found[0]
