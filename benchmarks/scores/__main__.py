@@ -45,13 +45,13 @@ def make_texts(folder: Path, size: Size, seed: int, given: dict[str, Path], sour
     names = texts.write_tasks(kept, folder / "tasks", size.samples, seed)
     for name, place in given.items():
         texts.cut_given(name, place, folder / "tasks", size.samples)
-    for name, teacher in TEACHERS.items():
-        _build(folder, name, teacher, to_learn)
+    _build(folder, to_learn)
     ordered = [name for name in texts.TASKS if name in (*names, *given)]
     (folder / "tasks.json").write_text(json.dumps(ordered) + "\n")
 
 
-def _build(folder: Path, name: str, teacher: str, documents: Sequence[Any]) -> None:
+def _build(folder: Path, documents: Sequence[Any]) -> None:
+    """Sentences once, then a corpus of each teacher's tokenizer."""
     from minimoe_dist.corpus.build import build_indexed, format_files
     from minimoe_dist.corpus.reading import ReadingOptions
     from minimoe_dist.corpus.sources import write_wiki
@@ -61,17 +61,18 @@ def _build(folder: Path, name: str, teacher: str, documents: Sequence[Any]) -> N
     write_wiki(documents, str(raw))
     options = ReadingOptions(num_processors=os.cpu_count() or 1)
     format_files([str(raw)], str(folder / "formatted"), options)
-    result = build_indexed(
-        [str(folder / "formatted" / "wiki_00.format")],
-        str(folder / "corpus" / name),
-        load_tokenizer(teacher),
-        options,
-        heldout_fraction=0.05,
-        overwrite=True,
-        tokenizer_name=teacher,
-    )
-    for part, manifest in result.parts():
-        print(f"{name} {part}: {manifest.summary()}")
+    for name, teacher in TEACHERS.items():
+        result = build_indexed(
+            [str(folder / "formatted" / "wiki_00.format")],
+            str(folder / "corpus" / name),
+            load_tokenizer(teacher),
+            options,
+            heldout_fraction=0.05,
+            overwrite=True,
+            tokenizer_name=teacher,
+        )
+        for part, manifest in result.parts():
+            print(f"{name} {part}: {manifest.summary()}")
 
 
 def recipe_of(run: Run, size: Size, folder: Path, seed: int) -> Path:

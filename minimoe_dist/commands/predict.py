@@ -23,7 +23,6 @@ from ..train.task_predictions import Prediction, Predictor
 
 _LENGTH = 128
 _log = logger("predict")
-_Lines = Iterator[str]
 
 
 def run(options: PredictOptions, launch: Launch) -> int:
@@ -82,7 +81,7 @@ def _lines(
     predictor: Predictor,
     predictions: Iterable[Prediction],
     target: Path | None,
-) -> _Lines:
+) -> Iterator[str]:
     if options.task is not None:
         yield from submission(options.task, _rows(options.task, predictor, predictions))
         return

@@ -83,35 +83,54 @@ def script(tool: Tool) -> None:
         sys.exit(ExitStatus.REFUSED)
 
 
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    add_reading_arguments(parser)
+def _add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokenizer_name_or_path", required=True, help="folder, package:NAME or hub name")
-    add("--do_lower_case", type=truth, nargs="?", const=True, metavar="true|false",
-        help="whatever the tokenizer's files say of capitals")  # fmt: skip
     add("--output_prefix", default="corpus", help="name of the corpus in --output_dir")
     add("--heldout_fraction", type=float, default=0.0, help="share of documents kept apart")
-    add("--whole_words", action="store_true", help="mark Chinese words for whole-word masks")
     add("--shard", metavar="i/n", help="read only the i-th of n shares of the inputs, i from 0")
     add("--overwrite", action="store_true", help="replace another corpus that stands there")
 
 
-def _build(arguments: argparse.Namespace) -> int:
-    options, portion = reading_options(arguments), Portion.parse(arguments.shard)
-    inputs = find_inputs(arguments.input_dir, arguments.input_regex, arguments.output_dir)
+def _write_corpus(
+    arguments: argparse.Namespace,
+    options: ReadingOptions,
+    *,
+    do_lower_case: bool | None = None,
+    whole_words: bool = False,
+) -> int:
+    portion = Portion.parse(arguments.shard)
     result = build_indexed(
-        inputs,
+        find_inputs(arguments.input_dir, arguments.input_regex, arguments.output_dir),
         os.path.join(arguments.output_dir, arguments.output_prefix),
-        open_tokenizer(arguments.tokenizer_name_or_path, arguments.do_lower_case),
+        open_tokenizer(arguments.tokenizer_name_or_path, do_lower_case),
         options,
         heldout_fraction=arguments.heldout_fraction,
-        whole_words=arguments.whole_words,
+        whole_words=whole_words,
         portion=portion,
         overwrite=arguments.overwrite,
         tokenizer_name=arguments.tokenizer_name_or_path,
     )
     print(*result.report(), sep="\n")
     return ExitStatus.DONE
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    add_reading_arguments(parser)
+    _add_corpus_arguments(parser)
+    add = parser.add_argument
+    add("--do_lower_case", type=truth, nargs="?", const=True, metavar="true|false",
+        help="whatever the tokenizer's files say of capitals")  # fmt: skip
+    add("--whole_words", action="store_true", help="mark Chinese words for whole-word masks")
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    return _write_corpus(
+        arguments,
+        reading_options(arguments),
+        do_lower_case=arguments.do_lower_case,
+        whole_words=arguments.whole_words,
+    )
 
 
 def _format(arguments: argparse.Namespace) -> int:
@@ -189,13 +208,9 @@ def _add_tfrecord(parser: argparse.ArgumentParser) -> None:
     add("--input_dir", required=True, help="folder, searched with its subfolders")
     add("--input_regex", default="*.tfrecord", help="glob of the files; default: %(default)s")
     add("--output_dir", required=True, help="where the corpus goes")
-    add("--output_prefix", default="corpus", help="name of the corpus in --output_dir")
-    add("--tokenizer_name_or_path", required=True, help="folder, package:NAME or hub name")
     add("--num_processors", type=int, default=1, help="processes that read; default: 1")
-    add("--heldout_fraction", type=float, default=0.0, help="share of pairs kept apart")
-    add("--shard", metavar="i/n", help="read only the i-th of n shares of the inputs, i from 0")
     add("--strict", action="store_true", help="fail at the first damaged record")
-    add("--overwrite", action="store_true", help="replace a corpus that stands there")
+    _add_corpus_arguments(parser)
 
 
 def _from_tfrecord(arguments: argparse.Namespace) -> int:
@@ -205,18 +220,7 @@ def _from_tfrecord(arguments: argparse.Namespace) -> int:
         input_dir=arguments.input_dir,
         num_processors=arguments.num_processors,
     )
-    result = build_indexed(
-        find_inputs(arguments.input_dir, arguments.input_regex, arguments.output_dir),
-        os.path.join(arguments.output_dir, arguments.output_prefix),
-        open_tokenizer(arguments.tokenizer_name_or_path),
-        options,
-        heldout_fraction=arguments.heldout_fraction,
-        portion=Portion.parse(arguments.shard),
-        overwrite=arguments.overwrite,
-        tokenizer_name=arguments.tokenizer_name_or_path,
-    )
-    print(*result.report(), sep="\n")
-    return ExitStatus.DONE
+    return _write_corpus(arguments, options)
 
 
 TOOLS: Mapping[str, Tool] = {

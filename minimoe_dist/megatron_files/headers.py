@@ -10,8 +10,8 @@ from ..foreign import read_json, shown
 from ..pickled import Pickled, UnsafePickleError, read_pickled
 from .arguments import Activation, ModelOverrides, config_values
 from .checkpoints import Checkpoint
-from .finding import RELEASE, find_rank_files, is_megatron_checkpoint
-from .unpickling import SET_ASIDE
+from .finding import RELEASE, RankFiles, find_rank_files, is_megatron_checkpoint
+from .unpickling import SET_ASIDE, unsafe
 
 # Of Hugging Face's weights, beside which a tracker or a rank's folder says nothing.
 _OTHER_WEIGHTS = ("model.safetensors*", "pytorch_model*.bin*")
@@ -44,7 +44,9 @@ def megatron_values(folder: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _values(files: Any, overrides: ModelOverrides, changes: Any) -> dict[str, Any]:
+def _values(
+    files: RankFiles, overrides: ModelOverrides, changes: tuple[tuple[int, int], ...]
+) -> dict[str, Any]:
     header = _Headers(files, overrides)
     values = config_values(header.sizes, overrides, header.arguments)
     return {"model_type": "megatron-bert", "pad_token_id": 0, **values}
@@ -96,8 +98,8 @@ def stated_by(values: Any, path: Path) -> ModelOverrides:
     if not isinstance(values, Mapping):
         raise UserError(f"{path}: no JSON object; give the model's config.json")
     kinds = {
-        "num_attention_heads": lambda value: _is_count(value),
-        "vocab_size": lambda value: _is_count(value),
+        "num_attention_heads": _is_count,
+        "vocab_size": _is_count,
         "layer_norm_eps": lambda value: isinstance(value, float) and 0 < value < 1,
         "hidden_act": lambda value: value in get_args(Activation),
     }
@@ -126,11 +128,7 @@ class _Headers(Checkpoint[Pickled]):
         try:
             state = read_pickled(path, _ALSO)
         except UnsafePickleError as error:
-            raise UserError(
-                f"{path}: holds more than tensors and plain values (it names {error}), which could "
-                "run any code and is not read; on a machine that may run it, load it in the "
-                "program that wrote it and save only its 'model', 'checkpoint_version' and 'args'"
-            ) from None
+            raise unsafe(path, f"it names {error}") from None
         except Exception as error:  # damaged archives come as many kinds
             raise UserError(
                 f"{path}: cannot be read ({first_line(error)}); copy the file again"

@@ -1,4 +1,8 @@
-"""The names of what Megatron pickles beside weights and plain values; nothing of it is run."""
+"""What Megatron pickles beside weights and plain values, of which nothing is run."""
+
+from pathlib import Path
+
+from ..errors import UserError
 
 SET_ASIDE = (
     "megatron.core.enums.ModelType",
@@ -34,3 +38,17 @@ SET_ASIDE = (
     "signal.Signals",
     "types.SimpleNamespace",
 )
+
+
+def unsafe(path: Path, what: object) -> UserError:
+    """Makes the error for a file that holds more than is let in.
+
+    Args:
+        path: of the file.
+        what: was found in it.
+    """
+    return UserError(
+        f"{path}: holds more than tensors and plain values ({what}), which could run any code and "
+        "is not read; on a machine that may run it, load it in the program that wrote it and save "
+        "only its 'model', 'checkpoint_version' and 'args'"
+    )

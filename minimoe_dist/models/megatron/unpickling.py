@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-from ...megatron_files.unpickling import SET_ASIDE
+from ...megatron_files.unpickling import SET_ASIDE, unsafe
 
 
 class StandIn:
@@ -45,11 +45,7 @@ def load_rank(path: Path) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors and plain values ({_reason(error)}), which could run "
-            "any code and is not read; on a machine that may run it, load it in the program that "
-            "wrote it and save only its 'model', 'checkpoint_version' and 'args'"
-        ) from error
+        raise unsafe(path, _reason(error)) from error
     except Exception as error:  # damaged archives come as many kinds
         raise UserError(
             f"{path}: cannot be read ({_reason(error)}); copy the file again"
