@@ -25,7 +25,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := slurm-wlm munge chromium
 
-.PHONY: demo study test gpu soak lint clean install debian-packages
+.PHONY: demo study test gpu soak lint clean install debian-packages transformers-tests
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -64,7 +64,23 @@ debian-packages:
 	       "install it: $$(tail -n 1 <<<"$$log")"; \
 	fi
 
-test: $(STAMP) debian-packages
+# transformers' own tests of models, of the version that is installed: they run on the students'
+# classes, and skip themselves where the source archive cannot be had.
+transformers-tests: $(STAMP)
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version as v; print(v("transformers"))'); \
+	folder=.venv/share/transformers; \
+	if [ -d $$folder/$$version/tests ]; then :; \
+	elif log=$$( { mkdir -p $$folder && cd $$folder && ../../bin/python -m pip download --quiet \
+	    --disable-pip-version-check $(PIP_OPTIONS) --no-deps --no-binary :all: -d . \
+	    transformers==$$version && tar xzf transformers-$$version.tar.gz \
+	    transformers-$$version/tests && rm -rf $$version && mv transformers-$$version $$version; \
+	    } </dev/null 2>&1 ); then \
+	  echo "fetched the tests of transformers $$version"; \
+	else \
+	  echo "transformers' own tests of models will be skipped: $$(tail -n 1 <<<"$$log")"; \
+	fi
+
+test: $(STAMP) debian-packages transformers-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(TEST_WORKERS) --dist loadfile \
 	  --no-loadscope-reorder $(TEST_OPTIONS)
 

@@ -52,6 +52,9 @@ EXTRAS = {
     "test": [
         *ONNX,
         *PARQUET,
+        # What a user of transformers has: its trainer, and what its tests of models import.
+        "accelerate>=1.10,<2",
+        "parameterized>=0.9,<1",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -8,11 +8,9 @@ one a ``minimoe-elastic`` folder, each with its code: ``AutoModel`` loads it aft
 """
 
 import copy
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,43 +28,18 @@ from transformers import (
     RobertaModel,
 )
 
-from .. import errors  # what models.errors finds beside exported code
 from ..model_description import read_model_json
-from ..models import (
-    blocks,
-    configuration,
-    elastic,
-    elastic_configuration,
-    elastic_surgery,
-    encoder,
-    experts,
-    moebert,
-    noise,
-    packing,
-    submodels,
-)
+from ..models import elastic_surgery, submodels
 from ..models.build import PLAIN_FIELDS
 from ..models.configuration import MiniMoeConfig
-from ..models.elastic import ElasticForRelations, ElasticModel, ElasticPreTrainedModel
+from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
 from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
-from ..models.moebert import MiniMoeForRelations, MiniMoeModel
+from ..models.moebert import MiniMoeForRelations
 from .published import Student, fresh_pooler, load_published, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 from .tensors import replaced_model
 
-STUDENT_CODE = (blocks, configuration, encoder, errors, experts, moebert, noise, packing)
-ELASTIC_CODE = (
-    blocks,
-    configuration,
-    elastic,
-    elastic_configuration,
-    errors,
-    experts,
-    noise,
-    packing,
-    submodels,
-)
 # By family: configuration, encoder, encoder with a masked-LM head.
 _PLAIN_CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "bert": (BertConfig, BertModel, BertForMaskedLM),
@@ -138,9 +111,7 @@ def export_elastic(
         else:
             if sparsity is not None:
                 model = elastic_surgery.cut(model, sparsity)
-            model.config.auto_map = code_map(AutoConfig=ElasticConfig, AutoModel=ElasticModel)
             model.save_pretrained(aside)
-            copy_code(ELASTIC_CODE, aside)
     return Path(folder)
 
 
@@ -153,21 +124,6 @@ def exported(folder: Path, tokenizer: Any = None) -> Iterator[Path]:
             yield aside
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
-
-
-def code_map(**classes: type) -> dict[str, str]:
-    """Maps each of transformers' automatic classes to "module.class" of the copied code."""
-    return {
-        automatic: f"{model_class.__module__.rpartition('.')[2]}.{model_class.__name__}"
-        for automatic, model_class in classes.items()
-    }
-
-
-def copy_code(modules: Iterable[ModuleType], folder: Path) -> None:
-    """Copies modules beside weights, for ``trust_remote_code=True``."""
-    for module in modules:
-        assert module.__file__ is not None
-        shutil.copy(module.__file__, folder)
 
 
 def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -196,9 +152,7 @@ def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder
     with_head = any(name.startswith("cls.") for name in state)
     model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(copy.deepcopy(config))
     model.load_state_dict(state)
-    model.config.auto_map = code_map(AutoConfig=MiniMoeConfig, AutoModel=MiniMoeModel)
     model.save_pretrained(folder)
-    copy_code(STUDENT_CODE, folder)
 
 
 def load_student(folder: str | Path) -> Student:

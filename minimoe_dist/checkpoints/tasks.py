@@ -31,7 +31,6 @@ from ..data.tasks import Task, places_of_labels
 from ..errors import UserError, first_line
 from ..model_description import describe_model
 from ..model_paths import resolve_model_path
-from ..models import task_heads
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
 from ..models.pretrained import quiet_transformers, read_encoder_config
@@ -41,7 +40,7 @@ from ..models.task_heads import (
     MiniMoeForSequenceClassification,
     MiniMoeForTokenClassification,
 )
-from .export import ELASTIC_CODE, STUDENT_CODE, code_map, copy_code, exported
+from .export import exported
 from .published import config_from_published, load_published
 from .published.layout import parameter_name, published_name
 
@@ -318,9 +317,4 @@ def _save_with_code(
     model_class: Any = _STUDENT_CLASSES[config_copy.model_type][is_tagging]
     model = model_class(config_copy)
     model.load_state_dict(dict(weights))
-    head = "AutoModelForTokenClassification" if is_tagging else "AutoModelForSequenceClassification"
-    model.config.auto_map = code_map(
-        AutoConfig=type(config_copy), AutoModel=model_class.encoder_class, **{head: model_class}
-    )
     model.save_pretrained(folder)
-    copy_code(dict.fromkeys([*STUDENT_CODE, *ELASTIC_CODE, task_heads]), folder)

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from .configuration import MiniMoeConfig
 from .experts import RouterStatistics
 from .noise import NoiseKeys
-from .packing import Layout
+from .packing import Layout, Packing, layout_of
 
 
 @dataclass
@@ -27,17 +27,46 @@ class EncoderOutput(ModelOutput):
         last_hidden_state: [B, S, H], zeros at padding; [T, H] of a batch that came packed. None
             with ``projections_only``.
         pooler_output: [B, H], or None without a pooler, and of a batch that came packed.
+        hidden_states: with ``output_hidden_states``, one more than there are layers: the
+            embeddings' output and each layer's, shaped as the last one, which is among them.
+        attentions: with ``output_attentions``, each layer's [B, heads, S, S], behind dropout.
         embedding_output: [B, S, H] after dropout, with ``output_states``.
         queries_keys_values: three [B, S, H] of the last layer, with ``projections_only`` or
             ``output_states``.
-        routers: statistics per layer and expert block: attention before feed-forward.
+        routers: statistics per layer and expert block, attention before feed-forward, with
+            ``output_routers``; sums over the batch.
     """
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     embedding_output: Tensor | None = None
     queries_keys_values: tuple[Tensor, Tensor, Tensor] | None = None
     routers: tuple[RouterStatistics, ...] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Returns what there is of BertModel's outputs, in its order; others go by their names."""
+        found = (self.last_hidden_state, self.pooler_output, self.hidden_states, self.attentions)
+        return tuple(output for output in found if output is not None)
+
+
+class AskedOutputs(NamedTuple):
+    """Which of the outputs that are not always there a caller asked for."""
+
+    hidden_states: bool
+    attentions: bool
+
+
+def asked_outputs(
+    config: MiniMoeConfig, hidden_states: bool | None, attentions: bool | None
+) -> AskedOutputs:
+    """Returns what is asked for: by a pass's arguments, or else by its model's configuration."""
+    if hidden_states is None:
+        hidden_states = config.output_hidden_states
+    if attentions is None:
+        attentions = config.output_attentions
+    return AskedOutputs(bool(hidden_states), bool(attentions))
 
 
 class StudentOutput(NamedTuple):
@@ -78,6 +107,94 @@ class Dropout:
         return noise.dropout(values, self.probability, self.site)
 
 
+class TokenInputs(NamedTuple):
+    """The tokens of a batch, in its shape: [B, S], or [T] where it came packed.
+
+    Attributes:
+        ids: integers; None where ``embedded`` stands for them.
+        segments: integers.
+        positions: integers, also [1, S]; None means that the family counts them.
+        embedded: [B, S, H], instead of the ids' rows of the table of words.
+    """
+
+    ids: Tensor | None
+    segments: Tensor
+    positions: Tensor | None = None
+    embedded: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ids: Tensor | None,
+        segments: Tensor | None,
+        positions: Tensor | None,
+        embedded: Tensor | None,
+    ) -> "TokenInputs":
+        """Makes it of an encoder's arguments.
+
+        Raises:
+            ValueError: neither ids nor embeddings, or both.
+        """
+        if (ids is None) == (embedded is None):
+            raise ValueError("give input_ids or inputs_embeds, one of them")
+        if segments is None:
+            like = ids if embedded is None else embedded[..., 0]
+            assert like is not None
+            segments = torch.zeros_like(like, dtype=torch.long)
+        return cls(ids, segments, positions, embedded)
+
+    def lay_out(
+        self, attention_mask: Tensor | None, *, keep_padding: bool, keep_attentions: bool
+    ) -> Packing:
+        """Lays out a batch that came padded.
+
+        Args:
+            attention_mask: bool or int [B, S]; None means no padding.
+            keep_padding: pack every position, as if all were real.
+            keep_attentions: keep the probabilities of attention.
+
+        Raises:
+            ValueError: a mask of another shape.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(self.segments)
+        elif attention_mask.shape != self.segments.shape:
+            raise ValueError(
+                f"attention_mask has shape {list(attention_mask.shape)}, but the batch is "
+                f"{list(self.segments.shape)}: give one value for each token"
+            )
+        return layout_of(
+            attention_mask.bool(), keep_padding=keep_padding, keep_attentions=keep_attentions
+        )
+
+
+class HiddenStates:
+    """Keeps the states between layers, where they are wanted, in the batch's shape.
+
+    What is kept lies on the way from one layer to the next, so that gradients reach it.
+
+    Args:
+        layout: of the batch.
+        wanted: whether to keep any.
+    """
+
+    def __init__(self, layout: Layout, wanted: bool) -> None:
+        self._layout = layout
+        self._kept: list[Tensor] | None = [] if wanted else None
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """Keeps [T, H], and returns it."""
+        if self._kept is None:
+            return hidden
+        padded = self._layout.pad(hidden)
+        self._kept.append(padded)
+        return self._layout.pack(padded)
+
+    def ending_with(self, padded: Tensor) -> tuple[Tensor, ...] | None:
+        """Returns what was kept with the last states behind it; None where none are wanted."""
+        return None if self._kept is None else (*self._kept, padded)
+
+
 class Embeddings(nn.Module):
     """The sum of word, position and segment embeddings, on packed tokens."""
 
@@ -96,18 +213,25 @@ class Embeddings(nn.Module):
             self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob, site=0)
 
-    def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout, noise: NoiseKeys | None
-    ) -> Tensor:
-        """Embeds ids and segments, given in the batch's shape, as [T, H]."""
-        embedded = self.look_up(input_ids, token_type_ids, layout)
+    def forward(self, tokens: TokenInputs, layout: Layout, noise: NoiseKeys | None) -> Tensor:
+        """Embeds a batch as [T, H]."""
+        embedded = self.look_up(tokens, layout)
         return self.dropout(apply_if_present(self, "LayerNorm", embedded), noise)
 
-    def look_up(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> Tensor:
+    def look_up(self, tokens: TokenInputs, layout: Layout) -> Tensor:
         """Sums the three tables' rows, [T, H], before LayerNorm and dropout."""
-        segments = token_type_ids if self.reads_segments else torch.zeros_like(input_ids)
-        positions = layout.positions(input_ids, self.first_position)
-        embedded = layout.embed(self.word_embeddings, layout.pack(input_ids))
+        segments = tokens.segments
+        if not self.reads_segments:
+            segments = torch.zeros_like(segments)
+        if tokens.positions is None:
+            positions = layout.positions(tokens.ids, self.first_position)
+        else:
+            positions = layout.pack(tokens.positions.expand_as(segments))
+        if tokens.embedded is not None:
+            embedded = layout.pack(tokens.embedded)
+        else:
+            assert tokens.ids is not None
+            embedded = layout.embed(self.word_embeddings, layout.pack(tokens.ids))
         embedded = embedded + layout.embed(self.token_type_embeddings, layout.pack(segments))
         return embedded + layout.embed(self.position_embeddings, positions)
 
@@ -187,11 +311,14 @@ class RelationPass(StudentPass):
     def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
         """Runs the encoder up to the signals and no further."""
         stops_early = self.relation is None
-        return self.student_output(self.bert(input_ids, projections_only=stops_early, **inputs))
+        encoded = self.bert(input_ids, projections_only=stops_early, output_routers=True, **inputs)
+        return self.student_output(encoded)
 
     def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
         """Runs the whole encoder, also where the signals would end the pass earlier."""
-        encoded: EncoderOutput = self.bert(input_ids, output_states=self.relation is None, **inputs)
+        encoded: EncoderOutput = self.bert(
+            input_ids, output_states=self.relation is None, output_routers=True, **inputs
+        )
         return encoded
 
     def student_output(self, encoded: EncoderOutput) -> StudentOutput:

@@ -13,7 +13,7 @@ Parameter names are BERT's. A block that lost all heads or neurons is residual a
 Shapes: B samples, S positions, T packed tokens, H whole hidden size, n kept hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,20 +22,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import can_return_tuple
 
 from .blocks import (
     Dropout,
     Embeddings,
     EncoderOutput,
+    HiddenStates,
     Pooler,
     RelationPass,
     RelationProjections,
     StudentOutput,
+    TokenInputs,
+    asked_outputs,
 )
+from .carried_code import CarriesCode, automatic_classes
 from .elastic_configuration import ElasticConfig
 from .errors import UserError
 from .noise import NoiseKeys
-from .packing import Layout, Packing
+from .packing import Layout
 from .submodels import LayerShape, SubModelShape
 
 
@@ -159,7 +165,7 @@ class _Intermediate(nn.Module):
         return self.activation(self.dense(hidden, neurons))
 
 
-class ElasticLayer(nn.Module):
+class ElasticLayer(GradientCheckpointingLayer):
     """One encoder layer with the elements that ``shape`` counts."""
 
     sites = 5  # as in MiniMoE's layers: attention probabilities, two block outputs, two spare
@@ -198,12 +204,18 @@ class _Encoder(nn.Module):
             if not layer.missing
         )
 
-    def forward(self, hidden: Tensor, shape: SubModelShape, ctx: _ForwardContext) -> Tensor:
-        """Maps [T, n] to [T, n] by the layers that ``shape`` has."""
+    def forward(
+        self,
+        hidden: Tensor,
+        shape: SubModelShape,
+        ctx: _ForwardContext,
+        keep: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Maps [T, n] to [T, n] by the layers that ``shape`` has, each reading what is kept."""
         # Shorter where this is a sub-model: what it does not have, none of its own has.
         for layer, layer_shape in zip(self.layer, shape.layers, strict=False):
             if not layer_shape.missing:
-                hidden = layer(hidden, layer_shape, ctx)
+                hidden = layer(keep(hidden), layer_shape, ctx)
         return hidden
 
 
@@ -218,18 +230,20 @@ class ElasticEmbeddings(Embeddings):
         self.LayerNorm = SlicedLayerNorm(hidden, eps=config.layer_norm_eps)
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, token_type_ids: Tensor, hidden: int, ctx: _ForwardContext
+        self, tokens: TokenInputs, hidden: int, ctx: _ForwardContext
     ) -> Tensor:
-        """Embeds ids and segments, given in the batch's shape, as [T, hidden]."""
-        summed = self.look_up(input_ids, token_type_ids, ctx.layout)[..., :hidden]
+        """Embeds a batch as [T, hidden]."""
+        summed = self.look_up(tokens, ctx.layout)[..., :hidden]
         return self.dropout(ctx.mask_hidden(self.LayerNorm(summed)), ctx.noise)
 
 
-class ElasticPreTrainedModel(PreTrainedModel):
+class ElasticPreTrainedModel(CarriesCode, PreTrainedModel):
     """The base class of sliceable models: loading, saving and initialisation."""
 
     config_class = ElasticConfig
+    carried_classes = automatic_classes("Elastic", "elastic_configuration.ElasticConfig")
     base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ElasticLayer"]  # noqa: RUF012 (transformers reads a plain list)
 
@@ -269,11 +283,17 @@ class ElasticModel(ElasticPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         sample_ids: Tensor | None = None,
         noise_seed: int = 0,
         sparsity: str | None = None,
@@ -287,6 +307,12 @@ class ElasticModel(ElasticPreTrainedModel):
             input_ids: int64 [B, S]. With ``layout``, integers [T].
             attention_mask: bool or int [B, S]; None means no padding.
             token_type_ids: int64 [B, S] segments; None means zeros.
+            position_ids: int64 [B, S] or [1, S]; None means 0, 1, ….
+            inputs_embeds: instead of the ids' rows of the table of words, as wide as that is.
+            output_hidden_states: also return the states between layers, by default as the
+                configuration says.
+            output_attentions: also return the probabilities of attention, of a batch that came
+                padded, by default as the configuration says.
             sample_ids: int64 [B]; in training, dropout is a function of (noise_seed, sample).
                 None draws ids from PyTorch's generator.
             noise_seed: the run's seed.
@@ -304,19 +330,31 @@ class ElasticModel(ElasticPreTrainedModel):
             UserError: no such sub-model, or one of more than the weights that there are.
         """
         shape = self.shape_of(sparsity)
-        came_packed = layout is not None
+        tokens = TokenInputs.of(input_ids, token_type_ids, position_ids, inputs_embeds)
+        asked = asked_outputs(self.config, output_hidden_states, output_attentions)
+        came_packed, attentions = layout is not None, None
         if layout is None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-            layout = Packing(attention_mask.bool(), keep_padding=False)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
+            layout = tokens.lay_out(
+                attention_mask, keep_padding=False, keep_attentions=asked.attentions
+            )
+            attentions = layout.attentions
         noise = layout.noise(sample_ids, noise_seed) if self.training else None
         ctx = _ForwardContext(layout, noise, masks)
-        hidden = self.embeddings(input_ids, token_type_ids, shape.hidden, ctx)
-        recovered = layout.pad(self.recover(self.encoder(hidden, shape, ctx)))
-        pooled = None if self.pooler is None or came_packed else self.pooler(recovered)
-        return EncoderOutput(last_hidden_state=recovered, pooler_output=pooled, routers=())
+        states = HiddenStates(layout, asked.hidden_states)
+
+        def keep(hidden: Tensor) -> Tensor:
+            if not asked.hidden_states:
+                return hidden
+            return self.narrow(states.keep(self.recover(hidden)), shape.hidden)
+
+        hidden = self.embeddings(tokens, shape.hidden, ctx)
+        recovered = layout.pad(self.recover(self.encoder(hidden, shape, ctx, keep)))
+        return EncoderOutput(
+            last_hidden_state=recovered,
+            pooler_output=None if self.pooler is None or came_packed else self.pooler(recovered),
+            hidden_states=states.ending_with(recovered),
+            attentions=None if attentions is None else tuple(attentions),
+        )
 
     def shape_of(self, sparsity: str | None = None) -> SubModelShape:
         """Returns the sizes of a sub-model of the weights that there are; by default, of all.
@@ -342,6 +380,12 @@ class ElasticModel(ElasticPreTrainedModel):
             return F.pad(hidden, (0, whole_size - size)) if size < whole_size else hidden
         zeros = hidden.new_zeros(*hidden.shape[:-1], whole_size)
         return zeros.index_copy(-1, self.recover_indices[:size], hidden)
+
+    def narrow(self, recovered: Tensor, size: int) -> Tensor:
+        """Takes [T, size] out of [T, H] again, the inverse of :meth:`recover`."""
+        if self.config.recover_indices is None:
+            return recovered[..., :size]
+        return recovered.index_select(-1, self.recover_indices[:size])
 
 
 class ElasticForRelations(RelationPass, ElasticPreTrainedModel):

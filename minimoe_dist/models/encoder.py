@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .blocks import Dropout, apply_if_present, project_jointly
 from .configuration import MiniMoeConfig
@@ -121,7 +122,7 @@ class _Intermediate(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
 
-class Layer(nn.Module):
+class Layer(GradientCheckpointingLayer):
     """One encoder layer; attention and feed-forward are each plain or a mixture of experts."""
 
     sites = 5  # attention probabilities, two block outputs, two routers

@@ -107,6 +107,34 @@ class LocalDispatcher:
         return _LocalPlan(expert, num_experts)
 
 
+class EveryExpertPlan(Plan):
+    """Every expert maps every token, which keeps its own expert's result: no size is the data's.
+
+    Args:
+        expert: int64 [T]; E means none, and any expert's result.
+        num_experts: E.
+    """
+
+    def __init__(self, expert: Tensor, num_experts: int) -> None:
+        self._expert = expert.clamp(max=num_experts - 1)
+        self._num_experts = num_experts
+        self.products = _every_linear
+
+    def to_experts(self, tokens: Tensor) -> Tensor:
+        """Repeats tokens [T, C] as [E, T, C]."""
+        return tokens.expand(self._num_experts, *tokens.shape)
+
+    def to_tokens(self, rows: Tensor) -> Tensor:
+        """Chooses [T, C] of [E, T, C]."""
+        index = self._expert[None, :, None].expand(1, -1, rows.shape[-1])
+        return rows.gather(0, index).squeeze(0)
+
+
+def _every_linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Applies each expert's map to its copy of the rows: [E, T, in] to [E, T, out]."""
+    return torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
+
+
 class _PermuteRows(torch.autograd.Function):
     """Row permutation whose backward is a gather too (index_select's own is a slow scatter-add)."""
 

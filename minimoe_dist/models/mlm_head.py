@@ -122,7 +122,7 @@ class MaskedLmPass(StudentPass):
             encoded = self.encode(input_ids, **inputs)
             output = self.student_output(encoded)
         else:
-            encoded = self.bert(input_ids, **inputs)
+            encoded = self.bert(input_ids, output_routers=True, **inputs)
             output = StudentOutput(routers=encoded.routers or ())
         loss_sum, predicted = self.cls["predictions"](
             encoded.last_hidden_state,

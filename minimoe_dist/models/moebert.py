@@ -15,19 +15,32 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
 
-from .blocks import Embeddings, EncoderOutput, Pooler, RelationPass, RelationProjections
+from .blocks import (
+    Embeddings,
+    EncoderOutput,
+    HiddenStates,
+    Pooler,
+    RelationPass,
+    RelationProjections,
+    TokenInputs,
+    asked_outputs,
+)
+from .carried_code import CarriesCode, automatic_classes
 from .configuration import MiniMoeConfig
 from .encoder import Encoder
 from .experts import ExpertLinear, Router, RouterStatistics
-from .packing import Layout, Packing
+from .packing import Layout
 
 
-class MiniMoePreTrainedModel(PreTrainedModel):
+class MiniMoePreTrainedModel(CarriesCode, PreTrainedModel):
     """The base class of MiniMoE students: loading, saving and initialisation."""
 
     config_class = MiniMoeConfig
+    carried_classes = automatic_classes("MiniMoe", "configuration.MiniMoeConfig")
     base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     # transformers reads plain lists.
     _no_split_modules = ["Layer"]  # noqa: RUF012
@@ -63,11 +76,18 @@ class MiniMoeModel(MiniMoePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        output_routers: bool | None = None,
         sample_ids: Tensor | None = None,
         noise_seed: int = 0,
         projections_only: bool = False,
@@ -82,6 +102,13 @@ class MiniMoeModel(MiniMoePreTrainedModel):
                 integers [T].
             attention_mask: bool or int [B, S]; None means no padding.
             token_type_ids: int64 [B, S] segments; None means zeros. Not read by RoBERTa's family.
+            position_ids: int64 [B, S] or [1, S]; None means that the family counts them.
+            inputs_embeds: [B, S, H] instead of the ids' rows of the table of words.
+            output_hidden_states: also return the states between layers, by default as the
+                configuration says.
+            output_attentions: also return the probabilities of attention, of a batch that came
+                padded, by default as the configuration says.
+            output_routers: also return the routers' statistics, by default in training.
             sample_ids: int64 [B]; in training, dropout and router noise are a function of
                 (noise_seed, sample). None draws ids from PyTorch's generator.
             noise_seed: the run's seed.
@@ -93,35 +120,46 @@ class MiniMoeModel(MiniMoePreTrainedModel):
                 is [T], and there is no mask.
             unused: arguments of other encoders that pipelines pass along.
         """
-        came_packed = layout is not None
+        tokens = TokenInputs.of(input_ids, token_type_ids, position_ids, inputs_embeds)
+        asked = asked_outputs(self.config, output_hidden_states, output_attentions)
+        if output_routers is None:
+            output_routers = self.training
+        came_packed, attentions = layout is not None, None
         if layout is None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-            layout = Packing(attention_mask.bool(), self.config.route_padding)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
+            layout = tokens.lay_out(
+                attention_mask,
+                keep_padding=self.config.route_padding,
+                keep_attentions=asked.attentions,
+            )
+            attentions = layout.attentions
         noise = layout.noise(sample_ids, noise_seed) if self.training else None
-        embedded = self.embeddings(input_ids, token_type_ids, layout, noise)
-        hidden = embedded
+        states = HiddenStates(layout, asked.hidden_states)
+        embedded = self.embeddings(tokens, layout, noise)
+        hidden = states.keep(embedded)
         *earlier, last = self.encoder.layers()
         routers: list[RouterStatistics] = []
         for layer in earlier:
             hidden, statistics, _ = layer(hidden, layout, noise)
+            hidden = states.keep(hidden)
             routers.extend(statistics)
         if projections_only:
             assert self.config.attention_experts == 1, "an expert's choice would go unscaled"
             signals = _split_projections(layout.pad(last.projections(hidden)))
-            return EncoderOutput(queries_keys_values=signals, routers=tuple(routers))
+            return EncoderOutput(
+                queries_keys_values=signals, routers=tuple(routers) if output_routers else None
+            )
         hidden, statistics, projected = last(hidden, layout, noise, output_states)
         padded = layout.pad(self.encoder.finish(hidden))
         return EncoderOutput(
             last_hidden_state=padded,
             pooler_output=self.pooler(padded) if self.pooler and not came_packed else None,
+            hidden_states=states.ending_with(padded),
+            attentions=None if attentions is None else tuple(attentions),
             embedding_output=layout.pad(embedded) if output_states else None,
             queries_keys_values=_split_projections(layout.pad(projected))
             if output_states
             else None,
-            routers=(*routers, *statistics),
+            routers=(*routers, *statistics) if output_routers else None,
         )
 
 

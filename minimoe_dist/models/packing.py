@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .experts import LocalDispatcher, Plan
+from .experts import EveryExpertPlan, LocalDispatcher, Plan
 from .noise import NoiseKeys, sample_keys
 
 # Finite in float16 too, so that a sample of nothing but padding has no NaN in its unused rows.
@@ -37,11 +37,11 @@ class Layout(Protocol):
     def pad(self, packed: Tensor) -> Tensor:
         """Brings [T, …] into the shape that the batch has, the inverse of :meth:`pack`."""
 
-    def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
+    def positions(self, input_ids: Tensor | None, padding_id: int | None) -> Tensor:
         """Returns the positions of tokens, integers [T].
 
         They count from 0; with ``padding_id``, as RoBERTa does, from behind it, over tokens that
-        are not it, which is itself the position of padding.
+        are not it, which is itself the position of padding, or over all where there are no ids.
         """
 
     def embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
@@ -76,18 +76,25 @@ class Packing:
     Args:
         attention_mask: bool [B, S].
         keep_padding: pack every position, as if all were real.
+        keep_attentions: keep the probabilities of attention, in ``attentions``, [B, heads, S, S]
+            of each layer in turn.
     """
 
     real: Tensor | None = None
 
-    def __init__(self, attention_mask: Tensor, keep_padding: bool) -> None:
+    def __init__(
+        self, attention_mask: Tensor, keep_padding: bool, keep_attentions: bool = False
+    ) -> None:
         self.batch, self.length = attention_mask.shape
-        flat_mask = attention_mask.reshape(-1)
-        keeps_all = keep_padding or bool(flat_mask.all())
-        self.rows = None if keeps_all else flat_mask.nonzero().squeeze(-1)
+        self.attentions: list[Tensor] | None = [] if keep_attentions else None
+        self.rows = None if keep_padding else self._rows(attention_mask.reshape(-1))
         bias = torch.zeros(attention_mask.shape, device=attention_mask.device)
         bias = bias.masked_fill(~attention_mask, _PADDING_SCORE)
         self.key_bias = bias[:, None, None, :]
+
+    def _rows(self, mask: Tensor) -> Tensor | None:
+        """Returns the flat indices of the real tokens; None where all are."""
+        return None if bool(mask.all()) else mask.nonzero().squeeze(-1)
 
     def pack(self, values: Tensor) -> Tensor:
         """Packs [B, S, …] as [T, …]."""
@@ -103,9 +110,10 @@ class Packing:
             flat = packed.new_zeros(shape).index_copy(0, self.rows, packed)
         return flat.unflatten(0, (self.batch, self.length))
 
-    def positions(self, input_ids: Tensor, padding_id: int | None) -> Tensor:
-        if padding_id is None:
-            positions = torch.arange(self.length, device=input_ids.device)
+    def positions(self, input_ids: Tensor | None, padding_id: int | None) -> Tensor:
+        if padding_id is None or input_ids is None:
+            first = 0 if padding_id is None else padding_id + 1
+            positions = torch.arange(first, first + self.length, device=self.key_bias.device)
             return self.pack(positions.expand(self.batch, self.length))
         counts = (input_ids != padding_id).long()
         return self.pack(counts.cumsum(1) * counts + padding_id)
@@ -120,11 +128,15 @@ class Packing:
         by_head = self.pad(projected).unflatten(-1, (3, heads, -1))
         query, key, value = by_head.permute(2, 0, 3, 1, 4)
         bias = self.key_bias.to(query.dtype)
-        if noise is None or dropout == 0.0:
+        if (noise is None or dropout == 0.0) and self.attentions is None:
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         else:
             scores = query @ key.transpose(-1, -2) * (1.0 / math.sqrt(query.shape[-1])) + bias
-            probabilities = noise.dropout_attention(scores.softmax(-1), dropout, site)
+            probabilities = scores.softmax(-1)
+            if noise is not None and dropout > 0.0:
+                probabilities = noise.dropout_attention(probabilities, dropout, site)
+            if self.attentions is not None:
+                self.attentions.append(probabilities)
             context = probabilities @ value
         return self.pack(context.transpose(1, 2).flatten(2))
 
@@ -136,3 +148,35 @@ class Packing:
 
     def plan(self, expert: Tensor, num_experts: int) -> Plan:
         return LocalDispatcher().plan(expert, num_experts)
+
+
+class FixedPacking(Packing):
+    """The layout of a padded batch where no size may depend on its values, for compilers.
+
+    Padding stays among the rows, and every expert computes all of them: E times the products, in
+    one graph. Results are those of :class:`Packing` but for their rounding.
+    """
+
+    def __init__(
+        self, attention_mask: Tensor, keep_padding: bool, keep_attentions: bool = False
+    ) -> None:
+        super().__init__(attention_mask, keep_padding, keep_attentions)
+        self.real = None if keep_padding else attention_mask.reshape(-1)
+
+    def _rows(self, mask: Tensor) -> Tensor | None:
+        return None
+
+    def pad(self, packed: Tensor) -> Tensor:
+        if self.real is not None:
+            packed = packed * self.real.unsqueeze(-1).to(packed.dtype)
+        return super().pad(packed)
+
+    def plan(self, expert: Tensor, num_experts: int) -> Plan:
+        return EveryExpertPlan(expert, num_experts)
+
+
+def layout_of(attention_mask: Tensor, *, keep_padding: bool, keep_attentions: bool) -> Packing:
+    """Lays out a padded batch; arguments are those of :class:`Packing`."""
+    is_compiled = torch.compiler.is_compiling()
+    kind = FixedPacking if is_compiled else Packing
+    return kind(attention_mask, keep_padding, keep_attentions)

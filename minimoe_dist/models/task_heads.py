@@ -11,10 +11,12 @@ Shapes: B samples, S positions, H hidden size, C classes.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .blocks import Dropout, RelationProjections
 from .configuration import MiniMoeConfig
@@ -34,14 +36,23 @@ class TaskOutput(ModelOutput):
     Attributes:
         loss: a scalar, where labels were given.
         logits: [B, C], or [B, S, C] of tokens.
+        hidden_states: the encoder's, where they were asked for.
+        attentions: likewise.
         signals: query, key, value [B, S, H] for the relation loss, where they were asked for.
         routers: the routers' statistics.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     signals: tuple[Tensor, Tensor, Tensor] | None = None
     routers: tuple[RouterStatistics, ...] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Returns what there is of BERT's outputs, in its order; others go by their names."""
+        found = (self.loss, self.logits, self.hidden_states, self.attentions)
+        return tuple(output for output in found if output is not None)
 
 
 class _TaskModel:
@@ -54,6 +65,8 @@ class _TaskModel:
 
     encoder_class: ClassVar[type[PreTrainedModel]]
     tags_tokens: ClassVar[bool]
+    # transformers' trainer would else leave the mean over accumulated batches to the loss here.
+    accepts_loss_kwargs: ClassVar[bool] = False
     config: MiniMoeConfig
     training: bool
 
@@ -76,7 +89,7 @@ class _TaskModel:
         if self.config.relation_projections:
             self.relation = RelationProjections(self.config.hidden_size)
 
-    def _encode(self, input_ids: Tensor, with_signals: bool, inputs: dict[str, Any]) -> Any:
+    def _encode(self, input_ids: Tensor | None, with_signals: bool, inputs: dict[str, Any]) -> Any:
         """Runs the encoder; returns its output, and the signals if they are wanted."""
         from_last_layer = with_signals and self.relation is None
         states = {"output_states": True} if from_last_layer else {}
@@ -99,10 +112,16 @@ class _TaskModel:
                 values = self.head_dropout(rows, noise).view_as(values)
         return self.classifier(values).float()
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        *,
         sample_ids: Tensor | None = None,
         noise_seed: int = 0,
         with_signals: bool = False,
@@ -112,19 +131,29 @@ class _TaskModel:
 
         Args:
             input_ids: int64 [B, S].
-            labels: int64 [B], or float [B] where there is one class, which means regression; of
-                tokens int64 [B, S], -100 where none counts.
+            attention_mask: of the encoder, like those up to ``inputs_embeds``.
+            token_type_ids: see there.
+            position_ids: see there.
+            inputs_embeds: see there.
+            labels: of texts by ``config.problem_type``, which follows from the first labels where
+                it is not set: int64 [B]; float [B] or [B, C] of a regression, or where there is
+                one class; float [B, C] of texts that may have several. Of tokens int64 [B, S],
+                -100 where none counts.
             sample_ids: int64 [B]; dropout is a function of (noise_seed, sample).
             noise_seed: the run's seed.
             with_signals: also return what the relation loss compares.
-            inputs: what the encoder takes.
+            inputs: what else the encoder takes.
         """
-        noise = {"sample_ids": sample_ids, "noise_seed": noise_seed}
-        encoded, signals = self._encode(input_ids, with_signals, inputs | noise)
+        inputs |= {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        inputs |= {"sample_ids": sample_ids, "noise_seed": noise_seed, "return_dict": True}
+        encoded, signals = self._encode(input_ids, with_signals, inputs)
         values = encoded.last_hidden_state if self.tags_tokens else encoded.pooler_output
         logits = self._classify(values, sample_ids, noise_seed)
         loss = None if labels is None else self._loss(logits, labels)
-        return TaskOutput(loss, logits, signals, encoded.routers)
+        return TaskOutput(
+            loss, logits, encoded.hidden_states, encoded.attentions, signals, encoded.routers
+        )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Averages the loss over samples, or over the tokens that count."""
@@ -132,9 +161,20 @@ class _TaskModel:
             return F.cross_entropy(
                 logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED_LABEL
             )
+        if self.config.problem_type is None:
+            self.config.problem_type = self._kind_of(labels)
+        if self.config.problem_type == "regression":
+            return F.mse_loss(logits.squeeze(-1), labels.float().squeeze(-1))
+        if self.config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        return F.cross_entropy(logits, labels.view(-1))
+
+    def _kind_of(self, labels: Tensor) -> str:
+        """Says what labels are of, as BERT's classes do."""
         if self.config.num_labels == 1:
-            return F.mse_loss(logits.squeeze(-1), labels.float())
-        return F.cross_entropy(logits, labels)
+            return "regression"
+        is_number = labels.dtype in (torch.long, torch.int)
+        return "single_label_classification" if is_number else "multi_label_classification"
 
 
 class MiniMoeForSequenceClassification(_TaskModel, MiniMoePreTrainedModel):

@@ -39,7 +39,9 @@ class MiniMoeForStates(StudentPass, MiniMoePreTrainedModel):
 
     def encode(self, input_ids: Tensor, **inputs: Any) -> EncoderOutput:
         """Runs the encoder, with all outputs that States are made of."""
-        encoded: EncoderOutput = self.bert(input_ids, output_states=True, **inputs)
+        encoded: EncoderOutput = self.bert(
+            input_ids, output_states=True, output_routers=True, **inputs
+        )
         return encoded
 
     def student_output(self, encoded: EncoderOutput) -> StudentOutput:

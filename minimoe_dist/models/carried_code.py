@@ -1,0 +1,78 @@
+"""The students' code, which goes along with their weights wherever they are saved.
+
+``save_pretrained`` leaves beside the weights the modules that ``trust_remote_code=True`` needs, and
+names their classes in ``config.json``. It does so here and where the classes were themselves loaded
+from such a folder.
+"""
+
+import inspect
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers.dynamic_module_utils import get_relative_imports
+
+from .errors import UserError
+
+# The module that all others follow from. Classes are named by it, so that whoever loads one has
+# the code of all, and can pass it on.
+_ENTRANCE = "task_heads"
+
+
+def automatic_classes(names: str, config: str) -> dict[str, str]:
+    """Returns the classes behind transformers' automatic ones, as "module.class".
+
+    Args:
+        names: what the classes of the models begin with.
+        config: "module.class" of the configuration.
+    """
+    heads = ("Model", "ForSequenceClassification", "ForTokenClassification")
+    found = {"AutoConfig": config}
+    for head in heads:
+        found[f"Auto{'' if head == 'Model' else 'Model'}{head}"] = f"{_ENTRANCE}.{names}{head}"
+    return found
+
+
+class CarriesCode:
+    """Saves code beside weights. Stands before ``PreTrainedModel`` among a class's bases.
+
+    Attributes:
+        carried_classes: of :func:`automatic_classes`.
+    """
+
+    carried_classes: ClassVar[Mapping[str, str]]
+    config: Any
+
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, **options: Any
+    ) -> None:
+        """Saves as every model of transformers, and the code. Arguments are those of that."""
+        self.config.auto_map = dict(self.carried_classes)
+        folder = Path(save_directory)
+        if is_main_process and not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in _files():
+                shutil.copy(file, folder)
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, is_main_process=is_main_process, **options
+        )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: transformers would name only the class that it registers here."""
+
+
+def _files() -> Iterator[Path]:
+    """Yields the files of the entrance and of all that is imported from beside it."""
+    here = Path(__file__).parent
+    names, seen = [_ENTRANCE], {_ENTRANCE}
+    while names:
+        name = names.pop()
+        # In the package, the name belongs to a module that only hands the class on.
+        is_errors = name == UserError.__module__.rpartition(".")[2]
+        file = Path(inspect.getfile(UserError)) if is_errors else here / f"{name}.py"
+        yield file
+        found = sorted(set(get_relative_imports(file)) - seen)
+        seen.update(found)
+        names += found
