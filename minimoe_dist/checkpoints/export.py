@@ -36,7 +36,7 @@ from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
 from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
 from ..models.moebert import MiniMoeForRelations
-from .published import Student, fresh_pooler, load_published, read_state, student_of
+from .published import Student, load_published, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
 from .tensors import replaced_model
 
@@ -141,8 +141,8 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
         named = {published_name(k, config.family): value for k, value in full_state.items()}
         plain.load_state_dict({k: v for k, v in named.items() if ".pooler." not in k})
         return plain
-    plain = encoder_class(config_class(**fields))
-    state = {**({} if config.with_pooler else fresh_pooler(config)), **state}
+    # A pooler that nobody trained is left out: transformers draws one at a load, and says so.
+    plain = encoder_class(config_class(**fields), add_pooling_layer=config.with_pooler)
     plain.load_state_dict({name.removeprefix("bert."): value for name, value in state.items()})
     return plain
 

@@ -54,14 +54,19 @@ def copy_model(source: Path, target: Path) -> None:
         write_json(path, settings)
 
 
-def exported_parameters(folder: Path) -> int:
-    """Counts the weights in a folder's safetensors, without rows kept for Megatron-LM."""
-    total = 0
+def exported_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes of the weights in a folder's safetensors."""
+    shapes = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
-                total += math.prod(file.get_slice(key).get_shape())
-    return total
+                shapes[key] = tuple(file.get_slice(key).get_shape())
+    return shapes
+
+
+def exported_parameters(folder: Path) -> int:
+    """Counts the weights in a folder's safetensors, without rows kept for Megatron-LM."""
+    return sum(map(math.prod, exported_shapes(folder).values()))
 
 
 def load_model(folder: str | Path) -> nn.Module:

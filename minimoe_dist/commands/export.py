@@ -7,6 +7,7 @@ from typing import Any
 from ..checkpoints.folders import (
     copy_model,
     exported_parameters,
+    exported_shapes,
     load_model,
     write_sentence_layout,
 )
@@ -41,6 +42,7 @@ def run(options: ExportOptions, launch: Launch) -> int:
         facts = CardFacts(
             config=config,
             parameters=exported_parameters(export.folder),
+            has_pooler=any("pooler." in name for name in exported_shapes(export.folder)),
             gmac=sequence_gmac(model.config),
             license=options.license,
             languages=tuple(options.language),

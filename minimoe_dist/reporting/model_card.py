@@ -41,6 +41,7 @@ class CardFacts:
     Attributes:
         config: content of the model's ``config.json``.
         parameters: number of exported parameters.
+        has_pooler: whether BERT's pooler is among the weights.
         gmac: 10⁹ multiply-accumulates of a sequence of 128 tokens.
         license: identifier of the Hugging Face hub; None where it was not given.
         languages: codes such as "en"; empty where they were not given.
@@ -51,6 +52,7 @@ class CardFacts:
     config: Mapping[str, Any]
     parameters: int
     gmac: float | None
+    has_pooler: bool = True
     license: str | None = None
     languages: tuple[str, ...] = ()
     onnx: Mapping[str, Any] | None = None
@@ -77,7 +79,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
         kind=f"A {kind} ({architecture})" if kind[0] not in "AEIOU" else f"An {kind}",
         teacher=basename(teacher) if teacher else None,
         experts=experts if experts > 1 else None,
-        usage=_usage(architecture, needs_code),
+        usage=_usage(architecture, needs_code, _draws_pooler(facts, architecture)),
         trusting=", trust_remote_code=True" if needs_code else "",
         files={"onnx": facts.onnx, "sentences": facts.sentences},
         longest=_longest(config),
@@ -118,16 +120,22 @@ def _front_matter(facts: CardFacts, architecture: str, has_experts: bool) -> str
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _usage(architecture: str, needs_code: bool) -> str:
+def _draws_pooler(facts: CardFacts, architecture: str) -> bool:
+    """Whether transformers makes a pooler for the model that its weights do not have."""
+    return architecture.endswith("Model") and not (facts.has_pooler or facts.config.get("auto_map"))
+
+
+def _usage(architecture: str, needs_code: bool, draws_pooler: bool) -> str:
     name = "AutoModel"
     for task in ("SequenceClassification", "TokenClassification", "MaskedLM"):
         # A student's masked-LM head has no automatic class: what loads is its encoder.
         if task in architecture and not (task == "MaskedLM" and needs_code):
             name = f"AutoModelFor{task}"
     trusting = ", trust_remote_code=True" if needs_code else ""
+    options = ", add_pooling_layer=False" if draws_pooler else trusting
     return (
         f"from transformers import {name}, AutoTokenizer\n\n"
-        f'model = {name}.from_pretrained("FOLDER"{trusting})\n'
+        f'model = {name}.from_pretrained("FOLDER"{options})\n'
         # Without it transformers asks whether to run the model's code, for a tokenizer too.
         f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trusting})\n'
         'outputs = model(**tokenizer(["A sentence."], return_tensors="pt", padding=True))'
@@ -248,6 +256,11 @@ def _task_scores(results: TuningResults) -> Iterator[str]:
 def _limits(export: Export, facts: CardFacts, architecture: str) -> Iterator[str]:
     if "Classification" not in architecture:
         yield "An encoder without a task: fine-tune it before use."
+    if _draws_pooler(facts, architecture):
+        yield (
+            "It has no pooler: distillation trains none. Where `add_pooling_layer=False` is not "
+            "said, transformers draws one at random, and reports it as missing."
+        )
     if facts.sentences:
         yield (
             "Sentence embeddings are pooled token states. The student was trained on relations of "

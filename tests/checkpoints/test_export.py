@@ -86,9 +86,17 @@ def says_the_same(result, class_name) -> None:
 
 
 def test_a_dense_export_loads_without_this_package(exports, tmp_path) -> None:
-    code = f"{_WITHOUT_US}from transformers import AutoModel\noptions = {{}}{_COMPARE}"
+    imports = f"{_WITHOUT_US}from transformers import AutoModel\n"
+    code = f"{imports}options = {{'add_pooling_layer': False}}{_COMPARE}"
     result = run_elsewhere(code, tmp_path, exports / "dense", exports / "dense.safetensors")
     says_the_same(result, "BertModel")
+
+
+def test_a_pooler_that_nobody_trained_is_missing_and_told_so(exports, tmp_path) -> None:
+    code = f"{_WITHOUT_US}from transformers import AutoModel\noptions = {{}}{_COMPARE}"
+    result = run_elsewhere(code, tmp_path, exports / "dense", exports / "dense.safetensors")
+    told = [line.split()[0] for line in result.stderr.splitlines() if "| MISSING" in line]
+    assert sorted(told) == ["pooler.dense.bias", "pooler.dense.weight"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def test_an_export_goes_on_as_a_student(name, exports) -> None:
     assert all(torch.equal(a, b) for a, b in zip(signals, wanted, strict=True))
 
 
-def test_two_exports_of_a_dense_student_are_the_same_to_the_pooler(exports, tmp_path) -> None:
+def test_two_exports_of_a_dense_student_are_the_same(exports, tmp_path) -> None:
     student = make_student((1, 1))
     torch.randn(5)
     export_student(student.config, student.state_dict(), tmp_path / "again")
@@ -148,7 +156,7 @@ def test_two_exports_of_a_dense_student_are_the_same_to_the_pooler(exports, tmp_
         load_file(folder / "model.safetensors")
         for folder in (exports / "dense", tmp_path / "again")
     )
-    assert first.keys() == second.keys() and "pooler.dense.weight" in first
+    assert first.keys() == second.keys() and "pooler.dense.weight" not in first
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

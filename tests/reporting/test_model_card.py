@@ -75,6 +75,17 @@ def test_code_of_the_folder_needs_trust(model_type: str, tmp_path: Path) -> None
     assert "AutoModel.from_pretrained" in card  # the head has no automatic class
 
 
+@pytest.mark.parametrize("has_pooler", [False, True])
+def test_a_model_without_a_pooler_says_so(has_pooler: bool, tmp_path: Path) -> None:
+    config = CONFIG | {"architectures": ["BertModel"]}
+    run = distilled(tmp_path / "run", "some/teacher")
+    card = card_of(run, config, has_pooler=has_pooler)
+    assert ('from_pretrained("FOLDER", add_pooling_layer=False)' in card) is not has_pooler
+    assert ("It has no pooler" in card) is not has_pooler
+    tagger = CONFIG | {"architectures": ["BertForTokenClassification"]}
+    assert "pool" not in card_of(run, tagger, has_pooler=has_pooler)
+
+
 def test_front_matter_is_yaml_with_what_was_given(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "sst2", "some/teacher", 0.8)
     given = {"license": "apache-2.0", "languages": ("no", "en"), "sentences": "mean pooling"}

@@ -19,13 +19,11 @@ from .folder import (
     save_published,
     student_of,
 )
-from .layout import fresh_pooler
 
 __all__ = [
     "Student",
     "config_from_published",
     "config_to_published",
-    "fresh_pooler",
     "load_published",
     "read_state",
     "save_published",
