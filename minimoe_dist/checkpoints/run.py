@@ -188,6 +188,30 @@ def load_checkpoint(checkpoint: Path, students: Sequence[TrainingState]) -> dict
     return progress
 
 
+def read_weights(checkpoint: Path, student: str, kind: str) -> dict[str, Tensor]:
+    """Reads a student's parameters whole, with all experts.
+
+    Args:
+        checkpoint: its hashes are checked.
+        student: by its name in the run.
+        kind: of the state that is read, such as the master weights.
+
+    Returns:
+        Parameters by logical name, float32.
+
+    Raises:
+        CheckpointError: a file of it is broken, or it has no such student.
+    """
+    verify_checkpoint(checkpoint)
+    saved = _SavedState(checkpoint)
+    weights = {}
+    for name, shape in saved.shapes_of(student).items():
+        values = torch.empty(math.prod(shape))
+        saved.read_into(StateSlice(name, kind, 0, values, slice(0, 0)), student)
+        weights[name] = values.view(shape)
+    return weights
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Elements of a parameter's state from ``start`` on, one tensor of a file."""
@@ -228,6 +252,23 @@ class _SavedState:
             known = self._shapes.get(f"{student}/{parameter}", (0,))
             whole = (max(known[0], index + 1), *shape) if mark else shape
             self._shapes[f"{student}/{parameter}"] = whole
+
+    def shapes_of(self, student: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of a student's parameters by name.
+
+        Raises:
+            CheckpointError: it has none.
+        """
+        prefix = f"{student}/"
+        shapes = {
+            name.removeprefix(prefix): shape
+            for name, shape in self._shapes.items()
+            if name.startswith(prefix)
+        }
+        if not shapes:
+            names = ", ".join(sorted({name.partition("/")[0] for name in self._shapes}))
+            raise CheckpointError(f"{self._checkpoint}: has no student {student}; it has {names}")
+        return shapes
 
     def check_names(self, student: TrainingState) -> None:
         """Refuses a checkpoint of a student with other parameters."""

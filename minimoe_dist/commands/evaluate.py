@@ -12,7 +12,8 @@ from ..config.commands import EvaluateOptions
 from ..models.compute import sequence_gmac
 from ..models.measuring import describe_machine, measure_latency
 from ..recipes.against_teacher import compare_with_teacher
-from ..reporting.runs import Export, find_export
+from ..recipes.saved_students import opened_model
+from ..reporting.runs import Export
 from ..runs.evaluations import (
     BatchSpeed,
     Evaluation,
@@ -35,7 +36,18 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         0.
     """
     device = torch.device(prepare_environment(options.use_cpu))
-    export = find_export(options.source, options.student)
+    with opened_model(options.source, options.student, options.step) as export:
+        path = Path(options.output) if options.output else _default_output(export)
+        evaluation = _evaluate(options, launch, device, export)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    evaluation.write(path)
+    _log.info("evaluation in %s", path)
+    return 0
+
+
+def _evaluate(
+    options: EvaluateOptions, launch: Launch, device: torch.device, export: Export
+) -> Evaluation:
     model = load_model(export.folder).to(device)
     config: Any = model.config
     tuned = export.run.results if export.run is not None else None
@@ -58,11 +70,12 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         }
         if comparison.experts:
             measured["experts"] = comparison.experts
-    evaluation = Evaluation(
+    return Evaluation(
         kind="evaluation",
         student=export.name,
         source=options.source,
-        model=str(export.folder),
+        model=str(export.folder if export.checkpoint is None else export.checkpoint / export.name),
+        step=export.step,
         model_type=config.model_type,
         description=_description(export, config),
         parameters=exported_parameters(export.folder),
@@ -70,11 +83,6 @@ def run(options: EvaluateOptions, launch: Launch) -> int:
         machine=Machine.model_validate(describe_machine(device)),
         **measured,
     )
-    path = Path(options.output) if options.output else _default_output(export)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    evaluation.write(path)
-    _log.info("evaluation in %s", path)
-    return 0
 
 
 def _tuned(results: TuningResults) -> TunedScores:
@@ -94,13 +102,21 @@ def _tuned(results: TuningResults) -> TunedScores:
 def _default_output(export: Export) -> Path:
     if export.run is None:
         return RunFolder(Path()).evaluation()
+    if export.step is not None:
+        return export.run.folder.evaluation_of_step(export.name, export.step)
     several = len(export.run.students) > 1
     return export.run.folder.evaluation(export.name if several else None)
 
 
 def _description(export: Export, config: Any) -> str:
+    if export.step is not None:
+        return f"{_size(config)} after step {export.step}"
     if export.run is not None and export.name in export.run.students:
         return export.run.students[export.name].student or export.name
+    return _size(config)
+
+
+def _size(config: Any) -> str:
     size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
     if getattr(config, "attention_experts", 1) == getattr(config, "feedforward_experts", 1) == 1:
         return f"{config.model_type} {size}"

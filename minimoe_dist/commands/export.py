@@ -17,8 +17,9 @@ from ..config.commands import ExportOptions
 from ..model_description import read_model_json
 from ..models.compute import sequence_gmac
 from ..models.pretrained import longest_sequence
+from ..recipes.saved_students import opened_model
 from ..reporting.model_card import CardFacts, model_card
-from ..reporting.runs import find_export
+from ..reporting.runs import Export
 from ..runtime import Launch, logger
 
 ONNX_FILE = "onnx/model.onnx"
@@ -31,7 +32,12 @@ def run(options: ExportOptions, launch: Launch) -> int:
     Returns:
         0.
     """
-    export = find_export(options.source, options.student)
+    with opened_model(options.source, options.student, options.step) as export:
+        _write(options, export)
+    return 0
+
+
+def _write(options: ExportOptions, export: Export) -> None:
     target = Path(options.output_dir)
     config = read_model_json(export.folder)
     model = load_model(export.folder)
@@ -50,8 +56,8 @@ def run(options: ExportOptions, launch: Launch) -> int:
             sentences=sentences,
         )
         (aside / "README.md").write_text(model_card(export, facts), "utf-8")
-    _log.info("exported %s to %s", export.folder, target)
-    return 0
+    origin = f"step {export.step} of {options.source}" if export.step else export.folder
+    _log.info("exported %s to %s", origin, target)
 
 
 def _write_onnx(model: Any, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..data.indexed import find_corpora
 from ..data.tasks import TASKS, check_table, find_task_file, task_of
 from ..data.tasks.sources import check_source_options, scored_table, table_split
 from ..model_description import ModelDescription, require_model
-from ..reporting.runs import find_export
+from ..reporting.runs import find_export, find_saved
 from ..runs.options import SavedRecipe, SavedTuning
 from ..runtime import Launch
 from .models import check_length, check_relation_heads, check_same_vocabulary
@@ -28,6 +28,10 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
         ConfigError: one line that names option, value and remedy.
         UserError: the same, of the source, the teacher or a corpus.
     """
+    if options.step is not None:
+        find_saved(options.source, options.step, options.student)
+        check_output_dir(str(Path(options.output).parent) if options.output else options.source)
+        return
     export = find_export(options.source, options.student)
     model = require_model(str(export.folder), "source")
     check_weights("source", model)

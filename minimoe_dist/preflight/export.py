@@ -8,7 +8,7 @@ from ..config.commands import ExportOptions
 from ..config.paths import check_output_dir
 from ..durable import check_replaceable
 from ..model_description import require_model
-from ..reporting.runs import find_export
+from ..reporting.runs import find_export, find_saved
 from ..runtime import Launch
 from .weights import check_weights
 
@@ -20,9 +20,23 @@ def check(options: ExportOptions, launch: Launch) -> None:
         ConfigError: one line that names option, value and remedy.
         UserError: the same, of the source.
     """
-    source = find_export(options.source, options.student).folder
     check_output_dir(options.output_dir)
-    _check_target(options.output_dir, source)
+    if options.step is not None:
+        saved = find_saved(options.source, options.step, options.student)
+        _check_target(options.output_dir, saved.checkpoint)
+    else:
+        source = find_export(options.source, options.student).folder
+        _check_target(options.output_dir, source)
+        _check_model(options, source)
+    for package in ("onnx", "onnxruntime") if options.onnx else ():
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"--onnx: the package {package} is not installed; "
+                "pip install 'minimoe-dist[export]'"
+            )
+
+
+def _check_model(options: ExportOptions, source: Path) -> None:
     model = require_model(str(source), "source")
     if not model.has_safetensors:
         raise ConfigError(
@@ -34,12 +48,6 @@ def check(options: ExportOptions, launch: Launch) -> None:
         raise ConfigError(
             f"--sentence_transformers: {source} has no tokenizer; save the teacher's there first"
         )
-    for package in ("onnx", "onnxruntime") if options.onnx else ():
-        if find_spec(package) is None:
-            raise ConfigError(
-                f"--onnx: the package {package} is not installed; "
-                "pip install 'minimoe-dist[export]'"
-            )
 
 
 def _check_target(output_dir: str, source: Path) -> None:

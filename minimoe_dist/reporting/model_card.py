@@ -93,7 +93,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
 
 
 def _teacher(run: Run) -> str | None:
-    teacher = run.summary.teacher if run.summary else None
+    teacher = run.summary.teacher if run.summary else run.recipe.teacher.model_name_or_path
     return teacher or (run.results.teacher if run.results else None)
 
 
@@ -185,6 +185,11 @@ def _recipe_words(export: Export) -> str:
         return (
             f"Fine-tuning with seed {best.seed}, peak learning rate {best.learning_rate:g}, "
             f"batches of {best.batch_size}; the weights are those of epoch {best.best_epoch}."
+        )
+    if export.step is not None and run is not None:
+        return (
+            f"`{run.recipe.model_type}`: a checkpoint after step {export.step:,} of a run, peak "
+            f"learning rate {run.recipe.training.learning_rate}, seed {run.recipe.seed}."
         )
     if run is None or run.summary is None or not run.recipe.tree:
         return "Not known: the folder was exported without the run that made it."

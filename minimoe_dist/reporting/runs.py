@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.schema import RunOptions
 from ..errors import UserError
 from ..model_paths import resolve_model_path
+from ..runs.checkpoints import PROGRESS, SavedRun, checkpoint_of
 from ..runs.evaluations import Evaluation, find_evaluation
 from ..runs.folder import EXPORT, METRICS, RESULTS, SUMMARY, RunFolder
 from ..runs.metrics import SavedMetrics
@@ -31,6 +33,7 @@ class Run:
         metrics: records of training and evaluations.
         results: results of ``finetune``.
         evaluations: results of ``evaluate``, by student.
+        saved_recipe: the recipe as a checkpoint has it, where the run was read for one.
     """
 
     folder: RunFolder
@@ -39,6 +42,7 @@ class Run:
     metrics: SavedMetrics = field(default_factory=SavedMetrics)
     results: TuningResults | None = None
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    saved_recipe: SavedRecipe = field(default_factory=SavedRecipe)
 
     @property
     def students(self) -> Mapping[str, StudentSummary]:
@@ -47,17 +51,78 @@ class Run:
 
     @property
     def recipe(self) -> SavedRecipe:
-        """The recipe as it was resolved; without a summary its tree is empty."""
-        return self.summary.options if self.summary else SavedRecipe()
+        """The recipe as it was resolved; its tree is empty where neither file has it."""
+        return self.summary.options if self.summary else self.saved_recipe
 
 
 @dataclass(frozen=True)
 class Export:
-    """A model's folder, and the run that it came from where that is known."""
+    """A model's folder, the run that it came from where that is known, and the step of it.
+
+    Attributes:
+        folder: of the model.
+        name: the student's in its run.
+        run: None where it is not known.
+        step: of the run after which it was saved; None of a run's end.
+        checkpoint: which that is.
+    """
 
     folder: Path
     name: str
     run: Run | None
+    step: int | None = None
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """A student in a checkpoint of a run.
+
+    Attributes:
+        run: without what only its end tells.
+        checkpoint: the checkpoint's folder.
+        step: after which it was written.
+        name: the student's, or that of a once-for-all student's sub-model.
+    """
+
+    run: Run
+    checkpoint: Path
+    step: int
+    name: str
+
+
+def find_saved(source: str, step: int | str, student: str | None = None) -> SavedStudent:
+    """Finds a student in a run's checkpoint.
+
+    Args:
+        source: the run's folder.
+        step: or "newest".
+        student: name of the student, where the run has several.
+
+    Raises:
+        UserError: source is no run of ``distill`` with such a checkpoint or student.
+    """
+    run = RunFolder(Path(source))
+    if not run.path.is_dir():
+        raise UserError(f"{source}: no such folder: give the folder of a run")
+    if stages := [path.name for path in run.path.iterdir() if RunFolder(path).checkpoints.is_dir()]:
+        raise UserError(f"--step: {source} has stages; give {source}/{sorted(stages)[0]}, or so")
+    found, checkpoint = checkpoint_of(run, step)
+    facts = SavedRun.read(checkpoint / PROGRESS).facts.tree
+    # Beside the options, a checkpoint's facts are of corpora and batches.
+    options = {key: value for key, value in facts.items() if key in RunOptions.model_fields}
+    recipe = SavedRecipe.of(options, str(checkpoint / PROGRESS))
+    names = [one.name for one in recipe.students]
+    if not names:
+        raise UserError(f"--step: {checkpoint} is not of distill, which alone saves students")
+    if student is None and len(names) > 1:
+        raise UserError(f"{source}: has {', '.join(sorted(names))}: choose one with --student")
+    name = student or names[0]
+    if not any(name == one or name.startswith(f"{one}_") for one in names):
+        raise UserError(f"--student: {name} is not among {source}'s students: {', '.join(names)}")
+    return SavedStudent(
+        Run(run, run.path.absolute().name, saved_recipe=recipe), checkpoint, found, name
+    )
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -180,7 +245,8 @@ def find_export(source: str, student: str | None = None) -> Export:
         raise UserError(
             f"{source}: holds {len(runs)} runs with exports: give one run's folder"
             if runs
-            else f"{source}: no export in it: finish the run, or give a model's folder"
+            else f"{source}: no export in it: finish the run, give --step newest for what it has "
+            "saved so far, or a model's folder"
         )
     exports = RunFolder(runs[0]).exported()
     if student is None and len(exports) > 1:

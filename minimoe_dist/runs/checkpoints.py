@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..durable import REPLACED
+from ..errors import UserError
 from .folder import CellFolder, RunFolder
+from .options import SavedRecipe
 from .reading import Record
 
 MANIFEST, PROGRESS = "manifest.json", "run.json"
@@ -13,7 +15,10 @@ FINISHED = -1  # in place of a step: whatever is there is exported
 
 
 class SavedFacts(Record):
-    """The facts of a run, which must not change under it, that its progress is reported by."""
+    """The facts of a run, which must not change under it, that its progress is reported by.
+
+    Its options are among them.
+    """
 
     global_batch_size: int | None = None
     total_steps: int | None = None
@@ -24,6 +29,13 @@ class SavedProgress(Record):
 
     step: int
     facts: SavedFacts = SavedFacts()
+
+
+class SavedRun(Record):
+    """A checkpoint's ``run.json``, as far as the recipe of its run is read from it."""
+
+    step: int
+    facts: SavedRecipe = SavedRecipe()
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,29 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
         if match := re.fullmatch(rf"step_(\d+)({re.escape(REPLACED)})?", path.name):
             checkpoints.setdefault(int(match[1]), path)
     return dict(sorted(checkpoints.items()))
+
+
+def checkpoint_of(run: RunFolder, step: int | str) -> tuple[int, Path]:
+    """Finds the checkpoint after a step.
+
+    Args:
+        run: its folder.
+        step: its number, or a word for the newest.
+
+    Returns:
+        The step and the checkpoint.
+
+    Raises:
+        UserError: there is none after this step, or none at all.
+    """
+    saved = list_checkpoints(run.checkpoints)
+    if not saved:
+        raise UserError(f"--step: {run.path} has no checkpoint; wait until the run saves one")
+    found = step if isinstance(step, int) else max(saved)
+    if found not in saved:
+        steps = ", ".join(map(str, saved))
+        raise UserError(f"--step: {step} is not saved in {run.path}; choose {steps}, or newest")
+    return found, saved[found]
 
 
 def newest_state(folder: Path) -> SavedState | None:

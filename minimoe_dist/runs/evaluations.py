@@ -87,6 +87,7 @@ class Evaluation(Record):
         student: its name.
         source: as it was given.
         model: its folder.
+        step: of its run after which it was saved; None of a run's end.
         description: for people.
         gmac_of_128: 10⁹ multiply-accumulates of a sequence of 128.
         mean_length: of held-out sequences, in tokens; `gmac_of_mean_length` is of that length.
@@ -96,6 +97,7 @@ class Evaluation(Record):
     student: str
     source: str | None = None
     model: str | None = None
+    step: int | None = None
     model_type: str | None = None
     description: str = ""
     parameters: int | None = None

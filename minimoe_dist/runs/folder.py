@@ -31,6 +31,7 @@ class RunFolder:
         summary.json                    of distilling and sparsifying, at the end
         results.json                    of fine-tuning, at the end
         evaluation.json                 of evaluating; evaluation_STUDENT.json of several students
+        step_N_evaluation_STUDENT.json  of evaluating a checkpoint
         curves.png, sub_models.png
         submissions/N/                  of Slurm jobs (:mod:`.submissions`)
     """
@@ -90,6 +91,10 @@ class RunFolder:
         """Returns the file that evaluating writes, of one of several students where it is named."""
         name = _EVALUATION if student is None else f"{_EVALUATION}_{student}"
         return self.path / f"{name}.json"
+
+    def evaluation_of_step(self, student: str, step: int) -> Path:
+        """Returns the file of evaluating a checkpoint, which is not among :meth:`evaluations`."""
+        return self.path / f"step_{step:08d}_{_EVALUATION}_{student}.json"
 
     def evaluations(self) -> Iterator[Path]:
         """Yields all evaluations that were written."""

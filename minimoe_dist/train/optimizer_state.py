@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .kernels import adam_steps, init_state, set_adam_steps
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = ("master", *MOMENTS)
+MASTER = "master"
+KINDS = (MASTER, *MOMENTS)
 
 
 @dataclass(frozen=True)

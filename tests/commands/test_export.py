@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from minimoe_dist.cli import main
 from tests.commands.support import Workshop
@@ -160,3 +162,100 @@ def test_student_of_several_must_be_chosen(
     assert "other, student: choose one with --student" in said
     chosen = ["--student", "other", "--output_dir", str(tmp_path / "out")]
     assert main(["export", str(run), *chosen]) == 0
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("step", ["30", "newest"])
+def test_a_last_checkpoint_is_the_export(step: str, unbroken: Path, tmp_path: Path) -> None:
+    assert main(["export", str(unbroken), "--step", step, "--output_dir", str(tmp_path / "a")]) == 0
+    assert main(["export", str(unbroken), "--output_dir", str(tmp_path / "b")]) == 0
+    saved, exported = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    assert saved.keys() == exported.keys()
+    assert all(torch.equal(saved[name], exported[name]) for name in saved)
+    names = [{path.name for path in (tmp_path / one).iterdir()} for one in "ab"]
+    assert names[0] == names[1]
+
+
+def test_an_earlier_checkpoint_of_a_run_that_is_not_over(unbroken: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    shutil.rmtree(run / "export")
+    (run / "summary.json").unlink()
+    target = tmp_path / "a"
+    assert main(["export", str(run), "--step", "20", "--output_dir", str(target), "--onnx"]) == 0
+    last = weights_of(unbroken / "export" / "student")
+    saved = weights_of(target)
+    assert saved.keys() == last.keys()
+    assert any(not torch.equal(saved[name], last[name]) for name in saved)
+    card = (target / "README.md").read_text()
+    assert "a checkpoint after step 20 of a run" in card
+    assert "Held-out loss: not measured." in card and str(tmp_path) not in card
+    assert main(["evaluate", str(run), "--step", "20", "--speed", "false", "--use_cpu"]) == 0
+    measured = json.loads((run / "step_00000020_evaluation_student.json").read_text())
+    assert measured["step"] == 20 and measured["relations"]["loss"] > 0
+    assert measured["description"].endswith("after step 20")
+    assert not (run / "evaluation.json").exists() and not (run / "export").exists()
+
+
+def test_sub_models_of_a_checkpoint_are_exported_too(workshop: Workshop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = workshop.recipe(
+        run,
+        model_type="ofabert_minilm",
+        students=[
+            {"layer": 2, "hidden": 32, "heads": 4, "ofa_layer": [2, 1], "ofa_hidden": [32, 16]}
+        ],
+        training={"max_steps": 4, "save_interval": 2},
+        parallel={"expert_parallel_size": 1},
+    )
+    assert main(["distill", "--config", str(recipe), "--use_cpu"]) == 0
+    name = "student_1l_16h"
+    words = ["export", str(run), "--student", name, "--output_dir"]
+    assert main([*words, str(tmp_path / "a"), "--step", "4"]) == 0
+    assert main([*words, str(tmp_path / "b")]) == 0
+    saved, exported = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    assert saved.keys() == exported.keys() and len(saved) > 10
+    assert all(torch.equal(saved[key], exported[key]) for key in saved)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--step", "7"], "7 is not saved in"),
+        (["--step", "0"], "step"),
+        (["--step", "oldest"], "step"),
+        (["--step", "20", "--student", "other"], "other is not among"),
+    ],
+    ids=["step", "zero", "word", "student"],
+)
+def test_a_checkpoint_that_is_not_there_is_refused(
+    words: list[str], said: str, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, str(unbroken), *words, "--output_dir", str(tmp_path / "a"))
+    assert said in line and not (tmp_path / "a").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    file = run / "checkpoints" / "step_00000020" / "rank_00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    line = refused(capsys, str(run), "--step", "20", "--output_dir", str(tmp_path / "a"))
+    assert "SHA-256" in line and not (tmp_path / "a").exists()
+
+
+def test_a_run_without_an_export_names_its_checkpoints(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    shutil.rmtree(run / "export")
+    line = refused(capsys, str(run), "--output_dir", str(tmp_path / "a"))
+    assert "--step newest" in line

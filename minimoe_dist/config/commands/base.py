@@ -1,7 +1,7 @@
 """Base classes of the options of all commands."""
 
 from collections.abc import Sequence
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -10,6 +10,8 @@ from ..run import RunConfig
 from ..schema import Section
 
 POSITIONAL: dict[str, Any] = {"positional": True}
+# A step of a run whose checkpoint is meant.
+SavedStep = Annotated[int, Field(ge=1)] | Literal["newest"]
 
 
 class CommandOptions(Section):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .base import POSITIONAL, CommandOptions
+from .base import POSITIONAL, CommandOptions, SavedStep
 
 
 class ExportOptions(CommandOptions):
@@ -16,6 +16,11 @@ class ExportOptions(CommandOptions):
     )
     output_dir: str = Field(description="the folder to write; an earlier export is replaced")
     student: str | None = Field(None, description="which one of a run with several students")
+    step: SavedStep | None = Field(
+        None,
+        description="instead of the export: the run's checkpoint after this step, or newest; the "
+        "run may be under way",
+    )
     onnx: bool = Field(False, description="also onnx/model.onnx, checked with onnxruntime")
     sentence_transformers: bool = Field(
         False, description="also the files with which sentence-transformers loads the folder"

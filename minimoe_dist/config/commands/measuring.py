@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import POSITIONAL, CommandOptions
+from .base import POSITIONAL, CommandOptions, SavedStep
 
 
 class EvaluateOptions(CommandOptions):
@@ -19,6 +19,11 @@ class EvaluateOptions(CommandOptions):
         description="file to write; default evaluation.json, in the run's folder if there is one",
     )
     student: str | None = Field(None, description="which one of a run with several students")
+    step: SavedStep | None = Field(
+        None,
+        description="instead of the export: the run's checkpoint after this step, or newest; the "
+        "run may be under way",
+    )
     teacher: str | None = Field(
         None, description="model to hold relations against; default the run's"
     )
