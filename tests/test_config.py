@@ -11,6 +11,7 @@ from minimoe_dist.config import (
     RunConfig,
     check_deepspeed_json,
     deepspeed_settings,
+    fit_to_ranks,
     load_run_config,
 )
 from minimoe_dist.config.changes import changed_options, join_changes
@@ -215,6 +216,44 @@ def test_missing_options_are_named_with_their_flags() -> None:
 def test_world_that_expert_parallelism_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not divide the 3 processes"):
         check_world_size(load("--expert_parallel_size=2"), 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "micro_batch", "times"),
+    [
+        ((), 8, 128, 1),
+        ((), 2, 128, 4),
+        ((), 16, 64, 1),
+        (("--per_device_train_batch_size=48",), 8, 32, 4),
+        (("--num_grad_accum_steps=2",), 8, 64, 2),
+        (("--per_device_train_batch_size=7",), 1024, 1, 1),
+        (("--num_grad_accum_steps=9",), 512, 1, 2),
+    ],
+)
+def test_micro_batches_follow_from_the_global_batch(
+    overrides: tuple[str, ...], ranks: int, micro_batch: int, times: int
+) -> None:
+    config = load("--global_batch_size=1024", *overrides)
+    fitted = fit_to_ranks(config, ranks)
+    training = fitted.training
+    assert (training.per_device_train_batch_size, training.num_grad_accum_steps) == (
+        micro_batch, times,
+    )  # fmt: skip
+    assert config.global_batch_size(ranks) == fitted.global_batch_size(ranks) == 1024
+    assert micro_batch * times * ranks == 1024
+    assert fit_to_ranks(fitted, ranks) == fitted
+    assert not changed_options(config.model_dump(mode="json"), fitted.model_dump(mode="json"))
+
+
+def test_without_a_global_batch_ranks_change_nothing() -> None:
+    config = load("--per_device_train_batch_size=5")
+    assert fit_to_ranks(config, 3) is config and config.global_batch_size(3) == 15
+
+
+@pytest.mark.parametrize("ranks", [3, 2048])
+def test_ranks_that_do_not_divide_the_global_batch_are_refused(ranks: int) -> None:
+    with pytest.raises(ConfigError, match=f"1024 pairs cannot be divided among {ranks} ranks"):
+        fit_to_ranks(load("--global_batch_size=1024"), ranks)
 
 
 def test_every_flag_has_a_description() -> None:

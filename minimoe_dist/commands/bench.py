@@ -25,7 +25,7 @@ def run(options: BenchOptions, launch: Launch) -> int:
     Raises:
         UserError: a model of the recipe is on this machine and cannot be loaded.
     """
-    config, folder = recipe_of(options), Path(options.output)
+    config, folder = recipe_of(options, launch.world_size), Path(options.output)
     parallel = config.parallel
     with open_scope(
         launch, use_cpu=parallel.use_cpu, timeout_seconds=parallel.timeout_seconds

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from ..config import RunConfig
+from ..config import RunConfig, fit_to_ranks
 from ..config.commands import DistillOptions
 from ..exit_status import ExitStatus
 from ..preflight.recipes import check_stages
@@ -30,7 +30,7 @@ def run(options: DistillOptions, launch: Launch) -> int:
     Raises:
         UserError: what was given does not fit, or ``training.health`` asked for an end.
     """
-    stages = options.stages
+    stages = [fit_to_ranks(stage, launch.world_size) for stage in options.stages]
 
     def distill(scope: Scope) -> ExitStatus:
         for number, stage in enumerate(stages, 1):

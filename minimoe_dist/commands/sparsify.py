@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..config import fit_to_ranks
 from ..config.commands import SparsifyOptions
 from ..exit_status import ExitStatus
 from ..recipes.sparsifying import Sparsification
@@ -17,7 +18,7 @@ def run(options: SparsifyOptions, launch: Launch) -> int:
         0 when done, 75 after a requested stop (saved; start again to go on), 1 when gradients
         stayed not finite.
     """
-    config = options.stages[0]
+    config = fit_to_ranks(options.stages[0], launch.world_size)
 
     def sparsify(scope: Scope) -> ExitStatus:
         with lock_run_folder(Path(config.output_dir)):

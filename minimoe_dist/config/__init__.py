@@ -7,6 +7,7 @@ of any command into its options (`commands`), `problems` words the errors, and `
 reads ZeRO and precision. Nothing here imports torch or deepspeed.
 """
 
+from .batches import fit_to_ranks
 from .deepspeed_json import check_deepspeed_json, deepspeed_settings
 from .loading import load_run_config
 from .problems import ConfigError
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingConfig",
     "check_deepspeed_json",
     "deepspeed_settings",
+    "fit_to_ranks",
     "load_run_config",
     "load_stages",
 ]

@@ -23,6 +23,7 @@ _FREE = (
     "training.per_device_train_batch_size",
     "training.per_device_eval_batch_size",
     "training.num_grad_accum_steps",
+    "training.global_batch_size",
     "training.log_interval",
     "training.save_interval",
     "training.eval_interval",

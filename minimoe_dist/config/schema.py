@@ -253,6 +253,12 @@ class TrainingConfig(Section):
     per_device_train_batch_size: int = Field(128, ge=1, description="pairs a rank a micro-batch")
     per_device_eval_batch_size: int = Field(128, ge=1, description="pairs a rank in evaluation")
     num_grad_accum_steps: int = Field(1, ge=1, description="micro-batches a step")
+    global_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="pairs of a step on however many ranks; micro-batches follow, as large as "
+        "per_device_train_batch_size at most; default that times num_grad_accum_steps times ranks",
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak of the schedule")
     weight_decay: float = Field(0.01, ge=0, description="not on biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
@@ -375,6 +381,8 @@ class RunOptions(Section):
     def global_batch_size(self, world_size: int) -> int:
         """Returns the number of pairs of one optimizer step on `world_size` ranks."""
         training = self.training
+        if training.global_batch_size is not None:
+            return training.global_batch_size
         return training.per_device_train_batch_size * training.num_grad_accum_steps * world_size
 
     def export_folder(self, student: str) -> str:

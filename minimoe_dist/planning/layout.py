@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..config import RunConfig
+from ..config import RunConfig, fit_to_ranks
 from ..config.checks import check_world_size
 from .machine import Machine
 from .sizes import EncoderSizes
@@ -57,8 +57,9 @@ def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
     """Returns the layout that a recipe states.
 
     Raises:
-        ConfigError: the ranks cannot be divided as it says.
+        ConfigError: the ranks cannot be divided as it says, or do not divide its batch.
     """
+    config = fit_to_ranks(config, ranks)
     check_world_size(config, ranks)
     teacher, training = config.teacher, config.training
     return Layout(

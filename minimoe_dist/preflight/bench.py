@@ -1,6 +1,6 @@
 """Finds what would make ``minimoe-dist bench`` fail, before anything heavy is imported."""
 
-from ..config import ConfigError, RunConfig, StudentConfig
+from ..config import ConfigError, RunConfig, StudentConfig, fit_to_ranks
 from ..config.checks import check_command
 from ..config.commands import BenchOptions
 from ..config.model_types import Students
@@ -20,7 +20,7 @@ def check(options: BenchOptions, launch: Launch) -> None:
         ConfigError: one line that names what is wrong and the remedy.
         LaunchError: the rendezvous does not answer.
     """
-    config = recipe_of(options)
+    config = recipe_of(options, launch.world_size)
     check_output_dir(options.output)
     try:
         Planner(config, None)
@@ -31,7 +31,7 @@ def check(options: BenchOptions, launch: Launch) -> None:
     check_rendezvous(launch, config.parallel.timeout_seconds)
 
 
-def recipe_of(options: BenchOptions) -> RunConfig:
+def recipe_of(options: BenchOptions, world_size: int) -> RunConfig:
     """Returns the run whose step is measured: of a recipe with stages, the first.
 
     Students whose first weights are missing start at random: that changes no step's time.
@@ -39,7 +39,7 @@ def recipe_of(options: BenchOptions) -> RunConfig:
     Raises:
         ConfigError: a wrong option, or a sparse student whose first weights are missing.
     """
-    config = options.stages[0]
+    config = fit_to_ranks(options.stages[0], world_size)
     check_command(config, "distill")
     students = [_with_start(config, student) for student in config.students]
     return config.model_copy(update={"students": students})

@@ -1,8 +1,9 @@
 """Finds what would make ``minimoe-dist distill`` or ``sparsify`` fail, and shows their runs."""
 
+from contextlib import suppress
 from pathlib import Path
 
-from ..config import ConfigError, RunConfig
+from ..config import ConfigError, RunConfig, fit_to_ranks
 from ..config.changes import changed_options, refusal_of
 from ..config.checks import check_command
 from ..config.commands import DistillOptions, SparsifyOptions
@@ -77,6 +78,8 @@ def show(options: DistillOptions, launch: Launch) -> ExitStatus:
     problems = problems_of_stages(options.stages, launch, device_type)
     if launch.rank == 0:
         for stage, stage_problems in zip(options.stages, problems, strict=True):
+            with suppress(ConfigError):  # it is among the problems
+                stage = fit_to_ranks(stage, launch.world_size)
             print(_resolved(stage, launch.world_size, device_type, stage_problems), end="")
     return ExitStatus.REFUSED if any(problems) else ExitStatus.DONE
 

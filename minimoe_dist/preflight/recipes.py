@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
-from ..config import ConfigError, RunConfig
+from ..config import ConfigError, RunConfig, fit_to_ranks
 from ..config.checks import check_world_size, exported_names, is_sparsification
 from ..config.paths import check_output_dir
 from ..corpus.sentencepieces import SENTENCEPIECE_SUFFIX
@@ -87,6 +87,7 @@ def _problems_of_stage(
     future_exports: dict[str, ModelDescription | None],
 ) -> Iterator[str]:
     """Yields a stage's problems, and adds its exports to ``future_exports``."""
+    yield from problems_of(fit_to_ranks, config, launch.world_size)
     yield from problems_of(check_world_size, config, launch.world_size)
     yield from problems_of(_check_device, config, device_type)
     yield from problems_of(check_output_dir, config.output_dir)

@@ -113,6 +113,29 @@ def test_another_world_size_and_zero_stage_go_on_with_the_same_steps(
     compare_losses(tmp_path / "run", unbroken, range(21, 26))
 
 
+def test_a_global_batch_goes_on_on_fewer_ranks_by_the_same_options(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """A plain student: the balance of experts is of a micro-batch."""
+    options = {
+        "students": [{"layer": 1, "hidden": 16, "heads": 2}],
+        "model_type": "bert_minilm",
+        "teacher": {"dtype": "float32"},
+        "training": {"global_batch_size": 8, "max_steps": 12, "save_interval": 6},
+        "parallel": {"expert_parallel_size": 1, "precision": "fp32"},
+    }
+    whole = tmp_path / "whole"
+    support.finish(workshop.recipe(whole, **options))
+    recipe = continued(workshop, whole, tmp_path / "run", 6, **options)
+    said = support.finish(recipe, world_size=1)
+    assert "resumed from" in said and "at step 6" in said
+    compare_losses(tmp_path / "run", whole, range(7, 13))
+    found = [json.loads((folder / "summary.json").read_text())["options"]["training"]
+             for folder in (whole, tmp_path / "run")]  # fmt: skip
+    names = ("per_device_train_batch_size", "num_grad_accum_steps", "global_batch_size")
+    assert [[each[name] for name in names] for each in found] == [[4, 1, 8], [4, 2, 8]]
+
+
 def test_a_changed_option_is_shown_and_refused(
     workshop: Workshop, unbroken: Path, tmp_path: Path
 ) -> None:
