@@ -87,7 +87,7 @@ setup(
     # And the job scripts for `minimoe-dist submit`, with the tools that they start.
     + [
         (f"share/minimoe_dist/{folder}", sorted(map(str, Path(folder).glob("*.*"))))
-        for folder in ("slurm", "tools/preprocess")
+        for folder in ("slurm", "slurm/containers", "tools/preprocess")
     ],
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

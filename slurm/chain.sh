@@ -4,4 +4,4 @@
 MINIMOE_SLURM=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export MINIMOE_SLURM
 source "$MINIMOE_SLURM/env.sh"
-exec "$MINIMOE_PYTHON" -m minimoe_dist submit "$@"
+exec "${minimoe_job_python[@]}" -m minimoe_dist submit "$@"

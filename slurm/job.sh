@@ -7,7 +7,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 # launch COMMAND ARGUMENTS…
 launch() {
     local command=$1 status=0
-    local around=("$MINIMOE_PYTHON" -m minimoe_dist.slurm.job)
+    local around=("${minimoe_job_python[@]}" -m minimoe_dist.slurm.job)
     shift
     # What was to start anew at first must not do so at every restart.
     if ((${SLURM_RESTART_COUNT:-0})); then set -- "$@" --resume=auto; fi
@@ -15,7 +15,7 @@ launch() {
     trap : TERM
     "${around[@]}" begin "$command" "$@" || exit
     srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
-        "$MINIMOE_PYTHON" -m minimoe_dist.slurm.task "$command" "$@" || status=$?
+        "${minimoe_srun[@]}" "${minimoe_python[@]}" -m minimoe_dist.slurm.task "$command" "$@" || status=$?
     "${around[@]}" end "$status" "$command" "$@"
     exit
 }

@@ -145,13 +145,14 @@ def skip_without_slurm() -> None:
 
 @contextlib.contextmanager
 def slurm_cluster(
-    nodes: tuple[str, ...] = NODES, *, cpus: int = 2, slurmd_timeout: int = 30
+    nodes: tuple[str, ...] = NODES, *, cpus: int = 2, gpus: int = 0, slurmd_timeout: int = 30
 ) -> Iterator[SlurmCluster]:
     """Starts a cluster and stops it at the end; skips the test where there is no Slurm.
 
     Args:
         nodes: their names.
         cpus: that each offers.
+        gpus: that each offers, of the type a100: names without devices.
         slurmd_timeout: seconds until a silent node counts as lost.
     """
     skip_without_slurm()
@@ -160,7 +161,7 @@ def slurm_cluster(
     cluster = SlurmCluster(folder, nodes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_cleaned(folder))
-        _configure(cluster, cpus, slurmd_timeout)
+        _configure(cluster, cpus, gpus, slurmd_timeout)
         cluster.start(*_munged(folder))
         stack.callback(cluster.stop_daemons)
         _wait(lambda: (folder / "munge.socket").exists(), cluster)
@@ -172,12 +173,13 @@ def slurm_cluster(
         yield cluster
 
 
-def _configure(cluster: SlurmCluster, cpus: int, slurmd_timeout: int) -> None:
+def _configure(cluster: SlurmCluster, cpus: int, gpus: int, slurmd_timeout: int) -> None:
     folder = cluster.folder
     ports = _free_ports(1 + len(cluster.nodes))
     host = socket.gethostname()
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus}"
+        + (f" Gres=gpu:a100:{gpus}" if gpus else "")
         for name, port in zip(cluster.nodes, ports[1:], strict=True)
     )
     text = _CONFIGURATION.format(
@@ -191,6 +193,12 @@ def _configure(cluster: SlurmCluster, cpus: int, slurmd_timeout: int) -> None:
         nodes=nodes,
         names=",".join(cluster.nodes),
     )
+    if gpus:
+        text += "GresTypes=gpu\n"
+        for number in range(gpus):
+            (folder / f"gpu{number}").touch()
+        files = f"{folder}/gpu[0-{gpus - 1}]"
+        (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Type=a100 File={files}\n")
     (folder / "slurm.conf").write_text(text)
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     (folder / "state").mkdir()

@@ -24,7 +24,7 @@ from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
 from ..slurm.queue import SlurmError, execute, find_job
 from ..slurm.reports import newest_job
-from ..slurm.script import parse_free_options, render, time_limit_seconds
+from ..slurm.script import gpus_per_node, parse_free_options, render, time_limit_seconds
 
 # Slurm may send the signal up to a minute early, and a start takes some time.
 _SHORTEST_TRAINING_SECONDS = 120
@@ -46,6 +46,7 @@ def run(options: SubmitOptions, launch: Launch) -> int:
         ConfigError: an option, the recipe or a file that it names is wrong, or sbatch refuses.
     """
     _check_time_limit(options)
+    _check_gpus(options)
     jobs = _jobs(options)
     for job in jobs:
         _refuse_second_job(job.folder)
@@ -99,11 +100,11 @@ def _jobs(options: SubmitOptions) -> list[_Job]:
 
 def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> None:
     """Refuses a run that would stop at its start, as far as that shows from here."""
-    tasks = _tasks_per_node(options)
-    ranks_per_task = options.processes_per_task or (options.gpus_per_node or 1 if tasks == 1 else 1)
+    tasks, gpus = _tasks_per_node(options), _gpus_per_node(options)
+    ranks_per_task = options.processes_per_task or (gpus or 1 if tasks == 1 else 1)
     ranks = options.nodes * tasks * ranks_per_task
     # The GPUs are on other nodes than this one.
-    on_cpus = stages[0].parallel.use_cpu or options.gpus_per_node is None
+    on_cpus = stages[0].parallel.use_cpu or gpus is None
     device: DeviceType = "cpu" if on_cpus else "cuda"
     launch = Launch(0, ranks, 0, ranks // options.nodes, "", 0, "slurm")
     check_stages(stages, launch, device)
@@ -111,8 +112,38 @@ def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> Non
 
 def _tasks_per_node(options: SubmitOptions) -> int:
     return options.tasks_per_node or (
-        1 if options.processes_per_task else options.gpus_per_node or 1
+        1 if options.processes_per_task else _gpus_per_node(options) or 1
     )
+
+
+def _gpus_per_node(options: SubmitOptions) -> int | None:
+    return gpus_per_node(
+        {
+            "gpus-per-node": options.gpus_per_node,
+            "gpus-per-task": options.gpus_per_task,
+            "gres": options.gres,
+            "ntasks-per-node": str(options.tasks_per_node or 1),
+            **_free_options(options),
+        }
+    )
+
+
+def _free_options(options: SubmitOptions) -> dict[str, str]:
+    try:
+        return parse_free_options(options.sbatch)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _check_gpus(options: SubmitOptions) -> None:
+    given = {
+        "--gpus_per_node": options.gpus_per_node,
+        "--gpus_per_task": options.gpus_per_task,
+        "--gres": options.gres,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)}: say the same in two ways; give one of them")
 
 
 def _refuse_second_job(folder: Path) -> None:
@@ -137,6 +168,8 @@ def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dic
     }
     for name, value in (
         ("gpus-per-node", options.gpus_per_node),
+        ("gpus-per-task", options.gpus_per_task),
+        ("gres", options.gres),
         ("cpus-per-task", options.cpus_per_task),
         ("partition", options.partition),
         ("account", options.account),
@@ -145,16 +178,15 @@ def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dic
             sbatch[name] = str(value)
     if after is not None:
         sbatch |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
-    try:
-        return sbatch | parse_free_options(options.sbatch)
-    except UserError as error:
-        raise ConfigError(str(error)) from None
+    return sbatch | _free_options(options)
 
 
 def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
     """Writes a job's script and recipe and submits it, or prints both; returns its number."""
     slurm, submission = find_slurm_folder(), next_submission(job.folder)
-    variables = {"MINIMOE_SLURM": str(slurm), "MINIMOE_PYTHON": sys.executable}
+    variables = {"MINIMOE_SLURM": str(slurm), "MINIMOE_PYTHON": options.python or sys.executable}
+    if options.python is not None:
+        variables["MINIMOE_JOB_PYTHON"] = sys.executable
     if options.processes_per_task is not None:
         variables["MINIMOE_PROCESSES_PER_TASK"] = str(options.processes_per_task)
     sbatch = _sbatch_options(job, options, after)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
+from ..foreign import is_whole_number
 
 _DIRECTIVE = re.compile(r"#SBATCH\s+--(?P<name>[a-z][\w-]*)(?:=(?P<value>.*))?")
 
@@ -69,6 +70,31 @@ def parse_free_options(texts: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--sbatch: {text!r} is no long option of sbatch; give NAME=VALUE")
         options[name] = value
     return options
+
+
+def count_gpus(text: str) -> int:
+    """Counts the GPUs that Slurm is asked for: of "4", "a100:4", "a100:2,v100:2"."""
+    counts = (part.rpartition(":")[2] for part in text.split(","))
+    return sum(int(count) for count in counts if is_whole_number(count))
+
+
+def gpus_per_node(options: Mapping[str, str | None]) -> int | None:
+    """Counts the GPUs of each node that options of sbatch ask for; None where they ask for none.
+
+    Args:
+        options: names without dashes, such as ``gpus-per-node``, ``gpus-per-task``, ``gres``.
+    """
+    if value := options.get("gpus-per-node"):
+        return count_gpus(value)
+    if value := options.get("gpus-per-task"):
+        return count_gpus(value) * int(options.get("ntasks-per-node") or 1)
+    found = None
+    for resource in (options.get("gres") or "").split(","):
+        name, _, rest = re.sub(r"\(.*", "", resource).removeprefix("gres/").partition(":")
+        if name == "gpu":
+            last = rest.rpartition(":")[2]
+            found = (found or 0) + (int(last) if is_whole_number(last) else 1)
+    return found
 
 
 def time_limit_seconds(text: str) -> int | None:

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..foreign import is_whole_number
 from ..runtime import Launch, detect_launch
+from .script import count_gpus
 
 PROCESSES = "MINIMOE_PROCESSES_PER_TASK"
 _POLL_SECONDS = 0.05
@@ -39,13 +40,30 @@ def processes_per_task(environ: Mapping[str, str]) -> int:
             f"environment: {PROCESSES}={text} with several tasks a node; give --ntasks-per-node=1, "
             f"or one task per device and {PROCESSES}=1"
         )
+    if PROCESSES not in environ and is_alone:
+        _refuse_uneven_nodes(int(text), environ)
     return int(text)
+
+
+def _refuse_uneven_nodes(count: int, environ: Mapping[str, str]) -> None:
+    """Refuses nodes of different numbers of GPUs, whose ranks no task could number alone.
+
+    Raises:
+        UserError: ``--gpus`` asks for another number than all nodes together would have then.
+    """
+    total = count_gpus(environ.get("SLURM_GPUS", ""))
+    nodes = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
+    if total and total != count * nodes:
+        raise UserError(
+            f"environment: {total} GPUs (--gpus) are not {count} on each of {nodes} nodes; give "
+            "--gpus-per-node, or one task per GPU (--ntasks-per-node and --gpus-per-task)"
+        )
 
 
 def _gpus_per_node(environ: Mapping[str, str]) -> str:
     """Returns the number of GPUs that the job requests ("a100:4" or "4"), else this node's."""
-    requested = environ.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
-    return requested or environ.get("SLURM_GPUS_ON_NODE") or "1"
+    requested = count_gpus(environ.get("SLURM_GPUS_PER_NODE", ""))
+    return str(requested) if requested else environ.get("SLURM_GPUS_ON_NODE") or "1"
 
 
 def _tasks_here(environ: Mapping[str, str]) -> int:

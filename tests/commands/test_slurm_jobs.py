@@ -1,5 +1,6 @@
 """The shipped job scripts on a real Slurm: start, signal, requeue, chain, share out a corpus."""
 
+import getpass
 import json
 import os
 import re
@@ -30,7 +31,7 @@ def cluster() -> Iterator[SlurmCluster]:
         patch.setenv("MINIMOE_PYTHON", python)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        with slurm_cluster(cpus=4) as started:
+        with slurm_cluster(cpus=4, gpus=2) as started:
             yield started
 
 
@@ -141,6 +142,40 @@ def test_stages_run_one_after_the_other_and_not_twice(
     assert "every stage is finished" in minimoe_dist(cluster, *words).stdout
 
 
+# Stands for apptainer: notes how it was called, and starts what comes behind the image.
+CONTAINER = """#!/bin/bash
+echo "$SLURM_PROCID $*" >> {calls}
+[[ $1 == exec && $2 == --nv && $3 == *.sif ]] || exit 9
+shift 3
+exec "$@"
+"""
+
+
+def test_tasks_run_in_a_container_with_a_rank_for_each_gpu_of_a_typed_resource(
+    cluster: SlurmCluster, workshop: Workshop, tmp_path: Path
+) -> None:
+    container, calls = tmp_path / "container", tmp_path / "calls"
+    container.write_text(CONTAINER.format(calls=calls))
+    container.chmod(0o755)
+    recipe = workshop.recipe(
+        tmp_path / "run",
+        training={"max_steps": 4, "save_interval": 2, "global_batch_size": 8},
+    )
+    inside = f"{container} exec --nv image.sif {os.environ['MINIMOE_PYTHON']}"
+    words = ["--nodes", "2", "--tasks_per_node", "1", "--gres", "gpu:a100:2", "--python", inside]
+    done = minimoe_dist(cluster, "submit", str(recipe), *words)
+    assert done.returncode == 0, done.stderr
+    (number,) = re.findall(r"submitted job (\d+)", done.stdout)
+    found = cluster.wait_for_job(number, "COMPLETED", "FAILED", seconds=SECONDS)
+    log = tmp_path / "run" / f"slurm-{number}.out"
+    assert found["JobState"] == "COMPLETED", log.read_text()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 4
+    lines = sorted(calls.read_text().splitlines())
+    assert [line.split()[0] for line in lines] == ["0", "1"]  # the tasks, and nothing around them
+    assert all("minimoe_dist.slurm.task distill" in line for line in lines)
+    assert [record["event"] for record in records(tmp_path / "run")] == ["start", "end"]
+
+
 def test_an_array_of_shares_gives_the_corpus_of_one_machine(
     cluster: SlurmCluster, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -154,8 +189,13 @@ def test_an_array_of_shares_gives_the_corpus_of_one_machine(
         "--heldout_fraction", "0.2", "--tokenizer_name_or_path", str(workshop.teacher),
         "--minimum_words", "1",
     ]  # fmt: skip
+    held = cluster.execute(
+        ["scontrol", "create", "reservation=corpus", "starttime=now", "duration=60",
+         f"users={getpass.getuser()}", f"nodes={','.join(cluster.nodes)}"]
+    )  # fmt: skip
+    assert held.returncode == 0, held.stderr
     array = cluster.submit(
-        "--array=0-1", "--cpus-per-task=1", f"--chdir={tmp_path}",
+        "--array=0-1", "--cpus-per-task=1", f"--chdir={tmp_path}", "--reservation=corpus",
         str(SCRIPTS / "preprocess_array.sbatch"), *arguments, "--output_dir", "shared",
     )  # fmt: skip
     alone = [sys.executable, str(ROOT / "tools" / "preprocess" / "build_indexed.py")]
@@ -168,6 +208,8 @@ def test_an_array_of_shares_gives_the_corpus_of_one_machine(
     found = cluster.wait_for_job(merge, "COMPLETED", "FAILED", "CANCELLED", seconds=SECONDS)
     logs = "".join(path.read_text() for path in tmp_path.glob("*.out"))
     assert found["JobState"] == "COMPLETED", logs
+    assert found["Reservation"] == "corpus"
+    cluster.execute(["scontrol", "delete", "reservation=corpus"])
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert "tiny.bin" in names and "tiny_heldout.idx" in names
     for name in names:

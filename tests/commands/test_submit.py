@@ -57,6 +57,57 @@ def test_options_become_lines_of_the_script(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["--gpus_per_node", "a100:2"], {"gpus-per-node": "a100:2", "ntasks-per-node": "2"}),
+        (["--gres", "gpu:a100:2"], {"gres": "gpu:a100:2", "ntasks-per-node": "2"}),
+        (["--sbatch", "gres=gpu:2"], {"gres": "gpu:2", "ntasks-per-node": "2"}),
+        (
+            ["--gpus_per_task", "1", "--tasks_per_node", "2"],
+            {"gpus-per-task": "1", "ntasks-per-node": "2"},
+        ),
+        (
+            ["--gres", "gpu:2", "--tasks_per_node", "1"],
+            {"gres": "gpu:2", "ntasks-per-node": "1"},
+        ),
+    ],
+    ids=["typed", "gres", "free", "task", "one task"],
+)
+def test_gpus_may_be_asked_for_in_every_way(
+    words: list[str],
+    lines: dict[str, str],
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"use_cpu": False})
+    found = directives(dry_run(capsys, str(recipe), *words)[0])
+    assert {name: found.get(name) for name in lines} == lines
+    # Two ranks a node, which expert parallelism over two wants.
+    assert cli.main(["submit", str(recipe), *words, "--expert_parallel_size=4", "--dry_run"]) == 2
+    assert "does not divide the 2 processes" in capsys.readouterr().err
+
+
+def test_gpus_asked_for_twice_are_refused(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"use_cpu": False})
+    words = ["--gpus_per_node", "2", "--gres", "gpu:2"]
+    assert cli.main(["submit", str(recipe), *words, "--dry_run"]) == 2
+    assert "--gpus_per_node and --gres: say the same in two ways" in capsys.readouterr().err
+
+
+def test_a_container_starts_python_in_the_tasks(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run")
+    command = "apptainer exec --nv /shared/minimoe-dist.sif python3"
+    script, _ = dry_run(capsys, str(recipe), "--nodes", "2", "--python", command)
+    assert f"export MINIMOE_PYTHON='{command}'\n" in script
+    assert f"export MINIMOE_JOB_PYTHON={sys.executable}\n" in script
+
+
 def test_the_job_reads_the_resolved_run(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

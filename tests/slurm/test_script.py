@@ -1,15 +1,23 @@
 """Job scripts: the shipped files' lines, rendered for one job; free options; time limits."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from minimoe_dist.slurm.script import directives, parse_free_options, render, time_limit_seconds
+from minimoe_dist.slurm.script import (
+    directives,
+    gpus_per_node,
+    parse_free_options,
+    render,
+    time_limit_seconds,
+)
 from tests.slurm_cluster import skip_without_slurm, slurm_cluster
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
+FILES = sorted(path for path in SCRIPTS.iterdir() if path.is_file())
 TRAINING = sorted(path for path in SCRIPTS.glob("*.sbatch") if "launch " in path.read_text())
 SHIPPED = """\
 #!/bin/bash
@@ -105,6 +113,31 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, seconds: int | Non
     assert time_limit_seconds(text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, None),
+        ({"constraint": "a100"}, None),
+        ({"gres": "lustre:1"}, None),
+        ({"gpus-per-node": "4"}, 4),
+        ({"gpus-per-node": "a100:4"}, 4),
+        ({"gpus-per-node": "a100:2,v100:3"}, 5),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:4"}, 4),
+        ({"gres": "gpu:a100:4"}, 4),
+        ({"gres": "gpu:a100"}, 1),
+        ({"gres": "gres/gpu:a100:4(S:0-1)"}, 4),
+        ({"gres": "lustre:1,gpu:a100:2,gpu:v100:1"}, 3),
+        ({"gpus-per-task": "a100:1", "ntasks-per-node": "4"}, 4),
+        ({"gpus-per-task": "2"}, 2),
+    ],
+)
+def test_gpus_are_counted_as_slurm_is_asked_for_them(
+    options: dict[str, str], count: int | None
+) -> None:
+    assert gpus_per_node(options) == count
+
+
 def test_a_wrong_time_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="--time: '1h' is no time limit"):
         time_limit_seconds("1h")
@@ -117,13 +150,25 @@ def test_training_scripts_are_requeued_signalled_and_keep_one_log(path: Path) ->
     assert "requeue" in found and "%j" in found["output"]
 
 
-@pytest.mark.parametrize("path", sorted(SCRIPTS.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_shell_reads_the_script(path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
 
 
+def test_the_image_takes_files_that_are_there_and_installs_the_pinned_packages() -> None:
+    text = (SCRIPTS / "containers" / "minimoe-dist.def").read_text()
+    sections = dict(re.findall(r"^%(\w+)\n((?:    .*\n)+)", text, re.MULTILINE))
+    for line in sections["files"].splitlines():
+        source, target = line.split()
+        assert (SCRIPTS.parent / source).exists() and target == f"/opt/minimoe-dist/{source}"
+    assert "-c constraints.txt" in sections["post"]
+    for name in ("post", "test", "runscript"):
+        done = subprocess.run(["sh", "-n", "-c", sections[name]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing() -> None:
-    command = ["shellcheck", "-x", "-P", str(SCRIPTS), *map(str, SCRIPTS.iterdir())]
+    command = ["shellcheck", "-x", "-P", str(SCRIPTS), *map(str, FILES)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -29,6 +29,8 @@ STEP = {
         ({}, 1),
         ({"SLURM_GPUS_ON_NODE": "4"}, 4),
         ({"SLURM_GPUS_PER_NODE": "a100:8", "SLURM_GPUS_ON_NODE": "4"}, 8),
+        ({"SLURM_GPUS_PER_NODE": "a100:2,v100:1", "SLURM_GPUS_ON_NODE": "3"}, 3),
+        ({"SLURM_GPUS_ON_NODE": "3", "SLURM_GPUS": "a100:6"}, 3),
         ({"SLURM_GPUS_ON_NODE": "4", "MINIMOE_PROCESSES_PER_TASK": "1"}, 1),
         ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 1),
     ],
@@ -37,6 +39,17 @@ def test_a_task_alone_on_its_node_stands_for_all_its_gpus(
     changes: dict[str, str], count: int
 ) -> None:
     assert processes_per_task(STEP | changes) == count
+
+
+def test_nodes_of_different_numbers_of_gpus_are_refused() -> None:
+    environ = STEP | {"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS": "a100:6"}
+    with pytest.raises(
+        ValueError, match=r"6 GPUs .* are not 4 on each of 2 nodes; give --gpus-per"
+    ):
+        processes_per_task(environ)
+    # One task a GPU knows its place from Slurm, whatever the nodes have.
+    spread = environ | {"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NTASKS": "6"}
+    assert processes_per_task(spread | {"SLURM_NODEID": "0"}) == 1
 
 
 def test_several_ranks_of_several_tasks_are_refused() -> None:

@@ -1,12 +1,14 @@
 """Options of ``minimoe-dist submit`` and ``status``."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..model_types import SPARSIFICATION
 from .base import POSITIONAL, CommandOptions, RecipeOptions
+
+_GPUS = r"^([\w.-]+:)?[1-9]\d*(,([\w.-]+:)?[1-9]\d*)*$"  # with their types or without
 
 
 class SubmitOptions(RecipeOptions):
@@ -25,7 +27,15 @@ class SubmitOptions(RecipeOptions):
     processes_per_task: int | None = Field(
         None, ge=1, description="ranks that a task starts; default 1, with one task a node its GPUs"
     )
-    gpus_per_node: int | None = Field(None, ge=1, description="GPUs of each node; default none")
+    gpus_per_node: str | None = Field(
+        None, pattern=_GPUS, description="GPUs of each node, as 4 or a100:4; default none"
+    )
+    gpus_per_task: str | None = Field(
+        None, pattern=_GPUS, description="instead: of each task, with --tasks_per_node"
+    )
+    gres: str | None = Field(
+        None, description="instead, where a site asks for generic resources: as gpu:4 or gpu:a100:4"
+    )
     cpus_per_task: int | None = Field(None, ge=1, description="CPUs of each task")
     time: str = Field("24:00:00", description="limit, as H:M:S or D-H:M:S")
     signal_seconds: int = Field(
@@ -33,11 +43,21 @@ class SubmitOptions(RecipeOptions):
     )
     partition: str | None = Field(None, description="of the cluster")
     account: str | None = Field(None, description="that pays")
+    python: str | None = Field(
+        None,
+        description="command that starts Python in the job's tasks, perhaps with arguments: of a "
+        "container; default the one that submits",
+    )
     job_name: str | None = Field(None, description="default the name of output_dir")
     sbatch: list[str] = Field(
         [], description="further options of sbatch, as constraint=a100,qos=high"
     )
     dry_run: bool = Field(False, description="print what would be submitted, and stop")
+
+    @field_validator("gpus_per_node", "gpus_per_task", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
     def presets(self) -> Sequence[str]:
