@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
-
-from tqdm import tqdm  # type: ignore[import-untyped]
+from typing import Literal
 
 from ..errors import UserError
 from ..runtime import logger
 from .blocks import REPLACEMENT, Block, Document, Problems
 from .losses import KEPT
+from .progress import BytesProgress
 from .sentences import SentenceRules, split_lines, split_sentences
 from .sources import Source, SourceOptions, TFRecordSource, choose_source
 from .streams import InputStream, check_encoding
@@ -203,17 +202,10 @@ class Inputs:
         """Yields the blocks of all inputs, in the order of the inputs."""
         return (work for path in self.paths for work in self.blocks(path))
 
-    def progress(self, label: str, num_bytes: int | None = None, done: int = 0) -> tqdm[Any]:
-        """Returns a progress bar over some bytes (None: of all inputs), of which some are done."""
+    def progress(self, label: str, num_bytes: int | None = None, done: int = 0) -> BytesProgress:
+        """Shows the progress over some bytes (None: of all inputs), of which some are done."""
         total = sum(self.sizes.values()) if num_bytes is None else num_bytes
-        return tqdm(
-            desc=label,
-            initial=done,
-            total=max(done, total),
-            unit="B",
-            unit_scale=True,
-            disable=not self.options.show_progress,
-        )
+        return BytesProgress(label, total, done, shown=self.options.show_progress)
 
     def reader(self) -> SentenceReader:
         """Returns the callable that turns a block into sentences, in whatever process."""
