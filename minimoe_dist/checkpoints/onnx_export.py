@@ -12,7 +12,7 @@ Shapes: B samples, S positions, T packed tokens, C classes, H hidden size, E exp
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,22 +196,34 @@ def _random_batch(
     return torch.where(mask, ids, padding), mask.long(), torch.where(mask, segments, 0)
 
 
-def _largest_difference(
-    model: _FirstOutput, names: Sequence[str], target: Path, generator: torch.Generator
-) -> float:
+def open_session(path: Path) -> Any:
+    """Opens an ONNX file in onnxruntime, on as many threads of the CPU as PyTorch has."""
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
-    config, largest = model.model.config, 0.0
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def checked_batches(
+    config: Any, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draws the batches that outputs are compared on: ids, mask, segments, each int64 [B, S]."""
+    generator = generator or torch.Generator().manual_seed(_SEED)
     for index, (batch, max_length) in enumerate(_CHECKED_SHAPES):
         length = min(max_length, longest_sequence(config))
         lengths = torch.randint(1, length + 1, (batch,), generator=generator)
         lengths[0] = length
         if index % 2:
             lengths[:] = length
-        inputs = _random_batch(config, lengths.tolist(), generator)
+        yield _random_batch(config, lengths.tolist(), generator)
+
+
+def _largest_difference(
+    model: _FirstOutput, names: Sequence[str], target: Path, generator: torch.Generator
+) -> float:
+    session, largest = open_session(target), 0.0
+    for inputs in checked_batches(model.model.config, generator):
         expected = model(*inputs[: len(names)])
         feed = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
         actual = torch.from_numpy(session.run([model.output], feed)[0])

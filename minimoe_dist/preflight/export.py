@@ -28,11 +28,11 @@ def check(options: ExportOptions, launch: Launch) -> None:
         source = find_export(options.source, options.student).folder
         _check_target(options.output_dir, source)
         _check_model(options, source)
-    for package in ("onnx", "onnxruntime") if options.onnx else ():
+    for package in ("onnx", "onnxruntime") if options.onnx or options.quantize else ():
         if find_spec(package) is None:
             raise ConfigError(
-                f"--onnx: the package {package} is not installed; "
-                "pip install 'minimoe-dist[export]'"
+                f"--{'onnx' if options.onnx else 'quantize'}: the package {package} is not "
+                "installed; pip install 'minimoe-dist[export]'"
             )
 
 

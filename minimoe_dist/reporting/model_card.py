@@ -46,6 +46,8 @@ class CardFacts:
         license: identifier of the Hugging Face hub; None where it was not given.
         languages: codes such as "en"; empty where they were not given.
         onnx: file, opset, inputs, output, largest_difference, checked_batches; None without ONNX.
+        quantized: file, bytes, float_bytes, cosine, largest_difference, and, where they were
+            measured, scores_before, scores, samples; None without an int8 file.
         sentences: how sentence embeddings are made, in words; None without.
     """
 
@@ -56,6 +58,7 @@ class CardFacts:
     license: str | None = None
     languages: tuple[str, ...] = ()
     onnx: Mapping[str, Any] | None = None
+    quantized: Mapping[str, Any] | None = None
     sentences: str | None = None
 
 
@@ -81,7 +84,7 @@ def model_card(export: Export, facts: CardFacts) -> str:
         experts=experts if experts > 1 else None,
         usage=_usage(architecture, needs_code, _draws_pooler(facts, architecture)),
         trusting=", trust_remote_code=True" if needs_code else "",
-        files={"onnx": facts.onnx, "sentences": facts.sentences},
+        files={"onnx": facts.onnx, "quantized": facts.quantized, "sentences": facts.sentences},
         longest=_longest(config),
         sizes=list(_sizes(config, facts)),
         data=_data(export),

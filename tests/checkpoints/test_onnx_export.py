@@ -15,6 +15,7 @@ from transformers import (
 
 from minimoe_dist.checkpoints import onnx_export
 from minimoe_dist.checkpoints.onnx_export import OPSET, TOLERANCE, traceable, write_onnx
+from minimoe_dist.checkpoints.onnx_quantized import OnnxModel, write_quantized
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.elastic_surgery import cut
 from minimoe_dist.models.task_heads import (
@@ -116,3 +117,35 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"onnxruntime's last_hidden_state is .* from PyTorch's"):
         write_onnx(make_student("bert", (1, 4)), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("experts", [(1, 1), (2, 4)], ids=str)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_int8_file_is_smaller_and_near_and_leaves_routers_alone(
+    family, experts, tmp_path
+) -> None:
+    model = make_student(family, experts)
+    whole, small = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    written = write_onnx(model, whole)
+    quantized = write_quantized(whole, small, model, written)
+    assert quantized.bytes == small.stat().st_size < quantized.float_bytes == whole.stat().st_size
+    assert 0.99 < quantized.cosine < 1 and quantized.largest_difference > 0
+    graph = onnx.load(small).graph
+    routers = [node for node in graph.node if "_gate/" in node.name]
+    assert bool(routers) is (experts != (1, 1))
+    assert not [node.name for node in routers if "Integer" in node.op_type]
+    # Of each layer: the maps of attention (plain, three are one) and feed-forward, of each expert.
+    products = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    attention, feedforward = experts
+    assert len(products) == 2 * ((4 * attention if attention > 1 else 2) + 2 * feedforward)
+
+
+def test_an_onnx_file_is_called_like_its_model(tmp_path) -> None:
+    model = BertForSequenceClassification(PLAIN).eval()
+    written = write_onnx(model, tmp_path / "model.onnx")
+    called = OnnxModel(tmp_path / "model.onnx", model.config, written)
+    inputs = {"input_ids": torch.tensor([[2, 9, 3]]), "attention_mask": torch.ones(1, 3).bool()}
+    inputs["token_type_ids"] = torch.zeros(1, 3, dtype=torch.int32)
+    with torch.no_grad():
+        wanted = model(**inputs | {"token_type_ids": torch.zeros(1, 3).long()}).logits
+    assert torch.allclose(called(**inputs).logits, wanted, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from minimoe_dist.cli import main
+from tests.commands import support
 from tests.commands.support import Workshop
 
 ELSEWHERE = """
@@ -211,7 +213,7 @@ def test_sub_models_of_a_checkpoint_are_exported_too(workshop: Workshop, tmp_pat
         training={"max_steps": 4, "save_interval": 2},
         parallel={"expert_parallel_size": 1},
     )
-    assert main(["distill", "--config", str(recipe), "--use_cpu"]) == 0
+    support.finish(recipe, world_size=1)
     name = "student_1l_16h"
     words = ["export", str(run), "--student", name, "--output_dir"]
     assert main([*words, str(tmp_path / "a"), "--step", "4"]) == 0
@@ -259,3 +261,32 @@ def test_a_run_without_an_export_names_its_checkpoints(
     shutil.rmtree(run / "export")
     line = refused(capsys, str(run), "--output_dir", str(tmp_path / "a"))
     assert "--step newest" in line
+
+
+def test_an_int8_file_tells_what_it_costs_in_scores(workshop: Workshop, tmp_path: Path) -> None:
+    rows = [f"word{n % 7} word{n % 11}\t{'yes' if n % 7 > 3 else 'no'}" for n in range(80)]
+    for name, part in (("train.tsv", rows[:60]), ("dev.tsv", rows[60:])):
+        (tmp_path / name).write_text("\n".join(["text\tlabel", *part]) + "\n")
+    tuned, target = tmp_path / "tuned", tmp_path / "published"
+    words = ["--dataset", str(tmp_path), "--output_dir", str(tuned), "--num_train_epochs", "2"]
+    words += ["--text_columns", "text", "--label_column", "label", "--batch_sizes", "8"]
+    words += ["--max_length", "32"]
+    command = [sys.executable, "-m", "minimoe_dist", "finetune", str(workshop.teacher), *words]
+    subprocess.run([*command, "--use_cpu"], check=True, cwd=Path(__file__).parents[2])
+    assert main(["export", str(tuned), "--output_dir", str(target), "--quantize"]) == 0
+    assert (target / "onnx" / "model_int8.onnx").is_file()
+    card = (target / "README.md").read_text()
+    (before, after) = re.findall(r"accuracy (\S+) before, (\S+) in int8[;.]", card)[0]
+    results = json.loads((tuned / "results.json").read_text())
+    assert float(before) == pytest.approx(results["best"]["scores"]["accuracy"], abs=1e-4)
+    assert float(after) == pytest.approx(float(before), abs=0.11)
+    assert "On 20 samples of the dev set" in card
+    # Where the dev set has gone, nothing is claimed.
+    (tmp_path / "dev.tsv").unlink()
+    (tmp_path / "train.tsv").unlink()
+    moved = tmp_path / "elsewhere"
+    shutil.move(tuned, moved)
+    results["options"]["dataset"] = str(tmp_path / "nothing")
+    (moved / "results.json").write_text(json.dumps(results))
+    assert main(["export", str(moved), "--output_dir", str(target), "--quantize"]) == 0
+    assert "What that costs in scores was not measured." in (target / "README.md").read_text()

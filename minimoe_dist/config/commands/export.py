@@ -22,6 +22,9 @@ class ExportOptions(CommandOptions):
         "run may be under way",
     )
     onnx: bool = Field(False, description="also onnx/model.onnx, checked with onnxruntime")
+    quantize: bool = Field(
+        False, description="also onnx/model_int8.onnx, a quarter of its size, and onnx/model.onnx"
+    )
     sentence_transformers: bool = Field(
         False, description="also the files with which sentence-transformers loads the folder"
     )
