@@ -136,9 +136,14 @@ def test_shares_are_of_what_is_above_chance() -> None:
     whole = gathering.shares(found, "small/plain_192", above_chance=False)
     assert whole == pytest.approx([(0.7 / 0.9 + 0.5) / 2, 1.0])
     assert gathering.shares(found, "untaught") == []  # a task is not run
-    found["scores"]["teacher"]["b"] = [0.0, 0.0]
-    assert gathering.shares(found, "small/plain_192") == []  # the teacher has learnt nothing
-    found["scores"]["teacher"]["b"] = [0.4, 0.4]
+    for scores in ([0.0, 0.0], [0.01, 0.03]):  # what the teacher has not learnt has no share
+        found["scores"]["teacher"]["b"] = scores
+        assert gathering.learnt_tasks(found) == ["a"]
+        assert gathering.shares(found, "small/plain_192") == pytest.approx([0.5, 1.0])
+        assert "| a, accuracy | b (no share), Matthews |" in page.table(found)
+    found["scores"]["teacher"] = {"a": [0.5, 0.5], "b": [0.0, 0.0]}
+    assert gathering.shares(found, "small/plain_192") == []
+    found["scores"]["teacher"] = {"a": [0.9, 0.9], "b": [0.4, 0.4]}
     shown = page.table(found)
     assert "| plain 3L;192H, 9 steps by 6L | 0.2500 | 80.0 ± 14.1 | 30.0 ± 14.1 |" in shown
     assert "75.0 ± 35.4 %" in shown and "not run" in shown

@@ -100,8 +100,23 @@ def _column(path: Path, number: int) -> list[str]:
         ]
 
 
+def learnt_tasks(found: Mapping[str, Any]) -> list[str]:
+    """The tasks that the teacher itself has learnt: of others there are no shares.
+
+    It has where its mean is above always saying the same by more than two deviations.
+    """
+    learnt = []
+    for task, scores in found["scores"].get("teacher", {}).items():
+        gain = statistics.mean(scores) - found["tasks"][task]["chance"]
+        if gain > 0 and (len(scores) == 1 or gain > 2 * statistics.stdev(scores)):
+            learnt.append(task)
+    return learnt
+
+
 def shares(found: Mapping[str, Any], model: str, above_chance: bool = True) -> list[float]:
-    """Shares of the teacher's score, mean over tasks, a number a seed that all tasks have.
+    """Shares of the teacher's score, mean over tasks that it has learnt, a number a seed.
+
+    Empty where a score of these is missing.
 
     Args:
         found: of :func:`gather`.
@@ -109,8 +124,8 @@ def shares(found: Mapping[str, Any], model: str, above_chance: bool = True) -> l
         above_chance: what always saying the same gets is taken off both scores.
     """
     teacher, own = found["scores"].get("teacher", {}), found["scores"].get(model, {})
-    tasks = [task for task in found["tasks"] if own.get(task) and teacher.get(task)]
-    if len(tasks) < len(found["tasks"]):
+    tasks = learnt_tasks(found)
+    if not tasks or not all(own.get(task) for task in tasks):
         return []
     seeds = min(len(own[task]) for task in tasks)
     rows = []
@@ -119,8 +134,6 @@ def shares(found: Mapping[str, Any], model: str, above_chance: bool = True) -> l
         for task in tasks:
             chance = found["tasks"][task]["chance"] if above_chance else 0.0
             whole = statistics.mean(teacher[task]) - chance
-            if whole <= 0:  # of nothing there are no shares
-                return []
             of_tasks.append((own[task][number] - chance) / whole)
         rows.append(statistics.mean(of_tasks))
     return rows

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .gathering import shares
+from .gathering import learnt_tasks, shares
 
 COLORS = {"plain": "#4878a8", "control": "#8a8a8a", "minimoe": "#d0743c"}
 
@@ -31,8 +31,11 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
 
 def table(found: Mapping[str, Any]) -> str:
     """Scores as Markdown: mean and deviation by task, shares of the teacher's over all tasks."""
-    tasks = found["tasks"]
-    heads = [f"{name}, {facts['metric']}" for name, facts in tasks.items()]
+    tasks, learnt = found["tasks"], learnt_tasks(found)
+    heads = [
+        f"{name}{'' if name in learnt else ' (no share)'}, {facts['metric']}"
+        for name, facts in tasks.items()
+    ]
     lines = [
         f"| model | held-out loss | {' | '.join(heads)} | of the teacher's score | above chance |",
         "|---" * (4 + len(heads)) + "|",
