@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..runs.checkpoints import FINISHED, SavedFacts, SavedState, newest_state, saved_step
 from ..runs.folder import RunFolder
@@ -16,6 +17,7 @@ from ..runs.metrics import SavedMetrics
 from ..runs.starts import Event, read_events
 from ..runs.submissions import Submission, last_submission
 from ..runs.summaries import Summary
+from ..runs.tuning import TuningResults, finished_cells
 from .queue import Job, find_job
 
 _TAIL_BYTES = 1 << 20
@@ -31,6 +33,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """How far a fine-tuning is.
+
+    Attributes:
+        done: cells of the grid that have a result.
+        total: None before its end.
+        best: the best of their scores; None without any.
+        metric: of it, where it is known.
+    """
+
+    done: int
+    total: int | None
+    best: float | None
+    metric: str | None
+
+
+@dataclass(frozen=True)
 class RunReport:
     """The state of one run; a field is None where it is not known.
 
@@ -42,6 +61,7 @@ class RunReport:
         starts: every start, where, and how it ended; oldest first.
         log: log file of that job.
         health: what is wrong still, in words.
+        cells: of a fine-tuning.
     """
 
     folder: str
@@ -60,6 +80,7 @@ class RunReport:
     job: Job | None
     log: str | None
     health: list[str]
+    cells: Cells | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns all fields as JSON."""
@@ -118,6 +139,24 @@ def report(folder: Path) -> RunReport:
             for condition in conditions(metrics.health)
             if condition.ended is None
         ],
+        cells=_cells(RunFolder(folder)),
+    )
+
+
+def _cells(run: RunFolder) -> Cells | None:
+    results = TuningResults.find(run.results)
+    if results is None and not run.cells.is_dir():
+        return None
+    try:
+        done = finished_cells(run)
+    except UserError:  # of a damaged file the fine-tuning itself tells
+        done = list(results.cells) if results else []
+    scores = [cell.score for cell in done if cell.score is not None]
+    return Cells(
+        len(done),
+        len(results.cells) if results else None,
+        max(scores, default=None),
+        results.metric if results else None,
     )
 
 

@@ -127,3 +127,68 @@ def test_what_is_wrong_still_is_told(halfway: Path, capsys: pytest.CaptureFixtur
     assert told(halfway, capsys)[0]["health"] == [words]
     assert cli.main(["status", str(halfway)]) == 0
     assert words in capsys.readouterr().out
+
+
+def tuned(folder: Path, scores: list[float], total: int | None) -> Path:
+    """A fine-tuning of which so many cells are done; with a total it is over."""
+    cells = [
+        {"seed": seed, "learning_rate": 1e-4, "batch_size": 8, "score": score}
+        for seed, score in enumerate(scores)
+    ]
+    for cell in cells:
+        path = folder / "cells" / f"seed{cell['seed']}" / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"facts": {}, "result": cell}))
+    (folder / "starts.jsonl").write_text("")
+    if total is not None:
+        cells += cells[:1] * (total - len(cells))
+        results = {"task": "sst2", "metric": "accuracy", "model": "m", "cells": cells}
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_fine_tuning_tells_its_cells_and_its_best_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = told(tuned(tmp_path / "run", [0.5, 0.75], None), capsys)
+    assert found["cells"] == {"done": 2, "total": None, "best": 0.75, "metric": None}
+    assert cli.main(["status", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "2 done" in text and "score 0.7500" in text and "step" not in text
+    (found,) = told(tuned(tmp_path / "over", [0.5, 0.75], 2), capsys)
+    assert found["cells"] == {"done": 2, "total": 2, "best": 0.75, "metric": "accuracy"}
+    assert found["state"] == "finished"
+
+
+def test_runs_stand_below_each_other_where_they_do_not_fit(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("first", "second", "third"):
+        shutil.copytree(unbroken, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["status", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if "30 of 30" in line]) == 3
+    monkeypatch.delenv("COLUMNS")
+    assert cli.main(["status", str(tmp_path)]) == 0
+    (together,) = [line for line in capsys.readouterr().out.splitlines() if "30 of 30" in line]
+    assert together.count("30 of 30") == 3
+
+
+def test_many_runs_have_a_row_each(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for number in range(6):
+        shutil.copytree(unbroken, tmp_path / f"r{number}",
+                        ignore=shutil.ignore_patterns("checkpoints"))  # fmt: skip
+    tuned(tmp_path / "tuned", [0.25], 3)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["status", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if "30 of 30" in line]) == 6
+    (row,) = [line for line in lines if "tuned" in line]
+    assert "1 of 3 done" in row and "accuracy 0.2500" in row
