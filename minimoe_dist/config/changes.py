@@ -28,6 +28,7 @@ _FREE = (
     "training.save_interval",
     "training.eval_interval",
     "training.eval_sequences",
+    "training.report_to",
     "training.keep_checkpoints",
     "training.ends_at_failed_save",
     "training.max_bad_steps",

@@ -247,6 +247,9 @@ class HealthConfig(Section):
         return "off" if value is False and "off" in choices else value
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class TrainingConfig(Section):
     """Batches, optimizer, schedule and intervals (in optimizer steps)."""
 
@@ -272,11 +275,22 @@ class TrainingConfig(Section):
     log_interval: int = Field(1000, ge=1, description="steps between log lines")
     save_interval: int = Field(1000, ge=1, description="steps between checkpoints")
     eval_interval: int = Field(1000, ge=1, description="steps between evaluations")
+    report_to: list[Tracker] = Field(
+        ["tensorboard"],
+        description="where curves go beside metrics.jsonl: tensorboard, wandb, mlflow, or none",
+    )
     eval_sequences: int = Field(1024, ge=1, description="held-out pairs of an evaluation")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that stay")
     ends_at_failed_save: bool = Field(False, description="end where a checkpoint cannot be written")
     max_bad_steps: int = Field(10, ge=1, description="stop after so many non-finite losses running")
     health: HealthConfig = HealthConfig()
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _names_of_text(cls, value: Any) -> Any:
+        if value is None or value == "none":
+            return []
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 class ParallelConfig(Section):

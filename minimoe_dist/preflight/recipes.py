@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..config import ConfigError, RunConfig, fit_to_ranks
@@ -90,6 +91,7 @@ def _problems_of_stage(
     yield from problems_of(fit_to_ranks, config, launch.world_size)
     yield from problems_of(check_world_size, config, launch.world_size)
     yield from problems_of(_check_device, config, device_type)
+    yield from problems_of(_check_trackers, config)
     yield from problems_of(check_output_dir, config.output_dir)
     yield from problems_of(RunFolder(Path(config.output_dir)).check)
     yield from problems_of(_check_exports, config)
@@ -114,6 +116,16 @@ def _problems_of_stage(
         except (UserError, OSError) as error:
             yield str(error)
     yield from problems_of(_check_corpora, config, teacher, check_vocabulary)
+
+
+def _check_trackers(config: RunConfig) -> None:
+    for name in config.training.report_to:
+        if find_spec(name) is None:
+            package = {"mlflow": "mlflow-skinny"}.get(name, name)
+            raise ConfigError(
+                f"training.report_to: the package {name} is not installed; pip install {package}, "
+                "or leave it out"
+            )
 
 
 def model_problems(

@@ -120,6 +120,8 @@ class Distillation:
             log_interval=config.training.log_interval,
             flops_per_token=self._flops_per_token(),
             is_writer=self._launch.rank == 0,
+            report_to=config.training.report_to,
+            run_options=config.model_dump(mode="json"),
         )
         place = self._distiller.place
         loader = self._data.loader(config, self._launch, self._consumed_samples, place)

@@ -20,6 +20,7 @@ class RunFolder:
         run.lock                        held while the run is alive (:mod:`.locks`)
         metrics.jsonl                   losses, norms and rates (:mod:`.metrics`)
         tensorboard/                    the same
+        trackers.json                   the run's ids at trackers (W&B, MLflow), where it has some
         metrics.jsonl.damaged           lines that could not be read when the run went on
         starts.jsonl                    starts and ends (:mod:`.launches`, of jobs :mod:`.starts`)
         checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
@@ -52,6 +53,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / METRICS
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers.json"
 
     @property
     def tensorboard(self) -> Path:

@@ -1,4 +1,4 @@
-"""Shows a run's progress, and writes JSON lines (:mod:`..runs.metrics`) and TensorBoard.
+"""Shows a run's progress, and writes JSON lines (:mod:`..runs.metrics`) and to trackers.
 
 A resumed run appends, after dropping what the interrupted one wrote beyond the step that it
 continues from.
@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -24,8 +24,9 @@ from ..runs.metrics import (
     drop_after,
 )
 from ..runtime import logger
-from .journal import EventFile, Journal
+from .journal import Journal
 from .progress import Progress
+from .trackers import open_trackers
 
 if TYPE_CHECKING:
     from .step_metrics import StepMetrics
@@ -99,6 +100,8 @@ class Metrics:
         is_writer: whether this rank writes; true on one rank.
         stream: where progress goes, by default stderr. A terminal gets a bar, anything else a
             line per record.
+        report_to: trackers (:mod:`.trackers`) that get the scalars too.
+        run_options: which the trackers show, as JSON.
     """
 
     def __init__(
@@ -111,6 +114,8 @@ class Metrics:
         flops_per_token: float | None = None,
         is_writer: bool = True,
         stream: TextIO | None = None,
+        report_to: Sequence[str] = ("tensorboard",),
+        run_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._is_writer = is_writer
         self._trained_sequences = self._trained_seconds = 0.0
@@ -125,7 +130,7 @@ class Metrics:
         if damaged is not None:
             _log.warning("%s: had lines that cannot be read; now in %s", folder.metrics, damaged)
         self._lines = Journal(folder.metrics)
-        self._board = EventFile(folder.tensorboard, first_step + 1)
+        self._trackers = open_trackers(report_to, folder, first_step, run_options or {})
         self._progress = Progress(stream or sys.stderr, total_steps, first_step)
         self._total_steps = total_steps
         self._log_interval = log_interval
@@ -185,7 +190,7 @@ class Metrics:
         if not self._is_writer:
             return
         self._write(HeldoutRecord(step=step, heldout_loss=heldout_loss))
-        self._board.add(step, {f"{name}/heldout_loss": v for name, v in heldout_loss.items()})
+        self._track(step, {f"{name}/heldout_loss": v for name, v in heldout_loss.items()})
         losses = {n: v for n, v in heldout_loss.items() if shown is None or n in shown}
         self._progress.print_step(step, {f"{n} held-out loss": v for n, v in losses.items()})
 
@@ -215,6 +220,13 @@ class Metrics:
         """Ends the display of progress; may be called twice."""
         if self._is_writer:
             self._progress.close()
+            for tracker in self._trackers:
+                tracker.close()
+            self._trackers = []
+
+    def _track(self, step: int, scalars: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.add(step, scalars)
 
     def _add_tokens_per_expert(self, name: str, blocks: list[list[float]]) -> None:
         sums = self._tokens_per_expert.setdefault(name, [[0.0] * len(block) for block in blocks])
@@ -255,7 +267,7 @@ class Metrics:
                 tokens_per_expert=[[round(tokens) for tokens in block] for block in blocks],
             )
         self._write(TrainingRecord(step=step, steps=self._steps, **throughput, students=students))
-        self._board.add(step, scalars)
+        self._track(step, scalars)
         self._progress.print_without_bar(step, self._summary(last.students))
         self._tokens_per_expert = {}
         self._steps = 0
