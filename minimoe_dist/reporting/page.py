@@ -1,7 +1,7 @@
 """Renders runs as one self-contained HTML page, for light and dark, narrow and wide screens."""
 
-from collections.abc import Iterator, Mapping
-from datetime import date
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,19 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def render(facts: Mapping[str, Any], title: str) -> str:
+def render(
+    facts: Mapping[str, Any],
+    title: str,
+    states: Sequence[str] = (),
+    refresh_seconds: int | None = None,
+) -> str:
     """Renders the page as HTML text.
 
     Args:
         facts: result of :func:`.facts.collect`.
         title: its heading.
+        states: of runs that are under way, in words.
+        refresh_seconds: when a browser reads it again; None: never.
     """
     models = [{**model, "lines": list(_lines(model))} for model in facts["models"]]
     return _TEMPLATES.get_template("page.html.j2").render(
@@ -33,8 +40,10 @@ def render(facts: Mapping[str, Any], title: str) -> str:
         models=models,
         notes=facts["notes"],
         sections=sections(facts),
+        states=states,
+        refresh_seconds=refresh_seconds,
         version=__version__,
-        date=date.today().isoformat(),
+        date=datetime.now().strftime("%Y-%m-%d %H:%M:%S" if refresh_seconds else "%Y-%m-%d"),
     )
 
 

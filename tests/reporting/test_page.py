@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -154,3 +158,45 @@ def test_a_browser_shows_it_without_overlap(
     assert found["smallest"] >= 9.0  # pixels
     light = [sum(map(int, re.findall(r"\d+", found[one])[:3])) for one in ("page", "ink")]
     assert (light[0] < light[1]) == dark
+
+
+def test_a_watched_page_follows_a_run_to_its_end(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", TEACHER)
+    summary, lines = run / "summary.json", (run / "metrics.jsonl").read_text().splitlines(True)
+    aside = summary.rename(tmp_path / "aside")
+    (run / "metrics.jsonl").unlink()
+    (run / "starts.jsonl").write_text("")
+    page = tmp_path / "page.html"
+    command = ["report", str(run), "--output", str(page), "--watch", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "minimoe_dist", *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: process.poll() is not None or page.exists(), seconds=3, fails=False)
+        assert process.poll() is None and not page.exists()  # there is nothing to show yet
+        (run / "metrics.jsonl").write_text("".join(lines[:2]))
+        wait_for(page.exists)
+        text = page.read_text("utf-8")
+        assert '<meta http-equiv="refresh" content="1">' in text
+        assert re.search(r'<p class="state">run: not running, step \d+', text)
+        (run / "metrics.jsonl").write_text("".join(lines))
+        aside.rename(summary)
+        assert process.wait(60) == 0
+        said = process.stderr.read()
+    assert "not yet: " in said and "all runs are over" in said
+    text = page.read_text("utf-8")
+    assert "refresh" not in text and 'class="state"' not in text
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 60, fails: bool = True) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert is_so() or not fails
+
+
+def test_a_watched_run_must_have_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", str(tmp_path / "none"), "--output", str(tmp_path / "p.html")]
+    assert main([*words, "--watch", "5"]) == 2
+    assert "no such folder" in capsys.readouterr().err

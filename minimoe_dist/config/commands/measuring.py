@@ -76,3 +76,9 @@ class ReportOptions(CommandOptions):
     )
     output: str = Field("report.html", description="the page; a .json of the same name beside it")
     title: str | None = Field(None, description="the page's heading; default the runs' names")
+    watch: int | None = Field(
+        None,
+        ge=1,
+        description="write the page anew every so many seconds until all runs are over; a browser "
+        "that has it open follows",
+    )
