@@ -3,6 +3,7 @@
 # make test    all tests (and what they need)
 # make gpu     all checks and measurements that need a GPU: eight minutes, into runs/benchmarks/gpu
 # make soak    the long trial of reliability, into docs/reliability.md: an hour, or SOAK_MINUTES=3
+# make site    the pages of docs/ as a site, into site/
 # make lint    ruff and mypy
 # make clean   removes the environment, caches and build outputs (runs/ stays)
 #
@@ -25,7 +26,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := slurm-wlm munge chromium
 
-.PHONY: demo study test gpu soak lint clean install debian-packages transformers-tests
+.PHONY: demo study test gpu soak site lint clean install debian-packages transformers-tests
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -90,11 +91,15 @@ gpu: $(STAMP)
 soak: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES) $(SOAK_OPTIONS)
 
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,8 +23,10 @@ class MiniMoeConfig(PreTrainedConfig):
         family: the encoder that the student is built like. ``bert``; ``roberta``, whose positions
             begin behind the padding id and which has one segment; ``megatron-bert``, which
             normalises the input of each block instead of its output.
-        attention_experts, feedforward_experts: x and y of ``moe: x,y``; 1 means a plain block.
-        num_attention_heads, intermediate_size: of one expert (12 heads of H/12; 4H neurons).
+        attention_experts: x of ``moe: x,y``; 1 means a plain block.
+        feedforward_experts: y of it.
+        num_attention_heads: of one expert (12 heads of H/12).
+        intermediate_size: neurons of one expert (4H).
         num_relation_heads: relation heads the student was distilled with.
         relation_projections: whether queries, keys and values for the relation loss come from three
             H → H maps on the final hidden states (MoE) or from the last layer itself (dense).
