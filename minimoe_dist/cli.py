@@ -147,6 +147,12 @@ COMMANDS = {
         "submit",
         uses_torch=False,
     ),
+    "submit finetune": Command(
+        "a fine-tuning as a Slurm job",
+        commands.SubmitFinetuneOptions,
+        "submit",
+        uses_torch=False,
+    ),
     "status": Command("how far a run is", commands.StatusOptions, "status", uses_torch=False),
     "demo": Command(
         "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"
@@ -222,7 +228,8 @@ def _dispatch(tokens: list[str]) -> int:
     if not tokens or tokens[0] in ("-h", "--help", "help"):
         print(_usage(), end="")
         return 0 if tokens else ExitStatus.REFUSED
-    name, rest = tokens[0], tokens[1:]
+    words = 2 if " ".join(tokens[:2]) in COMMANDS else 1
+    name, rest = " ".join(tokens[:words]), tokens[words:]
     if name == "--version":
         print(f"minimoe-dist {__version__}")
         return 0

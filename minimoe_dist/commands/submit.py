@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
+
 from ..config import ConfigError, RunConfig
-from ..config.commands import SubmitOptions
+from ..config.commands import JobOptions, SubmitFinetuneOptions, SubmitOptions
 from ..config.model_types import SPARSIFICATION
 from ..durable import write_text
 from ..errors import UserError
+from ..preflight.finetune import check_run as check_finetuning
 from ..preflight.recipes import check_stages
 from ..recipes.finished import is_finished
 from ..runs.submissions import Submission, next_submission
@@ -39,7 +42,7 @@ class _Job:
     yaml: str
 
 
-def run(options: SubmitOptions, launch: Launch) -> int:
+def run(options: SubmitOptions | SubmitFinetuneOptions, launch: Launch) -> int:
     """Checks the run, then writes and submits its jobs; returns the exit status.
 
     Raises:
@@ -47,7 +50,10 @@ def run(options: SubmitOptions, launch: Launch) -> int:
     """
     _check_time_limit(options)
     _check_gpus(options)
-    jobs = _jobs(options)
+    if isinstance(options, SubmitOptions):
+        jobs = _jobs(options)
+    else:
+        jobs = [_finetuning_job(options)]
     for job in jobs:
         _refuse_second_job(job.folder)
     after: str | None = None
@@ -73,7 +79,7 @@ def find_slurm_folder() -> Path:
     raise ConfigError(f"slurm/job.sh: not in {searched}; set MINIMOE_SLURM to its folder")
 
 
-def _check_time_limit(options: SubmitOptions) -> None:
+def _check_time_limit(options: JobOptions) -> None:
     try:
         limit = time_limit_seconds(options.time)
     except UserError as error:
@@ -98,6 +104,13 @@ def _jobs(options: SubmitOptions) -> list[_Job]:
     return [_Job(command, Path(stage.output_dir), stage.to_yaml()) for stage in remaining]
 
 
+def _finetuning_job(options: SubmitFinetuneOptions) -> _Job:
+    finetuning = options.finetuning
+    check_finetuning(finetuning, Launch(0, 1, 0, 1, "", 0, "slurm"))
+    text = yaml.safe_dump(finetuning.as_json(), sort_keys=False, allow_unicode=True)
+    return _Job("finetune", Path(finetuning.output_dir), text)
+
+
 def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> None:
     """Refuses a run that would stop at its start, as far as that shows from here."""
     tasks, gpus = _tasks_per_node(options), _gpus_per_node(options)
@@ -110,13 +123,13 @@ def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> Non
     check_stages(stages, launch, device)
 
 
-def _tasks_per_node(options: SubmitOptions) -> int:
+def _tasks_per_node(options: JobOptions) -> int:
     return options.tasks_per_node or (
         1 if options.processes_per_task else _gpus_per_node(options) or 1
     )
 
 
-def _gpus_per_node(options: SubmitOptions) -> int | None:
+def _gpus_per_node(options: JobOptions) -> int | None:
     return gpus_per_node(
         {
             "gpus-per-node": options.gpus_per_node,
@@ -128,14 +141,14 @@ def _gpus_per_node(options: SubmitOptions) -> int | None:
     )
 
 
-def _free_options(options: SubmitOptions) -> dict[str, str]:
+def _free_options(options: JobOptions) -> dict[str, str]:
     try:
         return parse_free_options(options.sbatch)
     except UserError as error:
         raise ConfigError(str(error)) from None
 
 
-def _check_gpus(options: SubmitOptions) -> None:
+def _check_gpus(options: JobOptions) -> None:
     given = {
         "--gpus_per_node": options.gpus_per_node,
         "--gpus_per_task": options.gpus_per_task,
@@ -157,7 +170,7 @@ def _refuse_second_job(folder: Path) -> None:
         )
 
 
-def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dict[str, str | None]:
+def _sbatch_options(job: _Job, options: JobOptions, after: str | None) -> dict[str, str | None]:
     sbatch: dict[str, str | None] = {
         "job-name": options.job_name or job.folder.name,
         "nodes": str(options.nodes),
@@ -181,7 +194,7 @@ def _sbatch_options(job: _Job, options: SubmitOptions, after: str | None) -> dic
     return sbatch | _free_options(options)
 
 
-def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
+def _submit(job: _Job, options: JobOptions, after: str | None) -> str:
     """Writes a job's script and recipe and submits it, or prints both; returns its number."""
     slurm, submission = find_slurm_folder(), next_submission(job.folder)
     variables = {"MINIMOE_SLURM": str(slurm), "MINIMOE_PYTHON": options.python or sys.executable}
@@ -191,7 +204,10 @@ def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
         variables["MINIMOE_PROCESSES_PER_TASK"] = str(options.processes_per_task)
     sbatch = _sbatch_options(job, options, after)
     shipped = (slurm / f"{job.command}.sbatch").read_text("utf-8")
-    script = render(shipped, sbatch, variables, [str(submission.recipe)])
+    words = [str(submission.recipe)]
+    if job.command == "finetune":
+        words = ["--config", *words]
+    script = render(shipped, sbatch, variables, words)
     if options.dry_run:
         print(f"# {submission.script}\n{script}\n# {submission.recipe}\n{job.yaml}")
         return f"(the job of {job.folder})"
@@ -212,11 +228,11 @@ def _submit(job: _Job, options: SubmitOptions, after: str | None) -> str:
     return number
 
 
-def _record(options: SubmitOptions, number: str, command: str, log: str) -> Submission:
+def _record(options: JobOptions, number: str, command: str, log: str) -> Submission:
     return Submission(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        recipe=options.recipe,
-        overrides=options.overrides,
+        recipe=getattr(options, "recipe", None),
+        overrides=getattr(options, "overrides", []),
         options=options.model_dump(mode="json", exclude={"recipe"}),
         code=code_version(),
         environment=environment(),

@@ -116,9 +116,9 @@ def _check_numbers(options: FinetuneOptions) -> None:
             raise ConfigError(f"{name}: {','.join(map(str, values))}: give each value once")
     if options.teacher is None:
         for name in ("relation_weight", "teacher_weight", "temperature", "num_relation_heads"):
-            if name in options.model_fields_set and getattr(options, name):
+            if options.is_changed(name) and getattr(options, name):
                 raise ConfigError(f"{name}: needs a teacher; give --teacher FOLDER")
-    elif "num_relation_heads" in options.model_fields_set and not options.relation_weight:
+    elif options.is_changed("num_relation_heads") and not options.relation_weight:
         raise ConfigError("num_relation_heads: needs relations; give --relation_weight")
 
 

@@ -516,3 +516,15 @@ def test_a_bad_row_is_told_and_ends_a_strict_run(
         (tmp_path / f"{split}.tsv").write_text(rows + "torn\n")
     path = options(workshop, tasks, tmp_path / "run", data_dir=str(tmp_path), strict=True)
     assert f"{tmp_path / 'train.tsv'}:130: has 1 column, not 2" in refused(path)
+
+
+def test_what_a_dry_run_prints_is_a_file_of_options(
+    tasks: Path, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "sst2", "--data_dir", str(tasks), "--max_length", "16"]
+    words += ["--output_dir", str(tmp_path / "run"), "--dry_run"]
+    assert main(["finetune", str(workshop.teacher), *words]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "options.yaml").write_text(printed)
+    assert main(["finetune", "--config", str(tmp_path / "options.yaml"), "--dry_run"]) == 0
+    assert capsys.readouterr().out == printed

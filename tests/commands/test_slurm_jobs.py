@@ -142,6 +142,27 @@ def test_stages_run_one_after_the_other_and_not_twice(
     assert "every stage is finished" in minimoe_dist(cluster, *words).stdout
 
 
+def test_a_fine_tuning_is_a_job_too(
+    cluster: SlurmCluster, workshop: Workshop, tmp_path: Path
+) -> None:
+    for name in ("train", "dev"):
+        rows = "".join(f"word{n} word{n + 1}\t{n % 2}\n" for n in range(12))
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+    words = [
+        "--task", "sst2", "--data_dir", str(tmp_path), "--max_length", "16", "--seeds", "1,2",
+        "--num_train_epochs", "1", "--output_dir", str(tmp_path / "tuned"), "--use_cpu",
+    ]  # fmt: skip
+    done = minimoe_dist(cluster, "submit", "finetune", str(workshop.teacher), *words)
+    assert done.returncode == 0, done.stderr
+    (number,) = re.findall(r"submitted job (\d+)", done.stdout)
+    found = cluster.wait_for_job(number, "COMPLETED", "FAILED", seconds=SECONDS)
+    log = (tmp_path / "tuned" / f"slurm-{number}.out").read_text()
+    assert found["JobState"] == "COMPLETED", log
+    (told,) = json.loads(minimoe_dist(cluster, "status", str(tmp_path / "tuned"), "--json").stdout)
+    assert (told["state"], told["cells"]["done"], told["cells"]["total"]) == ("finished", 2, 2)
+    assert [record["event"] for record in records(tmp_path / "tuned")] == ["start", "end"]
+
+
 # Stands for apptainer: notes how it was called, and starts what comes behind the image.
 CONTAINER = """#!/bin/bash
 echo "$SLURM_PROCID $*" >> {calls}

@@ -191,3 +191,33 @@ def test_job_files_that_are_nowhere_are_named(
     recipe = workshop.recipe(tmp_path / "run")
     assert cli.main(["submit", str(recipe), "--nodes", "2"]) == 2
     assert f"slurm/job.sh: not in {tmp_path}; set MINIMOE_SLURM" in capsys.readouterr().err
+
+
+def task_files(folder: Path) -> Path:
+    for name in ("train", "dev"):
+        rows = "".join(f"word{n} word{n + 1}\t{n % 2}\n" for n in range(12))
+        (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+    return folder
+
+
+def test_a_fine_tuning_is_submitted_with_its_options(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "submit", "finetune", str(workshop.teacher), "--task", "sst2", "--max_length", "16",
+        "--data_dir", str(task_files(tmp_path)), "--output_dir", str(tmp_path / "tuned"),
+        "--seeds", "1,2", "--grid", "--gres", "gpu:2", "--time", "1:00:00",
+    ]  # fmt: skip
+    assert cli.main([*words, "--dry_run"]) == 0
+    script, _, text = capsys.readouterr().out.partition("/run.yaml\n# ")
+    script, _, text = script.rpartition("\n# ") if not text else (script, "", text)
+    found = directives(script)
+    assert (found["job-name"], found["gres"], found["ntasks-per-node"]) == ("tuned", "gpu:2", "2")
+    assert f"set -- --config {tmp_path}/tuned/submissions/1/run.yaml\n" in script
+    assert "launch finetune" in script
+    assert not (tmp_path / "tuned").exists()
+    assert cli.main([*words[:-1], "0:01:00"]) == 2
+    assert "--time" in capsys.readouterr().err
+    words[words.index("sst2")] = "sst3"
+    assert cli.main([*words, "--dry_run"]) == 2
+    assert "sst3" in capsys.readouterr().err

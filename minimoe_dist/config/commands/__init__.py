@@ -11,7 +11,7 @@ from .distill import DistillOptions, SparsifyOptions
 from .doctor import DoctorOptions
 from .export import ExportOptions
 from .finetune import FinetuneOptions
-from .jobs import StatusOptions, SubmitOptions
+from .jobs import JobOptions, StatusOptions, SubmitFinetuneOptions, SubmitOptions
 from .measuring import EvaluateOptions, ReportOptions
 from .plan import PlanOptions
 from .predict import PredictOptions
@@ -27,11 +27,13 @@ __all__ = [
     "EvaluateOptions",
     "ExportOptions",
     "FinetuneOptions",
+    "JobOptions",
     "PlanOptions",
     "PredictOptions",
     "RecipeOptions",
     "ReportOptions",
     "SparsifyOptions",
     "StatusOptions",
+    "SubmitFinetuneOptions",
     "SubmitOptions",
 ]

@@ -21,6 +21,11 @@ class CommandOptions(Section):
     the fields; a list takes all remaining ones. ``--config`` names a YAML file of these options.
     """
 
+    def is_changed(self, name: str) -> bool:
+        """Returns whether an option was given, and is not what it would be anyway."""
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return name in self.model_fields_set and getattr(self, name) != default
+
     @field_validator("*", mode="before")
     @classmethod
     def _list_of_text(cls, value: Any, info: ValidationInfo) -> Any:

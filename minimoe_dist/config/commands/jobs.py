@@ -7,19 +7,14 @@ from pydantic import Field, field_validator
 
 from ..model_types import SPARSIFICATION
 from .base import POSITIONAL, CommandOptions, RecipeOptions
+from .finetune import FinetuneOptions
 
 _GPUS = r"^([\w.-]+:)?[1-9]\d*(,([\w.-]+:)?[1-9]\d*)*$"  # with their types or without
 
 
-class SubmitOptions(RecipeOptions):
-    """The run and its Slurm job; what is not set stays as in the sbatch file."""
+class JobOptions(CommandOptions):
+    """A Slurm job; what is not set stays as in the sbatch file."""
 
-    recipe: str = Field(
-        min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
-    )
-    command: Literal["auto", "distill", "sparsify"] = Field(
-        "auto", description="what the job does; auto: distill or sparsify, as the recipe says"
-    )
     nodes: int = Field(1, ge=1, description="nodes of the job")
     tasks_per_node: int | None = Field(
         None, ge=1, description="tasks on each node; default one for each GPU, without GPUs one"
@@ -59,9 +54,33 @@ class SubmitOptions(RecipeOptions):
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+
+class SubmitOptions(JobOptions, RecipeOptions):
+    """The run and its Slurm job."""
+
+    recipe: str = Field(
+        min_length=1, description="of the run, see configs/recipes", json_schema_extra=POSITIONAL
+    )
+    command: Literal["auto", "distill", "sparsify"] = Field(
+        "auto", description="what the job does; auto: distill or sparsify, as the recipe says"
+    )
+
     @property
     def presets(self) -> Sequence[str]:
         return (f"--model_type={SPARSIFICATION}",) if self.command == "sparsify" else ()
+
+
+class SubmitFinetuneOptions(JobOptions, FinetuneOptions):
+    """The fine-tuning and its Slurm job."""
+
+    @property
+    def finetuning(self) -> FinetuneOptions:
+        """The options of the fine-tuning alone."""
+        names = (name for name in FinetuneOptions.model_fields if name != "dry_run")
+        given = self.model_fields_set
+        return FinetuneOptions.model_validate(
+            {name: getattr(self, name) for name in names if name in given}
+        )
 
 
 class StatusOptions(CommandOptions):

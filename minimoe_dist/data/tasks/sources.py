@@ -89,7 +89,7 @@ def check_source_options(options: FinetuneOptions | EvaluateOptions) -> None:
     }
     for option, (need, is_there) in needs.items():
         value = getattr(options, option, None)
-        if option in options.model_fields_set and value and not is_there:
+        if value and not is_there and options.is_changed(option):
             written = ",".join(value) if isinstance(value, list) else value
             raise ConfigError(f"{option}: {written} is for {need}; leave it out")
 
