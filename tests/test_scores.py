@@ -10,7 +10,7 @@ import pytest
 from benchmarks.scores import __main__ as command
 from benchmarks.scores import gathering, page, texts
 from benchmarks.scores.jobs import Job, run_all
-from benchmarks.scores.sizes import SIZES, gmac_of, runs_of
+from benchmarks.scores.sizes import SIZES, Size, gmac_of, runs_again, runs_of
 from benchmarks.scores.texts import Page
 from minimoe_dist.config import load_run_config
 from minimoe_dist.data.tasks import Table, open_table, open_task
@@ -147,6 +147,26 @@ def test_shares_are_of_what_is_above_chance() -> None:
     shown = page.table(found)
     assert "| plain 3L;192H, 9 steps by 6L | 0.2500 | 80.0 ± 14.1 | 30.0 ± 14.1 |" in shown
     assert "75.0 ± 35.4 %" in shown and "not run" in shown
+
+
+def test_another_seed_stands_beside_the_first() -> None:
+    own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
+    found = numbers(**{"small/plain_192": own})
+    assert page.table_again(found) == ""
+    other = {"a": [0.7, 0.7], "b": [0.2, 0.2]}
+    students = [{**found["students"][0], "heldout_loss": 0.5}]
+    found |= {"setup": {"seed": 1}}
+    found["again"] = {"seed": 2, "students": students, "scores": {"small/plain_192": other}}
+    assert page.table_again(found).splitlines()[-1] == (
+        "| plain 3L;192H, 9 steps by 6L | 0.2500 | 75.0 ± 35.4 % | 0.5000 | 50.0 ± 0.0 % |"
+    )
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_teachers_are_compared_again_at_equal_steps(size: Size) -> None:
+    runs = runs_again(size)
+    assert {run.teacher for run in runs} == {"small", "large"}
+    assert len({run.steps for run in runs}) == 1
 
 
 def test_the_page_draws_what_there_is(tmp_path: Path) -> None:

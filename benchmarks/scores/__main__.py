@@ -1,13 +1,14 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
-    python -m benchmarks.scores [texts] [distil] [tune] [page] [--size look|cpu|gpu|gpus]
-        [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores] [--seed 776]
+    python -m benchmarks.scores [texts] [distil] [tune] [again] [page] [--size look|cpu|gpu|gpus]
+        [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores] [--seed 776] [--again 777]
 
 (all parts by default.) ``texts``: prose of Python's documentation and of Debian's linux-doc-6.1 as
 corpora of both teachers' tokenizers, and tasks made of pages that are kept back; SST-2 and CoNLL
 where their folders are given. ``distil``: students by the 6-layer teacher, for three lengths of
 training, by the 12-layer teacher, and, on GPUs, by assistants. ``tune``: teacher and students on
 each task with three seeds, from labels alone and with the fine-tuned teacher's predictions.
+``again``: the comparison of the teachers at equal steps with another seed of distillation.
 ``page``: numbers, table and picture, of what is done. What was interrupted goes on, and what is
 finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for
 an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is
@@ -26,9 +27,9 @@ import yaml
 
 from . import gathering, page, texts
 from .jobs import Job, run_all
-from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_of
+from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_of
 
-PARTS = ("texts", "distil", "tune", "page")
+PARTS = ("texts", "distil", "tune", "again", "page")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TEACHERS = {"small": SMALL, "large": LARGE}
 RATES = {"teacher": "1e-4", "student": "3e-4"}
@@ -75,12 +76,12 @@ def _build(folder: Path, documents: Sequence[Any]) -> None:
             print(f"{name} {part}: {manifest.summary()}")
 
 
-def recipe_of(run: Run, size: Size, folder: Path, seed: int) -> Path:
-    """Writes a distillation's recipe."""
+def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | None = None) -> Path:
+    """Writes a distillation's recipe; its corpora are those of the folder, or of another one."""
     kind = run.name.partition("_")[0]
     name, _, student = run.teacher.partition("/")
     teacher = str(folder / name / "export" / student) if student else TEACHERS[run.teacher]
-    corpus = str(folder / "corpus" / kind)
+    corpus = str((corpora or folder) / "corpus" / kind)
     recipe = {
         "model_type": "moebert_minilm",
         "output_dir": str(folder / run.name),
@@ -131,6 +132,31 @@ def distil(folder: Path, size: Size, seed: int) -> list[str]:
     return failed
 
 
+def distil_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
+    """Another seed of the distillations that compare the teachers, on the same tasks."""
+    again = folder / f"again_{seed}"
+    again.mkdir(exist_ok=True)
+    runs = sorted(runs_again(size), key=lambda run: run.teacher)  # the large teacher's first
+    jobs = [
+        Job(
+            f"distil {', '.join(run.students)} by {run.teacher} again, {run.steps} steps",
+            ("distill", "--config", str(recipe_of(run, size, again, seed, folder))),
+            again / run.name / "summary.json",
+            run.steps * {"large": 4.0}.get(run.teacher, 1.0),
+        )
+        for run in runs
+    ]
+    failed = run_all(jobs, size.lanes, size.ranks, again / "log.txt")
+    tunings = [
+        _tuning(again, size, task, f"{run.name}/{student}", path, tasks=folder / "tasks")
+        for task in tasks
+        for run in runs
+        for student in run.students
+        if Path(path := str(again / run.name / "export" / student), "config.json").is_file()
+    ]
+    return failed + run_all(tunings, size.lanes, size.ranks, again / "log.txt")
+
+
 def make_random(folder: Path, size: Size) -> None:
     """A student that has learnt nothing, with the tokenizer and size of another."""
     import torch
@@ -177,7 +203,13 @@ def tune(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
 
 
 def _tuning(
-    folder: Path, size: Size, task: str, name: str, model: str, more: tuple[str, ...] = ()
+    folder: Path,
+    size: Size,
+    task: str,
+    name: str,
+    model: str,
+    more: tuple[str, ...] = (),
+    tasks: Path | None = None,
 ) -> Job:
     kind = "teacher" if name == "teacher" else "student"
     output = folder / "tuned" / f"{name.replace('/', '-')}{'_taught' if more else ''}_{task}"
@@ -186,7 +218,7 @@ def _tuning(
     return Job(
         f"tune {name} on {task}{' with the teacher' if more else ''}",
         (
-            *("finetune", model, *own, source, str(folder / "tasks" / task)),
+            *("finetune", model, *own, source, str((tasks or folder / "tasks") / task)),
             *("--output_dir", str(output), "--max_length", str(size.task_length)),
             *("--num_train_epochs", str(size.epochs), "--seeds", ",".join(map(str, size.seeds))),
             *("--learning_rates", RATES[kind], "--batch_sizes", "32", "--precision", "bf16"),
@@ -207,6 +239,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/scores"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="numbers and picture")
     parser.add_argument("--seed", type=int, default=776, help="of tasks and distillations")
+    parser.add_argument("--again", type=int, default=777, help="the other seed of distillation")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: give parts of {', '.join(PARTS)}")
@@ -221,13 +254,17 @@ def main() -> int:
         failed += distil(folder, size, options.seed)
     if "tune" in options.parts:
         failed += tune(folder, size, tasks)
+    if "again" in options.parts:
+        failed += distil_again(folder, size, options.again, tasks)
     if "page" in options.parts:
-        found = gathering.gather(folder, size, tasks, {"size": options.size, "seed": options.seed})
+        found = gathering.gather(
+            folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again
+        )
         options.results.mkdir(parents=True, exist_ok=True)
         path = options.results / "scores.json"
         path.write_text(json.dumps(found, indent=1) + "\n")
         page.draw(found, path.with_suffix(".png"))
-        print(page.table(found))
+        print(page.table(found), page.table_again(found), sep="\n")
     for words in failed:
         print(words, file=sys.stderr)
     return int(bool(failed))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .sizes import GMAC, Size, runs_of
+from .sizes import GMAC, Run, Size, runs_again, runs_of
 from .texts import TASKS
 
 # Scores of which saying always the same gets nothing.
@@ -15,19 +15,53 @@ _FROM_ZERO = ("Matthews", "chunk F1")
 
 
 def gather(
-    folder: Path, size: Size, tasks: Sequence[str], facts: Mapping[str, Any]
+    folder: Path,
+    size: Size,
+    tasks: Sequence[str],
+    facts: Mapping[str, Any],
+    again: int | None = None,
 ) -> dict[str, Any]:
     """What is done: students with their losses, and every model's scores by task, a number a seed.
 
     Models are named "teacher", "RUN/STUDENT", and with " taught" behind it where the fine-tuned
     teacher's predictions were learnt too.
+
+    Args:
+        folder: of the study.
+        size: of it.
+        tasks: by name.
+        facts: that belong to its setup.
+        again: the other seed of distillation, whose numbers are under "again", if there are any.
     """
+    students = _students(folder, runs_of(size))
+    names = ["teacher", *(one["model"] for one in students), "untaught"]
+    found = {
+        "setup": {
+            **facts,
+            "batch": size.batch,
+            "length": size.length,
+            "samples": size.samples,
+            "epochs": size.epochs,
+            "teacher_gmac": GMAC["small"],
+        },
+        "tasks": {task: task_facts(folder / "tasks" / task, task) for task in tasks},
+        "students": students,
+        "scores": _scores(folder, names, tasks),
+    }
+    other = folder / f"again_{again}"
+    if other.is_dir():
+        students = _students(other, runs_again(size))
+        scores = _scores(other, [one["model"] for one in students], tasks)
+        found["again"] = {"seed": again, "students": students, "scores": scores}
+    return found
+
+
+def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
     from minimoe_dist.runs.folder import RunFolder
     from minimoe_dist.runs.summaries import Summary
-    from minimoe_dist.runs.tuning import finished_cells
 
     students = []
-    for run in runs_of(size):
+    for run in runs:
         path = RunFolder(folder / run.name).summary
         if not path.is_file():
             continue
@@ -43,7 +77,15 @@ def gather(
                     "heldout_loss": summary.heldout_loss_after,
                 }
             )
-    names = ["teacher", *(one["model"] for one in students), "untaught"]
+    return students
+
+
+def _scores(
+    folder: Path, names: Sequence[str], tasks: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.tuning import finished_cells
+
     scores: dict[str, dict[str, list[float]]] = {}
     for name in names:
         for words in ("", "_taught"):
@@ -55,19 +97,7 @@ def gather(
                     by_task[task] = [round(score, 4) for score in found]
             if by_task:
                 scores[name + words.replace("_", " ")] = by_task
-    return {
-        "setup": {
-            **facts,
-            "batch": size.batch,
-            "length": size.length,
-            "samples": size.samples,
-            "epochs": size.epochs,
-            "teacher_gmac": GMAC["small"],
-        },
-        "tasks": {task: task_facts(folder / "tasks" / task, task) for task in tasks},
-        "students": students,
-        "scores": scores,
-    }
+    return scores
 
 
 def task_facts(folder: Path, task: str) -> dict[str, Any]:

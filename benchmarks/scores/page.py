@@ -57,6 +57,27 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_again(found: Mapping[str, Any]) -> str:
+    """The comparison of teachers at equal steps, a column a seed of distillation, as Markdown.
+
+    Shares are of tasks that have been run with both seeds.
+    """
+    again = found.get("again")
+    if not again or not again["scores"]:
+        return ""
+    seeds = (found["setup"]["seed"], again["seed"])
+    other = {**found, "scores": {"teacher": found["scores"]["teacher"], **again["scores"]}}
+    heads = " | ".join(f"seed {seed}: held-out loss | above chance" for seed in seeds)
+    lines = [f"| student | {heads} |", "|---" * 5 + "|"]
+    for one in again["students"]:
+        cells = []
+        for numbers, students in ((found, found["students"]), (other, again["students"])):
+            (student,) = [each for each in students if each["model"] == one["model"]]
+            cells.append(f"{student['heldout_loss']:.4f} | {_share(shares(numbers, one['model']))}")
+        lines.append(f"| {words_of(found, one['model'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _score(values: Sequence[float] | None) -> str:
     if not values:
         return "not run"

@@ -93,6 +93,13 @@ def runs_of(size: Size) -> list[Run]:
     return runs
 
 
+def runs_again(size: Size) -> list[Run]:
+    """Those that compare the teachers at equal steps, for another seed of distillation."""
+    return [
+        run for run in runs_of(size) if run.steps == size.large_steps and "/" not in run.teacher
+    ]
+
+
 def students(widths: tuple[int, ...], control: bool = False) -> dict[str, dict[str, Any]]:
     """A plain student and one with experts of each width, and perhaps a control.
 
