@@ -116,7 +116,7 @@ def _slurm_launch(environ: Mapping[str, str]) -> Launch:
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     world_size = _integer(environ, tasks, "1")
     per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
-    counts = _tasks_per_node(per_node)
+    counts = tasks_per_node(per_node)
     node = _integer(environ, "SLURM_NODEID", "0")
     node_list = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST", "localhost")
     # Two steps of one job may run at once, and an earlier start of it may not have ended yet.
@@ -134,7 +134,7 @@ def _slurm_launch(environ: Mapping[str, str]) -> Launch:
     )
 
 
-def _tasks_per_node(text: str) -> list[int]:
+def tasks_per_node(text: str) -> list[int]:
     """Expands Slurm's ``2(x3),1`` to one count per node: [2, 2, 2, 1]."""
     counts: list[int] = []
     for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):

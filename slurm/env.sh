@@ -33,4 +33,4 @@ words_of() {
 words_of minimoe_python "$MINIMOE_PYTHON"
 words_of minimoe_job_python "${MINIMOE_JOB_PYTHON:-$MINIMOE_PYTHON}"
 read -ra minimoe_srun <<<"${MINIMOE_SRUN:-}"
-export MINIMOE_PYTHON
+export MINIMOE_PYTHON ${MINIMOE_JOB_PYTHON:+MINIMOE_JOB_PYTHON}

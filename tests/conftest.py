@@ -30,4 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files whose tests start runs: the longest must not come last, alone."""
-    items.sort(key=lambda item: item.path.parent.name != "commands")
+    first = ("commands", "by_transformers")
+    items.sort(
+        key=lambda item: (item.path.stem != "test_tutorial", item.path.parent.name not in first)
+    )

@@ -1,6 +1,7 @@
 """``minimoe-dist report``: writes an HTML page, and its numbers as JSON, about runs."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from ..errors import UserError
 from ..reporting.facts import collect
 from ..reporting.page import render
 from ..reporting.runs import read_runs
+from ..runs.launches import read_starts
 from ..runtime import Launch, logger
-from ..slurm.reports import RunReport, report, runs_below
+from ..slurm.reports import RunReport, report
 
+_STILL_SECONDS = 120.0  # before a run that neither works nor has finished counts as over
 _log = logger("report")
 
 
@@ -45,23 +48,59 @@ def run(options: ReportOptions, launch: Launch) -> int:
 def _watch(options: ReportOptions, page: Path, seconds: int) -> None:
     """Writes the page until all runs are over; what cannot be read yet is tried again."""
     _log.info("page in %s, anew every %d s until all runs are over; Ctrl-C ends it", page, seconds)
-    told = None
+    told, watch = None, _Watch()
     while True:
-        states = [report(folder) for path in options.runs for folder in runs_below(Path(path))]
-        is_over = bool(states) and all(state.state == "finished" for state in states)
         try:
+            states = [report(folder) for path in options.runs for folder in _folders(path)]
+            is_over = watch.is_over(options.runs, states, time.monotonic())
             _write(options, page, [] if is_over else states)
             told = None
-        except UserError as error:
             if is_over:
-                raise
+                _log.info("all runs are over")
+                return
+        except UserError as error:
             if str(error) != told:
                 _log.info("not yet: %s", error)
             told = str(error)
-        if is_over:
-            _log.info("all runs are over")
-            return
         time.sleep(seconds)
+
+
+def _folders(path: str) -> list[Path]:
+    """Returns the folders of the runs that a path names; none of an evaluation's file."""
+    return [] if Path(path).is_file() else [run.folder.path for run in read_runs([path])]
+
+
+class _Watch:
+    """Knows when there is nothing more to come of some runs."""
+
+    def __init__(self) -> None:
+        self._still_since: dict[str, float] = {}
+
+    def is_over(self, paths: Sequence[str], states: Sequence[RunReport], now: float) -> bool:
+        """Returns whether all runs have finished, or ended otherwise and stayed so for a while.
+
+        What was never started is waited for, and so is a chain between two of its stages.
+        """
+        return not any(self._is_to_come(state, now) for state in states) and not any(
+            _is_chain_under_way(Path(path), states) for path in paths
+        )
+
+    def _is_to_come(self, run: RunReport, now: float) -> bool:
+        if run.state == "finished":
+            return False
+        is_alive = run.state == "running" or (run.job is not None and run.job.is_alive)
+        if is_alive or not run.starts:
+            self._still_since.pop(run.folder, None)
+            return True
+        return now - self._still_since.setdefault(run.folder, now) < _STILL_SECONDS
+
+
+def _is_chain_under_way(folder: Path, states: Sequence[RunReport]) -> bool:
+    """Whether the folder is that of several runs, one process of which has not ended yet."""
+    if any(Path(state.folder) == folder for state in states):
+        return False
+    starts = read_starts(folder) if folder.is_dir() else []
+    return bool(starts) and starts[-1].leave is None
 
 
 def _write(options: ReportOptions, page: Path, states: list[RunReport]) -> None:

@@ -27,7 +27,13 @@ from ..runtime import DeviceType, Launch
 from ..slurm.facts import code_version, environment
 from ..slurm.queue import SlurmError, execute, find_job
 from ..slurm.reports import newest_job
-from ..slurm.script import gpus_per_node, parse_free_options, render, time_limit_seconds
+from ..slurm.script import (
+    count_gpus,
+    gpus_per_node,
+    parse_free_options,
+    render,
+    time_limit_seconds,
+)
 
 # Slurm may send the signal up to a minute early, and a start takes some time.
 _SHORTEST_TRAINING_SECONDS = 120
@@ -120,7 +126,7 @@ def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> Non
     on_cpus = stages[0].parallel.use_cpu or gpus is None
     device: DeviceType = "cpu" if on_cpus else "cuda"
     launch = Launch(0, ranks, 0, ranks // options.nodes, "", 0, "slurm")
-    check_stages(stages, launch, device)
+    check_stages(stages, launch, device, runs_elsewhere=options.python is not None)
 
 
 def _tasks_per_node(options: JobOptions) -> int:
@@ -157,6 +163,17 @@ def _check_gpus(options: JobOptions) -> None:
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)}: say the same in two ways; give one of them")
+    if options.gpus_per_task is None:
+        return
+    if options.tasks_per_node is None:
+        raise ConfigError(
+            f"--gpus_per_task: {options.gpus_per_task} of how many tasks? give --tasks_per_node"
+        )
+    if options.tasks_per_node > 1 and count_gpus(options.gpus_per_task) > 1:
+        raise ConfigError(
+            f"--gpus_per_task: {options.gpus_per_task} of several tasks a node; a task trains on "
+            "one: give 1, or one task a node"
+        )
 
 
 def _refuse_second_job(folder: Path) -> None:

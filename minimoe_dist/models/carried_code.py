@@ -7,7 +7,7 @@ from such a folder.
 
 import inspect
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,22 +45,42 @@ class CarriesCode:
     config: Any
 
     def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, **options: Any
+        self, save_directory: Any, is_main_process: bool = True, *arguments: Any, **options: Any
     ) -> None:
-        """Saves as every model of transformers, and the code. Arguments are those of that."""
+        """Saves as every model of transformers, and the code. Arguments are those of that.
+
+        Raises:
+            FileExistsError: the folder has a file of one of the code's names that no student left.
+        """
         self.config.auto_map = dict(self.carried_classes)
         folder = Path(save_directory)
         if is_main_process and not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            for file in _files():
+            files = list(_files())
+            _refuse_others(folder, files)
+            for file in files:
                 shutil.copy(file, folder)
         super().save_pretrained(  # type: ignore[misc]
-            save_directory, is_main_process=is_main_process, **options
+            save_directory, is_main_process, *arguments, **options
         )
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Does nothing: transformers would name only the class that it registers here."""
+
+
+def _refuse_others(folder: Path, files: Sequence[Path]) -> None:
+    """Refuses to write over files that are not a student's code."""
+    config = folder / "config.json"
+    if config.is_file() and f'"{_ENTRANCE}.' in config.read_text("utf-8", "replace"):
+        return
+    for file in files:
+        there = folder / file.name
+        if there.exists() and there.read_bytes() != file.read_bytes():
+            raise FileExistsError(
+                f"{there}: is there already, and is not a student's code, which has that name; "
+                "choose another folder"
+            )
 
 
 def _files() -> Iterator[Path]:

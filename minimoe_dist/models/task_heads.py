@@ -164,7 +164,8 @@ class _TaskModel:
         if self.config.problem_type is None:
             self.config.problem_type = self._kind_of(labels)
         if self.config.problem_type == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.float().squeeze(-1))
+            predicted = logits.squeeze(-1)
+            return F.mse_loss(predicted, labels.float().view_as(predicted))
         if self.config.problem_type == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.float())
         return F.cross_entropy(logits, labels.view(-1))

@@ -1,5 +1,6 @@
 """Finds what would make ``minimoe-dist distill`` or ``sparsify`` fail, and shows their runs."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def check_run(options: DistillOptions, launch: Launch) -> None:
     Raises:
         ConfigError: one line of everything that would stop it, with the remedies.
     """
-    check_stages(options.stages, launch, _device_type(options))
+    # Around a job's tasks, whose packages are a container's.
+    runs_elsewhere = "MINIMOE_JOB_PYTHON" in os.environ and "SLURM_STEP_ID" not in os.environ
+    check_stages(options.stages, launch, _device_type(options), runs_elsewhere)
     for stage in options.stages:
         # A finished stage of several is not resumed: of its options the run says more.
         is_done = saved_step(Path(stage.output_dir)) == FINISHED
@@ -78,8 +81,6 @@ def show(options: DistillOptions, launch: Launch) -> ExitStatus:
     problems = problems_of_stages(options.stages, launch, device_type)
     if launch.rank == 0:
         for stage, stage_problems in zip(options.stages, problems, strict=True):
-            with suppress(ConfigError):  # it is among the problems
-                stage = fit_to_ranks(stage, launch.world_size)
             print(_resolved(stage, launch.world_size, device_type, stage_problems), end="")
     return ExitStatus.REFUSED if any(problems) else ExitStatus.DONE
 
@@ -93,11 +94,14 @@ def _device_type(options: DistillOptions) -> DeviceType:
 
 def _resolved(config: RunConfig, world_size: int, device_type: str, problems: list[str]) -> str:
     """Formats the run as YAML, with what follows from it and from this start as comments."""
+    fitted = config
+    with suppress(ConfigError):  # it is among the problems
+        fitted = fit_to_ranks(config, world_size)
     facts = (
         f"# world size {world_size} on {device_type}, "
         f"global batch {config.global_batch_size(world_size)} "
-        f"({config.training.per_device_train_batch_size} a rank × "
-        f"{config.training.num_grad_accum_steps} micro-batches × {world_size} ranks)\n"
+        f"({fitted.training.per_device_train_batch_size} a rank × "
+        f"{fitted.training.num_grad_accum_steps} micro-batches × {world_size} ranks)\n"
         f"# teacher {_teacher_layout(config, world_size)}\n"
     )
     return facts + "".join(f"# would stop: {line}\n" for line in problems) + config.to_yaml()

@@ -31,6 +31,7 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
     if options.step is not None:
         find_saved(options.source, options.step, options.student)
         check_output_dir(str(Path(options.output).parent) if options.output else options.source)
+        _check_without_model(options)
         return
     export = find_export(options.source, options.student)
     model = require_model(str(export.folder), "source")
@@ -49,6 +50,24 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
     _check_relations(options, model, export.run.recipe if export.run else SavedRecipe())
     results = export.run.results if export.run else None
     _check_task(options, model, results.options if results else SavedTuning())
+
+
+def _check_without_model(options: EvaluateOptions) -> None:
+    """Refuses what a model that is still in a checkpoint cannot be held against."""
+    if options.task is not None or options.dataset is not None:
+        raise ConfigError(
+            f"--step: students in checkpoints have no head for {options.task or options.dataset}; "
+            "fine-tune an export, or leave the task out"
+        )
+    for path in options.corpus:
+        find_corpora(path)
+    if options.teacher is not None:
+        teacher = require_model(options.teacher, "--teacher", teaches=True)
+        check_weights("--teacher", teacher)
+        if options.num_relation_heads is not None:
+            check_relation_heads(
+                "--num_relation_heads", options.num_relation_heads, "teacher", teacher
+            )
 
 
 def teacher_of(options: EvaluateOptions, saved: SavedRecipe) -> str | None:

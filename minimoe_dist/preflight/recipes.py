@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..config import ConfigError, RunConfig, fit_to_ranks
+from ..config import ConfigError, RunConfig, check_deepspeed_json, fit_to_ranks
 from ..config.checks import check_world_size, exported_names, is_sparsification
 from ..config.paths import check_output_dir
 from ..corpus.sentencepieces import SENTENCEPIECE_SUFFIX
@@ -50,19 +50,27 @@ _TOKENIZER = "teacher.tokenizer_name_or_path"
 _VocabularyCheck = Callable[[str, Manifest], None]
 
 
-def check_stages(stages: Sequence[RunConfig], launch: Launch, device_type: DeviceType) -> None:
+def check_stages(
+    stages: Sequence[RunConfig],
+    launch: Launch,
+    device_type: DeviceType,
+    runs_elsewhere: bool = False,
+) -> None:
     """Refuses a recipe that would fail; arguments are those of :func:`problems_of_stages`.
 
     Raises:
         ConfigError: all of its problems, on one line.
     """
-    problems = problems_of_stages(stages, launch, device_type)
+    problems = problems_of_stages(stages, launch, device_type, runs_elsewhere)
     if any(problems):
         raise ConfigError("; ".join(line for lines in problems for line in lines))
 
 
 def problems_of_stages(
-    stages: Sequence[RunConfig], launch: Launch, device_type: DeviceType
+    stages: Sequence[RunConfig],
+    launch: Launch,
+    device_type: DeviceType,
+    runs_elsewhere: bool = False,
 ) -> list[list[str]]:
     """Lists for each stage what would make it fail, one line a problem.
 
@@ -72,11 +80,15 @@ def problems_of_stages(
         stages: stages of the recipe, in order.
         launch: the processes that they were started with.
         device_type: device that they would train on.
+        runs_elsewhere: whether in another environment, as of a container, whose packages are not
+            known here.
     """
     future_exports: dict[str, ModelDescription | None] = {}
     problems = []
     for stage in stages:
-        stage_problems = _problems_of_stage(stage, launch, device_type, future_exports)
+        stage_problems = _problems_of_stage(
+            stage, launch, device_type, future_exports, runs_elsewhere
+        )
         problems.append(list(dict.fromkeys(stage_problems)))
     return problems
 
@@ -86,12 +98,14 @@ def _problems_of_stage(
     launch: Launch,
     device_type: DeviceType,
     future_exports: dict[str, ModelDescription | None],
+    runs_elsewhere: bool,
 ) -> Iterator[str]:
     """Yields a stage's problems, and adds its exports to ``future_exports``."""
-    yield from problems_of(fit_to_ranks, config, launch.world_size)
+    yield from problems_of(_check_batches, config, launch.world_size)
     yield from problems_of(check_world_size, config, launch.world_size)
     yield from problems_of(_check_device, config, device_type)
-    yield from problems_of(_check_trackers, config)
+    if not runs_elsewhere:
+        yield from problems_of(_check_trackers, config)
     yield from problems_of(check_output_dir, config.output_dir)
     yield from problems_of(RunFolder(Path(config.output_dir)).check)
     yield from problems_of(_check_exports, config)
@@ -118,6 +132,13 @@ def _problems_of_stage(
     yield from problems_of(_check_corpora, config, teacher, check_vocabulary)
 
 
+def _check_batches(config: RunConfig, world_size: int) -> None:
+    """Refuses ranks that do not divide the batch, and a JSON of other micro-batches than theirs."""
+    fitted = fit_to_ranks(config, world_size)
+    if config.training.global_batch_size is not None and config.parallel.deepspeed is not None:
+        check_deepspeed_json(config.parallel.deepspeed, fitted)
+
+
 def _check_trackers(config: RunConfig) -> None:
     for name in config.training.report_to:
         if find_spec(name) is None:
@@ -126,6 +147,12 @@ def _check_trackers(config: RunConfig) -> None:
                 f"training.report_to: the package {name} is not installed; pip install {package}, "
                 "or leave it out"
             )
+    has_server = "MLFLOW_TRACKING_URI" in os.environ or find_spec("sqlalchemy") is not None
+    if "mlflow" in config.training.report_to and not has_server:
+        raise ConfigError(
+            "training.report_to: mlflow has no MLFLOW_TRACKING_URI, and mlflow-skinny no store of "
+            "its own; set it to your server's"
+        )
 
 
 def model_problems(

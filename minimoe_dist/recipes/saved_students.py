@@ -16,7 +16,13 @@ from ..errors import UserError
 from ..model_description import require_model
 from ..model_paths import resolve_model_path
 from ..models.pretrained import read_encoder_config
-from ..reporting.runs import Export, SavedStudent, find_export, find_saved
+from ..reporting.runs import (
+    Export,
+    SavedStudent,
+    find_export,
+    find_saved,
+    student_of_model,
+)
 from ..runtime import logger
 from ..train.optimizer_state import MASTER
 from .model_types import Lesson, make_objective, make_student
@@ -50,7 +56,8 @@ def _export(saved: SavedStudent, folder: Path) -> Export:
     config = _recipe(saved)
     names = [student.name for student in config.students]
     # Of a once-for-all student's sub-model too: its name begins with the student's.
-    whole = max((name for name in names if saved.name.startswith(name)), key=len)
+    whole = student_of_model(saved.name, names)
+    assert whole is not None, "it was found by it"
     path = config.teacher.model_name_or_path
     lesson = Lesson(make_objective(config, None), _teacher_config(path), None)
     student_config = make_student(config, names.index(whole), lesson).config

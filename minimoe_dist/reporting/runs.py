@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.model_types import SPARSIFICATION
 from ..config.schema import RunOptions
 from ..errors import UserError
 from ..model_paths import resolve_model_path
@@ -113,16 +114,22 @@ def find_saved(source: str, step: int | str, student: str | None = None) -> Save
     options = {key: value for key, value in facts.items() if key in RunOptions.model_fields}
     recipe = SavedRecipe.of(options, str(checkpoint / PROGRESS))
     names = [one.name for one in recipe.students]
-    if not names:
+    makes_map = not any(student.get("sparsity") for student in options.get("students") or [{}])
+    if not names or (recipe.model_type == SPARSIFICATION and makes_map):
         raise UserError(f"--step: {checkpoint} is not of distill, which alone saves students")
     if student is None and len(names) > 1:
         raise UserError(f"{source}: has {', '.join(sorted(names))}: choose one with --student")
     name = student or names[0]
-    if not any(name == one or name.startswith(f"{one}_") for one in names):
+    if student_of_model(name, names) is None:
         raise UserError(f"--student: {name} is not among {source}'s students: {', '.join(names)}")
     return SavedStudent(
         Run(run, run.path.absolute().name, saved_recipe=recipe), checkpoint, found, name
     )
+
+
+def student_of_model(name: str, students: Sequence[str]) -> str | None:
+    """Returns the student that a model is, or is a sub-model of; None where it is none's."""
+    return max((one for one in students if f"{name}_".startswith(f"{one}_")), key=len, default=None)
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:

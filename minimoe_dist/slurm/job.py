@@ -97,7 +97,7 @@ def begin(run: JobRun, environ: Mapping[str, str]) -> int:
     Raises:
         ConfigError: something would stop every rank at its start.
     """
-    folder, ranks = run.folder, _ranks(environ)
+    folder, ranks = run.folder, ranks_of_job(environ)
     run.check(Launch(0, ranks, 0, 1, "", 0, "slurm"))
     folder.mkdir(parents=True, exist_ok=True)
     job, restart = _start_of(environ)
@@ -136,7 +136,7 @@ def _plans(run: JobRun, ranks: int) -> dict[str, SavedFacts]:
     }
 
 
-def _ranks(environ: Mapping[str, str]) -> int:
+def ranks_of_job(environ: Mapping[str, str]) -> int:
     """Returns the number of ranks that srun will start."""
     tasks = environ.get("SLURM_NTASKS") or environ.get("SLURM_JOB_NUM_NODES", "1")
     return int(tasks) * processes_per_task(environ)

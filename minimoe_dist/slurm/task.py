@@ -17,7 +17,7 @@ from types import FrameType
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..foreign import is_whole_number
-from ..runtime import Launch, detect_launch
+from ..runtime import Launch, detect_launch, tasks_per_node
 from .script import count_gpus
 
 PROCESSES = "MINIMOE_PROCESSES_PER_TASK"
@@ -52,7 +52,8 @@ def _refuse_uneven_nodes(count: int, environ: Mapping[str, str]) -> None:
         UserError: ``--gpus`` asks for another number than all nodes together would have then.
     """
     total = count_gpus(environ.get("SLURM_GPUS", ""))
-    nodes = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
+    names = ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")  # one task a node
+    nodes = next((int(environ[name]) for name in names if environ.get(name)), 1)
     if total and total != count * nodes:
         raise UserError(
             f"environment: {total} GPUs (--gpus) are not {count} on each of {nodes} nodes; give "
@@ -67,7 +68,11 @@ def _gpus_per_node(environ: Mapping[str, str]) -> str:
 
 
 def _tasks_here(environ: Mapping[str, str]) -> int:
-    return detect_launch(environ).local_world_size
+    """Returns the tasks of this node: of the step, or, around it, of the job's steps."""
+    if "SLURM_STEP_ID" in environ:
+        return detect_launch(environ).local_world_size
+    counts = tasks_per_node(environ.get("SLURM_TASKS_PER_NODE", ""))
+    return counts[0] if counts else 1  # the batch script runs on the first node
 
 
 def variables_of_rank(task: Launch, index: int, count: int) -> dict[str, str]:

@@ -7,9 +7,12 @@ ids are in ``trackers.json``. What a tracker cannot take never ends the run.
 
 import math
 import os
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +24,9 @@ from .journal import EventFile
 
 _PROJECT = "minimoe-dist"  # where the environment names none
 _STEP = "trained_steps"
+_LOCAL = "tensorboard"
+_MOST_WAITING = 1000  # records that a tracker has not taken yet
+_CLOSE_SECONDS = 20.0
 _log = logger("train.trackers")
 
 
@@ -41,7 +47,7 @@ class _Ids(Record):
 def open_trackers(
     names: Sequence[str], folder: RunFolder, first_step: int, options: Mapping[str, Any]
 ) -> list["Tracked"]:
-    """Opens a run's trackers; one that cannot be opened is told and left out.
+    """Opens a run's trackers.
 
     Args:
         names: of ``training.report_to``.
@@ -49,63 +55,120 @@ def open_trackers(
         first_step: steps done before; 0 begins a new run at each tracker.
         options: of the run, as JSON.
     """
-    ids = (_Ids.find(folder.trackers) if first_step else None) or _Ids()
-    opened = []
-    for name in names:
-        tracked = Tracked(name, partial(_open, name, folder, first_step, options, ids))
-        opened.append(tracked)
-        if tracked.id is not None:
-            ids = ids.model_copy(update={name: tracked.id})
-    if ids != _Ids():
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(folder.trackers, ids.model_dump())
-        except OSError as error:
-            _log.warning("%s: not written (%s)", folder.trackers, error.strerror or error)
-    return opened
+    ids = _Book(folder, first_step)
+    return [
+        Tracked(name, partial(_open, name, folder, first_step, options, ids), name == _LOCAL)
+        for name in names
+    ]
+
+
+class _Book:
+    """``trackers.json``; a run that begins anew forgets what stood there."""
+
+    def __init__(self, folder: RunFolder, first_step: int) -> None:
+        self._path = folder.trackers
+        self._lock = threading.Lock()
+        self._ids = (_Ids.find(self._path) if first_step else None) or _Ids()
+        if not first_step:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def find(self, name: str) -> str | None:
+        found: str | None = getattr(self._ids, name)
+        return found
+
+    def note(self, name: str, number: str) -> None:
+        with self._lock:
+            self._ids = self._ids.model_copy(update={name: number})
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, self._ids.model_dump())
 
 
 class Tracked:
-    """A tracker whose errors are told once, and end nothing.
+    """A tracker that the run never waits for, and whose errors are told once and end nothing.
 
-    Attributes:
-        id: of the run there, where it has one.
+    One that may be far away works in a thread of its own: it is opened there, and what it cannot
+    take in time is left out.
+
+    Args:
+        name: for people.
+        make: opens it.
+        is_local: whether it only writes a file, and works at once.
     """
 
-    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+    def __init__(self, name: str, make: Callable[[], Any], is_local: bool = False) -> None:
         self._name = name
+        self._make = make
         self._tracker: Any = None
-        self._try(lambda: setattr(self, "_tracker", make()))
-        self.id: str | None = getattr(self._tracker, "id", None)
+        self._fails = False
+        self._scalars: queue.Queue[tuple[int, dict[str, float]] | None] | None = None
+        if is_local:
+            self._open()
+            return
+        self._scalars = queue.Queue(_MOST_WAITING)
+        self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
+        self._thread.start()
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Takes scalars of a step by tag, those that are finite."""
         finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
-        if self._tracker is not None:
+        if self._fails:
+            return
+        if self._scalars is None:
             self._try(lambda: self._tracker.add(step, finite))
+            return
+        try:
+            self._scalars.put_nowait((step, finite))
+        except queue.Full:
+            self._give_up(f"{_MOST_WAITING} records wait for it")
 
     def close(self) -> None:
-        """Waits for what is under way, where the tracker does."""
-        if hasattr(self._tracker, "close"):
+        """Waits for what is under way, for some seconds at most."""
+        if self._scalars is None or self._fails:
+            return
+        try:
+            self._scalars.put(None, timeout=_CLOSE_SECONDS)
+            self._thread.join(_CLOSE_SECONDS)
+        except queue.Full:
+            pass
+        if self._thread.is_alive() and not self._fails:
+            self._give_up(f"no answer within {_CLOSE_SECONDS:g} s at its end")
+
+    def _work(self) -> None:
+        assert self._scalars is not None
+        self._open()
+        while not self._fails and (record := self._scalars.get()) is not None:
+            self._try(partial(self._tracker.add, *record))
+        if not self._fails:
             self._try(self._tracker.close)
+
+    def _open(self) -> None:
+        self._try(lambda: setattr(self, "_tracker", self._make()))
 
     def _try(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._give_up((str(error).strip() or type(error).__name__).splitlines()[0])
+
+    def _give_up(self, reason: str) -> None:
+        if not self._fails:
             _log.warning("%s takes nothing any more (%s); the run goes on", self._name, reason)
-            self._tracker = None
+        self._fails = True
 
 
 def _open(
-    name: str, folder: RunFolder, first_step: int, options: Mapping[str, Any], ids: _Ids
+    name: str, folder: RunFolder, first_step: int, options: Mapping[str, Any], ids: _Book
 ) -> Tracker:
+    if name == _LOCAL:
+        return EventFile(folder.tensorboard, first_step + 1)
+    remote: _Wandb | _Mlflow
     if name == "wandb":
-        return _Wandb(folder, options, ids.wandb)
-    if name == "mlflow":
-        return _Mlflow(folder, options, ids.mlflow)
-    return EventFile(folder.tensorboard, first_step + 1)
+        remote = _Wandb(folder, options, ids.find(name))
+    else:
+        remote = _Mlflow(folder, options, ids.find(name))
+    ids.note(name, remote.id)
+    return remote
 
 
 class _Wandb:
@@ -158,12 +221,9 @@ class _Mlflow:
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [self._make(tag, value, now, step) for tag, value in scalars.items()]
-        self._client.log_batch(self.id, metrics=metrics, synchronous=False)
+        self._client.log_batch(self.id, metrics=metrics)
 
     def close(self) -> None:
-        from mlflow import flush_async_logging
-
-        flush_async_logging()
         self._client.set_terminated(self.id)
 
 

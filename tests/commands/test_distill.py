@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from minimoe_dist.cli import main
 from minimoe_dist.models.pretrained import encoder_dtype
 from tests.commands import support
 from tests.commands.support import Workshop
@@ -268,3 +271,46 @@ def test_an_open_precision_is_what_the_device_multiplies(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["options"]["parallel"]["precision"] == name
     assert "resumed from" in support.finish(recipe, "--max_steps=2")
+
+
+def test_a_dry_run_keeps_the_bounds_of_a_global_batch(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = workshop.recipe(
+        tmp_path / "run", training={"global_batch_size": 16}, parallel={"expert_parallel_size": 1}
+    )
+    assert main(["distill", "--config", str(recipe), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "global batch 16 (4 a rank × 4 micro-batches × 1 ranks)" in said
+    training = yaml.safe_load(said)["training"]
+    names = ("global_batch_size", "per_device_train_batch_size", "num_grad_accum_steps")
+    assert [training[name] for name in names] == [16, 4, 1]
+
+
+def test_a_json_of_other_micro_batches_than_the_ranks_have_is_refused_at_once(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps({"gradient_accumulation_steps": 1}))
+    recipe = workshop.recipe(
+        tmp_path / "run",
+        training={"global_batch_size": 16},
+        parallel={"expert_parallel_size": 1, "deepspeed": str(tmp_path / "ds.json")},
+    )
+    assert main(["distill", "--config", str(recipe)]) == 2
+    assert "gradient_accumulation_steps 1 contradicts" in capsys.readouterr().err
+
+
+def test_a_tracker_that_could_keep_nothing_is_refused(
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recipe = workshop.recipe(tmp_path / "run", parallel={"expert_parallel_size": 1})
+    words = ["distill", "--config", str(recipe), "--report_to"]
+    assert main([*words, "mlflow"]) == 2
+    assert "mlflow has no MLFLOW_TRACKING_URI" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main([*words, "wandb"]) == 2
+    assert "the package wandb is not installed; pip install wandb" in capsys.readouterr().err

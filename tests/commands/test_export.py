@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from minimoe_dist.cli import main
+from minimoe_dist.config import load_run_config
+from minimoe_dist.reporting.runs import find_saved, student_of_model
 from tests.commands import support
 from tests.commands.support import Workshop
 
@@ -290,3 +292,36 @@ def test_an_int8_file_tells_what_it_costs_in_scores(workshop: Workshop, tmp_path
     (moved / "results.json").write_text(json.dumps(results))
     assert main(["export", str(moved), "--output_dir", str(target), "--quantize"]) == 0
     assert "What that costs in scores was not measured." in (target / "README.md").read_text()
+
+
+def test_a_checkpoint_of_sparsifying_has_no_student(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = tmp_path / "run" / "checkpoints" / "step_00000002"
+    step.mkdir(parents=True)
+    recipe = load_run_config(
+        str(workshop.recipe(tmp_path / "run", model_type="sparsebert_mlm", students=[{}],
+                            parallel={"expert_parallel_size": 1}))
+    )  # fmt: skip
+    (step / "run.json").write_text(json.dumps({"step": 2, "facts": recipe.model_dump(mode="json")}))
+    for words in (["export", "--output_dir", str(tmp_path / "a")], ["evaluate"]):
+        assert main([words[0], str(tmp_path / "run"), "--step", "newest", *words[1:]]) == 2
+        assert "is not of distill, which alone saves students" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_evaluated_without_a_task(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(unbroken), "--step", "20"]
+    assert main([*words, "--task", "sst2", "--data_dir", str(tmp_path)]) == 2
+    assert "have no head for sst2" in capsys.readouterr().err
+    assert main([*words, "--corpus", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+
+
+def test_a_student_whose_name_begins_another_ones_is_told_from_it(unbroken: Path) -> None:
+    checkpoint = unbroken / "checkpoints" / "step_00000020"
+    for name, whole in (("student", "student"), ("student_1l_16h", "student"),
+                        ("student_1", "student_1")):  # fmt: skip
+        assert student_of_model(name, ["student", "student_1"]) == whole
+    assert find_saved(str(unbroken), 20).checkpoint == checkpoint

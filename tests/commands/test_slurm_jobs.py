@@ -180,10 +180,10 @@ def test_tasks_run_in_a_container_with_a_rank_for_each_gpu_of_a_typed_resource(
     container.chmod(0o755)
     recipe = workshop.recipe(
         tmp_path / "run",
-        training={"max_steps": 4, "save_interval": 2, "global_batch_size": 8},
+        training={"max_steps": 4, "save_interval": 2, "global_batch_size": 4},
     )
     inside = f"{container} exec --nv image.sif {os.environ['MINIMOE_PYTHON']}"
-    words = ["--nodes", "2", "--tasks_per_node", "1", "--gres", "gpu:a100:2", "--python", inside]
+    words = ["--nodes", "2", "--gres", "gpu:a100:2", "--python", inside]
     done = minimoe_dist(cluster, "submit", str(recipe), *words)
     assert done.returncode == 0, done.stderr
     (number,) = re.findall(r"submitted job (\d+)", done.stdout)
@@ -192,7 +192,8 @@ def test_tasks_run_in_a_container_with_a_rank_for_each_gpu_of_a_typed_resource(
     assert found["JobState"] == "COMPLETED", log.read_text()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 4
     lines = sorted(calls.read_text().splitlines())
-    assert [line.split()[0] for line in lines] == ["0", "1"]  # the tasks, and nothing around them
+    # The tasks, one for each GPU, and nothing around them.
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]
     assert all("minimoe_dist.slurm.task distill" in line for line in lines)
     assert [record["event"] for record in records(tmp_path / "run")] == ["start", "end"]
 

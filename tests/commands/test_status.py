@@ -14,6 +14,12 @@ from minimoe_dist.runs.starts import Event, add_event
 from tests.commands import support
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of tests may say how wide a terminal is that they do not have."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def told(run: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     assert cli.main(["status", str(run), "--json"]) == 0
     return json.loads(capsys.readouterr().out)

@@ -98,6 +98,25 @@ def test_gpus_asked_for_twice_are_refused(
     assert "--gpus_per_node and --gres: say the same in two ways" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus_per_task", "1"], "of how many tasks? give --tasks_per_node"),
+        (["--gpus_per_task", "2", "--tasks_per_node", "2"], "a task trains on one"),
+    ],
+)
+def test_gpus_of_tasks_must_be_one_of_each(
+    words: list[str],
+    said: str,
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", parallel={"use_cpu": False})
+    assert cli.main(["submit", str(recipe), *words, "--dry_run"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_container_starts_python_in_the_tasks(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,8 +228,10 @@ def test_a_fine_tuning_is_submitted_with_its_options(
         "--seeds", "1,2", "--grid", "--gres", "gpu:2", "--time", "1:00:00",
     ]  # fmt: skip
     assert cli.main([*words, "--dry_run"]) == 0
-    script, _, text = capsys.readouterr().out.partition("/run.yaml\n# ")
-    script, _, text = script.rpartition("\n# ") if not text else (script, "", text)
+    script, _, text = capsys.readouterr().out.partition("/run.yaml\nmodel_name_or_path")
+    given = yaml.safe_load("model_name_or_path" + text)
+    assert given["seeds"] == [1, 2] and given["batch_sizes"] == [16, 32]
+    assert not set(given) & {"nodes", "gres", "dry_run"}
     found = directives(script)
     assert (found["job-name"], found["gres"], found["ntasks-per-node"]) == ("tuned", "gpu:2", "2")
     assert f"set -- --config {tmp_path}/tuned/submissions/1/run.yaml\n" in script

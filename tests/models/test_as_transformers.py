@@ -216,6 +216,14 @@ def test_losses_are_those_of_bert(num_labels, labels) -> None:
     assert ours.config.problem_type == berts.config.problem_type
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_loss_of_one_number_is_one() -> None:
+    model = made(MiniMoeForSequenceClassification, dense_config(num_labels=1))
+    one = {name: value[:1] for name, value in make_inputs().items()}
+    loss = model(**one, labels=torch.tensor([0.5])).loss
+    assert loss.shape == () and torch.isfinite(loss)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_half_precision_says_nearly_the_same(dtype) -> None:
@@ -269,6 +277,19 @@ def test_a_saved_model_carries_its_code_however_it_was_loaded(kind, tmp_path) ->
     names = sorted(path.name for path in (tmp_path / "first").glob("*.py"))
     assert done.stdout.splitlines()[-1] == str(names)
     assert "task_heads.py" in names and "errors.py" in names
+
+
+def test_files_that_are_no_students_code_are_not_written_over(tmp_path) -> None:
+    model = made(MiniMoeModel, moe_config())
+    (tmp_path / "errors.py").write_text("MINE = 1\n")
+    with pytest.raises(FileExistsError, match="not a student's code"):
+        model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["errors.py"]
+    (tmp_path / "errors.py").unlink()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "errors.py").write_text("# of another version\n")
+    model.save_pretrained(tmp_path, True, model.state_dict())  # its own, as it was or not
+    assert "UserError" in (tmp_path / "errors.py").read_text()
 
 
 def test_pipelines_take_students(tmp_path) -> None:

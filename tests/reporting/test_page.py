@@ -9,10 +9,14 @@ from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minimoe_dist.cli import main
+from minimoe_dist.commands.report import _Watch
+from minimoe_dist.runs import launches
+from minimoe_dist.slurm.reports import RunReport
 from tests.reporting import browser
 from tests.reporting.folders import distilled, evaluation, tuned
 
@@ -200,3 +204,33 @@ def test_a_watched_run_must_have_a_folder(
     words = ["report", str(tmp_path / "none"), "--output", str(tmp_path / "p.html")]
     assert main([*words, "--watch", "5"]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def state_of(folder: Path, **fields: Any) -> RunReport:
+    values: dict[str, Any] = dict.fromkeys(RunReport.__dataclass_fields__)
+    return RunReport(**values | {"folder": str(folder), "starts": ["once"]} | fields)
+
+
+def test_a_watch_ends_where_nothing_more_can_come(tmp_path: Path) -> None:
+    paths, watch = [str(tmp_path)], _Watch()
+    done, dead = state_of(tmp_path, state="finished"), state_of(tmp_path, state="not running")
+    assert watch.is_over(paths, [done], 0.0)
+    assert not watch.is_over(paths, [state_of(tmp_path, state="running")], 0.0)
+    assert not watch.is_over(paths, [state_of(tmp_path, state="not running", starts=[])], 1e9)
+    assert not watch.is_over(paths, [done, dead], 0.0)
+    assert not watch.is_over(paths, [done, dead], 60.0)
+    assert watch.is_over(paths, [done, dead], 300.0)
+    assert not watch.is_over(paths, [state_of(tmp_path, state="running")], 301.0)  # again
+    assert not watch.is_over(paths, [dead], 302.0)
+    assert watch.is_over([], [], 0.0)  # evaluations alone
+
+
+def test_a_watch_waits_for_the_next_stage_of_a_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MINIMOE_LAUNCH", raising=False)
+    stage = state_of(tmp_path / "first", state="finished")
+    launches.begin(tmp_path, world_size=1, command=[], host="here")
+    assert not _Watch().is_over([str(tmp_path)], [stage], 0.0)
+    launches.leave("finished", 0)
+    assert _Watch().is_over([str(tmp_path)], [stage], 0.0)

@@ -11,6 +11,7 @@ import pytest
 
 from minimoe_dist.runtime import detect_launch
 from minimoe_dist.slurm import task
+from minimoe_dist.slurm.job import ranks_of_job
 from minimoe_dist.slurm.task import processes_per_task, variables_of_rank
 
 STEP = {
@@ -39,6 +40,25 @@ def test_a_task_alone_on_its_node_stands_for_all_its_gpus(
     changes: dict[str, str], count: int
 ) -> None:
     assert processes_per_task(STEP | changes) == count
+
+
+def test_around_the_steps_of_a_job_its_tasks_are_counted_too() -> None:
+    batch = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "0",
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_GPUS": "4",
+    }
+    a_gpu_each = batch | {"SLURM_NTASKS_PER_NODE": "2", "SLURM_TASKS_PER_NODE": "2(x2)"}
+    assert processes_per_task(a_gpu_each) == 1
+    assert ranks_of_job(a_gpu_each) == 4
+    one_task = batch | {"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)"}
+    assert processes_per_task(one_task) == 2
+    assert ranks_of_job(one_task) == 4
+    with pytest.raises(ValueError, match="6 GPUs"):
+        processes_per_task(one_task | {"SLURM_GPUS": "6"})
 
 
 def test_nodes_of_different_numbers_of_gpus_are_refused() -> None:

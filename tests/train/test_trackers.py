@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,9 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(
         def add(self, step: int, scalars: dict) -> None:
             raise RuntimeError("no route to host\nand more")
 
+        def close(self) -> None:
+            raise AssertionError("it was given up")
+
     def refusing(*arguments: object) -> None:
         raise ValueError("no key")
 
@@ -96,9 +101,9 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(
     with caplog.at_level(logging.WARNING):
         train(tmp_path / "run", range(1, 4), "wandb", "mlflow")
     told = [record.getMessage() for record in caplog.records]
-    assert [line for line in told if "takes nothing any more" in line] == [
-        "wandb takes nothing any more (no key); the run goes on",
+    assert sorted(line for line in told if "takes nothing any more" in line) == [
         "mlflow takes nothing any more (no route to host); the run goes on",
+        "wandb takes nothing any more (no key); the run goes on",
     ]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
@@ -112,10 +117,48 @@ def test_what_is_no_number_is_not_sent(tmp_path: Path, monkeypatch: pytest.Monke
         def add(self, step: int, scalars: dict) -> None:
             sent[step] = scalars
 
+        def close(self) -> None:
+            sent["end"] = True
+
     monkeypatch.setattr(trackers, "_Wandb", lambda *arguments: Taking())
     (tracker,) = open_trackers(["wandb"], RunFolder(tmp_path), 0, {})
     tracker.add(3, {"a": 1.0, "b": float("nan"), "c": float("inf")})
-    assert sent == {3: {"a": 1.0}}
+    tracker.close()
+    assert sent == {3: {"a": 1.0}, "end": True}
+
+
+def test_a_tracker_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = threading.Event()
+
+    def opened(*arguments: object) -> None:
+        answer.wait()
+        raise ValueError("too late")
+
+    monkeypatch.setattr(trackers, "_Wandb", opened)
+    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.2)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "run", range(1, 4), "wandb")
+    assert time.monotonic() - started < 5
+    answer.set()
+    (told,) = [one.getMessage() for one in caplog.records if "wandb" in one.getMessage()]
+    assert "no answer within 0.2 s" in told
+
+
+def test_a_run_that_begins_anew_forgets_its_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trackers.json").write_text('{"wandb": "old"}')
+
+    def refusing(*arguments: object) -> None:
+        raise ValueError("no key")
+
+    monkeypatch.setattr(trackers, "_Wandb", refusing)
+    (tracker,) = open_trackers(["wandb"], RunFolder(tmp_path), 0, {})
+    tracker.close()
+    assert not (tmp_path / "trackers.json").exists()
 
 
 @pytest.mark.parametrize(
