@@ -45,7 +45,7 @@ def run(options: DistillOptions, launch: Launch) -> int:
                 device_type: DeviceType = "cuda" if scope.device.type == "cuda" else "cpu"
                 decided_by_rank_0(partial(check_stages, [stage], launch, device_type))
             with lock_run_folder(Path(stage.output_dir)), _naming_batch(stage):
-                is_done = _train(stage, launch, scope)
+                is_done = _train(stage, launch, scope, len(stages) > 1)
             gc.collect()  # what was closed is held in cycles
             if not is_done:
                 return ExitStatus.STOPPED
@@ -66,9 +66,10 @@ def _naming_batch(stage: RunConfig) -> AbstractContextManager[None]:
     )
 
 
-def _train(stage: RunConfig, launch: Launch, scope: Scope) -> bool:
+def _train(stage: RunConfig, launch: Launch, scope: Scope, is_one_of_several: bool) -> bool:
     """Trains one stage, and leaves no memory of it; False after a requested stop."""
-    distillation = Distillation(stage, launch, scope.device)
+    label = Path(stage.output_dir).name if is_one_of_several else ""
+    distillation = Distillation(stage, launch, scope.device, label)
     checkpoints = distillation.open_checkpoints(scope.saving)
     is_done = run_steps(distillation, distillation.options, checkpoints, scope.stop)
     if is_done:

@@ -42,12 +42,16 @@ class Distillation:
         config: the run.
         launch: the processes.
         device: of this rank.
+        label: of its lines of progress, where it is one stage of several.
 
     Raises:
         UserError: corpora, teacher and students do not fit each other.
     """
 
-    def __init__(self, config: RunConfig, launch: Launch, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, launch: Launch, device: torch.device, label: str = ""
+    ) -> None:
+        self._label = label
         self._config = config = with_precision(config, device)
         self._launch = launch
         self._device = device
@@ -120,6 +124,7 @@ class Distillation:
             log_interval=config.training.log_interval,
             flops_per_token=self._flops_per_token(),
             is_writer=self._launch.rank == 0,
+            label=self._label,
             report_to=config.training.report_to,
             run_options=config.model_dump(mode="json"),
         )

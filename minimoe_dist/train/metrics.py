@@ -100,6 +100,7 @@ class Metrics:
         is_writer: whether this rank writes; true on one rank.
         stream: where progress goes, by default stderr. A terminal gets a bar, anything else a
             line per record.
+        label: of lines of progress, before each.
         report_to: trackers (:mod:`.trackers`) that get the scalars too.
         run_options: which the trackers show, as JSON.
     """
@@ -114,6 +115,7 @@ class Metrics:
         flops_per_token: float | None = None,
         is_writer: bool = True,
         stream: TextIO | None = None,
+        label: str = "",
         report_to: Sequence[str] = ("tensorboard",),
         run_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -131,7 +133,7 @@ class Metrics:
             _log.warning("%s: had lines that cannot be read; now in %s", folder.metrics, damaged)
         self._lines = Journal(folder.metrics)
         self._trackers = open_trackers(report_to, folder, first_step, run_options or {})
-        self._progress = Progress(stream or sys.stderr, total_steps, first_step)
+        self._progress = Progress(stream or sys.stderr, total_steps, first_step, label=label)
         self._total_steps = total_steps
         self._log_interval = log_interval
         self._flops_per_token = math.nan if flops_per_token is None else flops_per_token

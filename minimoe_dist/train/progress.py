@@ -23,11 +23,20 @@ class Progress:
         total_steps: at the end.
         first_step: steps done before.
         activity: what goes on, for the bar.
+        label: of what, before each line and in the bar.
     """
 
     def __init__(
-        self, stream: TextIO | None, total_steps: int, first_step: int, activity: str = "distilling"
+        self,
+        stream: TextIO | None,
+        total_steps: int,
+        first_step: int,
+        activity: str = "distilling",
+        label: str = "",
     ) -> None:
+        if label:
+            activity = f"{activity} {label}"
+        self._prefix = f"{label}: " if label else ""
         self._stream = None if stream is None else _Forgiving(stream)
         self._total_steps = total_steps
         self._first_step = first_step
@@ -60,7 +69,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description(text or self._activity)
         elif text is not None:
-            self._print(text)
+            self._print(f"{self._prefix}{text}")
 
     def advance(self, numbers: Mapping[str, float]) -> None:
         """Counts one step more."""
@@ -73,7 +82,7 @@ class Progress:
 
     def print_step(self, step: int, numbers: Mapping[str, float], suffix: str = "") -> None:
         """Prints a line, above the bar where there is one."""
-        self._print(f"step {step}/{self._total_steps}  {_readable(numbers)}{suffix}")
+        self._print(f"{self._prefix}step {step}/{self._total_steps}  {_readable(numbers)}{suffix}")
 
     def print_without_bar(self, step: int, numbers: Mapping[str, float]) -> None:
         """Prints a line with the time left, unless a bar shows both."""

@@ -235,3 +235,14 @@ def test_a_phase_before_the_first_step_is_shown_until_that_steps_numbers_come(tm
     assert "compiling passes:" in terminal.getvalue()
     assert terminal.getvalue().rpartition("distilling:")[1]
     assert lines.getvalue().startswith("compiling passes\n")
+
+
+def test_lines_of_one_stage_of_several_name_it(tmp_path):
+    stream = io.StringIO()
+    with open_metrics(tmp_path, stream=stream, label="assistant") as metrics:
+        metrics.phase("compiling")
+        metrics.step(1, step_metrics())
+        metrics.evaluation(1, {"student": 0.5})
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3 and all(line.startswith("assistant: ") for line in lines)
+    assert lines[1].startswith("assistant: step 1/10")
