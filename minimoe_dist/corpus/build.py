@@ -120,9 +120,11 @@ def format_files(
         num_documents = sum(output.num_documents for output in written)
         losses = Losses(files.characters, num_documents=num_documents, counts=files.counts)
         if not written:
+            others = f" or the other {len(inputs) - 1} inputs" if len(inputs) > 1 else ""
+            left_out = ", ".join(f"{count:,} {kind}" for kind, count in files.skipped().items())
             raise UserError(
-                f"{inputs[0]}: no sentence in it or the other {len(inputs) - 1} inputs "
-                f"(left out: {files.skipped()}{files.first_problem()}); give other inputs"
+                f"{inputs[0]}: no sentence in it{others} "
+                f"(left out: {left_out or 'nothing'}{files.first_problem()}); give other inputs"
             )
         if not options.force:
             losses.check(output_dir)

@@ -321,3 +321,17 @@ def test_memory_is_the_same_for_a_corpus_of_several_sizes(wiki, tokenizer, tmp_p
         return peak
 
     assert peak_of(30) - peak_of(6) < 8 * 1024
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_inputs_without_a_sentence_are_refused_in_words(count: int, tmp_path) -> None:
+    inputs = []
+    for number in range(count):
+        inputs.append(str(tmp_path / f"{number}.txt"))
+        Path(inputs[-1]).write_text("a\n\nb\n")
+    with pytest.raises(ValueError, match="no sentence in it") as refusal:
+        format_files(inputs, str(tmp_path / "out"), QUIET)
+    said = str(refusal.value)
+    assert f"{2 * count} short_sentences" in said and "{" not in said
+    assert ("or the other 2 inputs" in said) is (count == 3)
+    assert "other 0" not in said
