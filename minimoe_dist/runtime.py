@@ -252,6 +252,12 @@ def start_process_group(
             options["store"] = dist.HashStore()
         elif own_server:
             options["store"] = dist.TCPStore(*address, launch.world_size, launch.rank == 0, timeout)
+        elif launch.local_world_size == launch.world_size:
+            # torchrun keeps its server when it starts lost ranks again, and PyTorch 2.13 would find
+            # the addresses of those that have died there.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            server = dist.TCPStore(*address, None, False, timeout, wait_for_workers=False)
+            options["store"] = dist.PrefixStore(f"attempt_{attempt}", server)
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout, **options)
 

@@ -104,6 +104,25 @@ def test_a_rank_killed_under_torchrun_leaves_no_process(
     assert_continues_as_if_unbroken(recipe, tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_whose_rank_was_lost(
+    workshop: Workshop, unbroken: Path, tmp_path: Path
+) -> None:
+    """As on a machine of a cloud, without Slurm: the launcher restarts, the run goes on."""
+    recipe = workshop.recipe(tmp_path / "run")
+    command = support.torchrun(recipe)
+    command.insert(command.index("--standalone"), "--max-restarts=2")
+    with subprocess.Popen(
+        command, env=support.clean_environment(), stderr=subprocess.DEVNULL
+    ) as agent:
+        support.wait_for(lambda: 12 in support.losses(tmp_path / "run"), lambda: "no step 12")
+        ranks = children(agent.pid)
+        subprocess.run(["kill", "-KILL", str(ranks[1])], check=True)
+        assert agent.wait(support.DEADLINE) == 0
+    support.assert_same_run(tmp_path / "run", unbroken)
+    assert len(read_starts(tmp_path / "run")) == 2
+
+
 def children(pid: int) -> list[int]:
     """Child processes that run a rank, by rank."""
     found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True)
