@@ -1,6 +1,7 @@
 """The study of scores: its tasks, its schedule and what it makes of numbers."""
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,14 @@ def test_the_page_draws_what_there_is(tmp_path: Path) -> None:
     own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
     page.draw(numbers(**{"small/plain_192": own}), tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 10_000
+
+
+def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
+    found = json.loads((ROOT / "docs" / "results" / "scores.json").read_text("utf-8"))
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert page.table(found) in text and page.table_again(found) in text
+    assert len(found["scores"]["small/minimoe_192"]) == len(found["tasks"]) == 5
+    assert gathering.learnt_tasks(found) == ["sst2", "ner", "topic", "pages"]
 
 
 def test_jobs_that_are_done_are_not_run_again_and_failures_are_told(

@@ -136,6 +136,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             right.annotate(f"{step:,}", (loss, share), fontsize=6, xytext=(3, -9),
                            textcoords="offset points")  # fmt: skip
     right.invert_xaxis()
+    right.locator_params(axis="x", nbins=5)
     right.set_xlabel("held-out relation loss (better to the right)")
     right.set_ylabel("share above chance, in %")
     right.set_title("Loss and score by steps of distillation, 3L;192H", fontsize=9)
