@@ -30,7 +30,7 @@ def run(options: DistillOptions, launch: Launch) -> int:
     Raises:
         UserError: what was given does not fit, or ``training.health`` asked for an end.
     """
-    stages = [fit_to_ranks(stage, launch.world_size) for stage in options.stages]
+    stages = options.stages
 
     def distill(scope: Scope) -> ExitStatus:
         for number, stage in enumerate(stages, 1):
@@ -44,7 +44,8 @@ def run(options: DistillOptions, launch: Launch) -> int:
                 # The exports of earlier stages can only be checked once they are written.
                 device_type: DeviceType = "cuda" if scope.device.type == "cuda" else "cpu"
                 decided_by_rank_0(partial(check_stages, [stage], launch, device_type))
-            with lock_run_folder(Path(stage.output_dir)), _naming_batch(stage):
+            fitted = fit_to_ranks(stage, launch.world_size)
+            with lock_run_folder(Path(stage.output_dir)), _naming_batch(fitted):
                 is_done = _train(stage, launch, scope, len(stages) > 1)
             gc.collect()  # what was closed is held in cycles
             if not is_done:

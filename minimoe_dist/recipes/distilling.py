@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..checkpoints.writing import Ranks
-from ..config import RunConfig
+from ..config import RunConfig, fit_to_ranks
 from ..data.loader import PairLoader, StepBatch
 from ..models.compute import RelationPath, distillation_flops_per_token, encoder_gmac
 from ..runs.folder import RunFolder
@@ -52,7 +52,9 @@ class Distillation:
         self, config: RunConfig, launch: Launch, device: torch.device, label: str = ""
     ) -> None:
         self._label = label
-        self._config = config = with_precision(config, device)
+        # What others read keeps the bounds of micro-batches, not what these ranks make of them.
+        self._stated = with_precision(config, device)
+        self._config = config = fit_to_ranks(self._stated, launch.world_size)
         self._launch = launch
         self._device = device
         self._folder = RunFolder(Path(config.output_dir))
@@ -86,7 +88,7 @@ class Distillation:
             ranks: the processes, as they save.
         """
         self._checkpoints = run_checkpoints(
-            self._config, ranks, self._total_steps, self._data.contents()
+            self._stated, ranks, self._total_steps, self._data.contents()
         )
         return self._checkpoints
 
@@ -259,7 +261,7 @@ class Distillation:
             saving=SavingSummary(**vars(self._checkpoints.times)),
             teacher_gmac=encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
             students=dict(students),
-            options=SavedRecipe.model_validate(config.model_dump(mode="json")),
+            options=SavedRecipe.model_validate(self._stated.model_dump(mode="json")),
         )
         if config.tradeoff_lambda is not None:
             tradeoff = keep_best(config, self._heldout_after)

@@ -310,7 +310,7 @@ def _epochs(cell: CellResult, metric: str) -> dict[str, Any]:
 
 def _seconds(summary: Summary, trained: Sequence[TrainingRecord]) -> float | None:
     """Sums up the seconds of training alone: each record's sequences over their rate."""
-    batch = summary.options.training.global_batch_size(summary.world_size or 0)
+    batch = summary.options.training.sequences_of_step(summary.world_size or 0)
     if not batch:
         return None
     return sum(

@@ -197,7 +197,7 @@ def _recipe_words(export: Export) -> str:
     if run is None or run.summary is None or not run.recipe.tree:
         return "Not known: the folder was exported without the run that made it."
     recipe, ranks = run.recipe, run.summary.world_size
-    batch = recipe.training.global_batch_size(ranks or 1)
+    batch = recipe.training.sequences_of_step(ranks or 1)
     return (
         f"`{recipe.model_type}`, {_count(run.summary.steps)} steps of {batch} sequences, peak "
         f"learning rate {recipe.training.learning_rate}, seed {recipe.seed}, "

@@ -58,10 +58,13 @@ class _Student(Record):
 class _Training(Record):
     per_device_train_batch_size: int = 0
     num_grad_accum_steps: int = 1
+    global_batch_size: int | None = None
     learning_rate: float | None = None
 
-    def global_batch_size(self, world_size: int) -> int:
+    def sequences_of_step(self, world_size: int) -> int:
         """Returns the number of sequences of a step."""
+        if self.global_batch_size is not None:
+            return self.global_batch_size
         return self.per_device_train_batch_size * self.num_grad_accum_steps * world_size
 
 

@@ -63,6 +63,14 @@ def test_a_student_tells_its_recipe(tmp_path: Path) -> None:
     assert "Downstream tasks: not measured." in card and "fine-tune it before use" in card
 
 
+def test_a_global_batch_is_told_as_it_was_asked_for(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "run", "some/teacher")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["options"]["training"]["global_batch_size"] = 512
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "20 steps of 512 sequences" in card_of(run, CONFIG | {"architectures": ["BertModel"]})
+
+
 @pytest.mark.parametrize("model_type", ["minimoe", "minimoe-elastic"])
 def test_code_of_the_folder_needs_trust(model_type: str, tmp_path: Path) -> None:
     config = CONFIG | {
