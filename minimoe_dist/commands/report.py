@@ -11,7 +11,7 @@ from ..durable import write_json, write_text
 from ..errors import UserError
 from ..reporting.facts import collect
 from ..reporting.page import render
-from ..reporting.runs import read_runs
+from ..reporting.runs import Run, read_runs
 from ..runs.launches import read_starts
 from ..runtime import Launch, logger
 from ..slurm.reports import RunReport, report
@@ -35,7 +35,7 @@ def run(options: ReportOptions, launch: Launch) -> int:
     check_output_dir(str(page.parent))
     page.parent.mkdir(parents=True, exist_ok=True)
     if options.watch is None:
-        _write(options, page, [])
+        _write(options, page, read_runs(options.runs), [])
         _log.info("page in %s, its numbers in %s", page, page.with_suffix(".json"))
         return 0
     missing = [path for path in options.runs if not Path(path).exists()]
@@ -51,9 +51,10 @@ def _watch(options: ReportOptions, page: Path, seconds: int) -> None:
     told, watch = None, _Watch()
     while True:
         try:
-            states = [report(folder) for path in options.runs for folder in _folders(path)]
+            runs = read_runs(options.runs)
+            states = [report(run.folder.path) for run in runs if not _is_evaluation(run)]
             is_over = watch.is_over(options.runs, states, time.monotonic())
-            _write(options, page, [] if is_over else states)
+            _write(options, page, runs, [] if is_over else states)
             told = None
             if is_over:
                 _log.info("all runs are over")
@@ -65,9 +66,10 @@ def _watch(options: ReportOptions, page: Path, seconds: int) -> None:
         time.sleep(seconds)
 
 
-def _folders(path: str) -> list[Path]:
-    """Returns the folders of the runs that a path names; none of an evaluation's file."""
-    return [] if Path(path).is_file() else [run.folder.path for run in read_runs([path])]
+def _is_evaluation(run: Run) -> bool:
+    """Whether there is nothing of a run but its evaluation, behind which nothing comes."""
+    is_trained = run.summary or run.results or run.metrics.trained or run.metrics.evaluated
+    return bool(run.evaluations) and not is_trained
 
 
 class _Watch:
@@ -103,8 +105,9 @@ def _is_chain_under_way(folder: Path, states: Sequence[RunReport]) -> bool:
     return bool(starts) and starts[-1].leave is None
 
 
-def _write(options: ReportOptions, page: Path, states: list[RunReport]) -> None:
-    runs = read_runs(options.runs)
+def _write(
+    options: ReportOptions, page: Path, runs: Sequence[Run], states: Sequence[RunReport]
+) -> None:
     facts = collect(runs)
     names = ", ".join(run.name for run in runs)
     title = options.title or (names if len(names) <= 80 else f"{len(runs)} runs")

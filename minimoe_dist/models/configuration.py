@@ -38,8 +38,6 @@ class MiniMoeConfig(PreTrainedConfig):
     """
 
     model_type = "minimoe"
-    # Of a pass's outputs, for transformers' trainer, which gathers all others as predictions.
-    keys_to_ignore_at_inference = ["routers", "signals"]  # noqa: RUF012 (it adds to a list)
 
     def __init__(
         self,

@@ -90,13 +90,7 @@ def test_a_rank_killed_under_torchrun_leaves_no_process(
     workshop: Workshop, unbroken: Path, tmp_path: Path
 ) -> None:
     recipe = workshop.recipe(tmp_path / "run")
-    command = support.torchrun(recipe)
-    with subprocess.Popen(
-        command, env=support.clean_environment(), stderr=subprocess.DEVNULL
-    ) as agent:
-        support.wait_for(lambda: 12 in support.losses(tmp_path / "run"), lambda: "no step 12")
-        ranks = children(agent.pid)
-        subprocess.run(["kill", "-KILL", str(ranks[1])], check=True)
+    with a_rank_killed(support.torchrun(recipe), tmp_path / "run") as (agent, ranks):
         killed = time.monotonic()
         support.wait_for(lambda: not any(map(alive, ranks)), lambda: "ranks are left")
         assert len(ranks) == 2 and time.monotonic() - killed < 2
@@ -112,15 +106,24 @@ def test_torchrun_starts_a_run_again_whose_rank_was_lost(
     recipe = workshop.recipe(tmp_path / "run")
     command = support.torchrun(recipe)
     command.insert(command.index("--standalone"), "--max-restarts=2")
-    with subprocess.Popen(
-        command, env=support.clean_environment(), stderr=subprocess.DEVNULL
-    ) as agent:
-        support.wait_for(lambda: 12 in support.losses(tmp_path / "run"), lambda: "no step 12")
-        ranks = children(agent.pid)
-        subprocess.run(["kill", "-KILL", str(ranks[1])], check=True)
+    with a_rank_killed(command, tmp_path / "run") as (agent, _):
         assert agent.wait(support.DEADLINE) == 0
     support.assert_same_run(tmp_path / "run", unbroken)
     assert len(read_starts(tmp_path / "run")) == 2
+
+
+@contextlib.contextmanager
+def a_rank_killed(
+    command: list[str], run: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A launcher one of whose ranks has just been killed, behind step 12, and these ranks."""
+    with subprocess.Popen(
+        command, env=support.clean_environment(), stderr=subprocess.DEVNULL
+    ) as agent:
+        support.wait_for(lambda: 12 in support.losses(run), lambda: "no step 12")
+        ranks = children(agent.pid)
+        subprocess.run(["kill", "-KILL", str(ranks[1])], check=True)
+        yield agent, ranks
 
 
 def children(pid: int) -> list[int]:
