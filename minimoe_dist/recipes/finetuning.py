@@ -169,6 +169,7 @@ class TaskRun:
                 options.save_interval,
             ),
             HealthWatch(HealthConfig(), {engine.name: routers_of(model.config)}),
+            teacher=options.teacher,
             seed=cell.seed,
             device=device,
             label=f"{self._train.task.name} {cell.label}",

@@ -17,7 +17,7 @@ from typing import Any
 from ..foreign import parse_json, read_json
 from ..runs.evaluations import Evaluation
 from ..runs.folder import EXPORT
-from ..runs.health import conditions
+from ..runs.health import Condition, conditions
 from ..runs.launches import Start, read_starts
 from ..runs.metrics import SavedMetrics, TrainingRecord
 from ..runs.options import SavedRecipe
@@ -262,6 +262,11 @@ def _describe(run: Run) -> dict[str, Any]:
             "seconds": sum(cell.seconds for cell in results.cells),
             "trainings": len(results.cells),
             "epochs": [_epochs(cell, results.metric) for cell in results.cells],
+            "health": [
+                _condition(condition, words)
+                for cell in results.cells
+                for condition, words in cell.told()
+            ],
         }
     elif summary or run.metrics:
         values |= {"command": "distill", "finished": summary is not None}
@@ -276,15 +281,20 @@ def _describe(run: Run) -> dict[str, Any]:
         values["curves"] = list(_curves(run.metrics))
         values["experts"] = dict(_expert_loads(run.recipe, trained))
         values["health"] = [
-            {
-                "student": condition.began.student,
-                "since": condition.began.since,
-                "ended": condition.ended,
-                "told": condition.describe(),
-            }
+            _condition(condition, condition.describe())
             for condition in conditions(run.metrics.health)
         ]
     return {name: value for name, value in values.items() if value not in (None, [], {})}
+
+
+def _condition(condition: Condition, words: str) -> dict[str, Any]:
+    began = condition.began
+    return {
+        "student": began.student,
+        "since": began.since,
+        "ended": condition.ended,
+        "told": words,
+    }
 
 
 def _start(start: Start) -> dict[str, Any]:
@@ -301,7 +311,7 @@ def _start(start: Start) -> dict[str, Any]:
 
 def _epochs(cell: CellResult, metric: str) -> dict[str, Any]:
     return {
-        "name": f"seed {cell.seed}, rate {cell.learning_rate:g}, batch {cell.batch_size}",
+        "name": cell.label,
         "points": [
             [epoch.epoch, epoch.scores[metric]] for epoch in cell.epochs if metric in epoch.scores
         ],

@@ -191,9 +191,9 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
                     Series(f"{name}, held out", _points(curve["heldout"]), place, True, True, True)
                 )
         series = [line for line in series if line.points]
+        conditions = run.get("health", ())
         if series:
             part = run["curves"][0]["part"].replace("_", " ")
-            conditions = run.get("health", ())
             series += _marks(run["curves"], conditions)
             axes = (Axis("step", whole=True), Axis(part))
             yield line_chart(f"{run['name']}", series, *axes, _told(conditions))
@@ -208,7 +208,7 @@ def _curves(runs: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
                 epochs,
                 Axis("epoch", whole=True),
                 Axis(str(run["metric"])),
-                "On the dev set, behind each epoch.",
+                " ".join(["On the dev set, behind each epoch.", _told(conditions)]).strip(),
             )
 
 

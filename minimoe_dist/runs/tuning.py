@@ -5,8 +5,14 @@ from typing import Any
 from pydantic import Field
 
 from .folder import CellFolder, RunFolder
+from .health import Condition, HealthRecord, conditions
 from .options import SavedTuning
 from .reading import Record
+
+
+def cell_label(seed: int, learning_rate: float, batch_size: int) -> str:
+    """Returns the settings of a cell, for people."""
+    return f"seed {seed}, rate {learning_rate:g}, batch {batch_size}"
 
 
 class EpochResult(Record):
@@ -39,6 +45,11 @@ class BestResult(Record):
     diverged: bool = False
 
     @property
+    def label(self) -> str:
+        """The cell's settings, for people."""
+        return cell_label(self.seed, self.learning_rate, self.batch_size)
+
+    @property
     def setting(self) -> tuple[float, int]:
         """The learning rate and batch size, over whose seeds scores are averaged."""
         return self.learning_rate, self.batch_size
@@ -49,9 +60,17 @@ class BestResult(Record):
 
 
 class CellResult(BestResult):
-    """A cell with all of its epochs."""
+    """A cell with all of its epochs, and what was wrong in its training."""
 
     epochs: list[EpochResult] = Field(default_factory=list)
+    health: list[HealthRecord] = Field(default_factory=list)
+
+    def told(self) -> list[tuple[Condition, str]]:
+        """Returns what was wrong, each with the words for it, the cell's settings among them."""
+        return [
+            (condition, f"{self.label}: {condition.describe()}")
+            for condition in conditions(self.health)
+        ]
 
 
 class CellRecord(Record):

@@ -17,7 +17,7 @@ from ..runs.metrics import SavedMetrics
 from ..runs.starts import Event, read_events
 from ..runs.submissions import Submission, last_submission
 from ..runs.summaries import Summary
-from ..runs.tuning import TuningResults, finished_cells
+from ..runs.tuning import CellResult, TuningResults, finished_cells
 from .queue import Job, find_job
 
 _TAIL_BYTES = 1 << 20
@@ -110,8 +110,10 @@ def report(folder: Path) -> RunReport:
     saved = newest_state(folder)
     facts = saved.facts if saved else SavedFacts()
     plan = _plan(started, folder)
-    metrics = SavedMetrics.find(RunFolder(folder).metrics, _TAIL_BYTES)
-    summary = Summary.find(RunFolder(folder).summary)
+    run = RunFolder(folder)
+    metrics, summary = SavedMetrics.find(run.metrics, _TAIL_BYTES), Summary.find(run.summary)
+    results = TuningResults.find(run.results)
+    cells = _finished_cells(run, results)
     total = facts.total_steps or plan.total_steps or (summary.steps if summary else None)
     trained = metrics.trained[-1] if metrics.trained else None
     step = max(trained.step if trained else 0, saved.step if saved else 0)
@@ -135,22 +137,25 @@ def report(folder: Path) -> RunReport:
         job=job,
         log=submission.log if submission and submission.job == number else None,
         health=[
-            condition.describe()
-            for condition in conditions(metrics.health)
+            words
+            for condition, words in [
+                *((condition, condition.describe()) for condition in conditions(metrics.health)),
+                *(told for cell in cells for told in cell.told()),
+            ]
             if condition.ended is None
         ],
-        cells=_cells(RunFolder(folder)),
+        cells=_cells(cells, results) if results or run.cells.is_dir() else None,
     )
 
 
-def _cells(run: RunFolder) -> Cells | None:
-    results = TuningResults.find(run.results)
-    if results is None and not run.cells.is_dir():
-        return None
+def _finished_cells(run: RunFolder, results: TuningResults | None) -> list[CellResult]:
     try:
-        done = finished_cells(run)
+        return finished_cells(run)
     except UserError:  # of a damaged file the fine-tuning itself tells
-        done = list(results.cells) if results else []
+        return list(results.cells) if results else []
+
+
+def _cells(done: Sequence[CellResult], results: TuningResults | None) -> Cells:
     scores = [cell.score for cell in done if cell.score is not None]
     return Cells(
         len(done),

@@ -15,10 +15,12 @@ from ..data.loader import StepBatch
 from ..data.tasks import score
 from ..data.tasks.batches import evaluation_batches, steps_per_epoch, training_step
 from ..data.tasks.encoding import EncodedTask
+from ..errors import UserError
+from ..runs.health import HealthRecord
 from ..runtime import logger
 from .distillation import Distiller
 from .engine import StudentEngine
-from .health import HealthWatch, tell
+from .health import HealthWatch, teacher_records, tell
 from .loop import LoopOptions
 from .progress import Progress
 from .step_metrics import PendingMetrics
@@ -56,6 +58,7 @@ class TuningState:
         epochs: one record an epoch that is done: its number, loss, scores and seconds.
         best_epoch: the number of the best one, 0 before the first.
         best_score: its score.
+        health: :class:`..runs.health.HealthRecord` of what began to be wrong or was over, so far.
     """
 
     loss_sum: float = 0.0
@@ -63,6 +66,7 @@ class TuningState:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float = -math.inf
+    health: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -89,6 +93,7 @@ class Tuning:
         references: the labels of ``dev`` as :class:`..data.tasks.TaskData` has them.
         options: how long.
         watch: over gradients and experts, whose conditions are warned of.
+        teacher: the path of the distiller's; None without one.
         seed: of the order of samples.
         device: of this rank.
         label: the training's name in lines of progress.
@@ -104,6 +109,7 @@ class Tuning:
         options: TuningOptions,
         watch: HealthWatch,
         *,
+        teacher: str | None,
         seed: int,
         device: torch.device,
         label: str,
@@ -112,7 +118,8 @@ class Tuning:
         self._distiller = distiller
         self._train, self._dev, self._references = train, dev, references
         self._options, self._seed, self._device = options, seed, device
-        self._watch = watch
+        self._watch, self._teacher = watch, teacher
+        self._knows_teacher = teacher is None
         self._label, self._stream = label, stream
         self._steps_per_epoch = steps_per_epoch(len(train), options.batch_size)
         self.state = TuningState()
@@ -162,18 +169,10 @@ class Tuning:
 
     def step(self, step: int, stop_requested: bool) -> PendingMetrics:
         """Trains the model on this rank's share of a step."""
-        batch_size = self._options.batch_size
-        micro = training_step(
-            self._train,
-            step,
-            batch_size=batch_size,
-            seed=self._seed,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-        )
-        return self._distiller.train_step(
-            StepBatch([micro], step * batch_size), step, stop_requested
-        )
+        if not self._knows_teacher:
+            self._look_at_teacher(step + 1)
+        batch = self._batch(step, self._options.batch_size)
+        return self._distiller.train_step(batch, step, stop_requested)
 
     def record(self, steps_done: int, outcome: PendingMetrics) -> None:
         """Adds a step's loss to its epoch's, and warns of what is wrong with its numbers."""
@@ -181,8 +180,7 @@ class Tuning:
         if outcome.problem is None:
             self.state.loss_sum += student.loss
         self._progress.advance({"loss": student.loss})
-        for line in tell(self._watch.step(steps_done, outcome.metrics), self._watch.options):
-            _log.warning("%s: %s", self._label, line)
+        self._tell(self._watch.step(steps_done, outcome.metrics))
 
     def evaluate(self, steps_done: int) -> bool:
         """Ends an epoch: scores the model, and keeps its weights if it is the best one so far."""
@@ -216,6 +214,36 @@ class Tuning:
     def close(self) -> None:
         """Gives back the model's memory; the best weights stay."""
         self.engines[0].close()
+
+    def _batch(self, step: int, batch_size: int) -> StepBatch:
+        """Lays out this rank's share of a step of so many samples on all ranks."""
+        ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+        micro = training_step(self._train, step, batch_size=batch_size, seed=self._seed, **ranks)
+        return StepBatch([micro], step * batch_size)
+
+    def _look_at_teacher(self, step: int) -> None:
+        """Tells what is wrong with the teacher's predictions; a collective.
+
+        Raises:
+            UserError: nothing can be learnt from them.
+        """
+        self._knows_teacher = True
+        # As many samples as fit: a few might be alike by chance.
+        rows = self._options.eval_batch_size * dist.get_world_size()
+        faults = self._distiller.teacher_faults(self._batch(0, min(rows, len(self._train))))
+        records = teacher_records(step, str(self._teacher), faults)
+        for record in records:
+            if record.value in (0.0, 1.0):
+                raise UserError(
+                    f"teacher: {record.describe()}: look at its weights, or give another"
+                )
+        self._tell(records)
+
+    def _tell(self, found: Sequence[HealthRecord]) -> None:
+        """Keeps what began or is over, and warns of it."""
+        self.state.health += [record.model_dump(exclude_none=True) for record in found]
+        for line in tell(found, self._watch.options):
+            _log.warning("%s: %s", self._label, line)
 
     def _predictions(self) -> list[Any]:
         """Predicts every sample of ``dev``, on every rank."""

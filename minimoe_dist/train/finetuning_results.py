@@ -17,13 +17,21 @@ from ..durable import check_replaceable, hash_file, remove_folder, replace_folde
 from ..errors import UserError
 from ..runs.folder import CellFolder, RunFolder
 from ..runs.options import SavedTuning
-from ..runs.tuning import BestResult, CellRecord, CellResult, SettingResult, TuningResults
+from ..runs.tuning import (
+    BestResult,
+    CellRecord,
+    CellResult,
+    SettingResult,
+    TuningResults,
+    cell_label,
+)
 from ..runtime import logger
 from .agreement import decided_by_rank_0
 from .curves import draw_task_curves
 from .finetuning import TuningState
 
 FORMAT = 1
+_MOST_TOLD = 10  # lines of what was wrong
 _log = logger("finetune")
 # What tells a cell from another one, and what changes no result.
 _IGNORED_OPTIONS = {
@@ -49,7 +57,7 @@ class Cell:
     @property
     def label(self) -> str:
         """The cell's settings, for people."""
-        return f"seed {self.seed}, rate {self.learning_rate:g}, batch {self.batch_size}"
+        return cell_label(self.seed, self.learning_rate, self.batch_size)
 
 
 def data_facts(train: TaskData, dev: TaskData) -> dict[str, Any]:
@@ -81,6 +89,7 @@ def cell_result(cell: Cell, state: TuningState, diverged: bool) -> CellResult:
             "scores": best["scores"] if best else None,
             "seconds": sum(epoch["seconds"] for epoch in state.epochs),
             "diverged": diverged,
+            "health": state.health,
         }
     )
 
@@ -225,9 +234,13 @@ class Grid:
         return best is not None
 
     def results(self, world_size: int) -> TuningResults:
-        """Makes what stands in ``results.json``; the best cell comes without its epochs."""
+        """Makes what stands in ``results.json``; the best cell comes as its row of the table."""
         best = self._best()
-        winner = self._results[best].model_dump(exclude={"epochs"}) if best is not None else None
+        winner = (
+            self._results[best].model_dump(exclude={"epochs", "health"})
+            if best is not None
+            else None
+        )
         return TuningResults(
             format=FORMAT,
             task=self.task.name,
@@ -286,6 +299,11 @@ def show(results: TuningResults) -> None:
             style=style,
         )
     console.print(table)
+    told = [words for cell in results.cells for _, words in cell.told()]
+    for words in told[:_MOST_TOLD]:
+        console.print(words, soft_wrap=True, highlight=False)
+    if len(told) > _MOST_TOLD:
+        console.print(f"and {len(told) - _MOST_TOLD:,} more, in results.json")
     if results.rows_of_unknown_labels:
         console.print(
             f"{results.rows_of_unknown_labels:,} of {results.dev_samples:,} dev rows have labels "

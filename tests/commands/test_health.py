@@ -1,5 +1,6 @@
 """What a run says of its own health: faults that are planted in small real runs, each by name."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from minimoe_dist import cli
 from tests.commands import support
 from tests.commands.support import Workshop
 from tests.data.tasks.files import write_table
@@ -226,7 +228,7 @@ def test_an_exploding_gradient_ends_a_run_that_asks_for_it(
 
 
 def test_fine_tuning_tells_a_dead_expert_of_its_model(
-    workshop: Workshop, unbroken: Path, tmp_path: Path
+    workshop: Workshop, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = routed_student(tmp_path / "routed", unbroken, [0, 0, -50, 0])
     rows = [(f"word{number % 2} word{number % 7}", str(number % 2)) for number in range(64)]
@@ -241,7 +243,40 @@ def test_fine_tuning_tells_a_dead_expert_of_its_model(
     path.write_text(yaml.safe_dump(options))
     told = warnings(support.finish(path, world_size=1, command="finetune"))
     found = [line.split(": ", 1)[1] for line in told if "expert" in line]
-    assert found == [
-        "step 100: model: layer 1 feed-forward expert 3 gets 0 % of the tokens (dead below "
-        "0.25 %): since step 1"
-    ]
+    expert = "model: layer 1 feed-forward expert 3 gets 0 % of the tokens (dead below 0.25 %)"
+    assert found == [f"step 100: {expert}: since step 1"]
+    # The log passes by; what was wrong stays with the scores.
+    of_cell = f"seed 776, rate 1e-06, batch 4: {expert}, since step 1"
+    assert cli.main(["status", str(tmp_path / "run"), "--json"]) == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    assert status["health"] == [of_cell]
+    assert cli.main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "r.html")]) == 0
+    assert of_cell in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(("fill", "fault"), [(0.0, "do not depend on"), (torch.nan, "100 %")])
+def test_fine_tuning_refuses_a_teacher_from_whose_predictions_nothing_can_be_learnt(
+    fill: float, fault: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    rows = [(f"word{number % 2} word{number % 7}", str(number % 2)) for number in range(64)]
+    for split in ("train", "dev"):
+        write_table(tmp_path / "SST-2" / f"{split}.tsv", [("sentence", "label"), *rows])
+    options = {
+        "model_name_or_path": str(workshop.teacher), "output_dir": str(tmp_path / "run"),
+        "task": "sst2", "data_dir": str(tmp_path), "max_length": 16, "num_train_epochs": 1,
+        "use_cpu": True,
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(options))
+    support.finish(path, world_size=1, command="finetune")
+    teacher = changed_model(
+        tmp_path / "teacher",
+        tmp_path / "run" / "export",
+        lambda name, tensor: torch.full_like(tensor, fill) if "classifier" in name else tensor,
+    )
+    again = [f"--teacher={teacher}", f"--output_dir={tmp_path / 'again'}"]
+    statuses, said = support.run(path, *again, command="finetune")
+    assert statuses == [2, 2] and "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert f"teacher: the predictions of the teacher {teacher} " in last and fault in last
+    assert not list((tmp_path / "again").rglob("result.json"))
