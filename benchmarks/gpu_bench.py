@@ -155,9 +155,9 @@ class TimedPasses:
         self.packed, self.warms_up = passes.packed, passes.warms_up
         self.clocks: dict[str, list[Any]] | None = None
 
-    def teach(self, batch: Any) -> Any:
+    def teach(self, batch: Any, recalled: Any = None) -> Any:
         with self.timed("teacher"):
-            return self._passes.teach(batch)
+            return self._passes.teach(batch, recalled)
 
     def forward(self, index: int, batch: Any, given: Any) -> Any:
         with self.timed("forward"):

@@ -72,7 +72,9 @@ def _train(stage: RunConfig, launch: Launch, scope: Scope, is_one_of_several: bo
     label = Path(stage.output_dir).name if is_one_of_several else ""
     distillation = Distillation(stage, launch, scope.device, label)
     checkpoints = distillation.open_checkpoints(scope.saving)
-    is_done = run_steps(distillation, distillation.options, checkpoints, scope.stop)
+    is_done = distillation.fill_cache(scope.stop) and run_steps(
+        distillation, distillation.options, checkpoints, scope.stop
+    )
     if is_done:
         distillation.finish()
     distillation.close()

@@ -25,6 +25,7 @@ def run_problems(config: RunOptions) -> list[Problem]:
     return (
         _objective_problems(config)
         + _teacher_problems(config)
+        + _cache_problems(config)
         + _student_problems(config)
         + _tradeoff_problems(config)
         + _parallel_problems(config)
@@ -78,6 +79,30 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
         message = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
         problems.append((path, message))
     return problems
+
+
+def _cache_problems(config: RunOptions) -> list[Problem]:
+    teacher, path = config.teacher, ("teacher", "cache")
+    if teacher.cache == "none":
+        return [
+            (("teacher", name), f"{value!r} belongs to a cache; give cache int8, or leave it out")
+            for name, value, default in (
+                ("cache_dir", teacher.cache_dir, None),
+                ("cache_epochs", teacher.cache_epochs, 1),
+            )
+            if value != default
+        ]
+    if not config.learns_relations:
+        return [(path, f"{teacher.cache!r}, but no relations are learnt; use none")]
+    if config.data.data_type.endswith("mlm"):
+        message = (
+            f"{teacher.cache!r}, but {config.data.data_type} masks other tokens in every epoch, "
+            "which the teacher reads; use data_type *_nil, or none"
+        )
+        return [(path, message)]
+    if config.model_type == SPARSIFICATION and is_sparsification(config):
+        return [(path, f"{teacher.cache!r}, but sparsify trains nothing; use none")]
+    return []
 
 
 def _student_problems(config: RunOptions) -> list[Problem]:

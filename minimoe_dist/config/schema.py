@@ -27,10 +27,15 @@ Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Start = Literal["split", "random", "copies"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
+CacheDtype = Literal["none", "float32", "bfloat16", "int8"]
 TeacherLayout = Literal["replicated", "zero3", "tensor"]
 Reaction = Literal["off", "warn", "stop"]
 FolderName = Annotated[str, AfterValidator(check_name)]
 FolderSuffix = Annotated[str, AfterValidator(check_suffix)]
+
+
+def _expand_home(path: str | None) -> str | None:
+    return path if path is None else os.path.expanduser(path)
 
 
 class Section(BaseModel):
@@ -73,6 +78,19 @@ class TeacherConfig(Section):
     offload: Literal["none", "cpu"] = Field(
         "none", description="with zero3: where its parts wait for their layer, cpu for host memory"
     )
+    cache: CacheDtype = Field(
+        "none",
+        description="keep its signals on disk instead of computing them in every epoch: float32, "
+        "bfloat16, or int8, which is the smallest",
+    )
+    cache_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of caches, which runs may share; default relation_cache in output_dir",
+    )
+    cache_epochs: int = Field(
+        1, ge=1, description="with a cache: epochs whose pairs differ; then they come again"
+    )
     tokenizer_name_or_path: str | None = Field(
         None, description="tokenizer that the student is exported with; default the teacher's"
     )
@@ -80,6 +98,8 @@ class TeacherConfig(Section):
         None, description="true or false, whatever the tokenizer's files say of capitals"
     )
     use_slow_tokenizer: bool = Field(False, description="take the tokenizer written in Python")
+
+    _cache_at_home = field_validator("cache_dir")(_expand_home)
 
     @field_validator("relation_layer")
     @classmethod

@@ -98,6 +98,17 @@ class MicroBatch:
         return self.on_each(lambda tensor: tensor.to(device))
 
 
+def padding_batch() -> MicroBatch:
+    """Makes one sample of padding, by which a rank without samples joins collectives."""
+    return MicroBatch(
+        input_ids=torch.zeros((1, 8), dtype=torch.long),
+        attention_mask=torch.zeros((1, 8), dtype=torch.bool),
+        token_type_ids=torch.zeros((1, 8), dtype=torch.long),
+        sample_ids=torch.zeros(1, dtype=torch.long),
+        labels=torch.full((1, 8), IGNORED_LABEL),
+    )
+
+
 class Collate(Protocol):
     """Makes a micro-batch of pairs."""
 

@@ -15,12 +15,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from ..errors import UserError
 from .batches import Collate, MicroBatch
+from .cached_signals import SignalRows
 from .keyed import as_int64, feistel_bits
 from .pairs import Pairs
 from .placing import PlacedBatch, Placer
@@ -44,6 +45,13 @@ class StepBatch:
     first_position: int
 
 
+class Recall(Protocol):
+    """Reads a teacher's signals for a batch instead of computing them."""
+
+    def __call__(self, epochs: np.ndarray, numbers: np.ndarray, micro: MicroBatch) -> SignalRows:
+        """Returns the rows of the tokens of pairs that :meth:`Pairs.draw` gave; int64 [b] each."""
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Reads steps; holds no state, so that a thread may own it."""
@@ -56,6 +64,7 @@ class _Plan:
     world_size: int
     seed: int
     place: Placer | None
+    recall: Recall | None
 
     @property
     def samples_per_step(self) -> int:
@@ -66,18 +75,21 @@ class _Plan:
         micro_batches: list[MicroBatch | PlacedBatch] = []
         for step in range(self.accumulation_steps):
             start = first_position + step * global_micro_batch + self.rank * self.micro_batch_size
-            micro = self._read(start)
-            micro_batches.append(micro if self.place is None else self.place(micro))
+            micro_batches.append(self._read(start))
         return StepBatch(micro_batches, first_position)
 
-    def _read(self, start: int) -> MicroBatch:
+    def _read(self, start: int) -> MicroBatch | PlacedBatch:
         from .compiled.order import find_samples
 
         positions = np.arange(start, start + self.micro_batch_size, dtype=np.int64)
         epochs, numbers = np.empty_like(positions), np.empty_like(positions)
         size = self.pairs.num_samples
         find_samples(start, size, feistel_bits(size), as_int64(self.seed), epochs, numbers)
-        return self.collate(self.pairs.draw(epochs, numbers), positions)
+        micro = self.collate(self.pairs.draw(epochs, numbers), positions)
+        if self.place is None:
+            return micro
+        recalled = self.recall(epochs, numbers, micro) if self.recall is not None else None
+        return self.place(micro, recalled)
 
 
 class _Reader:
@@ -156,6 +168,7 @@ class PairLoader:
         consumed_samples: global position to go on from; any integer ≥ 0.
         prefetch_steps: steps that are read ahead; 0 reads in the caller's thread.
         place: starts every micro-batch's way to the device, in the threads that read.
+        recall: reads the teacher's signals there too, for :attr:`.PlacedBatch.recalled`.
 
     Raises:
         UserError: a size that is not positive or a number that is negative.
@@ -174,6 +187,7 @@ class PairLoader:
         consumed_samples: int = 0,
         prefetch_steps: int = 2,
         place: Placer | None = None,
+        recall: Recall | None = None,
     ) -> None:
         _require(micro_batch_size, 1, "training.per_device_train_batch_size")
         _require(accumulation_steps, 1, "training.num_grad_accum_steps")
@@ -181,7 +195,15 @@ class PairLoader:
         _require(prefetch_steps, 0, "data.prefetch_steps")
         assert 0 <= rank < world_size
         self._plan = _Plan(
-            pairs, collate, micro_batch_size, accumulation_steps, rank, world_size, seed, place
+            pairs,
+            collate,
+            micro_batch_size,
+            accumulation_steps,
+            rank,
+            world_size,
+            seed,
+            place,
+            recall,
         )
         self._consumed_samples = consumed_samples
         self._prefetch_steps = prefetch_steps

@@ -258,6 +258,44 @@ def _arrays_of(corpus: Corpus, word_marks: np.ndarray | None) -> CorpusArrays:
     )
 
 
+class RepeatedPairs:
+    """Draws the pairs of the first epochs again and again.
+
+    Attributes:
+        epochs: after so many the first one's pairs come again, in another order.
+
+    Args:
+        pairs: whose epochs differ.
+        epochs: see above.
+    """
+
+    def __init__(self, pairs: Pairs, epochs: int) -> None:
+        self._pairs = pairs
+        self.epochs = epochs
+
+    @property
+    def num_samples(self) -> int:
+        """The number of pairs of an epoch."""
+        return self._pairs.num_samples
+
+    @property
+    def num_distinct(self) -> int:
+        """The number of pairs that are not alike, of all epochs."""
+        return self.epochs * self.num_samples
+
+    def distinct(self, epochs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Returns which of the distinct pairs these are, in [0, num_distinct); int64 [b]."""
+        return epochs % self.epochs * self.num_samples + numbers
+
+    def draw_distinct(self, numbers: np.ndarray) -> PairBatch:
+        """Draws pairs by the numbers that :meth:`distinct` gives, int64 [b]."""
+        return self._pairs.draw(*np.divmod(numbers, self.num_samples))
+
+    def draw(self, epochs: np.ndarray, numbers: np.ndarray) -> PairBatch:
+        """Draws pairs; arguments as of ``PairSource``."""
+        return self._pairs.draw(epochs % self.epochs, numbers)
+
+
 class BlendedPairs:
     """Draws pairs of several corpora, each taken ``weight`` times an epoch.
 

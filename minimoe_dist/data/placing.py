@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .batches import MicroBatch
+from .cached_signals import SignalRows
 from .packed import PackedBatch, pack
 
 
@@ -19,18 +20,22 @@ class PlacedBatch:
         micro: on the host, where what is counted is known.
         batch: on the device; without its padding where passes take that.
         ready: recorded behind the copy where that went by a stream of its own.
+        recalled: the teacher's signals on the device, laid out as the batch is, where they were
+            read from a cache.
     """
 
     micro: MicroBatch
     batch: MicroBatch | PackedBatch
     ready: torch.cuda.Event | None = None
+    recalled: SignalRows | None = None
 
     def arrived(self) -> MicroBatch | PackedBatch:
         """Returns the batch on the device, for work of the current stream."""
         if self.ready is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.ready)
-            for tensor in self.batch.tensors():
+            recalled = self.recalled.tensors() if self.recalled is not None else []
+            for tensor in [*self.batch.tensors(), *recalled]:
                 tensor.record_stream(stream)
         return self.batch
 
@@ -53,18 +58,28 @@ class Placer:
         self._longest = longest
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, micro: MicroBatch) -> PlacedBatch:
+    def __call__(self, micro: MicroBatch, recalled: SignalRows | None = None) -> PlacedBatch:
+        """Starts a batch's way, and that of the teacher's signals for its tokens, if given."""
         batch: MicroBatch | PackedBatch = micro
         if self._packed:
             batch = pack(micro, self._longest or micro.input_ids.shape[1])
+        if recalled is not None:
+            recalled = (
+                recalled.with_rows(batch.rows)
+                if isinstance(batch, PackedBatch)
+                else recalled.padded(micro.attention_mask)
+            )
         if self._stream is None:
-            return PlacedBatch(micro, batch if self._packed else micro.to(self._device))
+            placed = batch if self._packed else micro.to(self._device)
+            return PlacedBatch(micro, placed, recalled=recalled)
         # It also sets the thread's device, on which memory is pinned.
         with torch.cuda.stream(self._stream):
             moved = batch.on_each(self._copied)
+            if recalled is not None:
+                recalled = recalled.on_each(self._copied)
             ready = torch.cuda.Event()
             ready.record()
-        return PlacedBatch(micro, moved, ready)
+        return PlacedBatch(micro, moved, ready, recalled)
 
     def _copied(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self._device, non_blocking=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import ConfigError, RunConfig
 from ..config.model_types import Learns
+from ..data.signal_bytes import bytes_per_token
 from .layout import PRECISIONS, Layout, alternatives, layout_of_recipe
 from .machine import GIB, Machine
 from .memory import Precision, memory_of, teacher_batch, teacher_parameters
@@ -25,7 +26,7 @@ from .work import (
 )
 
 _CHECKPOINT_BYTES = 12  # float32 masters and two moments of a parameter
-_SECONDS_A_DAY = 86_400
+SECONDS_A_DAY = 86_400
 MOST_LAYOUTS = 8  # that a plan offers, of different kinds; passes are run for each one's memory
 
 
@@ -53,12 +54,14 @@ class Prediction:
         seconds: seconds of a step by part.
         traffic: traffic of a rank in a step, by kind.
         tflops: operations of a rank and step in 10^12.
+        filling: seconds before the first step, in which the teacher's cache is filled.
     """
 
     layout: Layout
     seconds: dict[str, float]
     traffic: dict[str, Traffic]
     tflops: float
+    filling: float
     _machine: Machine
     _memory: Callable[[], dict[str, float]]
 
@@ -96,6 +99,8 @@ class Plan:
         teacher_parameters: number of parameters of the teacher's part that runs.
         checkpoint_bytes, export_bytes: bytes of one checkpoint, and of all exports.
         steps: steps of the whole run; None where the corpus is not known.
+        cache_bytes: bytes of the teacher's cache; None without one, or where the corpus is not
+            known.
     """
 
     machine: Machine
@@ -106,12 +111,14 @@ class Plan:
     checkpoint_bytes: int
     export_bytes: int
     steps: int | None
+    cache_bytes: float | None = None
 
     def days(self, prediction: Prediction) -> float | None:
         """Returns the days of the whole run; None where its steps are not known."""
         if self.steps is None:
             return None
-        return self.steps * prediction.step_seconds / _SECONDS_A_DAY
+        seconds = self.steps * prediction.step_seconds + prediction.filling
+        return seconds / SECONDS_A_DAY
 
     def price(self, prediction: Prediction) -> float | None:
         """Returns the price of the whole run, in the machine's currency; None where unknown."""
@@ -171,6 +178,7 @@ class Planner:
             checkpoint_bytes=_CHECKPOINT_BYTES * total,
             export_bytes=4 * total,
             steps=self._steps(stated.layout.global_batch),
+            cache_bytes=self._cache_bytes(),
         )
 
     def predict(self, layout: Layout, machine: Machine) -> Prediction:
@@ -186,6 +194,7 @@ class Planner:
             seconds=seconds,
             traffic=traffic,
             tflops=sum(work.operations for _, work in works) / 1e12,
+            filling=self._filling(layout, machine),
             _machine=machine,
             _memory=partial(self._memory, layout, machine),
         )
@@ -208,11 +217,9 @@ class Planner:
         )
         times, size = layout.accumulation, layout.expert_parallel_size
         works: list[tuple[str, Work]] = []
-        if self.teacher is not None:
+        if self.teacher is not None and not self._is_cached:
+            teacher_pass = self._teacher_pass(layout, machine)
             whole = layout.teacher_layout == "replicated"
-            teacher_pass = teacher_work(
-                self.teacher, teacher_batch(batch, layout), precision.teacher
-            )
             works.append((TEACHER, replace(teacher_pass, recorded=recorded and whole)))
         for student in self.students:
             parallel = size if student.has_experts else 1
@@ -226,6 +233,32 @@ class Planner:
         works = [(part, work.times(times)) for part, work in works]
         updates = [update_work(self._updated(student, layout)) for student in self.students]
         return works + [(UPDATE, work) for work in updates]
+
+    @property
+    def _is_cached(self) -> bool:
+        return self.config.teacher.cache != "none"
+
+    def _teacher_pass(self, layout: Layout, machine: Machine) -> Work:
+        assert self.teacher is not None
+        batch, precision = self._batch(layout, machine), self._precision(layout, machine)
+        return teacher_work(self.teacher, teacher_batch(batch, layout), precision.teacher)
+
+    def _distinct_pairs(self) -> int:
+        """Returns the number of pairs whose signals are kept; 0 where that is not known."""
+        return self.config.teacher.cache_epochs * self.corpus.samples if self.corpus else 0
+
+    def _filling(self, layout: Layout, machine: Machine) -> float:
+        """Returns the seconds in which a cache is filled, by passes of a step's batches."""
+        if self.teacher is None or not self._is_cached:
+            return 0.0
+        passes = math.ceil(self._distinct_pairs() / (layout.micro_batch * layout.ranks))
+        return passes * part_seconds(machine, TEACHER, self._teacher_pass(layout, machine))
+
+    def _cache_bytes(self) -> float | None:
+        if self.teacher is None or not self._is_cached or self.corpus is None:
+            return None
+        tokens = self._distinct_pairs() * self.corpus.mean_length
+        return tokens * bytes_per_token(self.teacher.width, self.config.teacher.cache)
 
     def smallest_memory(self, machine: Machine) -> float:
         """Returns the memory of a rank, in GiB, with which some layout would fit."""

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..config import RunConfig
 from .machine import GIB
-from .plan import Corpus, Plan, Prediction
+from .plan import SECONDS_A_DAY, Corpus, Plan, Prediction
 
 
 def show(config: RunConfig, plan: Plan, corpus: Corpus | None) -> None:
@@ -46,6 +46,8 @@ def _summary(config: RunConfig, plan: Plan, corpus: Corpus | None) -> Table:
         table.add_row("steps", f"{plan.steps:,} of {batch:,} sequences")
     table.add_row("a checkpoint", _size(plan.checkpoint_bytes))
     table.add_row("exports", _size(plan.export_bytes))
+    if plan.cache_bytes is not None:
+        table.add_row("the teacher's cache", f"{_size(plan.cache_bytes)} in {config.teacher.cache}")
     return table
 
 
@@ -90,6 +92,9 @@ def _comparison(plan: Plan, columns: dict[str, Prediction]) -> Table:
             for prediction in predictions
         ]
         table.add_row(f"sent a step: {kind}", *map(_size, sent))
+    if any(prediction.filling for prediction in predictions):
+        filling = [prediction.filling / SECONDS_A_DAY for prediction in predictions]
+        table.add_row("filling the cache", *map(_duration, filling))
     table.add_row("whole run", *(_duration(plan.days(prediction)) for prediction in predictions))
     if plan.price(predictions[0]) is not None:
         table.add_row("price", *(f"{plan.price(prediction):,.0f}" for prediction in predictions))
@@ -151,6 +156,7 @@ def as_json(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "teacher_parameters": plan.teacher_parameters,
         "checkpoint_bytes": plan.checkpoint_bytes,
         "export_bytes": plan.export_bytes,
+        "cache_bytes": plan.cache_bytes,
         "steps": plan.steps,
         "recipe": _prediction_json(plan, plan.recipe),
         "recommended": _prediction_json(plan, plan.best[0]),
@@ -166,6 +172,7 @@ def _prediction_json(plan: Plan, prediction: Prediction) -> dict[str, Any]:
         "fits": prediction.fits,
         "seconds": prediction.seconds,
         "step_seconds": prediction.step_seconds,
+        "filling_seconds": prediction.filling,
         "sent": {kind: exchange.sent for kind, exchange in prediction.traffic.items()},
         "days": plan.days(prediction),
         "price": plan.price(prediction),

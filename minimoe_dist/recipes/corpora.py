@@ -19,8 +19,8 @@ from ..corpus.tokenizing import (
 )
 from ..data.batches import Collate, MicroBatch, SpecialTokens, build_collate
 from ..data.indexed import IndexedCorpus, find_corpora
-from ..data.loader import PairLoader, heldout_batches
-from ..data.pairs import BlendedPairs, Pairs, PairSource
+from ..data.loader import PairLoader, Recall, heldout_batches
+from ..data.pairs import BlendedPairs, Pairs, PairSource, RepeatedPairs
 from ..data.placing import Placer
 from ..durable import sampled_hash
 from ..errors import UserError
@@ -68,6 +68,7 @@ class RunData:
         launch: Launch,
         consumed_samples: int,
         place: Placer | None = None,
+        recall: Recall | None = None,
     ) -> PairLoader:
         """Makes the loader of this rank's steps, from a number of consumed samples on."""
         return PairLoader(
@@ -81,6 +82,7 @@ class RunData:
             consumed_samples=consumed_samples,
             prefetch_steps=config.data.prefetch_steps,
             place=place,
+            recall=recall,
         )
 
     def heldout_batches(self, config: RunConfig, launch: Launch) -> Iterator[MicroBatch]:
@@ -120,9 +122,11 @@ def open_data(config: RunConfig) -> RunData:
     whole_words = data.data_type.endswith("mlm") and data.whole_word_mask
     if whole_words:
         _check_word_marks([corpus for corpus, _ in itertools.chain(train, heldout)], tokenizer)
+    pairs = _pairs(train, config, whole_words)
     return RunData(
         tokenizer=tokenizer,
-        pairs=_pairs(train, config, whole_words),
+        # What is kept of a pair is of use where the pair comes again.
+        pairs=pairs if teacher.cache == "none" else RepeatedPairs(pairs, teacher.cache_epochs),
         heldout=_pairs(heldout, config, whole_words) if heldout else None,
         collate=build_collate(
             data.data_type,

@@ -19,7 +19,7 @@ from ..runs.health import HealthRecord
 from ..runs.metrics import SavedMetrics
 from ..runs.options import SavedRecipe
 from ..runs.summaries import SavingSummary, StudentSummary, Summary
-from ..runtime import Launch, logger
+from ..runtime import Launch, StopRequest, logger
 from ..train.curves import draw_curves
 from ..train.engine import StudentEngine, release
 from ..train.health import HealthWatch, routers_of, teacher_records, tell
@@ -30,6 +30,7 @@ from ..train.step_metrics import PendingMetrics
 from .building import loop_options, make_distiller, run_checkpoints, with_precision
 from .corpora import open_data
 from .model_types import open_lesson
+from .relation_cache import RelationCache
 from .results import Heldout, export_all, keep_best, relation_paths
 
 _log = logger("distill")
@@ -62,6 +63,9 @@ class Distillation:
         self._lesson = open_lesson(config, device)
         self._total_steps = self._count_steps()
         self._distiller = make_distiller(config, self._lesson, launch, device, self._total_steps)
+        self._cache: RelationCache | None = None
+        if config.teacher.cache != "none":
+            self._cache = RelationCache(config, self._data, self._lesson, launch, device)
         self._consumed_samples = 0
         self._heldout_before: dict[str, float] | None = None
         self._heldout_after: dict[str, float] = {}
@@ -91,6 +95,14 @@ class Distillation:
             self._stated, ranks, self._total_steps, self._data.contents()
         )
         return self._checkpoints
+
+    def fill_cache(self, stop: StopRequest) -> bool:
+        """Computes what the teacher's cache lacks, where there is to be one; a collective.
+
+        Returns:
+            False where it was asked to stop meanwhile.
+        """
+        return self._cache is None or self._cache.fill(self._distiller.place, stop)
 
     @property
     def engines(self) -> Sequence[StudentEngine]:
@@ -130,8 +142,13 @@ class Distillation:
             report_to=config.training.report_to,
             run_options=config.model_dump(mode="json"),
         )
-        place = self._distiller.place
-        loader = self._data.loader(config, self._launch, self._consumed_samples, place)
+        loader = self._data.loader(
+            config,
+            self._launch,
+            self._consumed_samples,
+            self._distiller.place,
+            self._cache.recall if self._cache is not None else None,
+        )
         self._metrics, self._loader = metrics, loader
         with metrics, loader:
             if self._distiller.warms_up:
@@ -228,9 +245,9 @@ class Distillation:
 
     def _flops_per_token(self) -> float:
         students = [path for student in self.engines for path in relation_paths(student.config)]
-        idle = RelationPath(0, 0, 0)
+        teacher = self._lesson.path if self._cache is None else None
         length = self._config.data.max_length
-        return distillation_flops_per_token(students, self._lesson.path or idle, length)
+        return distillation_flops_per_token(students, teacher or RelationPath(0, 0, 0), length)
 
     def _heldout_losses(self, step: int) -> dict[str, float]:
         """Evaluates every student; returns nothing where the run names no held-out corpus."""
@@ -261,6 +278,7 @@ class Distillation:
             saving=SavingSummary(**vars(self._checkpoints.times)),
             teacher_gmac=encoder_gmac(teacher.num_hidden_layers, teacher.hidden_size),
             students=dict(students),
+            relation_cache=self._cache.summary() if self._cache is not None else None,
             options=SavedRecipe.model_validate(self._stated.model_dump(mode="json")),
         )
         if config.tradeoff_lambda is not None:

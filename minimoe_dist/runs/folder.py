@@ -24,6 +24,7 @@ class RunFolder:
         metrics.jsonl.damaged           lines that could not be read when the run went on
         starts.jsonl                    starts and ends (:mod:`.launches`, of jobs :mod:`.starts`)
         checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
+        relation_cache/                 the teacher's signals, where they are kept and nowhere else
         cells/NAME/                     of fine-tuning: a folder like this one each
             result.json                 of a cell that is done
             model/, checkpoints/        of the best cell so far; of one that is under way
@@ -65,6 +66,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def relation_cache(self) -> Path:
+        return self.path / "relation_cache"
 
     @property
     def cells(self) -> Path:

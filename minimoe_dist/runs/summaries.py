@@ -72,6 +72,22 @@ class SavingSummary(Record):
     writing_seconds: float = 0.0
 
 
+class CacheSummary(Record):
+    """The cache that a teacher's signals were read from.
+
+    Attributes:
+        folder: of the cache.
+        dtype: float32, bfloat16 or int8.
+        bytes: of its files.
+        divergence: what the type costs: mean KL a row of relations, against the teacher's own.
+    """
+
+    folder: str
+    dtype: str
+    bytes: int
+    divergence: float
+
+
 class Summary(Record):
     """The summary of distilling.
 
@@ -88,6 +104,7 @@ class Summary(Record):
         saving: what checkpoints cost.
         teacher_gmac: 10⁹ multiply-accumulates of a sequence of 128, of the whole teacher.
         students: by name.
+        relation_cache: where the teacher's signals were kept.
         tradeoff: where the run has a λ.
         options: the resolved recipe.
     """
@@ -104,6 +121,7 @@ class Summary(Record):
     saving: SavingSummary | None = None
     teacher_gmac: float | None = None
     students: dict[str, StudentSummary]
+    relation_cache: CacheSummary | None = None
     tradeoff: Tradeoff | None = None
     options: SavedRecipe = SavedRecipe()
 

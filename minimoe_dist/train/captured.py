@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..data.cached_signals import SignalRows
 from ..data.packed import PackedBatch
 from ..runtime import logger
 from .objectives import Batch
@@ -27,7 +28,7 @@ class _Recordings(NamedTuple):
     """The recordings for one size of batches; all of them read ``numbers``, int32, in place."""
 
     numbers: Tensor
-    teach: Callable[[], None]
+    teach: Callable[[SignalRows | None], None]
     students: list[TrainingPass]
 
 
@@ -49,16 +50,16 @@ class CapturedPasses:
         self._playing: _Recordings | None = None
         self._leaves: dict[int, PassOutput] = {}
 
-    def teach(self, batch: Batch) -> tuple[Batch, Any]:
+    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
         assert isinstance(batch, PackedBatch)
         size = (batch.samples, batch.rows, batch.predictions, batch.longest)
         if size not in self._sizes:
-            self._sizes[size] = self._try_to_record(batch)
+            self._sizes[size] = self._try_to_record(batch, recalled)
         self._playing = self._sizes[size]
         if self._playing is None:
-            return self._passes.teach(batch)
+            return self._passes.teach(batch, recalled)
         self._playing.numbers.copy_(batch.numbers, non_blocking=True)
-        self._playing.teach()
+        self._playing.teach(recalled)
         return batch, None
 
     def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
@@ -87,31 +88,35 @@ class CapturedPasses:
             buffer.copy_(gradient)
         recording.backward()
 
-    def _try_to_record(self, batch: PackedBatch) -> _Recordings | None:
+    def _try_to_record(self, batch: PackedBatch, recalled: SignalRows | None) -> _Recordings | None:
         try:
-            return self._record(batch)
+            return self._record(batch, recalled)
         except Exception as error:
             _log.warning("batches of %d rows are not recorded: %s", batch.rows, error_line(error))
             return None
 
-    def _recorded_teacher(self, batch: PackedBatch) -> tuple[Callable[[], None], Any]:
-        """Returns what runs the teacher on a batch that stays, and the targets that it writes."""
-        if self._passes.objective.teaches_packed:
-            return self._recorder.inference(lambda: self._passes.teach(batch)[1])
-        # Other ranks take part in its pass, which is no matter for a recording.
-        targets = tree_map(torch.clone, self._passes.teach(batch)[1])
+    def _recorded_teacher(
+        self, batch: PackedBatch, recalled: SignalRows | None
+    ) -> tuple[Callable[[SignalRows | None], None], Any]:
+        """Returns what teaches a batch that stays, and the targets that it writes."""
+        if recalled is None and self._passes.objective.teaches_packed:
+            play, targets = self._recorder.inference(lambda: self._passes.teach(batch)[1])
+            return lambda _: play(), targets
+        # Other ranks take part in its pass, or its signals come from a cache: neither is a matter
+        # for a recording.
+        targets = tree_map(torch.clone, self._passes.teach(batch, recalled)[1])
 
-        def teach() -> None:
-            new_targets = tree_leaves(self._passes.teach(batch)[1])
+        def teach(recalled: SignalRows | None) -> None:
+            new_targets = tree_leaves(self._passes.teach(batch, recalled)[1])
             for buffer, target in zip(tree_leaves(targets), new_targets, strict=True):
                 buffer.copy_(target)
 
         return teach, targets
 
-    def _record(self, batch: PackedBatch) -> _Recordings:
+    def _record(self, batch: PackedBatch, recalled: SignalRows | None) -> _Recordings:
         numbers = batch.numbers.clone()
         static_batch = batch.with_numbers(numbers)
-        teach, targets = self._recorded_teacher(static_batch)
+        teach, targets = self._recorded_teacher(static_batch, recalled)
         students = []
         for index, student in enumerate(self._passes.students):
             students.append(

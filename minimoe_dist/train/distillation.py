@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..data.batches import IGNORED_LABEL, MicroBatch
+from ..data.batches import MicroBatch, padding_batch
 from ..data.loader import StepBatch
 from ..data.placing import PlacedBatch, Placer
 from ..models.configuration import router_sizes
@@ -149,7 +149,7 @@ class Distiller:
             student.module.train()
         self._mark(Part.PLACING)
         for number, placed in enumerate(micro_batches):
-            targets = self._passes.teach(placed.arrived())
+            targets = self._passes.teach(placed.arrived(), placed.recalled)
             self._mark(Part.TEACHER)
             for index, (student, student_sums) in enumerate(zip(self.students, sums, strict=True)):
                 output = self._passes.forward(index, *targets)
@@ -216,7 +216,7 @@ class Distiller:
         shape = (sum(passes) + 1, len(self._objective.parts))
         sums = torch.zeros(shape, dtype=torch.float64, device=self._device)
         for batch in batches:
-            micro = batch if len(batch.input_ids) else _padding_only()
+            micro = batch if len(batch.input_ids) else padding_batch()
             counts = self._objective.counts(micro)
             sums[-1] += torch.tensor(counts, dtype=torch.float64, device=self._device)
             placed = self._placed(micro).arrived()
@@ -293,14 +293,3 @@ class Distiller:
 
 def _sub_model_names(student: StudentEngine) -> list[str]:
     return [once_for_all_name(student.name, sub_model) for sub_model in student.config.sub_models]
-
-
-def _padding_only() -> MicroBatch:
-    """Makes one sample of padding, by which a rank without samples joins collectives."""
-    return MicroBatch(
-        input_ids=torch.zeros((1, 8), dtype=torch.long),
-        attention_mask=torch.zeros((1, 8), dtype=torch.bool),
-        token_type_ids=torch.zeros((1, 8), dtype=torch.long),
-        sample_ids=torch.zeros(1, dtype=torch.long),
-        labels=torch.full((1, 8), IGNORED_LABEL),
-    )

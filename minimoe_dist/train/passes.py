@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..data.cached_signals import SignalRows
 from ..data.packed import PackedBatch
 from ..runtime import logger
 from .engine import StudentEngine
@@ -52,8 +53,8 @@ class Passes(Protocol):
     packed: bool
     warms_up: bool
 
-    def teach(self, batch: Batch) -> tuple[Batch, Any]:
-        """Runs the teacher's pass.
+    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
+        """Runs the teacher's pass, or takes its signals as they were recalled for the batch.
 
         Returns:
             What to hand to the students' passes: the batch, and the teacher's targets for it.
@@ -90,8 +91,8 @@ class EagerPasses:
         self._seed = seed
         self.packed = packed
 
-    def teach(self, batch: Batch) -> tuple[Batch, Any]:
-        return batch, self.objective.teach(batch)
+    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
+        return batch, self.objective.teach(batch) if recalled is None else recalled.decode()
 
     def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
         student = self.students[index]
@@ -128,9 +129,9 @@ class CompiledPasses(EagerPasses):
             _Compiled(f"{student.name}'s pass", self._pass_of(student)) for student in students
         ]
 
-    def teach(self, batch: Batch) -> tuple[Batch, Any]:
+    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
         with torch.no_grad():
-            return batch, self._teach(batch)
+            return batch, self._teach(batch) if recalled is None else recalled.decode()
 
     def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
         return self._runs[index](batch, targets)

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 
 from minimoe_dist.data.batches import MicroBatch, SpecialTokens, UnmaskedCollate
+from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import PairLoader
 from minimoe_dist.data.packed import PackedBatch
 from minimoe_dist.data.pairs import PairSource
@@ -22,9 +23,9 @@ class WatchedPlacer(Placer):
         super().__init__(CPU, packed=True, longest=16)
         self.threads: set[str] = set()
 
-    def __call__(self, micro: MicroBatch) -> PlacedBatch:
+    def __call__(self, micro: MicroBatch, recalled: SignalRows | None = None) -> PlacedBatch:
         self.threads.add(threading.current_thread().name)
-        return super().__call__(micro)
+        return super().__call__(micro, recalled)
 
 
 def read(place: Placer | None) -> list[MicroBatch | PlacedBatch]:

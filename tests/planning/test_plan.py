@@ -113,6 +113,22 @@ def test_steps_are_the_epochs_of_the_corpus_by_the_global_batch():
     assert plan.steps == math.ceil(2_000_000 / 64)
 
 
+@pytest.mark.parametrize(("dtype", "of_token"), [("int8", 768 * 3 + 12), ("bfloat16", 768 * 6)])
+def test_a_cache_is_filled_once_and_then_no_teacher_runs(dtype, of_token):
+    training = {"max_steps": None, "num_train_epochs": 10.0, "per_device_train_batch_size": 8}
+    plain = planner(training=training).plan(machine())
+    teacher = {"model_name_or_path": "bert-base-uncased", "cache": dtype, "cache_epochs": 2}
+    cached = planner(training=training, teacher=teacher).plan(machine())
+    assert cached.cache_bytes == 2 * 1_000_000 * 28.0 * of_token
+    assert plain.cache_bytes is None and plain.recipe.filling == 0
+    assert "teacher" not in cached.recipe.seconds
+    # Two epochs of ten are the teacher's, and all else is as it was.
+    saved = plain.steps * plain.recipe.seconds["teacher"] / 86_400
+    assert plain.days(plain.recipe) - cached.days(cached.recipe) == pytest.approx(
+        0.8 * saved, rel=0.05
+    )
+
+
 def test_an_unknown_corpus_gives_no_days():
     plan = planner(corpus=None, training={"max_steps": None}).plan(machine())
     assert plan.days(plan.recipe) is None

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
+from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
@@ -118,6 +119,33 @@ def masked() -> dict[str, Any]:
     }
 
 
+def recalled() -> dict[str, Any]:
+    """The teacher's signals computed in the step, and read from what a cache keeps of them."""
+    found: dict[str, Any] = {"computed": rows(make_distiller("captured", [(1, 4)]), range(STEPS))}
+    teacher = make_teacher()
+    for dtype in ("bfloat16", "int8"):
+        distiller = make_distiller("captured", [(1, 4)])
+        found[dtype] = []
+        for step in range(STEPS):
+            batch = make_batch(step, masked=False)
+            placed = [
+                distiller.place(micro, kept(teacher, micro, dtype)) for micro in batch.micro_batches
+            ]
+            metrics = distiller.train_step(StepBatch(placed, batch.first_position), step, False)
+            found[dtype].append(
+                [v for s in metrics.students.values() for v in (s.loss, s.gradient_norm)]
+            )
+        passes: Any = distiller._passes
+        assert all(one is not None for one in passes._sizes.values()), dtype
+    return found
+
+
+def kept(teacher: RelationTeacher, micro: MicroBatch, dtype: str) -> SignalRows:
+    inputs = (micro.input_ids, micro.attention_mask, micro.token_type_ids)
+    signals = teacher(*(tensor.to(DEVICE) for tensor in inputs))
+    return SignalRows.encode([s[micro.attention_mask.to(DEVICE)].cpu() for s in signals], dtype)
+
+
 def repeats() -> dict[str, Any]:
     """The same run twice, a student beside another one, and a run that was resumed."""
     one, other = (make_distiller("captured", [(1, 4)]) for _ in range(2))
@@ -155,7 +183,7 @@ def evaluation() -> dict[str, Any]:
     return {kind: make_distiller(kind, [(1, 4)]).evaluate(micros) for kind in kinds}
 
 
-CHECKS = {one.__name__: one for one in (ways, masked, repeats, waits, evaluation)}
+CHECKS = {one.__name__: one for one in (ways, masked, recalled, repeats, waits, evaluation)}
 
 
 def main(check: str, folder: str) -> None:

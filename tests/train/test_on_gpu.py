@@ -50,6 +50,12 @@ def test_masked_tokens_are_learnt_from_as_on_padded_batches(tmp_path: Path) -> N
     assert_close(found["captured"], found["padded"], "bf16")
 
 
+def test_signals_of_a_cache_teach_as_the_teacher_does(tmp_path: Path) -> None:
+    found = check("recalled", tmp_path)
+    assert_close(found["bfloat16"], found["computed"], "bf16")
+    assert_close(found["int8"], found["computed"], "bf16")
+
+
 def test_runs_repeat_bit_for_bit_also_beside_others_and_resumed(tmp_path: Path) -> None:
     found = check("repeats", tmp_path)
     assert found["again"] == found["once"]

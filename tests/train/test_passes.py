@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
+from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.data.packed import pack
 from minimoe_dist.data.placing import Placer
@@ -118,6 +120,44 @@ def rows(
         held_out = distiller.evaluate(batch.micro_batches)
         found.append(list(held_out.values()))
     return found
+
+
+def recalled_losses(kind: str, dtype: str | None, steps: int = 4) -> list[float]:
+    """A student's losses, with the teacher's signals as a cache of a type gives them."""
+    engines, objective = make_engines([(1, 4)], LAYOUT, False), make_objective(False)
+    distiller = Distiller(
+        engines, objective, make_schedule("constant", 1e-2, 20, 0.0), seed=runs.SEED,
+        device=DEVICE, passes=make_passes(kind, engines, objective), max_length=runs.LENGTH,
+    )  # fmt: skip
+    teacher = objective.teacher
+    if dtype is not None:
+        objective.teacher = nn.Identity()  # which is not to be asked
+    losses = []
+    for step in range(steps):
+        batch = runs.make_batch(step, LAYOUT, 0, 1)
+        if dtype is not None:
+            batch.micro_batches = [
+                distiller.place(micro, kept_signals(teacher, micro, dtype))
+                for micro in batch.micro_batches
+            ]
+        metrics = distiller.train_step(batch, step, stop_requested=False)
+        losses.append(metrics.students["s0"].loss)
+    return losses
+
+
+def kept_signals(teacher: Any, micro: MicroBatch, dtype: str) -> SignalRows:
+    signals = teacher(micro.input_ids, micro.attention_mask, micro.token_type_ids)
+    return SignalRows.encode([signal[micro.attention_mask] for signal in signals], dtype)
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed", "captured"])
+def test_signals_of_a_cache_teach_as_the_teacher_does(kind: str) -> None:
+    (wanted,) = run_distributed(recalled_losses, 1, kind, None)
+    (exact,) = run_distributed(recalled_losses, 1, kind, "float32")
+    assert exact == pytest.approx(wanted, rel=2e-6)
+    for dtype, rel in (("bfloat16", 1e-2), ("int8", 1e-2)):
+        (close,) = run_distributed(recalled_losses, 1, kind, dtype)
+        assert close == pytest.approx(wanted, rel=rel) and close != wanted
 
 
 def assert_close(found: list[list[float]], wanted: list[list[float]]) -> None:

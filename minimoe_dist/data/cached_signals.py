@@ -1,0 +1,331 @@
+"""Keeps a teacher's relation signals of numbered pairs on disk, and reads them back.
+
+A cache is a folder of blocks. A block is a safetensors file of consecutive pairs, written whole or
+not at all, so a cache that was broken off is filled where it is not yet. Beside each pair's signals
+stand a checksum of them, looked at before the first step, and one of what the teacher read, looked
+at whenever they are read: signals of another text than the run's are never taken for its own.
+
+Shapes: T tokens of all pairs of a block or batch, H the teacher's width.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..durable import share, write_json, written
+from ..errors import UserError
+from .batches import MicroBatch
+from .signal_bytes import SIGNALS, bytes_per_token
+
+FACTS = "cache.json"  # what the cache is of, for people
+_LARGEST = 127  # of 8 bits
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_DIVERGENCE = "divergence"
+
+
+@dataclass(frozen=True)
+class SignalRows:
+    """Holds queries, keys and values as a cache does.
+
+    Attributes:
+        rows: float32, bfloat16 or int8 [..., 3, H]; one for each token, query, key and value.
+        scales: float32 [..., 3], what the 8 bits of each are to be multiplied by; None in other
+            types.
+    """
+
+    rows: Tensor
+    scales: Tensor | None = None
+
+    @classmethod
+    def encode(cls, signals: Sequence[Tensor], dtype: str) -> Self:
+        """Makes rows of query, key and value, each [T, H].
+
+        In int8 the largest number of each token's query, key or value is 127; one that is not
+        finite makes all of them so.
+
+        Args:
+            signals: of any floating type.
+            dtype: ``float32``, ``bfloat16`` or ``int8``.
+        """
+        stacked = torch.stack(list(signals), dim=1)
+        if dtype != "int8":
+            return cls(stacked.to(_DTYPES[dtype]))
+        numbers = stacked.float()
+        scales = numbers.abs().amax(-1) / _LARGEST
+        divisors = torch.where(scales == 0, 1.0, scales)[..., None]
+        return cls((numbers / divisors).nan_to_num().round().to(torch.int8), scales)
+
+    def decode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns query, key and value, each [..., H]; in float32, bfloat16 on GPUs."""
+        numbers = self.rows
+        if self.scales is not None:
+            numbers = numbers.float() * self.scales[..., None]
+            if numbers.device.type == "cuda":
+                numbers = numbers.bfloat16()
+        query, key, value = (signal.contiguous() for signal in numbers.unbind(-2))
+        return query, key, value
+
+    def tensors(self) -> list[Tensor]:
+        """Returns what there is to move."""
+        return [self.rows] if self.scales is None else [self.rows, self.scales]
+
+    def on_each(self, move: Callable[[Tensor], Tensor]) -> SignalRows:
+        """Returns the same with every tensor replaced by ``move`` of it."""
+        return SignalRows(*map(move, self.tensors()))
+
+    def with_rows(self, count: int) -> SignalRows:
+        """Appends rows of zeros, so that there are ``count``."""
+
+        def extended(tensor: Tensor) -> Tensor:
+            result = tensor.new_zeros(count, *tensor.shape[1:])
+            result[: len(tensor)] = tensor
+            return result
+
+        return self.on_each(extended)
+
+    def padded(self, mask: Tensor) -> SignalRows:
+        """Lays rows out as a batch is: [B, S, ...], zeros where ``mask``, bool [B, S], is False."""
+
+        def laid_out(tensor: Tensor) -> Tensor:
+            result = tensor.new_zeros(*mask.shape, *tensor.shape[1:])
+            result[mask] = tensor
+            return result
+
+        return self.on_each(laid_out)
+
+    def checksum(self) -> int:
+        """Returns a CRC-32 of the bytes."""
+        return _checksum(*self.tensors())
+
+
+@dataclass(frozen=True)
+class _Block:
+    """An open block.
+
+    Attributes:
+        ends: int64 [n + 1], each pair's first row, and the last one's end.
+        checksums, input_checksums: int64 [n]; of each pair's rows, and of what the teacher read.
+        divergence: what the encoding cost, measured when it was written.
+    """
+
+    path: Path
+    file: Any
+    ends: np.ndarray
+    checksums: np.ndarray
+    input_checksums: np.ndarray
+    divergence: float
+
+
+class SignalCache:
+    """Holds the signals of numbered pairs in a folder.
+
+    Args:
+        folder: of this cache alone; made where it is missing.
+        facts: what the signals are a function of, as JSON; among it their ``dtype`` and
+            ``hidden_size``.
+        num_pairs: pairs that are numbered, from 0 on.
+        block_pairs: pairs of a block.
+    """
+
+    def __init__(
+        self, folder: Path, facts: Mapping[str, Any], num_pairs: int, block_pairs: int
+    ) -> None:
+        self.folder = folder
+        self.dtype = str(facts["dtype"])
+        self.num_pairs, self._block_pairs = num_pairs, block_pairs
+        self._facts = {**facts, "pairs": num_pairs, "block_pairs": block_pairs}
+        self._blocks: list[_Block] = []
+
+    @property
+    def bytes_per_token(self) -> int:
+        """The bytes that a token's signals take."""
+        return bytes_per_token(self._facts["hidden_size"], self.dtype)
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of its blocks, written or not."""
+        return -(-self.num_pairs // self._block_pairs)
+
+    def missing(self) -> list[int]:
+        """Returns the blocks that are not written yet."""
+        return [block for block in range(self.num_blocks) if not self._path(block).exists()]
+
+    def pairs_of(self, block: int) -> range:
+        """Returns the numbers of a block's pairs."""
+        start = block * self._block_pairs
+        return range(start, min(self.num_pairs, start + self._block_pairs))
+
+    def make_folder(self) -> None:
+        """Makes the folder, with a file that says what it is of."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / FACTS, self._facts)
+
+    def write(
+        self, block: int, parts: Sequence[tuple[MicroBatch, SignalRows]], divergence: float
+    ) -> None:
+        """Writes a block, whole or not at all.
+
+        Args:
+            block: its number.
+            parts: batches of its pairs, in order, with the rows of their tokens, on the host.
+            divergence: mean KL a row of the relations of what is kept, against those of the
+                teacher.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        lengths: list[int] = []
+        checksums: list[int] = []
+        inputs: list[int] = []
+        for micro, rows in parts:
+            counts = _lengths(micro)
+            lengths += counts.tolist()
+            inputs += _input_checksums(micro, counts)
+            checksums += [part.checksum() for part in _split(rows, counts)]
+        together = zip(*(rows.tensors() for _, rows in parts), strict=True)
+        names = ["rows", "scales"]
+        tensors = {
+            **dict(zip(names, (torch.cat(one) for one in together), strict=False)),
+            "lengths": torch.tensor(lengths, dtype=torch.int64),
+            "checksums": torch.tensor(checksums, dtype=torch.int64),
+            "input_checksums": torch.tensor(inputs, dtype=torch.int64),
+        }
+        path = self._path(block)
+        about = {"facts": json.dumps(self._facts, sort_keys=True), _DIVERGENCE: repr(divergence)}
+        with written(path) as aside:
+            save_file(tensors, aside, about)
+            share(aside)
+
+    def open(self) -> None:
+        """Opens all blocks.
+
+        Raises:
+            UserError: one is missing, damaged, or of another cache.
+        """
+        self._blocks = [self._open(block) for block in range(self.num_blocks)]
+
+    def verify(self, blocks: Iterable[int]) -> None:
+        """Reads blocks of an open cache, and holds them against their checksums.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        for block in map(self._blocks.__getitem__, blocks):
+            rows = SignalRows(*(block.file.get_tensor(name) for name in self._names))
+            found = [part.checksum() for part in _split(rows, np.diff(block.ends))]
+            if found != block.checksums.tolist():
+                raise UserError(f"{block.path}: is damaged; {self._remedy(block.path)}")
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of an open cache's files."""
+        return sum(block.path.stat().st_size for block in self._blocks)
+
+    @property
+    def divergence(self) -> float:
+        """What its encoding costs an open cache: mean KL a row of relations, as measured."""
+        return float(np.mean([block.divergence for block in self._blocks]))
+
+    def recall(self, numbers: np.ndarray, micro: MicroBatch) -> SignalRows:
+        """Reads the rows of a batch's tokens, in its order.
+
+        Args:
+            numbers: int64 [b], which pairs the batch is of.
+            micro: the batch, on the host.
+
+        Raises:
+            UserError: they are of another text.
+        """
+        counts = _lengths(micro)
+        found = [
+            self._read(int(number), int(count), inputs)
+            for number, count, inputs in zip(
+                numbers, counts, _input_checksums(micro, counts), strict=True
+            )
+        ]
+        together = zip(*(rows.tensors() for rows in found), strict=True)
+        return SignalRows(*(torch.cat(one) for one in together))
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"block_{block:06d}.safetensors"
+
+    def _open(self, number: int) -> _Block:
+        path = self._path(number)
+        try:
+            file = safe_open(path, "pt")
+            about = file.metadata() or {}
+            if json.loads(about.get("facts", "null")) != self._facts:
+                raise UserError(f"{path}: is of another cache; {self._remedy(path)}")
+            names = ("lengths", "checksums", "input_checksums")
+            lengths, checksums, inputs = (file.get_tensor(name).numpy() for name in names)
+            ends = np.concatenate([[0], np.cumsum(lengths)])
+            rows, *shape = file.get_slice("rows").get_shape()
+            divergence = float(about[_DIVERGENCE])
+        except FileNotFoundError:
+            raise UserError(
+                f"teacher.cache_dir: {path} is not there: give a folder that all machines see"
+            ) from None
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+            raise UserError(f"{path}: is damaged ({error}); {self._remedy(path)}") from None
+        pairs = len(self.pairs_of(number))
+        is_whole = {len(lengths), len(checksums), len(inputs)} == {pairs} and ends[-1] == rows
+        if not is_whole or shape != [SIGNALS, self._facts["hidden_size"]]:
+            raise UserError(f"{path}: is damaged; {self._remedy(path)}")
+        return _Block(path, file, ends, checksums, inputs, divergence)
+
+    def _read(self, number: int, count: int, inputs: int) -> SignalRows:
+        place, pair = divmod(number, self._block_pairs)
+        block = self._blocks[place]
+        start, end = int(block.ends[pair]), int(block.ends[pair + 1])
+        if end - start != count or block.input_checksums[pair] != inputs:
+            raise UserError(
+                f"{block.path}: pair {number} is of another text than the run reads; delete "
+                f"{self.folder}, and the next start fills it again"
+            )
+        return SignalRows(*(block.file.get_slice(name)[start:end] for name in self._names))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("rows", "scales") if self.dtype == "int8" else ("rows",)
+
+    @staticmethod
+    def _remedy(path: Path) -> str:
+        return f"delete {path.name}, and the next start fills it again"
+
+
+def _lengths(micro: MicroBatch) -> np.ndarray:
+    counts: np.ndarray = micro.attention_mask.numpy().sum(1, dtype=np.int64)
+    return counts
+
+
+def _split(rows: SignalRows, counts: np.ndarray) -> list[SignalRows]:
+    parts = zip(*(tensor.split(counts.tolist()) for tensor in rows.tensors()), strict=True)
+    return [SignalRows(*part) for part in parts]
+
+
+def _input_checksums(micro: MicroBatch, counts: np.ndarray) -> list[int]:
+    """Returns a CRC-32 of each sample's ids and segments."""
+    return [
+        _checksum(ids[:count], segments[:count])
+        for ids, segments, count in zip(
+            micro.input_ids, micro.token_type_ids, counts.tolist(), strict=True
+        )
+    ]
+
+
+def _checksum(*tensors: Tensor) -> int:
+    result = 0
+    for tensor in tensors:
+        result = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, result)
+    return result

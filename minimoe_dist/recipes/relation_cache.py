@@ -1,0 +1,133 @@
+"""Opens the cache of a run's teacher: which signals it holds, of which pairs, and where."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import RunConfig
+from ..data.batches import MicroBatch
+from ..data.cached_signals import SignalCache, SignalRows
+from ..data.pairs import RepeatedPairs
+from ..data.placing import Placer
+from ..data.signal_bytes import bytes_per_token
+from ..models.pretrained import encoder_dtype
+from ..models.teacher import FLOAT8, RelationTeacher
+from ..runs.folder import RunFolder
+from ..runs.summaries import CacheSummary
+from ..runtime import Launch, StopRequest
+from ..train.agreement import decided_by_rank_0
+from ..train.caching import CacheFiller
+from ..train.objectives import RelationObjective
+from .corpora import RunData
+from .model_types import Lesson
+
+_FORMAT = 1
+_BLOCK_BYTES = 64 << 20  # filled by one rank between two looks at a stop
+_FEWEST_BLOCKS = 64  # which ranks take in turn
+_NAME_DIGITS = 16
+
+
+class RelationCache:
+    """A run's cache.
+
+    Args:
+        config: the run, which names a type of cache.
+        data: its corpora.
+        lesson: with the teacher.
+        launch: the processes; making it is a collective.
+        device: of this rank.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: RunData, lesson: Lesson, launch: Launch, device: torch.device
+    ) -> None:
+        assert isinstance(data.pairs, RepeatedPairs)
+        assert isinstance(lesson.objective, RelationObjective)
+        assert isinstance(lesson.model, RelationTeacher)
+        self._config, self._launch, self._device = config, launch, device
+        self._pairs, self._collate = data.pairs, data.collate
+        self._objective = lesson.objective
+        teacher = lesson.model
+        # What a processor multiplies is part of it, and ranks may have different ones.
+        facts = decided_by_rank_0(lambda: _facts(config, data, teacher, device))
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        folder = Path(config.teacher.cache_dir or RunFolder(Path(config.output_dir)).relation_cache)
+        pairs = self._pairs.num_distinct
+        self._cache = SignalCache(
+            folder / name[:_NAME_DIGITS], facts, pairs, _block_pairs(config, facts, pairs)
+        )
+
+    def fill(self, place: Placer, stop: StopRequest) -> bool:
+        """Computes what is missing; a collective.
+
+        Args:
+            place: brings batches to the teacher.
+            stop: asked for by a signal.
+
+        Returns:
+            False where it was stopped; the next start goes on there.
+
+        Raises:
+            UserError: the disk has not enough room, or the cache is damaged.
+        """
+        filler = CacheFiller(
+            cache=self._cache,
+            pairs=self._pairs,
+            collate=self._collate,
+            objective=self._objective,
+            place=place,
+            device=self._device,
+            batch_size=self._config.training.per_device_train_batch_size,
+            teacher=self._config.teacher.model_name_or_path,
+            refuses_broken=self._config.training.health.broken_teacher == "stop",
+            stream=sys.stderr if self._launch.rank == 0 else None,
+        )
+        return filler.fill(stop)
+
+    def summary(self) -> CacheSummary:
+        """Describes the filled cache."""
+        return CacheSummary(
+            folder=str(self._cache.folder),
+            dtype=self._cache.dtype,
+            bytes=self._cache.num_bytes,
+            divergence=self._cache.divergence,
+        )
+
+    def recall(self, epochs: np.ndarray, numbers: np.ndarray, micro: MicroBatch) -> SignalRows:
+        """Reads a batch's signals; a :class:`..data.loader.Recall`."""
+        return self._cache.recall(self._pairs.distinct(epochs, numbers), micro)
+
+
+def _facts(
+    config: RunConfig, data: RunData, teacher: RelationTeacher, device: torch.device
+) -> Mapping[str, Any]:
+    """Returns what the signals of a run's pairs are a function of, as JSON."""
+    contents = data.contents()
+    dtype = config.teacher.dtype
+    return {
+        "format": _FORMAT,
+        "dtype": config.teacher.cache,
+        "hidden_size": teacher.hidden_size,
+        "teacher": contents["teacher_contents"],
+        "teacher_dtype": dtype if dtype == FLOAT8 else str(encoder_dtype(dtype, device)),
+        "relation_layer": teacher.relation_layer,
+        "corpora": contents["corpora"],
+        "epochs": config.teacher.cache_epochs,
+        "seed": config.seed,
+        "data_type": config.data.data_type,
+        "max_length": config.data.max_length,
+        "short_sequence_probability": config.data.short_sequence_probability,
+    }
+
+
+def _block_pairs(config: RunConfig, facts: Mapping[str, Any], pairs: int) -> int:
+    """Returns the pairs of a block: of no more bytes than said, and blocks for many ranks."""
+    of_token = bytes_per_token(facts["hidden_size"], config.teacher.cache)
+    most = _BLOCK_BYTES // (of_token * config.data.max_length)
+    return max(1, min(most, -(-pairs // _FEWEST_BLOCKS)))

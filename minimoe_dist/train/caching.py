@@ -1,0 +1,188 @@
+"""Fills a cache of a teacher's relation signals: one pass over the pairs, by all ranks."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TextIO
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..data.batches import Collate, MicroBatch, padding_batch
+from ..data.cached_signals import SignalCache, SignalRows
+from ..data.pairs import RepeatedPairs
+from ..data.placing import Placer
+from ..errors import UserError
+from ..objectives.relations import relation_loss_sum
+from ..runtime import StopRequest, logger
+from .agreement import decided_by_rank_0
+from .health import teacher_records
+from .objectives import RELATIONS, RelationObjective, of_tokens
+from .progress import Progress
+from .teacher_signals import find_faults
+
+_log = logger("train.caching")
+_DRAWN = 1 << 14  # pairs at a time, where only their lengths are asked for
+
+
+@dataclass(frozen=True)
+class CacheFiller:
+    """Fills a cache.
+
+    Attributes:
+        cache: to be filled.
+        pairs: of the run.
+        collate: makes batches of them.
+        objective: with the teacher.
+        place: brings batches to where the teacher is.
+        device: of this rank.
+        batch_size: pairs of a pass.
+        teacher: its path, for messages.
+        refuses_broken: whether a teacher from which nothing can be learnt ends it.
+        stream: where progress goes; None: nowhere.
+    """
+
+    cache: SignalCache
+    pairs: RepeatedPairs
+    collate: Collate
+    objective: RelationObjective
+    place: Placer
+    device: torch.device
+    batch_size: int
+    teacher: str
+    refuses_broken: bool
+    stream: TextIO | None
+
+    def fill(self, stop: StopRequest) -> bool:
+        """Computes and writes the blocks that are missing, then opens the cache; a collective.
+
+        Ranks take blocks in turn. Each makes the same number of passes, since those of a teacher
+        that is shared out are collectives.
+
+        Returns:
+            False where a rank was asked to stop: what is written stays.
+
+        Raises:
+            UserError: the disk has not enough room, nothing can be learnt from the teacher, or the
+                cache is damaged.
+            OSError: a block cannot be written.
+        """
+        missing = decided_by_rank_0(self._prepare)
+        cache, rank, ranks = self.cache, dist.get_rank(), dist.get_world_size()
+        passes = -(-len(cache.pairs_of(0)) // self.batch_size)
+        rounds = [missing[start : start + ranks] for start in range(0, len(missing), ranks)]
+        with Progress(self.stream, len(rounds) * passes, 0, "filling the cache") as progress:
+            for number, blocks in enumerate(rounds):
+                block = blocks[rank] if rank < len(blocks) else None
+                self._fill_block(block, passes, progress, looks=number == 0)
+                progress.print_without_bar((number + 1) * passes, {})
+                if self._is_asked_to_stop(stop):
+                    left = len(missing) - sum(map(len, rounds[: number + 1]))
+                    _log.info(
+                        "stopped: %d of %d blocks of the relation cache are in %s; the next start "
+                        "goes on there", cache.num_blocks - left, cache.num_blocks, cache.folder,
+                    )  # fmt: skip
+                    return False
+        self._open()
+        _log.info(
+            "relation cache %s: %d pairs in %s, %.3g GB; relations are off by a KL of %.2g a row",
+            cache.folder, cache.num_pairs, cache.dtype, cache.num_bytes / 1e9, cache.divergence,
+        )  # fmt: skip
+        return True
+
+    def _open(self) -> None:
+        """Opens the cache, of which each rank reads a share; all ranks raise what one finds."""
+        cache, ranks = self.cache, dist.get_world_size()
+        problem: UserError | None = None
+        try:
+            cache.open()
+            cache.verify(range(dist.get_rank(), cache.num_blocks, ranks))
+        except UserError as error:
+            problem = error
+        problems: list[UserError | None] = [None] * ranks
+        dist.all_gather_object(problems, problem)
+        for found in problems:
+            if found is not None:
+                raise found
+
+    def _prepare(self) -> list[int]:
+        """Makes the folder, and returns the blocks to fill, for which there is room."""
+        cache = self.cache
+        cache.make_folder()
+        missing = cache.missing()
+        if not missing:
+            return missing
+        tokens = sum(self._tokens(cache.pairs_of(block)) for block in missing)
+        needed, free = tokens * cache.bytes_per_token, shutil.disk_usage(cache.folder).free
+        if needed > free:
+            raise UserError(
+                f"teacher.cache_dir: {cache.folder} has {free / 1e9:.3g} GB free, and the signals "
+                f"of {tokens:,} tokens take {needed / 1e9:.3g} GB in {cache.dtype}: give another "
+                "folder, fewer cache_epochs, or cache int8"
+            )
+        _log.info(
+            "filling the relation cache %s: signals of %d tokens, %.3g GB",
+            cache.folder, tokens, needed / 1e9,
+        )  # fmt: skip
+        return missing
+
+    def _tokens(self, numbers: range) -> int:
+        parts = (numbers[start : start + _DRAWN] for start in range(0, len(numbers), _DRAWN))
+        return sum(int(self.pairs.draw_distinct(np.array(part)).lengths.sum()) for part in parts)
+
+    def _fill_block(
+        self, block: int | None, passes: int, progress: Progress, *, looks: bool
+    ) -> None:
+        parts: list[tuple[MicroBatch, SignalRows]] = []
+        divergence, batches = 0.0, self._batches(block)
+        for number in range(passes):
+            micro = next(batches, None)
+            signals = self._teach(micro or padding_batch())
+            if looks and number == 0:
+                self._look_at(signals)
+            if micro is not None:
+                rows = SignalRows.encode(list(signals.values()), self.cache.dtype)
+                if not parts:
+                    divergence = self._divergence(rows, signals, micro.attention_mask)
+                parts.append((micro, rows.on_each(Tensor.cpu)))
+            progress.advance({})
+        if block is not None:
+            self.cache.write(block, parts, divergence)
+
+    def _batches(self, block: int | None) -> Iterator[MicroBatch]:
+        numbers = self.cache.pairs_of(block) if block is not None else range(0)
+        for start in range(0, len(numbers), self.batch_size):
+            part = np.array(numbers[start : start + self.batch_size])
+            yield self.collate(self.pairs.draw_distinct(part), part)
+
+    def _teach(self, micro: MicroBatch) -> Mapping[str, Tensor]:
+        """Returns the teacher's queries, keys and values, each [tokens, H], on the device."""
+        batch = self.place(micro).arrived()
+        return of_tokens(dict(zip(RELATIONS, self.objective.teach(batch), strict=True)), batch)
+
+    def _look_at(self, signals: Mapping[str, Tensor]) -> None:
+        """Refuses, before an hour of filling, a teacher from which nothing can be learnt."""
+        faults = find_faults([signals], self.device)
+        for record in teacher_records(0, self.teacher, faults):
+            if self.refuses_broken and record.value in (0.0, 1.0):
+                raise UserError(
+                    f"{record.describe()}: look at the weights of teacher.model_name_or_path, or "
+                    "give another"
+                )
+
+    def _divergence(
+        self, rows: SignalRows, signals: Mapping[str, Tensor], attention_mask: Tensor
+    ) -> float:
+        """Returns the mean KL a row of the relations of what is kept, against the teacher's."""
+        mask = attention_mask.to(self.device)
+        exact = SignalRows.encode(list(signals.values()), "float32")
+        kept, heads = rows.padded(mask).decode(), self.objective.num_relation_heads
+        total, _ = relation_loss_sum(kept, exact.padded(mask).decode(), mask, heads)
+        return float(total) / (len(RELATIONS) * heads * int(mask.sum()))
+
+    def _is_asked_to_stop(self, stop: StopRequest) -> bool:
+        asked = torch.tensor(float(stop.requested), device=self.device)
+        dist.all_reduce(asked)
+        return bool(asked)
