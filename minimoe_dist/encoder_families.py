@@ -28,6 +28,8 @@ class EncoderFamily:
         names: our names of sizes -> those in its ``config.json``, where they differ.
         least_layers: fewer it cannot run in front of the maps.
         read_by: path of a parameter -> path of the module that reads it past its holder.
+        position_padding: id behind which positions begin, where that is not what the configuration
+            says of padding.
         only_teaches: whether students are not built like it, and it runs as Hugging Face's alone.
     """
 
@@ -46,6 +48,7 @@ class EncoderFamily:
     names: Mapping[str, str] = field(default_factory=dict)
     least_layers: int = 0
     read_by: Mapping[str, str] = field(default_factory=dict)
+    position_padding: int | None = None
     only_teaches: bool = True
 
 
@@ -68,7 +71,9 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
     "data2vec-text": EncoderFamily("roberta", "data2vec_text."),
     "electra": EncoderFamily("bert", "electra.", reads_segments=True),
     "ernie": EncoderFamily("bert", "ernie.", reads_segments=True),
-    "mpnet": EncoderFamily("roberta", "mpnet.", maps=_maps("attention.attn", "q", "k", "v")),
+    "mpnet": EncoderFamily(
+        "roberta", "mpnet.", maps=_maps("attention.attn", "q", "k", "v"), position_padding=1
+    ),
     "distilbert": EncoderFamily(
         "bert",
         "distilbert.",

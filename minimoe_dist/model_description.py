@@ -116,7 +116,7 @@ class ModelDescription(BaseModel):
 
     @property
     def only_teaches(self) -> bool:
-        """Whether it can be a teacher of relations and nothing else."""
+        """Whether students are not built like it: it teaches, and is fine-tuned to do so."""
         return self.model_type in TEACHERS
 
     @property
@@ -162,7 +162,10 @@ class ModelDescription(BaseModel):
         """The tokens of the longest sequence; RoBERTa's positions begin behind its padding id."""
         if self.family != "roberta":
             return self.max_position_embeddings
+        known = self.encoder_family
         padding = 1 if self.pad_token_id is None else self.pad_token_id
+        if known is not None and known.position_padding is not None:
+            padding = known.position_padding
         return self.max_position_embeddings - padding - 1
 
     @property
@@ -215,14 +218,15 @@ def _has_any(folder: Path, *names: str) -> bool:
 
 
 def describe_model(
-    path: str, option: str | None = None, *, teaches: bool = False
+    path: str, option: str | None = None, *, teaches: bool = False, foreign: bool = False
 ) -> ModelDescription | None:
     """Describes a model on this machine; returns None for a hub name that is not cached here.
 
     Args:
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
         option: the option that names the model, for messages.
-        teaches: whether it may be one that can only teach.
+        teaches: whether it may be anything that can teach.
+        foreign: whether it may be of a type that students are not built like.
 
     Raises:
         UserError: no such folder, a model of another type, or a ``config.json`` that has fields
@@ -240,11 +244,12 @@ def describe_model(
             f"{where} is a checkpoint of Megatron-LM's, which only teaches as it is; "
             f"convert it: minimoe-dist convert --input {path} --output {path}-huggingface"
         )
-    return description_of(model_values(folder), path, folder, option, teaches=teaches)
+    foreign = foreign or teaches
+    return description_of(model_values(folder), path, folder, option, foreign=foreign)
 
 
 def require_model(
-    path: str, option: str, *, weights: bool = True, teaches: bool = False
+    path: str, option: str, *, weights: bool = True, teaches: bool = False, foreign: bool = False
 ) -> ModelDescription:
     """Describes a model that a run needs, and downloads the ``config.json`` of a hub's.
 
@@ -252,16 +257,17 @@ def require_model(
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
         option: the option that names the model, for messages.
         weights: whether its weights are needed too. They are not downloaded here.
-        teaches: whether it may be one that can only teach.
+        teaches: see :func:`describe_model`.
+        foreign: likewise.
 
     Raises:
         UserError: as :func:`describe_model`; or the name is neither on this machine nor can be
             downloaded, or weights that are needed are not there.
     """
-    described = describe_model(path, option, teaches=teaches)
+    described = describe_model(path, option, teaches=teaches, foreign=foreign)
     if described is None:
         download_config(path, option)
-        described = describe_model(path, option, teaches=teaches)
+        described = describe_model(path, option, teaches=teaches, foreign=foreign)
         assert described is not None, "it has just been downloaded"
     if weights and not described.has_weights:
         if Path(resolve_model_path(path, option)).is_dir():
@@ -306,7 +312,7 @@ def description_of(
     folder: str | Path,
     option: str | None = None,
     *,
-    teaches: bool = False,
+    foreign: bool = False,
 ) -> ModelDescription:
     """Checks a configuration and returns its description.
 
@@ -315,16 +321,18 @@ def description_of(
         path: the model, as the user names it.
         folder: the folder of its files.
         option: the option that names the model, for messages.
-        teaches: whether it may be one that can only teach.
+        foreign: see :func:`describe_model`.
 
     Raises:
         UserError: as :func:`describe_model`.
     """
     kind = values.get("model_type")
-    allowed = (*MODEL_TYPES, *(TEACHERS if teaches else ()))
+    allowed = (*MODEL_TYPES, *(TEACHERS if foreign else ()))
     if kind not in allowed:
         where = f"{option}: {path}" if option else path
-        what = "only teaches" if kind in TEACHERS else "neither teaches nor is a student"
+        what = "neither teaches nor is a student"
+        if kind in TEACHERS:
+            what = "teaches and can be fine-tuned, and is for nothing else"
         raise UserError(
             f"{where} is of type {kind or 'none (config.json has no model_type)'}, which {what}; "
             f"give a model of type {', '.join(allowed)}"

@@ -78,13 +78,17 @@ def test_every_type_has_a_class() -> None:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_what_only_teaches_is_a_teacher_alone(name: str, tmp_path: Path) -> None:
+def test_what_students_are_not_built_like_teaches_and_is_fine_tuned_alone(
+    name: str, tmp_path: Path
+) -> None:
     values = {**AutoConfig.for_model(name).to_dict(), "pad_token_id": 0}
     path = write(tmp_path / "model", values)
     described = describe_model(path, teaches=True)
     assert described is not None and described.only_teaches
     assert described.family == ENCODER_FAMILIES[name].student
-    with pytest.raises(UserError, match=rf"source: .* is of type {name}, which only teaches; give"):
+    assert describe_model(path, foreign=True) == described
+    words = "which teaches and can be fine-tuned, and is for nothing else; give"
+    with pytest.raises(UserError, match=rf"source: .* is of type {name}, {words}"):
         describe_model(path, "source")
 
 

@@ -7,17 +7,19 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..corpus.casing import undeclared_casing
 from ..durable import write_json
 from ..errors import UserError
 from ..foreign import read_json
-from ..model_description import read_model_json
+from ..model_description import TEACHERS, read_model_json
 from ..models.auto import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from ..models.foreign_tasks import ForeignTaskModel
 from ..models.pretrained import quiet_transformers
 
 _COPIED = {".json", ".safetensors", ".txt", ".model", ".py"}
@@ -75,7 +77,8 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         UserError: its configuration cannot be read.
     """
-    names = read_model_json(folder).get("architectures") or [""]
+    values = read_model_json(folder)
+    names = values.get("architectures") or [""]
     loader: Any = AutoModel
     for suffix, head_loader in _HEAD_LOADERS.items():
         if suffix in names[0]:
@@ -84,6 +87,9 @@ def load_model(folder: str | Path) -> nn.Module:
         model: nn.Module = loader.from_pretrained(
             folder, dtype="float32", weights_only=True, trust_remote_code=False
         )
+    if values.get("model_type") in TEACHERS and isinstance(model, PreTrainedModel):
+        tags_tokens = loader is AutoModelForTokenClassification
+        return ForeignTaskModel(model, tags_tokens=tags_tokens).eval()
     return model.eval()
 
 

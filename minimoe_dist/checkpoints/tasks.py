@@ -3,12 +3,13 @@
 Every encoder is trained as one of the classes of :mod:`..models.task_heads`, so that dropout, the
 order of samples and the treatment of padding are the same for teachers and students. A plain one
 (BERT, RoBERTa, MegatronBert) leaves as transformers' own ``…ForSequenceClassification`` or
-``…ForTokenClassification``; one with experts, or a sliceable one, with its code.
+``…ForTokenClassification``; one with experts, or a sliceable one, with its code. Encoders that
+students are not built like are trained as transformers' own classes, and leave as such.
 """
 
 import copy
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ..model_description import describe_model
 from ..model_paths import resolve_model_path
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
+from ..models.foreign_tasks import ForeignTaskModel, foreign_task_class, last_map
 from ..models.pretrained import quiet_transformers, read_encoder_config
 from ..models.task_heads import (
     ElasticForSequenceClassification,
@@ -64,16 +66,17 @@ class TaskModel:
     """An encoder with a task's head, as it was read.
 
     Attributes:
-        model: on CPU, in float32, in evaluation mode.
+        model: on CPU, in float32, in evaluation mode; a ``PreTrainedModel``, or one that is not
+            ours, wrapped.
         plain: transformers' configuration that the export gets; None for students of our own types.
         fresh: names of parameters that the folder did not have, which :meth:`copy` draws.
     """
 
-    model: PreTrainedModel
+    model: Any
     plain: PreTrainedConfig | None
     fresh: frozenset[str] = field(default_factory=frozenset)
 
-    def copy(self, seed: int) -> PreTrainedModel:
+    def copy(self, seed: int) -> Any:
         """Makes a copy to train, whose fresh parameters are a function of ``seed``."""
         model = copy.deepcopy(self.model)
         generator = torch.Generator().manual_seed(seed)
@@ -82,10 +85,30 @@ class TaskModel:
                 with torch.no_grad():
                     if name.endswith(".bias"):
                         parameter.zero_()
+                    elif parameter.ndim == 1:
+                        parameter.fill_(1.0)  # of a norm
                     else:
                         spread = model.config.initializer_range
                         parameter.normal_(0.0, spread, generator=generator)
         return model
+
+    def save(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """Writes the weights of a copy, without relation projections, into a folder."""
+        state = {name: value for name, value in weights.items() if not name.startswith("relation.")}
+        config, is_tagging = self.model.config, self.model.tags_tokens
+        if isinstance(self.model, ForeignTaskModel):
+            foreign = type(self.model.model)(copy.deepcopy(self.model.model.config))
+            prefix = "model."
+            foreign.load_state_dict(
+                {name.removeprefix(prefix): value for name, value in state.items()}
+            )
+            foreign.save_pretrained(folder)
+        elif self.plain is not None:
+            plain = _PLAIN_CLASSES[config.family][is_tagging](copy.deepcopy(self.plain))
+            plain.load_state_dict(_plain_state(state, config.family, is_tagging))
+            plain.save_pretrained(folder)
+        else:
+            _save_with_code(config, state, folder, is_tagging)
 
 
 def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> TaskModel:
@@ -104,6 +127,9 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
         UserError: no such model, of no supported type, or with weights missing.
     """
     folder = resolve_model_path(path)
+    described = describe_model(path, foreign=True)
+    if described is not None and described.only_teaches:
+        return _load_foreign(path, folder, task)
     config, state, plain = _read(path, folder, task)
     is_tagging = task.kind == "tagging"
     model = _STUDENT_CLASSES[config.model_type][is_tagging](config)
@@ -122,17 +148,48 @@ def load_task_model(path: str, task: Task, *, with_relations: bool = False) -> T
         else:
             read[name] = read[name][rows]
     missing = sorted(parameters.keys() - read.keys())
-    absent = [name for name in missing if not name.startswith(_HEAD_PREFIXES)]
-    if absent:
-        raise UserError(
-            f"{path}: {len(absent)} weights of its encoder are missing or of another shape, "
-            f"{absent[0]} for one; give the checkpoint and the configuration of one model"
-        )
+    _refuse_incomplete(path, [name for name in missing if not name.startswith(_HEAD_PREFIXES)])
     model.load_state_dict({**parameters, **read})
     set_labels(config, task)
     if plain is not None:
         set_labels(plain, task)
     return TaskModel(model.eval(), plain, frozenset(missing))
+
+
+def _load_foreign(path: str, folder: str, task: Task) -> TaskModel:
+    """Reads an encoder that students are not built like."""
+    config = copy.deepcopy(read_encoder_config(path, folder))
+    is_tagging = task.kind == "tagging"
+    names = label_names(config)
+    _size_head(config, task)
+    model_class = foreign_task_class(config, tags_tokens=is_tagging)
+    model, missing = _loaded(path, folder, model_class, config)
+    encoder = f"{model.base_model_prefix}."
+    _refuse_incomplete(
+        path, [name for name in sorted(missing) if name.startswith(encoder) and "pool" not in name]
+    )
+    head = last_map(model, config.num_labels)
+    weight, bias = f"{head}.weight", f"{head}.bias"
+    rows = [0] if task.kind == "regression" else places_of_labels(names, task.labels)
+    if rows is None:
+        missing |= {weight, bias}
+    elif weight not in missing:
+        with torch.no_grad():
+            for name in (weight, bias):
+                parameter = model.get_parameter(name)
+                parameter.copy_(parameter[rows].clone())
+    set_labels(config, task)
+    set_labels(model.config, task)
+    wrapped = ForeignTaskModel(model, tags_tokens=is_tagging)
+    return TaskModel(wrapped.eval(), None, frozenset(f"model.{name}" for name in missing))
+
+
+def _refuse_incomplete(path: str, absent: Sequence[str]) -> None:
+    if absent:
+        raise UserError(
+            f"{path}: {len(absent)} weights of its encoder are missing or of another shape, "
+            f"{absent[0]} for one; give the checkpoint and the configuration of one model"
+        )
 
 
 def _read(
@@ -192,6 +249,15 @@ def _weights(
     Raises:
         UserError: it holds none that can be read.
     """
+    model, missing = _loaded(path, folder, model_class, config)
+    state = {name: value for name, value in model.state_dict().items() if name not in missing}
+    return state, missing
+
+
+def _loaded(
+    path: str, folder: str, model_class: type[Any], config: PreTrainedConfig
+) -> tuple[Any, set[str]]:
+    """Loads a model of a class, and names the parameters that the folder does not hold."""
     try:
         # What the folder lacks is drawn; a run's generator is not for that.
         with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -213,9 +279,7 @@ def _weights(
         raise UserError(
             f"{path} has no weights that can be loaded ({reason}); give a complete model folder"
         ) from error
-    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    state = {name: value for name, value in model.state_dict().items() if name not in missing}
-    return state, missing
+    return model, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
 
 
 def _task_parameter_name(name: str) -> str:
@@ -265,8 +329,10 @@ def set_labels(config: PreTrainedConfig, task: Task) -> None:
         )
 
 
-def gives_signals(model: PreTrainedModel) -> bool:
+def gives_signals(model: Any) -> bool:
     """Returns whether a model read with ``with_relations`` has signals to compare."""
+    if isinstance(model, ForeignTaskModel):
+        return False
     return model.relation is not None or not isinstance(model.config, ElasticConfig)
 
 
@@ -287,16 +353,8 @@ def export_task_model(
     Returns:
         ``folder``.
     """
-    state = {name: value for name, value in weights.items() if not name.startswith("relation.")}
-    config = source.model.config
-    is_tagging = source.model.tags_tokens
     with exported(Path(folder), tokenizer) as aside:
-        if source.plain is not None:
-            model = _PLAIN_CLASSES[config.family][is_tagging](copy.deepcopy(source.plain))
-            model.load_state_dict(_plain_state(state, config.family, is_tagging))
-            model.save_pretrained(aside)
-        else:
-            _save_with_code(config, state, aside, is_tagging)
+        source.save(weights, aside)
     return Path(folder)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checkpoints.folders import exported_parameters, load_model
 from ..config.commands import EvaluateOptions
+from ..model_description import require_model
 from ..models.compute import sequence_gmac
 from ..models.measuring import describe_machine, measure_latency
 from ..recipes.against_teacher import compare_with_teacher
@@ -60,7 +61,7 @@ def _evaluate(
         )
         _log.info("%s", ", ".join(f"{k} {v:.4f}" for k, v in scores.scores.items()))
     if options.speed:
-        measured["speed"] = _speed(model, options)
+        measured["speed"] = _speed(model, options, _length(options, export))
     comparison = compare_with_teacher(export, options, launch, device)
     if comparison is not None:
         measured |= {
@@ -123,17 +124,23 @@ def _size(config: Any) -> str:
     return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E"
 
 
-def _speed(model: nn.Module, options: EvaluateOptions) -> Speed:
+def _length(options: EvaluateOptions, export: Export) -> int:
+    """Returns the length of measured sequences: what was given, or as many as the model takes."""
+    longest = require_model(str(export.folder), "source", foreign=True).longest_sequence
+    return options.length if "length" in options.model_fields_set else min(options.length, longest)
+
+
+def _speed(model: nn.Module, options: EvaluateOptions, length: int) -> Speed:
     batches = []
     for latency in measure_latency(
-        model, sorted(options.batch_sizes), length=options.length, repeats=options.repeats
+        model, sorted(options.batch_sizes), length=length, repeats=options.repeats
     ):
         _log.info(
             "batch %d of length %d: median %.2f ms, %.1f sequences/s",
             latency.batch_size,
-            options.length,
+            length,
             1000 * latency.median_seconds,
             latency.sequences_per_second,
         )
         batches.append(BatchSpeed.model_validate(asdict(latency)))
-    return Speed(length=options.length, repeats=options.repeats, batches=batches)
+    return Speed(length=length, repeats=options.repeats, batches=batches)

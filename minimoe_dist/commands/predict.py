@@ -37,7 +37,7 @@ def run(options: PredictOptions, launch: Launch) -> int:
     device = torch.device(prepare_environment(options.use_cpu))
     export = find_export(options.source)
     tuned = export.run.results if export.run is not None else None
-    longest = require_model(str(export.folder), "source").longest_sequence
+    longest = require_model(str(export.folder), "source", foreign=True).longest_sequence
     length = options.max_length or (tuned and tuned.options.max_length) or min(_LENGTH, longest)
     predictor = Predictor(
         load_model(export.folder).to(device).eval(),

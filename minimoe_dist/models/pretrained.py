@@ -60,7 +60,7 @@ def base_of_students(config: PreTrainedConfig) -> Any:
     family = ENCODER_FAMILIES.get(config.model_type)
     if family is None or not family.only_teaches:
         return config
-    described = description_of(config.to_dict(), config.name_or_path, "", teaches=True)
+    described = description_of(config.to_dict(), config.name_or_path, "", foreign=True)
     return SimpleNamespace(
         family=described.family,
         vocab_size=described.vocab_size,
@@ -75,7 +75,7 @@ def base_of_students(config: PreTrainedConfig) -> Any:
 
 def longest_sequence(config: PreTrainedConfig) -> int:
     """Returns the number of tokens of the longest sequence that an encoder takes."""
-    described = description_of(config.to_dict(), config.name_or_path, "", teaches=True)
+    described = description_of(config.to_dict(), config.name_or_path, "", foreign=True)
     return described.longest_sequence
 
 

@@ -34,10 +34,17 @@ def check(options: EvaluateOptions, launch: Launch) -> None:
         _check_without_model(options)
         return
     export = find_export(options.source, options.student)
-    model = require_model(str(export.folder), "source")
+    model = require_model(str(export.folder), "source", foreign=True)
+    if model.only_teaches and "Classification" not in model.architecture:
+        raise ConfigError(
+            f"source: {options.source} is of type {model.model_type} and without a task's head; "
+            "give the output_dir of its fine-tuning, or a student"
+        )
     check_weights("source", model)
     if options.max_length is not None:
         check_length("--max_length", options.max_length, "source", model)
+    if options.speed and "length" in options.model_fields_set:
+        check_length("--length", options.length, "source", model)
     if options.output is not None:
         check_output_dir(str(Path(options.output).parent))
     for path in options.corpus:
@@ -89,6 +96,13 @@ def relation_heads_of(options: EvaluateOptions, saved: SavedRecipe) -> int:
 
 def _check_relations(options: EvaluateOptions, model: ModelDescription, saved: SavedRecipe) -> None:
     """Refuses relation heads that do not fit, and a teacher that the model has no relations to."""
+    if model.only_teaches:
+        if options.teacher is not None:
+            raise ConfigError(
+                f"--teacher: {options.source} is of type {model.model_type}, which is compared "
+                "with no teacher; leave it out"
+            )
+        return
     compared = {"source": model}
     path, corpora = teacher_of(options, saved), corpora_of(options, saved)
     if path is not None and (options.teacher is not None or corpora):

@@ -86,7 +86,7 @@ def _checked(options: FinetuneOptions) -> list[str]:
     comments: list[str] = []
     try:
         for option, path in models.items():
-            described[option] = require_model(path, option)
+            described[option] = require_model(path, option, foreign=True)
             check_weights(option, described[option])
             check_length("max_length", options.max_length, option, described[option])
         if options.teacher is not None and len(task_sources) > 1:
@@ -125,6 +125,11 @@ def _check_numbers(options: FinetuneOptions) -> None:
 def _check_teacher(options: FinetuneOptions, models: dict[str, ModelDescription]) -> None:
     if options.relation_weight:
         for option, model in models.items():
+            if model.only_teaches:
+                raise ConfigError(
+                    f"relation_weight: {option} {model.path} is of type {model.model_type}, whose "
+                    "relations are compared in distill alone; use 0"
+                )
             check_relation_heads("num_relation_heads", options.num_relation_heads, option, model)
     check_same_vocabulary("model_name_or_path", models["model_name_or_path"], models["teacher"])
 

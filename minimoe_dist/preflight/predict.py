@@ -39,7 +39,7 @@ def check(options: PredictOptions, launch: Launch) -> None:
         UserError: the same, of the source or of the texts.
     """
     export = find_export(options.source)
-    model = require_model(str(export.folder), "source")
+    model = require_model(str(export.folder), "source", foreign=True)
     check_weights("source", model)
     if not any(head in model.architecture for head in (_TAGGING, "SequenceClassification")):
         raise ConfigError(

@@ -231,7 +231,7 @@ class TaskRun:
 
 
 def _contents(path: str, option: str) -> str:
-    return require_model(path, option).contents()
+    return require_model(path, option, foreign=True).contents()
 
 
 def _module_name(parameter: str) -> str:

@@ -63,7 +63,7 @@ def score_on_task(
     data = _open_data(model, options, tuning)
     if data.unknown:
         _log.warning("%s: they count as wrong", unknown_in_words(data))
-    longest = require_model(str(folder), "source").longest_sequence
+    longest = require_model(str(folder), "source", foreign=True).longest_sequence
     length = options.max_length or tuning.max_length or min(_LENGTH, longest)
     encoded = encode(data, load_tokenizer(str(folder)), length)
     batches = evaluation_batches(encoded, _BATCH, 0, 1)

@@ -55,6 +55,17 @@ def test_compute_is_counted_at_both_lengths(evaluation) -> None:
     assert evaluation["gmac_of_mean_length"] == pytest.approx(wanted)
 
 
+def test_speed_is_measured_at_no_more_tokens_than_the_model_has_positions(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(workshop.teacher), "--output", str(tmp_path / "e.json"), "--use_cpu"]
+    command += ["--batch_sizes", "1", "--repeats", "3"]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["speed"]["length"] == 64
+    assert main([*command, "--length", "65"]) == 2
+    assert "--length: 65 is longer than the 64 positions of source" in capsys.readouterr().err
+
+
 def test_speed_is_told_for_each_batch_with_its_conditions(evaluation) -> None:
     speed = evaluation["speed"]
     assert (speed["length"], speed["repeats"]) == (8, 3)

@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    MPNetConfig,
+    MPNetModel,
 )
 
 from minimoe_dist.cli import main
@@ -349,6 +351,72 @@ def test_a_student_learns_from_a_teachers_predictions_and_relations(
     relations = {"relation_weight": 0.1, "num_relation_heads": 4}
     finetune(options(workshop, tasks, tmp_path / "run", **from_teacher, **relations))
     assert results(tmp_path / "run")["best"]["scores"]["accuracy"] > 0.9
+
+
+@pytest.fixture(scope="module")
+def mpnet(workshop: Workshop) -> Path:
+    """A random MPNet, which no student is built like, with the workshop's tokenizer."""
+    folder = workshop.folder / "mpnet"
+    config = MPNetConfig(
+        vocab_size=support.VOCABULARY, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=64, max_position_embeddings=66,
+        initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        MPNetModel(config).save_pretrained(folder)
+    for path in workshop.teacher.glob("*"):
+        if path.name not in ("config.json", "model.safetensors"):
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_an_encoder_that_no_student_is_built_like_is_tuned_scores_predicts_and_teaches(
+    mpnet: Path, workshop: Workshop, tasks: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    changes = {"model_name_or_path": str(mpnet), "num_train_epochs": 8}
+    finetune(options(workshop, tasks, tmp_path / "run", **changes))
+    found = results(tmp_path / "run")
+    assert found["best"]["scores"]["accuracy"] > 0.9
+    folder = tmp_path / "run" / "export"
+    AutoModelForSequenceClassification.from_pretrained(folder)
+    assert main(["predict", str(tmp_path / "run"), "--text", f"word10 {GOOD}", "--use_cpu"]) == 0
+    assert capsys.readouterr().out.startswith("1\t")
+    evaluated = ["evaluate", str(tmp_path / "run"), "--task", "sst2", "--data_dir", str(tasks)]
+    assert main([*evaluated, "--use_cpu"]) == 0
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["task_scores"]["scores"] == found["best"]["scores"]
+    # All that a student of another kind knows of the task is what it predicts.
+    taught = {"teacher": str(folder), "teacher_weight": 1.0}
+    finetune(options(workshop, tasks, tmp_path / "taught", **taught))
+    assert results(tmp_path / "taught")["best"]["scores"]["accuracy"] > 0.9
+
+
+def test_such_an_encoder_tags_and_goes_on_bit_for_bit(
+    mpnet: Path, workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    changes = {"model_name_or_path": str(mpnet), "task": "ner", "save_interval": 1}
+    path = options(workshop, tasks, tmp_path / "run", **changes)
+    finetune(path, world_size=2)
+    whole = results(tmp_path / "run")
+    assert whole["best"]["scores"]["chunk_f1"] > 0.9
+    again = options(workshop, tasks, tmp_path / "again", **changes)
+    with support.start(again, command="finetune") as ranks:
+        wait_for(lambda: bool(list((tmp_path / "again").rglob("step_*/run.json"))), ranks.said)
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+    finetune(again, world_size=2)
+    assert learnt(results(tmp_path / "again")) == learnt(whole)
+
+
+def test_relations_of_such_an_encoder_are_for_distill_alone(
+    mpnet: Path, workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    changes = {"teacher": str(finished / "export"), "relation_weight": 1.0}
+    path = options(workshop, tasks, tmp_path / "r", model_name_or_path=str(mpnet), **changes)
+    said = refused(path, "--num_relation_heads=4")
+    assert f"relation_weight: model_name_or_path {mpnet} is of type mpnet, whose relations" in said
 
 
 def test_a_teacher_of_other_labels_is_refused(
