@@ -172,15 +172,20 @@ class SignalCache:
         write_json(self.folder / FACTS, self._facts)
 
     def write(
-        self, block: int, parts: Sequence[tuple[MicroBatch, SignalRows]], divergence: float
+        self,
+        block: int,
+        parts: Sequence[tuple[MicroBatch, SignalRows]],
+        divergence: float,
+        writer: str,
     ) -> None:
-        """Writes a block, whole or not at all.
+        """Writes a block, whole or not at all, whoever else may write it too.
 
         Args:
             block: its number.
             parts: batches of its pairs, in order, with the rows of their tokens, on the host.
             divergence: mean KL a row of the relations of what is kept, against those of the
                 teacher.
+            writer: names who writes, among all processes that may.
 
         Raises:
             OSError: it cannot be written.
@@ -203,7 +208,7 @@ class SignalCache:
         }
         path = self._path(block)
         about = {"facts": json.dumps(self._facts, sort_keys=True), _DIVERGENCE: repr(divergence)}
-        with written(path) as aside:
+        with written(path, writer) as aside:
             save_file(tensors, aside, about)
             share(aside)
 

@@ -1,7 +1,5 @@
 """Opens the cache of a run's teacher: which signals it holds, of which pairs, and where."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from ..data.cached_signals import SignalCache, SignalRows
 from ..data.pairs import RepeatedPairs
 from ..data.placing import Placer
 from ..data.signal_bytes import bytes_per_token
+from ..durable import hash_json
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import FLOAT8, RelationTeacher
 from ..runs.folder import RunFolder
@@ -56,7 +55,7 @@ class RelationCache:
         teacher = lesson.model
         # What a processor multiplies is part of it, and ranks may have different ones.
         facts = decided_by_rank_0(lambda: _facts(config, data, teacher, device))
-        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        name = hash_json(facts)
         folder = Path(config.teacher.cache_dir or RunFolder(Path(config.output_dir)).relation_cache)
         pairs = self._pairs.num_distinct
         self._cache = SignalCache(
@@ -76,6 +75,7 @@ class RelationCache:
         Raises:
             UserError: the disk has not enough room, or the cache is damaged.
         """
+        run = hash_json({"run": str(Path(self._config.output_dir).absolute())})
         filler = CacheFiller(
             cache=self._cache,
             pairs=self._pairs,
@@ -87,6 +87,9 @@ class RelationCache:
             teacher=self._config.teacher.model_name_or_path,
             refuses_broken=self._config.training.health.broken_teacher == "stop",
             stream=sys.stderr if self._launch.rank == 0 else None,
+            # The same at every start, so that what a killed one began to write is written over.
+            writer=run[:_NAME_DIGITS],
+            begin=int(run, 16),
         )
         return filler.fill(stop)
 

@@ -1,6 +1,7 @@
 """Fills a cache of a teacher's relation signals: one pass over the pairs, by all ranks."""
 
 import shutil
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TextIO
@@ -42,6 +43,8 @@ class CacheFiller:
         teacher: its path, for messages.
         refuses_broken: whether a teacher from which nothing can be learnt ends it.
         stream: where progress goes; None: nowhere.
+        writer: the run's name among those that may fill the cache too.
+        begin: any number; what block it begins at.
     """
 
     cache: SignalCache
@@ -54,12 +57,15 @@ class CacheFiller:
     teacher: str
     refuses_broken: bool
     stream: TextIO | None
+    writer: str
+    begin: int
 
     def fill(self, stop: StopRequest) -> bool:
         """Computes and writes the blocks that are missing, then opens the cache; a collective.
 
         Ranks take blocks in turn. Each makes the same number of passes, since those of a teacher
-        that is shared out are collectives.
+        that is shared out are collectives. Runs that fill one cache at a time share the work, more
+        or less: each begins somewhere else, and leaves out what is there by then.
 
         Returns:
             False where a rank was asked to stop: what is written stays.
@@ -69,20 +75,22 @@ class CacheFiller:
                 cache is damaged.
             OSError: a block cannot be written.
         """
-        missing = decided_by_rank_0(self._prepare)
+        blocks = decided_by_rank_0(self._prepare)
         cache, rank, ranks = self.cache, dist.get_rank(), dist.get_world_size()
         passes = -(-len(cache.pairs_of(0)) // self.batch_size)
-        rounds = [missing[start : start + ranks] for start in range(0, len(missing), ranks)]
-        with Progress(self.stream, len(rounds) * passes, 0, "filling the cache") as progress:
-            for number, blocks in enumerate(rounds):
+        rounds, number = -(-len(blocks) // ranks), 0
+        with Progress(self.stream, rounds * passes, 0, "filling the cache") as progress:
+            while blocks:
                 block = blocks[rank] if rank < len(blocks) else None
                 self._fill_block(block, passes, progress, looks=number == 0)
-                progress.print_without_bar((number + 1) * passes, {})
+                blocks = decided_by_rank_0(self._missing)
+                number = rounds - -(-len(blocks) // ranks)
+                progress.print_without_bar(number * passes, {})
                 if self._is_asked_to_stop(stop):
-                    left = len(missing) - sum(map(len, rounds[: number + 1]))
                     _log.info(
                         "stopped: %d of %d blocks of the relation cache are in %s; the next start "
-                        "goes on there", cache.num_blocks - left, cache.num_blocks, cache.folder,
+                        "goes on there",
+                        cache.num_blocks - len(blocks), cache.num_blocks, cache.folder,
                     )  # fmt: skip
                     return False
         self._open()
@@ -107,11 +115,17 @@ class CacheFiller:
             if found is not None:
                 raise found
 
+    def _missing(self) -> list[int]:
+        """Returns the blocks to fill, from this run's place on."""
+        missing = self.cache.missing()
+        begin = bisect_left(missing, self.begin % self.cache.num_blocks)
+        return missing[begin:] + missing[:begin]
+
     def _prepare(self) -> list[int]:
         """Makes the folder, and returns the blocks to fill, for which there is room."""
         cache = self.cache
         cache.make_folder()
-        missing = cache.missing()
+        missing = self._missing()
         if not missing:
             return missing
         tokens = sum(self._tokens(cache.pairs_of(block)) for block in missing)
@@ -149,7 +163,7 @@ class CacheFiller:
                 parts.append((micro, rows.on_each(Tensor.cpu)))
             progress.advance({})
         if block is not None:
-            self.cache.write(block, parts, divergence)
+            self.cache.write(block, parts, divergence, f"{self.writer}_{dist.get_rank()}")
 
     def _batches(self, block: int | None) -> Iterator[MicroBatch]:
         numbers = self.cache.pairs_of(block) if block is not None else range(0)

@@ -125,6 +125,26 @@ def test_a_cache_that_is_broken_off_is_filled_where_it_is_not_yet(
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
+def test_runs_that_fill_one_cache_at_a_time_share_the_work(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    corpus = support.make_corpus(tmp_path / "corpus", workshop.teacher, documents=2000)
+    recipes = [
+        cached(
+            workshop, tmp_path / name, "int8",
+            data={"record_path_or_regex": str(corpus)},
+            training={"max_steps": 3, "per_device_train_batch_size": 1},
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    with support.start(recipes[0]) as one, support.start(recipes[1]) as two:
+        assert {*one.wait(), *two.wait()} == {0}, one.said() + two.said()
+        both = one.said() + two.said()
+    assert both.count("filling the relation cache") == 2
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
 def test_another_seed_teacher_corpus_or_length_has_a_cache_of_its_own(
     shared: Path, workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ def written(folder: Path, dtype: str = "float32", **more: Any) -> SignalCache:
             (batch([number]), SignalRows.encode(of_pair(number), dtype))
             for number in cache.pairs_of(block)
         ]
-        cache.write(block, parts, divergence=float(block))
+        cache.write(block, parts, divergence=float(block), writer="one")
     cache.open()
     return cache
 
