@@ -153,6 +153,12 @@ COMMANDS = {
         "submit",
         uses_torch=False,
     ),
+    "submit predict": Command(
+        "a prediction as a Slurm job",
+        commands.SubmitPredictOptions,
+        "submit",
+        uses_torch=False,
+    ),
     "status": Command("how far a run is", commands.StatusOptions, "status", uses_torch=False),
     "demo": Command(
         "the whole way on text that this machine has, in minutes", commands.DemoOptions, "demo"

@@ -1,18 +1,21 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
-    python -m benchmarks.scores [texts] [distil] [tune] [again] [page] [--size look|cpu|gpu|gpus]
-        [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores] [--seed 776] [--again 777]
+    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [page]
+        [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
+        [--seed 776] [--again 777]
 
-(all parts by default.) ``texts``: prose of Python's documentation and of Debian's linux-doc-6.1 as
-corpora of both teachers' tokenizers, and tasks made of pages that are kept back; SST-2 and CoNLL
-where their folders are given. ``distil``: students by the 6-layer teacher, for three lengths of
-training, by the 12-layer teacher, and, on GPUs, by assistants. ``tune``: teacher and students on
-each task with three seeds, from labels alone and with the fine-tuned teacher's predictions.
-``again``: the comparison of the teachers at equal steps with another seed of distillation.
-``page``: numbers, table and picture, of what is done. What was interrupted goes on, and what is
-finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for
-an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is
-another study, in a folder of its own.
+(all parts but ``long`` by default.) ``texts``: prose of Python's documentation and of Debian's
+linux-doc-6.1 as corpora of both teachers' tokenizers, and tasks made of pages that are kept back;
+SST-2 and CoNLL where their folders are given. ``distil``: students by the 6-layer teacher, for
+three lengths of training, by the 12-layer teacher, and, on GPUs, by assistants. ``tune``: teacher
+and students on each task with three seeds, from labels alone and with the fine-tuned teacher's
+predictions. ``again``: the comparison of the teachers at equal steps with another seed of
+distillation. ``long``: on CPUs, students that are distilled five times as long, from a cache of the
+teacher's signals, and the 12-layer teacher's own scores; another hour. ``page``: numbers, table and
+picture, of what is done. What was interrupted goes on, and what is finished is not run again.
+``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
+``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder
+of its own.
 """
 
 import argparse
@@ -29,10 +32,10 @@ from . import gathering, page, texts
 from .jobs import Job, run_all
 from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_of
 
-PARTS = ("texts", "distil", "tune", "again", "page")
+PARTS = ("texts", "distil", "tune", "again", "long", "page")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TEACHERS = {"small": SMALL, "large": LARGE}
-RATES = {"teacher": "1e-4", "student": "3e-4"}
+RATES = {"teacher": "1e-4", "teacher_large": "5e-5", "student": "3e-4"}
 # Of the loss with a fine-tuned teacher; the rest is of labels.
 TEACHER_WEIGHT, TEMPERATURE = "0.9", "2"
 
@@ -108,16 +111,19 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
         },
         "parallel": {"zero_stage": 1, "precision": "bf16"},
     }
+    if run.is_cached:
+        recipe["teacher"] |= {"cache": "int8", "cache_dir": str(folder / "cache")}
     path = folder / f"{run.name}.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 
-def distil(folder: Path, size: Size, seed: int) -> list[str]:
-    """All distillations; those that an assistant teaches wait for it."""
+def distil(folder: Path, size: Size, seed: int, is_long: bool = False) -> list[str]:
+    """All distillations of a part; those that an assistant teaches wait for it."""
     failed: list[str] = []
+    runs = [run for run in runs_of(size) if run.is_cached is is_long]
     for is_assisted in (False, True):
-        wave = [run for run in runs_of(size) if ("/" in run.teacher) is is_assisted]
+        wave = [run for run in runs if ("/" in run.teacher) is is_assisted]
         jobs = [
             Job(
                 f"distil {', '.join(run.students)} by {run.teacher}, {run.steps} steps",
@@ -170,28 +176,30 @@ def make_random(folder: Path, size: Size) -> None:
     AutoTokenizer.from_pretrained(like).save_pretrained(target)
 
 
-def models_of(folder: Path, size: Size) -> dict[str, str]:
-    """Name -> model, of all that are fine-tuned: "run/student" of students."""
+def models_of(folder: Path, size: Size, is_long: bool = False) -> dict[str, str]:
+    """Name -> model, of all that a part fine-tunes: "run/student" of students."""
     exports = {
         f"{run.name}/{student}": str(folder / run.name / "export" / student)
         for run in runs_of(size)
         for student in run.students
-        if student != "assistant"
+        if student != "assistant" and run.is_cached is is_long
     }
+    if is_long:
+        return {"teacher_large": LARGE, **exports}
     return {"teacher": SMALL, **exports, "untaught": str(folder / "untaught")}
 
 
-def tune(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
+def tune(folder: Path, size: Size, tasks: Sequence[str], is_long: bool = False) -> list[str]:
     """Every model on every task from its labels; then the longest students with the teacher."""
-    models, labels, taught = models_of(folder, size), [], []
+    models, labels, taught = models_of(folder, size, is_long), [], []
     for task in tasks:
         for name, model in models.items():
-            if name == "teacher" or Path(model, "config.json").is_file():
+            if name.startswith("teacher") or Path(model, "config.json").is_file():
                 labels.append(_tuning(folder, size, task, name, model))
     for task in tasks:
         teacher = folder / "tuned" / f"teacher_{task}" / "export"
         for name, model in models.items():
-            if name.startswith("small/") and Path(model, "config.json").is_file():
+            if name.startswith(("small/", "small_long")) and Path(model, "config.json").is_file():
                 more = (
                     *("--teacher", str(teacher), "--teacher_weight", TEACHER_WEIGHT),
                     *("--temperature", TEMPERATURE),
@@ -211,7 +219,7 @@ def _tuning(
     more: tuple[str, ...] = (),
     tasks: Path | None = None,
 ) -> Job:
-    kind = "teacher" if name == "teacher" else "student"
+    kind = name if name.startswith("teacher") else "student"
     output = folder / "tuned" / f"{name.replace('/', '-')}{'_taught' if more else ''}_{task}"
     own = texts.TASKS[task].options
     source = "--dataset" if "--task" not in own else "--data_dir"
@@ -225,13 +233,15 @@ def _tuning(
             *more,
         ),
         output / "results.json",
-        {"teacher": 4.0, "student": 1.5 if more else 1.0}[kind],
+        {"teacher": 4.0, "teacher_large": 24.0, "student": 1.5 if more else 1.0}[kind],
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.scores", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=PARTS, help=" ".join(PARTS))
+    parser.add_argument(
+        "parts", nargs="*", default=[part for part in PARTS if part != "long"], help=" ".join(PARTS)
+    )
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--text", help="folder of .rst or .rst.gz pages; default Debian's package")
     parser.add_argument("--sst2", type=Path, help="folder of GLUE's train.tsv and dev.tsv")
@@ -256,6 +266,9 @@ def main() -> int:
         failed += tune(folder, size, tasks)
     if "again" in options.parts:
         failed += distil_again(folder, size, options.again, tasks)
+    if "long" in options.parts:
+        failed += distil(folder, size, options.seed, is_long=True)
+        failed += tune(folder, size, tasks, is_long=True)
     if "page" in options.parts:
         found = gathering.gather(
             folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again

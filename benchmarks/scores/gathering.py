@@ -34,7 +34,7 @@ def gather(
         again: the other seed of distillation, whose numbers are under "again", if there are any.
     """
     students = _students(folder, runs_of(size))
-    names = ["teacher", *(one["model"] for one in students), "untaught"]
+    names = ["teacher", "teacher_large", *(one["model"] for one in students), "untaught"]
     found = {
         "setup": {
             **facts,

@@ -19,6 +19,8 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
     """A model in words."""
     if model == "teacher":
         return "teacher 6L;384H"
+    if model == "teacher_large":
+        return "teacher 12L;768H"
     if model.startswith("untaught"):
         return "plain, not distilled"
     name, _, taught = model.partition(" ")
@@ -117,7 +119,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     left.set_yticks(range(len(names)), [words_of(found, name) for name in reversed(names)],
                     fontsize=7)  # fmt: skip
     left.axvline(100, color="black", linewidth=0.8)
-    left.set_xlim(0, 105)
+    most = max(100 * statistics.mean(shares(found, name)) for name in names)
+    left.set_xlim(0, 1.05 * max(100.0, most))
     left.set_xlabel("share of the teacher's score above chance, mean over tasks, in %")
     left.set_title("What students keep (line: the teacher)", fontsize=9)
     for kind in COLORS:

@@ -18,6 +18,7 @@ class Size:
         ranks: of each process.
         steps: of the longest distillation; shorter ones take a third and a ninth of it.
         large_steps: by the large teacher: those of one of the small one's runs.
+        long_steps: of a run whose teacher's signals are computed once, for several epochs; 0: none.
         batch: pairs a step, of all ranks.
         length: tokens of a pair.
         widths: hidden sizes of the students of three layers.
@@ -32,6 +33,7 @@ class Size:
     ranks: int
     steps: int
     large_steps: int
+    long_steps: int
     batch: int
     length: int
     widths: tuple[int, ...]
@@ -45,10 +47,10 @@ class Size:
 SIZES: Mapping[str, Size] = {
     # Minutes, to see that all of it runs; an hour on two cores; half an hour on one GPU; and on
     # eight, with the paper's batch.
-    "look": Size(2, 1, 18, 6, 8, 32, (96,), False, 90, 32, 1, (1, 2)),
-    "cpu": Size(2, 1, 900, 300, 32, 64, (192,), False, 1200, 48, 2),
-    "gpu": Size(1, 1, 6000, 2000, 128, 128, (192, 384), True, 7000, 64, 3),
-    "gpus": Size(1, 8, 50_000, 50_000, 1024, 128, (192, 384), True, 50_000, 128, 5),
+    "look": Size(2, 1, 18, 6, 36, 8, 32, (96,), False, 90, 32, 1, (1, 2)),
+    "cpu": Size(2, 1, 900, 300, 4500, 32, 64, (192,), False, 1200, 48, 2),
+    "gpu": Size(1, 1, 6000, 2000, 0, 128, 128, (192, 384), True, 7000, 64, 3),
+    "gpus": Size(1, 8, 50_000, 50_000, 0, 1024, 128, (192, 384), True, 50_000, 128, 5),
 }
 
 
@@ -61,12 +63,14 @@ class Run:
         teacher: "small", "large", or the run and student whose export teaches.
         steps: of it.
         students: name -> its options.
+        is_cached: whether the teacher's signals are kept, in 8 bits.
     """
 
     name: str
     teacher: str
     steps: int
     students: Mapping[str, Mapping[str, Any]]
+    is_cached: bool = False
 
 
 def runs_of(size: Size) -> list[Run]:
@@ -77,6 +81,14 @@ def runs_of(size: Size) -> list[Run]:
         Run("small_ninth", "small", size.steps // 9, students(size.widths[:1])),
         Run("large", "large", size.large_steps, students(size.widths)),
     ]
+    if size.long_steps:
+        # A run each, which share the cache and the cores.
+        width = f"_{size.widths[0]}"
+        runs += [
+            Run(f"small_long_{name.removesuffix(width)}", "small", size.long_steps, {name: options},
+                is_cached=True)
+            for name, options in students(size.widths[:1]).items()
+        ]  # fmt: skip
     if size.has_assistants:
         for teacher, steps in (("small", size.steps), ("large", size.large_steps)):
             layers = 6

@@ -15,11 +15,18 @@ from pathlib import Path
 import yaml
 
 from ..config import ConfigError, RunConfig
-from ..config.commands import JobOptions, SubmitFinetuneOptions, SubmitOptions
+from ..config.commands import (
+    JobOptions,
+    SubmitFinetuneOptions,
+    SubmitOptions,
+    SubmitPredictOptions,
+)
 from ..config.model_types import SPARSIFICATION
-from ..durable import write_text
+from ..durable import beside, write_text
 from ..errors import UserError
 from ..preflight.finetune import check_run as check_finetuning
+from ..preflight.predict import check as check_prediction
+from ..preflight.predict import output_of
 from ..preflight.recipes import check_stages
 from ..recipes.finished import is_finished
 from ..runs.submissions import Submission, next_submission
@@ -37,6 +44,7 @@ from ..slurm.script import (
 
 # Slurm may send the signal up to a minute early, and a start takes some time.
 _SHORTEST_TRAINING_SECONDS = 120
+_JOB_SUFFIX = ".job"  # of the folder beside a prediction, for what belongs to its job
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,9 @@ class _Job:
     yaml: str
 
 
-def run(options: SubmitOptions | SubmitFinetuneOptions, launch: Launch) -> int:
+def run(
+    options: SubmitOptions | SubmitFinetuneOptions | SubmitPredictOptions, launch: Launch
+) -> int:
     """Checks the run, then writes and submits its jobs; returns the exit status.
 
     Raises:
@@ -58,8 +68,10 @@ def run(options: SubmitOptions | SubmitFinetuneOptions, launch: Launch) -> int:
     _check_gpus(options)
     if isinstance(options, SubmitOptions):
         jobs = _jobs(options)
-    else:
+    elif isinstance(options, SubmitFinetuneOptions):
         jobs = [_finetuning_job(options)]
+    else:
+        jobs = [_prediction_job(options)]
     for job in jobs:
         _refuse_second_job(job.folder)
     after: str | None = None
@@ -90,6 +102,8 @@ def _check_time_limit(options: JobOptions) -> None:
         limit = time_limit_seconds(options.time)
     except UserError as error:
         raise ConfigError(str(error)) from None
+    if isinstance(options, SubmitPredictOptions):
+        return  # it saves nothing that it would need time for
     needed = options.signal_seconds + _SHORTEST_TRAINING_SECONDS
     if limit is not None and limit < needed:
         raise ConfigError(
@@ -115,6 +129,23 @@ def _finetuning_job(options: SubmitFinetuneOptions) -> _Job:
     check_finetuning(finetuning, Launch(0, 1, 0, 1, "", 0, "slurm"))
     text = yaml.safe_dump(finetuning.as_json(), sort_keys=False, allow_unicode=True)
     return _Job("finetune", Path(finetuning.output_dir), text)
+
+
+def _prediction_job(options: SubmitPredictOptions) -> _Job:
+    predicting = options.predicting
+    for name in ("nodes", "tasks_per_node", "processes_per_task"):
+        if (getattr(options, name) or 1) > 1:
+            raise ConfigError(f"--{name}: {getattr(options, name)}: predict is one process; use 1")
+    if predicting.output is None:
+        raise ConfigError("--output: is missing; give the file that the predictions go to")
+    if predicting.text is None and predicting.task is None and predicting.input in (None, "-"):
+        raise ConfigError("--input: is missing, and a job has no standard input; give a file")
+    check_prediction(predicting, Launch(0, 1, 0, 1, "", 0, "slurm"))
+    output = output_of(predicting)
+    assert output is not None
+    values = predicting.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return _Job("predict", beside(output, _JOB_SUFFIX), text)
 
 
 def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> None:
@@ -193,7 +224,7 @@ def _sbatch_options(job: _Job, options: JobOptions, after: str | None) -> dict[s
         "nodes": str(options.nodes),
         "ntasks-per-node": str(_tasks_per_node(options)),
         "time": options.time,
-        "signal": f"USR1@{options.signal_seconds}",
+        "signal": None if job.command == "predict" else f"USR1@{options.signal_seconds}",
         "output": str(job.folder.absolute() / "slurm-%j.out"),
     }
     for name, value in (
@@ -222,7 +253,7 @@ def _submit(job: _Job, options: JobOptions, after: str | None) -> str:
     sbatch = _sbatch_options(job, options, after)
     shipped = (slurm / f"{job.command}.sbatch").read_text("utf-8")
     words = [str(submission.recipe)]
-    if job.command == "finetune":
+    if job.command in ("finetune", "predict"):
         words = ["--config", *words]
     script = render(shipped, sbatch, variables, words)
     if options.dry_run:

@@ -142,7 +142,7 @@ def test_stages_run_one_after_the_other_and_not_twice(
     assert "every stage is finished" in minimoe_dist(cluster, *words).stdout
 
 
-def test_a_fine_tuning_is_a_job_too(
+def test_a_fine_tuning_is_a_job_too_and_so_is_a_prediction(
     cluster: SlurmCluster, workshop: Workshop, tmp_path: Path
 ) -> None:
     for name in ("train", "dev"):
@@ -161,6 +161,17 @@ def test_a_fine_tuning_is_a_job_too(
     (told,) = json.loads(minimoe_dist(cluster, "status", str(tmp_path / "tuned"), "--json").stdout)
     assert (told["state"], told["cells"]["done"], told["cells"]["total"]) == ("finished", 2, 2)
     assert [record["event"] for record in records(tmp_path / "tuned")] == ["start", "end"]
+    (tmp_path / "texts").write_text("word1 word2\nword3\n")
+    output = tmp_path / "labels.tsv"
+    words = ["--input", str(tmp_path / "texts"), "--output", str(output), "--use_cpu"]
+    done = minimoe_dist(cluster, "submit", "predict", str(tmp_path / "tuned"), *words)
+    assert done.returncode == 0, done.stderr
+    (number,) = re.findall(r"submitted job (\d+)", done.stdout)
+    found = cluster.wait_for_job(number, "COMPLETED", "FAILED", seconds=SECONDS)
+    assert found["JobState"] == "COMPLETED", Path(found["StdOut"]).read_text()
+    lines = [line.split("\t") for line in output.read_text().splitlines()]
+    assert [line[-1] for line in lines] == ["word1 word2", "word3"]
+    assert {line[0] for line in lines} <= {"0", "1"}
 
 
 # Stands for apptainer: notes how it was called, and starts what comes behind the image.

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from minimoe_dist import cli
+from minimoe_dist.checkpoints.tasks import export_task_model, load_task_model
 from minimoe_dist.config import load_run_config
 from minimoe_dist.config.commands import SubmitOptions
 from minimoe_dist.config.flags import known_flags
+from minimoe_dist.data.tasks import Task
 from minimoe_dist.durable import replaced
 from minimoe_dist.slurm.script import directives
 from tests.commands.support import Workshop
@@ -217,6 +219,37 @@ def task_files(folder: Path) -> Path:
         rows = "".join(f"word{n} word{n + 1}\t{n % 2}\n" for n in range(12))
         (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
     return folder
+
+
+def test_a_prediction_is_submitted_with_its_options(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task("t", "classification", ("accuracy",), ("no", "yes"))
+    source = load_task_model(str(workshop.teacher), task)
+    model = export_task_model(source, source.copy(1).state_dict(), tmp_path / "model")
+    (tmp_path / "texts").write_text("word1\n")
+    output = tmp_path / "labels.jsonl"
+    words = ["submit", "predict", str(model), "--batch_size", "16", "--gres", "gpu:1", "--dry_run"]
+    texts, target = ["--input", str(tmp_path / "texts")], ["--output", str(output)]
+    assert cli.main([*words, *texts, *target]) == 0
+    script, _, text = capsys.readouterr().out.partition("/run.yaml\nsource")
+    given = yaml.safe_load("source" + text)
+    assert given == {
+        "source": str(model), "input": texts[1], "output": str(output), "batch_size": 16,
+    }  # fmt: skip
+    found = directives(script)
+    assert (found["job-name"], found["gres"]) == ("labels.jsonl.job", "gpu:1")
+    assert "signal" not in found and found["output"].startswith(f"{output}.job/slurm-")
+    assert f"set -- --config {output}.job/submissions/1/run.yaml\n" in script
+    for wrong, said in (
+        (texts, "--output: is missing; give the file that the predictions go to"),
+        (target, "--input: is missing, and a job has no standard input; give a file"),
+        ([*texts, *target, "--nodes", "2"], "--nodes: 2: predict is one process; use 1"),
+        ([*texts, *target, "--max_length", "65"], "max_length: 65 is longer than the 64 positions"),
+    ):
+        assert cli.main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert not output.with_name("labels.jsonl.job").exists()
 
 
 def test_a_fine_tuning_is_submitted_with_its_options(

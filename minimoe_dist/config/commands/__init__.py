@@ -11,7 +11,13 @@ from .distill import DistillOptions, SparsifyOptions
 from .doctor import DoctorOptions
 from .export import ExportOptions
 from .finetune import FinetuneOptions
-from .jobs import JobOptions, StatusOptions, SubmitFinetuneOptions, SubmitOptions
+from .jobs import (
+    JobOptions,
+    StatusOptions,
+    SubmitFinetuneOptions,
+    SubmitOptions,
+    SubmitPredictOptions,
+)
 from .measuring import EvaluateOptions, ReportOptions
 from .plan import PlanOptions
 from .predict import PredictOptions
@@ -36,4 +42,5 @@ __all__ = [
     "StatusOptions",
     "SubmitFinetuneOptions",
     "SubmitOptions",
+    "SubmitPredictOptions",
 ]

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from ..model_types import SPARSIFICATION
 from .base import POSITIONAL, CommandOptions, RecipeOptions
 from .finetune import FinetuneOptions
+from .predict import PredictOptions
 
 _GPUS = r"^([\w.-]+:)?[1-9]\d*(,([\w.-]+:)?[1-9]\d*)*$"  # with their types or without
 
@@ -80,6 +81,18 @@ class SubmitFinetuneOptions(JobOptions, FinetuneOptions):
         given = self.model_fields_set
         return FinetuneOptions.model_validate(
             {name: getattr(self, name) for name in names if name in given}
+        )
+
+
+class SubmitPredictOptions(JobOptions, PredictOptions):
+    """The prediction and its Slurm job, of one task."""
+
+    @property
+    def predicting(self) -> PredictOptions:
+        """The options of the prediction alone."""
+        given = self.model_fields_set
+        return PredictOptions.model_validate(
+            {name: getattr(self, name) for name in PredictOptions.model_fields if name in given}
         )
 
 
