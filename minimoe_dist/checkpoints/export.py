@@ -34,7 +34,7 @@ from ..models.build import PLAIN_FIELDS
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations, ElasticPreTrainedModel
 from ..models.elastic_configuration import ElasticConfig
-from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
+from ..models.mlm_head import ElasticForRelationsAndMaskedLM, MiniMoeForRelationsAndMaskedLM
 from ..models.moebert import MiniMoeForRelations
 from .published import Student, load_published, read_state, student_of
 from .published.layout import EMBEDDINGS, published_name, tied_decoder
@@ -77,7 +77,7 @@ def elastic_student(config: ElasticConfig, weights: Mapping[str, Tensor]) -> Ela
     """Makes a sliceable student of its weights, with a masked-LM head where they have one."""
     with_head = any(name.startswith("cls.") for name in weights)
     with torch.random.fork_rng(devices=[]):
-        model = (ElasticForMaskedLM if with_head else ElasticForRelations)(config)
+        model = (ElasticForRelationsAndMaskedLM if with_head else ElasticForRelations)(config)
     model.load_state_dict(dict(weights))
     return model
 
@@ -150,7 +150,9 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
     state = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
     with_head = any(name.startswith("cls.") for name in state)
-    model = (MiniMoeForMaskedLM if with_head else MiniMoeForRelations)(copy.deepcopy(config))
+    model = (MiniMoeForRelationsAndMaskedLM if with_head else MiniMoeForRelations)(
+        copy.deepcopy(config)
+    )
     model.load_state_dict(state)
     model.save_pretrained(folder)
 
@@ -165,9 +167,9 @@ def load_student(folder: str | Path) -> Student:
     model_type = config.get("model_type")
     with_head = any("MaskedLM" in name for name in config.get("architectures") or ())
     if model_type == MiniMoeConfig.model_type:
-        moe_class = MiniMoeForMaskedLM if with_head else MiniMoeForRelations
+        moe_class = MiniMoeForRelationsAndMaskedLM if with_head else MiniMoeForRelations
         return student_of(moe_class, MiniMoeConfig.from_dict(config), read_state(folder), folder)
     if model_type == ElasticConfig.model_type:
-        sliceable = ElasticForMaskedLM if with_head else ElasticForRelations
+        sliceable = ElasticForRelationsAndMaskedLM if with_head else ElasticForRelations
         return student_of(sliceable, ElasticConfig.from_dict(config), read_state(folder), folder)
     return load_published(folder)

@@ -8,6 +8,7 @@ do. It is not done by ``import minimoe_dist``, which brings neither torch nor tr
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -15,6 +16,7 @@ from transformers import (
 from .configuration import MiniMoeConfig
 from .elastic import ElasticModel
 from .elastic_configuration import ElasticConfig
+from .masked_lm import ElasticForMaskedLM, MiniMoeForMaskedLM
 from .moebert import MiniMoeModel
 from .task_heads import (
     ElasticForSequenceClassification,
@@ -26,6 +28,7 @@ from .task_heads import (
 __all__ = [
     "AutoConfig",
     "AutoModel",
+    "AutoModelForMaskedLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
 ]
@@ -34,6 +37,7 @@ for _config in (MiniMoeConfig, ElasticConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
 for _automatic, _moe_class, _elastic_class in (
     (AutoModel, MiniMoeModel, ElasticModel),
+    (AutoModelForMaskedLM, MiniMoeForMaskedLM, ElasticForMaskedLM),
     (
         AutoModelForSequenceClassification,
         MiniMoeForSequenceClassification,

@@ -27,7 +27,7 @@ def automatic_classes(names: str, config: str) -> dict[str, str]:
         names: what the classes of the models begin with.
         config: "module.class" of the configuration.
     """
-    heads = ("Model", "ForSequenceClassification", "ForTokenClassification")
+    heads = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
     found = {"AutoConfig": config}
     for head in heads:
         found[f"Auto{'' if head == 'Model' else 'Model'}{head}"] = f"{_ENTRANCE}.{names}{head}"

@@ -13,7 +13,7 @@ from .build import PLAIN_FIELDS, build_student_from, student_config
 from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .elastic_surgery import cut
-from .mlm_head import ElasticForMaskedLM
+from .mlm_head import ElasticForRelationsAndMaskedLM
 from .pretrained import quiet_transformers
 from .submodels import once_for_all_map
 
@@ -31,7 +31,7 @@ def elastic_config(base: Any, **fields: Any) -> ElasticConfig:
     return ElasticConfig(**(inherited | fields))
 
 
-def load_masked_lm(path: str) -> ElasticForMaskedLM:
+def load_masked_lm(path: str) -> ElasticForRelationsAndMaskedLM:
     """Loads a whole model to be sparsified: a BERT with its masked-LM head.
 
     Args:
@@ -130,12 +130,14 @@ def once_for_all_config(
     return config
 
 
-def _load(folder: str, path: str, config: ElasticConfig) -> tuple[ElasticForMaskedLM, list[str]]:
+def _load(
+    folder: str, path: str, config: ElasticConfig
+) -> tuple[ElasticForRelationsAndMaskedLM, list[str]]:
     """Loads the model in float32; returns the missing names too, of head and pooler alone."""
     with torch.random.fork_rng(devices=[]):
         try:
             with quiet_transformers():
-                model, report = ElasticForMaskedLM.from_pretrained(
+                model, report = ElasticForRelationsAndMaskedLM.from_pretrained(
                     folder,
                     config=config,
                     dtype=torch.float32,

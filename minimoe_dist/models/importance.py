@@ -15,17 +15,17 @@ from torch import Tensor
 
 from .elastic import ElementValues
 from .errors import UserError
-from .mlm_head import ElasticForMaskedLM
+from .mlm_head import ElasticForRelationsAndMaskedLM
 from .submodels import Sizes
 
 
-def mask_gradient(model: ElasticForMaskedLM, labels: Tensor, **inputs: Any) -> Tensor:
+def mask_gradient(model: ElasticForRelationsAndMaskedLM, labels: Tensor, **inputs: Any) -> Tensor:
     """Computes the gradient of a batch's masked-LM loss sum by the masks.
 
     Args:
         model: whole, in evaluation mode.
         labels: int64 [B, S], -100 where nothing is to be predicted.
-        inputs: what :meth:`ElasticForMaskedLM.forward` takes.
+        inputs: what :meth:`ElasticForRelationsAndMaskedLM.forward` takes.
 
     Returns:
         float32 [1 + number of elements]: the number of predicted positions, then the gradient by

@@ -23,6 +23,7 @@ from .configuration import MiniMoeConfig
 from .elastic import ElasticModel, ElasticPreTrainedModel
 from .encoder import Layer
 from .experts import RouterStatistics
+from .masked_lm import ElasticForMaskedLM, MiniMoeForMaskedLM  # noqa: F401 (carried along)
 from .moebert import MiniMoeModel, MiniMoePreTrainedModel
 from .noise import NoiseKeys, sample_keys
 

@@ -19,7 +19,7 @@ from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic import ElasticForRelations
 from ..models.elastic_build import once_for_all_config, sparse_student
-from ..models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
+from ..models.mlm_head import ElasticForRelationsAndMaskedLM, MiniMoeForRelationsAndMaskedLM
 from ..models.moebert import MiniMoeForRelations, MiniMoePreTrainedModel
 from ..models.pretrained import base_of_students, encoder_dtype, read_encoder_config, size_of
 from ..models.teacher import RelationTeacher, load_teacher, teacher_of
@@ -289,11 +289,11 @@ def _make_tinybert(
     return build_student(encoder_config, config.seed, model_class=student_class)
 
 
-_SLICED = _StudentFactory(_make_sparse, ElasticForRelations, ElasticForMaskedLM)
+_SLICED = _StudentFactory(_make_sparse, ElasticForRelations, ElasticForRelationsAndMaskedLM)
 _LESSON_OPENERS = {Learns.RELATIONS: _teach_relations, Learns.STATES: _teach_states}
 _FACTORIES = {
     (Learns.RELATIONS, Students.ENCODER): _StudentFactory(
-        _make_encoder, MiniMoeForRelations, MiniMoeForMaskedLM
+        _make_encoder, MiniMoeForRelations, MiniMoeForRelationsAndMaskedLM
     ),
     (Learns.RELATIONS, Students.SUB_MODEL): _SLICED,
     (Learns.RELATIONS, Students.ONCE_FOR_ALL): replace(_SLICED, make=_make_once_for_all),

@@ -27,7 +27,7 @@ from ..models.elastic import ElementValues
 from ..models.elastic_build import load_masked_lm
 from ..models.elastic_surgery import element_orders, reorder
 from ..models.importance import ImportanceMeter, mask_gradient
-from ..models.mlm_head import ElasticForMaskedLM
+from ..models.mlm_head import ElasticForRelationsAndMaskedLM
 from ..models.submodel_picture import draw_sub_models
 from ..models.submodels import build_sparsity_map
 from ..runs.folder import RunFolder
@@ -183,7 +183,7 @@ class Sparsification:
             self._export(self._model.cpu(), self._meter.importances())
         dist.barrier()
 
-    def _export(self, model: ElasticForMaskedLM, importances: ElementValues) -> None:
+    def _export(self, model: ElasticForRelationsAndMaskedLM, importances: ElementValues) -> None:
         sizes = model.config.sizes
         sparsity_map = build_sparsity_map(
             importances.heads, importances.neurons, sizes, self._config.sparsify.sparsities
@@ -204,7 +204,7 @@ class Sparsification:
         summary.write(self._folder.summary)
         _log.info("exported to %s; picture in %s", target, self._folder.sub_models)
 
-    def _reorder(self, model: ElasticForMaskedLM, importances: ElementValues) -> float:
+    def _reorder(self, model: ElasticForRelationsAndMaskedLM, importances: ElementValues) -> float:
         """Reorders in place; returns the largest change of a final hidden state.
 
         Raises:

@@ -9,7 +9,7 @@ from minimoe_dist.checkpoints.export import export_elastic, export_student, load
 from minimoe_dist.models.auto import AutoModel
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_surgery import cut, reorder
-from minimoe_dist.models.mlm_head import ElasticForMaskedLM
+from minimoe_dist.models.mlm_head import ElasticForRelationsAndMaskedLM
 from tests.models.elastic_models import SPARSE_MAP, batch, elastic, kept_places, random_orders
 from tests.models.test_elastic import once_for_all
 
@@ -68,10 +68,12 @@ def test_a_sparse_sub_model_is_cut_out_and_exported(tmp_path):
 
 
 def test_a_student_with_a_head_keeps_it(tmp_path):
-    model = elastic(ElasticForMaskedLM, sparsity_map=SPARSE_MAP, relation_projections=False)
+    model = elastic(
+        ElasticForRelationsAndMaskedLM, sparsity_map=SPARSE_MAP, relation_projections=False
+    )
     export_student(model.config, weights(model), tmp_path / "out")
     again = load_student(tmp_path / "out")
-    assert isinstance(again, ElasticForMaskedLM)
+    assert isinstance(again, ElasticForRelationsAndMaskedLM)
     labels = torch.arange(52).view(4, 13) + 4
     inputs = batch() | {"labels": labels}
     assert torch.equal(again(**inputs).masked_lm_sum, model(**inputs).masked_lm_sum)

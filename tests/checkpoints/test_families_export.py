@@ -11,7 +11,7 @@ from minimoe_dist.checkpoints.export import export_student, load_student
 from minimoe_dist.checkpoints.published import load_published, save_published
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import FAMILIES
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.moebert import MiniMoeForRelations
 from minimoe_dist.models.tinybert import MiniMoeForStates
 from tests.families import ENCODERS, PADDING, padded_batch, student_options
@@ -46,13 +46,16 @@ def test_a_dense_student_is_exported_as_transformers_own_class(tmp_path, family)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dense_students_masked_lm_head_is_exported_with_it(tmp_path, family) -> None:
-    student, batch = make_student(family, model_class=MiniMoeForMaskedLM), inputs(family)
+    student, batch = (
+        make_student(family, model_class=MiniMoeForRelationsAndMaskedLM),
+        inputs(family),
+    )
     export_student(student.config, student.state_dict(), tmp_path / "out")
     plain = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
     mask = batch["attention_mask"]
     hidden = student.bert(**batch).last_hidden_state[mask]
     weight = student.get_input_embeddings().weight
-    ours = student.cls["predictions"].logits(hidden, weight)
+    ours = student.cls["predictions"](hidden, weight)
     torch.testing.assert_close(ours, plain(**batch).logits[mask], rtol=1e-5, atol=1e-5)
 
 
@@ -66,10 +69,10 @@ def test_a_student_with_experts_comes_back_the_same(tmp_path, family) -> None:
 
 
 def test_a_masked_lm_head_on_experts_comes_back(tmp_path) -> None:
-    student, batch = make_student("bert", (1, 4), MiniMoeForMaskedLM), inputs("bert")
+    student, batch = make_student("bert", (1, 4), MiniMoeForRelationsAndMaskedLM), inputs("bert")
     export_student(student.config, student.state_dict(), tmp_path / "out")
     again = load_student(tmp_path / "out")
-    assert type(again) is MiniMoeForMaskedLM
+    assert type(again) is MiniMoeForRelationsAndMaskedLM
     labels = batch["input_ids"]
     assert torch.equal(
         again(labels=labels, **batch).masked_lm_sum, student(labels=labels, **batch).masked_lm_sum
@@ -110,7 +113,7 @@ def test_exports_with_experts_load_where_this_package_is_not(tmp_path) -> None:
 
 @pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("model_class", [MiniMoeForRelations, MiniMoeForMaskedLM])
+@pytest.mark.parametrize("model_class", [MiniMoeForRelations, MiniMoeForRelationsAndMaskedLM])
 def test_a_student_comes_back_from_the_published_layout(
     tmp_path, family, experts, model_class
 ) -> None:
@@ -128,7 +131,7 @@ def test_a_student_comes_back_from_the_published_layout(
 def test_a_published_head_has_its_tied_decoder(tmp_path) -> None:
     from safetensors.torch import load_file
 
-    student = make_student("roberta", model_class=MiniMoeForMaskedLM)
+    student = make_student("roberta", model_class=MiniMoeForRelationsAndMaskedLM)
     save_published(student, tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")
     embeddings = state["roberta.embeddings.word_embeddings.weight"]

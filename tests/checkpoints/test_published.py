@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from minimoe_dist.checkpoints.published import load_published, save_published
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_surgery import cut, reorder
-from minimoe_dist.models.mlm_head import ElasticForMaskedLM
+from minimoe_dist.models.mlm_head import ElasticForRelationsAndMaskedLM
 from minimoe_dist.models.moebert import MiniMoeForRelations
 from minimoe_dist.models.tinybert import MiniMoeForStates
 from tests.golden import FOLDER, TOLERANCE, load_golden, part
@@ -23,7 +23,7 @@ CASES = {
     "bert_tinybert": ("w.", MiniMoeForStates),
     "moebert_minilm_1_4": ("w.", MiniMoeForRelations),
     "moebert_minilm_4_4": ("w.", MiniMoeForRelations),
-    "sparsebert": ("w.", ElasticForMaskedLM),
+    "sparsebert": ("w.", ElasticForRelationsAndMaskedLM),
     "sparsebert reordered": ("reordered.", ElasticForRelations),
     "ofabert": ("w.", ElasticForRelations),
 }

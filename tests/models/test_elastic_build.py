@@ -14,7 +14,7 @@ from minimoe_dist.models.elastic_build import (
     once_for_all_config,
     sparse_student,
 )
-from minimoe_dist.models.mlm_head import ElasticForMaskedLM
+from minimoe_dist.models.mlm_head import ElasticForRelationsAndMaskedLM
 from tests.models.elastic_models import SIZES, SPARSE_MAP, batch, elastic
 from tests.models.test_importance import labels
 
@@ -67,7 +67,9 @@ def test_missing_weights_are_refused(tmp_path):
 
 
 def sparsified():
-    return elastic(ElasticForMaskedLM, sparsity_map=SPARSE_MAP, relation_projections=False)
+    return elastic(
+        ElasticForRelationsAndMaskedLM, sparsity_map=SPARSE_MAP, relation_projections=False
+    )
 
 
 def start(whole, sparsity="50", heads=4, seed=1, model_class=ElasticForRelations):
@@ -87,7 +89,7 @@ def test_a_sparse_student_starts_as_the_sub_model_with_fresh_projections():
 
 def test_a_sparse_student_of_masked_lm_keeps_the_head():
     whole = sparsified()
-    student = start(whole, model_class=ElasticForMaskedLM)
+    student = start(whole, model_class=ElasticForRelationsAndMaskedLM)
     inputs = batch() | {"labels": labels()}
     expected = whole(**inputs, sparsity="50").masked_lm_sum
     torch.testing.assert_close(student(**inputs).masked_lm_sum, expected)

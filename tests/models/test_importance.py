@@ -5,14 +5,14 @@ from torch.testing import assert_close
 from minimoe_dist.models.elastic import ElementValues
 from minimoe_dist.models.elastic_surgery import cut, reorder
 from minimoe_dist.models.importance import ImportanceMeter, mask_gradient
-from minimoe_dist.models.mlm_head import ElasticForMaskedLM
+from minimoe_dist.models.mlm_head import ElasticForRelationsAndMaskedLM
 from tests.golden import TOLERANCE
 from tests.models.elastic_models import SPARSE_MAP, batch, elastic, random_orders
 from tests.models.test_elastic import golden_model
 
 
 def masked_lm(**options):
-    return elastic(ElasticForMaskedLM, relation_projections=False, **options)
+    return elastic(ElasticForRelationsAndMaskedLM, relation_projections=False, **options)
 
 
 def labels(seed=3):
@@ -26,7 +26,7 @@ def labels(seed=3):
 def golden_masked_lm():
     """The published model with its head, and its masked batch."""
     options = {"relation_projections": False}
-    model, tensors, inputs = golden_model("sparsebert", ElasticForMaskedLM, **options)
+    model, tensors, inputs = golden_model("sparsebert", ElasticForRelationsAndMaskedLM, **options)
     wanted = torch.full_like(inputs["input_ids"], -100)
     chosen = tensors["in.mlm_mask"].bool()
     rows = torch.arange(len(wanted))[:, None].expand_as(chosen)[chosen]

@@ -6,7 +6,7 @@ import torch
 from minimoe_dist.checkpoints.published.layout import parameter_name
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from tests.families import CONFIGURATIONS, MASKED_LMS, SIZES, padded_batch, student_options
 
 WITHOUT_DROPOUT = {**SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -35,7 +35,7 @@ def student_like(plain):
         feedforward_experts=1,
         relation_projections=False,
     )
-    student = MiniMoeForMaskedLM(config)
+    student = MiniMoeForRelationsAndMaskedLM(config)
     state = {parameter_name(name): value for name, value in plain.state_dict().items()}
     student.load_state_dict({name: state[name] for name in student.state_dict()})
     return student
@@ -76,7 +76,7 @@ def test_a_few_rows_logits_are_transformers_own(family) -> None:
     with torch.no_grad():
         hidden = student.bert(ids, mask).last_hidden_state[mask]
         weight = student.get_input_embeddings().weight
-        ours = student.cls["predictions"].logits(hidden, weight)
+        ours = student.cls["predictions"](hidden, weight)
         theirs = plain(ids, attention_mask=mask).logits[mask]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -89,7 +89,7 @@ def test_a_students_keys_are_those_of_berts_model() -> None:
 
 def student_of(experts):
     config = student_options("bert", experts)
-    return build_student(config, seed=0, model_class=MiniMoeForMaskedLM)
+    return build_student(config, seed=0, model_class=MiniMoeForRelationsAndMaskedLM)
 
 
 @pytest.mark.parametrize("experts", [(1, 1), (2, 4)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
 from minimoe_dist.data.packed import PackedBatch, pack
 from minimoe_dist.models.build import build_student
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.packed import PackedLayout
 from tests.families import PADDING, SIZES, student_options
 from tests.models.elastic_models import SPARSE_MAP, elastic
@@ -125,7 +125,9 @@ def test_tokens_that_are_roberta_s_padding_id_get_its_position() -> None:
 @pytest.mark.parametrize("compares", [True, False])
 def test_masked_tokens_cost_what_they_cost_padded(compares: bool) -> None:
     options = student_options("bert", (1, 2))
-    student = build_student(options, seed=0, model_class=MiniMoeForMaskedLM).double().train()
+    student = (
+        build_student(options, seed=0, model_class=MiniMoeForRelationsAndMaskedLM).double().train()
+    )
     micro = make_batch("bert", masked=True)
     batch = pack(micro, LONGEST)
     padded = student(**padded_inputs(micro), labels=micro.labels, compares=compares, noise_seed=11)

@@ -7,7 +7,7 @@ from transformers import BertConfig, RobertaConfig
 from minimoe_dist.models.build import build_student, fresh_probability, student_config
 from minimoe_dist.models.configuration import FAMILIES, MiniMoeConfig
 from minimoe_dist.models.experts import ExpertLinear, Router
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 
 SIZES = {
     "vocab_size": 100,
@@ -160,9 +160,11 @@ def test_norms_of_a_last_layer_that_was_trained_stay_as_they_are() -> None:
 
 def test_copies_work_for_every_class_of_student(dense) -> None:
     config = config_of((1, 4))
-    student = build_student(config, 0, start="copies", dense=dense, model_class=MiniMoeForMaskedLM)
+    student = build_student(
+        config, 0, start="copies", dense=dense, model_class=MiniMoeForRelationsAndMaskedLM
+    )
     name = "bert.embeddings.word_embeddings.weight"
-    assert type(student) is MiniMoeForMaskedLM
+    assert type(student) is MiniMoeForRelationsAndMaskedLM
     assert torch.equal(student.state_dict()[name], dense.state_dict()[name])
 
 

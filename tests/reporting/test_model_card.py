@@ -75,7 +75,7 @@ def test_a_global_batch_is_told_as_it_was_asked_for(tmp_path: Path) -> None:
 def test_code_of_the_folder_needs_trust(model_type: str, tmp_path: Path) -> None:
     config = CONFIG | {
         "model_type": model_type,
-        "architectures": ["MiniMoeForMaskedLM"],
+        "architectures": ["MiniMoeForRelationsAndMaskedLM"],
         "auto_map": {"AutoModel": "moebert.MiniMoeModel"},
     }
     card = card_of(distilled(tmp_path / "run", "some/teacher"), config)

@@ -14,7 +14,7 @@ from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
 from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.models.build import build_student
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.teacher import RelationTeacher, teacher_of
 from minimoe_dist.train.captured import CapturedPasses
 from minimoe_dist.train.distillation import Distiller
@@ -43,7 +43,7 @@ def make_distiller(
     settings = runs.settings_of(layout, 1)
     if precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 12}
-    classes: dict[str, Any] = {"model_class": MiniMoeForMaskedLM} if masked else {}
+    classes: dict[str, Any] = {"model_class": MiniMoeForRelationsAndMaskedLM} if masked else {}
     engines = [
         StudentEngine(
             f"s{index}",

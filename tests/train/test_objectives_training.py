@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minimoe_dist.models.build import build_student
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.tinybert import MiniMoeForStates, StateTeacher, state_teacher_of
 from minimoe_dist.objectives.relations import relation_loss_sum
 from minimoe_dist.objectives.tinybert import tinybert_loss_sums
@@ -17,8 +17,8 @@ from tests.train.runs import Layout
 
 STEPS = 4
 CLASSES = {
-    "mlm": MiniMoeForMaskedLM,
-    "mlm and relations": MiniMoeForMaskedLM,
+    "mlm": MiniMoeForRelationsAndMaskedLM,
+    "mlm and relations": MiniMoeForRelationsAndMaskedLM,
     "tinybert": MiniMoeForStates,
 }
 

@@ -15,7 +15,7 @@ from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.data.packed import pack
 from minimoe_dist.data.placing import Placer
 from minimoe_dist.models.build import build_student
-from minimoe_dist.models.mlm_head import MiniMoeForMaskedLM
+from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.teacher import RelationTeacher, teacher_of
 from minimoe_dist.train import passes as passes_module
 from minimoe_dist.train.captured import CapturedPasses
@@ -48,7 +48,7 @@ def make_objective(masked: bool, layers: int = 2) -> Any:
 def make_engines(
     mixtures: list[tuple[int, int]], layout: Layout, masked: bool, layers: int = 2
 ) -> list[Any]:
-    classes: dict[str, Any] = {"model_class": MiniMoeForMaskedLM} if masked else {}
+    classes: dict[str, Any] = {"model_class": MiniMoeForRelationsAndMaskedLM} if masked else {}
     return [
         StudentEngine(
             f"s{index}",

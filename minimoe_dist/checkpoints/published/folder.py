@@ -17,7 +17,7 @@ from ...model_description import description_of, read_model_json
 from ...models.configuration import MiniMoeConfig
 from ...models.elastic import ElasticForRelations
 from ...models.elastic_configuration import ElasticConfig
-from ...models.mlm_head import ElasticForMaskedLM, MiniMoeForMaskedLM
+from ...models.mlm_head import ElasticForRelationsAndMaskedLM, MiniMoeForRelationsAndMaskedLM
 from ...models.moebert import MiniMoeForRelations
 from ...models.tinybert import MiniMoeForStates
 from ..tensors import save_tensors
@@ -82,14 +82,16 @@ def _from_published(
     if elastic.is_elastic(published, state):
         sliceable = elastic.config_from_published(published, state)
         parameters, extras = elastic.state_from_published(state, sliceable)
-        elastic_class = ElasticForMaskedLM if _HEAD in parameters else ElasticForRelations
+        elastic_class = (
+            ElasticForRelationsAndMaskedLM if _HEAD in parameters else ElasticForRelations
+        )
         return elastic_class, sliceable, parameters, extras
     config = experts.config_from_published(published)
     parameters, extras = experts.state_from_published(state, config)
     if _TINYBERT_MAP in parameters:
         config.teacher_hidden_size = parameters[_TINYBERT_MAP].shape[0]
         return MiniMoeForStates, config, parameters, extras
-    student_class = MiniMoeForMaskedLM if _HEAD in parameters else MiniMoeForRelations
+    student_class = MiniMoeForRelationsAndMaskedLM if _HEAD in parameters else MiniMoeForRelations
     return student_class, config, parameters, extras
 
 

@@ -9,6 +9,7 @@ import unittest
 
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -19,6 +20,7 @@ import minimoe_dist.models.auto  # noqa: F401 (transformers' automatic classes)
 from minimoe_dist.models.configuration import MiniMoeConfig
 from minimoe_dist.models.elastic import ElasticModel
 from minimoe_dist.models.elastic_configuration import ElasticConfig
+from minimoe_dist.models.masked_lm import ElasticForMaskedLM, MiniMoeForMaskedLM
 from minimoe_dist.models.moebert import MiniMoeModel
 from minimoe_dist.models.task_heads import (
     ElasticForSequenceClassification,
@@ -43,6 +45,7 @@ for kind, name in {"minimoe": "MiniMoe", "minimoe-elastic": "Elastic"}.items():
             modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
             "ForSequenceClassification",
         ),
+        (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "ForMaskedLM"),
         (modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, "ForTokenClassification"),
     ):
         table[kind] = name + head
@@ -94,7 +97,12 @@ class _Common(ModelTesterMixin):
 
 class BertTest(_Common, unittest.TestCase):
     config_class = BertConfig
-    all_model_classes = (BertModel, BertForSequenceClassification, BertForTokenClassification)
+    all_model_classes = (
+        BertModel,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
 
 
 class MiniMoeTest(_Common, unittest.TestCase):
@@ -102,6 +110,7 @@ class MiniMoeTest(_Common, unittest.TestCase):
     more = {"attention_experts": 2, "feedforward_experts": 4}  # noqa: RUF012
     all_model_classes = (
         MiniMoeModel,
+        MiniMoeForMaskedLM,
         MiniMoeForSequenceClassification,
         MiniMoeForTokenClassification,
     )
@@ -111,6 +120,7 @@ class ElasticTest(_Common, unittest.TestCase):
     config_class = ElasticConfig
     all_model_classes = (
         ElasticModel,
+        ElasticForMaskedLM,
         ElasticForSequenceClassification,
         ElasticForTokenClassification,
     )
