@@ -20,7 +20,7 @@ from .clock import Clock
 from .goals import refusal_problem
 
 PATIENCE, _AT_A_TIME = 60.0, 4
-_BAR = re.compile(r"^$|^\w+: .*B/s\]$")
+_BAR = re.compile(r"^$|^\w+: .*B/s(\]|$|, .* left$)")
 
 
 def try_inputs(workshop: Workshop, clock: Clock, chooser: random.Random) -> dict[str, Any]:

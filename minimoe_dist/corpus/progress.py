@@ -37,10 +37,10 @@ class BytesProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._tells:
+        elif self._tells and kind is None:  # else the error has the last word
             self._tell()
 
     def update(self, count: int) -> None:

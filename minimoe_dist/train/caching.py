@@ -1,6 +1,7 @@
 """Fills a cache of a teacher's relation signals: one pass over the pairs, by all ranks."""
 
 import shutil
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .progress import Progress
 from .teacher_signals import find_faults
 
 _log = logger("train.caching")
+_LINE_SECONDS = 10.0  # between lines of progress in a log
 _DRAWN = 1 << 14  # pairs at a time, where only their lengths are asked for
 
 
@@ -79,13 +81,18 @@ class CacheFiller:
         cache, rank, ranks = self.cache, dist.get_rank(), dist.get_world_size()
         passes = -(-len(cache.pairs_of(0)) // self.batch_size)
         rounds, number = -(-len(blocks) // ranks), 0
-        with Progress(self.stream, rounds * passes, 0, "filling the cache") as progress:
+        told = time.monotonic()
+        with Progress(
+            self.stream, rounds * passes, 0, "filling the", label="relation cache"
+        ) as progress:
             while blocks:
                 block = blocks[rank] if rank < len(blocks) else None
                 self._fill_block(block, passes, progress, looks=number == 0)
                 blocks = decided_by_rank_0(self._missing)
                 number = rounds - -(-len(blocks) // ranks)
-                progress.print_without_bar(number * passes, {})
+                if time.monotonic() - told >= _LINE_SECONDS or not blocks:
+                    told = time.monotonic()
+                    progress.print_without_bar(number * passes, {})
                 if self._is_asked_to_stop(stop):
                     _log.info(
                         "stopped: %d of %d blocks of the relation cache are in %s; the next start "

@@ -82,7 +82,8 @@ class Progress:
 
     def print_step(self, step: int, numbers: Mapping[str, float], suffix: str = "") -> None:
         """Prints a line, above the bar where there is one."""
-        self._print(f"{self._prefix}step {step}/{self._total_steps}  {_readable(numbers)}{suffix}")
+        told = f"  {_readable(numbers)}" if numbers else ""
+        self._print(f"{self._prefix}step {step}/{self._total_steps}{told}{suffix}")
 
     def print_without_bar(self, step: int, numbers: Mapping[str, float]) -> None:
         """Prints a line with the time left, unless a bar shows both."""

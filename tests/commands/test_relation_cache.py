@@ -54,6 +54,7 @@ def test_a_cache_in_float32_changes_nothing_within_its_epochs(
     support.finish(workshop.recipe(tmp_path / "plain", teacher=plain, **few))
     said = support.finish(cached(workshop, tmp_path / "run", "float32", **few))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+    assert re.search(r"^relation cache: step (\d+)/\1, 0:00:00 left$", said, re.MULTILINE)
     # What is kept exactly costs nothing but what sums in another order do.
     (divergence,) = re.findall(r"relations are off by a KL of (\S+) a row", said)
     assert abs(float(divergence)) < 1e-9

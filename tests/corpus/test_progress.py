@@ -41,6 +41,14 @@ def test_nothing_is_shown_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) 
     assert shown(monkeypatch, _Terminal(), shown=False) == ""
 
 
+def test_an_error_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(KeyError), BytesProgress("building", 10):
+        raise KeyError
+    assert stream.getvalue() == ""
+
+
 def test_inputs_without_a_byte_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
