@@ -116,6 +116,21 @@ def test_every_distillation_is_a_recipe_that_can_be_read(name: str, tmp_path: Pa
     assert size.widths[0] != 192 or gmac_of(plain) == pytest.approx(0.17, abs=0.005)
 
 
+def test_long_distillations_share_a_cache_and_are_a_part_of_their_own(tmp_path: Path) -> None:
+    size = SIZES["cpu"]
+    runs = [run for run in runs_of(size) if run.is_cached]
+    recipes = [load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in runs]
+    assert {recipe.training.max_steps for recipe in recipes} == {5 * size.steps}
+    assert len({recipe.teacher.cache_dir for recipe in recipes}) == 1
+    assert {recipe.teacher.cache for recipe in recipes} == {"int8"}
+    short, long = (set(command.models_of(tmp_path, size, is_long)) for is_long in (False, True))
+    assert not short & long and "teacher" in short and "teacher_large" in long
+    assert {name.partition("/")[0] for name in long} == {run.name for run in runs} | {
+        "teacher_large"
+    }
+    assert not any(run.is_cached for run in runs_of(SIZES["gpu"]))
+
+
 def numbers(**scores: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "tasks": {

@@ -73,6 +73,7 @@ class TaskRun:
             **data_facts(self._train, self._dev),
             "model_contents": _contents(options.model_name_or_path, "model_name_or_path"),
             "teacher_contents": options.teacher and _contents(options.teacher, "teacher"),
+            **_of_teacher(options, self._train.task.kind),
         }
         self._grid = Grid(folder_of(options, source), options, self._train.task, facts)
 
@@ -221,13 +222,20 @@ class TaskRun:
         if loaded.fresh or (with_relations and not gives_signals(loaded.model)):
             raise UserError(_no_signals_message("teacher", options.teacher))
         model: nn.Module = loaded.model.to(self._scope.device).requires_grad_(False)
+        weight, temperature = options.of_teacher(self._train.task.kind)
         return TaskTeacher(
             model,
-            options.teacher_weight,
-            options.temperature,
+            weight,
+            temperature,
             options.relation_weight,
             options.num_relation_heads,
         )
+
+
+def _of_teacher(options: FinetuneOptions, kind: str) -> dict[str, float]:
+    """Returns what a teacher's predictions count, as results have it; of none what it once was."""
+    weight, temperature = options.of_teacher(kind) if options.teacher else (0.5, 1.0)
+    return {"teacher_weight": weight, "temperature": temperature}
 
 
 def _contents(path: str, option: str) -> str:

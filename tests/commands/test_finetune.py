@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from minimoe_dist.cli import main
+from minimoe_dist.config.commands import FinetuneOptions
 from tests.commands import support
 from tests.commands.support import Workshop, wait_for
 from tests.commands.test_full_disks import fill, small_disk
@@ -417,6 +418,36 @@ def test_relations_of_such_an_encoder_are_for_distill_alone(
     path = options(workshop, tasks, tmp_path / "r", model_name_or_path=str(mpnet), **changes)
     said = refused(path, "--num_relation_heads=4")
     assert f"relation_weight: model_name_or_path {mpnet} is of type mpnet, whose relations" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "weight", "temperature"),
+    [
+        ("classification", {}, 0.9, 2.0), ("regression", {}, 0.9, 2.0), ("tagging", {}, 0.5, 1.0),
+        ("tagging", {"teacher_weight": 0, "temperature": 3}, 0.0, 3.0),
+    ],
+)  # fmt: skip
+def test_texts_are_learnt_from_the_teacher_and_tags_from_labels_too(
+    kind: str, given: dict[str, Any], weight: float, temperature: float
+) -> None:
+    values = {"model_name_or_path": "m", "output_dir": "o", "teacher": "t", **given}
+    assert FinetuneOptions.model_validate(values).of_teacher(kind) == (weight, temperature)
+
+
+def test_results_name_what_predictions_counted_and_older_ones_without_a_teacher_stay(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    (path, *_) = finished.glob("cells/*/result.json")
+    facts = json.loads(path.read_text())["facts"]
+    assert (facts["teacher_weight"], facts["temperature"]) == (0.5, 1.0)
+    finetune(
+        options(
+            workshop, tasks, tmp_path / "run", teacher=str(finished / "export"), num_train_epochs=1
+        )
+    )
+    (path,) = (tmp_path / "run").glob("cells/*/result.json")
+    facts = json.loads(path.read_text())["facts"]
+    assert (facts["teacher_weight"], facts["temperature"]) == (0.9, 2.0)
 
 
 def test_a_teacher_of_other_labels_is_refused(

@@ -67,10 +67,18 @@ class FinetuneOptions(CommandOptions):
     teacher: str | None = Field(
         None, description="fine-tuned export of the same task to distil from"
     )
-    teacher_weight: float = Field(
-        0.5, ge=0, le=1, description="share of the teacher's predictions in the loss"
+    teacher_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the teacher's predictions in the loss; default 0.9, and 0.5 for tags "
+        "of words",
     )
-    temperature: float = Field(1.0, gt=0, description="of the teacher's and student's predictions")
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="of the teacher's and the student's predictions; default 2, and 1 for tags",
+    )
     relation_weight: float = Field(
         0.0, ge=0, description="weight of the relation loss against the teacher, on top"
     )
@@ -100,6 +108,17 @@ class FinetuneOptions(CommandOptions):
     def as_json(self) -> dict[str, Any]:
         """Returns the options of the run itself, as files hold them."""
         return self.model_dump(mode="json", exclude={"dry_run"})
+
+    def of_teacher(self, kind: str) -> tuple[float, float]:
+        """Returns the weight and the temperature of a teacher's predictions on a kind of task.
+
+        Texts are learnt best from the teacher, tags from labels (docs/results.md).
+        """
+        weight, temperature = (0.5, 1.0) if kind == "tagging" else (0.9, 2.0)
+        return (
+            weight if self.teacher_weight is None else self.teacher_weight,
+            temperature if self.temperature is None else self.temperature,
+        )
 
     def epochs_of(self, kind: str) -> int:
         """Returns the epochs of a cell, at most, of a task of that kind."""
