@@ -31,24 +31,20 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def written(path: str | Path, writer: str | None = None) -> Iterator[Path]:
+def written(path: str | Path) -> Iterator[Path]:
     """Yields a path to write a file to, which becomes ``path`` at the end, on disk and whole.
 
     After an exception nothing of it is left, and an earlier file at ``path`` is as it was.
-
-    Args:
-        path: of the file.
-        writer: what is being written is named so, where several may write the same file.
 
     Raises:
         OSError: the file cannot be written; it names the file.
     """
     final = Path(path)
-    aside = beside(final if writer is None else final.with_name(writer), PARTIAL)
+    aside = beside(final, PARTIAL)
     try:
         with naming(path):
             yield aside
-            give_name(final, aside)
+            give_name(final)
     except Exception:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -66,10 +62,10 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def give_name(path: str | Path, aside: Path | None = None) -> None:
-    """Renames a closed file, ``path.partial`` if not said, to ``path`` once it is on disk."""
+def give_name(path: str | Path) -> None:
+    """Renames a closed file ``path.partial`` to ``path`` once it is on disk."""
     final = Path(path)
-    aside = aside or beside(final, PARTIAL)
+    aside = beside(final, PARTIAL)
     flush_file(aside)
     aside.rename(final)
     flush_folder(final.parent)

@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from .config.problems import dotted, message_of
-from .durable import hash_json, sampled_hash
+from .durable import hash_file, hash_json, sampled_hash
 from .encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .errors import UserError, first_line
 from .foreign import is_whole_number, read_json
@@ -199,6 +199,13 @@ class ModelDescription(BaseModel):
         It tells one model from another; where the folder lies and who wrote it does not count. Of
         a model on the hub, whose weights may still have to be downloaded, it is the commit.
         """
+        return self._contents(sampled_hash)
+
+    def whole_contents(self) -> str:
+        """Returns the same of all bytes of its weights, which takes a second a gigabyte."""
+        return self._contents(lambda path: str(hash_file(path)["sha256"]))
+
+    def _contents(self, hash_of: Callable[[Path], str]) -> str:
         if self.folder.parent.name == "snapshots":  # of a hub's cache, named by its commit
             return self.folder.name
         values = model_values(self.folder)
@@ -210,7 +217,7 @@ class ModelDescription(BaseModel):
         )
         if self.is_megatrons:
             files = rank_paths(self.folder)
-        return hash_json({"config": kept, "weights": [sampled_hash(path) for path in files]})
+        return hash_json({"config": kept, "weights": [hash_of(path) for path in files]})
 
 
 def _has_any(folder: Path, *names: str) -> bool:

@@ -245,6 +245,24 @@ def test_micro_batches_follow_from_the_global_batch(
     assert not changed_options(config.model_dump(mode="json"), fitted.model_dump(mode="json"))
 
 
+def test_options_that_came_later_are_no_change_of_an_older_run() -> None:
+    current = load().model_dump(mode="json")
+    older = {**current, "teacher": dict(current["teacher"]), "training": dict(current["training"])}
+    for name in ("cache", "cache_epochs", "cache_dir", "relation_layer"):
+        del older["teacher"][name]
+    del older["training"]["learning_rate"]
+    students = [dict(student) for student in current["students"]]
+    del students[0]["router_noise"]
+    older["students"] = students
+    assert changed_options(older, current) == []
+    now = {**current, "teacher": {**current["teacher"], "cache": "int8", "relation_layer": 2}}
+    assert changed_options(older, now) == [
+        "teacher.cache: none -> int8",
+        "teacher.relation_layer: -1 -> 2",
+    ]
+    assert changed_options({}, {"world": 3}) == ["world: None -> 3"]
+
+
 def test_without_a_global_batch_ranks_change_nothing() -> None:
     config = load("--per_device_train_batch_size=5")
     assert fit_to_ranks(config, 3) is config and config.global_batch_size(3) == 15

@@ -1,16 +1,14 @@
 """Files of tensors, whole under their names or not there at all."""
 
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..durable import naming, replaced, share, written
+from ..tensor_errors import io_errors
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -34,15 +32,3 @@ def replaced_model(folder: Path) -> Iterator[Path]:
     """
     with replaced(folder) as aside, naming(folder), io_errors(folder):
         yield aside
-
-
-@contextmanager
-def io_errors(path: Path) -> Iterator[None]:
-    """Raises safetensors' errors inside, its word for a full disk, as the OSError they are."""
-    try:
-        yield
-    except SafetensorError as error:
-        if code := re.search(r"(?:os error|code:) (\d+)", str(error)):
-            number = int(code[1])
-            raise OSError(number, os.strerror(number), str(path)) from error
-        raise OSError(f"{path}: {error}") from error

@@ -136,6 +136,9 @@ def _prediction_job(options: SubmitPredictOptions) -> _Job:
     for name in ("nodes", "tasks_per_node", "processes_per_task"):
         if (getattr(options, name) or 1) > 1:
             raise ConfigError(f"--{name}: {getattr(options, name)}: predict is one process; use 1")
+    gpus = _gpus_per_node(options)
+    if gpus is not None and gpus > 1:
+        raise ConfigError(f"predict: is one process, on one GPU at most, not {gpus}; ask for one")
     if predicting.output is None:
         raise ConfigError("--output: is missing; give the file that the predictions go to")
     if predicting.text is None and predicting.task is None and predicting.input in (None, "-"):
@@ -272,7 +275,8 @@ def _submit(job: _Job, options: JobOptions, after: str | None) -> str:
     dependency = "" if after is None else f", after job {after}"
     print(f"submitted job {number}: {job.command} into {job.folder}{dependency}")
     print(f"  log     {log}\n  script  {submission.script}")
-    print(f"  look    minimoe-dist status {shlex.quote(str(job.folder))}")
+    if job.command != "predict":  # which tells nothing until it is whole
+        print(f"  look    minimoe-dist status {shlex.quote(str(job.folder))}")
     return number
 
 

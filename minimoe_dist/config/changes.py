@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .flags import known_options
+
 _MAX_SHOWN, _MAX_LENGTH = 8, 160  # changes in a message, and characters of one
 # Where a run is, how it is spread and what it reports does not change what it learns; batch sizes
 # count through the global batch, corpora through their contents.
@@ -17,6 +19,7 @@ _FREE = (
     "data.prefetch_steps",
     "teacher.model_name_or_path",
     "teacher.tokenizer_name_or_path",
+    "teacher.cache_dir",
     "teacher.layout",
     "teacher.parallel_size",
     "teacher.offload",
@@ -44,11 +47,21 @@ def changed_options(saved: Mapping[str, Any], current: Mapping[str, Any]) -> lis
         current: the same of the run that is to be resumed.
     """
     before, after = _flat(saved), _flat(current)
+    # Options that came later are in no older checkpoint, which was trained with their defaults.
+    before |= {path: _default(path) for path in after.keys() - before.keys()}
     return [
         f"{path}: {before.get(path)} -> {after.get(path)}"
         for path in sorted(before.keys() | after.keys())
         if before.get(path) != after.get(path) and not _is_free(path)
     ]
+
+
+def _default(path: str) -> Any:
+    """Returns the default of an option of runs; None for what is none, or has no plain one."""
+    keys: list[str | int] = ["*" if key.isdecimal() else key for key in path.split(".")]
+    field = known_options().get(tuple(keys))
+    default = None if field is None else field.get_default(call_default_factory=True)
+    return default if isinstance(default, str | int | float) else None
 
 
 def join_changes(changes: Sequence[str]) -> str:

@@ -15,6 +15,19 @@ def check_output_dir(output_dir: str) -> None:
     check_writable("output_dir", output_dir)
 
 
+def check_cache_dir(path: str) -> None:
+    """Refuses a folder of caches that can be neither written nor read.
+
+    Raises:
+        ConfigError: it is a file or a link to nothing, or is not there and cannot be made.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"teacher.cache_dir: {path}: is a link to nothing; give another folder")
+    if not folder.is_dir():  # one that is there may be full, and for reading only
+        check_writable("teacher.cache_dir", path)
+
+
 def check_writable(option: str, path: str) -> None:
     """Refuses a folder that cannot be written (it need not exist yet).
 

@@ -419,6 +419,11 @@ class RunOptions(Section):
             return training.global_batch_size
         return training.per_device_train_batch_size * training.num_grad_accum_steps * world_size
 
+    @property
+    def relation_cache_dir(self) -> str:
+        """The folder of its teacher's caches."""
+        return self.teacher.cache_dir or str(RunFolder(Path(self.output_dir)).relation_cache)
+
     def export_folder(self, student: str) -> str:
         """Returns the folder that a student is exported to."""
         return str(RunFolder(Path(self.output_dir)).export(student + self.model_suffix))

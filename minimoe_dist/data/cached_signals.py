@@ -11,8 +11,11 @@ Shapes: T tokens of all pairs of a block or batch, H the teacher's width.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,8 +26,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..durable import share, write_json, written
+from ..durable import (
+    PARTIAL,
+    beside,
+    flush_file,
+    flush_folder,
+    make_empty,
+    naming,
+    share,
+)
 from ..errors import UserError
+from ..tensor_errors import io_errors
 from .batches import MicroBatch
 from .signal_bytes import SIGNALS, bytes_per_token
 
@@ -32,6 +44,8 @@ FACTS = "cache.json"  # what the cache is of, for people
 _LARGEST = 127  # of 8 bits
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _DIVERGENCE = "divergence"
+# What libraries make of a file that is not what was written.
+_DAMAGE = (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -157,19 +171,42 @@ class SignalCache:
         """The number of its blocks, written or not."""
         return -(-self.num_pairs // self._block_pairs)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its folder has been made, as far as this machine sees."""
+        return (self.folder / FACTS).is_file()
+
     def missing(self) -> list[int]:
         """Returns the blocks that are not written yet."""
-        return [block for block in range(self.num_blocks) if not self._path(block).exists()]
+        there = {entry.name for entry in os.scandir(self.folder)}
+        return [block for block in range(self.num_blocks) if _name(block) not in there]
 
     def pairs_of(self, block: int) -> range:
         """Returns the numbers of a block's pairs."""
         start = block * self._block_pairs
         return range(start, min(self.num_pairs, start + self._block_pairs))
 
-    def make_folder(self) -> None:
-        """Makes the folder, with a file that says what it is of."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / FACTS, self._facts)
+    def make_folder(self, writer: str) -> None:
+        """Makes the folder where it is missing, with a file that says what it is of.
+
+        Args:
+            writer: names who writes, among all processes that may.
+
+        Raises:
+            UserError: it cannot be made or written.
+        """
+        path = self.folder / FACTS
+        if path.is_file():
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._aside(path, writer) as aside:
+                aside.write_text(json.dumps(self._facts, indent=1) + "\n", "utf-8")
+        except OSError as error:
+            raise UserError(
+                f"teacher.cache_dir: {self.folder} cannot be written ({error.strerror or error}); "
+                "give another folder"
+            ) from None
 
     def write(
         self,
@@ -185,7 +222,7 @@ class SignalCache:
             parts: batches of its pairs, in order, with the rows of their tokens, on the host.
             divergence: mean KL a row of the relations of what is kept, against those of the
                 teacher.
-            writer: names who writes, among all processes that may.
+            writer: as of :meth:`make_folder`.
 
         Raises:
             OSError: it cannot be written.
@@ -207,10 +244,30 @@ class SignalCache:
             "input_checksums": torch.tensor(inputs, dtype=torch.int64),
         }
         path = self._path(block)
-        about = {"facts": json.dumps(self._facts, sort_keys=True), _DIVERGENCE: repr(divergence)}
-        with written(path, writer) as aside:
+        about = {**self._about(block), _DIVERGENCE: repr(divergence)}
+        with self._aside(path, writer) as aside, io_errors(path):
             save_file(tensors, aside, about)
-            share(aside)
+
+    @contextmanager
+    def _aside(self, path: Path, writer: str) -> Iterator[Path]:
+        """Yields a file in the writer's own folder, which then becomes ``path``.
+
+        What a killed writer leaves there, temporary files of libraries too, goes with its next use.
+        """
+        own = beside(self.folder / writer, PARTIAL)
+        with naming(path):
+            make_empty(own)
+            try:
+                yield own / path.name
+                share(own / path.name)
+                flush_file(own / path.name)
+                (own / path.name).replace(path)
+                flush_folder(self.folder)
+            finally:
+                shutil.rmtree(own, ignore_errors=True)
+
+    def _about(self, block: int) -> dict[str, str]:
+        return {"facts": json.dumps(self._facts, sort_keys=True), "block": str(block)}
 
     def open(self) -> None:
         """Opens all blocks.
@@ -227,9 +284,16 @@ class SignalCache:
             UserError: one is damaged.
         """
         for block in map(self._blocks.__getitem__, blocks):
-            rows = SignalRows(*(block.file.get_tensor(name) for name in self._names))
-            found = [part.checksum() for part in _split(rows, np.diff(block.ends))]
-            if found != block.checksums.tolist():
+            try:
+                rows = SignalRows(*(block.file.get_tensor(name) for name in self._names))
+                is_sound = (
+                    rows.rows.dtype == _DTYPES[self.dtype]
+                    and [part.checksum() for part in _split(rows, np.diff(block.ends))]
+                    == block.checksums.tolist()
+                )
+            except _DAMAGE:
+                is_sound = False
+            if not is_sound:
                 raise UserError(f"{block.path}: is damaged; {self._remedy(block.path)}")
 
     @property
@@ -263,30 +327,35 @@ class SignalCache:
         return SignalRows(*(torch.cat(one) for one in together))
 
     def _path(self, block: int) -> Path:
-        return self.folder / f"block_{block:06d}.safetensors"
+        return self.folder / _name(block)
 
     def _open(self, number: int) -> _Block:
         path = self._path(number)
         try:
             file = safe_open(path, "pt")
             about = file.metadata() or {}
-            if json.loads(about.get("facts", "null")) != self._facts:
+            if any(about.get(key) != value for key, value in self._about(number).items()):
                 raise UserError(f"{path}: is of another cache; {self._remedy(path)}")
             names = ("lengths", "checksums", "input_checksums")
-            lengths, checksums, inputs = (file.get_tensor(name).numpy() for name in names)
-            ends = np.concatenate([[0], np.cumsum(lengths)])
-            rows, *shape = file.get_slice("rows").get_shape()
+            columns = [file.get_tensor(name) for name in names]
+            ends = np.concatenate([[0], np.cumsum(columns[0].numpy())])
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in self._names}
             divergence = float(about[_DIVERGENCE])
         except FileNotFoundError:
             raise UserError(
                 f"teacher.cache_dir: {path} is not there: give a folder that all machines see"
             ) from None
-        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        except _DAMAGE as error:
             raise UserError(f"{path}: is damaged ({error}); {self._remedy(path)}") from None
-        pairs = len(self.pairs_of(number))
-        is_whole = {len(lengths), len(checksums), len(inputs)} == {pairs} and ends[-1] == rows
-        if not is_whole or shape != [SIGNALS, self._facts["hidden_size"]]:
+        rows, hidden_size = int(ends[-1]), self._facts["hidden_size"]
+        wanted = {"rows": [rows, SIGNALS, hidden_size], "scales": [rows, SIGNALS]}
+        is_whole = all(
+            column.dtype == torch.int64 and list(column.shape) == [len(self.pairs_of(number))]
+            for column in columns
+        )
+        if not is_whole or (columns[0] < 0).any() or any(shapes[n] != wanted[n] for n in shapes):
             raise UserError(f"{path}: is damaged; {self._remedy(path)}")
+        checksums, inputs = (column.numpy() for column in columns[1:])
         return _Block(path, file, ends, checksums, inputs, divergence)
 
     def _read(self, number: int, count: int, inputs: int) -> SignalRows:
@@ -307,6 +376,10 @@ class SignalCache:
     @staticmethod
     def _remedy(path: Path) -> str:
         return f"delete {path.name}, and the next start fills it again"
+
+
+def _name(block: int) -> str:
+    return f"block_{block:06d}.safetensors"
 
 
 def _lengths(micro: MicroBatch) -> np.ndarray:

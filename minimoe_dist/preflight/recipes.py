@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import ConfigError, RunConfig, check_deepspeed_json, fit_to_ranks
 from ..config.checks import check_world_size, exported_names, is_sparsification
-from ..config.paths import check_output_dir
+from ..config.paths import check_cache_dir, check_output_dir
 from ..corpus.sentencepieces import SENTENCEPIECE_SUFFIX
 from ..corpus.tokenizing import (
     check_casing,
@@ -107,6 +107,8 @@ def _problems_of_stage(
     if not runs_elsewhere:
         yield from problems_of(_check_trackers, config)
     yield from problems_of(check_output_dir, config.output_dir)
+    if config.teacher.cache != "none":
+        yield from problems_of(check_cache_dir, config.relation_cache_dir)
     yield from problems_of(RunFolder(Path(config.output_dir)).check)
     yield from problems_of(_check_exports, config)
     teacher = yield from model_problems(config, launch.world_size, future_exports)

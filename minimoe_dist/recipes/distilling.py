@@ -102,7 +102,10 @@ class Distillation:
         Returns:
             False where it was asked to stop meanwhile.
         """
-        return self._cache is None or self._cache.fill(self._distiller.place, stop)
+        if self._cache is None:
+            return True
+        batch = self._config.global_batch_size(self._launch.world_size)
+        return self._cache.fill(self._distiller.place, stop, self._total_steps * batch)
 
     @property
     def engines(self) -> Sequence[StudentEngine]:

@@ -244,7 +244,7 @@ def _contents(path: str, option: str) -> str:
 
 def _module_name(parameter: str) -> str:
     """Returns a parameter's module, as "pooler" of "bert.pooler.dense.weight"."""
-    return parameter.removeprefix("bert.").partition(".")[0]
+    return parameter.removeprefix("bert.").removeprefix("model.").partition(".")[0]
 
 
 def _no_signals_message(option: str, path: str) -> str:

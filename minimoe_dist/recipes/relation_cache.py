@@ -1,5 +1,6 @@
 """Opens the cache of a run's teacher: which signals it holds, of which pairs, and where."""
 
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,23 +10,24 @@ import numpy as np
 import torch
 
 from ..config import RunConfig
+from ..corpus.tokenizing import required_token_ids
 from ..data.batches import MicroBatch
 from ..data.cached_signals import SignalCache, SignalRows
 from ..data.pairs import RepeatedPairs
 from ..data.placing import Placer
 from ..data.signal_bytes import bytes_per_token
-from ..durable import hash_json
+from ..durable import hash_json, sampled_hash
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import FLOAT8, RelationTeacher
-from ..runs.folder import RunFolder
 from ..runs.summaries import CacheSummary
-from ..runtime import Launch, StopRequest
+from ..runtime import Launch, StopRequest, logger
 from ..train.agreement import decided_by_rank_0
 from ..train.caching import CacheFiller
 from ..train.objectives import RelationObjective
 from .corpora import RunData
 from .model_types import Lesson
 
+_log = logger("relation_cache")
 _FORMAT = 1
 _BLOCK_BYTES = 64 << 20  # filled by one rank between two looks at a stop
 _FEWEST_BLOCKS = 64  # which ranks take in turn
@@ -56,18 +58,21 @@ class RelationCache:
         # What a processor multiplies is part of it, and ranks may have different ones.
         facts = decided_by_rank_0(lambda: _facts(config, data, teacher, device))
         name = hash_json(facts)
-        folder = Path(config.teacher.cache_dir or RunFolder(Path(config.output_dir)).relation_cache)
         pairs = self._pairs.num_distinct
         self._cache = SignalCache(
-            folder / name[:_NAME_DIGITS], facts, pairs, _block_pairs(config, facts, pairs)
+            Path(config.relation_cache_dir) / name[:_NAME_DIGITS],
+            facts,
+            pairs,
+            _block_pairs(config, facts, pairs),
         )
 
-    def fill(self, place: Placer, stop: StopRequest) -> bool:
+    def fill(self, place: Placer, stop: StopRequest, reads: int) -> bool:
         """Computes what is missing; a collective.
 
         Args:
             place: brings batches to the teacher.
             stop: asked for by a signal.
+            reads: pairs that the run reads, each time counted.
 
         Returns:
             False where it was stopped; the next start goes on there.
@@ -75,7 +80,14 @@ class RelationCache:
         Raises:
             UserError: the disk has not enough room, or the cache is damaged.
         """
-        run = hash_json({"run": str(Path(self._config.output_dir).absolute())})
+        if reads < self._pairs.num_distinct:
+            _log.warning(
+                "the run reads %d pairs, and its cache is of %d: it is filled for other runs too; "
+                "without teacher.cache this one would be done sooner",
+                reads, self._pairs.num_distinct,
+            )  # fmt: skip
+        output_dir = str(Path(self._config.output_dir).absolute())
+        run = hash_json({"host": socket.gethostname(), "run": output_dir})
         filler = CacheFiller(
             cache=self._cache,
             pairs=self._pairs,
@@ -111,16 +123,21 @@ def _facts(
     config: RunConfig, data: RunData, teacher: RelationTeacher, device: torch.device
 ) -> Mapping[str, Any]:
     """Returns what the signals of a run's pairs are a function of, as JSON."""
-    contents = data.contents()
     dtype = config.teacher.dtype
+    name = config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
     return {
         "format": _FORMAT,
         "dtype": config.teacher.cache,
         "hidden_size": teacher.hidden_size,
-        "teacher": contents["teacher_contents"],
+        # A teacher that differs in a bias alone has other signals.
+        "teacher": data.teacher.whole_contents(),
         "teacher_dtype": dtype if dtype == FLOAT8 else str(encoder_dtype(dtype, device)),
         "relation_layer": teacher.relation_layer,
-        "corpora": contents["corpora"],
+        "corpora": [
+            [*(sampled_hash(Path(corpus.prefix + end)) for end in (".bin", ".idx")), repr(weight)]
+            for corpus, weight in data.train_corpora
+        ],
+        "special_tokens": required_token_ids(data.tokenizer, name),
         "epochs": config.teacher.cache_epochs,
         "seed": config.seed,
         "data_type": config.data.data_type,

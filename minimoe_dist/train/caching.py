@@ -1,10 +1,13 @@
 """Fills a cache of a teacher's relation signals: one pass over the pairs, by all ranks."""
 
 import shutil
+import socket
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 
 import numpy as np
@@ -27,7 +30,31 @@ from .teacher_signals import find_faults
 
 _log = logger("train.caching")
 _LINE_SECONDS = 10.0  # between lines of progress in a log
+_LOOK_SECONDS = 1.0  # between looks at what other runs have written
+_SEEN_SECONDS = 30.0  # in which a folder that one machine made shows on all
+_PAIR_BYTES, _BLOCK_BYTES = (
+    3 * 8,
+    1 << 13,
+)  # lengths and checksums; a file's head, and the last page
 _DRAWN = 1 << 14  # pairs at a time, where only their lengths are asked for
+
+
+class _Told(AbstractContextManager["_Told"]):
+    """Progress with a line now and then, where there is no bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._since = time.monotonic()
+        self.advance = progress.advance
+
+    def tell(self, done: int, *, is_last: bool) -> None:
+        """Tells how much is done, if it is time, or nothing is left to do."""
+        if is_last or time.monotonic() - self._since >= _LINE_SECONDS:
+            self._since = time.monotonic()
+            self._progress.print_without_bar(done, {})
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.close()
 
 
 @dataclass(frozen=True)
@@ -77,22 +104,35 @@ class CacheFiller:
                 cache is damaged.
             OSError: a block cannot be written.
         """
+        cache = self.cache
         blocks = decided_by_rank_0(self._prepare)
+        self._check_seen_by_all()
+        if not self._compute(blocks, stop) or not self._check(stop):
+            return False
+        _log.info(
+            "relation cache %s: %d pairs in %s, %.3g GB; relations are off by a KL of %.2g a row",
+            cache.folder, cache.num_pairs, cache.dtype, cache.num_bytes / 1e9, cache.divergence,
+        )  # fmt: skip
+        return True
+
+    def _compute(self, blocks: Sequence[int], stop: StopRequest) -> bool:
+        """Writes the blocks that are missing; False where a rank was asked to stop."""
         cache, rank, ranks = self.cache, dist.get_rank(), dist.get_world_size()
         passes = -(-len(cache.pairs_of(0)) // self.batch_size)
         rounds, number = -(-len(blocks) // ranks), 0
-        told = time.monotonic()
-        with Progress(
-            self.stream, rounds * passes, 0, "filling the", label="relation cache"
-        ) as progress:
+        looked = time.monotonic()
+        with self._progress(rounds * passes, "filling the") as progress:
             while blocks:
                 block = blocks[rank] if rank < len(blocks) else None
-                self._fill_block(block, passes, progress, looks=number == 0)
-                blocks = decided_by_rank_0(self._missing)
+                self._fill_block(block, passes, progress.advance, looks=number == 0)
+                blocks = blocks[ranks:]  # these are written, or an error ends all ranks
+                is_time = time.monotonic() - looked > _LOOK_SECONDS
+                if decided_by_rank_0(partial(bool, is_time)):
+                    there = set(blocks) - set(decided_by_rank_0(cache.missing))
+                    blocks = [one for one in blocks if one not in there]
+                    looked = time.monotonic()
                 number = rounds - -(-len(blocks) // ranks)
-                if time.monotonic() - told >= _LINE_SECONDS or not blocks:
-                    told = time.monotonic()
-                    progress.print_without_bar(number * passes, {})
+                progress.tell(number * passes, is_last=not blocks)
                 if self._is_asked_to_stop(stop):
                     _log.info(
                         "stopped: %d of %d blocks of the relation cache are in %s; the next start "
@@ -100,27 +140,52 @@ class CacheFiller:
                         cache.num_blocks - len(blocks), cache.num_blocks, cache.folder,
                     )  # fmt: skip
                     return False
-        self._open()
-        _log.info(
-            "relation cache %s: %d pairs in %s, %.3g GB; relations are off by a KL of %.2g a row",
-            cache.folder, cache.num_pairs, cache.dtype, cache.num_bytes / 1e9, cache.divergence,
-        )  # fmt: skip
         return True
 
-    def _open(self) -> None:
-        """Opens the cache, of which each rank reads a share; all ranks raise what one finds."""
-        cache, ranks = self.cache, dist.get_world_size()
-        problem: UserError | None = None
-        try:
-            cache.open()
-            cache.verify(range(dist.get_rank(), cache.num_blocks, ranks))
-        except UserError as error:
-            problem = error
-        problems: list[UserError | None] = [None] * ranks
+    def _check(self, stop: StopRequest) -> bool:
+        """Opens the cache and reads all of it, each rank a share; all raise what one finds.
+
+        Returns:
+            False where a rank was asked to stop.
+        """
+        cache, rank, ranks = self.cache, dist.get_rank(), dist.get_world_size()
+        problem = _problem_of(cache.open)
+        rounds = -(-cache.num_blocks // ranks)
+        with self._progress(rounds, "checking the") as progress:
+            for number in range(rounds):
+                block = number * ranks + rank
+                if problem is None and block < cache.num_blocks:
+                    problem = _problem_of(partial(cache.verify, [block]))
+                progress.advance({})
+                progress.tell(number + 1, is_last=False)
+                if self._is_asked_to_stop(stop):
+                    _log.info("stopped while the relation cache was checked")
+                    return False
+        self._raise_anyones(problem)
+        return True
+
+    def _check_seen_by_all(self) -> None:
+        """Refuses a folder that only some machines see, before anything is written into it."""
+        deadline = time.monotonic() + _SEEN_SECONDS
+        while not (is_seen := self.cache.is_there) and time.monotonic() < deadline:
+            time.sleep(0.1)  # a network's file system may take its time
+        problem = None
+        if not is_seen:
+            problem = UserError(
+                f"teacher.cache_dir: {self.cache.folder} is not there on {socket.gethostname()}: "
+                "give a folder that all machines see"
+            )
+        self._raise_anyones(problem)
+
+    def _raise_anyones(self, problem: UserError | None) -> None:
+        problems: list[UserError | None] = [None] * dist.get_world_size()
         dist.all_gather_object(problems, problem)
         for found in problems:
             if found is not None:
                 raise found
+
+    def _progress(self, total: int, activity: str) -> "_Told":
+        return _Told(Progress(self.stream, total, 0, activity, label="relation cache"))
 
     def _missing(self) -> list[int]:
         """Returns the blocks to fill, from this run's place on."""
@@ -131,12 +196,14 @@ class CacheFiller:
     def _prepare(self) -> list[int]:
         """Makes the folder, and returns the blocks to fill, for which there is room."""
         cache = self.cache
-        cache.make_folder()
+        cache.make_folder(self._writer)
         missing = self._missing()
         if not missing:
             return missing
         tokens = sum(self._tokens(cache.pairs_of(block)) for block in missing)
-        needed, free = tokens * cache.bytes_per_token, shutil.disk_usage(cache.folder).free
+        pairs = sum(len(cache.pairs_of(block)) for block in missing)
+        needed = tokens * cache.bytes_per_token + pairs * _PAIR_BYTES + len(missing) * _BLOCK_BYTES
+        free = shutil.disk_usage(cache.folder).free
         if needed > free:
             raise UserError(
                 f"teacher.cache_dir: {cache.folder} has {free / 1e9:.3g} GB free, and the signals "
@@ -149,12 +216,21 @@ class CacheFiller:
         )  # fmt: skip
         return missing
 
+    @property
+    def _writer(self) -> str:
+        return f"{self.writer}_{dist.get_rank()}"
+
     def _tokens(self, numbers: range) -> int:
         parts = (numbers[start : start + _DRAWN] for start in range(0, len(numbers), _DRAWN))
         return sum(int(self.pairs.draw_distinct(np.array(part)).lengths.sum()) for part in parts)
 
     def _fill_block(
-        self, block: int | None, passes: int, progress: Progress, *, looks: bool
+        self,
+        block: int | None,
+        passes: int,
+        advance: Callable[[dict[str, float]], None],
+        *,
+        looks: bool,
     ) -> None:
         parts: list[tuple[MicroBatch, SignalRows]] = []
         divergence, batches = 0.0, self._batches(block)
@@ -168,9 +244,9 @@ class CacheFiller:
                 if not parts:
                     divergence = self._divergence(rows, signals, micro.attention_mask)
                 parts.append((micro, rows.on_each(Tensor.cpu)))
-            progress.advance({})
+            advance({})
         if block is not None:
-            self.cache.write(block, parts, divergence, f"{self.writer}_{dist.get_rank()}")
+            self.cache.write(block, parts, divergence, self._writer)
 
     def _batches(self, block: int | None) -> Iterator[MicroBatch]:
         numbers = self.cache.pairs_of(block) if block is not None else range(0)
@@ -207,3 +283,11 @@ class CacheFiller:
         asked = torch.tensor(float(stop.requested), device=self.device)
         dist.all_reduce(asked)
         return bool(asked)
+
+
+def _problem_of(check: Callable[[], None]) -> UserError | None:
+    try:
+        check()
+    except UserError as error:
+        return error
+    return None

@@ -10,7 +10,7 @@ to the host when it ends; whoever reads them waits.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
@@ -137,7 +137,8 @@ class Distiller:
             The step's numbers over all ranks, which are still on their way to the host.
         """
         micro_batches = [self._placed(micro) for micro in batch.micro_batches]
-        self._last_batches.append(micro_batches)
+        # Who looks at the teacher again asks it: signals that were recalled need not stay.
+        self._last_batches.append([replace(placed, recalled=None) for placed in micro_batches])
         totals = self._totals(micro_batches, stop_requested)
         part_counts = totals[3:].clamp(min=1.0)
         # Engines average over ranks and accumulation steps; this makes sums means over the step.

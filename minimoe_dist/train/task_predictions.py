@@ -66,7 +66,9 @@ class Predictor:
         self._model, self._tokenizer, self._device = model, tokenizer, device
         self._max_length, self._batch_size = max_length, batch_size
         labels = label_names(model.config)
-        is_tagging = type(model).__name__.endswith("ForTokenClassification")
+        # transformers' own classes say it by their names.
+        named = type(model).__name__.endswith("ForTokenClassification")
+        is_tagging = getattr(model, "tags_tokens", named)
         self.kind: Kind = (
             "tagging" if is_tagging else "regression" if len(labels) == 1 else "classification"
         )

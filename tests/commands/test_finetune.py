@@ -394,14 +394,20 @@ def test_an_encoder_that_no_student_is_built_like_is_tuned_scores_predicts_and_t
     assert results(tmp_path / "taught")["best"]["scores"]["accuracy"] > 0.9
 
 
-def test_such_an_encoder_tags_and_goes_on_bit_for_bit(
-    mpnet: Path, workshop: Workshop, tasks: Path, tmp_path: Path
-) -> None:
+def test_such_an_encoder_tags_predicts_and_goes_on_bit_for_bit(
+    mpnet: Path, workshop: Workshop, tasks: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     changes = {"model_name_or_path": str(mpnet), "task": "ner", "save_interval": 1}
     path = options(workshop, tasks, tmp_path / "run", **changes)
     finetune(path, world_size=2)
     whole = results(tmp_path / "run")
     assert whole["best"]["scores"]["chunk_f1"] > 0.9
+    assert main(["predict", str(tmp_path / "run"), "--text", f"word10 {GOOD}", "--use_cpu"]) == 0
+    assert [line.split("\t")[:2] for line in capsys.readouterr().out.splitlines() if line] == [
+        ["word10", "O"],
+        [GOOD, "B-G"],
+    ]
     again = options(workshop, tasks, tmp_path / "again", **changes)
     with support.start(again, command="finetune") as ranks:
         wait_for(lambda: bool(list((tmp_path / "again").rglob("step_*/run.json"))), ranks.said)

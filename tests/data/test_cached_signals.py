@@ -1,11 +1,15 @@
 """The cache's files: what is kept of signals, and what is read back."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minimoe_dist.data.batches import MicroBatch
@@ -39,7 +43,7 @@ def of_pair(number: int) -> list[Tensor]:
 def written(folder: Path, dtype: str = "float32", **more: Any) -> SignalCache:
     """A cache of five pairs in blocks of two."""
     cache = SignalCache(folder, facts(dtype, **more), len(LENGTHS), 2)
-    cache.make_folder()
+    cache.make_folder("one")
     for block in cache.missing():
         parts = [
             (batch([number]), SignalRows.encode(of_pair(number), dtype))
@@ -91,6 +95,18 @@ def test_numbers_that_are_not_finite_stay_so_in_8_bits(number: float) -> None:
     assert query.isfinite().all() and value.isfinite().all() and key[[0, 1, 3]].isfinite().all()
 
 
+def test_many_may_make_one_folder_at_a_time(tmp_path: Path) -> None:
+    def make(number: int) -> None:
+        for _ in range(20):
+            cache = SignalCache(tmp_path / "cache", facts("int8"), 4, 2)
+            cache.make_folder(f"writer{number}")
+            (tmp_path / "cache" / "cache.json").unlink(missing_ok=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(make, range(4)))
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
 def test_zeros_stay_zeros() -> None:
     assert not torch.cat(SignalRows.encode([torch.zeros(2, 4)] * 3, "int8").decode()).any()
 
@@ -114,3 +130,65 @@ def test_a_block_of_other_facts_or_sizes_is_refused(tmp_path: Path) -> None:
     assert same.missing() == [1]
     with pytest.raises(UserError, match=r"teacher\.cache_dir: \S+block_000001\S+ is not there"):
         same.open()
+
+
+def with_metadata(path: Path, change: Any) -> None:
+    with safe_open(path, "pt") as file:
+        about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors, about)
+    save_file(tensors, path, about)
+
+
+def make_negative(path: Path) -> None:
+    with_metadata(path, lambda tensors, about: tensors["lengths"].neg_())
+
+
+def make_fractions(path: Path) -> None:
+    with_metadata(path, lambda tensors, about: tensors.update(lengths=tensors["lengths"].double()))
+
+
+def lose_scales(path: Path) -> None:
+    with_metadata(path, lambda tensors, about: tensors.pop("scales"))
+
+
+def shorten_scales(path: Path) -> None:
+    with_metadata(path, lambda tensors, about: tensors.update(scales=tensors["scales"][1:].clone()))
+
+
+def take_place(path: Path) -> None:
+    with_metadata(path, lambda tensors, about: about.update(block="77"))
+
+
+def flip_a_bit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        make_negative, make_fractions, lose_scales, shorten_scales, take_place, flip_a_bit,
+        lambda path: os.truncate(path, path.stat().st_size - 7),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 64),
+        lambda path: with_metadata(path, lambda tensors, about: about.pop("divergence")),
+        lambda path: with_metadata(
+            path, lambda tensors, about: tensors.update(rows=tensors["rows"].float())
+        ),
+    ],
+)  # fmt: skip
+def test_a_block_that_is_not_what_was_written_is_refused_by_name(
+    spoil: Any, tmp_path: Path
+) -> None:
+    written(tmp_path / "cache", "int8")
+    spoil(tmp_path / "cache" / "block_000001.safetensors")
+    cache = SignalCache(tmp_path / "cache", facts("int8"), len(LENGTHS), 2)
+    with pytest.raises(
+        UserError, match=r"block_000001\.safetensors: is (damaged|of another cache)"
+    ):
+        cache.open()
+        cache.verify([0, 2])
+        cache.verify([1])
