@@ -43,6 +43,7 @@ FLOORS = {
     "kernels": 0,
     "foreign": 0,
     "pickled": 0,
+    "tensor_errors": 0,
     "encoder_families": 0,
     "errors": -1,
     "exit_status": -1,

@@ -138,6 +138,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         for loss, share, step in points:
             right.annotate(f"{step:,}", (loss, share), fontsize=6, xytext=(3, -9),
                            textcoords="offset points")  # fmt: skip
+    right.margins(x=0.12)
     right.invert_xaxis()
     right.locator_params(axis="x", nbins=5)
     right.set_xlabel("held-out relation loss (better to the right)")
