@@ -202,7 +202,7 @@ class ModelDescription(BaseModel):
         return self._contents(sampled_hash)
 
     def whole_contents(self) -> str:
-        """Returns the same of all bytes of its weights, which takes a second a gigabyte."""
+        """Returns the same of all bytes of its weights, which reads them once."""
         return self._contents(lambda path: str(hash_file(path)["sha256"]))
 
     def _contents(self, hash_of: Callable[[Path], str]) -> str:

@@ -11,7 +11,7 @@ three lengths of training, by the 12-layer teacher, and, on GPUs, by assistants.
 and students on each task with three seeds, from labels alone and with the fine-tuned teacher's
 predictions. ``again``: the comparison of the teachers at equal steps with another seed of
 distillation. ``long``: on CPUs, students that are distilled five times as long, from a cache of the
-teacher's signals, and the 12-layer teacher's own scores; another hour. ``page``: numbers, table and
+teacher's signals, an hour, and the 12-layer teacher's own scores. ``page``: numbers, table and
 picture, of what is done. What was interrupted goes on, and what is finished is not run again.
 ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
 ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder

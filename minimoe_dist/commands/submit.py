@@ -49,11 +49,19 @@ _JOB_SUFFIX = ".job"  # of the folder beside a prediction, for what belongs to i
 
 @dataclass(frozen=True)
 class _Job:
-    """One job to submit: its command, its run's folder, and its run as YAML."""
+    """One job to submit.
+
+    Attributes:
+        command: of minimoe-dist.
+        folder: of its run.
+        yaml: its run.
+        saves: whether it saves where it is told to stop, and says in its folder how far it is.
+    """
 
     command: str
     folder: Path
     yaml: str
+    saves: bool = True
 
 
 def run(
@@ -148,7 +156,7 @@ def _prediction_job(options: SubmitPredictOptions) -> _Job:
     assert output is not None
     values = predicting.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return _Job("predict", beside(output, _JOB_SUFFIX), text)
+    return _Job("predict", beside(output, _JOB_SUFFIX), text, saves=False)
 
 
 def _refuse_problems(stages: Sequence[RunConfig], options: SubmitOptions) -> None:
@@ -227,7 +235,7 @@ def _sbatch_options(job: _Job, options: JobOptions, after: str | None) -> dict[s
         "nodes": str(options.nodes),
         "ntasks-per-node": str(_tasks_per_node(options)),
         "time": options.time,
-        "signal": None if job.command == "predict" else f"USR1@{options.signal_seconds}",
+        "signal": f"USR1@{options.signal_seconds}" if job.saves else None,
         "output": str(job.folder.absolute() / "slurm-%j.out"),
     }
     for name, value in (
@@ -275,7 +283,7 @@ def _submit(job: _Job, options: JobOptions, after: str | None) -> str:
     dependency = "" if after is None else f", after job {after}"
     print(f"submitted job {number}: {job.command} into {job.folder}{dependency}")
     print(f"  log     {log}\n  script  {submission.script}")
-    if job.command != "predict":  # which tells nothing until it is whole
+    if job.saves:
         print(f"  look    minimoe-dist status {shlex.quote(str(job.folder))}")
     return number
 

@@ -13,18 +13,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..durable import (
     PARTIAL,
@@ -39,88 +37,12 @@ from ..errors import UserError
 from ..tensor_errors import io_errors
 from .batches import MicroBatch
 from .signal_bytes import SIGNALS, bytes_per_token
+from .signal_rows import DTYPES, SignalRows, checksum_of
 
 FACTS = "cache.json"  # what the cache is of, for people
-_LARGEST = 127  # of 8 bits
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _DIVERGENCE = "divergence"
 # What libraries make of a file that is not what was written.
 _DAMAGE = (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError)
-
-
-@dataclass(frozen=True)
-class SignalRows:
-    """Holds queries, keys and values as a cache does.
-
-    Attributes:
-        rows: float32, bfloat16 or int8 [..., 3, H]; one for each token, query, key and value.
-        scales: float32 [..., 3], what the 8 bits of each are to be multiplied by; None in other
-            types.
-    """
-
-    rows: Tensor
-    scales: Tensor | None = None
-
-    @classmethod
-    def encode(cls, signals: Sequence[Tensor], dtype: str) -> Self:
-        """Makes rows of query, key and value, each [T, H].
-
-        In int8 the largest number of each token's query, key or value is 127; one that is not
-        finite makes all of them so.
-
-        Args:
-            signals: of any floating type.
-            dtype: ``float32``, ``bfloat16`` or ``int8``.
-        """
-        stacked = torch.stack(list(signals), dim=1)
-        if dtype != "int8":
-            return cls(stacked.to(_DTYPES[dtype]))
-        numbers = stacked.float()
-        scales = numbers.abs().amax(-1) / _LARGEST
-        divisors = torch.where(scales == 0, 1.0, scales)[..., None]
-        return cls((numbers / divisors).nan_to_num().round().to(torch.int8), scales)
-
-    def decode(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns query, key and value, each [..., H]; in float32, bfloat16 on GPUs."""
-        numbers = self.rows
-        if self.scales is not None:
-            numbers = numbers.float() * self.scales[..., None]
-            if numbers.device.type == "cuda":
-                numbers = numbers.bfloat16()
-        query, key, value = (signal.contiguous() for signal in numbers.unbind(-2))
-        return query, key, value
-
-    def tensors(self) -> list[Tensor]:
-        """Returns what there is to move."""
-        return [self.rows] if self.scales is None else [self.rows, self.scales]
-
-    def on_each(self, move: Callable[[Tensor], Tensor]) -> SignalRows:
-        """Returns the same with every tensor replaced by ``move`` of it."""
-        return SignalRows(*map(move, self.tensors()))
-
-    def with_rows(self, count: int) -> SignalRows:
-        """Appends rows of zeros, so that there are ``count``."""
-
-        def extended(tensor: Tensor) -> Tensor:
-            result = tensor.new_zeros(count, *tensor.shape[1:])
-            result[: len(tensor)] = tensor
-            return result
-
-        return self.on_each(extended)
-
-    def padded(self, mask: Tensor) -> SignalRows:
-        """Lays rows out as a batch is: [B, S, ...], zeros where ``mask``, bool [B, S], is False."""
-
-        def laid_out(tensor: Tensor) -> Tensor:
-            result = tensor.new_zeros(*mask.shape, *tensor.shape[1:])
-            result[mask] = tensor
-            return result
-
-        return self.on_each(laid_out)
-
-    def checksum(self) -> int:
-        """Returns a CRC-32 of the bytes."""
-        return _checksum(*self.tensors())
 
 
 @dataclass(frozen=True)
@@ -287,7 +209,7 @@ class SignalCache:
             try:
                 rows = SignalRows(*(block.file.get_tensor(name) for name in self._names))
                 is_sound = (
-                    rows.rows.dtype == _DTYPES[self.dtype]
+                    rows.rows.dtype == DTYPES[self.dtype]
                     and [part.checksum() for part in _split(rows, np.diff(block.ends))]
                     == block.checksums.tolist()
                 )
@@ -395,15 +317,8 @@ def _split(rows: SignalRows, counts: np.ndarray) -> list[SignalRows]:
 def _input_checksums(micro: MicroBatch, counts: np.ndarray) -> list[int]:
     """Returns a CRC-32 of each sample's ids and segments."""
     return [
-        _checksum(ids[:count], segments[:count])
+        checksum_of(ids[:count], segments[:count])
         for ids, segments, count in zip(
             micro.input_ids, micro.token_type_ids, counts.tolist(), strict=True
         )
     ]
-
-
-def _checksum(*tensors: Tensor) -> int:
-    result = 0
-    for tensor in tensors:
-        result = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, result)
-    return result

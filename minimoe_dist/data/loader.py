@@ -21,10 +21,10 @@ import numpy as np
 
 from ..errors import UserError
 from .batches import Collate, MicroBatch
-from .cached_signals import SignalRows
 from .keyed import as_int64, feistel_bits
 from .pairs import Pairs
 from .placing import PlacedBatch, Placer
+from .signal_rows import SignalRows
 
 _STOP_POLL_SECONDS = 0.1
 # A reader computes without the interpreter's lock, but may wait for it after each computation, up

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .batches import MicroBatch
-from .cached_signals import SignalRows
 from .packed import PackedBatch, pack
+from .signal_rows import SignalRows
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import torch
 from ..config import RunConfig
 from ..corpus.tokenizing import required_token_ids
 from ..data.batches import MicroBatch
-from ..data.cached_signals import SignalCache, SignalRows
+from ..data.cached_signals import SignalCache
 from ..data.pairs import RepeatedPairs
 from ..data.placing import Placer
 from ..data.signal_bytes import bytes_per_token
+from ..data.signal_rows import SignalRows
 from ..durable import hash_json, sampled_hash
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import FLOAT8, RelationTeacher
@@ -99,7 +100,7 @@ class RelationCache:
             teacher=self._config.teacher.model_name_or_path,
             refuses_broken=self._config.training.health.broken_teacher == "stop",
             stream=sys.stderr if self._launch.rank == 0 else None,
-            # The same at every start, so that what a killed one began to write is written over.
+            # The same at every start, so that what a killed one left is found and removed.
             writer=run[:_NAME_DIGITS],
             begin=int(run, 16),
         )

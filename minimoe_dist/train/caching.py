@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..data.batches import Collate, MicroBatch, padding_batch
-from ..data.cached_signals import SignalCache, SignalRows
+from ..data.cached_signals import SignalCache
 from ..data.pairs import RepeatedPairs
 from ..data.placing import Placer
+from ..data.signal_rows import SignalRows
 from ..errors import UserError
 from ..objectives.relations import relation_loss_sum
 from ..runtime import StopRequest, logger
@@ -32,10 +33,8 @@ _log = logger("train.caching")
 _LINE_SECONDS = 10.0  # between lines of progress in a log
 _LOOK_SECONDS = 1.0  # between looks at what other runs have written
 _SEEN_SECONDS = 30.0  # in which a folder that one machine made shows on all
-_PAIR_BYTES, _BLOCK_BYTES = (
-    3 * 8,
-    1 << 13,
-)  # lengths and checksums; a file's head, and the last page
+_PAIR_BYTES = 3 * 8  # its length and both checksums
+_FILE_BYTES = 1 << 13  # a block's head, and the rest of its last page
 _DRAWN = 1 << 14  # pairs at a time, where only their lengths are asked for
 
 
@@ -202,7 +201,7 @@ class CacheFiller:
             return missing
         tokens = sum(self._tokens(cache.pairs_of(block)) for block in missing)
         pairs = sum(len(cache.pairs_of(block)) for block in missing)
-        needed = tokens * cache.bytes_per_token + pairs * _PAIR_BYTES + len(missing) * _BLOCK_BYTES
+        needed = tokens * cache.bytes_per_token + pairs * _PAIR_BYTES + len(missing) * _FILE_BYTES
         free = shutil.disk_usage(cache.folder).free
         if needed > free:
             raise UserError(

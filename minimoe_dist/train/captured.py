@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..data.cached_signals import SignalRows
 from ..data.packed import PackedBatch
+from ..data.signal_rows import SignalRows
 from ..runtime import logger
 from .objectives import Batch
 from .passes import EagerPasses, PassOutput, error_line

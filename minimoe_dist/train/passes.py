@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..data.cached_signals import SignalRows
 from ..data.packed import PackedBatch
+from ..data.signal_rows import SignalRows
 from ..runtime import logger
 from .engine import StudentEngine
 from .objectives import Batch, Objective, inputs_of, measure

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minimoe_dist.data.batches import MicroBatch
-from minimoe_dist.data.cached_signals import SignalCache, SignalRows
+from minimoe_dist.data.cached_signals import SignalCache
+from minimoe_dist.data.signal_rows import SignalRows
 from minimoe_dist.errors import UserError
 
 HIDDEN = 8

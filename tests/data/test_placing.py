@@ -6,11 +6,11 @@ from itertools import islice
 import torch
 
 from minimoe_dist.data.batches import MicroBatch, SpecialTokens, UnmaskedCollate
-from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import PairLoader
 from minimoe_dist.data.packed import PackedBatch
 from minimoe_dist.data.pairs import PairSource
 from minimoe_dist.data.placing import PlacedBatch, Placer
+from minimoe_dist.data.signal_rows import SignalRows
 from tests.data.memory_corpus import MemoryCorpus
 
 CPU = torch.device("cpu")

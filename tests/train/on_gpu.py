@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
-from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import StepBatch
+from minimoe_dist.data.signal_rows import SignalRows
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.teacher import RelationTeacher, teacher_of

@@ -10,10 +10,10 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
-from minimoe_dist.data.cached_signals import SignalRows
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.data.packed import pack
 from minimoe_dist.data.placing import Placer
+from minimoe_dist.data.signal_rows import SignalRows
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.teacher import RelationTeacher, teacher_of

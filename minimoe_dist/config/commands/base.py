@@ -1,7 +1,7 @@
 """Base classes of the options of all commands."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -9,6 +9,7 @@ from pydantic_core.core_schema import ValidationInfo
 from ..run import RunConfig
 from ..schema import Section
 
+Options = TypeVar("Options", bound="CommandOptions")
 POSITIONAL: dict[str, Any] = {"positional": True}
 # A step of a run whose checkpoint is meant.
 SavedStep = Annotated[int, Field(ge=1)] | Literal["newest"]
@@ -25,6 +26,11 @@ class CommandOptions(Section):
         """Returns whether an option was given, and is not what it would be anyway."""
         default = type(self).model_fields[name].get_default(call_default_factory=True)
         return name in self.model_fields_set and getattr(self, name) != default
+
+    def given_to(self, kind: type[Options]) -> Options:
+        """Returns the options of another command among these, as far as they were given."""
+        names = self.model_fields_set & kind.model_fields.keys()
+        return kind.model_validate({name: getattr(self, name) for name in names})
 
     @field_validator("*", mode="before")
     @classmethod

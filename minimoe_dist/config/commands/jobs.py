@@ -77,11 +77,7 @@ class SubmitFinetuneOptions(JobOptions, FinetuneOptions):
     @property
     def finetuning(self) -> FinetuneOptions:
         """The options of the fine-tuning alone."""
-        names = (name for name in FinetuneOptions.model_fields if name != "dry_run")
-        given = self.model_fields_set
-        return FinetuneOptions.model_validate(
-            {name: getattr(self, name) for name in names if name in given}
-        )
+        return self.given_to(FinetuneOptions)
 
 
 class SubmitPredictOptions(JobOptions, PredictOptions):
@@ -90,10 +86,7 @@ class SubmitPredictOptions(JobOptions, PredictOptions):
     @property
     def predicting(self) -> PredictOptions:
         """The options of the prediction alone."""
-        given = self.model_fields_set
-        return PredictOptions.model_validate(
-            {name: getattr(self, name) for name in PredictOptions.model_fields if name in given}
-        )
+        return self.given_to(PredictOptions)
 
 
 class StatusOptions(CommandOptions):
