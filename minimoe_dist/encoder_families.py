@@ -28,6 +28,10 @@ class EncoderFamily:
         names: our names of sizes -> those in its ``config.json``, where they differ.
         least_layers: fewer it cannot run in front of the maps.
         read_by: path of a parameter -> path of the module that reads it past its holder.
+        feedforward: paths in a layer of the first and second map of its feed-forward block; None
+            where that has gates between them.
+        feedforward_norm: path in a layer of the norm before that block, where layers normalise
+            their input.
         position_padding: id behind which positions begin, where that is not what the configuration
             says of padding.
         only_teaches: whether students are not built like it, and it runs as Hugging Face's alone.
@@ -48,6 +52,8 @@ class EncoderFamily:
     names: Mapping[str, str] = field(default_factory=dict)
     least_layers: int = 0
     read_by: Mapping[str, str] = field(default_factory=dict)
+    feedforward: tuple[str, str] | None = ("intermediate.dense", "output.dense")
+    feedforward_norm: str | None = None
     position_padding: int | None = None
     only_teaches: bool = True
 
@@ -63,6 +69,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         "megatron-bert",
         "bert.",
         norms=("encoder.ln", "attention.ln"),
+        feedforward_norm="ln",
         reads_segments=True,
         only_teaches=False,
     ),
@@ -79,6 +86,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         "distilbert.",
         layers="transformer.layer",
         maps=_maps("attention", "q_lin", "k_lin", "v_lin"),
+        feedforward=("ffn.lin1", "ffn.lin2"),
         names={
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",
@@ -93,6 +101,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         shared_layer="encoder.albert_layer_groups.0.albert_layers.0",
         maps=_maps("attention", "query", "key", "value"),
         reads_segments=True,
+        feedforward=("ffn", "ffn_output"),
     ),
     "deberta-v2": EncoderFamily(
         "bert",
@@ -107,6 +116,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         layers="layers",
         maps=("attn.Wqkv",),
         norms=("final_norm", "attn_norm"),
+        feedforward=None,
         words="embeddings.tok_embeddings",
     ),
 }

@@ -4,6 +4,7 @@ Each check returns problems as (path of the option, what is wrong with its value
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 from .model_types import (
     MODEL_TYPES,
@@ -109,9 +110,7 @@ def _student_problems(config: RunOptions) -> list[Problem]:
     problems: list[Problem] = []
     for index, student in enumerate(config.students):
         path: Path = ("students", index)
-        student_problems = _size_problems(config, student) + _start_problems(
-            config.model_type, student
-        )
+        student_problems = _size_problems(config, student) + _start_problems(config, student)
         problems += [((*path, name), message) for name, message in student_problems]
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
@@ -162,8 +161,11 @@ def _size_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str
     return problems
 
 
-def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, str]]:
+def _start_problems(config: RunOptions, student: StudentConfig) -> list[tuple[str, str]]:
+    model_type = config.model_type
     problems: list[tuple[str, str]] = []
+    if student.start == "teacher":
+        problems += _teacher_start_problems(config, student)
     if student.start == "copies" and student.initial_weights is None:
         message = "'copies' needs a plain student; give its folder as initial_weights"
         problems.append(("start", message))
@@ -195,6 +197,17 @@ def _start_problems(model_type: str, student: StudentConfig) -> list[tuple[str, 
                 message = f"{size} is not in a student of {whole} {total}; choose 1 to {total}"
                 problems.append((name, message))
     return problems
+
+
+def _teacher_start_problems(
+    config: RunOptions, student: StudentConfig
+) -> Iterator[tuple[str, str]]:
+    """Finds what keeps a student from starting with weights made of its teacher's."""
+    if not config.learns_relations or config.kind.students is not Students.ENCODER:
+        yield "start", f"'teacher' has no place in a {config.model_type} run; use split"
+    for name in ("initial_weights", "model_name_or_path"):
+        if getattr(student, name) is not None:
+            yield name, "is what start: teacher would replace; leave one of them out"
 
 
 def _parallel_problems(config: RunOptions) -> list[Problem]:

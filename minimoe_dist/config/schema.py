@@ -24,7 +24,7 @@ else:
     ModelTypeName = Literal[tuple(MODEL_TYPES)]
 DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-Start = Literal["split", "random", "copies"]
+Start = Literal["split", "random", "copies", "teacher"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 CacheDtype = Literal["none", "float32", "bfloat16", "int8"]
@@ -134,8 +134,9 @@ class StudentConfig(Section):
     )
     start: Start = Field(
         "split",
-        description="experts begin as parts of one wide random block, each random on its own, or "
-        "as copies of the plain student of initial_weights",
+        description="teacher: all weights are made of the teacher's, narrowed and fitted to its "
+        "states. Else of a random student, whose experts begin as parts of one wide block (split), "
+        "each on its own (random), or as copies of the plain student of initial_weights",
     )
     copy_noise: float = Field(
         0.01, ge=0, description="noise on copies, relative to their weights' standard deviation"

@@ -67,6 +67,8 @@ def _check_student(
         if starts_it and student.start == "copies":
             _check_copied(option, model, describe_export(config, student, teacher, future_exports))
         _check_family(config, option, model)
+    if student.start == "teacher" and teacher is not None:
+        _check_gives_weights(student, teacher)
     if config.kind.learns is Learns.STATES and teacher is not None:
         _check_tinybert_heads(student, teacher)
     if student.ofa_layer and student.ofa_hidden:
@@ -95,6 +97,15 @@ def _describe(
     if weights:
         check_weights(option, model)
     return model
+
+
+def _check_gives_weights(student: StudentConfig, teacher: ModelDescription) -> None:
+    """Refuses a teacher whose weights a student's cannot be made of."""
+    if teacher.is_native_student or teacher.is_published_student:
+        raise ConfigError(
+            f"students.{student.name}.start: teacher takes over weights of a plain encoder, and "
+            f"{teacher.path} has experts or is sliceable; use split"
+        )
 
 
 def _check_tinybert_heads(student: StudentConfig, teacher: ModelDescription) -> None:

@@ -32,6 +32,7 @@ from .corpora import open_data
 from .model_types import open_lesson
 from .relation_cache import RelationCache
 from .results import Heldout, export_all, keep_best, relation_paths
+from .starts import with_starts
 
 _log = logger("distill")
 
@@ -60,6 +61,7 @@ class Distillation:
         self._device = device
         self._folder = RunFolder(Path(config.output_dir))
         self._data = open_data(config)
+        self._config = config = with_starts(config, self._data, device)
         self._lesson = open_lesson(config, device)
         self._total_steps = self._count_steps()
         self._distiller = make_distiller(config, self._lesson, launch, device, self._total_steps)

@@ -142,6 +142,19 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     return student
 
 
+def make_plain_start(
+    config: RunConfig, options: StudentConfig, teacher: PreTrainedConfig
+) -> MiniMoeForRelations:
+    """Makes the random student that a student which starts from the teacher is made of.
+
+    Args:
+        config: the run.
+        options: the student's.
+        teacher: the configuration of the uncut teacher.
+    """
+    return build_student(_student_config(config, options, base_of_students(teacher)), config.seed)
+
+
 def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeacher:
     options = config.teacher
     path = options.model_name_or_path
@@ -216,7 +229,8 @@ def _make_encoder(
         return build_student(
             _student_config(config, options, base),
             config.seed,
-            start=options.start,
+            # What teachers give is read from a folder; where none is made, sizes are what counts.
+            start="split" if options.start == "teacher" else options.start,
             dense=None if weights_path is None else _load(weights_path, MiniMoeForRelations),
             copy_noise=options.copy_noise,
             model_class=student_class,

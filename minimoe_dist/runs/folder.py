@@ -24,6 +24,7 @@ class RunFolder:
         metrics.jsonl.damaged           lines that could not be read when the run went on
         starts.jsonl                    starts and ends (:mod:`.launches`, of jobs :mod:`.starts`)
         checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
+        starts/STUDENT/, STUDENT.json   first weights that were made of the teacher's, and how
         relation_cache/                 the teacher's signals, where they are kept and nowhere else
         cells/NAME/                     of fine-tuning: a folder like this one each
             result.json                 of a cell that is done
@@ -66,6 +67,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def start(self, student: str) -> Path:
+        """Returns the folder of a student's first weights, made of the teacher's."""
+        return self.path / "starts" / student
 
     @property
     def relation_cache(self) -> Path:

@@ -1,0 +1,177 @@
+"""The places in a teacher that students are fitted to, and the weights that they take over.
+
+Shapes: B samples, S positions, n tokens of a batch, H the teacher's width, I its neurons.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..encoder_families import ENCODER_FAMILIES, EncoderFamily
+from .least_squares import Affine
+from .pretrained import size_of
+
+
+class TextBatch(NamedTuple):
+    """A batch of text: ``ids`` and ``segments`` int64 [B, S], ``mask`` bool [B, S]."""
+
+    ids: Tensor
+    mask: Tensor
+    segments: Tensor
+
+
+class Tap(NamedTuple):
+    """A place in a model: what goes into a module, or comes out of it, at its n-th call."""
+
+    module: nn.Module
+    is_input: bool
+    call: int = 0
+
+
+@contextmanager
+def listening(taps: Mapping[str, Tap], heard: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
+    """Keeps what passes the taps of a pass; yields what forgets the calls between passes."""
+    calls: dict[tuple[nn.Module, bool], int] = {}
+
+    def listen(module: nn.Module, is_input: bool, values: Tensor) -> None:
+        call = calls.get((module, is_input), 0)
+        calls[module, is_input] = call + 1
+        for name, tap in taps.items():
+            if tap.module is module and tap.is_input is is_input and tap.call == call:
+                heard[name] = values
+
+    def before(module: nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
+        listen(module, True, inputs[0] if inputs else named["hidden_states"])
+
+    def behind(module: nn.Module, inputs: Any, output: Any) -> None:
+        listen(module, False, output[0] if isinstance(output, tuple) else output)
+
+    hooks = [
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        if is_input
+        else module.register_forward_hook(behind)
+        for module, is_input in {(tap.module, tap.is_input): None for tap in taps.values()}
+    ]
+    try:
+        yield calls.clear
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rows_of(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns a batch's tokens [n, C], of values [B, S, C] or already packed."""
+    return (values[mask] if values.dim() == 3 else values).float()
+
+
+class TeacherPlaces:
+    """The places and weights of an encoder that students take over.
+
+    Args:
+        model: of a family of `encoder_families`.
+
+    Attributes:
+        family: its record.
+        heads: of its attention.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self.family: EncoderFamily = ENCODER_FAMILIES[model.config.model_type]
+        self.heads: int = size_of(model.config, "num_attention_heads")
+        shared = self.family.shared_layer
+        if shared is not None:
+            count: int = size_of(model.config, "num_hidden_layers")
+            self._layers: Sequence[nn.Module] = [model.get_submodule(shared)] * count
+        else:
+            layers = model.get_submodule(self.family.layers)
+            assert isinstance(layers, nn.ModuleList), self.family.layers
+            self._layers = list(layers)
+
+    def _call(self, layer: int) -> int:
+        return layer - 1 if self.family.shared_layer is not None else 0
+
+    def _inside(self, layer: int, path: str) -> nn.Module:
+        return self._layers[layer - 1].get_submodule(path)
+
+    def states(self, layer: int) -> Tap:
+        """The states behind a layer; 0 is what the first one reads."""
+        if layer == 0:
+            return Tap(self._layers[0], True, 0)
+        return Tap(self._layers[layer - 1], False, self._call(layer))
+
+    def maps_input(self, layer: int) -> Tap:
+        """What a layer's maps to queries, keys and values read."""
+        return Tap(self._inside(layer, self.family.maps[0]), True, self._call(layer))
+
+    def neurons_input(self, layer: int) -> Tap | None:
+        """What a layer's neurons read; None where the family does not say."""
+        if self.family.feedforward is None:
+            return None
+        return Tap(self._inside(layer, self.family.feedforward[0]), True, self._call(layer))
+
+    def middle(self, layer: int) -> Tap | None:
+        """The states between a layer's blocks."""
+        norm = self.family.feedforward_norm
+        if norm is None:
+            return self.neurons_input(layer) if self.family.norms is None else None
+        return Tap(self._inside(layer, norm), True, self._call(layer))
+
+    def maps(self, layer: int) -> tuple[Affine, Affine, Affine]:
+        """A layer's maps to queries, keys and values, H → H each."""
+        linears = [_affine_of(self._inside(layer, name)) for name in self.family.maps]
+        if len(linears) == 3:
+            return linears[0], linears[1], linears[2]
+        (joined,) = linears
+        weights, biases = joined.weight.chunk(3, 1), joined.bias.chunk(3)
+        query, key, value = map(Affine, weights, biases)
+        return query, key, value
+
+    def neurons(self, layer: int) -> tuple[Affine, Tensor]:
+        """A layer's first feed-forward map, H → I, and the size of what each neuron adds, [I]."""
+        assert self.family.feedforward is not None
+        first, second = (self._inside(layer, name) for name in self.family.feedforward)
+        return _affine_of(first), _affine_of(second).weight.norm(dim=1)
+
+    def run(self, taps: Mapping[str, Tap], batch: TextBatch) -> dict[str, Tensor]:
+        """Runs a batch; returns the rows [n, …] that passed the taps."""
+        heard: dict[str, Tensor] = {}
+        segments = {"token_type_ids": batch.segments} if self.family.reads_segments else {}
+        with listening(taps, heard):
+            self._model(input_ids=batch.ids, attention_mask=batch.mask.long(), **segments)
+        return {name: rows_of(values, batch.mask) for name, values in heard.items()}
+
+    def embedded(self, batch: TextBatch, positions: Tensor) -> Tensor:
+        """The sum of the embeddings that students have too, rows [n, H of the tables]."""
+        words, places, segments = self.tables()
+        rows = words[batch.ids[batch.mask]]
+        if places is not None:
+            rows = rows + places[positions]
+        if segments is not None:
+            read = batch.segments[batch.mask] if self.family.reads_segments else 0
+            rows = rows + segments[read]
+        return rows
+
+    def tables(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Word, position and segment embeddings, of one width; None where there are none such."""
+        words = self._model.get_submodule(self.family.words)
+        assert isinstance(words, nn.Embedding), self.family.words
+        holder = self._model.get_submodule(self.family.words.rpartition(".")[0])
+        others: list[Tensor | None] = []
+        for name in ("position_embeddings", "token_type_embeddings"):
+            table = getattr(holder, name, None)
+            assert table is None or isinstance(table, nn.Embedding), name
+            fits = table is not None and table.embedding_dim == words.embedding_dim
+            others.append(table.weight.float() if table is not None and fits else None)
+        return words.weight.float(), others[0], others[1]
+
+
+def _affine_of(module: nn.Module) -> Affine:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    zeros = weight.new_zeros(len(weight), dtype=torch.float32)
+    return Affine(weight.float().T, zeros if bias is None else bias.float())

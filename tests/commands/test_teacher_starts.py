@@ -1,0 +1,163 @@
+"""Runs whose students start from weights of their teacher's."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from minimoe_dist.cli import main
+from tests.commands import support
+from tests.commands.support import Workshop
+
+STUDENTS = [
+    {"name": "plain", "layer": 2, "hidden": 16, "heads": 2, "moe": "1,1", "start": "teacher"},
+    {"name": "experts", "layer": 1, "hidden": 16, "heads": 2, "moe": "1,4", "start": "teacher"},
+]
+FITTED = "its start is fitted to the teacher's states"
+
+
+def summaries(output_dir: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((output_dir / "summary.json").read_text())["students"]
+
+
+def heldout_before(output_dir: Path) -> dict[str, float]:
+    return {name: each["heldout_loss_before"] for name, each in summaries(output_dir).items()}
+
+
+@pytest.fixture(scope="module")
+def started(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two ranks, whose students started from the teacher."""
+    folder = tmp_path_factory.mktemp("starts") / "run"
+    said = support.finish(workshop.recipe(folder, students=STUDENTS))
+    assert said.count(FITTED) == 2
+    assert "of the variance of the teacher's states" in said
+    return folder
+
+
+def test_students_begin_nearer_to_their_teacher(
+    started: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    random = [{**student, "start": "split"} for student in STUDENTS]
+    few = {"max_steps": 1}
+    support.finish(workshop.recipe(tmp_path / "random", students=random, training=few))
+    ours, theirs = heldout_before(started), heldout_before(tmp_path / "random")
+    assert set(ours) == {"plain", "experts"}
+    for name, loss in ours.items():
+        assert loss < 0.75 * theirs[name]
+    for student in summaries(started).values():
+        assert student["heldout_loss_after"] < student["heldout_loss_before"]
+
+
+def test_a_start_is_kept_with_what_it_was_made_of(started: Path) -> None:
+    for name, layers in (("plain", 2), ("experts", 1)):
+        record = json.loads((started / "starts" / f"{name}.json").read_text())
+        assert len(record["found"]["layers"]) == layers
+        assert record["made_of"]["student"]["name"] == name
+        assert (started / "starts" / name / "tokenizer_config.json").is_file()
+
+
+def test_going_on_fits_nothing_again(workshop: Workshop, tmp_path: Path) -> None:
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    support.finish(workshop.recipe(whole, students=STUDENTS))
+    recipe = workshop.recipe(halved, students=STUDENTS)
+    with support.start(recipe) as ranks:
+        ranks.until_step(12)
+        ranks.signal(signal.SIGKILL)
+    said = support.finish(recipe)
+    assert FITTED not in said and "resum" in said.lower()
+    for name in ("plain", "experts"):
+        one, other = (
+            load_file(folder / "export" / name / "model.safetensors") for folder in (whole, halved)
+        )
+        assert all((one[key] == other[key]).all() for key in one)
+
+
+@pytest.mark.parametrize("change", ["seed", "damage"])
+def test_a_start_of_something_else_is_made_again(
+    change: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    few = {"max_steps": 1}
+    recipe = workshop.recipe(
+        tmp_path / "run",
+        students=STUDENTS[:1],
+        training=few,
+        parallel={"expert_parallel_size": 1},
+    )
+    support.finish(recipe)
+    start = tmp_path / "run" / "starts" / "plain"
+    before = load_file(start / "model.safetensors")
+    if change == "seed":
+        said = support.finish(recipe, "--seed=5", "--resume=never")
+    else:
+        start.with_name("plain.json").write_text("{")
+        said = support.finish(recipe, "--resume=never")
+    assert FITTED in said
+    after = load_file(start / "model.safetensors")
+    same = all((before[key] == after[key]).all() for key in before)
+    assert same is (change == "damage")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"initial_weights": "FOLDER"},
+            "students.0.initial_weights: is what start: teacher would replace",
+        ),
+        (
+            {"model_name_or_path": "FOLDER"},
+            "students.0.model_name_or_path: is what start: teacher would replace",
+        ),
+    ],
+)
+def test_other_origins_are_refused(
+    changes: dict[str, str],
+    reason: str,
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {name: str(workshop.teacher) for name in changes}
+    students = [{**STUDENTS[0], **given}]
+    recipe = workshop.recipe(tmp_path / "run", students=students)
+    assert main(["distill", "--config", str(recipe), "--dry_run"]) != 0
+    assert reason in capsys.readouterr().err
+
+
+def test_a_teacher_with_experts_gives_no_weights(
+    started: Path, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = {"model_name_or_path": str(started / "export" / "experts")}
+    recipe = workshop.recipe(tmp_path / "run", students=STUDENTS[1:], teacher=teacher)
+    assert main(["distill", "--config", str(recipe), "--dry_run"]) != 0
+    assert (
+        "students.experts.start: teacher takes over weights of a plain" in capsys.readouterr().out
+    )
+
+
+def test_an_assistant_gives_its_weights_too(
+    started: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    teacher = {"model_name_or_path": str(started / "export" / "plain")}
+    student = {**STUDENTS[1], "hidden": 8}
+    support.finish(
+        workshop.recipe(
+            tmp_path / "run", students=[student], teacher=teacher, training={"max_steps": 2}
+        )
+    )
+    assert (tmp_path / "run" / "export" / "experts" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("model_type", ["bert_tinybert", "bert_mlm"])
+def test_types_without_relations_start_otherwise(
+    model_type: str, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = workshop.recipe(
+        tmp_path / "run", model_type=model_type, students=STUDENTS[:1],
+        parallel={"expert_parallel_size": 1},
+    )  # fmt: skip
+    assert main(["distill", "--config", str(recipe), "--dry_run"]) != 0
+    assert f"'teacher' has no place in a {model_type} run" in capsys.readouterr().err
