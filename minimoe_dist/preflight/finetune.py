@@ -9,7 +9,7 @@ from ..config import ConfigError
 from ..config.commands import FinetuneOptions
 from ..config.paths import check_output_dir
 from ..data.tasks import Task, TaskData, places_of_labels
-from ..data.tasks.sources import folder_of, open_both, sources
+from ..data.tasks.sources import folder_of, open_both, open_unlabelled, sources
 from ..durable import check_replaceable
 from ..errors import UserError
 from ..exit_status import ExitStatus
@@ -49,15 +49,22 @@ def show(options: FinetuneOptions, launch: Launch) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _described(options: FinetuneOptions, train: TaskData, dev: TaskData, folder: Path) -> str:
+def _described(
+    options: FinetuneOptions, files: tuple[TaskData, TaskData, TaskData | None], folder: Path
+) -> str:
     """Returns comments of what a task's files hold, and how long its cells take at most."""
-    task, sizes = train.task, options.batch_sizes
+    train, dev, unlabelled = files
+    task, sizes, rows = train.task, options.batch_sizes, len(train)
+    more = ""
+    if unlabelled is not None:
+        rows += len(unlabelled)
+        more = f" and {len(unlabelled):,} without labels"
     cells = len(options.seeds) * len(options.learning_rates) * len(sizes)
-    steps = " or ".join(f"{math.ceil(len(train) / size):,}" for size in sizes)
+    steps = " or ".join(f"{math.ceil(rows / size):,}" for size in sizes)
     labels = f", {len(task.labels)} labels ({_join(task.labels)})" if task.labels else ""
     left_out = train.bad.count + dev.bad.count
     return (
-        f"# {task.name}: {len(train):,} rows to learn from, {len(dev):,} to score on, "
+        f"# {task.name}: {len(train):,} rows{more} to learn from, {len(dev):,} to score on, "
         f"{left_out:,} left out{labels}, scored by {task.metrics[0]}\n"
         f"# {task.name}: {cells} cell{'s' * (cells > 1)} of at most "
         f"{options.epochs_of(task.kind)} epochs of {steps} steps, in {folder}"
@@ -98,7 +105,8 @@ def _checked(options: FinetuneOptions) -> list[str]:
             train, dev = open_both(source, options)
             if options.teacher is not None:
                 _check_same_labels(described["teacher"], train.task)
-            comments.append(_described(options, train, dev, folder.path))
+            unlabelled = open_unlabelled(train, options)
+            comments.append(_described(options, (train, dev, unlabelled), folder.path))
     except (UserError, OSError) as error:
         raise ConfigError(str(error)) from None
     if options.teacher is not None:
@@ -115,9 +123,16 @@ def _check_numbers(options: FinetuneOptions) -> None:
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}: {','.join(map(str, values))}: give each value once")
     if options.teacher is None:
-        for name in ("relation_weight", "teacher_weight", "temperature", "num_relation_heads"):
+        for name in (
+            *("relation_weight", "teacher_weight", "temperature", "num_relation_heads"),
+            "unlabelled",
+        ):
             if options.is_changed(name) and getattr(options, name):
                 raise ConfigError(f"{name}: needs a teacher; give --teacher FOLDER")
+    elif options.unlabelled is not None and options.teacher_weight == 0.0:
+        raise ConfigError(
+            f"unlabelled: {options.unlabelled} teaches nothing with teacher_weight 0; leave one out"
+        )
     elif options.is_changed("num_relation_heads") and not options.relation_weight:
         raise ConfigError("num_relation_heads: needs relations; give --relation_weight")
 

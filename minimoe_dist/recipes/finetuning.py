@@ -16,7 +16,7 @@ from ..corpus.tokenizing import embedding_rows, load_tokenizer
 from ..data.tasks import Table, TaskData, similar_labels, unknown_in_words
 from ..data.tasks.batches import steps_per_epoch
 from ..data.tasks.encoding import EncodedTask, encode, unknown_share
-from ..data.tasks.sources import folder_of, open_both
+from ..data.tasks.sources import folder_of, open_both, open_unlabelled
 from ..errors import UserError
 from ..exit_status import ExitStatus
 from ..model_description import require_model
@@ -67,10 +67,11 @@ class TaskRun:
     ) -> None:
         self._options, self._launch, self._scope = options, launch, scope
         self._train, self._dev = open_both(source, options)
+        self._unlabelled = open_unlabelled(self._train, options)
         self._epochs = options.epochs_of(self._train.task.kind)
         facts = {
             "epochs": self._epochs,
-            **data_facts(self._train, self._dev),
+            **data_facts(self._train, self._dev, self._unlabelled),
             "model_contents": _contents(options.model_name_or_path, "model_name_or_path"),
             "teacher_contents": options.teacher and _contents(options.teacher, "teacher"),
             **_of_teacher(options, self._train.task.kind),
@@ -185,6 +186,10 @@ class TaskRun:
         dev = encode(self._dev, tokenizer, options.max_length)
         for data, encoded in ((self._train, train), (self._dev, dev)):
             _log_unseen_text(data, encoded, tokenizer, options.max_length)
+        if self._unlabelled is not None:
+            more = encode(self._unlabelled, tokenizer, options.max_length)
+            _log_unseen_text(self._unlabelled, more, tokenizer, options.max_length)
+            train = train.followed_by(more)
         source = load_task_model(
             options.model_name_or_path,
             self._train.task,

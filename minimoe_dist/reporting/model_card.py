@@ -166,9 +166,12 @@ def _sizes(config: Mapping[str, Any], facts: CardFacts) -> Iterator[tuple[str, s
 def _data(export: Export) -> str:
     if export.run and export.run.results:
         results = export.run.results
+        unlabelled = ""
+        if results.unlabelled_samples:
+            unlabelled = f", {_count(results.unlabelled_samples)} more without their labels"
         return (
             f"Fine-tuned on the task `{results.task}`: {_count(results.train_samples)} samples to "
-            f"train on, {_count(results.dev_samples)} to choose by. The card of "
+            f"train on{unlabelled}, {_count(results.dev_samples)} to choose by. The card of "
             f"`{_model_name(results.model)}` tells what the encoder was trained on before."
         )
     data = export.run.recipe.data if export.run else None

@@ -106,6 +106,7 @@ class TuningResults(Record):
         model: that was fine-tuned: folder or name.
         teacher: that it was distilled from on the task, or None.
         train_samples, dev_samples: their numbers; `rows_left_out` those that could not be used.
+        unlabelled_samples: of which the teacher's predictions alone were learnt.
         rows_of_unknown_labels: dev samples whose label the training file lacks; they count as
             wrong.
         cells: all of the grid.
@@ -126,6 +127,7 @@ class TuningResults(Record):
     teacher: str | None = None
     train_samples: int | None = None
     dev_samples: int | None = None
+    unlabelled_samples: int = 0
     rows_left_out: dict[str, int] = Field(default_factory=dict)
     rows_of_unknown_labels: int = 0
     cells: list[CellResult] = Field(default_factory=list)

@@ -37,7 +37,7 @@ _log = logger("finetune")
 _IGNORED_OPTIONS = {
     "output_dir", "task", "data_dir", "dataset", "dev", "seeds", "learning_rates", "batch_sizes",
     "grid", "num_train_epochs", "eval_batch_size", "save_interval", "resume", "use_cpu",
-    "timeout_seconds", "strict", "model_name_or_path", "teacher",
+    "timeout_seconds", "strict", "model_name_or_path", "teacher", "unlabelled",
 }  # fmt: skip
 
 
@@ -60,8 +60,8 @@ class Cell:
         return cell_label(self.seed, self.learning_rate, self.batch_size)
 
 
-def data_facts(train: TaskData, dev: TaskData) -> dict[str, Any]:
-    """Returns what a result depends on besides options: the contents of both files."""
+def data_facts(train: TaskData, dev: TaskData, unlabelled: TaskData | None) -> dict[str, Any]:
+    """Returns what a result depends on besides options: the contents of its files."""
     facts = {
         "train_sha256": hash_file(train.path)["sha256"],
         "dev_sha256": hash_file(dev.path)["sha256"],
@@ -69,6 +69,10 @@ def data_facts(train: TaskData, dev: TaskData) -> dict[str, Any]:
         "dev_samples": len(dev),
         "rows_left_out": {"train": train.bad.count, "dev": dev.bad.count},
     }
+    if unlabelled is not None:
+        # Absent without such a file, as in results from before there were any.
+        facts["unlabelled_sha256"] = hash_file(unlabelled.path)["sha256"]
+        facts["unlabelled_samples"] = len(unlabelled)
     unlearnt = unlearnt_rows(dev)
     # Absent where there are none, as in results from before such rows counted.
     return {**facts, "rows_of_unknown_labels": unlearnt} if unlearnt else facts
@@ -252,6 +256,7 @@ class Grid:
             teacher=self._options.teacher,
             train_samples=self._facts["train_samples"],
             dev_samples=self._facts["dev_samples"],
+            unlabelled_samples=self._facts.get("unlabelled_samples", 0),
             rows_left_out=self._facts["rows_left_out"],
             rows_of_unknown_labels=self._facts.get("rows_of_unknown_labels", 0),
             cells=list(self._results.values()),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import MicroBatch
-from ..data.tasks.encoding import IGNORED
+from ..data.tasks.encoding import IGNORED, UNLABELLED
 from ..objectives.logits import label_loss_sum, logits_loss_sum
 from ..objectives.relations import relation_loss_sum
 from .objectives import RELATIONS, of_tokens
@@ -67,9 +67,11 @@ class TaskObjective:
             return self.teacher.model(**micro.inputs(), with_signals=self._with_signals)
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Counts predictions, and rows of the relations."""
-        predictions = float(_counted(micro).sum())
-        counts = {"label_loss": predictions, "logits_loss": predictions}
+        """Counts labels, predictions to learn, and rows of the relations."""
+        counts = {
+            "label_loss": float(_labelled(micro).sum()),
+            "logits_loss": float(_counted(micro).sum()),
+        }
         if self._with_signals:
             assert self.teacher is not None
             rows = 3.0 * self.teacher.num_relation_heads * micro.num_tokens
@@ -82,12 +84,11 @@ class TaskObjective:
 
     def sums(self, output: Any, targets: Any, micro: MicroBatch) -> Sequence[Tensor]:
         """Computes the losses of a student's :class:`..models.task_heads.TaskOutput`, summed."""
-        counted = _counted(micro)
+        counted, labelled = _counted(micro), _labelled(micro)
         assert micro.labels is not None
-        logits = output.logits[counted]
-        sums = [label_loss_sum(logits, micro.labels[counted])]
+        sums = [label_loss_sum(output.logits[labelled], micro.labels[labelled])]
         if self.teacher is not None:
-            teacher_logits = targets.logits[counted]
+            logits, teacher_logits = output.logits[counted], targets.logits[counted]
             sums.append(logits_loss_sum(logits, teacher_logits, self.teacher.temperature))
             if self._with_signals:
                 heads, mask = self.teacher.num_relation_heads, micro.attention_mask
@@ -95,7 +96,7 @@ class TaskObjective:
         return sums
 
     def signals(self, targets: Any, micro: MicroBatch) -> Mapping[str, Tensor]:
-        """Names the teacher's predictions where there is a label, and its signals if they count."""
+        """Names the teacher's predictions where they are learnt, its signals if they count."""
         if self.teacher is None:
             return {}
         predictions = {"predictions": targets.logits[_counted(micro)]}
@@ -105,8 +106,16 @@ class TaskObjective:
 
 
 def _counted(micro: MicroBatch) -> Tensor:
-    """Returns where there is a label: bool, of the labels' shape."""
+    """Returns where there is something to predict: bool, of the labels' shape."""
+    assert micro.labels is not None
+    if micro.labels.is_floating_point():
+        return ~micro.labels.isnan()
+    return micro.labels != IGNORED
+
+
+def _labelled(micro: MicroBatch) -> Tensor:
+    """Returns where that has a label: bool, of the labels' shape."""
     assert micro.labels is not None
     if micro.labels.is_floating_point():
         return micro.labels.isfinite()
-    return micro.labels != IGNORED
+    return (micro.labels != IGNORED) & (micro.labels != UNLABELLED)

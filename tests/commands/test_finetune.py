@@ -633,3 +633,107 @@ def test_what_a_dry_run_prints_is_a_file_of_options(
     (tmp_path / "options.yaml").write_text(printed)
     assert main(["finetune", "--config", str(tmp_path / "options.yaml"), "--dry_run"]) == 0
     assert capsys.readouterr().out == printed
+
+
+def few_rows(tasks: Path, folder: Path, task: str) -> dict[str, Any]:
+    """Options of a copy of a task of which only four rows have labels."""
+    name, file = {"sst2": ("SST-2", "train.tsv"), "ner": ("ner", "train.txt")}.get(
+        task, ("values", "train.tsv")
+    )
+    shutil.copytree(tasks / name, folder / name)
+    path = folder / name / file
+    if task == "ner":
+        path.write_text("\n\n".join(path.read_text().split("\n\n")[:4]) + "\n")
+    else:
+        path.write_text("\n".join(path.read_text().splitlines()[:5]) + "\n")
+    if task in ("sst2", "ner"):
+        return {"task": task, "data_dir": str(folder)}
+    table = {"text_columns": ["text"], "label_column": "value", "regression": True}
+    return {"task": None, "data_dir": None, "dataset": str(folder / name), **table}
+
+
+@pytest.mark.parametrize("task", ["sst2", "ner", "values"])
+def test_texts_without_labels_are_learnt_from_the_teacher(
+    task: str, workshop: Workshop, tasks: Path, finished: Path, tmp_path: Path
+) -> None:
+    teacher = finished / "export"
+    few = few_rows(tasks, tmp_path, task)
+    if task != "sst2":
+        all_rows = {**few}
+        if task == "ner":
+            all_rows["data_dir"] = str(tasks)
+        else:
+            all_rows["dataset"] = str(tasks / "values")
+        finetune(options(workshop, tasks, tmp_path / "teacher", **all_rows))
+        teacher = tmp_path / "teacher" / "export"
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{text}\n\n" for text, _ in sentences(160, seed=7)))
+    taught = {**few, "teacher": str(teacher), "num_train_epochs": 6}
+    finetune(options(workshop, tasks, tmp_path / "few", **taught))
+    said = finetune(options(workshop, tasks, tmp_path / "more", **taught, unlabelled=str(texts)))
+    assert "Traceback" not in said
+    found, without = results(tmp_path / "more"), results(tmp_path / "few")
+    assert (found["train_samples"], found["unlabelled_samples"]) == (4, 160)
+    assert without["unlabelled_samples"] == 0
+    assert found["best"]["score"] > 0.8
+    assert found["best"]["score"] > without["best"]["score"] + 0.05
+
+
+def test_ranks_and_resumes_learn_the_same_of_texts_without_labels(
+    workshop: Workshop, tasks: Path, finished: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    rows = ({"text": text} for text, _ in sentences(60, seed=7))
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {"task": None, "data_dir": None, "dataset": str(tasks / "values")}
+    columns = {"text_columns": ["text"], "label_column": "value"}  # two classes, 0.0 and 2.5
+    finetune(options(workshop, tasks, tmp_path / "teacher", **table, **columns))
+    taught = {
+        **table, **columns, "teacher": str(tmp_path / "teacher" / "export"),
+        "unlabelled": str(texts), "save_interval": 1,
+    }  # fmt: skip
+    finetune(options(workshop, tasks, tmp_path / "one", **taught))
+    finetune(options(workshop, tasks, tmp_path / "two", **taught), world_size=2)
+    one, two = (results(tmp_path / name)["cells"][0]["epochs"] for name in ("one", "two"))
+    assert [each["train_loss"] for each in one] == pytest.approx(
+        [each["train_loss"] for each in two], rel=1e-3
+    )
+    halved = options(workshop, tasks, tmp_path / "halved", **taught)
+    with support.start(halved, world_size=1, command="finetune") as ranks:
+        wait_for(lambda: "epoch 2" in ranks.said(), ranks.said)
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+    finetune(halved)
+    assert learnt(results(tmp_path / "halved")) == learnt(results(tmp_path / "one"))
+    texts.write_text(texts.read_text().replace("word10", "word11"))
+    assert "was trained with other options (unlabelled_sha256: " in refused(halved)
+
+
+@pytest.mark.parametrize(
+    ("given", "content", "reason"),
+    [
+        ({"teacher": None}, "word1\n", "unlabelled: needs a teacher; give --teacher FOLDER"),
+        ({"teacher_weight": 0.0}, "word1\n", "teaches nothing with teacher_weight 0"),
+        ({}, "\n \n", "has no text; give another file, or leave it out"),
+        ({}, b"word1\n\xff\n", "texts.txt:2: is not UTF-8"),
+        ({"unlabelled": "missing.txt"}, "", "missing.txt"),
+        ({"unlabelled": "texts.tsv"}, "text\nword1\n", "sst2 has no text_columns; give a file"),
+    ],
+)
+def test_texts_without_labels_are_refused_where_nothing_can_be_learnt_of_them(
+    given: dict[str, Any],
+    content: str | bytes,
+    reason: str,
+    workshop: Workshop,
+    tasks: Path,
+    finished: Path,
+    tmp_path: Path,
+) -> None:
+    changes = {"teacher": str(finished / "export"), "unlabelled": "texts.txt", **given}
+    name = changes["unlabelled"]
+    changes["unlabelled"] = str(tmp_path / name)
+    if name != "missing.txt":
+        raw = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(raw)
+    said = refused(options(workshop, tasks, tmp_path / "run", **changes))
+    assert reason in said

@@ -67,6 +67,12 @@ class FinetuneOptions(CommandOptions):
     teacher: str | None = Field(
         None, description="fine-tuned export of the same task to distil from"
     )
+    unlabelled: str | None = Field(
+        None,
+        description="texts without labels to learn the teacher's predictions of: a file with a "
+        "text a line (of pairs, a tab between both; of tags, words between blanks), or a .tsv, "
+        ".csv, .json or .jsonl table with the dataset's text_columns",
+    )
     teacher_weight: float | None = Field(
         None,
         ge=0,

@@ -1,5 +1,6 @@
 """Encodes tasks as token ids, and marks the tokens that carry a label."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,10 @@ from ...errors import UserError
 from .task import Task, TaskData
 
 IGNORED = -100
+# Labels of what has none, and of which a teacher's predictions are learnt alone: the numbers of
+# classes and tags, and the value of a regression.
+UNLABELLED = -101
+UNLABELLED_VALUE = math.inf
 _CHUNK = 4096  # samples a call of the tokenizer, so that its lists do not all live at once
 
 
@@ -22,7 +27,8 @@ class EncodedTask:
         input_ids: of each sample, int32 [length].
         segments: of each sample, int8 [length].
         labels: of each sample, its label's number or value; of tags, int32 [length], `IGNORED` at
-            tokens that do not begin a word.
+            tokens that do not begin a word. `UNLABELLED`, or `UNLABELLED_VALUE`, where there is
+            none.
         words: of each sample of tags, int32 [length], the number of the word that a token begins,
             -1 where it begins none; else empty.
         cut: how many samples lost their end.
@@ -37,6 +43,17 @@ class EncodedTask:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def followed_by(self, other: "EncodedTask") -> "EncodedTask":
+        """Returns these samples and, behind them, another file's of the same task."""
+        return EncodedTask(
+            self.task,
+            self.input_ids + other.input_ids,
+            self.segments + other.segments,
+            self.labels + other.labels,
+            self.words + other.words,
+            self.cut + other.cut,
+        )
 
 
 def encode(data: TaskData, tokenizer: Any, max_length: int) -> EncodedTask:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ...config import ConfigError
 from ...config.commands import EvaluateOptions, FinetuneOptions
@@ -18,6 +19,9 @@ from . import (
     task_of,
     unknown_in_words,
 )
+from .encoding import UNLABELLED, UNLABELLED_VALUE
+from .rows import BadRows
+from .unlabelled import TABLES, read_lines, read_table
 
 _MANY_CLASSES = 50
 
@@ -216,6 +220,35 @@ def open_both(source: str | Table, options: FinetuneOptions) -> tuple[TaskData, 
         _check_classes(train, source)
     _check_all_labels(train)
     return train, open_split(source, options, "dev", train.task.labels)
+
+
+def open_unlabelled(train: TaskData, options: FinetuneOptions) -> TaskData | None:
+    """Opens the texts without labels that a task's training samples are followed by, if any.
+
+    Lines without text are left out.
+
+    Raises:
+        UserError: the file cannot be read, or has no text.
+    """
+    if options.unlabelled is None:
+        return None
+    path, task = Path(options.unlabelled).expanduser(), train.task
+    words = task.kind == "tagging"
+    if path.suffix in TABLES and not words:
+        if not options.text_columns:
+            raise ConfigError(
+                f"unlabelled: {path} is a table, and {task.name} has no text_columns; give a file "
+                "with a text a line"
+            )
+        rows = read_table(path, tuple(options.text_columns))
+    else:
+        rows = read_lines(str(path), words=words, pairs=len(train.texts[0]) == 2 and not words)
+    texts = [row.texts for row in rows if not row.is_empty]
+    if not texts:
+        raise ConfigError(f"unlabelled: {path} has no text; give another file, or leave it out")
+    of_a_text: Any = UNLABELLED_VALUE if task.kind == "regression" else UNLABELLED
+    labels = [[UNLABELLED] * len(text) if words else of_a_text for text in texts]
+    return TaskData(task, path, texts, labels, BadRows())
 
 
 def _check_all_labels(train: TaskData) -> None:
