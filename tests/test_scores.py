@@ -11,7 +11,7 @@ import pytest
 from benchmarks.scores import __main__ as command
 from benchmarks.scores import gathering, page, texts
 from benchmarks.scores.jobs import Job, run_all
-from benchmarks.scores.sizes import SIZES, Size, gmac_of, runs_again, runs_of
+from benchmarks.scores.sizes import SIZES, Size, gmac_of, runs_again, runs_best, runs_of
 from benchmarks.scores.texts import Page
 from minimoe_dist.config import load_run_config
 from minimoe_dist.data.tasks import Table, open_table, open_task
@@ -96,6 +96,57 @@ def test_another_seed_makes_other_tasks_and_the_same_one_the_same(tmp_path: Path
         texts.write_tasks(pages(), tmp_path / str(number), 60, seed)
         made.append((tmp_path / str(number) / "pages" / "train.tsv").read_text())
     assert made[0] == made[1] != made[2]
+
+
+def test_texts_without_labels_are_none_of_the_tasks_own(tasks: Path, tmp_path: Path) -> None:
+    for name, rows in (("sst2", 40), ("ner", 12)):
+        source = tmp_path / f"{name}_source"
+        source.mkdir()
+        if name == "sst2":
+            lines = ["sentence\tlabel", *(f"text number {row}\t{row % 2}" for row in range(rows))]
+            (source / "train.tsv").write_text("\n".join(lines) + "\n")
+            (source / "dev.tsv").write_text("\n".join(lines[:9]) + "\n")
+        else:
+            sentence = "Word{0} NN O\nruns VB O\n"
+            blocks = ["-DOCSTART- X O\n", *(sentence.format(row) for row in range(rows))]
+            (source / "train.txt").write_text("\n".join(blocks))
+            (source / "valid.txt").write_text("\n".join(blocks[:5]))
+        texts.cut_given(name, source, tasks, 4)
+    given = {name: tmp_path / f"{name}_source" for name in ("sst2", "ner")}
+    texts.write_unlabelled(pages(), given, tasks, 30)
+    found = {
+        name: (tasks / name / texts.UNLABELLED).read_text().splitlines()
+        for name in ("topic", "pages", "sst2", "ner")
+    }
+    assert len(found["topic"]) == len(found["sst2"]) == 30
+    assert found["sst2"][0] == "text number 4" and found["ner"][0] == "Word4 runs"
+    assert len(found["ner"]) == 8 and len(set(found["ner"])) == 8
+    for name, columns in (("topic", ("text",)), ("pages", ("one", "other"))):
+        rows = {part: rows_of(tasks / name / f"{part}.tsv") for part in ("train", "dev")}
+        used = {"\t".join(row[column] for column in columns) for row in rows["train"]}
+        assert not used & set(found[name])
+        pages_of = {
+            part: {word for row in rows[part] for word in row[columns[0]].split() if word[0] == "p"}
+            for part in rows
+        }
+        numbers_of = {word for text in found[name] for word in text.split() if word[0] == "p"}
+        assert not {w for w in numbers_of if w[1:].isdigit()} & pages_of["dev"]
+    assert all(pair.count("\t") == 1 for pair in found["pages"])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_best_recipe_starts_from_the_teacher_and_is_as_long(name: str, tmp_path: Path) -> None:
+    size = SIZES[name]
+    best = runs_best(size)
+    recipes = [load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in best]
+    assert {student.start for each in recipes for student in each.students} == {"teacher"}
+    models = gathering.best_models(size)
+    assert {run.steps for run in models} == {size.long_steps or size.steps}
+    random = [run for run in models if run not in best]
+    assert {name for run in random for name in run.students} >= {
+        name for run in best for name in run.students
+    }
+    assert all("start" not in each for run in random for each in run.students.values())
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -189,6 +240,19 @@ def test_the_page_draws_what_there_is(tmp_path: Path) -> None:
     own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
     page.draw(numbers(**{"small/plain_192": own}), tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 10_000
+
+
+def test_the_best_recipe_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
+    found = numbers(**{"best/plain_192": own, "best/plain_192 taught": own})
+    found["setup"] = {"unlabelled": 30}
+    found["students"][0] |= {"model": "best/plain_192", "start": "teacher"}
+    page.draw_best(found, tmp_path / "best.png")
+    assert (tmp_path / "best.png").stat().st_size > 10_000
+    assert page.words_of(found, "best/plain_192 taught") == (
+        "plain 3L;192H, 9 steps by 6L from its weights on, fine-tuned with the teacher and texts "
+        "without labels"
+    )
 
 
 def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:

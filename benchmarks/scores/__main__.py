@@ -1,21 +1,24 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
-    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [page]
+    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [page]
         [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
         [--seed 776] [--again 777]
 
-(all parts but ``long`` by default.) ``texts``: prose of Python's documentation and of Debian's
-linux-doc-6.1 as corpora of both teachers' tokenizers, and tasks made of pages that are kept back;
-SST-2 and CoNLL where their folders are given. ``distil``: students by the 6-layer teacher, for
-three lengths of training, by the 12-layer teacher, and, on GPUs, by assistants. ``tune``: teacher
-and students on each task with three seeds, from labels alone and with the fine-tuned teacher's
-predictions. ``again``: the comparison of the teachers at equal steps with another seed of
-distillation. ``long``: on CPUs, students that are distilled five times as long, from a cache of the
-teacher's signals, an hour, and the 12-layer teacher's own scores. ``page``: numbers, table and
-picture, of what is done. What was interrupted goes on, and what is finished is not run again.
-``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
-``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder
-of its own.
+(all parts but ``long`` and ``best`` by default.) ``texts``: prose of Python's documentation and of
+Debian's linux-doc-6.1 as corpora of both teachers' tokenizers, and tasks made of pages that are
+kept back; SST-2 and CoNLL where their folders are given. ``distil``: students by the 6-layer
+teacher, for three lengths of training, by the 12-layer teacher, and, on GPUs, by assistants.
+``tune``: teacher and students on each task with three seeds, from labels alone and with the
+fine-tuned teacher's predictions. ``again``: the comparison of the teachers at equal steps with
+another seed of distillation. ``long``: on CPUs, students that are distilled five times as long,
+from a cache of the teacher's signals, an hour, and the 12-layer teacher's own scores. ``best``:
+students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
+longer: from labels, and with the teacher's predictions of those and of texts without labels;
+beside them, on labels, those as long that start at random weights (on CPUs of part ``long``). It
+takes an hour and a half more. ``page``: numbers, tables and pictures, of what is done. What was
+interrupted goes on, and what is finished is not run again. ``look`` takes minutes and shows that
+all of it runs; ``cpu`` is made for an hour on two cores, ``gpu`` for half an hour on one GPU,
+``gpus`` for eight. Another seed is another study, in a folder of its own.
 """
 
 import argparse
@@ -29,10 +32,12 @@ from typing import Any
 import yaml
 
 from . import gathering, page, texts
+from .gathering import BEST, best_models
 from .jobs import Job, run_all
-from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_of
+from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_best, runs_of
 
-PARTS = ("texts", "distil", "tune", "again", "long", "page")
+PARTS = ("texts", "distil", "tune", "again", "long", "best", "page")
+_BY_DEFAULT = tuple(part for part in PARTS if part not in ("long", "best"))
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TEACHERS = {"small": SMALL, "large": LARGE}
 RATES = {"teacher": "1e-4", "teacher_large": "5e-5", "student": "3e-4"}
@@ -118,10 +123,9 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
     return path
 
 
-def distil(folder: Path, size: Size, seed: int, is_long: bool = False) -> list[str]:
+def distil(folder: Path, size: Size, seed: int, runs: Sequence[Run]) -> list[str]:
     """All distillations of a part; those that an assistant teaches wait for it."""
     failed: list[str] = []
-    runs = [run for run in runs_of(size) if run.is_cached is is_long]
     for is_assisted in (False, True):
         wave = [run for run in runs if ("/" in run.teacher) is is_assisted]
         jobs = [
@@ -134,7 +138,6 @@ def distil(folder: Path, size: Size, seed: int, is_long: bool = False) -> list[s
             for run in sorted(wave, key=lambda run: -run.steps * len(run.students))
         ]
         failed += run_all(jobs, size.lanes, size.ranks, folder / "log.txt")
-    make_random(folder, size)
     return failed
 
 
@@ -161,6 +164,10 @@ def distil_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> l
         if Path(path := str(again / run.name / "export" / student), "config.json").is_file()
     ]
     return failed + run_all(tunings, size.lanes, size.ranks, again / "log.txt")
+
+
+def _uncached(size: Size) -> list[Run]:
+    return [run for run in runs_of(size) if not run.is_cached]
 
 
 def make_random(folder: Path, size: Size) -> None:
@@ -210,6 +217,45 @@ def tune(folder: Path, size: Size, tasks: Sequence[str], is_long: bool = False) 
     return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
 
 
+def tune_best(
+    folder: Path, size: Size, tasks: Sequence[str], given: dict[str, Path], source: str | None
+) -> list[str]:
+    """The best recipe's students beside random starts as long: labels; the teacher's texts too."""
+    best = folder / BEST
+    if not all((folder / "tasks" / task / texts.UNLABELLED).is_file() for task in tasks):
+        pages = texts.split(Path(source) if source else texts.fetch(folder / "text"))[1]
+        texts.write_unlabelled(pages, given, folder / "tasks", size.unlabelled)
+    models = {"teacher": SMALL, **exports_of(folder, best_models(size))}
+    labels = [
+        _tuning(best, size, task, name, model, tasks=folder / "tasks", epochs=size.best_epochs)
+        for task in tasks
+        for name, model in models.items()
+    ]
+    labels.sort(key=lambda job: -job.cost)
+    failed = run_all(labels, size.lanes, size.ranks, folder / "log.txt")
+    taught = []
+    for task in tasks:
+        for name, model in exports_of(folder, runs_best(size)).items():
+            more = (
+                *("--teacher", str(best / "tuned" / f"teacher_{task}" / "export")),
+                *("--unlabelled", str(folder / "tasks" / task / texts.UNLABELLED)),
+            )
+            # Half the epochs: with the texts without labels these are four times as long.
+            epochs = max(1, size.best_epochs // 2)
+            taught.append(_tuning(best, size, task, name, model, more, folder / "tasks", epochs))
+    return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
+
+
+def exports_of(folder: Path, runs: Sequence[Run]) -> dict[str, str]:
+    """Folders by "run/student", of all exports that are there."""
+    exports = {
+        f"{run.name}/{student}": folder / run.name / "export" / student
+        for run in runs
+        for student in run.students
+    }
+    return {name: str(path) for name, path in exports.items() if (path / "config.json").is_file()}
+
+
 def _tuning(
     folder: Path,
     size: Size,
@@ -218,6 +264,7 @@ def _tuning(
     model: str,
     more: tuple[str, ...] = (),
     tasks: Path | None = None,
+    epochs: int | None = None,
 ) -> Job:
     kind = name if name.startswith("teacher") else "student"
     output = folder / "tuned" / f"{name.replace('/', '-')}{'_taught' if more else ''}_{task}"
@@ -228,7 +275,12 @@ def _tuning(
         (
             *("finetune", model, *own, source, str((tasks or folder / "tasks") / task)),
             *("--output_dir", str(output), "--max_length", str(size.task_length)),
-            *("--num_train_epochs", str(size.epochs), "--seeds", ",".join(map(str, size.seeds))),
+            *(
+                "--num_train_epochs",
+                str(epochs or size.epochs),
+                "--seeds",
+                ",".join(map(str, size.seeds)),
+            ),
             *("--learning_rates", RATES[kind], "--batch_sizes", "32", "--precision", "bf16"),
             *more,
         ),
@@ -239,9 +291,7 @@ def _tuning(
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.scores", description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", default=[part for part in PARTS if part != "long"], help=" ".join(PARTS)
-    )
+    parser.add_argument("parts", nargs="*", default=list(_BY_DEFAULT), help=" ".join(PARTS))
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--text", help="folder of .rst or .rst.gz pages; default Debian's package")
     parser.add_argument("--sst2", type=Path, help="folder of GLUE's train.tsv and dev.tsv")
@@ -261,14 +311,20 @@ def main() -> int:
         make_texts(folder, size, options.seed, given, options.text)
     tasks = json.loads((folder / "tasks.json").read_text())
     if "distil" in options.parts:
-        failed += distil(folder, size, options.seed)
+        failed += distil(folder, size, options.seed, _uncached(size))
+        make_random(folder, size)
     if "tune" in options.parts:
         failed += tune(folder, size, tasks)
     if "again" in options.parts:
         failed += distil_again(folder, size, options.again, tasks)
     if "long" in options.parts:
-        failed += distil(folder, size, options.seed, is_long=True)
+        long = [run for run in runs_of(size) if run.is_cached]
+        failed += distil(folder, size, options.seed, long)
         failed += tune(folder, size, tasks, is_long=True)
+    if "best" in options.parts:
+        failed += distil(folder, size, options.seed, runs_best(size))
+        learnt = [task for task in tasks if task != "accept"]  # which no teacher has learnt
+        failed += tune_best(folder, size, learnt, given, options.text)
     if "page" in options.parts:
         found = gathering.gather(
             folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again
@@ -278,6 +334,9 @@ def main() -> int:
         path.write_text(json.dumps(found, indent=1) + "\n")
         page.draw(found, path.with_suffix(".png"))
         print(page.table(found), page.table_again(found), sep="\n")
+        if "best" in found:
+            page.draw_best(found["best"], path.with_name("best_scores.png"))
+            print(page.table(found["best"]))
     for words in failed:
         print(words, file=sys.stderr)
     return int(bool(failed))

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .sizes import GMAC, Run, Size, runs_again, runs_of
+from .sizes import GMAC, Run, Size, runs_again, runs_best, runs_of
 from .texts import TASKS
 
 # Scores of which saying always the same gets nothing.
 _FROM_ZERO = ("Matthews", "chunk F1")
+BEST = "best"  # folder of the part of that name
 
 
 def gather(
@@ -53,7 +54,30 @@ def gather(
         students = _students(other, runs_again(size))
         scores = _scores(other, [one["model"] for one in students], tasks)
         found["again"] = {"seed": again, "students": students, "scores": scores}
+    best = folder / BEST
+    if best.is_dir():
+        students = _students(folder, best_models(size))
+        names = ["teacher", *(one["model"] for one in students)]
+        scores = _scores(best, names, tasks)
+        found["best"] = {
+            "setup": {**found["setup"], "epochs": size.best_epochs, "unlabelled": size.unlabelled},
+            "tasks": {task: found["tasks"][task] for task in tasks if task in scores["teacher"]},
+            "students": students,
+            "scores": scores,
+        }
     return found
+
+
+def best_models(size: Size) -> list[Run]:
+    """The best recipe's distillations, behind those as long that start at random weights."""
+    steps = size.long_steps or size.steps
+    names = {f"{kind}_{width}" for kind in ("plain", "minimoe") for width in size.widths}
+    random = [
+        run
+        for run in runs_of(size)
+        if run.steps == steps and run.teacher == "small" and names & set(run.students)
+    ]
+    return [*random, *runs_best(size)]
 
 
 def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -71,6 +95,7 @@ def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
                     "model": f"{run.name}/{name}",
                     "teacher": run.teacher,
                     "steps": run.steps,
+                    "start": run.students.get(name, {}).get("start", "random"),
                     "words": summary.student,
                     "gmac": summary.student_gmac,
                     "parameters": summary.student_parameters,

@@ -27,8 +27,11 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
     student = next(one for one in found["students"] if one["model"] == name)
     said = str(student["words"]).replace("MiniLM", "plain")
     teacher = {"small": "6L", "large": "12L"}.get(student["teacher"], "an assistant")
+    start = " from its weights on" if student.get("start") == "teacher" else ""
     how = ", fine-tuned with the teacher" if taught else ""
-    return f"{said}, {student['steps']:,} steps by {teacher}{how}"
+    if taught and "unlabelled" in found["setup"]:
+        how += " and texts without labels"
+    return f"{said}, {student['steps']:,} steps by {teacher}{start}{how}"
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -94,6 +97,52 @@ def _share(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{spread} %"
 
 
+def draw_best(found: Mapping[str, Any], path: Path) -> None:
+    """What the best recipe's students keep of their teacher's scores: the mean, and task by task.
+
+    Nothing is drawn where no student has all tasks.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in models(found) if shares(found, name, above_chance=False)]
+    if not names:
+        return
+    tasks = learnt_tasks(found)
+    figure = Figure(figsize=(12, 1.2 + 0.5 * max(5, len(names))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3), sharey=True)
+    for place, name in enumerate(reversed(names)):
+        kind = _kind_of(name)
+        look = {"color": COLORS.get(kind, "#bbbbbb"), "edgecolor": "white"}
+        hatch = "//" if name.endswith(" taught") else None
+        values = [100 * share for share in shares(found, name, above_chance=False)]
+        left.barh(place, statistics.mean(values), hatch=hatch, **look)
+        if len(values) > 1:
+            left.errorbar(statistics.mean(values), place, xerr=statistics.stdev(values),
+                          color="black", capsize=2, linewidth=1)  # fmt: skip
+        left.text(2, place, f"{statistics.mean(values):.1f} %", va="center", fontsize=8,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        height = 0.8 / len(tasks)
+        for number, task in enumerate(tasks):
+            share = 100 * statistics.mean(found["scores"][name][task])
+            share /= statistics.mean(found["scores"]["teacher"][task])
+            at = place + 0.4 - (number + 0.5) * height
+            right.barh(at, share, height, hatch=hatch, **look)
+            right.text(1, at, f"{task} {share:.0f} %", va="center", fontsize=6, color="white")
+    left.set_yticks(range(len(names)), [words_of(found, name).replace(", ", ",\n", 1)
+                                        for name in reversed(names)], fontsize=7)  # fmt: skip
+    for axes, title in ((left, "mean over tasks"), (right, "task by task")):
+        axes.axvline(100, color="black", linewidth=0.8)
+        axes.axvline(95, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("share of the teacher's score, in % (dotted: 95)")
+        axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def _kind_of(model: str) -> str:
+    """Of "run/kind_width": plain, control or minimoe."""
+    return model.partition("/")[2].partition("_")[0]
+
+
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Shares of the teacher's score above chance: of each student, and against its loss.
 
@@ -110,7 +159,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     for place, name in enumerate(reversed(names)):
         values = shares(found, name)
         mean = 100 * statistics.mean(values)
-        kind = name.partition("/")[2].partition("_")[0]
+        kind = _kind_of(name)
         left.barh(place, mean, color=COLORS.get(kind, "#bbbbbb"),
                   hatch="//" if name.endswith(" taught") else None, edgecolor="white")  # fmt: skip
         if len(values) > 1:

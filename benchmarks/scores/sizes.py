@@ -26,6 +26,8 @@ class Size:
         samples: of a task to train on, at most; scored are a third as many, or 1,000.
         task_length: tokens of a task's sample.
         epochs: of a task.
+        best_epochs: of a task, in the part ``best``.
+        unlabelled: texts without labels of a task, at most, in the part ``best``.
         seeds: of fine-tuning.
     """
 
@@ -41,16 +43,18 @@ class Size:
     samples: int
     task_length: int
     epochs: int
+    best_epochs: int
+    unlabelled: int
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
 SIZES: Mapping[str, Size] = {
     # Minutes, to see that all of it runs; an hour on two cores; half an hour on one GPU; and on
     # eight, with the paper's batch.
-    "look": Size(2, 1, 18, 6, 36, 8, 32, (96,), False, 90, 32, 1, (1, 2)),
-    "cpu": Size(2, 1, 900, 300, 4500, 32, 64, (192,), False, 1200, 48, 2),
-    "gpu": Size(1, 1, 6000, 2000, 0, 128, 128, (192, 384), True, 7000, 64, 3),
-    "gpus": Size(1, 8, 50_000, 50_000, 0, 1024, 128, (192, 384), True, 50_000, 128, 5),
+    "look": Size(2, 1, 18, 6, 36, 8, 32, (96,), False, 90, 32, 1, 1, 40, (1, 2)),
+    "cpu": Size(2, 1, 900, 300, 4500, 32, 64, (192,), False, 1200, 48, 2, 6, 3600),
+    "gpu": Size(1, 1, 6000, 2000, 0, 128, 128, (192, 384), True, 7000, 64, 3, 6, 20_000),
+    "gpus": Size(1, 8, 50_000, 50_000, 0, 1024, 128, (192, 384), True, 50_000, 128, 5, 10, 100_000),
 }
 
 
@@ -103,6 +107,16 @@ def runs_of(size: Size) -> list[Run]:
                 ),
             ]
     return runs
+
+
+def runs_best(size: Size) -> list[Run]:
+    """Those of the best recipe: students that start from the teacher, distilled the longest."""
+    steps = size.long_steps or size.steps
+    return [
+        Run(f"best_{name}", "small", steps, {name: {**options, "start": "teacher"}},
+            is_cached=bool(size.long_steps))
+        for name, options in students(size.widths).items()
+    ]  # fmt: skip
 
 
 def runs_again(size: Size) -> list[Run]:

@@ -21,6 +21,7 @@ TOPICS = 8
 PASSAGE_WORDS = (12, 45)
 SENTENCE_WORDS = (6, 30)
 LONGEST_DEV = 1000
+UNLABELLED = "unlabelled.txt"
 _FUNCTION_WORDS = {
     *("a", "an", "the", "of", "to", "in", "on", "for", "with", "by", "at", "from"),
     *("is", "are", "was", "were", "be", "been", "has", "have", "had", "can", "will", "must"),
@@ -94,12 +95,57 @@ def split(pages: Path) -> tuple[list[Any], list[Page]]:
     return to_learn, kept
 
 
-def write_tasks(pages: Sequence[Page], folder: Path, samples: int, seed: int = 776) -> list[str]:
-    """Writes the three tasks of pages; no page is in both parts of one. Returns their names."""
+def write_unlabelled(
+    pages: Sequence[Page], given: dict[str, Path], folder: Path, count: int, seed: int = 776
+) -> None:
+    """Writes texts without labels beside the tasks: of pages to train on, behind given samples.
+
+    No text is one that the task's labels are of, and none is of a page that is scored on.
+
+    Args:
+        pages: kept back from distilling.
+        given: folders of SST-2 and CoNLL-2003, where they are.
+        folder: of the tasks.
+        count: texts of each, at most.
+        seed: of the tasks.
+    """
+    order, cut, _ = _shuffled(pages, seed)
+    train, chooser = order[cut:], random.Random(seed + 1)
+    labelled = _column_of(folder / "topic" / "train.tsv", 0)
+    topics = set(_column_of(folder / "topic" / "train.tsv", 1))
+    passages = [text for page in train if page.topic in topics for text in _passages(page)]
+    passages = [text for text in dict.fromkeys(map(_one_line, passages)) if text not in labelled]
+    chooser.shuffle(passages)
+    lines = {"topic": passages}
+    pairs = (
+        f"{_one_line(one)}\t{_one_line(other)}" for one, other, _ in _pairs(train, count, chooser)
+    )
+    known = {"\t".join(row) for row in _rows(folder / "pages" / "train.tsv", 2)}
+    lines["pages"] = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    if "sst2" in given:
+        used = set(_column_of(folder / "sst2" / "train.tsv", 0))
+        every = _column_of(given["sst2"] / "train.tsv", 0)[1:]
+        lines["sst2"] = [text for text in every if text not in used]
+    if "ner" in given:
+        used = set(_sentences_of(folder / "ner" / "train.txt"))
+        every = _sentences_of(given["ner"] / "train.txt")
+        lines["ner"] = [text for text in every if text not in used]
+    for name, texts in lines.items():
+        path = folder / name / UNLABELLED
+        path.write_text("".join(f"{text}\n" for text in texts[:count]), "utf-8")
+
+
+def _shuffled(pages: Sequence[Page], seed: int) -> tuple[list[Page], int, random.Random]:
+    """Pages in a random order, the number of those to score on, and what drew it."""
     chooser = random.Random(seed)
     order = list(pages)
     chooser.shuffle(order)
-    cut = len(order) // 4
+    return order, len(order) // 4, chooser
+
+
+def write_tasks(pages: Sequence[Page], folder: Path, samples: int, seed: int = 776) -> list[str]:
+    """Writes the three tasks of pages; no page is in both parts of one. Returns their names."""
+    order, cut, chooser = _shuffled(pages, seed)
     dev_samples = min(LONGEST_DEV, samples // 3)
     for split_name, part, count in (
         ("train", order[cut:], samples),
@@ -208,6 +254,23 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
         writer.writerow(columns)
-        writer.writerows(
-            [str(value).replace("\t", " ").replace("\n", " ") for value in row] for row in rows
-        )
+        writer.writerows([_one_line(str(value)) for value in row] for row in rows)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\t", " ").replace("\n", " ")
+
+
+def _rows(path: Path, columns: int) -> list[list[str]]:
+    return [line.split("\t")[:columns] for line in path.read_text("utf-8").splitlines()]
+
+
+def _column_of(path: Path, number: int) -> list[str]:
+    return [row[number] for row in _rows(path, number + 1)]
+
+
+def _sentences_of(path: Path) -> list[str]:
+    """The sentences of a file with a word a line, words between blanks."""
+    blocks = path.read_text("utf-8").split("\n\n")
+    kept = [one for one in blocks if one.strip() and not one.startswith("-DOCSTART-")]
+    return [" ".join(line.split()[0] for line in one.splitlines() if line.strip()) for one in kept]
