@@ -113,7 +113,7 @@ def test_texts_without_labels_are_none_of_the_tasks_own(tasks: Path, tmp_path: P
             (source / "valid.txt").write_text("\n".join(blocks[:5]))
         texts.cut_given(name, source, tasks, 4)
     given = {name: tmp_path / f"{name}_source" for name in ("sst2", "ner")}
-    texts.write_unlabelled(pages(), given, tasks, 30)
+    texts.write_unlabelled(pages(), given, tasks, 30, 776)
     found = {
         name: (tasks / name / texts.UNLABELLED).read_text().splitlines()
         for name in ("topic", "pages", "sst2", "ner")

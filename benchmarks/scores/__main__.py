@@ -218,13 +218,18 @@ def tune(folder: Path, size: Size, tasks: Sequence[str], is_long: bool = False) 
 
 
 def tune_best(
-    folder: Path, size: Size, tasks: Sequence[str], given: dict[str, Path], source: str | None
+    folder: Path,
+    size: Size,
+    seed: int,
+    tasks: Sequence[str],
+    given: dict[str, Path],
+    source: str | None,
 ) -> list[str]:
     """The best recipe's students beside random starts as long: labels; the teacher's texts too."""
     best = folder / BEST
     if not all((folder / "tasks" / task / texts.UNLABELLED).is_file() for task in tasks):
         pages = texts.split(Path(source) if source else texts.fetch(folder / "text"))[1]
-        texts.write_unlabelled(pages, given, folder / "tasks", size.unlabelled)
+        texts.write_unlabelled(pages, given, folder / "tasks", size.unlabelled, seed)
     models = {"teacher": SMALL, **exports_of(folder, best_models(size))}
     labels = [
         _tuning(best, size, task, name, model, tasks=folder / "tasks", epochs=size.best_epochs)
@@ -324,7 +329,7 @@ def main() -> int:
     if "best" in options.parts:
         failed += distil(folder, size, options.seed, runs_best(size))
         learnt = [task for task in tasks if task != "accept"]  # which no teacher has learnt
-        failed += tune_best(folder, size, learnt, given, options.text)
+        failed += tune_best(folder, size, options.seed, learnt, given, options.text)
     if "page" in options.parts:
         found = gathering.gather(
             folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again

@@ -61,7 +61,9 @@ def gather(
         scores = _scores(best, names, tasks)
         found["best"] = {
             "setup": {**found["setup"], "epochs": size.best_epochs, "unlabelled": size.unlabelled},
-            "tasks": {task: found["tasks"][task] for task in tasks if task in scores["teacher"]},
+            "tasks": {
+                task: found["tasks"][task] for task in tasks if task in scores.get("teacher", {})
+            },
             "students": students,
             "scores": scores,
         }

@@ -96,7 +96,7 @@ def split(pages: Path) -> tuple[list[Any], list[Page]]:
 
 
 def write_unlabelled(
-    pages: Sequence[Page], given: dict[str, Path], folder: Path, count: int, seed: int = 776
+    pages: Sequence[Page], given: dict[str, Path], folder: Path, count: int, seed: int
 ) -> None:
     """Writes texts without labels beside the tasks: of pages to train on, behind given samples.
 
@@ -111,7 +111,7 @@ def write_unlabelled(
     """
     order, cut, _ = _shuffled(pages, seed)
     train, chooser = order[cut:], random.Random(seed + 1)
-    labelled = _column_of(folder / "topic" / "train.tsv", 0)
+    labelled = set(_column_of(folder / "topic" / "train.tsv", 0))
     topics = set(_column_of(folder / "topic" / "train.tsv", 1))
     passages = [text for page in train if page.topic in topics for text in _passages(page)]
     passages = [text for text in dict.fromkeys(map(_one_line, passages)) if text not in labelled]

@@ -6,9 +6,10 @@ A student of fewer layers and units begins where its teacher ends, instead of at
 * its embeddings are the teacher's in that space,
 * a student's layer stands for a run of the teacher's: it has heads and neurons of the first of
   these, and the second map of each block is what brings it nearest, by ridge regression, to the
-  states that the teacher has behind the block, or behind the last layer of the run,
-* an expert has the neurons that matter most to its own tokens, and a second map fitted on them;
-  the router's tokens are clusters of equal size,
+  teacher's states: behind the attention of that first layer, and behind the last of the run,
+* a feed-forward expert has the neurons that matter most to its own tokens, and a second map fitted
+  on them; its router's tokens are clusters of equal size. Experts of attention are copies with
+  noise, behind routers that stay random,
 * the maps that the relation loss reads are, relation head by relation head, the principal
   components of the teacher's.
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .encoder import Layer
+from .errors import UserError
 from .experts import ExpertLinear
 from .least_squares import (
     Affine,
@@ -54,6 +56,7 @@ from .teacher_places import Tap, TeacherPlaces, TextBatch, listening, rows_of
 _LEAST_FACTOR = 0.05
 _COPY_NOISE = 0.01
 _CHUNK = 4096
+_NOTHING_TO_LEARN = "its states are not finite, or the same for all tokens"
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,9 @@ def inherit(
         batches: the sample, on the device.
         relation_layer: the teacher's layer whose maps are the signals, from 1.
         seed: of what is drawn: the rotation of the student's space, and where clusters begin.
+
+    Raises:
+        UserError: nothing can be learnt from the teacher's states, or least squares fail on them.
     """
     was_training, routes_padding = student.training, student.config.route_padding
     student.eval()
@@ -126,6 +132,8 @@ def inherit(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _Fit(student, TeacherPlaces(teacher), batches, relation_layer).run()
+    except torch.linalg.LinAlgError as error:
+        raise UserError(f"least squares fail on its states ({error})") from error
     finally:
         student.config.route_padding = routes_padding
         student.train(was_training)
@@ -216,6 +224,8 @@ class _Fit:
             for name, rows in teacher.run({**states, **taps}, batch).items():
                 moments[name].add(rows)
         covariances = [moments[name].covariance for name in states]
+        if not all(each.isfinite().all() and each.trace() > 0 for each in covariances):
+            raise UserError(_NOTHING_TO_LEARN)
         mixture = torch.stack([each / each.trace() for each in covariances]).sum(0)
         space = self._space(mixture)
         self._kept = float(
@@ -227,6 +237,8 @@ class _Fit:
         narrow = space.float()
         for batch in self._batches:
             for name, rows in teacher.run(taps, batch).items():
+                if not rows.isfinite().all():
+                    raise UserError(_NOTHING_TO_LEARN)
                 self._seen[name].pieces.append(rows @ narrow)
 
     def _space(self, covariance: Tensor) -> Tensor:
@@ -273,6 +285,12 @@ class _Fit:
         norm = getattr(embeddings, "LayerNorm", None)
         fit = ridge(read, target if norm is None else standardised(target))
         words, places, segments = teacher.tables()
+        if not all(table is None or table.isfinite().all() for table in (words, places, segments)):
+            raise UserError("its embeddings are not all finite")
+        if norm is not None:
+            # The norm takes any size away; a masked-LM head that is tied to the words needs theirs.
+            scale = words.std() / (words @ fit.weight).std()
+            fit = Affine(fit.weight * scale, fit.bias * scale)
         embeddings.word_embeddings.weight[: len(words)] = (words @ fit.weight)[
             : len(embeddings.word_embeddings.weight)
         ]
@@ -310,9 +328,9 @@ class _Fit:
         else:
             self._fit_heads(index, read)
         end = self._seen[f"end {index}"].rows
-        if is_last:
+        if is_last and not normalizes_input:
             # Nothing else reads these, and heads of tasks are tuned for states of unit variance: a
-            # teacher's own may be much smaller.
+            # teacher's own may be much smaller. (A norm behind the layers would do that itself.)
             end = end / end.std(0).mean()
         middle = self._seen.get(f"middle {index}")
         attended = self._fit_block(
@@ -346,20 +364,27 @@ class _Fit:
         energy = values.var(0).view(heads, size).sum(1)
         ranked = energy.argsort(descending=True)[:own_heads].sort().values.tolist()
         factor = second_moment_factor(with_ones(read.double()))
-        queries, keys, contents = [], [], []
+        found: dict[str, list[Affine]] = {"query": [], "key": [], "value": []}
         for place in range(own_heads):
             head = ranked[place % len(ranked)]
             columns = torch.arange(head * size, (head + 1) * size, device=read.device)
-            scores = narrow_scores((query.of(columns), key.of(columns)), factor, own_size)
-            queries.append(scores[0])
-            keys.append(scores[1])
-            contents.append(narrow(value.of(columns), read, own_size, centred=True))
-        for linear, pieces in (
-            (holder.query, queries),
-            (holder.key, keys),
-            (holder.value, contents),
-        ):
-            _Map(linear).write(side_by_side(pieces))
+            pair = (query.of(columns), key.of(columns))
+            maps = [
+                *narrow_scores(pair, factor, own_size, self._teacher.score_divisor),
+                narrow(value.of(columns), read, own_size, centred=True),
+            ]
+            if place >= len(ranked):
+                # Of a head that was taken before; alike they would stay.
+                maps = [_noisy(each) for each in maps]
+            for pieces, piece in zip(found.values(), maps, strict=True):
+                pieces.append(piece)
+        for name, pieces in found.items():
+            whole = side_by_side(pieces)
+            if name != "key":
+                # Of a head's elements beyond its teacher's, both sides of a product would be zero,
+                # and neither would ever learn.
+                whole = _noisy_beyond(whole, size, own_size)
+            _Map(getattr(holder, name)).write(whole)
 
     def _fit_relation_maps(self, holder: Any, read: Tensor) -> None:
         """Gives maps to queries, keys and values the teacher's relations, of what is read [N, W].
@@ -381,7 +406,7 @@ class _Fit:
                 # Scores are divided by the root of the size.
                 scale = (own_size / size) ** 0.25
                 pieces.append(Affine(narrowed.weight * scale, narrowed.bias * scale))
-            _Map(linear).write(side_by_side(pieces))
+            _Map(linear).write(_noisy_beyond(side_by_side(pieces), size, own_size))
 
     def _attention_part(self, layer: Layer, read: Tensor) -> "_Part":
         """What the second map of attention reads, [N, W], in a batch's own order."""
@@ -509,10 +534,10 @@ class _Map:
     expert: int | None = None
 
     def read(self) -> Affine:
-        """Returns the map, of one expert or a plain one."""
+        """Returns the map, of one expert or a plain one; of all experts the first one's."""
         weight, bias = self.linear.weight, self.linear.bias
-        if self.expert is not None:
-            weight, bias = weight[self.expert], bias[self.expert]
+        if weight.dim() == 3:
+            weight, bias = weight[self.expert or 0], bias[self.expert or 0]
         return Affine(weight.T, bias)
 
     def write(self, values: Affine) -> None:
@@ -523,7 +548,7 @@ class _Map:
         weight.copy_(values.weight.T)
         bias.copy_(values.bias)
         if weight.dim() > values.weight.dim():
-            weight += _COPY_NOISE * weight.std() * torch.randn(weight.shape).to(weight.device)
+            weight += _noise_like(weight)
 
 
 @dataclass(frozen=True)
@@ -546,6 +571,20 @@ class _Part:
         """What a linear map without bias makes the block's output of, [n, in + 1]."""
         features = with_ones(self.read)
         return features if self.probability is None else features * self.probability
+
+
+def _noise_like(weight: Tensor) -> Tensor:
+    return _COPY_NOISE * weight.std() * torch.randn(weight.shape).to(weight.device)
+
+
+def _noisy(values: Affine) -> Affine:
+    return Affine(values.weight + _noise_like(values.weight), values.bias)
+
+
+def _noisy_beyond(values: Affine, size: int, own_size: int) -> Affine:
+    """Returns a map of heads of ``own_size``, with noise for their elements beyond ``size``."""
+    beyond = torch.arange(len(values.bias), device=values.bias.device) % own_size >= size
+    return Affine(torch.where(beyond, _noise_like(values.weight), values.weight), values.bias)
 
 
 def _all(rows: Tensor) -> Tensor:

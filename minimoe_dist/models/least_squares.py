@@ -158,20 +158,23 @@ def second_moment_factor(rows: Tensor) -> Tensor:
     return torch.linalg.cholesky(moments)
 
 
-def narrow_scores(maps: tuple[Affine, Affine], factor: Tensor, size: int) -> tuple[Affine, Affine]:
+def narrow_scores(
+    maps: tuple[Affine, Affine], factor: Tensor, size: int, divisor: float = 1.0
+) -> tuple[Affine, Affine]:
     """Narrows a head of attention to ``size``: its scores are the nearest of that rank.
 
     Args:
         maps: to its queries and keys, W → D each.
-        factor: [W + 1, W + 1], see :func:`_factor`, of what both read and a 1.
+        factor: [W + 1, W + 1], see :func:`second_moment_factor`, of what both read and a 1.
         size: of the new head; more than D leaves zeros.
+        divisor: by whose root scores are divided beside D's.
     """
     whole = [torch.cat([each.weight, each.bias[None]]).double() for each in maps]
     old_size = whole[0].shape[1]
     left, values, right = torch.linalg.svd(factor.T @ whole[0] @ whole[1].T @ factor)
     kept = min(size, old_size)
     # Scores are divided by the root of the size.
-    root = values[:kept].sqrt() * (size / old_size) ** 0.25
+    root = values[:kept].sqrt() * (size / (old_size * divisor)) ** 0.25
     found = []
     for vectors in (left[:, :kept], right[:kept].T):
         wide = torch.linalg.solve_triangular(factor.T, vectors * root, upper=True)

@@ -77,12 +77,16 @@ class TeacherPlaces:
     Attributes:
         family: its record.
         heads: of its attention.
+        score_divisor: by whose root it divides attention scores beside the size of a head.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self.family: EncoderFamily = ENCODER_FAMILIES[model.config.model_type]
         self.heads: int = size_of(model.config, "num_attention_heads")
+        # DeBERTa's scores are sums of a term of contents and one of each kind of positions.
+        positions = getattr(model.config, "pos_att_type", None) or ()
+        self.score_divisor = 1.0 + len(set(positions) & {"c2p", "p2c"})
         shared = self.family.shared_layer
         if shared is not None:
             count: int = size_of(model.config, "num_hidden_layers")

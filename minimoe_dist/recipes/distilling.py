@@ -145,7 +145,7 @@ class Distillation:
             is_writer=self._launch.rank == 0,
             label=self._label,
             report_to=config.training.report_to,
-            run_options=config.model_dump(mode="json"),
+            run_options=fit_to_ranks(self._stated, self._launch.world_size).model_dump(mode="json"),
         )
         loader = self._data.loader(
             config,

@@ -23,7 +23,7 @@ from ..models.teacher import FLOAT8, cut_config
 from ..models.teacher_places import TextBatch
 from ..runs.folder import RunFolder
 from ..runtime import logger
-from ..train.agreement import decided_by_rank_0
+from ..train.agreement import worked_out_by_rank_0
 from .corpora import RunData
 from .model_types import make_plain_start
 
@@ -49,7 +49,7 @@ def with_starts(config: RunConfig, data: RunData, device: torch.device) -> RunCo
     """
     if all(student.start != "teacher" for student in config.students):
         return config
-    decided_by_rank_0(lambda: _make_all(config, data, device))
+    worked_out_by_rank_0(lambda: _make_all(config, data, device))
     students = [
         student.model_copy(
             update={"start": "split", "initial_weights": str(_folder(config, student))}
@@ -99,13 +99,22 @@ def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
             f"{sum(int(batch.mask.sum()) for batch in sample):,}",
         )
         fresh = make_plain_start(config, student, whole).to(device)
-        found = inherit(fresh, teacher, sample, layer, config.seed)
+        try:
+            found = inherit(fresh, teacher, sample, layer, config.seed)
+        except UserError as error:
+            raise UserError(
+                f"students.{student.name}.start: teacher {path} gives no weights: {error}; look at "
+                "its weights, or start split"
+            ) from error
         folder = _folder(config, student)
         config_of_student = copy.deepcopy(fresh.config)
         _record(folder).unlink(missing_ok=True)
         export_student(config_of_student, fresh.cpu().state_dict(), folder, data.tokenizer)
         write_json(_record(folder), {"made_of": missing[student.name], "found": _told(found)})
         _log.info("%s: %s", student.name, _words(found))
+    if device.type == "cuda":
+        del teacher
+        torch.cuda.empty_cache()
 
 
 def _sample(
@@ -136,12 +145,16 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
         "format": _FORMAT,
         **{name: value for name, value in data.contents().items() if name != "heldout_corpora"},
         "reading": config.teacher.model_dump(
-            mode="json", include={"relation_layer", "do_lower_case", "use_slow_tokenizer"}
+            mode="json", include={"relation_layer", "dtype", "do_lower_case", "use_slow_tokenizer"}
         ),
+        "data": config.data.model_dump(
+            mode="json",
+            include={"data_type", "max_length", "short_sequence_probability", "whole_word_mask"},
+        ),
+        "compat": config.compat,
         "student": student.model_dump(mode="json"),
         "num_relation_heads": config.objective.num_relation_heads,
         "seed": config.seed,
-        "max_length": config.data.max_length,
     }
 
 

@@ -68,9 +68,13 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def first_weights(self) -> Path:
+        return self.path / "starts"
+
     def start(self, student: str) -> Path:
         """Returns the folder of a student's first weights, made of the teacher's."""
-        return self.path / "starts" / student
+        return self.first_weights / student
 
     @property
     def relation_cache(self) -> Path:
@@ -142,7 +146,7 @@ class RunFolder:
             UserError: one line that names it.
         """
         folders = (self.path, self.tensorboard, self.checkpoints, self.cells, self.exports,
-                   self.submissions)  # fmt: skip
+                   self.submissions, self.first_weights)  # fmt: skip
         files = (self.lock, self.metrics, self.summary, self.results,
                  self.curves, self.sub_models, self.starts)  # fmt: skip
         for path in folders:

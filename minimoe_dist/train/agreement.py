@@ -1,6 +1,7 @@
 """Decisions that one rank makes for all."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from ..errors import UserError
 
 Decision = TypeVar("Decision")
+_LOOK_SECONDS = 2.0
 
 
 def decided_by_rank_0(
@@ -36,3 +38,28 @@ def decided_by_rank_0(
     if problem is not None:
         raise problem
     return decision
+
+
+def worked_out_by_rank_0(work: Callable[[], Decision]) -> Decision:
+    """Does as :func:`decided_by_rank_0` what may take longer than a collective's limit.
+
+    Rank 0 works in a thread, and the others hear of it every few seconds.
+
+    Raises:
+        UserError, OSError: ``work`` raised it; all ranks then do.
+    """
+    with ThreadPoolExecutor(1, "rank-0-work") as threads:
+        future = threads.submit(work) if dist.get_rank() == 0 else None
+
+        def is_done() -> bool:
+            assert future is not None
+            return bool(wait([future], _LOOK_SECONDS).done)
+
+        while not decided_by_rank_0(is_done):
+            pass
+
+        def outcome() -> Decision:
+            assert future is not None
+            return future.result()
+
+        return decided_by_rank_0(outcome)

@@ -717,6 +717,7 @@ def test_ranks_and_resumes_learn_the_same_of_texts_without_labels(
         ({}, "\n \n", "has no text; give another file, or leave it out"),
         ({}, b"word1\n\xff\n", "texts.txt:2: is not UTF-8"),
         ({"unlabelled": "missing.txt"}, "", "missing.txt"),
+        ({"unlabelled": "-"}, "", "unlabelled: -: is read more than once; give a file"),
         ({"unlabelled": "texts.tsv"}, "text\nword1\n", "sst2 has no text_columns; give a file"),
     ],
 )
@@ -731,9 +732,25 @@ def test_texts_without_labels_are_refused_where_nothing_can_be_learnt_of_them(
 ) -> None:
     changes = {"teacher": str(finished / "export"), "unlabelled": "texts.txt", **given}
     name = changes["unlabelled"]
-    changes["unlabelled"] = str(tmp_path / name)
-    if name != "missing.txt":
+    if name != "-":
+        changes["unlabelled"] = str(tmp_path / name)
+    if name not in ("missing.txt", "-"):
         raw = content if isinstance(content, bytes) else content.encode()
         (tmp_path / name).write_bytes(raw)
     said = refused(options(workshop, tasks, tmp_path / "run", **changes))
     assert reason in said
+
+
+@pytest.mark.parametrize("name", ["words.txt", "words.json"])
+def test_tags_want_sentences_without_columns(
+    name: str, workshop: Workshop, tasks: Path, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("word1\tB-G\nword2\tO\n" if name == "words.txt" else "{}\n")
+    labels = ["O", "B-G"]
+    teacher = shutil.copytree(finished / "export", tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    config["id2label"] = dict(enumerate(sorted(labels)))
+    (teacher / "config.json").write_text(json.dumps(config))
+    changes = {"task": "ner", "teacher": str(teacher), "unlabelled": str(tmp_path / name)}
+    said = refused(options(workshop, tasks, tmp_path / "run", **changes))
+    assert f"{name} has columns; of tags give a sentence a line, words between blanks" in said

@@ -75,7 +75,7 @@ def test_going_on_fits_nothing_again(workshop: Workshop, tmp_path: Path) -> None
         assert all((one[key] == other[key]).all() for key in one)
 
 
-@pytest.mark.parametrize("change", ["seed", "damage"])
+@pytest.mark.parametrize("change", ["seed", "compat", "damage"])
 def test_a_start_of_something_else_is_made_again(
     change: str, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -91,13 +91,28 @@ def test_a_start_of_something_else_is_made_again(
     before = load_file(start / "model.safetensors")
     if change == "seed":
         said = support.finish(recipe, "--seed=5", "--resume=never")
+    elif change == "compat":
+        said = support.finish(recipe, "--compat=seed", "--resume=never")
     else:
         start.with_name("plain.json").write_text("{")
         said = support.finish(recipe, "--resume=never")
     assert FITTED in said
     after = load_file(start / "model.safetensors")
     same = all((before[key] == after[key]).all() for key in before)
-    assert same is (change == "damage")
+    assert same is (change != "seed")
+
+
+def test_a_broken_teacher_is_named(workshop: Workshop, tmp_path: Path) -> None:
+    teacher = support.make_teacher(tmp_path / "teacher", poisoned=True)
+    statuses, said = support.run(
+        workshop.recipe(
+            tmp_path / "run", students=STUDENTS[1:], teacher={"model_name_or_path": str(teacher)}
+        )
+    )
+    assert set(statuses) == {2}
+    line = f"students.experts.start: teacher {teacher} gives no weights: its embeddings are not all"
+    assert line in said and "Traceback" not in said
+    assert not (tmp_path / "run" / "starts" / "experts.json").exists()
 
 
 @pytest.mark.parametrize(

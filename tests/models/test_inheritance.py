@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from minimoe_dist.encoder_families import ENCODER_FAMILIES
+from minimoe_dist.errors import UserError
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.experts import ExpertLinear
 from minimoe_dist.models.inheritance import inherit, runs_of_layers
 from minimoe_dist.models.pretrained import base_of_students
 from minimoe_dist.models.teacher import teacher_of
-from minimoe_dist.models.teacher_places import TextBatch
+from minimoe_dist.models.teacher_places import TeacherPlaces, TextBatch
 from tests.models.test_encoder_families import LAYERS, VOCABULARY, make_model
 
 RELATION_HEADS = 4
@@ -87,7 +88,7 @@ def test_a_student_begins_nearer_to_a_teacher_of_any_family(
 
 @pytest.mark.parametrize("experts", [(1, 1), (1, 2)])
 @pytest.mark.parametrize("family", ["bert", "roberta", "megatron-bert"])
-def test_with_room_for_everything_a_student_is_its_teacher(
+def test_with_room_for_everything_a_student_is_nearly_its_teacher(
     family: str, experts: tuple[int, int]
 ) -> None:
     teacher = make_model(family)
@@ -145,16 +146,90 @@ def test_a_start_is_a_function_of_its_seed() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_nothing_of_a_student_changes_but_its_weights() -> None:
+def test_nothing_else_of_either_model_changes() -> None:
     teacher = make_model("bert")
     student = fresh(teacher, (1, 3)).train()
     student.config.route_padding = True
-    hooks = [len(module._forward_hooks) for module in (*teacher.modules(), *student.modules())]
+    before = copy.deepcopy(teacher.state_dict())
     inherit(student, teacher, text(), LAYERS)
     assert student.training and student.config.route_padding
-    assert hooks == [
-        len(module._forward_hooks) for module in (*teacher.modules(), *student.modules())
-    ]
+    for module in (*teacher.modules(), *student.modules()):
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("experts", [(1, 1), (1, 3)])
+def test_the_size_of_a_stream_that_is_normalised_does_not_count(experts: tuple[int, int]) -> None:
+    losses, shares = [], []
+    for size in (1.0, 16.0):
+        teacher = make_model("megatron-bert")
+        with torch.no_grad():
+            # Whatever is added to the stream is larger; every block reads it normalised.
+            for table in teacher.embeddings.children():
+                if isinstance(table, torch.nn.Embedding):
+                    table.weight *= size
+            for layer in teacher.encoder.layer:
+                for linear in (layer.attention.output.dense, layer.output.dense):
+                    linear.weight *= size
+                    linear.bias *= size
+        student = fresh(teacher, experts)
+        found = inherit(student, teacher, text(), LAYERS)
+        losses.append(loss(student, teacher))
+        shares.append([layer.explained for layer in found.layers])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert shares[1] == pytest.approx(shares[0], abs=0.02)
+
+
+@pytest.mark.parametrize("family", ["bert", "megatron-bert"])
+def test_words_are_as_large_as_the_teachers(family: str) -> None:
+    # A masked-LM head is tied to them.
+    teacher = make_model(family)
+    student = fresh(teacher)
+    inherit(student, teacher, text(), LAYERS)
+    ours = student.bert.embeddings.word_embeddings.weight
+    theirs = teacher.embeddings.word_embeddings.weight
+    assert 0.5 < float(ours.std() / theirs.std()) < 2.0
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(24, 2), (24, 6), (48, 4)])
+def test_all_of_a_student_can_learn(hidden: int, heads: int) -> None:
+    """With heads that are larger than the teacher's, more of them, or of both."""
+    teacher = make_model("bert")  # 4 heads of 8
+    student = fresh(teacher, (1, 3), hidden=hidden, heads=heads)
+    inherit(student, teacher, text(), LAYERS)
+    batch = text(1, seed=2)[0]
+    student.eval()
+    signals = student(batch.ids, attention_mask=batch.mask, token_type_ids=batch.segments).signals
+    sum(values.square().sum() for values in signals).backward()
+    for layer in student.bert.encoder.layers():
+        query, key, value = (
+            getattr(layer.attention.self, name) for name in ("query", "key", "value")
+        )
+        for linear in (key, value, layer.attention.output.dense):
+            assert (linear.weight.grad.abs().sum(1) > 0).all()
+        of_heads = query.weight.unflatten(0, (heads, -1))
+        for one in range(heads):
+            for other in range(one):
+                assert not torch.equal(of_heads[one], of_heads[other])
+    for linear in (student.relation.query, student.relation.key, student.relation.value):
+        assert (linear.weight.grad.abs().sum(1) > 0).all()
+
+
+def test_scores_that_are_divided_by_more_than_their_size_are_taken_over_so() -> None:
+    assert TeacherPlaces(make_model("deberta-v2")).score_divisor == 3.0
+    assert TeacherPlaces(make_model("bert")).score_divisor == 1.0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
+def test_a_broken_teacher_gives_no_weights(value: float) -> None:
+    teacher = make_model("bert")
+    with torch.no_grad():
+        if value:
+            teacher.embeddings.word_embeddings.weight[7] = value
+        else:
+            teacher.embeddings.LayerNorm.weight.zero_()  # all tokens are the same
+    with pytest.raises(UserError, match="its states are not finite, or the same for all tokens"):
+        inherit(fresh(teacher), teacher, text(), LAYERS)
 
 
 @pytest.mark.parametrize(

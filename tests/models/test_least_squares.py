@@ -78,6 +78,8 @@ def test_scores_of_a_head_stay_in_as_many_elements_or_more(size: int, rows: Tens
     wanted = query(rows) @ key(rows).T / 5**0.5
     got = narrowed[0](rows) @ narrowed[1](rows).T / size**0.5
     assert explained(got, wanted) > 0.999
+    divided = narrow_scores((query, key), factor, size, divisor=4.0)
+    assert explained(2.0 * divided[0](rows) @ divided[1](rows).T / size**0.5, wanted) > 0.999
 
 
 def test_scores_of_a_narrower_head_are_the_nearest(rows: Tensor) -> None:

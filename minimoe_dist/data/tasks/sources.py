@@ -1,5 +1,6 @@
 """Finds the files that a fine-tuning run reads: tasks by name, or a table of the user's own."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from . import (
 )
 from .encoding import UNLABELLED, UNLABELLED_VALUE
 from .rows import BadRows
-from .unlabelled import TABLES, read_lines, read_table
+from .unlabelled import STANDARD_INPUT, TABLES, read_lines, read_table
 
 _MANY_CLASSES = 50
+_LOOKED_AT = 100
 
 
 def sources(options: FinetuneOptions) -> list[str | Table]:
@@ -234,7 +236,13 @@ def open_unlabelled(train: TaskData, options: FinetuneOptions) -> TaskData | Non
         return None
     path, task = Path(options.unlabelled).expanduser(), train.task
     words = task.kind == "tagging"
-    if path.suffix in TABLES and not words:
+    if options.unlabelled == STANDARD_INPUT:
+        raise ConfigError("unlabelled: -: is read more than once; give a file")
+    if words and (path.suffix in TABLES or _has_columns(path)):
+        raise ConfigError(
+            f"unlabelled: {path} has columns; of tags give a sentence a line, words between blanks"
+        )
+    if path.suffix in TABLES:
         if not options.text_columns:
             raise ConfigError(
                 f"unlabelled: {path} is a table, and {task.name} has no text_columns; give a file "
@@ -249,6 +257,12 @@ def open_unlabelled(train: TaskData, options: FinetuneOptions) -> TaskData | Non
     of_a_text: Any = UNLABELLED_VALUE if task.kind == "regression" else UNLABELLED
     labels = [[UNLABELLED] * len(text) if words else of_a_text for text in texts]
     return TaskData(task, path, texts, labels, BadRows())
+
+
+def _has_columns(path: Path) -> bool:
+    """Tells whether a file's first lines have tabs: words with their tags, not sentences."""
+    with path.open("rb") as file:
+        return any(b"\t" in line for line in itertools.islice(file, _LOOKED_AT))
 
 
 def _check_all_labels(train: TaskData) -> None:
