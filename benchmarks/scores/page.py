@@ -1,6 +1,7 @@
 """Table and picture of the study."""
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,15 @@ def draw_best(found: Mapping[str, Any], path: Path) -> None:
             share /= statistics.mean(found["scores"]["teacher"][task])
             at = place + 0.4 - (number + 0.5) * height
             right.barh(at, share, height, hatch=hatch, **look)
-            right.text(1, at, f"{task} {share:.0f} %", va="center", fontsize=6, color="white")
-    left.set_yticks(range(len(names)), [words_of(found, name).replace(", ", ",\n", 1)
+            right.text(
+                1,
+                at,
+                f"{task} {share:.0f} %",
+                va="center",
+                fontsize=6,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
+    left.set_yticks(range(len(names)), [textwrap.fill(words_of(found, name), 46)
                                         for name in reversed(names)], fontsize=7)  # fmt: skip
     for axes, title in ((left, "mean over tasks"), (right, "task by task")):
         axes.axvline(100, color="black", linewidth=0.8)
