@@ -166,10 +166,6 @@ def distil_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> l
     return failed + run_all(tunings, size.lanes, size.ranks, again / "log.txt")
 
 
-def _uncached(size: Size) -> list[Run]:
-    return [run for run in runs_of(size) if not run.is_cached]
-
-
 def make_random(folder: Path, size: Size) -> None:
     """A student that has learnt nothing, with the tokenizer and size of another."""
     import torch
@@ -280,12 +276,8 @@ def _tuning(
         (
             *("finetune", model, *own, source, str((tasks or folder / "tasks") / task)),
             *("--output_dir", str(output), "--max_length", str(size.task_length)),
-            *(
-                "--num_train_epochs",
-                str(epochs or size.epochs),
-                "--seeds",
-                ",".join(map(str, size.seeds)),
-            ),
+            *("--num_train_epochs", str(epochs or size.epochs)),
+            *("--seeds", ",".join(map(str, size.seeds))),
             *("--learning_rates", RATES[kind], "--batch_sizes", "32", "--precision", "bf16"),
             *more,
         ),
@@ -315,15 +307,16 @@ def main() -> int:
     if "texts" in options.parts:
         make_texts(folder, size, options.seed, given, options.text)
     tasks = json.loads((folder / "tasks.json").read_text())
+    short = [run for run in runs_of(size) if not run.is_cached]
+    long = [run for run in runs_of(size) if run.is_cached]
     if "distil" in options.parts:
-        failed += distil(folder, size, options.seed, _uncached(size))
+        failed += distil(folder, size, options.seed, short)
         make_random(folder, size)
     if "tune" in options.parts:
         failed += tune(folder, size, tasks)
     if "again" in options.parts:
         failed += distil_again(folder, size, options.again, tasks)
     if "long" in options.parts:
-        long = [run for run in runs_of(size) if run.is_cached]
         failed += distil(folder, size, options.seed, long)
         failed += tune(folder, size, tasks, is_long=True)
     if "best" in options.parts:

@@ -23,23 +23,23 @@ heads, D a head's size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..data.batches import MicroBatch
+from .block_fits import Part, StudentMap, balanced_router, fit_block, noisy, noisy_beyond
 from .encoder import Layer
 from .errors import UserError
 from .experts import ExpertLinear
 from .least_squares import (
     Affine,
     Moments,
-    balanced_router,
     explained,
     fit_norm,
-    least_squares,
     narrow,
     narrow_scores,
     over,
@@ -51,10 +51,9 @@ from .least_squares import (
     with_ones,
 )
 from .moebert import MiniMoeForRelations
-from .teacher_places import Tap, TeacherPlaces, TextBatch, listening, rows_of
+from .packing import layout_of
+from .teacher_places import Tap, TeacherPlaces, listening, rows_of
 
-_LEAST_FACTOR = 0.05
-_COPY_NOISE = 0.01
 _CHUNK = 4096
 _NOTHING_TO_LEARN = "its states are not finite, or the same for all tokens"
 
@@ -107,7 +106,7 @@ def runs_of_layers(student_layers: int, relation_layer: int, has_maps: bool) -> 
 def inherit(
     student: MiniMoeForRelations,
     teacher: PreTrainedModel,
-    batches: Sequence[TextBatch],
+    batches: Sequence[MicroBatch],
     relation_layer: int,
     seed: int = 0,
 ) -> Inheritance:
@@ -141,21 +140,19 @@ def inherit(
 
 @dataclass
 class _Seen:
-    """The teacher's rows in the student's space, and the way back to its own.
+    """What a teacher has at a place, in the student's space, and the way back to its own.
 
     Attributes:
         rows: [N, W].
         back: W → H, of ``rows`` what is nearest to the teacher's.
     """
 
+    rows: Tensor
     back: Affine
-    pieces: list[Tensor] = field(default_factory=list)
 
-    @property
-    def rows(self) -> Tensor:
-        if len(self.pieces) > 1:
-            self.pieces = [torch.cat(self.pieces)]
-        return self.pieces[0]
+    def from_student(self, rows: Tensor) -> Affine:
+        """Fits what makes the teacher's rows, as near as it can, of the student's [N, W]: W → H."""
+        return ridge(rows, self.rows).then(self.back)
 
 
 class _Fit:
@@ -165,7 +162,7 @@ class _Fit:
         self,
         student: MiniMoeForRelations,
         teacher: TeacherPlaces,
-        batches: Sequence[TextBatch],
+        batches: Sequence[MicroBatch],
         relation_layer: int,
     ) -> None:
         self._student = student
@@ -179,7 +176,7 @@ class _Fit:
         )
         self._layers: list[Layer] = student.bert.encoder.layers()
         self._kept = 0.0
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[Tap, _Seen] = {}
 
     def run(self) -> Inheritance:
         """Fits part after part, from the embeddings to the relation loss's maps."""
@@ -191,7 +188,7 @@ class _Fit:
             fits.append(LayerFit(run.start, run.stop - 1, share))
         if self._has_maps:
             self._fit_relation_maps(self._student.relation, self._states())
-        tokens = len(self._seen["states 0"].rows)
+        tokens = len(self._seen[self._teacher.states(0)].rows)
         return Inheritance(tokens, self._kept, fits)
 
     def _first_layer(self, index: int) -> int:
@@ -199,47 +196,47 @@ class _Fit:
         run = self._runs[index]
         return min(max(1, run.start), self._relation_layer)
 
-    def _taps(self) -> dict[str, Tap]:
+    def _taps(self) -> list[Tap]:
         """The places of the teacher that anything is fitted to."""
         teacher = self._teacher
-        taps: dict[str, Tap | None] = {
-            "states 0": teacher.states(0),
-            "relation": teacher.maps_input(self._relation_layer),
-        }
+        taps = [teacher.states(0), teacher.maps_input(self._relation_layer)]
         for index, run in enumerate(self._runs):
             first = self._first_layer(index)
-            taps[f"maps {index}"] = teacher.maps_input(first)
-            taps[f"middle {index}"] = teacher.middle(first)
-            taps[f"neurons {index}"] = teacher.neurons_input(first)
-            taps[f"end {index}"] = teacher.states(run.stop - 1)
-        return {name: tap for name, tap in taps.items() if tap is not None}
+            inside = (
+                teacher.maps_input(first),
+                teacher.middle(first),
+                teacher.neurons_input(first),
+            )
+            taps += [tap for tap in inside if tap is not None]
+            taps.append(teacher.states(run.stop - 1))
+        return list(dict.fromkeys(taps))
 
     def _look_at_teacher(self) -> None:
         """Finds the student's space, then the teacher's rows in it."""
         teacher, taps = self._teacher, self._taps()
-        states = {f"layer {layer}": teacher.states(layer) for layer in range(self._relation_layer)}
-        moments = {name: Moments() for name in (*states, *taps)}
+        states = [teacher.states(layer) for layer in range(self._relation_layer)]
+        moments = {tap: Moments() for tap in (*states, *taps)}
         # A quarter of the text tells directions; fits need more of it.
         for batch in self._batches[: -(-len(self._batches) // 4)]:
-            for name, rows in teacher.run({**states, **taps}, batch).items():
-                moments[name].add(rows)
-        covariances = [moments[name].covariance for name in states]
+            for tap, rows in teacher.run(moments, batch).items():
+                moments[tap].add(rows)
+        covariances = [moments[tap].covariance for tap in states]
         if not all(each.isfinite().all() and each.trace() > 0 for each in covariances):
             raise UserError(_NOTHING_TO_LEARN)
-        mixture = torch.stack([each / each.trace() for each in covariances]).sum(0)
-        space = self._space(mixture)
+        space = self._space(torch.stack([each / each.trace() for each in covariances]).sum(0))
         self._kept = float(
             sum((space.T @ each @ space).trace() / each.trace() for each in covariances)
             / len(covariances)
         )
-        for name in taps:
-            self._seen[name] = _Seen(way_back(moments[name], space))
-        narrow = space.float()
+        pieces: dict[Tap, list[Tensor]] = {tap: [] for tap in taps}
         for batch in self._batches:
-            for name, rows in teacher.run(taps, batch).items():
+            for tap, rows in teacher.run(taps, batch).items():
                 if not rows.isfinite().all():
                     raise UserError(_NOTHING_TO_LEARN)
-                self._seen[name].pieces.append(rows @ narrow)
+                pieces[tap].append(rows @ space.float())
+        self._seen = {
+            tap: _Seen(torch.cat(pieces[tap]), way_back(moments[tap], space)) for tap in taps
+        }
 
     def _space(self, covariance: Tensor) -> Tensor:
         """Returns H → W, float64: principal components, spread over units by a rotation.
@@ -256,13 +253,13 @@ class _Fit:
 
     def _hear(self, module: nn.Module, is_input: bool) -> Tensor:
         """Runs the sample through the student; returns the rows [N, …] at one place."""
-        heard: dict[str, Tensor] = {}
-        found = []
-        with listening({"here": Tap(module, is_input)}, heard) as forget:
+        tap, found = Tap(module, is_input), []
+        heard: dict[Tap, Tensor] = {}
+        with listening([tap], heard) as forget:
             for batch in self._batches:
                 forget()
-                self._student.bert(batch.ids, batch.mask, batch.segments)
-                found.append(rows_of(heard["here"], batch.mask))
+                self._student.bert(**batch.inputs())
+                found.append(rows_of(heard[tap], batch.attention_mask))
         return torch.cat(found)
 
     def _states(self) -> Tensor:
@@ -273,49 +270,46 @@ class _Fit:
 
     def _embed(self) -> None:
         """Puts the teacher's embeddings into the student's space."""
-        embeddings, teacher = self._student.bert.embeddings, self._teacher
-        positions = self._positions()
-        read = torch.cat(
-            [
-                teacher.embedded(batch, places)
-                for batch, places in zip(self._batches, positions, strict=True)
-            ]
-        )
-        target = self._seen["states 0"].rows
-        norm = getattr(embeddings, "LayerNorm", None)
-        fit = ridge(read, target if norm is None else standardised(target))
-        words, places, segments = teacher.tables()
-        if not all(table is None or table.isfinite().all() for table in (words, places, segments)):
+        embeddings, target = self._student.bert.embeddings, self._seen[self._teacher.states(0)].rows
+        words, places, segments = tables = self._teacher.tables()
+        if not all(table is None or table.isfinite().all() for table in tables):
             raise UserError("its embeddings are not all finite")
+        norm = getattr(embeddings, "LayerNorm", None)
+        read = torch.cat([self._embedded(batch, *tables) for batch in self._batches])
+        fit = ridge(read, target if norm is None else standardised(target))
         if norm is not None:
             # The norm takes any size away; a masked-LM head that is tied to the words needs theirs.
             scale = words.std() / (words @ fit.weight).std()
             fit = Affine(fit.weight * scale, fit.bias * scale)
-        embeddings.word_embeddings.weight[: len(words)] = (words @ fit.weight)[
-            : len(embeddings.word_embeddings.weight)
-        ]
+        embeddings.word_embeddings.weight.copy_(words @ fit.weight)
         for table, mine in (
-            (places, embeddings.position_embeddings),
-            (segments, embeddings.token_type_embeddings),
+            (places, embeddings.position_embeddings.weight),
+            (segments, embeddings.token_type_embeddings.weight),
         ):
             if table is not None:
-                rows = min(len(table), len(mine.weight))
-                mine.weight[:rows] = table[:rows] @ fit.weight
-                mine.weight[rows:] = 0.0
+                rows = min(len(table), len(mine))
+                mine[:rows] = table[:rows] @ fit.weight
+                mine[rows:] = 0.0
         if segments is None:
             embeddings.token_type_embeddings.weight.zero_()
         embeddings.token_type_embeddings.weight += fit.bias
         if norm is not None:
             fit_norm(norm, self._hear(norm, is_input=True), target, keeps_variance=False)
 
-    def _positions(self) -> list[Tensor]:
-        """The sample's positions, as students count them, [n] a batch."""
-        first = self._student.bert.embeddings.first_position
-        found = []
-        for batch in self._batches:
-            counted = batch.mask.long().cumsum(1) - 1
-            found.append((counted + (0 if first is None else first + 1))[batch.mask])
-        return found
+    def _embedded(
+        self, batch: MicroBatch, words: Tensor, places: Tensor | None, segments: Tensor | None
+    ) -> Tensor:
+        """Sums the teacher's embeddings of the kinds that students have, [n, width of tables]."""
+        layout = layout_of(batch.attention_mask, keep_padding=False, keep_attentions=False)
+        rows = words[layout.pack(batch.input_ids)]
+        if places is not None:
+            # Students count positions as their teachers do.
+            first = self._student.bert.embeddings.first_position
+            rows = rows + places[layout.positions(batch.input_ids, first)]
+        if segments is not None:
+            read = batch.token_type_ids if self._teacher.family.reads_segments else None
+            rows = rows + segments[0 if read is None else layout.pack(read)]
+        return rows
 
     def _fit_layer(self, index: int) -> float:
         """Fits a layer to the states that its teacher's run ends with; returns how near it is."""
@@ -327,21 +321,21 @@ class _Fit:
             self._fit_relation_maps(layer.attention.self, read)
         else:
             self._fit_heads(index, read)
-        end = self._seen[f"end {index}"].rows
+        end = self._seen[self._teacher.states(self._runs[index].stop - 1)].rows
         if is_last and not normalizes_input:
             # Nothing else reads these, and heads of tasks are tuned for states of unit variance: a
             # teacher's own may be much smaller. (A norm behind the layers would do that itself.)
             end = end / end.std(0).mean()
-        middle = self._seen.get(f"middle {index}")
-        attended = self._fit_block(
+        middle = self._teacher.middle(self._first_layer(index))
+        attended = fit_block(
             layer.attention.output,
             before,
             [self._attention_part(layer, read)],
-            end if middle is None else middle.rows,
+            end if middle is None else self._seen[middle].rows,
         )
         tokens = layer.ln(attended) if normalizes_input else attended
         parts = self._fit_neurons(index, tokens)
-        behind = self._fit_block(layer.output, attended, parts, end, keeps_variance=is_last)
+        behind = fit_block(layer.output, attended, parts, end, keeps_variance=is_last)
         return explained(behind, end)
 
     def _fit_heads(self, index: int, read: Tensor) -> None:
@@ -351,11 +345,9 @@ class _Fit:
         product of both maps, weighed by what they read, [N, W].
         """
         holder = self._layers[index].attention.self
-        seen = self._seen[f"maps {index}"]
-        to_teacher = ridge(read, seen.rows).then(seen.back)
-        query, key, value = (
-            to_teacher.then(each) for each in self._teacher.maps(self._first_layer(index))
-        )
+        first = self._first_layer(index)
+        to_teacher = self._seen[self._teacher.maps_input(first)].from_student(read)
+        query, key, value = (to_teacher.then(each) for each in self._teacher.maps(first))
         heads = self._teacher.heads
         size = len(query.bias) // heads
         own_heads: int = self._student.config.num_attention_heads
@@ -375,7 +367,7 @@ class _Fit:
             ]
             if place >= len(ranked):
                 # Of a head that was taken before; alike they would stay.
-                maps = [_noisy(each) for each in maps]
+                maps = [noisy(each) for each in maps]
             for pieces, piece in zip(found.values(), maps, strict=True):
                 pieces.append(piece)
         for name, pieces in found.items():
@@ -383,8 +375,8 @@ class _Fit:
             if name != "key":
                 # Of a head's elements beyond its teacher's, both sides of a product would be zero,
                 # and neither would ever learn.
-                whole = _noisy_beyond(whole, size, own_size)
-            _Map(getattr(holder, name)).write(whole)
+                whole = noisy_beyond(whole, size, own_size)
+            StudentMap(getattr(holder, name)).write(whole)
 
     def _fit_relation_maps(self, holder: Any, read: Tensor) -> None:
         """Gives maps to queries, keys and values the teacher's relations, of what is read [N, W].
@@ -392,8 +384,8 @@ class _Fit:
         The Gram matrix of a relation head's vectors is the loss's whole input; of vectors of fewer
         elements it is nearest with their principal components.
         """
-        seen = self._seen["relation"]
-        to_teacher = ridge(read, seen.rows).then(seen.back)
+        place = self._teacher.maps_input(self._relation_layer)
+        to_teacher = self._seen[place].from_student(read)
         heads: int = self._student.config.num_relation_heads
         own_size = self._width // heads
         maps = self._teacher.maps(self._relation_layer)
@@ -406,186 +398,72 @@ class _Fit:
                 # Scores are divided by the root of the size.
                 scale = (own_size / size) ** 0.25
                 pieces.append(Affine(narrowed.weight * scale, narrowed.bias * scale))
-            _Map(linear).write(_noisy_beyond(side_by_side(pieces), size, own_size))
+            StudentMap(linear).write(noisy_beyond(side_by_side(pieces), size, own_size))
 
-    def _attention_part(self, layer: Layer, read: Tensor) -> "_Part":
+    def _attention_part(self, layer: Layer, read: Tensor) -> Part:
         """What the second map of attention reads, [N, W], in a batch's own order."""
         dense = layer.attention.output.dense
-        context = self._hear(dense, is_input=True)
-        if not isinstance(dense, ExpertLinear):
-            return _Part(_all(context), context, _Map(dense))
-        # Experts are alike here, but their rows are sorted by them.
-        expert, probability, _ = layer.attn_gate(read, None)
-        counts = [int(batch.mask.sum()) for batch in self._batches]
-        found = torch.empty_like(context)
-        for mine, sorted_rows, chosen in zip(
-            found.split(counts), context.split(counts), expert.split(counts), strict=True
-        ):
-            mine[torch.argsort(chosen, stable=True)] = sorted_rows
-        return _Part(_all(found), found, _Map(dense), probability)
+        context, probability = self._hear(dense, is_input=True), None
+        if isinstance(dense, ExpertLinear):
+            # Experts are alike here, but their rows are sorted by them.
+            expert, probability, _ = layer.attn_gate(read, None)
+            counts = [int(batch.attention_mask.sum()) for batch in self._batches]
+            rows = zip(context.split(counts), expert.split(counts), strict=True)
+            context = torch.cat(
+                [mine[chosen.argsort(stable=True).argsort()] for mine, chosen in rows]
+            )
+        return Part(_every(context), context, StudentMap(dense), probability)
 
-    def _fit_neurons(self, index: int, tokens: Tensor) -> list["_Part"]:
+    def _fit_neurons(self, index: int, tokens: Tensor) -> list[Part]:
         """Gives the feed-forward block of a layer, which reads ``tokens`` [N, W], its neurons."""
-        layer = self._layers[index]
+        layer, teacher_layer = self._layers[index], self._first_layer(index)
+        place = self._teacher.neurons_input(teacher_layer)
+        neurons = None
+        if place is not None:
+            first_map, sizes = self._teacher.neurons(teacher_layer)
+            neurons = (self._seen[place].from_student(tokens).then(first_map), sizes)
         first, second = layer.intermediate.dense, layer.output.dense
-        if not isinstance(first, ExpertLinear):
-            everything = _all(tokens)
-            read = self._set_neurons(index, tokens, everything, _Map(first))
-            return [_Part(everything, read, _Map(second))]
-        _Map(layer.ffn_gate).write(balanced_router(tokens, first.num_experts))
-        expert, probability, _ = layer.ffn_gate(tokens, None)
+        if isinstance(first, ExpertLinear):
+            StudentMap(layer.ffn_gate).write(balanced_router(tokens, first.num_experts))
+            expert, probability, _ = layer.ffn_gate(tokens, None)
+            chosen: list[tuple[Tensor, int | None]] = [
+                (expert == number, number) for number in range(first.num_experts)
+            ]
+        else:
+            probability, chosen = None, [(_every(tokens), None)]
         parts = []
-        for number in range(first.num_experts):
-            rows = expert == number
-            if rows.any():  # else it stays as it was drawn
-                read = self._set_neurons(index, tokens, rows, _Map(first, number))
-                parts.append(_Part(rows, read, _Map(second, number), probability[rows]))
+        for rows, number in chosen:
+            if not rows.any():
+                continue  # an expert without a token stays as it was drawn
+            mine, own = tokens[rows], StudentMap(first, number)
+            if neurons is None:
+                # Of unit variance before the activation, which is linear near 0.
+                drawn = own.read()
+                own.write(Affine(drawn.weight / drawn(mine).std().clamp_min(1e-6), drawn.bias))
+            else:
+                self._choose_neurons(own, *neurons, mine)
+            read = layer.intermediate.activation(own.read()(mine))
+            of_expert = None if probability is None else probability[rows]
+            parts.append(Part(rows, read, StudentMap(second, number), of_expert))
         return parts
 
-    def _set_neurons(self, index: int, tokens: Tensor, rows: Tensor, own: "_Map") -> Tensor:
+    def _choose_neurons(self, own: StudentMap, whole: Affine, sizes: Tensor, mine: Tensor) -> None:
         """Gives a map of 4W neurons those of the teacher's that add most to some tokens.
 
         Args:
-            index: of the layer.
-            tokens: [N, W], what all of the block reads.
-            rows: bool [N], the tokens of this map.
             own: the map.
-
-        Returns:
-            [n, 4W], what the second map reads of these tokens.
+            whole: to all of the teacher's neurons, W → I.
+            sizes: of what each of these adds, [I].
+            mine: the tokens, [n, W].
         """
-        seen, mine, drawn = self._seen.get(f"neurons {index}"), tokens[rows], own.read()
-        activation = self._layers[index].intermediate.activation
-        if seen is None:
-            # Of unit variance before the activation, which is linear near 0.
-            own.write(Affine(drawn.weight / drawn(mine).std().clamp_min(1e-6), drawn.bias))
-        else:
-            neurons, sizes = self._teacher.neurons(self._first_layer(index))
-            whole = ridge(tokens, seen.rows).then(seen.back).then(neurons)
-            added = torch.zeros_like(whole.bias)
-            for chunk in mine.split(_CHUNK):
-                added += (activation(whole(chunk)) * sizes).square().sum(0)
-            kept = min(len(drawn.bias), len(added))
-            own.write(over(drawn, whole.of(added.topk(kept).indices.sort().values)))
-        activated: Tensor = activation(own.read()(mine))
-        return activated
-
-    def _fit_block(
-        self,
-        output: Any,
-        residual: Tensor,
-        parts: Sequence["_Part"],
-        target: Tensor,
-        keeps_variance: bool = False,
-    ) -> Tensor:
-        """Fits a block's second map, and the LayerNorm behind it, to ``target`` [N, W].
-
-        LayerNorm takes the size of its input away, so what the sum with the residual should be is
-        known but for a factor, which is fitted too.
-
-        Args:
-            output: the second map's holder.
-            residual: [N, W], what the block's output is added to.
-            parts: what its maps read.
-            target: of the states behind the block.
-            keeps_variance: give the result the target's variance, where least squares would shrink
-                what is explained in part.
-
-        Returns:
-            [N, W], the states behind the block.
-        """
-        norm = getattr(output, "LayerNorm", None)
-        wanted = target if norm is None else standardised(target)
-        solved = []
-        crossed = squared = 0.0
-        for part in parts:
-            features, goals = part.features(), (wanted[part.rows], residual[part.rows])
-            to_wanted, to_residual = least_squares(features, goals)
-            solved.append((part, to_wanted, to_residual))
-            left_of_wanted = goals[0] - features @ to_wanted
-            left_of_residual = goals[1] - features @ to_residual
-            crossed += float((left_of_wanted * left_of_residual).sum())
-            squared += float(left_of_residual.square().sum())
-        factor = 1.0
-        if norm is not None:
-            factor = max(crossed / max(squared, 1e-12), _LEAST_FACTOR)
-        summed = residual.clone()
-        for part, to_wanted, to_residual in solved:
-            weights = to_wanted / factor - to_residual
-            part.second.write(Affine(weights[:-1], weights[-1]))
-            summed[part.rows] += part.features() @ weights
-        if norm is None:
-            return summed
-        fit_norm(norm, summed, target, keeps_variance)
-        normalised: Tensor = norm(summed)
-        return normalised
+        activation = self._layers[0].intermediate.activation
+        added = torch.zeros_like(whole.bias)
+        for chunk in mine.split(_CHUNK):
+            added += (activation(whole(chunk)) * sizes).square().sum(0)
+        drawn = own.read()
+        kept = min(len(drawn.bias), len(added))
+        own.write(over(drawn, whole.of(added.topk(kept).indices.sort().values)))
 
 
-@dataclass(frozen=True)
-class _Map:
-    """A linear map of a student.
-
-    Attributes:
-        linear: plain, or the maps of several experts.
-        expert: whose it is; None of a plain one, and of all experts, which are then made alike.
-    """
-
-    linear: Any
-    expert: int | None = None
-
-    def read(self) -> Affine:
-        """Returns the map, of one expert or a plain one; of all experts the first one's."""
-        weight, bias = self.linear.weight, self.linear.bias
-        if weight.dim() == 3:
-            weight, bias = weight[self.expert or 0], bias[self.expert or 0]
-        return Affine(weight.T, bias)
-
-    def write(self, values: Affine) -> None:
-        """Replaces the map; experts that are alike get noise, which lets them part."""
-        weight, bias = self.linear.weight, self.linear.bias
-        if self.expert is not None:
-            weight, bias = weight[self.expert], bias[self.expert]
-        weight.copy_(values.weight.T)
-        bias.copy_(values.bias)
-        if weight.dim() > values.weight.dim():
-            weight += _noise_like(weight)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Tokens of a block, and the second map that they go through.
-
-    Attributes:
-        rows: bool [N], which tokens they are.
-        read: [n, in], what the map reads of them.
-        second: the map.
-        probability: of the tokens' experts, [n, 1]; None where the block has none.
-    """
-
-    rows: Tensor
-    read: Tensor
-    second: _Map
-    probability: Tensor | None = None
-
-    def features(self) -> Tensor:
-        """What a linear map without bias makes the block's output of, [n, in + 1]."""
-        features = with_ones(self.read)
-        return features if self.probability is None else features * self.probability
-
-
-def _noise_like(weight: Tensor) -> Tensor:
-    return _COPY_NOISE * weight.std() * torch.randn(weight.shape).to(weight.device)
-
-
-def _noisy(values: Affine) -> Affine:
-    return Affine(values.weight + _noise_like(values.weight), values.bias)
-
-
-def _noisy_beyond(values: Affine, size: int, own_size: int) -> Affine:
-    """Returns a map of heads of ``own_size``, with noise for their elements beyond ``size``."""
-    beyond = torch.arange(len(values.bias), device=values.bias.device) % own_size >= size
-    return Affine(torch.where(beyond, _noise_like(values.weight), values.weight), values.bias)
-
-
-def _all(rows: Tensor) -> Tensor:
+def _every(rows: Tensor) -> Tensor:
     return torch.ones(len(rows), dtype=torch.bool, device=rows.device)

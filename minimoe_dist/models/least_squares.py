@@ -13,12 +13,6 @@ from torch.nn import functional
 # Relative to the mean eigenvalue; far below what text's own directions have.
 _RIDGE = 1e-3
 _TINY_RIDGE = 1e-6
-_CLUSTERING_ROUNDS = 30
-_BALANCING_ROUNDS = 200
-_BALANCING_STEP = 0.1
-# Standard deviation of a fresh router's logits about their mean over experts: an expert then gets
-# half to two thirds of the probability, and tokens can still change theirs.
-_ROUTER_SPREAD = 2.0
 
 
 @dataclass
@@ -207,32 +201,3 @@ def over(old: Affine, new: Affine) -> Affine:
     return Affine(
         torch.cat([new.weight, old.weight[:, count:]], 1), torch.cat([new.bias, old.bias[count:]])
     )
-
-
-def balanced_router(tokens: Tensor, experts: int) -> Affine:
-    """Returns a router's map, W → E, that sends tokens [N, W] to clusters of equal size.
-
-    Draws the clusters' first centres from PyTorch's generator.
-    """
-    centred = tokens - tokens.mean(0)
-    centres = centred[torch.randperm(len(tokens))[:experts].to(tokens.device)]
-    for _ in range(_CLUSTERING_ROUNDS):
-        nearest = _nearness(centred, centres).argmax(-1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, centred)
-        sizes = torch.bincount(nearest, minlength=experts)[:, None]
-        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
-    logits = _nearness(centred, centres)
-    scale = _ROUTER_SPREAD / (logits - logits.mean(-1, keepdim=True)).std().clamp_min(1e-6)
-    logits = logits * scale
-    balance = logits.new_zeros(experts)
-    for _ in range(_BALANCING_ROUNDS):
-        loads = torch.bincount((logits + balance).argmax(-1), minlength=experts) / len(logits)
-        balance -= _BALANCING_STEP * torch.log(loads * experts + 0.01)
-    weight = (centres * scale).T
-    bias = balance - scale * centres.square().sum(-1) / 2
-    return Affine(weight, bias - tokens.mean(0) @ weight)
-
-
-def _nearness(rows: Tensor, centres: Tensor) -> Tensor:
-    """Returns what is greatest of the nearest centre, [N, E], linear in rows."""
-    return rows @ centres.T - centres.square().sum(-1) / 2

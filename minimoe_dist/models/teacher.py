@@ -242,7 +242,7 @@ def load_teacher(
     folder = resolve_model_path(path)
     device = torch.device(device)
     config = read_encoder_config(path, folder)
-    layer = _layer_number(config, relation_layer)
+    layer = layer_number(config, relation_layer)
     first_layers = cut_config(config, layer)
     in_8_bits = dtype == FLOAT8
     if in_8_bits and device.type == "cuda" and not multiplies_float8(device):
@@ -292,7 +292,7 @@ def unfilled_teacher(
 
     folder = resolve_model_path(path)
     config = read_encoder_config(path, folder)
-    layer = _layer_number(config, relation_layer)
+    layer = layer_number(config, relation_layer)
     model = empty_encoder(cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
     weights = open_weights(path, folder, model.base_model_prefix)
     model_names = {parameter: name for name, parameter in model.named_parameters()}
@@ -312,7 +312,8 @@ def cut_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
     return cut
 
 
-def _layer_number(config: PreTrainedConfig, relation_layer: int) -> int:
+def layer_number(config: PreTrainedConfig, relation_layer: int) -> int:
+    """Returns the number of a relation layer, from 1; -1 is the last one."""
     layers: int = config.num_hidden_layers
     layer = layers if relation_layer == -1 else relation_layer
     assert 1 <= layer <= layers, f"relation layer {relation_layer} of {layers}"

@@ -3,7 +3,7 @@
 Shapes: B samples, S positions, n tokens of a batch, H the teacher's width, I its neurons.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,17 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..data.batches import MicroBatch
 from ..encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .least_squares import Affine
 from .pretrained import size_of
-
-
-class TextBatch(NamedTuple):
-    """A batch of text: ``ids`` and ``segments`` int64 [B, S], ``mask`` bool [B, S]."""
-
-    ids: Tensor
-    mask: Tensor
-    segments: Tensor
 
 
 class Tap(NamedTuple):
@@ -33,16 +26,15 @@ class Tap(NamedTuple):
 
 
 @contextmanager
-def listening(taps: Mapping[str, Tap], heard: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
+def listening(taps: Collection[Tap], heard: dict[Tap, Tensor]) -> Iterator[Callable[[], None]]:
     """Keeps what passes the taps of a pass; yields what forgets the calls between passes."""
     calls: dict[tuple[nn.Module, bool], int] = {}
 
     def listen(module: nn.Module, is_input: bool, values: Tensor) -> None:
-        call = calls.get((module, is_input), 0)
-        calls[module, is_input] = call + 1
-        for name, tap in taps.items():
-            if tap.module is module and tap.is_input is is_input and tap.call == call:
-                heard[name] = values
+        tap = Tap(module, is_input, calls.get((module, is_input), 0))
+        calls[module, is_input] = tap.call + 1
+        if tap in taps:
+            heard[tap] = values
 
     def before(module: nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
         listen(module, True, inputs[0] if inputs else named["hidden_states"])
@@ -54,7 +46,7 @@ def listening(taps: Mapping[str, Tap], heard: dict[str, Tensor]) -> Iterator[Cal
         module.register_forward_pre_hook(before, with_kwargs=True)
         if is_input
         else module.register_forward_hook(behind)
-        for module, is_input in {(tap.module, tap.is_input): None for tap in taps.values()}
+        for module, is_input in {(tap.module, tap.is_input): None for tap in taps}
     ]
     try:
         yield calls.clear
@@ -141,24 +133,15 @@ class TeacherPlaces:
         first, second = (self._inside(layer, name) for name in self.family.feedforward)
         return _affine_of(first), _affine_of(second).weight.norm(dim=1)
 
-    def run(self, taps: Mapping[str, Tap], batch: TextBatch) -> dict[str, Tensor]:
+    def run(self, taps: Collection[Tap], batch: MicroBatch) -> dict[Tap, Tensor]:
         """Runs a batch; returns the rows [n, …] that passed the taps."""
-        heard: dict[str, Tensor] = {}
-        segments = {"token_type_ids": batch.segments} if self.family.reads_segments else {}
+        heard: dict[Tap, Tensor] = {}
+        inputs = batch.inputs() | {"attention_mask": batch.attention_mask.long()}
+        if not self.family.reads_segments:
+            del inputs["token_type_ids"]
         with listening(taps, heard):
-            self._model(input_ids=batch.ids, attention_mask=batch.mask.long(), **segments)
-        return {name: rows_of(values, batch.mask) for name, values in heard.items()}
-
-    def embedded(self, batch: TextBatch, positions: Tensor) -> Tensor:
-        """The sum of the embeddings that students have too, rows [n, H of the tables]."""
-        words, places, segments = self.tables()
-        rows = words[batch.ids[batch.mask]]
-        if places is not None:
-            rows = rows + places[positions]
-        if segments is not None:
-            read = batch.segments[batch.mask] if self.family.reads_segments else 0
-            rows = rows + segments[read]
-        return rows
+            self._model(**inputs)
+        return {tap: rows_of(values, batch.attention_mask) for tap, values in heard.items()}
 
     def tables(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Word, position and segment embeddings, of one width; None where there are none such."""

@@ -29,10 +29,10 @@ from ..train.resuming import Checkpoints
 from ..train.step_metrics import PendingMetrics
 from .building import loop_options, make_distiller, run_checkpoints, with_precision
 from .corpora import open_data
+from .first_weights import with_first_weights
 from .model_types import open_lesson
 from .relation_cache import RelationCache
 from .results import Heldout, export_all, keep_best, relation_paths
-from .starts import with_starts
 
 _log = logger("distill")
 
@@ -61,10 +61,11 @@ class Distillation:
         self._device = device
         self._folder = RunFolder(Path(config.output_dir))
         self._data = open_data(config)
-        self._config = config = with_starts(config, self._data, device)
+        # Before the run's own teacher is there: two need not fit.
+        started = with_first_weights(config, self._data, device)
         self._lesson = open_lesson(config, device)
         self._total_steps = self._count_steps()
-        self._distiller = make_distiller(config, self._lesson, launch, device, self._total_steps)
+        self._distiller = make_distiller(started, self._lesson, launch, device, self._total_steps)
         self._cache: RelationCache | None = None
         if config.teacher.cache != "none":
             self._cache = RelationCache(config, self._data, self._lesson, launch, device)
@@ -145,7 +146,7 @@ class Distillation:
             is_writer=self._launch.rank == 0,
             label=self._label,
             report_to=config.training.report_to,
-            run_options=fit_to_ranks(self._stated, self._launch.world_size).model_dump(mode="json"),
+            run_options=config.model_dump(mode="json"),
         )
         loader = self._data.loader(
             config,

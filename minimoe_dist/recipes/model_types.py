@@ -142,10 +142,10 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     return student
 
 
-def make_plain_start(
+def make_fresh_student(
     config: RunConfig, options: StudentConfig, teacher: PreTrainedConfig
 ) -> MiniMoeForRelations:
-    """Makes the random student that a student which starts from the teacher is made of.
+    """Makes a random student, for a start from the teacher to be fitted in.
 
     Args:
         config: the run.

@@ -24,7 +24,8 @@ class RunFolder:
         metrics.jsonl.damaged           lines that could not be read when the run went on
         starts.jsonl                    starts and ends (:mod:`.launches`, of jobs :mod:`.starts`)
         checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
-        starts/STUDENT/, STUDENT.json   first weights that were made of the teacher's, and how
+        first_weights/STUDENT/          those that were made of the teacher's
+        first_weights/STUDENT.json      what they were made of
         relation_cache/                 the teacher's signals, where they are kept and nowhere else
         cells/NAME/                     of fine-tuning: a folder like this one each
             result.json                 of a cell that is done
@@ -70,11 +71,7 @@ class RunFolder:
 
     @property
     def first_weights(self) -> Path:
-        return self.path / "starts"
-
-    def start(self, student: str) -> Path:
-        """Returns the folder of a student's first weights, made of the teacher's."""
-        return self.first_weights / student
+        return self.path / "first_weights"
 
     @property
     def relation_cache(self) -> Path:

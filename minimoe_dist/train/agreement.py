@@ -49,17 +49,7 @@ def worked_out_by_rank_0(work: Callable[[], Decision]) -> Decision:
         UserError, OSError: ``work`` raised it; all ranks then do.
     """
     with ThreadPoolExecutor(1, "rank-0-work") as threads:
-        future = threads.submit(work) if dist.get_rank() == 0 else None
-
-        def is_done() -> bool:
-            assert future is not None
-            return bool(wait([future], _LOOK_SECONDS).done)
-
-        while not decided_by_rank_0(is_done):
+        futures = [threads.submit(work)] if dist.get_rank() == 0 else []
+        while not decided_by_rank_0(lambda: bool(wait(futures, _LOOK_SECONDS).done)):
             pass
-
-        def outcome() -> Decision:
-            assert future is not None
-            return future.result()
-
-        return decided_by_rank_0(outcome)
+        return decided_by_rank_0(lambda: futures[0].result())

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from minimoe_dist.checkpoints.megatron.converting import to_megatron
 from minimoe_dist.checkpoints.megatron.writing import Target
@@ -52,6 +54,21 @@ def test_a_run_learns_what_it_learns_from_the_conversion(
     support.assert_same_run(tmp_path / "megatron", tmp_path / "huggingface")
     summary = json.loads((tmp_path / "megatron/summary.json").read_text())
     assert summary["teacher"] == str(folders[1])
+
+
+def test_a_student_starts_from_its_weights_as_from_the_conversions(
+    folders: tuple[Path, Path], workshop: Workshop, tmp_path: Path
+) -> None:
+    student = {"layer": 2, "hidden": 16, "heads": 2, "moe": "1,1", "start": "teacher"}
+    starts = []
+    for name, teacher in zip(("huggingface", "megatron"), folders, strict=True):
+        support.finish(recipe_of(workshop, tmp_path / name, teacher, students=[student]))
+        start = tmp_path / name / "first_weights" / "student"
+        starts.append(load_file(start / "model.safetensors"))
+    assert starts[0].keys() == starts[1].keys()
+    for name, value in starts[0].items():
+        # Products of weights that lie elsewhere in memory may be summed in another order.
+        assert torch.allclose(value, starts[1][name], rtol=1e-3, atol=1e-3), name
 
 
 def test_a_run_that_goes_on_compares_the_checkpoint(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minimoe_dist.data.batches import MicroBatch
 from minimoe_dist.encoder_families import ENCODER_FAMILIES
 from minimoe_dist.errors import UserError
 from minimoe_dist.models.build import build_student, student_config
@@ -14,13 +15,13 @@ from minimoe_dist.models.experts import ExpertLinear
 from minimoe_dist.models.inheritance import inherit, runs_of_layers
 from minimoe_dist.models.pretrained import base_of_students
 from minimoe_dist.models.teacher import teacher_of
-from minimoe_dist.models.teacher_places import TeacherPlaces, TextBatch
+from minimoe_dist.models.teacher_places import TeacherPlaces
 from tests.models.test_encoder_families import LAYERS, VOCABULARY, make_model
 
 RELATION_HEADS = 4
 
 
-def text(batches: int = 24, seed: int = 0) -> list[TextBatch]:
+def text(batches: int = 24, seed: int = 0) -> list[MicroBatch]:
     """Ids with padding, of words some of which are much more frequent than others."""
     generator = torch.Generator().manual_seed(seed)
     frequency = 1.0 / torch.arange(1, VOCABULARY - 4 + 1)
@@ -29,7 +30,8 @@ def text(batches: int = 24, seed: int = 0) -> list[TextBatch]:
         ids = torch.multinomial(frequency, 8 * 20, replacement=True, generator=generator)
         mask = torch.arange(20) < torch.randint(8, 21, (8, 1), generator=generator)
         segments = (torch.arange(20) > 9).long() * mask
-        found.append(TextBatch((ids.view(8, 20) + 4).masked_fill(~mask, 1), mask, segments))
+        ids = (ids.view(8, 20) + 4).masked_fill(~mask, 1)
+        found.append(MicroBatch(ids, mask, segments, torch.arange(8)))
     return found
 
 
@@ -60,10 +62,12 @@ def loss(student: Any, teacher: Any) -> float:
     teaching, total = teacher_of(copy.deepcopy(teacher)), 0.0
     student.eval()
     for batch in text(4, seed=1):
-        full = torch.ones_like(batch.mask)  # padding is text like any other here
-        wanted = relations(teaching(batch.ids, full, batch.segments))
+        full = torch.ones_like(batch.attention_mask)  # padding is text like any other here
+        wanted = relations(teaching(batch.input_ids, full, batch.token_type_ids))
         got = relations(
-            student(batch.ids, attention_mask=full, token_type_ids=batch.segments).signals
+            student(
+                batch.input_ids, attention_mask=full, token_type_ids=batch.token_type_ids
+            ).signals
         )
         for target, mine in zip(wanted, got, strict=True):
             total += float((target.exp() * (target - mine)).sum(-1).mean())
@@ -82,7 +86,7 @@ def test_a_student_begins_nearer_to_a_teacher_of_any_family(
     assert all(parameter.isfinite().all() for parameter in student.parameters())
     # Relative positions are the teacher's own, and its random weights lean on them heavily.
     assert loss(student, teacher) < 0.8 * before
-    assert found.tokens == sum(int(batch.mask.sum()) for batch in text())
+    assert found.tokens == sum(int(batch.attention_mask.sum()) for batch in text())
     assert all(0.3 < layer.explained < 1.0 for layer in found.layers)
 
 
@@ -115,7 +119,11 @@ def test_experts_get_equal_shares_of_the_text() -> None:
     student.eval()
     counts = 0
     for batch in text():
-        output = student(batch.ids, attention_mask=batch.mask, token_type_ids=batch.segments)
+        output = student(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            token_type_ids=batch.token_type_ids,
+        )
         counts = counts + torch.stack([each.token_count for each in output.routers])
     shares = counts / counts.sum(1, keepdim=True)
     assert shares.shape == (2, 3)
@@ -199,7 +207,9 @@ def test_all_of_a_student_can_learn(hidden: int, heads: int) -> None:
     inherit(student, teacher, text(), LAYERS)
     batch = text(1, seed=2)[0]
     student.eval()
-    signals = student(batch.ids, attention_mask=batch.mask, token_type_ids=batch.segments).signals
+    signals = student(
+        batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
+    ).signals
     sum(values.square().sum() for values in signals).backward()
     for layer in student.bert.encoder.layers():
         query, key, value = (

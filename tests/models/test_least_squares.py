@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minimoe_dist.models.block_fits import balanced_router
 from minimoe_dist.models.least_squares import (
     Affine,
     Moments,
-    balanced_router,
     explained,
     fit_norm,
     least_squares,

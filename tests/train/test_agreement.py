@@ -1,9 +1,14 @@
 """One rank decides, all learn."""
 
+import time
+from datetime import timedelta
+
+import pytest
 import torch.distributed as dist
 
 from minimoe_dist.errors import UserError
-from minimoe_dist.train.agreement import decided_by_rank_0
+from minimoe_dist.train import agreement
+from minimoe_dist.train.agreement import decided_by_rank_0, worked_out_by_rank_0
 from tests.distributed import run_distributed
 
 
@@ -37,3 +42,26 @@ def test_what_keeps_rank_0_from_deciding_ends_all() -> None:
     for kind in (UserError, OSError):
         said = f"{kind.__name__}: recipe: gone: copy it again"
         assert run_distributed(refusals, 2, kind) == [said, said]
+
+
+def long_work(seconds: float, kind: type[Exception] | None) -> str:
+    agreement._LOOK_SECONDS = 0.2
+    # Stands for a limit of minutes, which work of hours outlasts.
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1.5), dist.group.WORLD)
+
+    def work() -> int:
+        time.sleep(seconds)
+        if kind is not None:
+            raise kind("teacher: gone: copy it again")
+        return 7 + dist.get_rank()
+
+    try:
+        return str(worked_out_by_rank_0(work))
+    except (UserError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("kind", [None, UserError, OSError])
+def test_work_may_take_longer_than_a_collective(kind: type[Exception] | None) -> None:
+    expected = "7" if kind is None else f"{kind.__name__}: teacher: gone: copy it again"
+    assert run_distributed(long_work, 2, 4.0, kind) == [expected, expected]

@@ -238,6 +238,8 @@ def open_unlabelled(train: TaskData, options: FinetuneOptions) -> TaskData | Non
     words = task.kind == "tagging"
     if options.unlabelled == STANDARD_INPUT:
         raise ConfigError("unlabelled: -: is read more than once; give a file")
+    if not path.is_file():
+        raise ConfigError(f"unlabelled: {path}: no such file; give one of texts")
     if words and (path.suffix in TABLES or _has_columns(path)):
         raise ConfigError(
             f"unlabelled: {path} has columns; of tags give a sentence a line, words between blanks"

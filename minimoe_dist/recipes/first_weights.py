@@ -4,7 +4,6 @@ Rank 0 fits them and keeps them in the run's folder; all ranks, and every later 
 read them there as any other student's.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from ..checkpoints.export import export_student
 from ..config import RunConfig, StudentConfig
+from ..data.batches import MicroBatch
 from ..data.loader import heldout_batches
 from ..durable import write_json
 from ..errors import UserError
@@ -19,22 +19,21 @@ from ..foreign import read_json
 from ..model_paths import resolve_model_path
 from ..models.inheritance import Inheritance, inherit
 from ..models.pretrained import encoder_dtype, load_encoder, read_encoder_config
-from ..models.teacher import FLOAT8, cut_config
-from ..models.teacher_places import TextBatch
+from ..models.teacher import FLOAT8, cut_config, layer_number
 from ..runs.folder import RunFolder
 from ..runtime import logger
 from ..train.agreement import worked_out_by_rank_0
 from .corpora import RunData
-from .model_types import make_plain_start
+from .model_types import make_fresh_student
 
-_log = logger("starts")
+_log = logger("first_weights")
 _FORMAT = 1
 # Real tokens of the sample, and of each neuron of each expert, whose second maps are solved for.
 _LEAST_TOKENS = 1 << 15
 _TOKENS_PER_NEURON = 8
 
 
-def with_starts(config: RunConfig, data: RunData, device: torch.device) -> RunConfig:
+def with_first_weights(config: RunConfig, data: RunData, device: torch.device) -> RunConfig:
     """Returns a run whose students that start from the teacher have folders to start from.
 
     A collective; the teacher's pass and the fits are rank 0's.
@@ -67,7 +66,7 @@ def _record(folder: Path) -> Path:
 
 
 def _folder(config: RunConfig, student: StudentConfig) -> Path:
-    return RunFolder(Path(config.output_dir)).start(student.name)
+    return RunFolder(Path(config.output_dir)).first_weights / student.name
 
 
 def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
@@ -84,11 +83,10 @@ def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
     path = config.teacher.model_name_or_path
     resolved = resolve_model_path(path)
     whole = read_encoder_config(path, resolved)
-    layer = config.teacher.relation_layer
-    layer = data.teacher.num_hidden_layers if layer == -1 else layer
+    layer = layer_number(whole, config.teacher.relation_layer)
     dtype = torch.bfloat16 if config.teacher.dtype == FLOAT8 else config.teacher.dtype
     teacher = load_encoder(path, resolved, cut_config(whole, layer), encoder_dtype(dtype, device))
-    teacher.to(device).eval()
+    teacher.to(device)
     for student in config.students:
         if student.name not in missing:
             continue
@@ -96,9 +94,9 @@ def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",
             student.name,
-            f"{sum(int(batch.mask.sum()) for batch in sample):,}",
+            f"{sum(int(batch.attention_mask.sum()) for batch in sample):,}",
         )
-        fresh = make_plain_start(config, student, whole).to(device)
+        fresh = make_fresh_student(config, student, whole).to(device)
         try:
             found = inherit(fresh, teacher, sample, layer, config.seed)
         except UserError as error:
@@ -107,9 +105,8 @@ def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
                 "its weights, or start split"
             ) from error
         folder = _folder(config, student)
-        config_of_student = copy.deepcopy(fresh.config)
         _record(folder).unlink(missing_ok=True)
-        export_student(config_of_student, fresh.cpu().state_dict(), folder, data.tokenizer)
+        export_student(fresh.config, fresh.cpu().state_dict(), folder, data.tokenizer)
         write_json(_record(folder), {"made_of": missing[student.name], "found": _told(found)})
         _log.info("%s: %s", student.name, _words(found))
     if device.type == "cuda":
@@ -119,7 +116,7 @@ def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
 
 def _sample(
     config: RunConfig, data: RunData, student: StudentConfig, device: torch.device
-) -> list[TextBatch]:
+) -> list[MicroBatch]:
     """Returns the first pairs of the corpora, of enough tokens for the largest fit."""
     neurons = 4 * student.hidden * student.feedforward_experts
     wanted, batches, found = max(_LEAST_TOKENS, _TOKENS_PER_NEURON * neurons), [], 0
@@ -131,8 +128,7 @@ def _sample(
         rank=0,
         world_size=1,
     ):
-        moved = micro.on_each(lambda tensor: tensor.to(device))
-        batches.append(TextBatch(moved.input_ids, moved.attention_mask, moved.token_type_ids))
+        batches.append(micro.on_each(lambda tensor: tensor.to(device)))
         found += micro.num_tokens
         if found >= wanted:
             break

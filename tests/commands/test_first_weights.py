@@ -53,10 +53,10 @@ def test_students_begin_nearer_to_their_teacher(
 
 def test_a_start_is_kept_with_what_it_was_made_of(started: Path) -> None:
     for name, layers in (("plain", 2), ("experts", 1)):
-        record = json.loads((started / "starts" / f"{name}.json").read_text())
+        record = json.loads((started / "first_weights" / f"{name}.json").read_text())
         assert len(record["found"]["layers"]) == layers
         assert record["made_of"]["student"]["name"] == name
-        assert (started / "starts" / name / "tokenizer_config.json").is_file()
+        assert (started / "first_weights" / name / "tokenizer_config.json").is_file()
 
 
 def test_going_on_fits_nothing_again(workshop: Workshop, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_start_of_something_else_is_made_again(
         parallel={"expert_parallel_size": 1},
     )
     support.finish(recipe)
-    start = tmp_path / "run" / "starts" / "plain"
+    start = tmp_path / "run" / "first_weights" / "plain"
     before = load_file(start / "model.safetensors")
     if change == "seed":
         said = support.finish(recipe, "--seed=5", "--resume=never")
@@ -112,7 +112,7 @@ def test_a_broken_teacher_is_named(workshop: Workshop, tmp_path: Path) -> None:
     assert set(statuses) == {2}
     line = f"students.experts.start: teacher {teacher} gives no weights: its embeddings are not all"
     assert line in said and "Traceback" not in said
-    assert not (tmp_path / "run" / "starts" / "experts.json").exists()
+    assert not (tmp_path / "run" / "first_weights" / "experts.json").exists()
 
 
 @pytest.mark.parametrize(
