@@ -194,6 +194,10 @@ class Ranks:
         """Waits until a step's record is written."""
         wait_for(lambda: step in losses(self.output_dir), lambda: self.said())
 
+    def until_saved(self) -> None:
+        """Waits until a checkpoint is finished, which is written while steps go on."""
+        wait_for(lambda: bool(checkpoints(self.output_dir)), lambda: self.said())
+
 
 @contextlib.contextmanager
 def start(

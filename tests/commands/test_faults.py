@@ -41,6 +41,7 @@ def test_a_killed_rank_takes_the_others_along_and_the_run_resumes_bitwise(
     recipe = workshop.recipe(tmp_path / "run")
     with support.start(recipe) as ranks:
         ranks.until_step(12)
+        ranks.until_saved()
         killed = ranks.signal(signal.SIGKILL, victim)
         assert ranks.wait(1 - victim) == [1]
         assert time.monotonic() - killed < 2

@@ -65,6 +65,7 @@ def test_going_on_fits_nothing_again(workshop: Workshop, tmp_path: Path) -> None
     recipe = workshop.recipe(halved, students=STUDENTS)
     with support.start(recipe) as ranks:
         ranks.until_step(12)
+        ranks.until_saved()
         ranks.signal(signal.SIGKILL)
     said = support.finish(recipe)
     assert FITTED not in said and "resum" in said.lower()

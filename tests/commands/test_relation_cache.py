@@ -96,6 +96,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shared: Path, workshop: Workshop, tmp_
     recipe = cached(workshop, tmp_path / "run", "int8")
     with support.start(recipe) as ranks:
         ranks.until_step(14)
+        ranks.until_saved()
         ranks.signal(signal.SIGKILL)
         ranks.wait()
     support.finish(recipe)
