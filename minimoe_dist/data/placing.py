@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from .batches import MicroBatch
 from .packed import PackedBatch, pack
-from .signal_rows import SignalRows
+
+
+class Recalled(Protocol):
+    """What a teacher gave for a batch when it was asked before."""
+
+    def laid_out(self, batch: MicroBatch | PackedBatch) -> Self:
+        """Lays it out as a batch on the host is, from a row for each token or prediction."""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Returns what there is to move."""
+
+    def on_each(self, move: Callable[[Tensor], Tensor]) -> Self:
+        """Returns the same with every tensor replaced by ``move`` of it."""
+
+    def decode(self) -> Any:
+        """Returns what the objective's teacher gives for the batch."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +37,14 @@ class PlacedBatch:
         micro: on the host, where what is counted is known.
         batch: on the device; without its padding where passes take that.
         ready: recorded behind the copy where that went by a stream of its own.
-        recalled: the teacher's signals on the device, laid out as the batch is, where they were
-            read from a cache.
+        recalled: what the teacher gave before, on the device and laid out as the batch is, where
+            it is not asked again.
     """
 
     micro: MicroBatch
     batch: MicroBatch | PackedBatch
     ready: torch.cuda.Event | None = None
-    recalled: SignalRows | None = None
+    recalled: Recalled | None = None
 
     def arrived(self) -> MicroBatch | PackedBatch:
         """Returns the batch on the device, for work of the current stream."""
@@ -58,17 +75,13 @@ class Placer:
         self._longest = longest
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, micro: MicroBatch, recalled: SignalRows | None = None) -> PlacedBatch:
-        """Starts a batch's way, and that of the teacher's signals for its tokens, if given."""
+    def __call__(self, micro: MicroBatch, recalled: Recalled | None = None) -> PlacedBatch:
+        """Starts a batch's way, and that of what the teacher gave for it before, if given."""
         batch: MicroBatch | PackedBatch = micro
         if self._packed:
             batch = pack(micro, self._longest or micro.input_ids.shape[1])
         if recalled is not None:
-            recalled = (
-                recalled.with_rows(batch.rows)
-                if isinstance(batch, PackedBatch)
-                else recalled.padded(micro.attention_mask)
-            )
+            recalled = recalled.laid_out(batch)
         if self._stream is None:
             placed = batch if self._packed else micro.to(self._device)
             return PlacedBatch(micro, placed, recalled=recalled)

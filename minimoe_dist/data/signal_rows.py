@@ -13,6 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .batches import MicroBatch
+from .packed import PackedBatch
+
 _LARGEST = 127  # of 8 bits
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -66,6 +69,12 @@ class SignalRows:
     def on_each(self, move: Callable[[Tensor], Tensor]) -> SignalRows:
         """Returns the same with every tensor replaced by ``move`` of it."""
         return SignalRows(*map(move, self.tensors()))
+
+    def laid_out(self, batch: MicroBatch | PackedBatch) -> SignalRows:
+        """Lays rows of its tokens out as a batch is, with zeros where that has none."""
+        if isinstance(batch, PackedBatch):
+            return self.with_rows(batch.rows)
+        return self.padded(batch.attention_mask)
 
     def with_rows(self, count: int) -> SignalRows:
         """Appends rows of zeros, so that there are ``count``."""

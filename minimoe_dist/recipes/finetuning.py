@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuning, TuningOptions
 from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
 from ..train.health import HealthWatch, routers_of
+from ..train.known_predictions import Asked, KnownPredictions
 from ..train.loop import TrainingDivergedError, run_steps
 from ..train.out_of_memory import naming_batch
 from ..train.resuming import Checkpoints
@@ -47,6 +48,7 @@ class CellInputs:
     dev: EncodedTask
     references: list[Any]
     teacher: TaskTeacher | None
+    known: KnownPredictions | None
 
 
 class TaskRun:
@@ -93,6 +95,8 @@ class TaskRun:
                 spelt = ", ".join(map(ascii, labels))
                 _log.warning("%s: %s are classes of their own", self._train.path, spelt)
             inputs = self._load_inputs()
+            if inputs is None:
+                return ExitStatus.STOPPED
             for number, cell in enumerate(remaining, start=1):
                 _log.info("%s: cell %d of %d: %s", task.name, number, len(remaining), cell.label)
                 rows = -(-cell.batch_size // self._launch.world_size)
@@ -172,13 +176,15 @@ class TaskRun:
             ),
             HealthWatch(HealthConfig(), {engine.name: routers_of(model.config)}),
             teacher=options.teacher,
+            known=inputs.known,
             seed=cell.seed,
             device=device,
             label=f"{self._train.task.name} {cell.label}",
             stream=sys.stderr if self._launch.rank == 0 else None,
         )
 
-    def _load_inputs(self) -> CellInputs:
+    def _load_inputs(self) -> CellInputs | None:
+        """Reads what cells share; None where a stop was asked for."""
         options = self._options
         name = options.tokenizer_name_or_path or options.model_name_or_path
         tokenizer = load_tokenizer(name, options.do_lower_case)
@@ -210,7 +216,31 @@ class TaskRun:
                 options.model_name_or_path,
                 " and ".join(sorted({_module_name(name) for name in source.fresh})),
             )
-        return CellInputs(source, tokenizer, train, dev, self._dev.labels, self._load_teacher())
+        teacher, known = self._load_teacher(), None
+        if teacher is not None and not teacher.relation_weight:
+            known = self._ask(teacher, train)
+            if known is None:
+                return None
+            teacher = replace(teacher, model=None)  # whose memory is wanted elsewhere
+        return CellInputs(source, tokenizer, train, dev, self._dev.labels, teacher, known)
+
+    def _ask(self, teacher: TaskTeacher, train: EncodedTask) -> KnownPredictions | None:
+        """Asks the teacher what it predicts, once for all cells; None after a requested stop."""
+        assert teacher.model is not None
+        rows = self._options.eval_batch_size
+        asked = Asked(
+            teacher.model,
+            str(self._options.teacher),
+            train,
+            rows,
+            self._scope.device,
+            sys.stderr if self._launch.rank == 0 else None,
+        )
+        with naming_batch(
+            f"{rows} samples of up to {self._options.max_length} tokens a rank, by the teacher",
+            "lower eval_batch_size or max_length",
+        ):
+            return asked.ask(self._scope.stop)
 
     def _load_teacher(self) -> TaskTeacher | None:
         options = self._options

@@ -1,9 +1,10 @@
-"""Decisions that one rank makes for all."""
+"""Decisions that one rank makes for all, or any of them."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from ..errors import UserError
@@ -38,6 +39,13 @@ def decided_by_rank_0(
     if problem is not None:
         raise problem
     return decision
+
+
+def on_any_rank(is_so: bool, device: torch.device) -> bool:
+    """Returns whether something is so on a rank at least; a collective."""
+    found = torch.tensor(float(is_so), device=device)
+    dist.all_reduce(found)
+    return bool(found)
 
 
 def worked_out_by_rank_0(work: Callable[[], Decision]) -> Decision:

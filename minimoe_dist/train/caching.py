@@ -5,7 +5,6 @@ import socket
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TextIO
@@ -23,37 +22,18 @@ from ..data.signal_rows import SignalRows
 from ..errors import UserError
 from ..objectives.relations import relation_loss_sum
 from ..runtime import StopRequest, logger
-from .agreement import decided_by_rank_0
+from .agreement import decided_by_rank_0, on_any_rank
 from .health import teacher_records
 from .objectives import RELATIONS, RelationObjective, of_tokens
-from .progress import Progress
+from .progress import Progress, TimedProgress
 from .teacher_signals import find_faults
 
 _log = logger("train.caching")
-_LINE_SECONDS = 10.0  # between lines of progress in a log
 _LOOK_SECONDS = 1.0  # between looks at what other runs have written
 _SEEN_SECONDS = 30.0  # in which a folder that one machine made shows on all
 _PAIR_BYTES = 3 * 8  # its length and both checksums
 _FILE_BYTES = 1 << 13  # a block's head, and the rest of its last page
 _DRAWN = 1 << 14  # pairs at a time, where only their lengths are asked for
-
-
-class _Told(AbstractContextManager["_Told"]):
-    """Progress with a line now and then, where there is no bar."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._since = time.monotonic()
-        self.advance = progress.advance
-
-    def tell(self, done: int, *, is_last: bool) -> None:
-        """Tells how much is done, if it is time, or nothing is left to do."""
-        if is_last or time.monotonic() - self._since >= _LINE_SECONDS:
-            self._since = time.monotonic()
-            self._progress.print_without_bar(done, {})
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.close()
 
 
 @dataclass(frozen=True)
@@ -132,7 +112,7 @@ class CacheFiller:
                     looked = time.monotonic()
                 number = rounds - -(-len(blocks) // ranks)
                 progress.tell(number * passes, is_last=not blocks)
-                if self._is_asked_to_stop(stop):
+                if on_any_rank(stop.requested, self.device):
                     _log.info(
                         "stopped: %d of %d blocks of the relation cache are in %s; the next start "
                         "goes on there",
@@ -157,7 +137,7 @@ class CacheFiller:
                     problem = _problem_of(partial(cache.verify, [block]))
                 progress.advance({})
                 progress.tell(number + 1, is_last=False)
-                if self._is_asked_to_stop(stop):
+                if on_any_rank(stop.requested, self.device):
                     _log.info("stopped while the relation cache was checked")
                     return False
         self._raise_anyones(problem)
@@ -183,8 +163,8 @@ class CacheFiller:
             if found is not None:
                 raise found
 
-    def _progress(self, total: int, activity: str) -> "_Told":
-        return _Told(Progress(self.stream, total, 0, activity, label="relation cache"))
+    def _progress(self, total: int, activity: str) -> TimedProgress:
+        return TimedProgress(Progress(self.stream, total, 0, activity, label="relation cache"))
 
     def _missing(self) -> list[int]:
         """Returns the blocks to fill, from this run's place on."""
@@ -277,11 +257,6 @@ class CacheFiller:
         kept, heads = rows.padded(mask).decode(), self.objective.num_relation_heads
         total, _ = relation_loss_sum(kept, exact.padded(mask).decode(), mask, heads)
         return float(total) / (len(RELATIONS) * heads * int(mask.sum()))
-
-    def _is_asked_to_stop(self, stop: StopRequest) -> bool:
-        asked = torch.tensor(float(stop.requested), device=self.device)
-        dist.all_reduce(asked)
-        return bool(asked)
 
 
 def _problem_of(check: Callable[[], None]) -> UserError | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..data.packed import PackedBatch
-from ..data.signal_rows import SignalRows
+from ..data.placing import Recalled
 from ..runtime import logger
 from .objectives import Batch
 from .passes import EagerPasses, PassOutput, error_line
@@ -28,7 +28,7 @@ class _Recordings(NamedTuple):
     """The recordings for one size of batches; all of them read ``numbers``, int32, in place."""
 
     numbers: Tensor
-    teach: Callable[[SignalRows | None], None]
+    teach: Callable[[Recalled | None], None]
     students: list[TrainingPass]
 
 
@@ -50,7 +50,7 @@ class CapturedPasses:
         self._playing: _Recordings | None = None
         self._leaves: dict[int, PassOutput] = {}
 
-    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
+    def teach(self, batch: Batch, recalled: Recalled | None = None) -> tuple[Batch, Any]:
         assert isinstance(batch, PackedBatch)
         size = (batch.samples, batch.rows, batch.predictions, batch.longest)
         if size not in self._sizes:
@@ -88,7 +88,7 @@ class CapturedPasses:
             buffer.copy_(gradient)
         recording.backward()
 
-    def _try_to_record(self, batch: PackedBatch, recalled: SignalRows | None) -> _Recordings | None:
+    def _try_to_record(self, batch: PackedBatch, recalled: Recalled | None) -> _Recordings | None:
         try:
             return self._record(batch, recalled)
         except Exception as error:
@@ -96,8 +96,8 @@ class CapturedPasses:
             return None
 
     def _recorded_teacher(
-        self, batch: PackedBatch, recalled: SignalRows | None
-    ) -> tuple[Callable[[SignalRows | None], None], Any]:
+        self, batch: PackedBatch, recalled: Recalled | None
+    ) -> tuple[Callable[[Recalled | None], None], Any]:
         """Returns what teaches a batch that stays, and the targets that it writes."""
         if recalled is None and self._passes.objective.teaches_packed:
             play, targets = self._recorder.inference(lambda: self._passes.teach(batch)[1])
@@ -106,14 +106,14 @@ class CapturedPasses:
         # for a recording.
         targets = tree_map(torch.clone, self._passes.teach(batch, recalled)[1])
 
-        def teach(recalled: SignalRows | None) -> None:
+        def teach(recalled: Recalled | None) -> None:
             new_targets = tree_leaves(self._passes.teach(batch, recalled)[1])
             for buffer, target in zip(tree_leaves(targets), new_targets, strict=True):
                 buffer.copy_(target)
 
         return teach, targets
 
-    def _record(self, batch: PackedBatch, recalled: SignalRows | None) -> _Recordings:
+    def _record(self, batch: PackedBatch, recalled: Recalled | None) -> _Recordings:
         numbers = batch.numbers.clone()
         static_batch = batch.with_numbers(numbers)
         teach, targets = self._recorded_teacher(static_batch, recalled)

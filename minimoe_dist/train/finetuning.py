@@ -15,16 +15,17 @@ from ..data.loader import StepBatch
 from ..data.tasks import score
 from ..data.tasks.batches import evaluation_batches, steps_per_epoch, training_step
 from ..data.tasks.encoding import EncodedTask
-from ..errors import UserError
 from ..runs.health import HealthRecord
 from ..runtime import logger
 from .distillation import Distiller
 from .engine import StudentEngine
-from .health import HealthWatch, teacher_records, tell
+from .health import HealthWatch, refuse_useless, teacher_records, tell
+from .known_predictions import KnownPredictions
 from .loop import LoopOptions
 from .progress import Progress
 from .step_metrics import PendingMetrics
 from .task_scores import predict
+from .teacher_signals import SignalFault
 
 _log = logger("finetune")
 
@@ -94,6 +95,7 @@ class Tuning:
         options: how long.
         watch: over gradients and experts, whose conditions are warned of.
         teacher: the path of the distiller's; None without one.
+        known: that teacher's predictions, where they come with the batches.
         seed: of the order of samples.
         device: of this rank.
         label: the training's name in lines of progress.
@@ -110,6 +112,7 @@ class Tuning:
         watch: HealthWatch,
         *,
         teacher: str | None,
+        known: KnownPredictions | None,
         seed: int,
         device: torch.device,
         label: str,
@@ -118,7 +121,7 @@ class Tuning:
         self._distiller = distiller
         self._train, self._dev, self._references = train, dev, references
         self._options, self._seed, self._device = options, seed, device
-        self._watch, self._teacher = watch, teacher
+        self._watch, self._teacher, self._known = watch, teacher, known
         self._knows_teacher = teacher is None
         self._label, self._stream = label, stream
         self._steps_per_epoch = steps_per_epoch(len(train), options.batch_size)
@@ -203,7 +206,7 @@ class Tuning:
 
     def cause_of_divergence(self) -> str | None:
         """Names the teacher if its predictions are not finite."""
-        if self._distiller.teacher_is_finite():
+        if all(fault.finite_share == 1.0 for fault in self._teacher_faults()):
             return None
         return "the teacher gives numbers that are not finite"
 
@@ -218,8 +221,11 @@ class Tuning:
     def _batch(self, step: int, batch_size: int) -> StepBatch:
         """Lays out this rank's share of a step of so many samples on all ranks."""
         ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-        micro = training_step(self._train, step, batch_size=batch_size, seed=self._seed, **ranks)
-        return StepBatch([micro], step * batch_size)
+        samples, micro = training_step(
+            self._train, step, batch_size=batch_size, seed=self._seed, **ranks
+        )
+        recalled = self._known.recall(samples) if self._known is not None else None
+        return StepBatch([self._distiller.place(micro, recalled)], step * batch_size)
 
     def _look_at_teacher(self, step: int) -> None:
         """Tells what is wrong with the teacher's predictions; a collective.
@@ -228,16 +234,17 @@ class Tuning:
             UserError: nothing can be learnt from them.
         """
         self._knows_teacher = True
-        # As many samples as fit: a few might be alike by chance.
-        rows = self._options.eval_batch_size * dist.get_world_size()
-        faults = self._distiller.teacher_faults(self._batch(0, min(rows, len(self._train))))
-        records = teacher_records(step, str(self._teacher), faults)
-        for record in records:
-            if record.value in (0.0, 1.0):
-                raise UserError(
-                    f"teacher: {record.describe()}: look at its weights, or give another"
-                )
+        records = teacher_records(step, str(self._teacher), self._teacher_faults(first=True))
+        refuse_useless(records)
         self._tell(records)
+
+    def _teacher_faults(self, first: bool = False) -> list[SignalFault]:
+        """Finds faults of all known predictions, else of the first samples, or of the last ones."""
+        if self._known is not None:
+            return self._known.faults(self._device)
+        # As many samples as fit: a few might be alike by chance.
+        rows = min(self._options.eval_batch_size * dist.get_world_size(), len(self._train))
+        return self._distiller.teacher_faults(self._batch(0, rows) if first else None)
 
     def _tell(self, found: Sequence[HealthRecord]) -> None:
         """Keeps what began or is over, and warns of it."""

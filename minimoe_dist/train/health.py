@@ -252,6 +252,17 @@ def teacher_records(step: int, teacher: str, faults: Iterable[SignalFault]) -> l
     ]
 
 
+def refuse_useless(records: Sequence[HealthRecord]) -> None:
+    """Refuses a fine-tuned teacher from which nothing can be learnt.
+
+    Raises:
+        UserError: a signal of it is nowhere finite, or everywhere the same.
+    """
+    for record in records:
+        if record.value in (0.0, 1.0):
+            raise UserError(f"teacher: {record.describe()}: look at its weights, or give another")
+
+
 def tell(records: Iterable[HealthRecord], options: HealthConfig) -> Iterator[str]:
     """Yields a line for the log for the conditions of each kind and student that changed.
 

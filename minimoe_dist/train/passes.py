@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..data.packed import PackedBatch
-from ..data.signal_rows import SignalRows
+from ..data.placing import Recalled
 from ..runtime import logger
 from .engine import StudentEngine
 from .objectives import Batch, Objective, inputs_of, measure
@@ -53,7 +53,7 @@ class Passes(Protocol):
     packed: bool
     warms_up: bool
 
-    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
+    def teach(self, batch: Batch, recalled: Recalled | None = None) -> tuple[Batch, Any]:
         """Runs the teacher's pass, or takes its signals as they were recalled for the batch.
 
         Returns:
@@ -91,7 +91,7 @@ class EagerPasses:
         self._seed = seed
         self.packed = packed
 
-    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
+    def teach(self, batch: Batch, recalled: Recalled | None = None) -> tuple[Batch, Any]:
         return batch, self.objective.teach(batch) if recalled is None else recalled.decode()
 
     def forward(self, index: int, batch: Batch, targets: Any) -> PassOutput:
@@ -129,7 +129,7 @@ class CompiledPasses(EagerPasses):
             _Compiled(f"{student.name}'s pass", self._pass_of(student)) for student in students
         ]
 
-    def teach(self, batch: Batch, recalled: SignalRows | None = None) -> tuple[Batch, Any]:
+    def teach(self, batch: Batch, recalled: Recalled | None = None) -> tuple[Batch, Any]:
         with torch.no_grad():
             return batch, self._teach(batch) if recalled is None else recalled.decode()
 

@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Self, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 # Not more often: postfixes are for eyes.
 _POSTFIX_SECONDS = 0.5
+_LINE_SECONDS = 10.0  # between lines of what has no lines of its own
 
 
 class Progress:
@@ -108,6 +109,24 @@ class Progress:
         done = max(1, step - self._first_step)
         seconds = (time.perf_counter() - self._started) / done * (self._total_steps - step)
         return _clock(seconds)
+
+
+class TimedProgress(AbstractContextManager["TimedProgress"]):
+    """Progress with a line now and then, where there is no bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._since = time.monotonic()
+        self.advance = progress.advance
+
+    def tell(self, done: int, *, is_last: bool) -> None:
+        """Tells how much is done, if it is time, or nothing is left to do."""
+        if is_last or time.monotonic() - self._since >= _LINE_SECONDS:
+            self._since = time.monotonic()
+            self._progress.print_without_bar(done, {})
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.close()
 
 
 class _Forgiving:

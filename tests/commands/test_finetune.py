@@ -22,6 +22,9 @@ from transformers import (
 
 from minimoe_dist.cli import main
 from minimoe_dist.config.commands import FinetuneOptions
+from minimoe_dist.exit_status import ExitStatus
+from minimoe_dist.runtime import StopRequest
+from minimoe_dist.train import known_predictions
 from tests.commands import support
 from tests.commands.support import Workshop, wait_for
 from tests.commands.test_full_disks import fill, small_disk
@@ -352,6 +355,47 @@ def test_a_student_learns_from_a_teachers_predictions_and_relations(
     relations = {"relation_weight": 0.1, "num_relation_heads": 4}
     finetune(options(workshop, tasks, tmp_path / "run", **from_teacher, **relations))
     assert results(tmp_path / "run")["best"]["scores"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("task", ["sst2", "ner"])
+def test_a_teacher_that_is_asked_once_teaches_as_one_that_is_asked_at_every_step(
+    task: str, workshop: Workshop, tasks: Path, tmp_path: Path
+) -> None:
+    # A student's own relations: the teacher's are compared at every step.
+    changes = {"task": task, "num_train_epochs": 2}
+    finetune(options(workshop, tasks, tmp_path / "teacher", **changes))
+    changes["teacher"] = str(tmp_path / "teacher" / "export")
+    every_step = {**changes, "relation_weight": 1e-9, "num_relation_heads": 4}
+    said = finetune(options(workshop, tasks, tmp_path / "every", **every_step))
+    assert "asking the teacher" not in said and "teacher: step" not in said
+    for ranks in (1, 2):
+        name = f"once_{ranks}"
+        said = finetune(options(workshop, tasks, tmp_path / name, **changes), world_size=ranks)
+        assert "teacher: step 1/1" in said, said
+        for one, other in zip(
+            *(learnt(results(tmp_path / folder))[0] for folder in (name, "every")), strict=True
+        ):
+            assert one[0] == pytest.approx(other[0], rel=1e-3)
+            assert one[1] == pytest.approx(other[1], abs=0.1)
+
+
+def test_a_stop_while_the_teacher_is_asked_is_told_and_the_next_start_goes_on(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    taught = {"teacher": str(finished / "export"), "num_train_epochs": 1}
+    path = options(workshop, tasks, tmp_path / "run", **taught)
+    with monkeypatch.context() as patched:
+        patched.setattr(known_predictions, "_LOOK_SECONDS", -1.0)
+        patched.setattr(StopRequest, "__init__", _asked_to_stop)
+        assert main(["finetune", "--config", str(path)]) == ExitStatus.STOPPED
+    assert not list((tmp_path / "run").glob("cells/*/result.json"))
+    finetune(path)
+    assert results(tmp_path / "run")["best"]["scores"]["accuracy"] > 0.9
+
+
+def _asked_to_stop(stop: StopRequest) -> None:
+    stop.requested, stop.signal_name, stop._previous = True, "SIGTERM", {}
 
 
 @pytest.fixture(scope="module")

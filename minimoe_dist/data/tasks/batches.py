@@ -19,7 +19,7 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 def training_step(
     data: EncodedTask, step: int, *, batch_size: int, seed: int, rank: int, world_size: int
-) -> MicroBatch:
+) -> tuple[np.ndarray, MicroBatch]:
     """Lays out a rank's share of a step; one sample of nothing but padding where it has none.
 
     Args:
@@ -29,6 +29,9 @@ def training_step(
         seed: of the order, which is another one in every epoch.
         rank: of this process.
         world_size: number of ranks.
+
+    Returns:
+        The numbers of its samples, int64 [b], and the batch.
     """
     size = len(data)
     epoch, step_of_epoch = divmod(step, steps_per_epoch(size, batch_size))
@@ -37,7 +40,14 @@ def training_step(
     share = -(-batch_size // world_size)
     rank_samples = samples[rank * share : (rank + 1) * share]
     # Dropout shall differ from epoch to epoch.
-    return collate(data, rank_samples, first_id=epoch * size)
+    return rank_samples, collate(data, rank_samples, first_id=epoch * size)
+
+
+def batches_by_length(data: EncodedTask, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields sample numbers, int64 [b], the longest first and those of like length together."""
+    order = np.argsort([-len(ids) for ids in data.input_ids], kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def evaluation_batches(

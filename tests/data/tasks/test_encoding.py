@@ -126,9 +126,11 @@ def numbers(count: int) -> EncodedTask:
     return EncodedTask(task, ids, [np.zeros(1, np.int8)] * count, [0] * count, [])
 
 
-def samples_of(batch: MicroBatch) -> list[int]:
+def samples_of(share: tuple[np.ndarray, MicroBatch]) -> list[int]:
+    samples, batch = share
     assert batch.labels is not None
-    return batch.input_ids[batch.labels != IGNORED][:, 0].tolist()
+    assert batch.input_ids[batch.labels != IGNORED][:, 0].tolist() == samples.tolist()
+    return samples.tolist()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -156,7 +158,7 @@ def test_an_epoch_has_every_sample_once_and_the_next_one_another_order() -> None
 
 def test_sample_ids_differ_between_epochs() -> None:
     ids = [
-        training_step(numbers(4), step, batch_size=4, seed=1, rank=0, world_size=1).sample_ids
+        training_step(numbers(4), step, batch_size=4, seed=1, rank=0, world_size=1)[1].sample_ids
         for step in range(2)
     ]
     assert sorted(torch.cat(ids).tolist()) == list(range(8))

@@ -1,0 +1,135 @@
+"""A teacher's predictions of a task's samples, asked for once, on one rank and on several."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minimoe_dist.data.tasks import Kind, Task
+from minimoe_dist.data.tasks.batches import collate, training_step
+from minimoe_dist.data.tasks.encoding import IGNORED, UNLABELLED, UNLABELLED_VALUE, EncodedTask
+from minimoe_dist.errors import UserError
+from minimoe_dist.models.task_heads import (
+    MiniMoeForSequenceClassification,
+    MiniMoeForTokenClassification,
+)
+from minimoe_dist.runtime import StopRequest
+from minimoe_dist.train import known_predictions
+from minimoe_dist.train.known_predictions import Asked, KnownPredictions
+from minimoe_dist.train.task_objective import TaskObjective, TaskTeacher
+from tests.distributed import run_distributed
+from tests.train import runs
+
+DEVICE = torch.device("cpu")
+LENGTHS = [3, 9, 4, 17, 5, 4, 12]
+
+
+def samples(kind: Kind) -> EncodedTask:
+    """Samples of several lengths, the last of which have no labels."""
+    labels: list[Any] = [number % 2 for number in range(4)] + [UNLABELLED] * 3
+    if kind == "regression":
+        labels = [0.5, 1.0, -2.0, 0.0] + [UNLABELLED_VALUE] * 3
+    if kind == "tagging":
+        tags = [np.full(length, labels[at]) for at, length in enumerate(LENGTHS)]
+        for one in tags:
+            one[[0, -1]] = IGNORED
+        labels = [one.astype(np.int32) for one in tags]
+    generator = np.random.default_rng(3)
+    ids = [generator.integers(5, runs.VOCABULARY, length).astype(np.int32) for length in LENGTHS]
+    segments = [np.zeros(length, np.int8) for length in LENGTHS]
+    return EncodedTask(Task("t", kind, ("accuracy",), ("a", "b")), ids, segments, labels, [])
+
+
+def teacher_of(kind: Kind) -> Any:
+    """A teacher of two blocks with random weights."""
+    torch.manual_seed(2)
+    config = runs.student_options((1, 1), initializer_range=0.3, max_position_embeddings=32)
+    config.num_labels = 1 if kind == "regression" else 2
+    of_tokens = kind == "tagging"
+    model = MiniMoeForTokenClassification if of_tokens else MiniMoeForSequenceClassification
+    return model(config).eval().requires_grad_(False)
+
+
+class _Counting(nn.Module):
+    """Counts the samples that a teacher is asked about."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.asked = teacher, 0
+
+    def forward(self, **inputs: Tensor) -> Any:
+        self.asked += int(inputs["attention_mask"].any(1).sum())
+        return self.teacher(**inputs)
+
+
+def asked(kind: Kind, teacher: nn.Module, data: EncodedTask) -> KnownPredictions | None:
+    return Asked(teacher, "t", data, 2, DEVICE, None).ask(StopRequest())
+
+
+def known_to_all(kind: Kind) -> tuple[Tensor, int]:
+    """The rows that this rank knows, and about how many samples it asked."""
+    teacher, data = _Counting(teacher_of(kind)), samples(kind)
+    known = asked(kind, teacher, data)
+    assert known is not None
+    assert not known.faults(DEVICE)
+    objective = TaskObjective(TaskTeacher(teacher.teacher, 0.5, 1.0, 0.0, 1))
+    for step in range(4):
+        ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+        chosen, micro = training_step(data, step, batch_size=3, seed=5, **ranks)
+        exact = objective.teach(micro)
+        assert exact is not None
+        torch.testing.assert_close(
+            known.recall(chosen).decode().predictions, exact.predictions, rtol=1e-4, atol=1e-5
+        )
+    return known.rows, teacher.asked
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "tagging"])
+def test_each_sample_is_asked_about_once_and_ranks_know_the_same(kind: Kind) -> None:
+    ((alone, count),) = run_distributed(known_to_all, 1, kind)
+    assert count == len(LENGTHS)
+    assert len(alone) == (sum(LENGTHS) - 2 * len(LENGTHS) if kind == "tagging" else len(LENGTHS))
+    shares = run_distributed(known_to_all, 3, kind)
+    assert sum(asked for _, asked in shares) == len(LENGTHS)
+    for rows, _ in shares:
+        assert torch.equal(rows, alone)
+
+
+def refusals() -> str:
+    """What a teacher that predicts the same of everything ends with."""
+    teacher = teacher_of("classification")
+    nn.init.zeros_(teacher.classifier.weight)
+    try:
+        asked("classification", teacher, samples("classification"))
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_teacher_of_which_nothing_can_be_learnt_is_refused_at_once() -> None:
+    (said,) = run_distributed(refusals, 1)
+    assert said.startswith("teacher: ") and said.endswith("look at its weights, or give another")
+
+
+def stopped() -> bool:
+    """Whether asking ends where rank 1 alone was asked to stop."""
+    known_predictions._LOOK_SECONDS = -1.0
+    stop = StopRequest()
+    stop.requested = dist.get_rank() == 1
+    data = samples("classification")
+    return Asked(teacher_of("classification"), "t", data, 1, DEVICE, None).ask(stop) is None
+
+
+def test_a_stop_that_one_rank_hears_of_is_heeded_by_all() -> None:
+    assert run_distributed(stopped, 2) == [True, True]
+
+
+def test_batches_come_longest_first_so_that_what_does_not_fit_shows_at_once() -> None:
+    data = samples("classification")
+    batches = list(known_predictions.batches_by_length(data, 3))
+    lengths = [len(data.input_ids[sample]) for batch in batches for sample in batch]
+    assert lengths == sorted(LENGTHS, reverse=True)
+    assert collate(data, batches[0]).input_ids.shape == (3, 24)
