@@ -113,13 +113,18 @@ def test_texts_without_labels_are_none_of_the_tasks_own(tasks: Path, tmp_path: P
             (source / "valid.txt").write_text("\n".join(blocks[:5]))
         texts.cut_given(name, source, tasks, 4)
     given = {name: tmp_path / f"{name}_source" for name in ("sst2", "ner")}
-    texts.write_unlabelled(pages(), given, tasks, 30, 776)
+    read = [Page(page.topic, [text.replace(" p", " q") for text in page.paragraphs[:1]])
+            for page in pages(12)] + [Page("other", [f"Page {WORDS} {WORDS}"])]  # fmt: skip
+    texts.write_unlabelled(pages(), read, given, tasks, 400, 776)
     found = {
         name: (tasks / name / texts.UNLABELLED).read_text().splitlines()
         for name in ("topic", "pages", "sst2", "ner")
     }
-    assert len(found["topic"]) == len(found["sst2"]) == 30
-    assert found["sst2"][0] == "text number 4" and found["ner"][0] == "Word4 runs"
+    assert len(found["sst2"]) == 40 - 8 and len(set(found["topic"])) == len(found["topic"])
+    # Passages that were distilled on come last, and of the task's topics alone.
+    behind = [text.split()[1][0] == "q" for text in found["topic"]]
+    assert sum(behind) == 12 and all(behind[-12:])
+    assert found["sst2"][0] == "text number 8" and found["ner"][0] == "Word4 runs"
     assert len(found["ner"]) == 8 and len(set(found["ner"])) == 8
     for name, columns in (("topic", ("text",)), ("pages", ("one", "other"))):
         rows = {part: rows_of(tasks / name / f"{part}.tsv") for part in ("train", "dev")}
@@ -140,6 +145,8 @@ def test_the_best_recipe_starts_from_the_teacher_and_is_as_long(name: str, tmp_p
     best = runs_best(size)
     recipes = [load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in best]
     assert {student.start for each in recipes for student in each.students} == {"teacher"}
+    corpora = {one.path for each in recipes for one in each.data.record_path_or_regex}
+    assert corpora == {str(tmp_path / "corpus" / "small")}
     models = gathering.best_models(size)
     assert {run.steps for run in models} == {size.long_steps or size.steps}
     random = [run for run in models if run not in best]
@@ -159,6 +166,9 @@ def test_every_distillation_is_a_recipe_that_can_be_read(name: str, tmp_path: Pa
         config = load_run_config(str(command.recipe_of(run, size, tmp_path, 5)))
         assert config.training.max_steps == run.steps > 0 and config.seed == 5
         assert {student.name for student in config.students} == set(run.students)
+        kind = "large" if run.teacher.startswith("large") else "small"
+        corpora = [one.path for one in config.data.record_path_or_regex]
+        assert corpora == [str(tmp_path / "corpus" / kind)]
         teacher, _, student = run.teacher.partition("/")
         if student:
             assert student in next(one for one in runs[:place] if one.name == teacher).students

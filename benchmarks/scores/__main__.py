@@ -50,7 +50,7 @@ def make_texts(folder: Path, size: Size, seed: int, given: dict[str, Path], sour
     if (folder / "tasks.json").is_file():
         return
     pages = Path(source) if source else texts.fetch(folder / "text")
-    to_learn, kept = texts.split(pages)
+    to_learn, kept, _ = texts.split(pages)
     names = texts.write_tasks(kept, folder / "tasks", size.samples, seed)
     for name, place in given.items():
         texts.cut_given(name, place, folder / "tasks", size.samples)
@@ -86,8 +86,8 @@ def _build(folder: Path, documents: Sequence[Any]) -> None:
 
 def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | None = None) -> Path:
     """Writes a distillation's recipe; its corpora are those of the folder, or of another one."""
-    kind = run.name.partition("_")[0]
     name, _, student = run.teacher.partition("/")
+    kind = name.partition("_")[0]  # an assistant's tokenizer is that of its own teacher
     teacher = str(folder / name / "export" / student) if student else TEACHERS[run.teacher]
     corpus = str((corpora or folder) / "corpus" / kind)
     recipe = {
@@ -224,8 +224,9 @@ def tune_best(
     """The best recipe's students beside random starts as long: labels; the teacher's texts too."""
     best = folder / BEST
     if not all((folder / "tasks" / task / texts.UNLABELLED).is_file() for task in tasks):
-        pages = texts.split(Path(source) if source else texts.fetch(folder / "text"))[1]
-        texts.write_unlabelled(pages, given, folder / "tasks", size.unlabelled, seed)
+        pages = Path(source) if source else texts.fetch(folder / "text")
+        _, kept, others = texts.split(pages)
+        texts.write_unlabelled(kept, others, given, folder / "tasks", size.unlabelled, seed)
     models = {"teacher": SMALL, **exports_of(folder, best_models(size))}
     labels = [
         _tuning(best, size, task, name, model, tasks=folder / "tasks", epochs=size.best_epochs)

@@ -73,11 +73,15 @@ def fetch(folder: Path) -> Path:
     return pages
 
 
-def split(pages: Path) -> tuple[list[Any], list[Page]]:
-    """Documents to distil on, and pages that are kept back, by their place in each folder."""
+def split(pages: Path) -> tuple[list[Any], list[Page], list[Page]]:
+    """Documents to distil on, pages kept back by their place in each folder, and the others.
+
+    The others are among the documents, beside Python's: text in the tasks' topics.
+    """
     from minimoe_dist.corpus.sources import documentation_folder, python_documentation
 
     kept: list[Page] = []
+    others: list[Page] = []
     to_learn = list(python_documentation())
     topics = [path for path in sorted(pages.iterdir()) if path.is_dir()]
     for topic in topics:
@@ -90,20 +94,25 @@ def split(pages: Path) -> tuple[list[Any], list[Page]]:
         for number, document in enumerate(documents):
             if number % KEPT_BACK:
                 to_learn.append(document)
-            else:
-                kept.append(Page(topic.name, document.lines))
-    return to_learn, kept
+            (others if number % KEPT_BACK else kept).append(Page(topic.name, document.lines))
+    return to_learn, kept, others
 
 
 def write_unlabelled(
-    pages: Sequence[Page], given: dict[str, Path], folder: Path, count: int, seed: int
+    pages: Sequence[Page],
+    others: Sequence[Page],
+    given: dict[str, Path],
+    folder: Path,
+    count: int,
+    seed: int,
 ) -> None:
-    """Writes texts without labels beside the tasks: of pages to train on, behind given samples.
+    """Writes texts without labels beside the tasks: of pages to train on, and of given samples.
 
     No text is one that the task's labels are of, and none is of a page that is scored on.
 
     Args:
         pages: kept back from distilling.
+        others: that were distilled on, whose passages are put behind those of the pages.
         given: folders of SST-2 and CoNLL-2003, where they are.
         folder: of the tasks.
         count: texts of each, at most.
@@ -111,28 +120,43 @@ def write_unlabelled(
     """
     order, cut, _ = _shuffled(pages, seed)
     train, chooser = order[cut:], random.Random(seed + 1)
-    labelled = set(_column_of(folder / "topic" / "train.tsv", 0))
     topics = set(_column_of(folder / "topic" / "train.tsv", 1))
-    passages = [text for page in train if page.topic in topics for text in _passages(page)]
-    passages = [text for text in dict.fromkeys(map(_one_line, passages)) if text not in labelled]
-    chooser.shuffle(passages)
-    lines = {"topic": passages}
-    pairs = (
-        f"{_one_line(one)}\t{_one_line(other)}" for one, other, _ in _pairs(train, count, chooser)
-    )
-    known = {"\t".join(row) for row in _rows(folder / "pages" / "train.tsv", 2)}
-    lines["pages"] = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    texts = {
+        "topic": _shuffled_passages(train, topics, chooser),
+        "pages": [
+            f"{_one_line(one)}\t{_one_line(other)}"
+            for one, other, _ in _pairs(train, count, chooser)
+        ],
+    }
+    texts["topic"] += _shuffled_passages(others, topics, chooser)
     if "sst2" in given:
-        used = set(_column_of(folder / "sst2" / "train.tsv", 0))
-        every = _column_of(given["sst2"] / "train.tsv", 0)[1:]
-        lines["sst2"] = [text for text in every if text not in used]
+        texts["sst2"] = _column_of(given["sst2"] / "train.tsv", 0)[1:]
     if "ner" in given:
-        used = set(_sentences_of(folder / "ner" / "train.txt"))
-        every = _sentences_of(given["ner"] / "train.txt")
-        lines["ner"] = [text for text in every if text not in used]
-    for name, texts in lines.items():
-        path = folder / name / UNLABELLED
-        path.write_text("".join(f"{text}\n" for text in texts[:count]), "utf-8")
+        texts["ner"] = _sentences_of(given["ner"] / "train.txt")
+    for name, found in texts.items():
+        used = _texts_of(folder / name)
+        kept = [text for text in dict.fromkeys(found) if text not in used]
+        (folder / name / UNLABELLED).write_text(
+            "".join(f"{text}\n" for text in kept[:count]), "utf-8"
+        )
+
+
+def _shuffled_passages(
+    pages: Sequence[Page], topics: set[str], chooser: random.Random
+) -> list[str]:
+    passages = [text for page in pages if page.topic in topics for text in _passages(page)]
+    passages = list(dict.fromkeys(map(_one_line, passages)))
+    chooser.shuffle(passages)
+    return passages
+
+
+def _texts_of(task: Path) -> set[str]:
+    """A task's texts and pairs of both parts, as a file of texts without labels has them."""
+    if task.name == "ner":
+        return {text for part in ("train", "dev") for text in _sentences_of(task / f"{part}.txt")}
+    columns = 2 if task.name == "pages" else 1
+    parts = (_rows(task / f"{part}.tsv", columns) for part in ("train", "dev"))
+    return {"\t".join(row) for rows in parts for row in rows}
 
 
 def _shuffled(pages: Sequence[Page], seed: int) -> tuple[list[Page], int, random.Random]:
