@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,32 @@ def test_the_best_recipe_has_a_picture_of_its_own(tmp_path: Path) -> None:
         "plain 3L;192H, 9 steps by 6L from its weights on, fine-tuned with the teacher and texts "
         "without labels"
     )
+
+
+def test_another_seed_of_the_best_recipe_is_a_column_of_its_own(tmp_path: Path) -> None:
+    own = {"a": [0.7, 0.9], "b": [0.2, 0.4]}
+    found = numbers(**{"best/plain_192": own, "best/plain_192 taught": own})
+    found["students"][0] |= {"model": "best/plain_192", "start": "teacher"}
+    found["setup"] = {"seed": 5}
+    assert page.table_again(found) == ""
+    better = {"a": [0.8, 1.0], "b": [0.4, 0.4]}
+    found["again"] = {
+        "seed": 6,
+        "students": [{**found["students"][0], "heldout_loss": 0.25}],
+        "scores": {"best/plain_192 taught": better},
+    }
+    head, _, row = page.table_again(found, above_chance=False).splitlines()
+    assert "seed 5: held-out loss | of the teacher's score | seed 6: held-out loss" in head
+    words, *cells = row.strip("| ").split(" | ")
+    assert words.endswith("fine-tuned with the teacher")
+    other = {**found, "scores": {**found["scores"], "best/plain_192 taught": better}}
+    kept, kept_again = (
+        statistics.mean(gathering.shares(one, "best/plain_192 taught", above_chance=False))
+        for one in (found, other)
+    )
+    assert kept < kept_again
+    assert cells[1].startswith(f"{100 * kept:.1f} ±") and cells[2] == "0.2500"
+    assert cells[3].startswith(f"{100 * kept_again:.1f} ±")
 
 
 def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:

@@ -1,24 +1,25 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
-    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [page]
+    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [best_again] [page]
         [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
         [--seed 776] [--again 777]
 
-(all parts but ``long`` and ``best`` by default.) ``texts``: prose of Python's documentation and of
-Debian's linux-doc-6.1 as corpora of both teachers' tokenizers, and tasks made of pages that are
-kept back; SST-2 and CoNLL where their folders are given. ``distil``: students by the 6-layer
+(all parts but the long and the best ones by default.) ``texts``: prose of Python's documentation
+and of Debian's linux-doc-6.1 as corpora of both teachers' tokenizers, and tasks made of pages that
+are kept back; SST-2 and CoNLL where their folders are given. ``distil``: students by the 6-layer
 teacher, for three lengths of training, by the 12-layer teacher, and, on GPUs, by assistants.
 ``tune``: teacher and students on each task with three seeds, from labels alone and with the
 fine-tuned teacher's predictions. ``again``: the comparison of the teachers at equal steps with
 another seed of distillation. ``long``: on CPUs, students that are distilled five times as long,
 from a cache of the teacher's signals, an hour, and the 12-layer teacher's own scores. ``best``:
 students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
-longer: from labels, and with the teacher's predictions of those and of texts without labels;
-beside them, on labels, those as long that start at random weights (on CPUs of part ``long``). It
-takes an hour and a half more. ``page``: numbers, tables and pictures, of what is done. What was
-interrupted goes on, and what is finished is not run again. ``look`` takes minutes and shows that
-all of it runs; ``cpu`` is made for an hour on two cores, ``gpu`` for half an hour on one GPU,
-``gpus`` for eight. Another seed is another study, in a folder of its own.
+longer: from labels, and with the teacher's predictions of those and of texts without labels; beside
+them, on labels, those as long that start at random weights (on CPUs of part ``long``). It takes an
+hour and a half more. ``best_again``: the best recipe with another seed of distillation, another
+hour. ``page``: numbers, tables and pictures, of what is done. What was interrupted goes on, and
+what is finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is
+made for an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed
+is another study, in a folder of its own.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from .gathering import BEST, best_models
 from .jobs import Job, run_all
 from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_best, runs_of
 
-PARTS = ("texts", "distil", "tune", "again", "long", "best", "page")
-_BY_DEFAULT = tuple(part for part in PARTS if part not in ("long", "best"))
+PARTS = ("texts", "distil", "tune", "again", "long", "best", "best_again", "page")
+_BY_DEFAULT = ("texts", "distil", "tune", "again", "page")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TEACHERS = {"small": SMALL, "large": LARGE}
 RATES = {"teacher": "1e-4", "teacher_large": "5e-5", "student": "3e-4"}
@@ -235,17 +236,46 @@ def tune_best(
     ]
     labels.sort(key=lambda job: -job.cost)
     failed = run_all(labels, size.lanes, size.ranks, folder / "log.txt")
-    taught = []
-    for task in tasks:
-        for name, model in exports_of(folder, runs_best(size)).items():
-            more = (
-                *("--teacher", str(best / "tuned" / f"teacher_{task}" / "export")),
-                *("--unlabelled", str(folder / "tasks" / task / texts.UNLABELLED)),
-            )
-            # Half the epochs: with the texts without labels these are four times as long.
-            epochs = max(1, size.best_epochs // 2)
-            taught.append(_tuning(best, size, task, name, model, more, folder / "tasks", epochs))
+    taught = _taught_best(folder, folder, size, tasks)
     return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
+
+
+def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]) -> list[Job]:
+    """The best recipe's students of a folder, fine-tuned with the teacher and texts of another."""
+    return [
+        _tuning(
+            distilled / BEST,
+            size,
+            task,
+            name,
+            model,
+            (
+                *("--teacher", str(folder / BEST / "tuned" / f"teacher_{task}" / "export")),
+                *("--unlabelled", str(folder / "tasks" / task / texts.UNLABELLED)),
+            ),
+            folder / "tasks",
+            size.best_epochs,
+        )
+        for task in tasks
+        for name, model in exports_of(distilled, runs_best(size)).items()
+    ]
+
+
+def best_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
+    """Another seed of the best recipe's distillations, fine-tuned with the teacher as the first."""
+    again = folder / f"again_{seed}"
+    again.mkdir(exist_ok=True)
+    jobs = [
+        Job(
+            f"distil {', '.join(run.students)} from the teacher's weights on again",
+            ("distill", "--config", str(recipe_of(run, size, again, seed, folder))),
+            again / run.name / "summary.json",
+        )
+        for run in runs_best(size)
+    ]
+    failed = run_all(jobs, size.lanes, size.ranks, again / "log.txt")
+    taught = _taught_best(folder, again, size, tasks)
+    return failed + run_all(taught, size.lanes, size.ranks, again / "log.txt")
 
 
 def exports_of(folder: Path, runs: Sequence[Run]) -> dict[str, str]:
@@ -310,6 +340,7 @@ def main() -> int:
     tasks = json.loads((folder / "tasks.json").read_text())
     short = [run for run in runs_of(size) if not run.is_cached]
     long = [run for run in runs_of(size) if run.is_cached]
+    learnt = [task for task in tasks if task != "accept"]  # which no teacher has learnt
     if "distil" in options.parts:
         failed += distil(folder, size, options.seed, short)
         make_random(folder, size)
@@ -322,8 +353,9 @@ def main() -> int:
         failed += tune(folder, size, tasks, is_long=True)
     if "best" in options.parts:
         failed += distil(folder, size, options.seed, runs_best(size))
-        learnt = [task for task in tasks if task != "accept"]  # which no teacher has learnt
         failed += tune_best(folder, size, options.seed, learnt, given, options.text)
+    if "best_again" in options.parts:
+        failed += best_again(folder, size, options.again, learnt)
     if "page" in options.parts:
         found = gathering.gather(
             folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again
@@ -335,7 +367,7 @@ def main() -> int:
         print(page.table(found), page.table_again(found), sep="\n")
         if "best" in found:
             page.draw_best(found["best"], path.with_name("best_scores.png"))
-            print(page.table(found["best"]))
+            print(page.table(found["best"]), page.table_again(found["best"], False), sep="\n")
     for words in failed:
         print(words, file=sys.stderr)
     return int(bool(failed))

@@ -67,6 +67,10 @@ def gather(
             "students": students,
             "scores": scores,
         }
+        if (other / BEST).is_dir():
+            students = _students(other, runs_best(size))
+            scores = _scores(other / BEST, [one["model"] for one in students], tasks)
+            found["best"]["again"] = {"seed": again, "students": students, "scores": scores}
     return found
 
 

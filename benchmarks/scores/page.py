@@ -63,24 +63,29 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_again(found: Mapping[str, Any]) -> str:
-    """The comparison of teachers at equal steps, a column a seed of distillation, as Markdown.
+def table_again(found: Mapping[str, Any], above_chance: bool = True) -> str:
+    """What has been run with two seeds of distillation, a column each, as Markdown.
 
-    Shares are of tasks that have been run with both seeds.
+    Args:
+        found: with what the other seed gave.
+        above_chance: see :func:`.gathering.shares`.
     """
     again = found.get("again")
     if not again or not again["scores"]:
         return ""
     seeds = (found["setup"]["seed"], again["seed"])
     other = {**found, "scores": {"teacher": found["scores"]["teacher"], **again["scores"]}}
-    heads = " | ".join(f"seed {seed}: held-out loss | above chance" for seed in seeds)
+    share = "above chance" if above_chance else "of the teacher's score"
+    heads = " | ".join(f"seed {seed}: held-out loss | {share}" for seed in seeds)
     lines = [f"| student | {heads} |", "|---" * 5 + "|"]
-    for one in again["students"]:
+    for model in again["scores"]:
         cells = []
         for numbers, students in ((found, found["students"]), (other, again["students"])):
-            (student,) = [each for each in students if each["model"] == one["model"]]
-            cells.append(f"{student['heldout_loss']:.4f} | {_share(shares(numbers, one['model']))}")
-        lines.append(f"| {words_of(found, one['model'])} | {' | '.join(cells)} |")
+            name = model.partition(" ")[0]
+            (student,) = [each for each in students if each["model"] == name]
+            kept = _share(shares(numbers, model, above_chance))
+            cells.append(f"{student['heldout_loss']:.4f} | {kept}")
+        lines.append(f"| {words_of(found, model)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
