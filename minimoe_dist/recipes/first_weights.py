@@ -23,6 +23,7 @@ from ..models.teacher import FLOAT8, cut_config, layer_number
 from ..runs.folder import RunFolder
 from ..runtime import logger
 from ..train.agreement import worked_out_by_rank_0
+from ..train.out_of_memory import naming_batch
 from .corpora import RunData
 from .model_types import make_fresh_student
 
@@ -48,7 +49,15 @@ def with_first_weights(config: RunConfig, data: RunData, device: torch.device) -
     """
     if all(student.start != "teacher" for student in config.students):
         return config
-    worked_out_by_rank_0(lambda: _make_all(config, data, device))
+
+    def make() -> None:
+        with naming_batch(
+            "the teacher's states, which students' starts are fitted to",
+            "lower training.per_device_eval_batch_size, or give students start split",
+        ):
+            _make_all(config, data, device)
+
+    worked_out_by_rank_0(make)
     students = [
         student.model_copy(
             update={"start": "split", "initial_weights": str(_folder(config, student))}

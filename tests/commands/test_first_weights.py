@@ -9,6 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from minimoe_dist.cli import main
+from minimoe_dist.exit_status import ExitStatus
+from minimoe_dist.recipes import first_weights
 from tests.commands import support
 from tests.commands.support import Workshop
 
@@ -177,3 +179,19 @@ def test_types_without_relations_start_otherwise(
     )  # fmt: skip
     assert main(["distill", "--config", str(recipe), "--dry_run"]) != 0
     assert f"'teacher' has no place in a {model_type} run" in capsys.readouterr().err
+
+
+def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def no_room(*_: Any) -> None:
+        raise RuntimeError("can't allocate memory: you tried to allocate 8589934592 bytes.")
+
+    monkeypatch.setattr(first_weights, "inherit", no_room)
+    alone = {"expert_parallel_size": 1}
+    recipe = workshop.recipe(tmp_path / "run", students=STUDENTS, parallel=alone)
+    assert main(["distill", "--config", str(recipe)]) == ExitStatus.REFUSED
+    said = capfd.readouterr().err
+    assert "out of memory for 8.00 GiB more with the teacher's states" in said
+    assert "lower training.per_device_eval_batch_size, or give students start split" in said
