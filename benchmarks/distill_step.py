@@ -69,7 +69,8 @@ def measure_ours(folder: str, batch: int, repeats: int, dtype: str) -> dict[str,
     from minimoe_dist.data.loader import StepBatch
     from minimoe_dist.models.compute import RelationPath, distillation_flops_per_token
     from minimoe_dist.models.teacher import load_teacher
-    from minimoe_dist.runtime import detect_launch, prepare_environment, start_process_group
+    from minimoe_dist.process_group import start_process_group
+    from minimoe_dist.runtime import detect_launch, prepare_environment
     from minimoe_dist.train.distillation import Distiller
     from minimoe_dist.train.engine import AdamW, StudentEngine
     from minimoe_dist.train.objectives import RelationObjective

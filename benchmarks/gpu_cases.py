@@ -19,7 +19,8 @@ from gpu_shapes import SHAPES, Case
 
 def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """The result of a case; numbers by name."""
-    from minimoe_dist.runtime import detect_launch, prepare_environment, start_process_group
+    from minimoe_dist.process_group import start_process_group
+    from minimoe_dist.runtime import detect_launch, prepare_environment
 
     ways = {"ours": ours, "published": published, "limit": limit, "command": command}
     environment = prepare_environment(use_cpu=options.device == "cpu")

@@ -34,8 +34,9 @@ from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import once_for_all_config
 from minimoe_dist.models.teacher import RelationTeacher, load_teacher
 from minimoe_dist.objectives.tinybert import tinybert_counts
+from minimoe_dist.process_group import start_process_group
 from minimoe_dist.recipes.corpora import RunData, open_data
-from minimoe_dist.runtime import Launch, detect_launch, prepare_environment, start_process_group
+from minimoe_dist.runtime import Launch, detect_launch, prepare_environment
 from minimoe_dist.train.distillation import Balance, Distiller
 from minimoe_dist.train.engine import AdamW, StudentEngine
 from minimoe_dist.train.objectives import RelationObjective

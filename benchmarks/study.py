@@ -244,9 +244,10 @@ def load_for_relations(export: str) -> Any:
 
 def costs(stages: Sequence[Any]) -> list[dict[str, Any]]:
     """Processor seconds of one thread: a step without the teacher's part, and the student alone."""
+    from minimoe_dist.process_group import start_process_group
     from minimoe_dist.recipes.corpora import open_data
     from minimoe_dist.recipes.model_types import open_lesson
-    from minimoe_dist.runtime import detect_launch, prepare_environment, start_process_group
+    from minimoe_dist.runtime import detect_launch, prepare_environment
 
     launch, config = detect_launch({}), stages[0]
     device = start_process_group(launch, prepare_environment(use_cpu=True), 60)

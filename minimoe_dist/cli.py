@@ -22,10 +22,10 @@ from .config.problems import nearest
 from .errors import UserError
 from .exit_status import ExitStatus
 from .last_words import LastWords, tell_torchrun
+from .process_group import LaunchError
 from .runs import launches
 from .runtime import (
     Launch,
-    LaunchError,
     detect_launch,
     logger,
     prepare_environment,

@@ -4,7 +4,8 @@ import os
 import socket
 import struct
 
-from .runtime import Launch, mute_rendezvous
+from .process_group import mute_rendezvous
+from .runtime import Launch
 
 _CONNECT_SECONDS = 2.0
 # A store's first messages, of torch 1.13 to 2.13: VALIDATE with its magic number, PING with ours.

@@ -1,28 +1,23 @@
-"""Launch detection, device choice, bounded rendezvous, signals, model folders, logs."""
+"""Launch detection, device choice, signals, logs."""
 
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from minimoe_dist import runtime
 from minimoe_dist.runtime import (
     Launch,
-    LaunchError,
     StopRequest,
     detect_launch,
     first_host,
     prepare_environment,
-    start_process_group,
 )
 
 TORCHRUN = {
@@ -43,12 +38,6 @@ SLURM = {
     "SLURM_STEP_NODELIST": "localhost,n2",
     "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_no_launcher_means_alone() -> None:
@@ -179,90 +168,6 @@ def test_torch_build_is_read_without_importing_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.split() == ["False", "True"], found.stderr
-
-
-def test_process_alone_gets_a_group_without_a_port() -> None:
-    code = """
-        import torch, torch.distributed as dist
-        from minimoe_dist import runtime
-        launch = runtime.detect_launch({})
-        device = runtime.start_process_group(launch, runtime.prepare_environment(True), 10)
-        ones = torch.ones(1)
-        dist.all_reduce(ones)
-        runtime.stop_process_group()
-        print(device, ones.item(), dist.is_initialized())
-    """
-    found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
-    )
-    assert found.stdout.split() == ["cpu", "1.0", "False"], found.stderr
-
-
-@pytest.fixture
-def second_of_two_gpus(monkeypatch: pytest.MonkeyPatch) -> Launch:
-    """A launch for which torch shows two GPUs; what it announces is taken back."""
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    return Launch(0, 1, 1, 2, "127.0.0.1", 1, "slurm")
-
-
-@pytest.mark.parametrize(
-    ("device_type", "device_id"), [("cuda", torch.device("cuda", 1)), ("cpu", None)]
-)
-def test_nccl_is_told_its_device_and_gloo_none(
-    device_type: runtime.DeviceType,
-    device_id: torch.device | None,
-    second_of_two_gpus: Launch,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given: dict[str, object] = {}
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda backend, **group: given.update(group)
-    )
-    start_process_group(second_of_two_gpus, device_type, 10)
-    assert given.get("device_id") == device_id
-
-
-def test_nccl_that_does_not_connect_is_told_in_one_line(
-    second_of_two_gpus: Launch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(backend: str, **group: object) -> None:
-        raise torch.distributed.DistBackendError("NCCL error: unhandled system error\nLast error:")
-
-    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
-    with pytest.raises(
-        LaunchError, match=r"NCCL cannot connect cuda:1 .*system error\)"
-    ) as failure:
-        start_process_group(second_of_two_gpus, "cuda", 10)
-    assert "\n" not in str(failure.value)
-
-
-def test_unreachable_rendezvous_ends_in_time_with_host_and_port() -> None:
-    port = free_port()
-    started = time.monotonic()
-    with pytest.raises(LaunchError, match=f"127.0.0.1:{port}"):
-        start_process_group(Launch(1, 2, 1, 2, "127.0.0.1", port, "slurm"), "cpu", 1.0)
-    assert time.monotonic() - started < 5
-
-
-def test_taken_port_is_refused_with_host_and_port() -> None:
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(LaunchError, match=f"cannot listen at 127.0.0.1:{port}"):
-            start_process_group(Launch(0, 2, 0, 2, "127.0.0.1", port, "slurm"), "cpu", 1.0)
-
-
-def test_more_ranks_than_gpus_is_refused() -> None:
-    with pytest.raises(LaunchError, match="2 GPUs visible"):
-        runtime._device_index(Launch(3, 4, 3, 4, "h", 1, "torchrun"), 2)
-
-
-def test_own_gpu_of_each_process_is_the_first() -> None:
-    assert runtime._device_index(Launch(3, 4, 3, 4, "h", 1, "slurm"), 1) == 0
 
 
 @pytest.mark.parametrize("number", StopRequest.SIGNALS)

@@ -18,7 +18,8 @@ from ..doctor.ranks import bandwidths, clock_offsets, sees_file
 from ..durable import write_json
 from ..exit_status import ExitStatus
 from ..foreign import is_whole_number
-from ..runtime import Launch, LaunchError
+from ..process_group import LaunchError
+from ..runtime import Launch
 from ..train.agreement import decided_by_rank_0
 from ..train.scope import Scope, open_scope
 

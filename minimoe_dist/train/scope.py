@@ -13,17 +13,11 @@ from .. import roll_call
 from ..checkpoints.writing import Ranks
 from ..exit_status import ExitStatus
 from ..last_words import tell_torchrun
+from ..process_group import start_process_group, stop_process_group
 from ..runs import launches
 from ..runs.folder import RunFolder
 from ..runs.locks import locked
-from ..runtime import (
-    Launch,
-    StopRequest,
-    logger,
-    prepare_environment,
-    start_process_group,
-    stop_process_group,
-)
+from ..runtime import Launch, StopRequest, logger, prepare_environment
 from .agreement import decided_by_rank_0
 from .background import saving_ranks
 from .loop import TrainingDivergedError

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from minimoe_dist.process_group import LaunchError, start_process_group
 from minimoe_dist.rendezvous import check_rendezvous
-from minimoe_dist.runtime import Launch, LaunchError, start_process_group
+from minimoe_dist.runtime import Launch
 from tests.commands import support
 from tests.commands.support import Workshop
 
