@@ -224,13 +224,10 @@ def tune_best(
 ) -> list[str]:
     """The best recipe's students beside random starts as long: labels; the teacher's texts too."""
     best = folder / BEST
-    if not all((folder / "tasks" / task / texts.UNLABELLED).is_file() for task in tasks):
-        pages = Path(source) if source else texts.fetch(folder / "text")
-        _, kept, others = texts.split(pages)
-        texts.write_unlabelled(kept, others, given, folder / "tasks", size.unlabelled, seed)
+    _write_best_tasks(folder, size, seed, tasks, given, source)
     models = {"teacher": SMALL, **exports_of(folder, best_models(size))}
     labels = [
-        _tuning(best, size, task, name, model, tasks=folder / "tasks", epochs=size.best_epochs)
+        _tuning(best, size, task, name, model, tasks=best / "tasks", epochs=size.best_epochs)
         for task in tasks
         for name, model in models.items()
     ]
@@ -238,6 +235,26 @@ def tune_best(
     failed = run_all(labels, size.lanes, size.ranks, folder / "log.txt")
     taught = _taught_best(folder, folder, size, tasks)
     return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
+
+
+def _write_best_tasks(
+    folder: Path,
+    size: Size,
+    seed: int,
+    tasks: Sequence[str],
+    given: dict[str, Path],
+    source: str | None,
+) -> None:
+    """The tasks again, of which more is scored, and texts without labels beside them."""
+    place = folder / BEST / "tasks"
+    if all((place / task / texts.UNLABELLED).is_file() for task in tasks):
+        return
+    pages = Path(source) if source else texts.fetch(folder / "text")
+    _, kept, others = texts.split(pages)
+    texts.write_tasks(kept, place, size.samples, seed, size.best_dev)
+    for name, path in given.items():
+        texts.cut_given(name, path, place, size.samples)
+    texts.write_unlabelled(kept, others, given, place, size.unlabelled, seed)
 
 
 def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]) -> list[Job]:
@@ -251,9 +268,9 @@ def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]
             model,
             (
                 *("--teacher", str(folder / BEST / "tuned" / f"teacher_{task}" / "export")),
-                *("--unlabelled", str(folder / "tasks" / task / texts.UNLABELLED)),
+                *("--unlabelled", str(folder / BEST / "tasks" / task / texts.UNLABELLED)),
             ),
-            folder / "tasks",
+            folder / BEST / "tasks",
             # With the texts without labels an epoch is several times as long.
             max(1, size.best_epochs * 2 // 3),
         )

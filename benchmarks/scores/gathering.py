@@ -62,7 +62,9 @@ def gather(
         found["best"] = {
             "setup": {**found["setup"], "epochs": size.best_epochs, "unlabelled": size.unlabelled},
             "tasks": {
-                task: found["tasks"][task] for task in tasks if task in scores.get("teacher", {})
+                task: task_facts(best / "tasks" / task, task)
+                for task in tasks
+                if task in scores.get("teacher", {})
             },
             "students": students,
             "scores": scores,

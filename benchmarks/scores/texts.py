@@ -167,10 +167,25 @@ def _shuffled(pages: Sequence[Page], seed: int) -> tuple[list[Page], int, random
     return order, len(order) // 4, chooser
 
 
-def write_tasks(pages: Sequence[Page], folder: Path, samples: int, seed: int = 776) -> list[str]:
-    """Writes the three tasks of pages; no page is in both parts of one. Returns their names."""
+def write_tasks(
+    pages: Sequence[Page],
+    folder: Path,
+    samples: int,
+    seed: int = 776,
+    dev_samples: int | None = None,
+) -> list[str]:
+    """Writes the three tasks of pages; no page is in both parts of one. Returns their names.
+
+    Args:
+        pages: kept back from distilling.
+        folder: of the tasks.
+        samples: to train on, at most.
+        seed: of what is drawn.
+        dev_samples: to score on, at most; by default a third as many, or 1,000.
+    """
     order, cut, chooser = _shuffled(pages, seed)
-    dev_samples = min(LONGEST_DEV, samples // 3)
+    if dev_samples is None:
+        dev_samples = min(LONGEST_DEV, samples // 3)
     for split_name, part, count in (
         ("train", order[cut:], samples),
         ("dev", order[:cut], dev_samples),
