@@ -247,8 +247,13 @@ def _write_best_tasks(
 ) -> None:
     """The tasks again, of which more is scored, and texts without labels beside them."""
     place = folder / BEST / "tasks"
+    if not place.is_dir() and (folder / BEST / "tuned").is_dir():
+        sys.exit(f"{folder / BEST}: its scores are of other tasks than today's; move it away")
     if all((place / task / texts.UNLABELLED).is_file() for task in tasks):
         return
+    for name in ("sst2", "ner"):
+        if name in tasks and name not in given:
+            sys.exit(f"best: the task {name} is made anew of its own files: give --{name} FOLDER")
     pages = Path(source) if source else texts.fetch(folder / "text")
     _, kept, others = texts.split(pages)
     texts.write_tasks(kept, place, size.samples, seed, size.best_dev)

@@ -55,7 +55,7 @@ def gather(
         scores = _scores(other, [one["model"] for one in students], tasks)
         found["again"] = {"seed": again, "students": students, "scores": scores}
     best = folder / BEST
-    if best.is_dir():
+    if (best / "tasks").is_dir():
         students = _students(folder, best_models(size))
         names = ["teacher", *(one["model"] for one in students)]
         scores = _scores(best, names, tasks)

@@ -227,20 +227,14 @@ class TaskRun:
     def _ask(self, teacher: TaskTeacher, train: EncodedTask) -> KnownPredictions | None:
         """Asks the teacher what it predicts, once for all cells; None after a requested stop."""
         assert teacher.model is not None
-        rows = self._options.eval_batch_size
-        asked = Asked(
+        return Asked(
             teacher.model,
             str(self._options.teacher),
             train,
-            rows,
+            self._options.eval_batch_size,
             self._scope.device,
             sys.stderr if self._launch.rank == 0 else None,
-        )
-        with naming_batch(
-            f"{rows} samples of up to {self._options.max_length} tokens a rank, by the teacher",
-            "lower eval_batch_size or max_length",
-        ):
-            return asked.ask(self._scope.stop)
+        ).ask(self._scope.stop)
 
     def _load_teacher(self) -> TaskTeacher | None:
         options = self._options

@@ -53,7 +53,8 @@ def with_first_weights(config: RunConfig, data: RunData, device: torch.device) -
     def make() -> None:
         with naming_batch(
             "the teacher's states, which students' starts are fitted to",
-            "lower training.per_device_eval_batch_size, or give students start split",
+            "give students start split; for the teacher's pass alone a lower "
+            "training.per_device_eval_batch_size does",
         ):
             _make_all(config, data, device)
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -20,12 +21,12 @@ from ..runtime import logger
 from .distillation import Distiller
 from .engine import StudentEngine
 from .health import HealthWatch, refuse_useless, teacher_records, tell
-from .known_predictions import KnownPredictions
+from .known_predictions import KnownPredictions, RecalledPredictions
 from .loop import LoopOptions
 from .progress import Progress
 from .step_metrics import PendingMetrics
 from .task_scores import predict
-from .teacher_signals import SignalFault
+from .teacher_signals import SignalFault, find_faults
 
 _log = logger("finetune")
 
@@ -127,6 +128,8 @@ class Tuning:
         self._steps_per_epoch = steps_per_epoch(len(train), options.batch_size)
         self.state = TuningState()
         self.best_weights: dict[str, Tensor] = {}
+        # One is of the step whose numbers were read last.
+        self._last_recalled: deque[RecalledPredictions] = deque(maxlen=2)
         self._since = time.perf_counter()
         self._progress: Progress
 
@@ -224,7 +227,10 @@ class Tuning:
         samples, micro = training_step(
             self._train, step, batch_size=batch_size, seed=self._seed, **ranks
         )
-        recalled = self._known.recall(samples) if self._known is not None else None
+        recalled = None
+        if self._known is not None:
+            recalled = self._known.recall(samples)
+            self._last_recalled.append(recalled)
         return StepBatch([self._distiller.place(micro, recalled)], step * batch_size)
 
     def _look_at_teacher(self, step: int) -> None:
@@ -238,10 +244,13 @@ class Tuning:
         refuse_useless(records)
         self._tell(records)
 
-    def _teacher_faults(self, first: bool = False) -> list[SignalFault]:
-        """Finds faults of all known predictions, else of the first samples, or of the last ones."""
+    def _teacher_faults(self, first: bool = False) -> Sequence[SignalFault]:
+        """Finds faults of all known predictions or of the first samples, or of the last steps'."""
         if self._known is not None:
-            return self._known.faults(self._device)
+            if first:
+                return self._known.faults
+            last = ({"predictions": recalled.rows} for recalled in self._last_recalled)
+            return find_faults(last, self._device)
         # As many samples as fit: a few might be alike by chance.
         rows = min(self._options.eval_batch_size * dist.get_world_size(), len(self._train))
         return self._distiller.teacher_faults(self._batch(0, rows) if first else None)

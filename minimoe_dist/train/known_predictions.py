@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self, TextIO
@@ -20,6 +20,7 @@ from ..data.tasks.encoding import IGNORED, EncodedTask
 from ..runtime import StopRequest, logger
 from .agreement import decided_by_rank_0, on_any_rank
 from .health import refuse_useless, teacher_records
+from .out_of_memory import naming_batch
 from .progress import Progress, TimedProgress
 from .task_objective import TaskTargets, is_counted
 from .teacher_signals import SignalFault, find_faults
@@ -27,6 +28,8 @@ from .teacher_signals import SignalFault, find_faults
 _log = logger("finetune")
 _LOOK_SECONDS = 2.0
 _SUMMED = 16 << 20  # numbers of one collective
+_LOOKED_AT = 64  # samples, before all of them
+_LOOKED_AT_ONCE = 1 << 20  # rows
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,12 @@ class KnownPredictions:
         rows: float32 [R, C], a row a sample, or of tags a row a token that has one; C numbers of
             classes before the softmax, or one of a regression.
         starts: int64 [samples + 1], where each sample's rows begin.
+        faults: what is wrong with the rows.
     """
 
     rows: Tensor
     starts: np.ndarray
-
-    def faults(self, device: torch.device) -> list[SignalFault]:
-        """Finds what is wrong with them; a collective that waits."""
-        return find_faults([{"predictions": self.rows}], device)
+    faults: Sequence[SignalFault]
 
     def recall(self, samples: np.ndarray) -> RecalledPredictions:
         """Returns the rows of samples, int64 [b], one behind the other."""
@@ -108,8 +109,9 @@ class Asked:
             The same on every rank; None where one was asked to stop.
 
         Raises:
-            UserError: nothing can be learnt from the teacher.
+            UserError: nothing can be learnt from the teacher, or memory does not suffice.
         """
+        self._look_at_teacher()
         starts = _starts_of(self.data)
         rank, ranks = dist.get_rank(), dist.get_world_size()
         batches = list(batches_by_length(self.data, self.batch_size))
@@ -122,9 +124,7 @@ class Asked:
                 samples = own[number] if number < len(own) else np.zeros(0, np.int64)
                 found = self._predict(samples)
                 if number == 0:
-                    faults = find_faults([{"predictions": found}], self.device)
-                    refuse_useless(teacher_records(0, self.path, faults))
-                    rows = found.new_zeros(int(starts[-1]), found.shape[1])
+                    rows = self._table(int(starts[-1]), found.shape[1])
                 rows[_places(starts, samples)] = found
                 progress.advance({})
                 progress.tell(number + 1, is_last=number == rounds - 1)
@@ -134,7 +134,28 @@ class Asked:
                         _log.info("stopped: the next start asks the teacher from the beginning")
                         return None
         _sum_over_ranks(rows, self.device)
-        return KnownPredictions(rows, starts)
+        parts = ({"predictions": part} for part in rows.split(_LOOKED_AT_ONCE))
+        return KnownPredictions(rows, starts, find_faults(parts, self.device))
+
+    def _look_at_teacher(self) -> None:
+        """Refuses, before all samples are gone through, what no cell could learn from.
+
+        Samples of all of the file are looked at: neighbours, or those of one length, may be alike.
+        """
+        spread = np.linspace(0, len(self.data) - 1, min(len(self.data), _LOOKED_AT)).astype(
+            np.int64
+        )
+        batches = np.split(spread, range(self.batch_size, len(spread), self.batch_size))
+        found = torch.cat([self._predict(samples) for samples in batches])
+        faults = find_faults([{"predictions": found}], self.device)
+        refuse_useless(teacher_records(0, self.path, faults))
+
+    def _table(self, rows: int, classes: int) -> Tensor:
+        with naming_batch(
+            f"the teacher's predictions of {len(self.data):,} samples, which each rank keeps",
+            "give fewer texts, or start fewer ranks a node",
+        ):
+            return torch.zeros(rows, classes)
 
     def _progress(self, rounds: int) -> TimedProgress:
         return TimedProgress(Progress(self.stream, rounds, 0, "asking the", label="teacher"))
@@ -143,7 +164,12 @@ class Asked:
     def _predict(self, samples: np.ndarray) -> Tensor:
         """Returns the rows of samples, [N, C], on the host."""
         micro = collate(self.data, samples)
-        logits = self.teacher(**micro.to(self.device).inputs()).logits.float().cpu()
+        with naming_batch(
+            f"{micro.input_ids.shape[0]} samples of {micro.input_ids.shape[1]} tokens, by the "
+            "teacher",
+            "lower eval_batch_size or max_length",
+        ):
+            logits = self.teacher(**micro.to(self.device).inputs()).logits.float().cpu()
         return logits[is_counted(micro)]
 
 

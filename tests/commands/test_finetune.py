@@ -282,6 +282,25 @@ def test_a_cell_under_way_of_other_options_is_refused(
     assert "options changed since (weight_decay: 0.01 -> 0.1): give the former ones" in said
 
 
+def test_a_loss_that_stays_bad_is_not_the_teachers_where_one_of_its_samples_is(
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
+    teacher = shutil.copytree(finished / "export", tmp_path / "teacher")
+    weights = load_file(teacher / "model.safetensors")
+    weights["bert.embeddings.position_embeddings.weight"][12] = torch.nan
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    # One text is that long; it is far from the steps at which the rate is given up.
+    texts = tmp_path / "texts.txt"
+    texts.write_text("word10 " * 14 + "\n" + "word11\n" * 300)
+    taught = {"teacher": str(teacher), "unlabelled": str(texts), "learning_rates": [1e30]}
+    path = options(workshop, tasks, tmp_path / "run", **taught)
+    statuses, said = support.run(path, world_size=1, command="finetune")
+    assert statuses == [1], said
+    assert "the predictions of the teacher" in said and "are not finite for 0.2" in said
+    assert "10 steps in a row without a finite loss and gradient" in said
+    assert "the teacher gives numbers that are not finite" not in said
+
+
 def test_a_loss_that_stays_bad_ends_its_cell(
     workshop: Workshop, tasks: Path, tmp_path: Path
 ) -> None:

@@ -194,4 +194,4 @@ def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
     assert main(["distill", "--config", str(recipe)]) == ExitStatus.REFUSED
     said = capfd.readouterr().err
     assert "out of memory for 8.00 GiB more with the teacher's states" in said
-    assert "lower training.per_device_eval_batch_size, or give students start split" in said
+    assert "the teacher's states, which students' starts are fitted to: give students start" in said

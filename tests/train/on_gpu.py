@@ -7,23 +7,31 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+from minimoe_dist.config.deepspeed_json import task_settings
 from minimoe_dist.data.batches import IGNORED_LABEL, MicroBatch
 from minimoe_dist.data.loader import StepBatch
 from minimoe_dist.data.signal_rows import SignalRows
+from minimoe_dist.data.tasks.batches import collate
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
 from minimoe_dist.models.teacher import RelationTeacher, teacher_of
+from minimoe_dist.runtime import StopRequest
 from minimoe_dist.train.captured import CapturedPasses
 from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import StudentEngine
 from minimoe_dist.train.fastest_passes import choose_passes
+from minimoe_dist.train.known_predictions import Asked
 from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
 from minimoe_dist.train.passes import CompiledPasses, EagerPasses
 from minimoe_dist.train.schedule import make_schedule
+from minimoe_dist.train.task_objective import TaskObjective, TaskTeacher
 from tests.train import runs
+from tests.train.test_known_predictions import samples as task_data
+from tests.train.test_known_predictions import teacher_of as task_teacher
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 64}
 LENGTH, BATCH = 64, 32
@@ -146,6 +154,36 @@ def kept(teacher: RelationTeacher, micro: MicroBatch, dtype: str) -> SignalRows:
     return SignalRows.encode([s[micro.attention_mask.to(DEVICE)].cpu() for s in signals], dtype)
 
 
+def predictions() -> dict[str, Any]:
+    """Losses of a task whose teacher runs in the step, and whose predictions are known before.
+
+    The last batch is that of a rank without samples.
+    """
+    data, teacher = task_data("tagging"), task_teacher("tagging").to(DEVICE)
+    known = Asked(teacher, "t", data, 2, DEVICE, None).ask(StopRequest())
+    assert known is not None
+    found: dict[str, Any] = {}
+    for name, model in (("every step", teacher), ("once", None)):
+        settings = task_settings(1, "bf16", 4, 1)
+        fresh = task_teacher("tagging").requires_grad_(True)
+        student = StudentEngine("model", fresh, settings, runs.OPTIMIZER, 1, DEVICE)
+        distiller = Distiller(
+            [student],
+            TaskObjective(TaskTeacher(model, 0.5, 1.0, 0.0, 1)),
+            make_schedule("linear", 3e-3, 20, 0.1),
+            seed=runs.SEED,
+            device=DEVICE,
+        )
+        found[name] = []
+        for step, chosen in enumerate(([0, 1, 2, 3], [6, 4], [5], [])):
+            samples = np.array(chosen, np.int64)
+            recalled = known.recall(samples) if model is None else None
+            placed = distiller.place(collate(data, samples), recalled)
+            metrics = distiller.train_step(StepBatch([placed], 4 * step), step, False)
+            found[name].append([metrics.students["model"].loss])
+    return found
+
+
 def repeats() -> dict[str, Any]:
     """The same run twice, a student beside another one, and a run that was resumed."""
     one, other = (make_distiller("captured", [(1, 4)]) for _ in range(2))
@@ -183,7 +221,9 @@ def evaluation() -> dict[str, Any]:
     return {kind: make_distiller(kind, [(1, 4)]).evaluate(micros) for kind in kinds}
 
 
-CHECKS = {one.__name__: one for one in (ways, masked, recalled, repeats, waits, evaluation)}
+CHECKS = {
+    one.__name__: one for one in (ways, masked, recalled, predictions, repeats, waits, evaluation)
+}
 
 
 def main(check: str, folder: str) -> None:

@@ -56,6 +56,11 @@ def test_signals_of_a_cache_teach_as_the_teacher_does(tmp_path: Path) -> None:
     assert_close(found["int8"], found["computed"], "bf16")
 
 
+def test_predictions_that_are_known_teach_as_the_teacher_does(tmp_path: Path) -> None:
+    found = check("predictions", tmp_path)
+    assert_close(found["once"], found["every step"], "bf16")
+
+
 def test_runs_repeat_bit_for_bit_also_beside_others_and_resumed(tmp_path: Path) -> None:
     found = check("repeats", tmp_path)
     assert found["again"] == found["once"]

@@ -63,7 +63,9 @@ class FinetuneOptions(CommandOptions):
     lr_scheduler_type: Schedule = Field("linear", description="schedule after the warm-up")
     max_grad_norm: float = Field(5.0, ge=0, description="clip the gradient's norm; 0: do not")
     balance_coefficient: float = Field(0.01, ge=0, description="weight of the experts' balance")
-    eval_batch_size: int = Field(128, ge=1, description="samples a rank in evaluation")
+    eval_batch_size: int = Field(
+        128, ge=1, description="samples a rank in evaluation, and of a pass that asks the teacher"
+    )
     teacher: str | None = Field(
         None, description="fine-tuned export of the same task to distil from"
     )

@@ -71,7 +71,7 @@ def collate(
     ``labels`` are int64 [b], float32 [b] for regression, or int64 [b, S] for tags.
     """
     chosen = [int(sample) for sample in samples]
-    longest = max((len(data.input_ids[sample]) for sample in chosen), default=1)
+    longest = max([1, *(len(data.input_ids[sample]) for sample in chosen)])
     shape = (max(1, len(chosen)), -(-longest // _MULTIPLE) * _MULTIPLE)
     ids, segments = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     mask = np.zeros(shape, bool)
