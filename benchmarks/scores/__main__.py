@@ -14,12 +14,12 @@ another seed of distillation. ``long``: on CPUs, students that are distilled fiv
 from a cache of the teacher's signals, an hour, and the 12-layer teacher's own scores. ``best``:
 students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
 longer: from labels, and with the teacher's predictions of those and of texts without labels; beside
-them, on labels, those as long that start at random weights (on CPUs of part ``long``). It takes an
-hour and a half more. ``best_again``: the best recipe with another seed of distillation, another
-hour. ``page``: numbers, tables and pictures, of what is done. What was interrupted goes on, and
-what is finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is
-made for an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed
-is another study, in a folder of its own.
+them, on labels, those as long that start at random weights (on CPUs of part ``long``). It takes two
+hours more. ``best_again``: the best recipe with another seed of distillation, an hour and a half.
+``page``: numbers, tables and pictures, of what is done. What was interrupted goes on, and what is
+finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for
+an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is
+another study, in a folder of its own.
 """
 
 import argparse

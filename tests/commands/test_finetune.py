@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,6 @@ from transformers import (
 from minimoe_dist.cli import main
 from minimoe_dist.config.commands import FinetuneOptions
 from minimoe_dist.exit_status import ExitStatus
-from minimoe_dist.runtime import StopRequest
-from minimoe_dist.train import known_predictions
 from tests.commands import support
 from tests.commands.support import Workshop, wait_for
 from tests.commands.test_full_disks import fill, small_disk
@@ -398,23 +398,34 @@ def test_a_teacher_that_is_asked_once_teaches_as_one_that_is_asked_at_every_step
             assert one[1] == pytest.approx(other[1], abs=0.1)
 
 
+_ASKED_TO_STOP = """
+import sys
+from minimoe_dist.cli import main
+from minimoe_dist.runtime import StopRequest
+from minimoe_dist.train import known_predictions
+
+def asked_to_stop(stop):
+    stop.requested, stop.signal_name, stop._previous = True, "SIGTERM", {}
+
+known_predictions._LOOK_SECONDS = -1.0
+StopRequest.__init__ = asked_to_stop
+sys.exit(main(["finetune", "--config", sys.argv[1]]))
+"""
+
+
 def test_a_stop_while_the_teacher_is_asked_is_told_and_the_next_start_goes_on(
-    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    workshop: Workshop, tasks: Path, tmp_path: Path, finished: Path
+) -> None:
     taught = {"teacher": str(finished / "export"), "num_train_epochs": 1}
     path = options(workshop, tasks, tmp_path / "run", **taught)
-    with monkeypatch.context() as patched:
-        patched.setattr(known_predictions, "_LOOK_SECONDS", -1.0)
-        patched.setattr(StopRequest, "__init__", _asked_to_stop)
-        assert main(["finetune", "--config", str(path)]) == ExitStatus.STOPPED
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKED_TO_STOP, str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == ExitStatus.STOPPED, done.stderr
+    assert "stopped: the next start asks the teacher from the beginning" in done.stderr
     assert not list((tmp_path / "run").glob("cells/*/result.json"))
     finetune(path)
     assert results(tmp_path / "run")["best"]["scores"]["accuracy"] > 0.9
-
-
-def _asked_to_stop(stop: StopRequest) -> None:
-    stop.requested, stop.signal_name, stop._previous = True, "SIGTERM", {}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ from safetensors.torch import load_file
 
 from minimoe_dist.cli import main
 from minimoe_dist.exit_status import ExitStatus
-from minimoe_dist.recipes import first_weights
 from tests.commands import support
 from tests.commands.support import Workshop
 
@@ -181,17 +182,27 @@ def test_types_without_relations_start_otherwise(
     assert f"'teacher' has no place in a {model_type} run" in capsys.readouterr().err
 
 
-def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def no_room(*_: Any) -> None:
-        raise RuntimeError("can't allocate memory: you tried to allocate 8589934592 bytes.")
+_NO_ROOM = """
+import sys
+from minimoe_dist.cli import main
+from minimoe_dist.recipes import first_weights
 
-    monkeypatch.setattr(first_weights, "inherit", no_room)
+def no_room(*_):
+    raise RuntimeError("can't allocate memory: you tried to allocate 8589934592 bytes.")
+
+first_weights.inherit = no_room
+sys.exit(main(["distill", "--config", sys.argv[1]]))
+"""
+
+
+def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     alone = {"expert_parallel_size": 1}
     recipe = workshop.recipe(tmp_path / "run", students=STUDENTS, parallel=alone)
-    assert main(["distill", "--config", str(recipe)]) == ExitStatus.REFUSED
-    said = capfd.readouterr().err
-    assert "out of memory for 8.00 GiB more with the teacher's states" in said
-    assert "the teacher's states, which students' starts are fitted to: give students start" in said
+    done = subprocess.run(
+        [sys.executable, "-c", _NO_ROOM, str(recipe)], capture_output=True, text=True
+    )
+    assert done.returncode == ExitStatus.REFUSED, done.stderr
+    assert "out of memory for 8.00 GiB more with the teacher's states" in done.stderr
+    assert "which students' starts are fitted to: give students start split" in done.stderr
