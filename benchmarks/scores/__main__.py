@@ -214,17 +214,9 @@ def tune(folder: Path, size: Size, tasks: Sequence[str], is_long: bool = False) 
     return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
 
 
-def tune_best(
-    folder: Path,
-    size: Size,
-    seed: int,
-    tasks: Sequence[str],
-    given: dict[str, Path],
-    source: str | None,
-) -> list[str]:
+def tune_best(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
     """The best recipe's students beside random starts as long: labels; the teacher's texts too."""
     best = folder / BEST
-    _write_best_tasks(folder, size, seed, tasks, given, source)
     models = {"teacher": SMALL, **exports_of(folder, best_models(size))}
     labels = [
         _tuning(best, size, task, name, model, tasks=best / "tasks", epochs=size.best_epochs)
@@ -237,7 +229,7 @@ def tune_best(
     return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
 
 
-def _write_best_tasks(
+def write_best_tasks(
     folder: Path,
     size: Size,
     seed: int,
@@ -375,8 +367,9 @@ def main() -> int:
         failed += distil(folder, size, options.seed, long)
         failed += tune(folder, size, tasks, is_long=True)
     if "best" in options.parts:
+        write_best_tasks(folder, size, options.seed, learnt, given, options.text)
         failed += distil(folder, size, options.seed, runs_best(size))
-        failed += tune_best(folder, size, options.seed, learnt, given, options.text)
+        failed += tune_best(folder, size, learnt)
     if "best_again" in options.parts:
         failed += best_again(folder, size, options.again, learnt)
     if "page" in options.parts:
