@@ -14,12 +14,12 @@ another seed of distillation. ``long``: on CPUs, students that are distilled fiv
 from a cache of the teacher's signals, an hour, and the 12-layer teacher's own scores. ``best``:
 students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
 longer: from labels, and with the teacher's predictions of those and of texts without labels; beside
-them, on labels, those as long that start at random weights (on CPUs of part ``long``). It takes two
-hours more. ``best_again``: the best recipe with another seed of distillation, an hour and a half.
-``page``: numbers, tables and pictures, of what is done. What was interrupted goes on, and what is
-finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for
-an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is
-another study, in a folder of its own.
+them, on labels, those as long that start at random weights (on CPUs of part ``long``).
+``best_again``: the best recipe with another seed of distillation. ``page``: numbers, tables and
+pictures, of what is done. What was interrupted goes on, and what is finished is not run again.
+``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
+``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder
+of its own.
 """
 
 import argparse
@@ -124,45 +124,37 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
     return path
 
 
-def distil(folder: Path, size: Size, seed: int, runs: Sequence[Run]) -> list[str]:
+def distil(
+    folder: Path, size: Size, seed: int, runs: Sequence[Run], corpora: Path | None = None
+) -> list[str]:
     """All distillations of a part; those that an assistant teaches wait for it."""
+    folder.mkdir(exist_ok=True)
     failed: list[str] = []
     for is_assisted in (False, True):
         wave = [run for run in runs if ("/" in run.teacher) is is_assisted]
         jobs = [
             Job(
                 f"distil {', '.join(run.students)} by {run.teacher}, {run.steps} steps",
-                ("distill", "--config", str(recipe_of(run, size, folder, seed))),
+                ("distill", "--config", str(recipe_of(run, size, folder, seed, corpora))),
                 folder / run.name / "summary.json",
-                run.steps * (len(run.students) + 1),
+                # The large teacher's own pass takes most of a step.
+                run.steps * (len(run.students) + (8 if run.teacher == "large" else 1)),
             )
-            for run in sorted(wave, key=lambda run: -run.steps * len(run.students))
+            for run in wave
         ]
+        jobs.sort(key=lambda job: -job.cost)
         failed += run_all(jobs, size.lanes, size.ranks, folder / "log.txt")
     return failed
 
 
 def distil_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
     """Another seed of the distillations that compare the teachers, on the same tasks."""
-    again = folder / f"again_{seed}"
-    again.mkdir(exist_ok=True)
-    runs = sorted(runs_again(size), key=lambda run: run.teacher)  # the large teacher's first
-    jobs = [
-        Job(
-            f"distil {', '.join(run.students)} by {run.teacher} again, {run.steps} steps",
-            ("distill", "--config", str(recipe_of(run, size, again, seed, folder))),
-            again / run.name / "summary.json",
-            run.steps * {"large": 4.0}.get(run.teacher, 1.0),
-        )
-        for run in runs
-    ]
-    failed = run_all(jobs, size.lanes, size.ranks, again / "log.txt")
+    again, runs = folder / f"again_{seed}", runs_again(size)
+    failed = distil(again, size, seed, runs, folder)
     tunings = [
-        _tuning(again, size, task, f"{run.name}/{student}", path, tasks=folder / "tasks")
+        _tuning(again, size, task, name, path, tasks=folder / "tasks")
         for task in tasks
-        for run in runs
-        for student in run.students
-        if Path(path := str(again / run.name / "export" / student), "config.json").is_file()
+        for name, path in exports_of(again, runs).items()
     ]
     return failed + run_all(tunings, size.lanes, size.ranks, again / "log.txt")
 
@@ -279,16 +271,7 @@ def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]
 def best_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
     """Another seed of the best recipe's distillations, fine-tuned with the teacher as the first."""
     again = folder / f"again_{seed}"
-    again.mkdir(exist_ok=True)
-    jobs = [
-        Job(
-            f"distil {', '.join(run.students)} from the teacher's weights on again",
-            ("distill", "--config", str(recipe_of(run, size, again, seed, folder))),
-            again / run.name / "summary.json",
-        )
-        for run in runs_best(size)
-    ]
-    failed = run_all(jobs, size.lanes, size.ranks, again / "log.txt")
+    failed = distil(again, size, seed, runs_best(size), folder)
     taught = _taught_best(folder, again, size, tasks)
     return failed + run_all(taught, size.lanes, size.ranks, again / "log.txt")
 

@@ -26,7 +26,7 @@ from ..train.engine import AdamW, StudentEngine
 from ..train.finetuning import Tuning, TuningOptions
 from ..train.finetuning_results import Cell, Grid, cell_result, data_facts
 from ..train.health import HealthWatch, routers_of
-from ..train.known_predictions import Asked, KnownPredictions
+from ..train.known_predictions import KnownPredictions, PredictionFiller
 from ..train.loop import TrainingDivergedError, run_steps
 from ..train.out_of_memory import naming_batch
 from ..train.resuming import Checkpoints
@@ -227,14 +227,14 @@ class TaskRun:
     def _ask(self, teacher: TaskTeacher, train: EncodedTask) -> KnownPredictions | None:
         """Asks the teacher what it predicts, once for all cells; None after a requested stop."""
         assert teacher.model is not None
-        return Asked(
+        return PredictionFiller(
             teacher.model,
             str(self._options.teacher),
             train,
             self._options.eval_batch_size,
             self._scope.device,
             sys.stderr if self._launch.rank == 0 else None,
-        ).ask(self._scope.stop)
+        ).fill(self._scope.stop)
 
     def _load_teacher(self) -> TaskTeacher | None:
         options = self._options

@@ -209,7 +209,13 @@ class Tuning:
 
     def cause_of_divergence(self) -> str | None:
         """Names the teacher if its predictions are not finite."""
-        if all(fault.finite_share == 1.0 for fault in self._teacher_faults()):
+        faults: Sequence[SignalFault]
+        if self._known is None:
+            faults = self._distiller.teacher_faults()
+        else:
+            last = ({"predictions": recalled.rows} for recalled in self._last_recalled)
+            faults = find_faults(last, self._device)
+        if all(fault.finite_share == 1.0 for fault in faults):
             return None
         return "the teacher gives numbers that are not finite"
 
@@ -240,20 +246,16 @@ class Tuning:
             UserError: nothing can be learnt from them.
         """
         self._knows_teacher = True
-        records = teacher_records(step, str(self._teacher), self._teacher_faults(first=True))
+        faults: Sequence[SignalFault]
+        if self._known is None:
+            # As many samples as fit: a few might be alike by chance.
+            rows = min(self._options.eval_batch_size * dist.get_world_size(), len(self._train))
+            faults = self._distiller.teacher_faults(self._batch(0, rows))
+        else:
+            faults = self._known.faults
+        records = teacher_records(step, str(self._teacher), faults)
         refuse_useless(records)
         self._tell(records)
-
-    def _teacher_faults(self, first: bool = False) -> Sequence[SignalFault]:
-        """Finds faults of all known predictions or of the first samples, or of the last steps'."""
-        if self._known is not None:
-            if first:
-                return self._known.faults
-            last = ({"predictions": recalled.rows} for recalled in self._last_recalled)
-            return find_faults(last, self._device)
-        # As many samples as fit: a few might be alike by chance.
-        rows = min(self._options.eval_batch_size * dist.get_world_size(), len(self._train))
-        return self._distiller.teacher_faults(self._batch(0, rows) if first else None)
 
     def _tell(self, found: Sequence[HealthRecord]) -> None:
         """Keeps what began or is over, and warns of it."""

@@ -80,8 +80,8 @@ class KnownPredictions:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked, and how.
+class PredictionFiller:
+    """Asks a teacher for the predictions of samples.
 
     Attributes:
         teacher: gives a :class:`..models.task_heads.TaskOutput`; in evaluation mode, on `device`.
@@ -99,7 +99,7 @@ class Asked:
     device: torch.device
     stream: TextIO | None
 
-    def ask(self, stop: StopRequest) -> KnownPredictions | None:
+    def fill(self, stop: StopRequest) -> KnownPredictions | None:
         """Computes all predictions, each rank a share; a collective.
 
         Samples of like length go together, the same ones whatever the number of ranks, and the
@@ -142,9 +142,8 @@ class Asked:
 
         Samples of all of the file are looked at: neighbours, or those of one length, may be alike.
         """
-        spread = np.linspace(0, len(self.data) - 1, min(len(self.data), _LOOKED_AT)).astype(
-            np.int64
-        )
+        count = len(self.data)
+        spread = np.linspace(0, count - 1, min(count, _LOOKED_AT), dtype=np.int64)
         batches = np.split(spread, range(self.batch_size, len(spread), self.batch_size))
         found = torch.cat([self._predict(samples) for samples in batches])
         faults = find_faults([{"predictions": found}], self.device)

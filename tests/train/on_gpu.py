@@ -24,7 +24,7 @@ from minimoe_dist.train.captured import CapturedPasses
 from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import StudentEngine
 from minimoe_dist.train.fastest_passes import choose_passes
-from minimoe_dist.train.known_predictions import Asked
+from minimoe_dist.train.known_predictions import PredictionFiller
 from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
 from minimoe_dist.train.passes import CompiledPasses, EagerPasses
 from minimoe_dist.train.schedule import make_schedule
@@ -160,7 +160,7 @@ def predictions() -> dict[str, Any]:
     The last batch is that of a rank without samples.
     """
     data, teacher = task_data("tagging"), task_teacher("tagging").to(DEVICE)
-    known = Asked(teacher, "t", data, 2, DEVICE, None).ask(StopRequest())
+    known = PredictionFiller(teacher, "t", data, 2, DEVICE, None).fill(StopRequest())
     assert known is not None
     found: dict[str, Any] = {}
     for name, model in (("every step", teacher), ("once", None)):

@@ -12,7 +12,12 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from minimoe_dist.data.batches import MicroBatch
 from minimoe_dist.data.tasks import Task, TaskData
-from minimoe_dist.data.tasks.batches import collate, evaluation_batches, training_step
+from minimoe_dist.data.tasks.batches import (
+    batches_by_length,
+    collate,
+    evaluation_batches,
+    training_step,
+)
 from minimoe_dist.data.tasks.encoding import (
     IGNORED,
     EncodedTask,
@@ -154,6 +159,14 @@ def test_an_epoch_has_every_sample_once_and_the_next_one_another_order() -> None
     first, second = list(chain(*steps[:3])), list(chain(*steps[3:]))
     assert sorted(first) == sorted(second) == list(range(11))
     assert first != second
+
+
+def test_batches_come_longest_first_so_that_what_does_not_fit_shows_at_once() -> None:
+    data = numbers(7)
+    for number, length in enumerate((3, 9, 4, 17, 5, 4, 12)):
+        data.input_ids[number] = np.full(length, number)
+    batches = list(batches_by_length(data, 3))
+    assert [batch.tolist() for batch in batches] == [[3, 6, 1], [4, 2, 5], [0]]
 
 
 def test_sample_ids_differ_between_epochs() -> None:
