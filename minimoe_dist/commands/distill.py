@@ -70,9 +70,9 @@ def _naming_batch(stage: RunConfig) -> AbstractContextManager[None]:
 def _train(stage: RunConfig, launch: Launch, scope: Scope, is_one_of_several: bool) -> bool:
     """Trains one stage, and leaves no memory of it; False after a requested stop."""
     label = Path(stage.output_dir).name if is_one_of_several else ""
-    distillation = Distillation(stage, launch, scope.device, label)
+    distillation = Distillation(stage, launch, scope.device, scope.stop, label)
     checkpoints = distillation.open_checkpoints(scope.saving)
-    is_done = distillation.fill_cache(scope.stop) and run_steps(
+    is_done = distillation.fill_cache() and run_steps(
         distillation, distillation.options, checkpoints, scope.stop
     )
     if is_done:

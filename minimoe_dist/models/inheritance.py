@@ -22,7 +22,7 @@ Shapes: N tokens of the sample, H the teacher's width, W the student's, E expert
 heads, D a head's size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,7 @@ def inherit(
     batches: Sequence[MicroBatch],
     relation_layer: int,
     seed: int = 0,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Inheritance:
     """Gives a fresh student weights made of its teacher's, in place.
 
@@ -120,6 +121,7 @@ def inherit(
         batches: the sample, on the device.
         relation_layer: the teacher's layer whose maps are the signals, from 1.
         seed: of what is drawn: the rotation of the student's space, and where clusters begin.
+        go_on: called before every batch of every pass; what it raises ends the fit.
 
     Raises:
         UserError: nothing can be learnt from the teacher's states, or least squares fail on them.
@@ -130,7 +132,7 @@ def inherit(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _Fit(student, TeacherPlaces(teacher), batches, relation_layer).run()
+            return _Fit(student, TeacherPlaces(teacher), batches, relation_layer, go_on).run()
     except torch.linalg.LinAlgError as error:
         raise UserError(f"least squares fail on its states ({error})") from error
     finally:
@@ -164,11 +166,13 @@ class _Fit:
         teacher: TeacherPlaces,
         batches: Sequence[MicroBatch],
         relation_layer: int,
+        go_on: Callable[[], None],
     ) -> None:
         self._student = student
         self._teacher = teacher
         self._relation_layer = relation_layer
         self._batches = batches
+        self._go_on = go_on
         self._width: int = student.config.hidden_size
         self._has_maps = student.relation is not None
         self._runs = runs_of_layers(
@@ -217,7 +221,7 @@ class _Fit:
         states = [teacher.states(layer) for layer in range(self._relation_layer)]
         moments = {tap: Moments() for tap in (*states, *taps)}
         # A quarter of the text tells directions; fits need more of it.
-        for batch in self._batches[: -(-len(self._batches) // 4)]:
+        for batch in self._read(self._batches[: -(-len(self._batches) // 4)]):
             for tap, rows in teacher.run(moments, batch).items():
                 moments[tap].add(rows)
         covariances = [moments[tap].covariance for tap in states]
@@ -229,7 +233,7 @@ class _Fit:
             / len(covariances)
         )
         pieces: dict[Tap, list[Tensor]] = {tap: [] for tap in taps}
-        for batch in self._batches:
+        for batch in self._read(self._batches):
             for tap, rows in teacher.run(taps, batch).items():
                 if not rows.isfinite().all():
                     raise UserError(_NOTHING_TO_LEARN)
@@ -237,6 +241,11 @@ class _Fit:
         self._seen = {
             tap: _Seen(torch.cat(pieces[tap]), way_back(moments[tap], space)) for tap in taps
         }
+
+    def _read(self, batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+        for batch in batches:
+            self._go_on()
+            yield batch
 
     def _space(self, covariance: Tensor) -> Tensor:
         """Returns H → W, float64: principal components, spread over units by a rotation.
@@ -256,7 +265,7 @@ class _Fit:
         tap, found = Tap(module, is_input), []
         heard: dict[Tap, Tensor] = {}
         with listening([tap], heard) as forget:
-            for batch in self._batches:
+            for batch in self._read(self._batches):
                 forget()
                 self._student.bert(**batch.inputs())
                 found.append(rows_of(heard[tap], batch.attention_mask))

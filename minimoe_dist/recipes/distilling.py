@@ -44,14 +44,21 @@ class Distillation:
         config: the run.
         launch: the processes.
         device: of this rank.
+        stop: asked for by a signal.
         label: of its lines of progress, where it is one stage of several.
 
     Raises:
         UserError: corpora, teacher and students do not fit each other.
+        StopRequestedError: a rank was asked to stop while students' first weights were made.
     """
 
     def __init__(
-        self, config: RunConfig, launch: Launch, device: torch.device, label: str = ""
+        self,
+        config: RunConfig,
+        launch: Launch,
+        device: torch.device,
+        stop: StopRequest,
+        label: str = "",
     ) -> None:
         self._label = label
         # What others read keeps the bounds of micro-batches, not what these ranks make of them.
@@ -59,10 +66,11 @@ class Distillation:
         self._config = config = fit_to_ranks(self._stated, launch.world_size)
         self._launch = launch
         self._device = device
+        self._stop = stop
         self._folder = RunFolder(Path(config.output_dir))
         self._data = open_data(config)
         # Before the run's own teacher is there: two need not fit.
-        started = with_first_weights(config, self._data, device)
+        started = with_first_weights(config, self._data, device, stop)
         self._lesson = open_lesson(config, device)
         self._total_steps = self._count_steps()
         self._distiller = make_distiller(started, self._lesson, launch, device, self._total_steps)
@@ -99,7 +107,7 @@ class Distillation:
         )
         return self._checkpoints
 
-    def fill_cache(self, stop: StopRequest) -> bool:
+    def fill_cache(self) -> bool:
         """Computes what the teacher's cache lacks, where there is to be one; a collective.
 
         Returns:
@@ -108,7 +116,7 @@ class Distillation:
         if self._cache is None:
             return True
         batch = self._config.global_batch_size(self._launch.world_size)
-        return self._cache.fill(self._distiller.place, stop, self._total_steps * batch)
+        return self._cache.fill(self._distiller.place, self._stop, self._total_steps * batch)
 
     @property
     def engines(self) -> Sequence[StudentEngine]:

@@ -4,6 +4,7 @@ Rank 0 fits them and keeps them in the run's folder; all ranks, and every later 
 read them there as any other student's.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from ..models.inheritance import Inheritance, inherit
 from ..models.pretrained import encoder_dtype, load_encoder, read_encoder_config
 from ..models.teacher import FLOAT8, cut_config, layer_number
 from ..runs.folder import RunFolder
-from ..runtime import logger
-from ..train.agreement import worked_out_by_rank_0
+from ..runtime import StopRequest, logger
+from ..train.agreement import StopRequestedError, worked_out_by_rank_0
 from ..train.out_of_memory import naming_batch
 from .corpora import RunData
 from .model_types import make_fresh_student
@@ -34,7 +35,9 @@ _LEAST_TOKENS = 1 << 15
 _TOKENS_PER_NEURON = 8
 
 
-def with_first_weights(config: RunConfig, data: RunData, device: torch.device) -> RunConfig:
+def with_first_weights(
+    config: RunConfig, data: RunData, device: torch.device, stop: StopRequest
+) -> RunConfig:
     """Returns a run whose students that start from the teacher have folders to start from.
 
     A collective; the teacher's pass and the fits are rank 0's.
@@ -43,22 +46,28 @@ def with_first_weights(config: RunConfig, data: RunData, device: torch.device) -
         config: the run.
         data: its corpora.
         device: of this rank.
+        stop: asked for by a signal.
 
     Raises:
         UserError: the teacher cannot be loaded, or the folder not be written.
+        StopRequestedError: a rank was asked to stop; the starts that are made stay.
     """
     if all(student.start != "teacher" for student in config.students):
         return config
 
-    def make() -> None:
+    def make(go_on: Callable[[], None]) -> None:
         with naming_batch(
             "the teacher's states, which students' starts are fitted to",
             "give students start split; for the teacher's pass alone a lower "
             "training.per_device_eval_batch_size does",
         ):
-            _make_all(config, data, device)
+            _make_all(config, data, device, go_on)
 
-    worked_out_by_rank_0(make)
+    try:
+        worked_out_by_rank_0(make, stop, device)
+    except StopRequestedError:
+        _log.info("stopped: the next start fits what is missing from the beginning")
+        raise
     students = [
         student.model_copy(
             update={"start": "split", "initial_weights": str(_folder(config, student))}
@@ -79,7 +88,9 @@ def _folder(config: RunConfig, student: StudentConfig) -> Path:
     return RunFolder(Path(config.output_dir)).first_weights / student.name
 
 
-def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
+def _make_all(
+    config: RunConfig, data: RunData, device: torch.device, go_on: Callable[[], None]
+) -> None:
     missing = {
         student.name: facts
         for student in config.students
@@ -108,7 +119,7 @@ def _make_all(config: RunConfig, data: RunData, device: torch.device) -> None:
         )
         fresh = make_fresh_student(config, student, whole).to(device)
         try:
-            found = inherit(fresh, teacher, sample, layer, config.seed)
+            found = inherit(fresh, teacher, sample, layer, config.seed, go_on)
         except UserError as error:
             raise UserError(
                 f"students.{student.name}.start: teacher {path} gives no weights: {error}; look at "

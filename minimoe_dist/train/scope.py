@@ -18,7 +18,7 @@ from ..runs import launches
 from ..runs.folder import RunFolder
 from ..runs.locks import locked
 from ..runtime import Launch, StopRequest, logger, prepare_environment
-from .agreement import decided_by_rank_0
+from .agreement import StopRequestedError, decided_by_rank_0
 from .background import saving_ranks
 from .loop import TrainingDivergedError
 from .peers import PeerWatch
@@ -80,6 +80,8 @@ def run_resumable(
     with open_scope(launch, use_cpu=use_cpu, timeout_seconds=timeout_seconds) as scope:
         try:
             status = work(scope)
+        except StopRequestedError:
+            status = ExitStatus.STOPPED
         except TrainingDivergedError as error:
             if launch.rank == 0:
                 _log.error("%s", error)

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,44 @@ def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
     assert done.returncode == ExitStatus.REFUSED, done.stderr
     assert "out of memory for 8.00 GiB more with the teacher's states" in done.stderr
     assert "which students' starts are fitted to: give students start split" in done.stderr
+
+
+_ENDLESS_FIT = """
+import sys, time
+from minimoe_dist.cli import main
+from minimoe_dist.recipes import first_weights
+
+fit = first_weights.inherit
+
+def endless(student, teacher, batches, layer, seed, go_on):
+    found = fit(student, teacher, batches, layer, seed, go_on)
+    while student.config.feedforward_experts > 1:
+        go_on()
+        time.sleep(0.05)
+    return found
+
+first_weights.inherit = endless
+sys.exit(main(["distill", "--config", sys.argv[1]]))
+"""
+
+
+def test_a_stop_is_heeded_between_parts_of_the_fit(workshop: Workshop, tmp_path: Path) -> None:
+    alone, few = {"expert_parallel_size": 1}, {"max_steps": 1}
+    recipe = workshop.recipe(tmp_path / "run", students=STUDENTS, parallel=alone, training=few)
+    run = subprocess.Popen(
+        [sys.executable, "-c", _ENDLESS_FIT, str(recipe)], stderr=subprocess.PIPE, text=True
+    )
+    starts = tmp_path / "run" / "first_weights"
+    try:
+        while not (starts / "plain.json").exists():
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == ExitStatus.STOPPED, said
+    assert "stopped: the next start fits what is missing" in said and "Traceback" not in said
+    assert not (starts / "experts.json").exists()
+    said = support.finish(recipe, world_size=1)
+    assert said.count(FITTED) == 1, "what was fitted before the stop is kept"

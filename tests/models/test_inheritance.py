@@ -280,3 +280,21 @@ def test_the_relations_of_a_middle_layer_are_taken_over() -> None:
     before = loss(student, cut)
     inherit(student, teacher, text(), 2)
     assert loss(student, cut) < 0.5 * before
+
+
+def test_a_fit_asks_before_each_batch_whether_to_go_on() -> None:
+    class EnoughError(Exception):
+        pass
+
+    teacher, asked = make_model("bert"), 0
+
+    def go_on() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 40:
+            raise EnoughError
+
+    student = fresh(teacher)
+    with pytest.raises(EnoughError):
+        inherit(student, teacher, text(), LAYERS, go_on=go_on)
+    assert asked == 41 and student.training

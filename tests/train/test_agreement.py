@@ -1,14 +1,21 @@
 """One rank decides, all learn."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from minimoe_dist.errors import UserError
+from minimoe_dist.runtime import StopRequest
 from minimoe_dist.train import agreement
-from minimoe_dist.train.agreement import decided_by_rank_0, worked_out_by_rank_0
+from minimoe_dist.train.agreement import (
+    StopRequestedError,
+    decided_by_rank_0,
+    worked_out_by_rank_0,
+)
 from tests.distributed import run_distributed
 
 
@@ -49,14 +56,15 @@ def long_work(seconds: float, kind: type[Exception] | None) -> str:
     # Stands for a limit of minutes, which work of hours outlasts.
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1.5), dist.group.WORLD)
 
-    def work() -> int:
+    def work(go_on: Callable[[], None]) -> int:
+        go_on()
         time.sleep(seconds)
         if kind is not None:
             raise kind("teacher: gone: copy it again")
         return 7 + dist.get_rank()
 
     try:
-        return str(worked_out_by_rank_0(work))
+        return str(worked_out_by_rank_0(work, StopRequest(), torch.device("cpu")))
     except (UserError, OSError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -65,3 +73,25 @@ def long_work(seconds: float, kind: type[Exception] | None) -> str:
 def test_work_may_take_longer_than_a_collective(kind: type[Exception] | None) -> None:
     expected = "7" if kind is None else f"{kind.__name__}: teacher: gone: copy it again"
     assert run_distributed(long_work, 2, 4.0, kind) == [expected, expected]
+
+
+def endless_work(asked_rank: int) -> str:
+    agreement._LOOK_SECONDS = 0.1
+    stop = StopRequest()
+    stop.requested = dist.get_rank() == asked_rank
+
+    def work(go_on: Callable[[], None]) -> None:
+        while True:
+            go_on()
+            time.sleep(0.01)
+
+    try:
+        worked_out_by_rank_0(work, stop, torch.device("cpu"))
+    except StopRequestedError:
+        return "stopped"
+    return "done"
+
+
+@pytest.mark.parametrize("asked_rank", [0, 1])
+def test_work_ends_where_any_rank_is_asked_to_stop(asked_rank: int) -> None:
+    assert run_distributed(endless_work, 2, asked_rank) == ["stopped", "stopped"]
