@@ -99,7 +99,7 @@ def test_another_seed_makes_other_tasks_and_the_same_one_the_same(tmp_path: Path
     assert made[0] == made[1] != made[2]
 
 
-def test_texts_without_labels_are_none_of_the_tasks_own(tasks: Path, tmp_path: Path) -> None:
+def test_more_texts_are_none_of_the_tasks_own(tasks: Path, tmp_path: Path) -> None:
     for name, rows in (("sst2", 40), ("ner", 12)):
         source = tmp_path / f"{name}_source"
         source.mkdir()
@@ -116,7 +116,8 @@ def test_texts_without_labels_are_none_of_the_tasks_own(tasks: Path, tmp_path: P
     given = {name: tmp_path / f"{name}_source" for name in ("sst2", "ner")}
     read = [Page(page.topic, [text.replace(" p", " q") for text in page.paragraphs[:1]])
             for page in pages(12)] + [Page("other", [f"Page {WORDS} {WORDS}"])]  # fmt: skip
-    texts.write_unlabelled(pages(), read, given, tasks, 400, 776)
+    labelled = tmp_path / "labelled"
+    texts.write_more(pages(), read, given, tasks, labelled, 400, 776)
     found = {
         name: (tasks / name / texts.UNLABELLED).read_text().splitlines()
         for name in ("topic", "pages", "sst2", "ner")
@@ -138,6 +139,37 @@ def test_texts_without_labels_are_none_of_the_tasks_own(tasks: Path, tmp_path: P
         numbers_of = {word for text in found[name] for word in text.split() if word[0] == "p"}
         assert not {w for w in numbers_of if w[1:].isdigit()} & pages_of["dev"]
     assert all(pair.count("\t") == 1 for pair in found["pages"])
+    _labels_are_those_of_the_texts(tasks, labelled, found)
+
+
+def _labels_are_those_of_the_texts(
+    tasks: Path, labelled: Path, found: dict[str, list[str]]
+) -> None:
+    """Of more samples with labels: they are those without, behind the task's own."""
+    for name, more in found.items():
+        file = "txt" if name == "ner" else "tsv"
+        own, all_of_it, scored, other = (
+            (folder / name / f"{part}.{file}").read_text()
+            for part in ("train", "dev")
+            for folder in (tasks, labelled)
+        )
+        assert scored == other and all_of_it.startswith(own)
+        behind = all_of_it.removeprefix(own)
+        if name == "ner":
+            blocks = [block.splitlines() for block in behind.strip("\n").split("\n\n")]
+            assert [" ".join(line.split()[0] for line in block) for block in blocks] == more
+            continue
+        rows = [line.rpartition("\t") for line in behind.splitlines()]
+        assert [text for text, _, _ in rows] == more
+        for text, _, label in rows:
+            words = text.split()
+            if name == "sst2":
+                assert int(label) == int(words[-1]) % 2
+            elif name == "topic":
+                assert label == ("net", "disk")[int(words[1][1:]) % 2]
+            else:
+                one, other = text.split("\t")
+                assert (one.split()[1] == other.split()[1]) is (label == "yes")
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -1,6 +1,7 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
-    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [best_again] [page]
+    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [labelled]
+        [best_again] [page]
         [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
         [--seed 776] [--again 777]
 
@@ -15,8 +16,10 @@ from a cache of the teacher's signals, an hour, and the 12-layer teacher's own s
 students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
 longer: from labels, and with the teacher's predictions of those and of texts without labels; beside
 them, on labels, those as long that start at random weights (on CPUs of part ``long``).
-``best_again``: the best recipe with another seed of distillation. ``page``: numbers, tables and
-pictures, of what is done. What was interrupted goes on, and what is finished is not run again.
+``labelled``: the best recipe's students where all those texts have labels, which their teacher
+learns first. ``best_again``: the best recipe with another seed of distillation. ``page``: numbers,
+tables and pictures, of what is done. What was interrupted goes on, and what is finished is not run
+again.
 ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
 ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder
 of its own.
@@ -27,17 +30,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from . import gathering, page, texts
-from .gathering import BEST, best_models
+from .gathering import BEST, LABELLED, best_models
 from .jobs import Job, run_all
 from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_best, runs_of
 
-PARTS = ("texts", "distil", "tune", "again", "long", "best", "best_again", "page")
+PARTS = ("texts", "distil", "tune", "again", "long", "best", "labelled", "best_again", "page")
 _BY_DEFAULT = ("texts", "distil", "tune", "again", "page")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TEACHERS = {"small": SMALL, "large": LARGE}
@@ -229,11 +233,11 @@ def write_best_tasks(
     given: dict[str, Path],
     source: str | None,
 ) -> None:
-    """The tasks again, of which more is scored, and texts without labels beside them."""
-    place = folder / BEST / "tasks"
+    """The tasks again, of which more is scored, with more texts: without labels and with them."""
+    place, labelled = (folder / part / "tasks" for part in (BEST, LABELLED))
     if not place.is_dir() and (folder / BEST / "tuned").is_dir():
         sys.exit(f"{folder / BEST}: its scores are of other tasks than today's; move it away")
-    if all((place / task / texts.UNLABELLED).is_file() for task in tasks):
+    if all((labelled / task).is_dir() for task in tasks):
         return
     for name in ("sst2", "ner"):
         if name in tasks and name not in given:
@@ -243,7 +247,7 @@ def write_best_tasks(
     texts.write_tasks(kept, place, size.samples, seed, size.best_dev)
     for name, path in given.items():
         texts.cut_given(name, path, place, size.samples)
-    texts.write_unlabelled(kept, others, given, place, size.unlabelled, seed)
+    texts.write_more(kept, others, given, place, labelled, size.unlabelled, seed)
 
 
 def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]) -> list[Job]:
@@ -260,12 +264,33 @@ def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]
                 *("--unlabelled", str(folder / BEST / "tasks" / task / texts.UNLABELLED)),
             ),
             folder / BEST / "tasks",
-            # With the texts without labels an epoch is several times as long.
-            max(1, size.best_epochs * 2 // 3),
+            size.more_epochs,
         )
         for task in tasks
         for name, model in exports_of(distilled, runs_best(size)).items()
     ]
+
+
+def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
+    """The best recipe's students on tasks of more labels: with a teacher of these, and alone."""
+    place, epochs = folder / LABELLED, size.more_epochs
+    one = replace(size, seeds=size.seeds[:1])  # of a teacher; it takes the longest by far
+    failed = run_all(
+        [
+            _tuning(place, one, task, "teacher", SMALL, tasks=place / "tasks", epochs=epochs)
+            for task in tasks
+        ],
+        size.lanes,
+        size.ranks,
+        folder / "log.txt",
+    )
+    students = [
+        _tuning(place, size, task, name, model, more, place / "tasks", epochs)
+        for task in tasks
+        for more in (("--teacher", str(place / "tuned" / f"teacher_{task}" / "export")), ())
+        for name, model in exports_of(folder, runs_best(size)).items()
+    ]
+    return failed + run_all(students, size.lanes, size.ranks, folder / "log.txt")
 
 
 def best_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
@@ -349,10 +374,13 @@ def main() -> int:
     if "long" in options.parts:
         failed += distil(folder, size, options.seed, long)
         failed += tune(folder, size, tasks, is_long=True)
-    if "best" in options.parts:
+    if {"best", "labelled"} & set(options.parts):
         write_best_tasks(folder, size, options.seed, learnt, given, options.text)
+    if "best" in options.parts:
         failed += distil(folder, size, options.seed, runs_best(size))
         failed += tune_best(folder, size, learnt)
+    if "labelled" in options.parts:
+        failed += tune_labelled(folder, size, learnt)
     if "best_again" in options.parts:
         failed += best_again(folder, size, options.again, learnt)
     if "page" in options.parts:
@@ -367,6 +395,8 @@ def main() -> int:
         if "best" in found:
             page.draw_best(found["best"], path.with_name("best_scores.png"))
             print(page.table(found["best"]), page.table_again(found["best"], False), sep="\n")
+        if "labelled" in found:
+            print(page.table(found["labelled"]))
     for words in failed:
         print(words, file=sys.stderr)
     return int(bool(failed))

@@ -12,7 +12,7 @@ from .texts import TASKS
 
 # Scores of which saying always the same gets nothing.
 _FROM_ZERO = ("Matthews", "chunk F1")
-BEST = "best"  # folder of the part of that name
+BEST, LABELLED = "best", "labelled"  # folders of the parts of these names
 
 
 def gather(
@@ -54,25 +54,28 @@ def gather(
         students = _students(other, runs_again(size))
         scores = _scores(other, [one["model"] for one in students], tasks)
         found["again"] = {"seed": again, "students": students, "scores": scores}
-    best = folder / BEST
-    if (best / "tasks").is_dir():
-        students = _students(folder, best_models(size))
-        names = ["teacher", *(one["model"] for one in students)]
-        scores = _scores(best, names, tasks)
-        found["best"] = {
-            "setup": {**found["setup"], "epochs": size.best_epochs, "unlabelled": size.unlabelled},
-            "tasks": {
-                task: task_facts(best / "tasks" / task, task)
-                for task in tasks
-                if task in scores.get("teacher", {})
-            },
-            "students": students,
-            "scores": scores,
-        }
-        if (other / BEST).is_dir():
-            students = _students(other, runs_best(size))
-            scores = _scores(other / BEST, [one["model"] for one in students], tasks)
-            found["best"]["again"] = {"seed": again, "students": students, "scores": scores}
+    for part, runs, setup in (
+        (BEST, best_models(size), {"epochs": size.best_epochs, "unlabelled": size.unlabelled}),
+        (LABELLED, runs_best(size), {"epochs": size.more_epochs}),
+    ):
+        if (folder / part / "tuned").is_dir():
+            students = _students(folder, runs)
+            names = ["teacher", *(one["model"] for one in students)]
+            scores = _scores(folder / part, names, tasks)
+            found[part] = {
+                "setup": found["setup"] | setup,
+                "tasks": {
+                    task: task_facts(folder / part / "tasks" / task, task)
+                    for task in tasks
+                    if task in scores.get("teacher", {})
+                },
+                "students": students,
+                "scores": scores,
+            }
+    if BEST in found and (other / BEST).is_dir():
+        students = _students(other, runs_best(size))
+        scores = _scores(other / BEST, [one["model"] for one in students], tasks)
+        found[BEST]["again"] = {"seed": again, "students": students, "scores": scores}
     return found
 
 

@@ -50,6 +50,11 @@ class Size:
     best_dev: int
     seeds: tuple[int, ...] = (1, 2, 3)
 
+    @property
+    def more_epochs(self) -> int:
+        """Epochs of a task with more texts, of which one is several times as long."""
+        return max(1, self.best_epochs * 2 // 3)
+
 
 SIZES: Mapping[str, Size] = {
     # Minutes, to see that all of it runs; an hour on two cores; half an hour on one GPU; and on

@@ -98,62 +98,82 @@ def split(pages: Path) -> tuple[list[Any], list[Page], list[Page]]:
     return to_learn, kept, others
 
 
-def write_unlabelled(
+def write_more(
     pages: Sequence[Page],
     others: Sequence[Page],
     given: dict[str, Path],
     folder: Path,
+    labelled: Path,
     count: int,
     seed: int,
 ) -> None:
-    """Writes texts without labels beside the tasks: of pages to train on, and of given samples.
+    """Writes more samples of the tasks to train on: of pages, and of given ones.
 
-    No text is one that the task's labels are of, and none is of a page that is scored on.
+    Their texts alone beside each task; and with their labels, behind its own samples, as another
+    task of that name, whose samples to score on are the same. No text is one that the task's
+    samples are of, and none is of a page that is scored on.
 
     Args:
         pages: kept back from distilling.
         others: that were distilled on, whose passages are put behind those of the pages.
         given: folders of SST-2 and CoNLL-2003, where they are.
         folder: of the tasks.
-        count: texts of each, at most.
+        labelled: folder of those with more labels.
+        count: samples of each, at most.
         seed: of the tasks.
     """
     order, cut, _ = _shuffled(pages, seed)
     train, chooser = order[cut:], random.Random(seed + 1)
     topics = set(_column_of(folder / "topic" / "train.tsv", 1))
-    texts = {
+    # Text -> what stands behind it in a line of its task; of names, the sentence's whole lines.
+    more = {
         "topic": _shuffled_passages(train, topics, chooser),
-        "pages": [
-            f"{_one_line(one)}\t{_one_line(other)}"
-            for one, other, _ in _pairs(train, count, chooser)
-        ],
+        "pages": {
+            f"{_one_line(one)}\t{_one_line(other)}": label
+            for one, other, label in _pairs(train, count, chooser)
+        },
     }
-    texts["topic"] += _shuffled_passages(others, topics, chooser)
+    for text, topic in _shuffled_passages(others, topics, chooser).items():
+        more["topic"].setdefault(text, topic)
     if "sst2" in given:
-        texts["sst2"] = _column_of(given["sst2"] / "train.tsv", 0)[1:]
+        more["sst2"] = dict(_rows(given["sst2"] / "train.tsv", 2)[1:])
     if "ner" in given:
-        texts["ner"] = _sentences_of(given["ner"] / "train.txt")
-    for name, found in texts.items():
+        more["ner"] = _sentences_of(given["ner"] / "train.txt")
+    for name, found in more.items():
         used = _texts_of(folder / name)
-        kept = [text for text in dict.fromkeys(found) if text not in used]
-        (folder / name / UNLABELLED).write_text(
-            "".join(f"{text}\n" for text in kept[:count]), "utf-8"
-        )
+        kept = {text: label for text, label in found.items() if text not in used}
+        chosen = dict(list(kept.items())[:count])
+        (folder / name / UNLABELLED).write_text("".join(f"{text}\n" for text in chosen), "utf-8")
+        file = "{}.txt" if name == "ner" else "{}.tsv"
+        parts = {part: (folder / name / file.format(part)).read_text("utf-8")
+                 for part in ("train", "dev")}  # fmt: skip
+        if name == "ner":
+            parts["train"] += "".join(f"\n{lines}\n" for lines in chosen.values())
+        else:
+            parts["train"] += "".join(f"{text}\t{label}\n" for text, label in chosen.items())
+        (labelled / name).mkdir(parents=True, exist_ok=True)
+        for part, text in parts.items():
+            (labelled / name / file.format(part)).write_text(text, "utf-8")
 
 
 def _shuffled_passages(
     pages: Sequence[Page], topics: set[str], chooser: random.Random
-) -> list[str]:
-    passages = [text for page in pages if page.topic in topics for text in _passages(page)]
-    passages = list(dict.fromkeys(map(_one_line, passages)))
+) -> dict[str, str]:
+    """Passage -> topic, of the first page that has it."""
+    found: dict[str, str] = {}
+    for page in pages:
+        if page.topic in topics:
+            for text in _passages(page):
+                found.setdefault(_one_line(text), page.topic)
+    passages = list(found.items())
     chooser.shuffle(passages)
-    return passages
+    return dict(passages)
 
 
 def _texts_of(task: Path) -> set[str]:
     """A task's texts and pairs of both parts, as a file of texts without labels has them."""
     if task.name == "ner":
-        return {text for part in ("train", "dev") for text in _sentences_of(task / f"{part}.txt")}
+        return _sentences_of(task / "train.txt").keys() | _sentences_of(task / "dev.txt").keys()
     columns = 2 if task.name == "pages" else 1
     parts = (_rows(task / f"{part}.tsv", columns) for part in ("train", "dev"))
     return {"\t".join(row) for rows in parts for row in rows}
@@ -308,8 +328,12 @@ def _column_of(path: Path, number: int) -> list[str]:
     return [row[number] for row in _rows(path, number + 1)]
 
 
-def _sentences_of(path: Path) -> list[str]:
-    """The sentences of a file with a word a line, words between blanks."""
-    blocks = path.read_text("utf-8").split("\n\n")
+def _sentences_of(path: Path) -> dict[str, str]:
+    """The sentences of a file with a word a line: words between blanks -> their lines."""
+    blocks = (block.strip("\n") for block in path.read_text("utf-8").split("\n\n"))
     kept = [one for one in blocks if one.strip() and not one.startswith("-DOCSTART-")]
-    return [" ".join(line.split()[0] for line in one.splitlines() if line.strip()) for one in kept]
+    found: dict[str, str] = {}
+    for one in kept:
+        words = [line.split()[0] for line in one.splitlines() if line.strip()]
+        found.setdefault(" ".join(words), one)
+    return found
