@@ -21,6 +21,7 @@ _FREE = (
     "teacher.tokenizer_name_or_path",
     "teacher.cache_dir",
     "teacher.layout",
+    "teacher.implementation",
     "teacher.parallel_size",
     "teacher.offload",
     "training.per_device_train_batch_size",

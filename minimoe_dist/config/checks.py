@@ -67,6 +67,8 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
             problems.append((path, message))
         elif config.parallel.use_cpu:
             problems.append((path, "'float8' needs a GPU that multiplies it; use auto"))
+    if teacher.implementation == "megatron":
+        problems += _megatron_problems(config)
     if teacher.layout == "replicated":
         if teacher.parallel_size is not None:
             message = f"{teacher.parallel_size} needs layout zero3 or tensor; leave it out"
@@ -80,6 +82,19 @@ def _teacher_problems(config: RunOptions) -> list[Problem]:
         message = f"{teacher.layout!r}, but no teacher runs without relations; use replicated"
         problems.append((path, message))
     return problems
+
+
+def _megatron_problems(config: RunOptions) -> list[Problem]:
+    teacher, path = config.teacher, ("teacher", "implementation")
+    if not config.learns_relations:
+        what = "a teacher of relations"
+    elif teacher.layout == "zero3":
+        what = "layout replicated or tensor"
+    elif teacher.dtype == "float8":
+        what = "another dtype than float8"
+    else:
+        return []
+    return [(path, f"'megatron' needs {what}; use transformers")]
 
 
 def _cache_problems(config: RunOptions) -> list[Problem]:

@@ -23,6 +23,7 @@ _FLAG_NAMES: dict[Path, str | None] = {
     ("teacher", "model_name_or_path"): "teacher_model_name_or_path",
     ("teacher", "dtype"): "teacher_dtype",
     ("teacher", "layout"): "teacher_layout",
+    ("teacher", "implementation"): "teacher_implementation",
     ("teacher", "parallel_size"): "teacher_parallel_size",
     ("teacher", "offload"): "teacher_offload",
     ("teacher", "cache"): "teacher_cache",

@@ -29,6 +29,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 CacheDtype = Literal["none", "float32", "bfloat16", "int8"]
 TeacherLayout = Literal["replicated", "zero3", "tensor"]
+TeacherImplementation = Literal["transformers", "megatron"]
 Reaction = Literal["off", "warn", "stop"]
 FolderName = Annotated[str, AfterValidator(check_name)]
 FolderSuffix = Annotated[str, AfterValidator(check_suffix)]
@@ -71,6 +72,11 @@ class TeacherConfig(Section):
     layout: TeacherLayout = Field(
         "replicated",
         description="replicated: whole on every rank; zero3, tensor: shared out over ranks",
+    )
+    implementation: TeacherImplementation = Field(
+        "transformers",
+        description="whose code runs it; megatron: megatron-core's BertModel, of a MegatronBert "
+        "with layout replicated or tensor",
     )
     parallel_size: int | None = Field(
         None, ge=1, description="ranks that hold one sharded teacher together; default all ranks"

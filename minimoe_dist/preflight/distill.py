@@ -110,9 +110,9 @@ def _resolved(config: RunConfig, world_size: int, device_type: str, problems: li
 def _teacher_layout(config: RunConfig, world_size: int) -> str:
     """Describes the teacher's layout: "tensor, each copy over 2 of 4 ranks"."""
     teacher = config.teacher
+    by = ", run by megatron-core" if teacher.implementation == "megatron" else ""
     if teacher.layout == "replicated":
-        return "replicated, whole on each rank"
+        return f"replicated, whole on each rank{by}"
     where = ", parts in host memory" if teacher.offload == "cpu" else ""
-    return (
-        f"{teacher.layout}, each copy over {teacher.ranks(world_size)} of {world_size} ranks{where}"
-    )
+    ranks = f"{teacher.ranks(world_size)} of {world_size} ranks"
+    return f"{teacher.layout}, each copy over {ranks}{where}{by}"

@@ -162,6 +162,14 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
             f"teacher.dtype: float8 is not for {teacher.path}, a {teacher.model_type}, which runs "
             "as Hugging Face's; give auto"
         )
+    if config.teacher.implementation == "megatron":
+        if teacher.model_type != "megatron-bert":
+            raise ConfigError(
+                f"teacher.implementation: megatron runs megatron-bert, and {teacher.path} is of "
+                f"type {teacher.model_type}; use transformers"
+            )
+        if layout == "replicated":
+            _check_sliceable("teacher.implementation: megatron", teacher)
     if layout == "replicated":
         return
     if teacher.is_published_student:
@@ -178,10 +186,14 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
     if layout == "tensor":
         remedy = "use a divisor, or teacher.layout zero3"
         check_divided("teacher.parallel_size", ranks, teacher, remedy)
+    _check_sliceable(f"teacher.layout: {layout}", teacher)
+
+
+def _check_sliceable(option: str, teacher: ModelDescription) -> None:
     if teacher.has_weights and not teacher.has_sliceable_weights:
         raise ConfigError(
-            f"teacher.layout: {layout} reads weights in pieces, and {teacher.path} has no "
-            "model.safetensors; convert it with transformers' save_pretrained, or use replicated"
+            f"{option} reads weights in pieces, and {teacher.path} has no model.safetensors; "
+            "convert it with transformers' save_pretrained, or leave the option out"
         )
 
 

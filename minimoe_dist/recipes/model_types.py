@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -159,6 +160,16 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
     options = config.teacher
     path = options.model_name_or_path
     folder = resolve_model_path(path)
+    if options.implementation == "megatron":
+        from ..train.megatron_teacher import load_megatron_teacher
+
+        return load_megatron_teacher(
+            path,
+            parallel_size=options.ranks(dist.get_world_size()),
+            relation_layer=options.relation_layer,
+            dtype=options.dtype,
+            device=device,
+        )
     if options.layout != "replicated":
         # Brings DeepSpeed, which takes seconds that plans need not wait for.
         from ..train.teacher_sharding import load_sharded_teacher

@@ -203,7 +203,7 @@ def _tensor_parallel(
             unfilled.weights.copy_into(local_part, unfilled.names[_joined(path, name)], dim, start)
             module.register_parameter(name, nn.Parameter(filled, requires_grad=False))
     teacher.to(device)  # buffers
-    teacher.signals = _GroupSignals(teacher.signals, group)
+    teacher.signals = GroupSignals(teacher.signals, group)
     return teacher
 
 
@@ -240,7 +240,7 @@ def _styles(teacher: nn.Module) -> dict[str, ParallelStyle]:
     return styles
 
 
-class _GroupSignals(nn.Module):
+class GroupSignals(nn.Module):
     """Computes signals of the batches of all ranks of a group, and gives each rank its own.
 
     Args:

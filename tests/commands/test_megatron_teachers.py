@@ -1,6 +1,7 @@
 """Runs whose teacher is a checkpoint of Megatron's, against runs with its conversion."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,28 @@ def test_a_run_learns_what_it_learns_from_the_conversion(
     assert summary["teacher"] == str(folders[1])
 
 
+@pytest.mark.parametrize("layout", ["replicated", "tensor"])
+def test_by_megatron_core_a_run_learns_the_same(
+    layout: str, folders: tuple[Path, Path], workshop: Workshop, tmp_path: Path
+) -> None:
+    for name, number in (("megatron", 1), ("transformers", 0)):
+        options = {"layout": layout, "implementation": name}
+        said = support.finish(
+            recipe_of(workshop, tmp_path / name, folders[number], teacher=options)
+        )
+        assert (": by megatron-core, over" in said) is (name == "megatron")
+        assert "Warning" not in said
+    for found in (support.losses, support.heldout):
+        ours, theirs = found(tmp_path / "megatron"), found(tmp_path / "transformers")
+        assert ours.keys() == theirs.keys()
+        for step, students in theirs.items():
+            torch.testing.assert_close(ours[step], students, rtol=1e-4, atol=1e-4)
+    # Whose code runs the teacher may change on the way.
+    shutil.rmtree(tmp_path / "megatron" / "checkpoints" / "step_00000008")
+    recipe = recipe_of(workshop, tmp_path / "megatron", folders[1], teacher={"layout": layout})
+    assert "at step 4" in support.finish(recipe)
+
+
 def test_a_student_starts_from_its_weights_as_from_the_conversions(
     folders: tuple[Path, Path], workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -89,6 +112,15 @@ def test_a_run_that_goes_on_compares_the_checkpoint(
     [
         ({"tokenizer_name_or_path": None}, "teacher.tokenizer_name_or_path: is missing"),
         ({"relation_layer": 3}, "teacher.relation_layer: 3"),
+        (
+            {"implementation": "megatron", "layout": "zero3"},
+            "teacher.implementation: 'megatron' needs layout replicated or tensor",
+        ),
+        (
+            {"implementation": "megatron", "dtype": "float8"},
+            "teacher.implementation: 'megatron' needs another dtype than float8",
+        ),
+        ({"implementation": "apex"}, "teacher.implementation"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_could_not_do(
@@ -99,3 +131,11 @@ def test_a_dry_run_refuses_what_the_run_could_not_do(
     statuses, said = support.run(recipe, "--dry_run", world_size=1)
     assert statuses == [2] and "Traceback" not in said
     assert words in said
+
+
+def test_megatron_core_runs_its_own_family_alone(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = workshop.recipe(tmp_path / "run", teacher={
+        "model_name_or_path": str(workshop.teacher), "implementation": "megatron"})  # fmt: skip
+    statuses, said = support.run(recipe, "--dry_run", world_size=1)
+    assert statuses == [2] and "Traceback" not in said
+    assert "teacher.implementation: megatron runs megatron-bert" in said

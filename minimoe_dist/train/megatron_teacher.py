@@ -1,0 +1,207 @@
+"""Runs a MegatronBert teacher by megatron-core's own BertModel, whole or in tensor-parallel parts.
+
+The other implementations are transformers' and this package's; this one is the model that such
+teachers were trained with, for those who want its arithmetic. Attention goes through PyTorch's
+scaled dot product: megatron-core's own, without Transformer Engine, computes on GPUs alone and
+keeps all scores. With apex installed its LayerNorms are apex's.
+
+Shapes: B samples of S positions, H the teacher's width, n ranks that hold one teacher together.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from ..megatron_files.naming import LAYER, QKV, QKV_NAMES, WORDS, hugging_face_name, kind_of
+from ..models.pretrained import encoder_dtype
+from ..models.teacher import RelationTeacher, UnfilledTeacher, unfilled_teacher
+from ..runtime import logger
+from .agreement import decided_by_rank_0
+from .teacher_sharding import GroupSignals, held_bytes
+
+_log = logger("teacher")
+_ENCODER = "bert."  # before an encoder's names in a whole model
+_READ_OF_RELATION_LAYER = ("input_layernorm", QKV)
+
+
+def load_megatron_teacher(
+    path: str,
+    *,
+    parallel_size: int = 1,
+    relation_layer: int = -1,
+    dtype: torch.dtype | str = "float32",
+    device: torch.device | str = "cpu",
+) -> RelationTeacher:
+    """Loads a MegatronBert that megatron-core runs; a collective.
+
+    Args:
+        path: a Megatron checkpoint's folder, or a Hugging Face folder with safetensors.
+        parallel_size: n; each rank reads and holds its part.
+        relation_layer: layer from 1; -1 is the last one.
+        dtype: as ``load_teacher`` takes it; "auto" is what suits rank 0.
+        device: where it computes.
+
+    Returns:
+        A teacher whose call is a collective of n ranks where these are several.
+
+    Raises:
+        UserError: as ``load_teacher``.
+    """
+    device = torch.device(device)
+    chosen = decided_by_rank_0(lambda: encoder_dtype(dtype, device))
+    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen)
+    teacher = unfilled.teacher
+    with warnings.catch_warnings():
+        # Each of its modules that would use apex or Transformer Engine says that it has neither.
+        warnings.simplefilter("ignore", UserWarning)
+        group = _tensor_parallel_group(parallel_size)
+        model = _empty_model(teacher.config, teacher.relation_layer, chosen, parallel_size)
+    _fill(model, unfilled, dist.get_rank(group))
+    signals: nn.Module = _MegatronSignals(model)
+    teacher.signals = GroupSignals(signals, group) if parallel_size > 1 else signals
+    teacher.to(device, chosen)
+    teacher.freeze()
+    _log.info(
+        "%s: by megatron-core, over %d of %d ranks, %.1f MB of weights on this one",
+        path, parallel_size, dist.get_world_size(), held_bytes(teacher) / 1e6,
+    )  # fmt: skip
+    return teacher
+
+
+def _tensor_parallel_group(size: int) -> dist.ProcessGroup:
+    """Returns the n consecutive ranks of this one; megatron-core keeps them for the process."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():  # of an earlier stage's teacher
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(size, create_gloo_process_groups=False)
+    group: dist.ProcessGroup = parallel_state.get_tensor_model_parallel_group()
+    return group
+
+
+def _empty_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, size: int) -> Any:
+    """Makes this rank's part of the first layers, on CPU, with numbers of no meaning."""
+    from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
+    from megatron.core.models.bert.bert_model import BertModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    options = TransformerConfig(
+        num_layers=layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        ffn_hidden_size=config.intermediate_size,
+        layernorm_epsilon=config.layer_norm_eps,
+        activation_func=ACT2FN[config.hidden_act],
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        tensor_model_parallel_size=size,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+    )
+    model = BertModel(
+        options,
+        num_tokentypes=config.type_vocab_size,
+        transformer_layer_spec=bert_layer_local_spec,
+        vocab_size=-(-config.vocab_size // size) * size,
+        max_sequence_length=config.max_position_embeddings,
+        post_process=False,
+        add_binary_head=False,
+    )
+    for layer in model.encoder.layers:
+        layer.self_attention.core_attention = _DotProductAttention()
+    return model
+
+
+@torch.no_grad()
+def _fill(model: Any, unfilled: UnfilledTeacher, rank: int) -> None:
+    """Reads this rank's part of each weight that leads to the relation layer's maps."""
+    weights, config = unfilled.weights, unfilled.teacher.config
+    last = len(model.encoder.layers) - 1
+    head_size = config.hidden_size // config.num_attention_heads
+    for name, parameter in model.named_parameters():
+        layer = LAYER.fullmatch(name)
+        if layer and int(layer[1]) == last and layer[2] not in _READ_OF_RELATION_LAYER:
+            continue
+        kind, target = kind_of(name), hugging_face_name(name).removeprefix(_ENCODER)
+        if kind == "by_heads":
+            by_heads = parameter.view(-1, 3, head_size, *parameter.shape[1:])
+            for number, part_name in enumerate(QKV_NAMES):
+                part = parameter.new_empty(by_heads[:, number].shape).flatten(0, 1)
+                weights.copy_into(part, target.format(part_name), 0, rank * len(part))
+                by_heads[:, number] = part.unflatten(0, (-1, head_size))
+        elif kind == "by_output":
+            start, rows = rank * len(parameter), len(parameter)
+            if name == WORDS:  # rows behind the vocabulary make ranks' parts equal
+                rows = max(0, min(rows, config.vocab_size - start))
+                parameter[rows:] = 0.0
+            if rows:
+                weights.copy_into(parameter[:rows], target, 0, start)
+        elif kind == "by_input":
+            weights.copy_into(parameter, target, 1, rank * parameter.shape[1])
+        else:
+            weights.copy_into(parameter, target)
+
+
+class _MegatronSignals(nn.Module):
+    """Queries, keys and values of the last layer of a BertModel, which it takes over.
+
+    Args:
+        model: of it the last layer's norm, behind the other layers, and its fused map stay.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        *before, relation_layer = model.encoder.layers
+        model.encoder.layers = nn.ModuleList(before)
+        model.encoder.final_layernorm = relation_layer.input_layernorm
+        self.model = model
+        attention = relation_layer.self_attention
+        self.query_key_value = attention.linear_qkv
+        self._heads: int = attention.num_attention_heads_per_partition
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values of this rank's heads, each [B, S, H / n]."""
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        hidden = self.model(input_ids.long(), attention_mask.long(), token_type_ids.long())
+        fused = self.query_key_value(hidden)[0].transpose(0, 1)  # [B, S, 3 H / n], by heads
+        query, key, value = fused.unflatten(-1, (self._heads, 3, -1)).unbind(-2)
+        return query.flatten(2), key.flatten(2), value.flatten(2)
+
+
+class _DotProductAttention(nn.Module):
+    """PyTorch's scaled dot product as megatron-core calls its attention."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            query: [S, B, heads, head size].
+            key: as ``query``.
+            value: as ``query``.
+            attention_mask: bool [B, 1, S, S], true where query or key is padding.
+
+        Returns:
+            [S, B, H / n].
+        """
+        # Of queries that are padding everything is masked, and a softmax of nothing is no number.
+        is_key = ~attention_mask.all(-2, keepdim=True)
+        query, key, value = (each.permute(1, 2, 0, 3) for each in (query, key, value))
+        context = F.scaled_dot_product_attention(query, key, value, is_key)
+        return context.permute(2, 0, 1, 3).flatten(2)
