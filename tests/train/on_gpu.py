@@ -5,6 +5,8 @@ python -m tests.train.on_gpu CHECK FOLDER
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,14 @@ from minimoe_dist.data.signal_rows import SignalRows
 from minimoe_dist.data.tasks.batches import collate
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.mlm_head import MiniMoeForRelationsAndMaskedLM
-from minimoe_dist.models.teacher import RelationTeacher, teacher_of
+from minimoe_dist.models.teacher import RelationTeacher, load_teacher, teacher_of
 from minimoe_dist.runtime import StopRequest
 from minimoe_dist.train.captured import CapturedPasses
 from minimoe_dist.train.distillation import Distiller
 from minimoe_dist.train.engine import StudentEngine
 from minimoe_dist.train.fastest_passes import choose_passes
 from minimoe_dist.train.known_predictions import PredictionFiller
+from minimoe_dist.train.megatron_teacher import load_megatron_teacher
 from minimoe_dist.train.objectives import JointObjective, MaskedLmObjective, RelationObjective
 from minimoe_dist.train.passes import CompiledPasses, EagerPasses
 from minimoe_dist.train.schedule import make_schedule
@@ -32,6 +35,8 @@ from minimoe_dist.train.task_objective import TaskObjective, TaskTeacher
 from tests.train import runs
 from tests.train.test_known_predictions import samples as task_data
 from tests.train.test_known_predictions import teacher_of as task_teacher
+from tests.train.test_megatron_teacher import save_encoder
+from tests.train.test_teacher_sharding import batch_of
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 64}
 LENGTH, BATCH = 64, 32
@@ -221,8 +226,23 @@ def evaluation() -> dict[str, Any]:
     return {kind: make_distiller(kind, [(1, 4)]).evaluate(micros) for kind in kinds}
 
 
+def by_megatron() -> dict[str, float]:
+    """The largest differences between the signals of megatron-core's model and of our own."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = save_encoder(Path(folder) / "teacher")
+        ids, mask, segments = (part.to(DEVICE) for part in batch_of(2))
+        for dtype in ("float32", "bfloat16"):
+            ours = load_megatron_teacher(teacher, dtype=dtype, device=DEVICE)
+            theirs = load_teacher(teacher, dtype=dtype, device=DEVICE)
+            pairs = zip(ours(ids, mask, segments), theirs(ids, mask, segments), strict=True)
+            found[dtype] = max(float((one - other)[mask].abs().max()) for one, other in pairs)
+    return found
+
+
 CHECKS = {
-    one.__name__: one for one in (ways, masked, recalled, predictions, repeats, waits, evaluation)
+    one.__name__: one
+    for one in (ways, masked, recalled, predictions, repeats, waits, evaluation, by_megatron)
 }
 
 

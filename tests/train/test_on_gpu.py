@@ -75,3 +75,9 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
 def test_evaluation_is_the_padded_batches(tmp_path: Path) -> None:
     found = check("evaluation", tmp_path)
     assert found["captured"] == pytest.approx(found["padded"], rel=1e-2)
+
+
+def test_megatron_cores_model_gives_the_signals_of_our_own(tmp_path: Path) -> None:
+    found = check("by_megatron", tmp_path)
+    assert found["float32"] < 1e-4
+    assert found["bfloat16"] < 0.2
