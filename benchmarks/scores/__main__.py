@@ -235,10 +235,10 @@ def write_best_tasks(
 ) -> None:
     """The tasks again, of which more is scored, with more texts: without labels and with them."""
     place, labelled = (folder / part / "tasks" for part in (BEST, LABELLED))
-    if not place.is_dir() and (folder / BEST / "tuned").is_dir():
-        sys.exit(f"{folder / BEST}: its scores are of other tasks than today's; move it away")
-    if all((labelled / task).is_dir() for task in tasks):
+    if all(any((labelled / task).glob("dev.*")) for task in tasks):
         return
+    if (folder / BEST / "tuned").is_dir():
+        sys.exit(f"{folder / BEST}: its scores are of other tasks than today's; move it away")
     for name in ("sst2", "ner"):
         if name in tasks and name not in given:
             sys.exit(f"best: the task {name} is made anew of its own files: give --{name} FOLDER")
@@ -274,6 +274,8 @@ def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]
 def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
     """The best recipe's students on tasks of more labels: with a teacher of these, and alone."""
     place, epochs = folder / LABELLED, size.more_epochs
+    if not exports_of(folder, runs_best(size)):
+        return [f"labelled: {folder} has no students of the best recipe; run the part best first"]
     one = replace(size, seeds=size.seeds[:1])  # of a teacher; it takes the longest by far
     failed = run_all(
         [

@@ -136,7 +136,8 @@ def write_more(
     for text, topic in _shuffled_passages(others, topics, chooser).items():
         more["topic"].setdefault(text, topic)
     if "sst2" in given:
-        more["sst2"] = dict(_rows(given["sst2"] / "train.tsv", 2)[1:])
+        rows = _rows(given["sst2"] / "train.tsv", 2)[1:]
+        more["sst2"] = {row[0]: row[1] for row in rows if len(row) == 2}
     if "ner" in given:
         more["ner"] = _sentences_of(given["ner"] / "train.txt")
     for name, found in more.items():

@@ -284,7 +284,7 @@ class _Fit:
         if not all(table is None or table.isfinite().all() for table in tables):
             raise UserError("its embeddings are not all finite")
         norm = getattr(embeddings, "LayerNorm", None)
-        read = torch.cat([self._embedded(batch, *tables) for batch in self._batches])
+        read = torch.cat([self._embedded(batch, *tables) for batch in self._read(self._batches)])
         fit = ridge(read, target if norm is None else standardised(target))
         if norm is not None:
             # The norm takes any size away; a masked-LM head that is tied to the words needs theirs.

@@ -85,7 +85,7 @@ def alternatives(
         for expert in _expert_sizes(machine, students):
             if zero_stage == 3 and expert > 1:
                 continue
-            for kind, size in _teacher_layouts(machine, has_teacher):
+            for kind, size in _teacher_layouts(config, machine, has_teacher):
                 for split in _splits(stated.micro_batch):
                     yield Layout(
                         ranks=stated.ranks,
@@ -109,12 +109,15 @@ def _expert_sizes(machine: Machine, students: list[EncoderSizes]) -> list[int]:
     return fits or [1]
 
 
-def _teacher_layouts(machine: Machine, has_teacher: bool) -> list[tuple[str, int]]:
+def _teacher_layouts(
+    config: RunConfig, machine: Machine, has_teacher: bool
+) -> list[tuple[str, int]]:
     if not has_teacher:
         return [("replicated", 1)]
     # Sharing stays inside a node: between nodes the teacher's traffic would be the step.
     sizes = [n for n in (2, 4, 8) if machine.ranks_per_node % n == 0]
-    return [("replicated", 1), *((kind, n) for kind in ("zero3", "tensor") for n in sizes)]
+    kinds = ("tensor",) if config.teacher.implementation == "megatron" else ("zero3", "tensor")
+    return [("replicated", 1), *((kind, n) for kind in kinds for n in sizes)]
 
 
 def _splits(micro_batch: int) -> list[int]:

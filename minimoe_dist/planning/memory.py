@@ -106,7 +106,8 @@ def teacher_weight_bytes(teacher: EncoderSizes, layout: Layout, element: int) ->
 
 def teacher_batch(batch: Batch, layout: Layout) -> Batch:
     """Returns the batch as the teacher reads it: padded, where the teacher is shared out."""
-    return batch if layout.teacher_layout == "replicated" else replace(batch, packed=False)
+    takes_packed = layout.teacher_layout == "replicated" and not batch.taught_padded
+    return batch if takes_packed else replace(batch, packed=False)
 
 
 def _shared_teacher(teacher: EncoderSizes, layout: Layout, element: int, signals: Amount) -> Amount:

@@ -19,12 +19,14 @@ class Batch:
         length: positions of a sample, S.
         filled: share of positions that are no padding.
         packed: whether it comes without its padding.
+        taught_padded: whether a teacher that is whole on each rank computes padding all the same.
     """
 
     samples: int
     length: int
     filled: float = 1.0
     packed: bool = False
+    taught_padded: bool = False
 
     @property
     def positions(self) -> int:

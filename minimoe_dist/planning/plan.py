@@ -219,8 +219,8 @@ class Planner:
         works: list[tuple[str, Work]] = []
         if self.teacher is not None and not self._is_cached:
             teacher_pass = self._teacher_pass(layout, machine)
-            whole = layout.teacher_layout == "replicated"
-            works.append((TEACHER, replace(teacher_pass, recorded=recorded and whole)))
+            takes_packed = teacher_batch(batch, layout).packed
+            works.append((TEACHER, replace(teacher_pass, recorded=recorded and takes_packed)))
         for student in self.students:
             parallel = size if student.has_experts else 1
             passes = student_work(student, batch, precision.student, parallel)
@@ -290,7 +290,8 @@ class Planner:
         length = self.config.data.max_length
         filled = min(1.0, self.corpus.mean_length / length) if self.corpus else 1.0
         packed = machine.device == "cuda" and takes_packed(self.config)
-        return Batch(layout.micro_batch, length, filled, packed)
+        by_megatron = self.config.teacher.implementation == "megatron"
+        return Batch(layout.micro_batch, length, filled, packed, taught_padded=by_megatron)
 
     def _precision(self, layout: Layout, machine: Machine) -> Precision:
         teacher, student = self.config.teacher.dtype, self.config.parallel.precision

@@ -99,6 +99,7 @@ def _make_all(
     }
     if not missing:
         return
+    go_on()
     # A teacher that is shared out need not fit one rank's device.
     device = device if config.teacher.layout == "replicated" else torch.device("cpu")
     path = config.teacher.model_name_or_path
@@ -111,6 +112,7 @@ def _make_all(
     for student in config.students:
         if student.name not in missing:
             continue
+        go_on()
         sample = _sample(config, data, student, device)
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",

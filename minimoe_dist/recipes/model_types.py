@@ -169,6 +169,7 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
             relation_layer=options.relation_layer,
             dtype=options.dtype,
             device=device,
+            timeout_seconds=config.parallel.timeout_seconds,
         )
     if options.layout != "replicated":
         # Brings DeepSpeed, which takes seconds that plans need not wait for.

@@ -126,6 +126,7 @@ def _facts(
     """Returns what the signals of a run's pairs are a function of, as JSON."""
     dtype = config.teacher.dtype
     name = config.teacher.tokenizer_name_or_path or config.teacher.model_name_or_path
+    by = config.teacher.implementation
     return {
         "format": _FORMAT,
         "dtype": config.teacher.cache,
@@ -133,6 +134,7 @@ def _facts(
         # A teacher that differs in a bias alone has other signals.
         "teacher": data.teacher.whole_contents(),
         "teacher_dtype": dtype if dtype == FLOAT8 else str(encoder_dtype(dtype, device)),
+        **({} if by == "transformers" else {"implementation": by}),  # older caches do not say it
         "relation_layer": teacher.relation_layer,
         "corpora": [
             [*(sampled_hash(Path(corpus.prefix + end)) for end in (".bin", ".idx")), repr(weight)]

@@ -1,14 +1,19 @@
 """Runs a MegatronBert teacher by megatron-core's own BertModel, whole or in tensor-parallel parts.
 
 The other implementations are transformers' and this package's; this one is the model that such
-teachers were trained with, for those who want its arithmetic. Attention goes through PyTorch's
-scaled dot product: megatron-core's own, without Transformer Engine, computes on GPUs alone and
-keeps all scores. With apex installed its LayerNorms are apex's.
+teachers were trained with. Attention goes through PyTorch's scaled dot product: megatron-core's
+own, without Transformer Engine, computes on GPUs alone and keeps all scores. LayerNorms are
+PyTorch's, since megatron-core would take apex's wherever it can be imported, on CPUs too.
 
 Shapes: B samples of S positions, H the teacher's width, n ranks that hold one teacher together.
 """
 
+import copy
+import math
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from ..errors import UserError
 from ..megatron_files.naming import LAYER, QKV, QKV_NAMES, WORDS, hugging_face_name, kind_of
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import RelationTeacher, UnfilledTeacher, unfilled_teacher
@@ -28,6 +34,9 @@ from .teacher_sharding import GroupSignals, held_bytes
 _log = logger("teacher")
 _ENCODER = "bert."  # before an encoder's names in a whole model
 _READ_OF_RELATION_LAYER = ("input_layernorm", QKV)
+# Transformer Engine's, which is not used here: megatron-core refuses some values, and sets others.
+# The last one it deletes.
+_VARIABLES = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN", "NCCL_COLLNET_ENABLE")
 
 
 def load_megatron_teacher(
@@ -37,6 +46,7 @@ def load_megatron_teacher(
     relation_layer: int = -1,
     dtype: torch.dtype | str = "float32",
     device: torch.device | str = "cpu",
+    timeout_seconds: float = 600.0,
 ) -> RelationTeacher:
     """Loads a MegatronBert that megatron-core runs; a collective.
 
@@ -46,21 +56,27 @@ def load_megatron_teacher(
         relation_layer: layer from 1; -1 is the last one.
         dtype: as ``load_teacher`` takes it; "auto" is what suits rank 0.
         device: where it computes.
+        timeout_seconds: limit of a collective of its ranks; whole minutes, rounded up.
 
     Returns:
         A teacher whose call is a collective of n ranks where these are several.
 
     Raises:
-        UserError: as ``load_teacher``.
+        UserError: as ``load_teacher``, or it is no MegatronBert.
     """
     device = torch.device(device)
     chosen = decided_by_rank_0(lambda: encoder_dtype(dtype, device))
     unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen)
     teacher = unfilled.teacher
-    with warnings.catch_warnings():
+    if teacher.config.model_type != "megatron-bert":
+        raise UserError(
+            f"teacher.implementation: megatron runs megatron-bert, and {path} is of type "
+            f"{teacher.config.model_type}; use transformers"
+        )
+    with _without_variables(), warnings.catch_warnings():
         # Each of its modules that would use apex or Transformer Engine says that it has neither.
         warnings.simplefilter("ignore", UserWarning)
-        group = _tensor_parallel_group(parallel_size)
+        group = _tensor_parallel_group(parallel_size, timeout_seconds)
         model = _empty_model(teacher.config, teacher.relation_layer, chosen, parallel_size)
     _fill(model, unfilled, dist.get_rank(group))
     signals: nn.Module = _MegatronSignals(model)
@@ -74,13 +90,31 @@ def load_megatron_teacher(
     return teacher
 
 
-def _tensor_parallel_group(size: int) -> dist.ProcessGroup:
+@contextmanager
+def _without_variables() -> Iterator[None]:
+    """Hides variables that megatron-core reads and changes while it makes a model."""
+    before = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _tensor_parallel_group(size: int, timeout_seconds: float) -> dist.ProcessGroup:
     """Returns the n consecutive ranks of this one; megatron-core keeps them for the process."""
     from megatron.core import parallel_state
 
-    if parallel_state.model_parallel_is_initialized():  # of an earlier stage's teacher
+    # An earlier stage's teacher may have made them: new ones would be there beside the old ones.
+    is_there = parallel_state.model_parallel_is_initialized()
+    if not is_there or parallel_state.get_tensor_model_parallel_world_size() != size:
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(size, create_gloo_process_groups=False)
+        parallel_state.initialize_model_parallel(
+            size,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
+        )
     group: dist.ProcessGroup = parallel_state.get_tensor_model_parallel_group()
     return group
 
@@ -89,6 +123,7 @@ def _empty_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, size
     """Makes this rank's part of the first layers, on CPU, with numbers of no meaning."""
     from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
     from megatron.core.models.bert.bert_model import BertModel
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     options = TransformerConfig(
@@ -110,10 +145,13 @@ def _empty_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, size
         use_cpu_initialization=True,
         perform_initialization=False,
     )
+    layer_spec = copy.deepcopy(bert_layer_local_spec)
+    layer_spec.submodules.input_layernorm = WrappedTorchNorm
+    layer_spec.submodules.pre_mlp_layernorm = WrappedTorchNorm
     model = BertModel(
         options,
         num_tokentypes=config.type_vocab_size,
-        transformer_layer_spec=bert_layer_local_spec,
+        transformer_layer_spec=layer_spec,
         vocab_size=-(-config.vocab_size // size) * size,
         max_sequence_length=config.max_position_embeddings,
         post_process=False,

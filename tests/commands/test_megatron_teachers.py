@@ -139,3 +139,15 @@ def test_megatron_core_runs_its_own_family_alone(workshop: Workshop, tmp_path: P
     statuses, said = support.run(recipe, "--dry_run", world_size=1)
     assert statuses == [2] and "Traceback" not in said
     assert "teacher.implementation: megatron runs megatron-bert" in said
+
+
+def test_a_cache_is_of_the_implementation_that_filled_it(
+    folders: tuple[Path, Path], workshop: Workshop, tmp_path: Path
+) -> None:
+    kept = {"cache": "int8", "cache_dir": str(tmp_path / "cache")}
+    for count, name in enumerate(("transformers", "megatron", "megatron"), 1):
+        output_dir = tmp_path / f"run{count}"
+        support.finish(
+            recipe_of(workshop, output_dir, folders[1], teacher=kept | {"implementation": name})
+        )
+        assert len(list((tmp_path / "cache").iterdir())) == min(count, 2)

@@ -11,8 +11,9 @@ from minimoe_dist.planning.layout import Layout, alternatives, layout_of_recipe
 from minimoe_dist.planning.memory import Precision, memory_of
 from minimoe_dist.planning.passes import PassMemory
 from minimoe_dist.planning.plan import Corpus, Planner, nothing_fits
+from minimoe_dist.planning.rates import TEACHER
 from minimoe_dist.planning.traffic import traffic_of
-from tests.planning.recipes import machine, run_config
+from tests.planning.recipes import machine, run_config, write_teacher
 
 FLOAT32 = Precision("float32", "float32")
 WIDE = {"students": [{"layer": 6, "hidden": 384, "heads": 12, "moe": "1,8"}]}
@@ -70,6 +71,23 @@ def test_without_zero_a_rank_alone_reduces_its_gradients_as_one_flat_copy_too():
 def test_a_shared_teacher_holds_its_part_of_the_weights(kind):
     shared = memory(teacher_layout=kind, teacher_parallel_size=4)
     assert shared["teacher weights"] == memory()["teacher weights"] / 4
+
+
+def test_what_megatron_core_runs_is_padded_and_never_gathered(tmp_path):
+    folder = write_teacher(tmp_path / "teacher", "megatron-bert")
+    short = Corpus(1000, 16)  # half of the positions are padding
+    by_either = [
+        Planner(run_config(folder, teacher={"implementation": name}), short)
+        for name in ("transformers", "megatron")
+    ]
+    offered = [
+        {layout.teacher_layout for layout in planned._layouts(machine())} for planned in by_either
+    ]
+    assert offered == [{"replicated", "zero3", "tensor"}, {"replicated", "tensor"}]
+    layout = Layout(ranks=8, zero_stage=1, micro_batch=8)
+    packed, padded = (dict(planned.work(layout, machine()))[TEACHER] for planned in by_either)
+    assert packed.operations < 0.7 * padded.operations
+    assert packed.recorded and not padded.recorded
 
 
 def test_a_cpu_keeps_what_torch_has_freed_and_a_gpu_counts_what_is_in_use():

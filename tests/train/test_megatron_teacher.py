@@ -1,5 +1,6 @@
 """megatron-core's own BertModel teaches: the signals of transformers' model, by another program."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ def compared(*cases: tuple[str, int, dict[str, Any]]) -> list[tuple[float, float
     A case is a folder, the number of ranks that hold the teacher together, and further options.
     """
     found = []
+    # As job scripts have it; megatron-core would refuse it, and set the others.
+    os.environ |= {"NVTE_FLASH_ATTN": "0", "NCCL_COLLNET_ENABLE": "1"}
+    variables = dict(os.environ)
     for folder, size, options in cases:
         ours = load_megatron_teacher(folder, parallel_size=size, **options)
+        assert dict(os.environ) == variables
         theirs = load_teacher(folder, **options)
         worst = 0.0
         for call in range(2):
