@@ -56,7 +56,11 @@ def gather(
         found["again"] = {"seed": again, "students": students, "scores": scores}
     for part, runs, setup in (
         (BEST, best_models(size), {"epochs": size.best_epochs, "unlabelled": size.unlabelled}),
-        (LABELLED, runs_best(size), {"epochs": size.more_epochs}),
+        (
+            LABELLED,
+            runs_best(size),
+            {"epochs": size.more_epochs, "samples": size.samples + size.unlabelled},
+        ),
     ):
         if (folder / part / "tuned").is_dir():
             students = _students(folder, runs)
