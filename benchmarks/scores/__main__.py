@@ -398,6 +398,7 @@ def main() -> int:
             page.draw_best(found["best"], path.with_name("best_scores.png"))
             print(page.table(found["best"]), page.table_again(found["best"], False), sep="\n")
         if "labelled" in found:
+            page.draw_best(found["labelled"], path.with_name("labelled_scores.png"))
             print(page.table(found["labelled"]))
     for words in failed:
         print(words, file=sys.stderr)
