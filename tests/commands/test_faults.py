@@ -122,6 +122,8 @@ def a_rank_killed(
         command, env=support.clean_environment(), stderr=subprocess.DEVNULL
     ) as agent:
         support.wait_for(lambda: 12 in support.losses(run), lambda: "no step 12")
+        # Written while steps go on, and on a busy disk for longer than two of them.
+        support.wait_for(lambda: bool(support.checkpoints(run)), lambda: "no checkpoint")
         ranks = children(agent.pid)
         subprocess.run(["kill", "-KILL", str(ranks[1])], check=True)
         yield agent, ranks
