@@ -19,10 +19,9 @@ them, on labels, those as long that start at random weights (on CPUs of part ``l
 ``labelled``: the best recipe's students where all those texts have labels, which their teacher
 learns first. ``best_again``: the best recipe with another seed of distillation. ``page``: numbers,
 tables and pictures, of what is done. What was interrupted goes on, and what is finished is not run
-again.
-``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
-``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder
-of its own.
+again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two
+cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a
+folder of its own.
 """
 
 import argparse
@@ -274,7 +273,8 @@ def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]
 def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
     """The best recipe's students on tasks of more labels: with a teacher of these, and alone."""
     place, epochs = folder / LABELLED, size.more_epochs
-    if not exports_of(folder, runs_best(size)):
+    models = exports_of(folder, runs_best(size))
+    if not models:
         return [f"labelled: {folder} has no students of the best recipe; run the part best first"]
     one = replace(size, seeds=size.seeds[:1])  # of a teacher; it takes the longest by far
     failed = run_all(
@@ -290,7 +290,7 @@ def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
         _tuning(place, size, task, name, model, more, place / "tasks", epochs)
         for task in tasks
         for more in (("--teacher", str(place / "tuned" / f"teacher_{task}" / "export")), ())
-        for name, model in exports_of(folder, runs_best(size)).items()
+        for name, model in models.items()
     ]
     return failed + run_all(students, size.lanes, size.ranks, folder / "log.txt")
 

@@ -63,24 +63,31 @@ def gather(
         ),
     ):
         if (folder / part / "tuned").is_dir():
-            students = _students(folder, runs)
-            names = ["teacher", *(one["model"] for one in students)]
-            scores = _scores(folder / part, names, tasks)
             found[part] = {
                 "setup": found["setup"] | setup,
-                "tasks": {
-                    task: task_facts(folder / part / "tasks" / task, task)
-                    for task in tasks
-                    if task in scores.get("teacher", {})
-                },
-                "students": students,
-                "scores": scores,
+                **_fine_tuned(folder / part, _students(folder, runs), tasks),
             }
     if BEST in found and (other / BEST).is_dir():
         students = _students(other, runs_best(size))
         scores = _scores(other / BEST, [one["model"] for one in students], tasks)
         found[BEST]["again"] = {"seed": again, "students": students, "scores": scores}
     return found
+
+
+def _fine_tuned(
+    folder: Path, students: list[dict[str, Any]], tasks: Sequence[str]
+) -> dict[str, Any]:
+    """A part with tasks of its own, of those that its teacher has scores of."""
+    scores = _scores(folder, ["teacher", *(one["model"] for one in students)], tasks)
+    return {
+        "tasks": {
+            task: task_facts(folder / "tasks" / task, task)
+            for task in tasks
+            if task in scores.get("teacher", {})
+        },
+        "students": students,
+        "scores": scores,
+    }
 
 
 def best_models(size: Size) -> list[Run]:
