@@ -20,11 +20,17 @@ _SHARED_FIELDS = (
 )
 
 
-def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeForRelations:
+def as_student(
+    model: BertModel | RobertaModel | MegatronBertModel, with_states: bool = False
+) -> MiniMoeForRelations:
     """Makes a plain student that gives the signals of a Hugging Face encoder's last layer.
 
-    It takes over the encoder's weights, and joins those of queries, keys and values; what stands
-    behind the last layer's goes. It is for teaching, not for training.
+    It takes over the encoder's weights, and joins those of queries, keys and values. It is for
+    teaching, not for training.
+
+    Args:
+        model: what it is made of.
+        with_states: keep what stands behind these maps in the last layer, which else goes.
     """
     config = MiniMoeConfig(
         family=family_of(model.config),
@@ -38,8 +44,9 @@ def as_student(model: BertModel | RobertaModel | MegatronBertModel) -> MiniMoeFo
     )
     with torch.device("meta"):
         student = MiniMoeForRelations(config)
-    last = student.bert.encoder.layers()[-1]
-    del last.attention.output, last.intermediate, last.output
+    if not with_states:
+        last = student.bert.encoder.layers()[-1]
+        del last.attention.output, last.intermediate, last.output
     weights = {f"bert.{name}": value for name, value in model.state_dict().items()}
     student.load_state_dict({name: weights[name] for name in student.state_dict()}, assign=True)
     for layer in student.bert.encoder.layers():

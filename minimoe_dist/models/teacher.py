@@ -6,19 +6,23 @@ three signals are bit for bit those of the uncut model. Our own students teach t
 their signals are those that they were trained to give. Which encoders teach is said in
 `encoder_families`.
 
+Where students learn the last states too, these are a fourth signal, and the relation layer runs
+wholly.
+
 Shapes: B samples, S positions, H the teacher's width.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
 
-from ..encoder_families import ENCODER_FAMILIES
+from ..encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .elastic import ElasticForRelations
 from .errors import UserError
 from .float8 import multiplies_float8, quantize_maps
@@ -72,34 +76,88 @@ class CutEncoder(nn.Module):
         return query, key, value
 
 
+class HeardEncoder(nn.Module):
+    """The layers up to a relation layer, run wholly: that layer's projections are listened to.
+
+    Args:
+        encoder: a Hugging Face encoder whose last layer is the relation layer.
+        maps: of the relation layer, as in :class:`CutEncoder`; parts of the encoder.
+        reads_segments: as in :class:`CutEncoder`.
+        call: which of a pass's calls of the maps is the relation layer's own, from 0. Layers may
+            share them, and attention may ask them for positions afterwards.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, maps: Sequence[nn.Module], reads_segments: bool, call: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.reads_segments = reads_segments
+        self._call = call
+        self._heard: list[list[Tensor]] = [[] for _ in maps]
+        for heard, module in zip(self._heard, maps, strict=True):
+            module.register_forward_hook(partial(_keep_output, heard))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Returns queries, keys, values and the last states, each [B, S, H]."""
+        for heard in self._heard:
+            heard.clear()
+        segments = {"token_type_ids": token_type_ids} if self.reads_segments else {}
+        states = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask.long(), **segments
+        ).last_hidden_state
+        outputs = [heard[self._call] for heard in self._heard]
+        for heard in self._heard:
+            heard.clear()
+        signals = outputs if len(outputs) == 3 else outputs[0].chunk(3, dim=-1)
+        return (*signals, states)
+
+
+def _keep_output(kept: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
+    kept.append(output)
+
+
 class StudentSignals(nn.Module):
     """A student as a teacher: the signals that it was trained to give.
 
     On a GPU a Hugging Face encoder teaches as one too, of its own weights: our encoder computes no
     padding.
+
+    Args:
+        student: the student.
+        with_states: give its last states too.
     """
 
-    def __init__(self, student: MiniMoeForRelations | ElasticForRelations) -> None:
+    def __init__(
+        self, student: MiniMoeForRelations | ElasticForRelations, with_states: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
+        self.with_states = with_states
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Returns queries, keys and values, each [B, S, H]; zeros at padding."""
-        signals: tuple[Tensor, Tensor, Tensor] = self.student(
+        return self._signals(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).signals
-        return signals
+        )
 
     def packed(
         self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Returns queries, keys and values, each [T, H], of a batch that comes packed."""
-        signals: tuple[Tensor, Tensor, Tensor] = self.student(
-            input_ids, token_type_ids=token_type_ids, layout=layout
-        ).signals
-        return signals
+        return self._signals(input_ids, token_type_ids=token_type_ids, layout=layout)
+
+    def _signals(self, input_ids: Tensor, **inputs: Any) -> tuple[Tensor, ...]:
+        if not self.with_states:
+            return tuple(self.student(input_ids, **inputs).signals)
+        encoded = self.student.encode(input_ids, **inputs)
+        signals = self.student.student_output(encoded).signals
+        assert signals is not None and encoded.last_hidden_state is not None
+        return (*signals, encoded.last_hidden_state)
 
 
 class FrozenModel(nn.Module):
@@ -124,24 +182,32 @@ class RelationTeacher(FrozenModel):
         relation_layer: the layer whose projections are the signals, from 1.
         layers_run: whole layers that run before the projections, which decide the cost.
         hidden_size: width of each signal.
+        gives_states: whether the last states are a fourth signal.
     """
 
-    def __init__(self, signals: nn.Module, config: PreTrainedConfig, relation_layer: int) -> None:
+    def __init__(
+        self,
+        signals: nn.Module,
+        config: PreTrainedConfig,
+        relation_layer: int,
+        gives_states: bool = False,
+    ) -> None:
         super().__init__()
         self.signals = signals
         self.config = config
         self.num_layers: int = config.num_hidden_layers
         self.relation_layer = relation_layer
         runs_all = isinstance(signals, StudentSignals) and signals.student.relation is not None
-        self.layers_run = relation_layer if runs_all else relation_layer - 1
+        self.layers_run = relation_layer if runs_all or gives_states else relation_layer - 1
+        self.gives_states = gives_states
         self.hidden_size: int = config.hidden_size
         self.freeze()
 
     @torch.no_grad()
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes query, key and value of the relation layer.
+    ) -> tuple[Tensor, ...]:
+        """Computes query, key and value of the relation layer, and the states behind it if given.
 
         Args:
             input_ids: int64 [B, S].
@@ -150,7 +216,7 @@ class RelationTeacher(FrozenModel):
                 segment is 0.
 
         Returns:
-            Three tensors [B, S, H] of the teacher's type, without gradient.
+            Three or four tensors [B, S, H] of the teacher's type, without gradient.
         """
         return self.signals(input_ids, attention_mask.bool(), token_type_ids)
 
@@ -162,33 +228,40 @@ class RelationTeacher(FrozenModel):
     @torch.no_grad()
     def packed(
         self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes query, key and value, each [T, H], of packed ids and segments, integers [T]."""
+    ) -> tuple[Tensor, ...]:
+        """Computes the same signals, each [T, H], of packed ids and segments, integers [T]."""
         assert isinstance(self.signals, StudentSignals)
         return self.signals.packed(input_ids, token_type_ids, layout)
 
 
-def signals_of(model: nn.Module) -> nn.Module:
+def signals_of(model: nn.Module, with_states: bool = False) -> nn.Module:
     """Makes the module that computes the relation signals of `model`, by its class.
 
     The result takes (input_ids, attention_mask, token_type_ids) and returns query, key and value,
     each [B, S, H]. It takes over the parts of `model` that it needs. The relation layer is the last
     one of `model`, which loading has already shortened; a student with relation projections has
     its signals behind that.
+
+    Args:
+        model: an encoder of a family of `encoder_families`, or a student.
+        with_states: give the model's last states too, [B, S, H].
     """
     if isinstance(model, MiniMoeForRelations | ElasticForRelations):
-        return StudentSignals(model)
+        return StudentSignals(model, with_states)
     assert isinstance(model.config, PreTrainedConfig)
     family = ENCODER_FAMILIES[model.config.model_type]
     if family.shared_layer is not None:
+        layer, call = model.get_submodule(family.shared_layer), model.config.num_hidden_layers - 1
+    else:
+        layer, call = _layers_of(model, family)[-1], 0
+    if with_states:
+        maps = [layer.get_submodule(name) for name in family.maps]
+        return HeardEncoder(model, maps, family.reads_segments, call)
+    if family.shared_layer is not None:
         # The layer that runs before is the relation layer too, and keeps all of its parts.
-        layer = model.get_submodule(family.shared_layer)
         model.config.num_hidden_layers -= 1
     else:
-        layers = model.get_submodule(family.layers)
-        assert isinstance(layers, nn.ModuleList), family.layers
-        layer = layers[-1]
-        model.set_submodule(family.layers, layers[:-1])
+        model.set_submodule(family.layers, _layers_of(model, family)[:-1])
     if family.norms is not None:
         # Layers normalise their input: the relation layer's norm stands before its projections,
         # where the encoder has the one after the last layer.
@@ -198,20 +271,28 @@ def signals_of(model: nn.Module) -> nn.Module:
     return CutEncoder(model, maps, family.reads_segments)
 
 
-def teacher_of(model: nn.Module) -> RelationTeacher:
+def _layers_of(model: nn.Module, family: EncoderFamily) -> nn.ModuleList:
+    layers = model.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList), family.layers
+    return layers
+
+
+def teacher_of(model: nn.Module, with_states: bool = False) -> RelationTeacher:
     """Makes a teacher of a loaded encoder or student, which it takes over, at its last layer.
 
     For what has a layout of its own on disk, such as a published student with experts.
     """
     config = copy.deepcopy(model.config)
     assert isinstance(config, PreTrainedConfig)
-    return RelationTeacher(signals_of(model), config, config.num_hidden_layers)
+    signals = signals_of(model, with_states)
+    return RelationTeacher(signals, config, config.num_hidden_layers, with_states)
 
 
 def load_teacher(
     path: str,
     *,
     relation_layer: int = -1,
+    with_states: bool = False,
     dtype: torch.dtype | str = "float32",
     device: torch.device | str = "cpu",
 ) -> RelationTeacher:
@@ -228,6 +309,7 @@ def load_teacher(
         path: folder, ``package:NAME``, or name on the Hugging Face hub.
         relation_layer: layer from 1; -1 is the last one, and the only one of a student with
             relation projections behind its layers.
+        with_states: give the states behind the relation layer too, as the encoder ends there.
         dtype: a torch type, its name, or "auto": bfloat16 (float16 where there is none) on a
             GPU and on a CPU that multiplies bfloat16 itself, else float32. "float8": bfloat16
             with linear maps of 8 bits (:mod:`.float8`).
@@ -255,8 +337,8 @@ def load_teacher(
     )
     is_foreign = isinstance(model, BertModel | RobertaModel | MegatronBertModel)
     if is_foreign and (in_8_bits or device.type == "cuda"):
-        model = as_student(model)
-    teacher = RelationTeacher(signals_of(model), config, layer)
+        model = as_student(model, with_states)
+    teacher = RelationTeacher(signals_of(model, with_states), config, layer, with_states)
     if in_8_bits:
         quantize_maps(teacher)
     return teacher.to(device)
@@ -281,6 +363,7 @@ def unfilled_teacher(
     path: str,
     *,
     relation_layer: int = -1,
+    with_states: bool = False,
     dtype: torch.dtype | str = "float32",
 ) -> UnfilledTeacher:
     """Makes a teacher to be filled with weights piece by piece, for layouts that share it out.
@@ -296,7 +379,7 @@ def unfilled_teacher(
     model = empty_encoder(cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
     weights = open_weights(path, folder, model.base_model_prefix)
     model_names = {parameter: name for name, parameter in model.named_parameters()}
-    teacher = RelationTeacher(signals_of(model), config, layer)
+    teacher = RelationTeacher(signals_of(model, with_states), config, layer, with_states)
     names = {name: model_names[parameter] for name, parameter in teacher.named_parameters()}
     shapes = {names[name]: parameter.shape for name, parameter in teacher.named_parameters()}
     weights.check(config.model_type, shapes)

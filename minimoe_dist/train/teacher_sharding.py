@@ -15,6 +15,7 @@ Shapes: B samples and S positions of this rank's batch, H the teacher's width, n
 import contextlib
 import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import deepspeed
@@ -34,7 +35,13 @@ from torch.distributed.tensor.parallel import (
 
 from ..encoder_families import ENCODER_FAMILIES
 from ..models.pretrained import encoder_dtype
-from ..models.teacher import CutEncoder, RelationTeacher, UnfilledTeacher, unfilled_teacher
+from ..models.teacher import (
+    CutEncoder,
+    HeardEncoder,
+    RelationTeacher,
+    UnfilledTeacher,
+    unfilled_teacher,
+)
 from ..runtime import logger
 from .agreement import decided_by_rank_0
 from .engine import initialize_communication, quiet_deepspeed
@@ -56,6 +63,7 @@ def load_sharded_teacher(
     parallel_size: int | None = None,
     offload: bool = False,
     relation_layer: int = -1,
+    with_states: bool = False,
     dtype: torch.dtype | str = "float32",
     device: torch.device | str = "cpu",
 ) -> RelationTeacher:
@@ -67,6 +75,7 @@ def load_sharded_teacher(
         parallel_size: n, ranks of a group; None is all ranks.
         offload: ``zero3`` only: the parts wait in the host's memory.
         relation_layer: layer from 1; -1 is the last one.
+        with_states: give the states behind it too.
         dtype: as ``load_teacher`` takes it; "auto" is what suits rank 0.
         device: where it computes.
 
@@ -82,7 +91,9 @@ def load_sharded_teacher(
     assert dist.get_world_size() % size == 0, (dist.get_world_size(), size)
     # "auto" depends on the processor, and what ranks exchange must be of one type.
     chosen = decided_by_rank_0(lambda: encoder_dtype(dtype, device))
-    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen)
+    unfilled = unfilled_teacher(
+        path, relation_layer=relation_layer, with_states=with_states, dtype=chosen
+    )
     group, _ = dist.new_subgroups(size)
     if layout == "tensor":
         teacher = _tensor_parallel(unfilled, group, device)
@@ -163,7 +174,7 @@ def _zero3(
 def _register_parameters_read_elsewhere(teacher: RelationTeacher) -> None:
     """Names those that a module reads of another one, whose own call would gather them."""
     family = ENCODER_FAMILIES.get(teacher.config.model_type)
-    if family is None or not isinstance(teacher.signals, CutEncoder):
+    if family is None or not isinstance(teacher.signals, CutEncoder | HeardEncoder):
         return
     encoder = teacher.signals.encoder
     for path, reader in family.read_by.items():
@@ -187,7 +198,7 @@ def _tensor_parallel(
 ) -> RelationTeacher:
     """Cuts the maps by columns and rows (Megatron-LM, Shoeybi et al. 2019, section 3)."""
     teacher, size = unfilled.teacher, dist.get_world_size(group)
-    assert isinstance(teacher.signals, CutEncoder), type(teacher.signals).__name__
+    assert isinstance(teacher.signals, CutEncoder | HeardEncoder), type(teacher.signals).__name__
     assert teacher.config.num_attention_heads % size == 0, teacher.config.num_attention_heads
     assert teacher.config.intermediate_size % size == 0, teacher.config.intermediate_size
     mesh = DeviceMesh.from_group(group, device.type)
@@ -244,7 +255,7 @@ class GroupSignals(nn.Module):
     """Computes signals of the batches of all ranks of a group, and gives each rank its own.
 
     Args:
-        signals: gives the columns of this rank, [B, S, H/n] three times.
+        signals: gives the columns of this rank, [B, S, H/n] three times; last states whole.
         group: the ranks that hold the teacher together.
     """
 
@@ -256,7 +267,7 @@ class GroupSignals(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Returns queries, keys and values, each [B, S, H]; a collective of the group.
 
         Batches run one after the other, each at its own size: padding stays as it is, and only one
@@ -266,10 +277,19 @@ class GroupSignals(nn.Module):
             token_type_ids = torch.zeros_like(input_ids)
         batches = self._gather(torch.stack([input_ids, attention_mask.long(), token_type_ids]))
         columns = [
-            torch.stack(self.signals(ids, mask.bool(), segments)) for ids, mask, segments in batches
-        ]  # [3, B, S, H/n] of each rank's batch
-        query, key, value = self._exchange(columns)
-        return query, key, value
+            torch.stack(self._columns(self.signals(ids, mask.bool(), segments)))
+            for ids, mask, segments in batches
+        ]  # [3 or 4, B, S, H/n] of each rank's batch
+        return tuple(self._exchange(columns))
+
+    def _columns(self, signals: Sequence[Tensor]) -> list[Tensor]:
+        """Returns this rank's columns of all: of states, which each rank of the group has whole."""
+        parts = [one.to_local() if isinstance(one, DTensor) else one for one in signals]
+        width = parts[0].shape[-1]
+        return [
+            one if one.shape[-1] == width else one.narrow(-1, self._rank * width, width)
+            for one in parts
+        ]
 
     def _gather(self, batch: Tensor) -> list[Tensor]:
         """Gathers the int64 [3, B, S] of every rank of the group; their sizes may differ."""
@@ -287,7 +307,7 @@ class GroupSignals(nn.Module):
         ]
 
     def _exchange(self, columns: list[Tensor]) -> Tensor:
-        """Exchanges this rank's columns of all batches for all of its own: [3, B, S, H]."""
+        """Exchanges this rank's columns of all batches for all of its own: [n, B, S, H]."""
         sent = torch.cat([part.flatten() for part in columns])
         own_columns = columns[self._rank]
         received = own_columns.new_empty(self._size, *own_columns.shape)

@@ -95,6 +95,16 @@ def test_relation_projections_stand_behind_all_layers(experts, layers_run) -> No
     assert (teacher.relation_layer, teacher.layers_run) == (2, layers_run)
 
 
+@pytest.mark.parametrize("experts", [(1, 1), (1, 4), (2, 4)])
+def test_an_assistants_last_states_are_its_encoders(experts) -> None:
+    assistant = make_assistant(experts)
+    ids, mask, segments = padded_batch()
+    *signals, states = teacher_of(assistant, with_states=True)(ids, mask, segments)
+    assert all(map(torch.equal, signals, teacher_of(assistant)(ids, mask, segments)))
+    encoded = assistant.bert(ids, attention_mask=mask, token_type_ids=segments)
+    assert torch.equal(states, encoded.last_hidden_state)
+
+
 def test_missing_weights_of_an_assistant_are_refused(tmp_path) -> None:
     assistant = make_assistant((1, 4))
     export_student(assistant.config, assistant.state_dict(), tmp_path / "assistant")

@@ -114,6 +114,34 @@ def test_signals_are_those_of_the_uncut_model(name: str, layer: int, tmp_path: P
         assert torch.equal(signal[real], expected[real])
 
 
+@pytest.mark.parametrize("layer", [2, -1])
+@pytest.mark.parametrize("name", ENCODER_FAMILIES)
+def test_last_states_stand_behind_the_signals(name: str, layer: int, tmp_path: Path) -> None:
+    model, batch = make_model(name), batch_of(name)
+    model.save_pretrained(tmp_path)
+    teacher = load_teacher(str(tmp_path), relation_layer=layer, with_states=True)
+    number = LAYERS if layer == -1 else layer
+    assert (teacher.relation_layer, teacher.layers_run) == (number, number)
+    inputs = (batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+    for _ in range(2):  # what one pass heard is forgotten by the next
+        *signals, states = teacher(*inputs)
+    alone = load_teacher(str(tmp_path), relation_layer=layer)
+    real = batch["attention_mask"].bool()
+    for signal, expected in zip(signals, alone(*inputs), strict=True):
+        torch.testing.assert_close(signal[real], expected[real])
+    if layer == -1:
+        with torch.no_grad():
+            whole = type(model).from_pretrained(tmp_path).eval()(**batch).last_hidden_state
+        assert torch.equal(states[real], whole[real])
+    else:
+        assert states.shape == (3, 17, 32)
+        assert not torch.allclose(states[real], teacher_states(tmp_path, inputs)[real], atol=1e-3)
+
+
+def teacher_states(folder: Path, inputs: tuple) -> torch.Tensor:
+    return load_teacher(str(folder), with_states=True)(*inputs)[-1]
+
+
 @pytest.mark.parametrize("name", ENCODER_FAMILIES)
 def test_a_student_of_each_family_reads_its_ids(name: str, tmp_path: Path) -> None:
     base = base_of_students(make_model(name).config)

@@ -70,7 +70,11 @@ def largest_differences(*cases: tuple[str, dict[str, Any]]) -> list[float]:
     """
     worst = []
     for folder, options in cases:
-        shared = {"relation_layer": -1, "dtype": options.get("dtype", "float32")}
+        shared = {
+            "relation_layer": -1,
+            "dtype": options.get("dtype", "float32"),
+            "with_states": options.get("with_states", False),
+        }
         sharded = load_sharded_teacher(folder, **options | shared)
         whole = load_teacher(folder, **shared)
         worst.append(0.0)
@@ -89,7 +93,12 @@ def worst_on(ranks: int, *cases: tuple[str, dict[str, Any]]) -> float:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_signals_of_every_family_are_the_replicated_teachers(layout: str, tmp_path: Path) -> None:
     folders = [save_encoder(tmp_path / family, family) for family in FAMILIES]
-    assert worst_on(2, *((folder, {"layout": layout}) for folder in folders)) < 1e-5
+    cases = [
+        (folder, {"layout": layout, "with_states": states})
+        for folder in folders
+        for states in (False, True)
+    ]
+    assert worst_on(2, *cases) < 1e-5
 
 
 def test_encoders_that_only_teach_are_gathered_layer_by_layer(tmp_path: Path) -> None:
@@ -97,6 +106,7 @@ def test_encoders_that_only_teach_are_gathered_layer_by_layer(tmp_path: Path) ->
     for name in ("mpnet", "distilbert", "albert", "deberta-v2", "modernbert"):
         make_model(name).save_pretrained(tmp_path / name)
         cases.append((str(tmp_path / name), {"layout": "zero3"}))
+        cases.append((str(tmp_path / name), {"layout": "zero3", "with_states": True}))
     assert worst_on(2, *cases) < 1e-5
 
 
