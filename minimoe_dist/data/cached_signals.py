@@ -36,7 +36,7 @@ from ..durable import (
 from ..errors import UserError
 from ..tensor_errors import io_errors
 from .batches import MicroBatch
-from .signal_bytes import SIGNALS, bytes_per_token
+from .signal_bytes import RELATIONS, bytes_per_token
 from .signal_rows import DTYPES, SignalRows, checksum_of
 
 FACTS = "cache.json"  # what the cache is of, for people
@@ -69,7 +69,7 @@ class SignalCache:
     Args:
         folder: of this cache alone; made where it is missing.
         facts: what the signals are a function of, as JSON; among it their ``dtype`` and
-            ``hidden_size``.
+            ``hidden_size``, and how many ``signals`` a token has where these are not three.
         num_pairs: pairs that are numbered, from 0 on.
         block_pairs: pairs of a block.
     """
@@ -86,7 +86,11 @@ class SignalCache:
     @property
     def bytes_per_token(self) -> int:
         """The bytes that a token's signals take."""
-        return bytes_per_token(self._facts["hidden_size"], self.dtype)
+        return bytes_per_token(self._facts["hidden_size"], self.dtype, self._num_signals)
+
+    @property
+    def _num_signals(self) -> int:
+        return int(self._facts.get("signals", RELATIONS))
 
     @property
     def num_blocks(self) -> int:
@@ -270,7 +274,8 @@ class SignalCache:
         except _DAMAGE as error:
             raise UserError(f"{path}: is damaged ({error}); {self._remedy(path)}") from None
         rows, hidden_size = int(ends[-1]), self._facts["hidden_size"]
-        wanted = {"rows": [rows, SIGNALS, hidden_size], "scales": [rows, SIGNALS]}
+        signals = self._num_signals
+        wanted = {"rows": [rows, signals, hidden_size], "scales": [rows, signals]}
         is_whole = all(
             column.dtype == torch.int64 and list(column.shape) == [len(self.pairs_of(number))]
             for column in columns

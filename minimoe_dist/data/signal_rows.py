@@ -1,6 +1,7 @@
-"""Encodes a teacher's queries, keys and values as a cache keeps them, and lays them out as batches.
+"""Encodes a teacher's relation signals as a cache keeps them, and lays them out as batches.
 
-Shapes: T tokens of all samples of a batch, B samples, S positions, H the teacher's width.
+Shapes: T tokens of all samples of a batch, B samples, S positions, H the teacher's width, n
+signals: queries, keys and values, perhaps last states behind them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 
 @dataclass(frozen=True)
 class SignalRows:
-    """Holds queries, keys and values as a cache does.
+    """Holds signals as a cache does.
 
     Attributes:
-        rows: float32, bfloat16 or int8 [..., 3, H]; one for each token, query, key and value.
-        scales: float32 [..., 3], what the 8 bits of each are to be multiplied by; None in other
+        rows: float32, bfloat16 or int8 [..., n, H]; one for each token and signal.
+        scales: float32 [..., n], what the 8 bits of each are to be multiplied by; None in other
             types.
     """
 
@@ -35,10 +36,10 @@ class SignalRows:
 
     @classmethod
     def encode(cls, signals: Sequence[Tensor], dtype: str) -> Self:
-        """Makes rows of query, key and value, each [T, H].
+        """Makes rows of n signals, each [T, H].
 
-        In int8 the largest number of each token's query, key or value is 127; one that is not
-        finite makes all of them so.
+        In int8 the largest number of each token's signal is 127; one that is not finite makes all
+        of them so.
 
         Args:
             signals: of any floating type.
@@ -52,15 +53,14 @@ class SignalRows:
         divisors = torch.where(scales == 0, 1.0, scales)[..., None]
         return cls((numbers / divisors).nan_to_num().round().to(torch.int8), scales)
 
-    def decode(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns query, key and value, each [..., H]; in float32, bfloat16 on GPUs."""
+    def decode(self) -> tuple[Tensor, ...]:
+        """Returns the n signals, each [..., H]; in float32, bfloat16 on GPUs."""
         numbers = self.rows
         if self.scales is not None:
             numbers = numbers.float() * self.scales[..., None]
             if numbers.device.type == "cuda":
                 numbers = numbers.bfloat16()
-        query, key, value = (signal.contiguous() for signal in numbers.unbind(-2))
-        return query, key, value
+        return tuple(signal.contiguous() for signal in numbers.unbind(-2))
 
     def tensors(self) -> list[Tensor]:
         """Returns what there is to move."""

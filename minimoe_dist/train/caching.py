@@ -24,7 +24,7 @@ from ..objectives.relations import relation_loss_sum
 from ..runtime import StopRequest, logger
 from .agreement import decided_by_rank_0, on_any_rank
 from .health import teacher_records
-from .objectives import RELATIONS, RelationObjective, of_tokens
+from .objectives import RELATIONS, RelationObjective
 from .progress import Progress, TimedProgress
 from .teacher_signals import find_faults
 
@@ -234,9 +234,9 @@ class CacheFiller:
             yield self.collate(self.pairs.draw_distinct(part), part)
 
     def _teach(self, micro: MicroBatch) -> Mapping[str, Tensor]:
-        """Returns the teacher's queries, keys and values, each [tokens, H], on the device."""
+        """Returns the teacher's signals, each [tokens, H], on the device."""
         batch = self.place(micro).arrived()
-        return of_tokens(dict(zip(RELATIONS, self.objective.teach(batch), strict=True)), batch)
+        return self.objective.signals(self.objective.teach(batch), batch)
 
     def _look_at(self, signals: Mapping[str, Tensor]) -> None:
         """Refuses, before an hour of filling, a teacher from which nothing can be learnt."""
@@ -253,9 +253,14 @@ class CacheFiller:
     ) -> float:
         """Returns the mean KL a row of the relations of what is kept, against the teacher's."""
         mask = attention_mask.to(self.device)
-        exact = SignalRows.encode(list(signals.values()), "float32")
-        kept, heads = rows.padded(mask).decode(), self.objective.num_relation_heads
-        total, _ = relation_loss_sum(kept, exact.padded(mask).decode(), mask, heads)
+        exact, heads = (
+            SignalRows.encode(list(signals.values()), "float32"),
+            self.objective.num_relation_heads,
+        )
+        (query, key, value, *_), (queries, keys, values, *_) = (
+            each.padded(mask).decode() for each in (rows, exact)
+        )
+        total, _ = relation_loss_sum((query, key, value), (queries, keys, values), mask, heads)
         return float(total) / (len(RELATIONS) * heads * int(mask.sum()))
 
 
