@@ -56,7 +56,7 @@ def export_student(
     Args:
         config: the student's.
         weights: float32, all experts, of any class of student. What served an objective only is
-            left out: relation projections of plain students and TinyBERT's map.
+            left out: relation projections of plain students, maps to the teacher's width.
         folder: where to; an earlier export there is replaced.
         tokenizer: saved beside the model where given.
 
@@ -150,9 +150,9 @@ def plain_model(config: MiniMoeConfig, weights: Mapping[str, Tensor]) -> PreTrai
 def _save_with_code(config: MiniMoeConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
     state = {k: v for k, v in weights.items() if k.startswith(("bert.", "relation.", "cls."))}
     with_head = any(name.startswith("cls.") for name in state)
-    model = (MiniMoeForRelationsAndMaskedLM if with_head else MiniMoeForRelations)(
-        copy.deepcopy(config)
-    )
+    exported_config = copy.deepcopy(config)
+    exported_config.state_width = None
+    model = (MiniMoeForRelationsAndMaskedLM if with_head else MiniMoeForRelations)(exported_config)
     model.load_state_dict(state)
     model.save_pretrained(folder)
 

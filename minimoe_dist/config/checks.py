@@ -45,6 +45,8 @@ def _objective_problems(config: RunOptions) -> list[Problem]:
     if not objective.mlm_weight and not objective.relation_weight:
         message = "0, and so is mlm_weight: nothing is learnt; use 1"
         problems.append((("objective", "relation_weight"), message))
+    if objective.state_weight:
+        problems += _state_problems(config)
     if config.kind.family == "roberta" and not data_type.startswith("roberta"):
         message = f"{data_type!r} gives segments, which RoBERTa has not; use roberta_nil"
         problems.append((("data", "data_type"), message))
@@ -52,6 +54,18 @@ def _objective_problems(config: RunOptions) -> list[Problem]:
         message = "true, but RoBERTa's pieces do not mark continued words; use false"
         problems.append((("data", "whole_word_mask"), message))
     return problems
+
+
+def _state_problems(config: RunOptions) -> list[Problem]:
+    """Finds what keeps last states from being learnt beside relations."""
+    teacher = config.teacher
+    if not config.learns_relations or config.kind.students is not Students.ENCODER:
+        remedy = f"has no place in a {config.model_type} run; use 0"
+    elif teacher.implementation != "transformers":
+        remedy = f"does not go with teacher.implementation {teacher.implementation}; use 0"
+    else:
+        return []
+    return [(("objective", "state_weight"), f"{config.objective.state_weight:g} {remedy}")]
 
 
 def _teacher_problems(config: RunOptions) -> list[Problem]:

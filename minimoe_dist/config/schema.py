@@ -202,6 +202,12 @@ class ObjectiveConfig(Section):
     mlm_weight: float = Field(
         0.0, ge=0, description="weight of masked-LM cross entropy; needs a data_type *_mlm"
     )
+    state_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared error of the teacher's last states, which a map of the "
+        "student's tries to give; 0: none",
+    )
     balance_coefficient: float = Field(0.01, ge=0, description="weight of the balance in the loss")
 
 
@@ -418,6 +424,23 @@ class RunOptions(Section):
     def learns_relations(self) -> bool:
         """Whether students learn a teacher's relations, alone or beside masked tokens."""
         return bool(self.objective.relation_weight) and self.kind.learns is Learns.RELATIONS
+
+    @property
+    def learns_last_states(self) -> bool:
+        """Whether students learn the last states of a teacher of relations too."""
+        return self.learns_relations and bool(self.objective.state_weight)
+
+    def projects_relations(self, attention_experts: int, feedforward_experts: int) -> bool:
+        """Whether a student's relations are of maps behind its layers, which only train.
+
+        Else they are of its last layer's own queries, keys and values, as its teacher's are. Those
+        of experts with last states to learn are too: what a teacher's last layer reads and what it
+        gives would both have to be in the same states. An expert's choice of attention, though,
+        needs what it gives, for its router to learn.
+        """
+        if (attention_experts, feedforward_experts) == (1, 1) or not self.learns_relations:
+            return False
+        return attention_experts > 1 or not self.learns_last_states
 
     def global_batch_size(self, world_size: int) -> int:
         """Returns the number of pairs of one optimizer step on `world_size` ranks."""

@@ -75,6 +75,7 @@ class StudentOutput(NamedTuple):
     Attributes:
         routers: the routers' statistics.
         signals: query, key, value [B, S, H] for the relation loss.
+        last_states: [B, S, W], mapped to the teacher's width.
         states: what TinyBERT compares, mapped to the teacher's width.
         masked_lm_sum: summed cross entropy of masked tokens, a scalar.
         predicted: number of positions it is over.
@@ -82,6 +83,7 @@ class StudentOutput(NamedTuple):
 
     routers: tuple[RouterStatistics, ...]
     signals: tuple[Tensor, Tensor, Tensor] | None = None
+    last_states: Tensor | None = None
     states: Any = None
     masked_lm_sum: Tensor | None = None
     predicted: int = 0
@@ -303,13 +305,17 @@ class RelationPass(StudentPass):
     """The pass of a student that gives queries, keys and values for the relation loss.
 
     They come from ``relation``, maps of the final hidden states, or, where a student has no such
-    maps, from its last layer: then the pass stops there.
+    maps, from its last layer: then the pass stops there. With ``state_map`` it goes on, to last
+    states of the teacher's width.
     """
 
     relation: RelationProjections | None
+    state_map: nn.Linear | None
 
     def one_pass(self, input_ids: Tensor, **inputs: Any) -> StudentOutput:
-        """Runs the encoder up to the signals and no further."""
+        """Runs the encoder up to what the objective compares and no further."""
+        if self.state_map is not None:
+            return self.student_output(self.encode(input_ids, **inputs))
         stops_early = self.relation is None
         encoded = self.bert(input_ids, projections_only=stops_early, output_routers=True, **inputs)
         return self.student_output(encoded)
@@ -322,8 +328,9 @@ class RelationPass(StudentPass):
         return encoded
 
     def student_output(self, encoded: EncoderOutput) -> StudentOutput:
-        """Returns the signals of a pass, and its routers' statistics."""
+        """Returns what the objective compares of a pass, and its routers' statistics."""
         signals = encoded.queries_keys_values
         if self.relation is not None:
             signals = self.relation(encoded.last_hidden_state)
-        return StudentOutput(routers=encoded.routers or (), signals=signals)
+        states = None if self.state_map is None else self.state_map(encoded.last_hidden_state)
+        return StudentOutput(encoded.routers or (), signals, states)

@@ -35,6 +35,8 @@ class MiniMoeConfig(PreTrainedConfig):
             implementation does.
         teacher_hidden_size: width that a TinyBERT student's states are mapped to; None for others.
         with_pooler: whether the checkpoint has BERT's pooler.
+        state_width: width that last states are mapped to, of a student that learns its teacher's
+            beside relations; None for others, and of exports, which leave the map out.
     """
 
     model_type = "minimoe"
@@ -63,6 +65,7 @@ class MiniMoeConfig(PreTrainedConfig):
         with_pooler: bool = False,
         family: str = "bert",
         teacher_hidden_size: int | None = None,
+        state_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         assert family in FAMILIES, family
@@ -90,6 +93,7 @@ class MiniMoeConfig(PreTrainedConfig):
         self.route_padding = route_padding
         self.with_pooler = with_pooler
         self.teacher_hidden_size = teacher_hidden_size
+        self.state_width = state_width
         super().__init__(pad_token_id=pad_token_id, **kwargs)
 
     @property

@@ -399,6 +399,7 @@ class ElasticForRelations(RelationPass, ElasticPreTrainedModel):
         self.bert = ElasticModel(config)
         size = config.hidden_size
         self.relation = RelationProjections(size) if config.relation_projections else None
+        self.state_map = None
         self.post_init()
 
     def forward(

@@ -177,4 +177,6 @@ class MiniMoeForRelations(RelationPass, MiniMoePreTrainedModel):
         self.bert = MiniMoeModel(config)
         size = config.hidden_size
         self.relation = RelationProjections(size) if config.relation_projections else None
+        width = config.state_width
+        self.state_map = None if width is None else nn.Linear(size, width)
         self.post_init()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import ConfigError, RunConfig
 from ..config.model_types import Learns
-from ..data.signal_bytes import bytes_per_token
+from ..data.signal_bytes import RELATIONS, bytes_per_token
 from .layout import PRECISIONS, Layout, alternatives, layout_of_recipe
 from .machine import GIB, Machine
 from .memory import Precision, memory_of, teacher_batch, teacher_parameters
@@ -258,7 +258,8 @@ class Planner:
         if self.teacher is None or not self._is_cached or self.corpus is None:
             return None
         tokens = self._distinct_pairs() * self.corpus.mean_length
-        return tokens * bytes_per_token(self.teacher.width, self.config.teacher.cache)
+        signals = RELATIONS + self.config.learns_last_states
+        return tokens * bytes_per_token(self.teacher.width, self.config.teacher.cache, signals)
 
     def smallest_memory(self, machine: Machine) -> float:
         """Returns the memory of a rank, in GiB, with which some layout would fit."""

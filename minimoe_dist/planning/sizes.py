@@ -61,9 +61,11 @@ class EncoderSizes:
         whole_layers: layers that run wholly; the one behind them, if any, gives its query, key
             and value only.
         passes: shapes of the passes of a step, several for once-for-all students.
-        mapped_to: width that TinyBERT's states are mapped to; 0 for others.
+        mapped_to: width that states are mapped to; 0 where none are learnt.
+        mapped_states: states of a token that are: TinyBERT's two, or the last ones.
         masked_lm: whether a masked-LM head stands on top.
         gives_signals: whether its queries, keys and values are compared with the teacher's.
+        gives_states: whether a teacher's last states are learnt too.
     """
 
     family: str
@@ -78,8 +80,10 @@ class EncoderSizes:
     whole_layers: int = 0
     passes: tuple[SubModelShape, ...] = ()
     mapped_to: int = 0
+    mapped_states: int = 2
     masked_lm: bool = False
     gives_signals: bool = True
+    gives_states: bool = False
 
     @property
     def has_experts(self) -> bool:
@@ -145,7 +149,7 @@ class EncoderSizes:
     def _path(self, shape: SubModelShape) -> RelationPath:
         layers = [layer for layer in shape.layers if not layer.missing]
         count, width = len(layers), self.width
-        on_top = 2.0 * width * self.mapped_to
+        on_top = float(self.mapped_states * width * self.mapped_to)
         if self.masked_lm:
             on_top += MASKED_SHARE * (width**2 + width * self.vocabulary)
         return RelationPath(
@@ -183,6 +187,8 @@ def teacher_sizes(config: RunConfig, future_exports: Exports) -> EncoderSizes | 
     whole = _of_json({**values, "num_hidden_layers": layers})
     if config.kind.learns is Learns.STATES:
         return replace(whole, gives_signals=False)
+    if config.learns_last_states:
+        return replace(whole, gives_states=True)
     if whole.relation_maps:
         return whole
     return replace(whole, whole_layers=layers - 1)
@@ -260,11 +266,13 @@ def _with_objective(
 ) -> EncoderSizes:
     """Adds what the objective puts on top of a student, and sets which layers it runs."""
     layers = len(sizes.shape.layers)
-    if config.kind.learns is Learns.STATES:
+    learns_states = config.kind.learns is Learns.STATES
+    if learns_states or config.learns_last_states:
         name = config.teacher.model_name_or_path
         teacher_hidden = model_json(name, "teacher.model_name_or_path", future_exports)[
             "hidden_size"
         ]
+    if learns_states:
         return replace(
             sizes,
             relation_maps=False,
@@ -275,7 +283,17 @@ def _with_objective(
     if config.objective.mlm_weight:
         # The head reads the last states; a plain student's signals are then a by-product.
         learns = bool(config.objective.relation_weight)
-        return replace(sizes, whole_layers=layers, masked_lm=True, gives_signals=learns)
+        sizes = replace(sizes, whole_layers=layers, masked_lm=True, gives_signals=learns)
+    if config.learns_last_states:
+        return replace(
+            sizes,
+            relation_maps=config.projects_relations(*sizes.experts),
+            whole_layers=layers,
+            mapped_to=teacher_hidden,
+            mapped_states=1,
+        )
+    if config.objective.mlm_weight:
+        return sizes
     if not sizes.relation_maps:
         return replace(sizes, whole_layers=layers - 1)
     return sizes

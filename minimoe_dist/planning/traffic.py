@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..data.signal_bytes import RELATIONS
 from .layout import ELEMENT_BYTES, Layout
 from .machine import Machine
 from .memory import Precision, teacher_parameters
@@ -105,4 +106,5 @@ def _teachers_traffic(
     row = batch.positions * teacher.width * element * times
     # Each rank's batch goes through the whole group: two all-reduces a layer, then the signals.
     counter.add("teacher", (4 * layers + 1) * size * row, size, 2 * layers * size * times)
-    counter.add("teacher", 3 * row, size, times)
+    signals = RELATIONS + teacher.gives_states
+    counter.add("teacher", signals * row, size, times)

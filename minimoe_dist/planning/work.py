@@ -186,7 +186,8 @@ def relation_work(
         rows.attention(teacher.width / heads, heads, 3 * passes),
         rows.attention(student.width / heads, heads, 9 * passes),
     )
-    return Work(dtype, products, width * 3.0 * heads * rows.pairs * passes)
+    scores = 3.0 * heads * rows.pairs * passes
+    return Work(dtype, products, width * (scores + batch.tokens * student.mapped_to))
 
 
 def update_work(parameters: float) -> Work:
@@ -249,7 +250,7 @@ def _top(sizes: EncoderSizes, rows: Rows) -> list[Product]:
     if sizes.gives_signals:
         products.append(product(rows.rows, width, 3 * width))
     if sizes.mapped_to:
-        products.append(product(rows.rows, width, sizes.mapped_to, 2))
+        products.append(product(rows.rows, width, sizes.mapped_to, sizes.mapped_states))
     if sizes.masked_lm:
         masked = MASKED_SHARE * rows.rows
         products += [product(masked, width, width), product(masked, width, sizes.vocabulary)]

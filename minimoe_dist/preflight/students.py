@@ -248,7 +248,8 @@ def describe_export(
         "moe": "1,1",
         "sparsity": "0",
         "sparsity_map": None,
-        "relation_projections": not is_plain and config.learns_relations,
+        "relation_projections": (is_sliceable and config.learns_relations)
+        or config.projects_relations(student.attention_experts, student.feedforward_experts),
         "num_relation_heads": config.objective.num_relation_heads,
     }
     if is_sliceable:

@@ -173,6 +173,8 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
         "compat": config.compat,
         "student": student.model_dump(mode="json"),
         "num_relation_heads": config.objective.num_relation_heads,
+        # They decide where relations are read; older starts do not say that they are not learnt.
+        **({"last_states": True} if config.learns_last_states else {}),
         "seed": config.seed,
     }
 

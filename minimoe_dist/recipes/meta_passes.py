@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..config import RunConfig
-from ..config.model_types import Learns
+from ..config.model_types import Learns, Students
 from ..data.packed import PackedBatch
 from ..data.row_counts import most_predicted, rows_for
 from ..models.auto import AutoConfig
@@ -97,16 +97,23 @@ class MetaPasses:
         model: Any = empty_encoder(cut, getattr(torch, dtype.replace("float8", "bfloat16")))
         if config.kind.learns is Learns.STATES:
             return state_teacher_of(model)
+        with_states = config.learns_last_states
         if packed and model.config.model_type in FAMILIES:
-            model = as_student(model)
-        return RelationTeacher(signals_of(model), whole, layer)
+            model = as_student(model, with_states)
+        return RelationTeacher(signals_of(model, with_states), whole, layer, with_states)
 
     def _make_student(self, index: int, dtype: str) -> Any:
         model_class = student_class(self._config)
         values = self._students[index]
-        projects = values["relation_projections"] and self._config.learns_relations
+        config = self._config
+        projects = values["relation_projections"] and config.learns_relations
+        if config.kind.students is Students.ENCODER:
+            experts = (values.get(f"{block}_experts", 1) for block in ("attention", "feedforward"))
+            projects = config.projects_relations(*experts)
         values |= {"relation_projections": projects}
         values |= {"teacher_hidden_size": self._teacher["hidden_size"]}
+        if config.learns_last_states:
+            values |= {"state_width": self._teacher["hidden_size"]}
         with _META:
             return model_class(model_class.config_class(**values)).to(getattr(torch, dtype)).train()
 

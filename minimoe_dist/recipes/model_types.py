@@ -66,12 +66,13 @@ class _StudentFactory:
     """The way in which students of a kind are made.
 
     Attributes:
-        make: makes a student of a class, of options and the configuration that it is derived from.
+        make: makes a student of a class, of options, the teacher's configuration and the one that
+            it is derived from.
         student_class: of students that learn from a teacher alone.
         masked_lm_class: of those that predict masked tokens too, or alone.
     """
 
-    make: Callable[[RunConfig, StudentConfig, Any, type[Any]], PreTrainedModel]
+    make: Callable[[RunConfig, StudentConfig, PreTrainedConfig, Any, type[Any]], PreTrainedModel]
     student_class: type[PreTrainedModel]
     masked_lm_class: type[PreTrainedModel]
 
@@ -115,6 +116,7 @@ def make_objective(config: RunConfig, teacher: Any) -> Objective:
             compat_seed,
             _SEED_RELATION_DROPOUT if compat_seed else 0.0,
             config.seed,
+            config.objective.state_weight,
         )
     return JointObjective([objective, masked_lm]) if config.objective.mlm_weight else objective
 
@@ -138,7 +140,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
             resolve_model_path(options.model_name_or_path), trust_remote_code=False
         )
     factory = _FACTORIES[config.kind.learns, config.kind.students]
-    student = factory.make(config, options, base, student_class(config))
+    student = factory.make(config, options, lesson.teacher, base, student_class(config))
     assert student.config.vocab_size == lesson.teacher.vocab_size, options.name
     return student
 
@@ -157,7 +159,7 @@ def make_fresh_student(
 
 
 def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeacher:
-    options = config.teacher
+    options, with_states = config.teacher, config.learns_last_states
     path = options.model_name_or_path
     folder = resolve_model_path(path)
     if options.implementation == "megatron":
@@ -181,15 +183,20 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
             parallel_size=options.parallel_size,
             offload=options.offload == "cpu",
             relation_layer=options.relation_layer,
+            with_states=with_states,
             dtype=options.dtype,
             device=device,
         )
     if require_model(path, "teacher.model_name_or_path", teaches=True).is_published_student:
         assert options.relation_layer == -1, options.relation_layer
         dtype = encoder_dtype(options.dtype, device)
-        return teacher_of(load_student(folder)).to(device, dtype)
+        return teacher_of(load_student(folder), with_states).to(device, dtype)
     return load_teacher(
-        path, relation_layer=options.relation_layer, dtype=options.dtype, device=device
+        path,
+        relation_layer=options.relation_layer,
+        with_states=with_states,
+        dtype=options.dtype,
+        device=device,
     )
 
 
@@ -228,18 +235,29 @@ def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> Min
         router_noise=options.router_noise,
         compat_seed=config.compat == "seed",
     )
-    encoder_config.relation_projections = not encoder_config.is_dense and config.learns_relations
+    encoder_config.relation_projections = _projects_relations(config, encoder_config)
     return encoder_config
 
 
+def _projects_relations(config: RunConfig, student: MiniMoeConfig) -> bool:
+    return config.projects_relations(student.attention_experts, student.feedforward_experts)
+
+
 def _make_encoder(
-    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+    config: RunConfig,
+    options: StudentConfig,
+    teacher: PreTrainedConfig,
+    base: Any,
+    student_class: type[Any],
 ) -> PreTrainedModel:
     # Every student starts as it would alone, so the seed does not count them.
     weights_path = options.initial_weights
+    state_width = teacher.hidden_size if config.learns_last_states else None
     if weights_path is None or options.start == "copies":
+        encoder_config = _student_config(config, options, base)
+        encoder_config.state_width = state_width
         return build_student(
-            _student_config(config, options, base),
+            encoder_config,
             config.seed,
             # What teachers give is read from a folder; where none is made, sizes are what counts.
             start="split" if options.start == "teacher" else options.start,
@@ -248,7 +266,8 @@ def _make_encoder(
             model_class=student_class,
         )
     student = _load(weights_path, MiniMoePreTrainedModel)
-    student.config.relation_projections = not student.config.is_dense and config.learns_relations
+    student.config.relation_projections = _projects_relations(config, student.config)
+    student.config.state_width = state_width
     return build_student_from(student, student.config, student_class, config.seed)
 
 
@@ -264,7 +283,11 @@ def _load(path: str, kind: type[Loaded]) -> Loaded:
 
 
 def _make_sparse(
-    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+    config: RunConfig,
+    options: StudentConfig,
+    teacher: PreTrainedConfig,
+    base: Any,
+    student_class: type[Any],
 ) -> PreTrainedModel:
     path = options.initial_weights or options.model_name_or_path
     assert path is not None and options.sparsity is not None, "checked with the options"
@@ -279,7 +302,11 @@ def _make_sparse(
 
 
 def _make_once_for_all(
-    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+    config: RunConfig,
+    options: StudentConfig,
+    teacher: PreTrainedConfig,
+    base: Any,
+    student_class: type[Any],
 ) -> PreTrainedModel:
     if options.initial_weights is not None:
         student = _load(options.initial_weights, ElasticForRelations)
@@ -301,10 +328,12 @@ def _make_once_for_all(
 
 
 def _make_tinybert(
-    config: RunConfig, options: StudentConfig, base: Any, student_class: type[Any]
+    config: RunConfig,
+    options: StudentConfig,
+    teacher: PreTrainedConfig,
+    base: Any,
+    student_class: type[Any],
 ) -> PreTrainedModel:
-    path = config.teacher.model_name_or_path
-    teacher = read_encoder_config(path, resolve_model_path(path))
     assert options.heads == teacher.num_attention_heads, options.heads
     if options.initial_weights is not None:
         student = _load(options.initial_weights, MiniMoePreTrainedModel)

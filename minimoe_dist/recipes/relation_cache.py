@@ -15,7 +15,7 @@ from ..data.batches import MicroBatch
 from ..data.cached_signals import SignalCache
 from ..data.pairs import RepeatedPairs
 from ..data.placing import Placer
-from ..data.signal_bytes import bytes_per_token
+from ..data.signal_bytes import RELATIONS, bytes_per_token
 from ..data.signal_rows import SignalRows
 from ..durable import hash_json, sampled_hash
 from ..models.pretrained import encoder_dtype
@@ -131,6 +131,7 @@ def _facts(
         "format": _FORMAT,
         "dtype": config.teacher.cache,
         "hidden_size": teacher.hidden_size,
+        **({"signals": RELATIONS + 1} if teacher.gives_states else {}),  # nor do they say three
         # A teacher that differs in a bias alone has other signals.
         "teacher": data.teacher.whole_contents(),
         "teacher_dtype": dtype if dtype == FLOAT8 else str(encoder_dtype(dtype, device)),
@@ -151,6 +152,7 @@ def _facts(
 
 def _block_pairs(config: RunConfig, facts: Mapping[str, Any], pairs: int) -> int:
     """Returns the pairs of a block: of no more bytes than said, and blocks for many ranks."""
-    of_token = bytes_per_token(facts["hidden_size"], config.teacher.cache)
+    signals = facts.get("signals", RELATIONS)
+    of_token = bytes_per_token(facts["hidden_size"], config.teacher.cache, signals)
     most = _BLOCK_BYTES // (of_token * config.data.max_length)
     return max(1, min(most, -(-pairs // _FEWEST_BLOCKS)))

@@ -105,9 +105,17 @@ def relation_paths(config: MiniMoeConfig) -> list[RelationPath]:
     routers = sum(
         count for count in (config.attention_experts, config.feedforward_experts) if count > 1
     )
-    layers = config.num_hidden_layers
-    whole = layers if config.relation_projections else layers - 1
-    return [RelationPath(whole, config.hidden_size, config.intermediate_size, routers)]
+    layers, width, state_width = config.num_hidden_layers, config.hidden_size, config.state_width
+    runs_all = config.relation_projections or state_width is not None
+    return [
+        RelationPath(
+            layers if runs_all else layers - 1,
+            width,
+            config.intermediate_size,
+            routers,
+            on_top=float(width * (state_width or 0)),
+        )
+    ]
 
 
 def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:

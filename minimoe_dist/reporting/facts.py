@@ -120,6 +120,8 @@ def _objective_of(recipe: SavedRecipe, teacher: str | None) -> str:
         parts.append(f"{'layers' if layers else relations} to {teacher}")
         if objective.relation_weight != 1:
             parts[-1] = f"{objective.relation_weight:g} × {parts[-1]}"
+        if objective.state_weight:
+            parts.append(f"{objective.state_weight:g} × its last states")
     if objective.mlm_weight:
         parts.append(f"{objective.mlm_weight:g} × masked LM")
     corpora = recipe.data.heldout_path_or_regex or []

@@ -8,8 +8,8 @@ the line before it (the learning rate is the last one's, `tokens_per_expert` sum
      "relation_loss": 1.1, "balance": 1.0, "gradient_norm": 0.8, "skipped_steps": 0,
      "tokens_per_expert": [[10, 12, 9, 14]]}}}
 
-The parts between loss and balance are those of the run's objective: `relation_loss`, `mlm_loss`, or
-TinyBERT's `states_loss` and `scores_loss`. An evaluation line is
+The parts between loss and balance are those of the run's objective: `relation_loss`,
+`last_states_loss`, `mlm_loss`, or TinyBERT's `states_loss` and `scores_loss`. An evaluation line is
 {"step": 200, "heldout_loss": {"student": 1.0}}. Lines that say what is wrong are :mod:`.health`'s.
 What is no finite number is null. A killed run may leave a line that is cut off, and a damaged disk
 any bytes.
@@ -39,6 +39,7 @@ class StudentRecord(Record):
 
     loss: float | None = None
     relation_loss: float | None = None
+    last_states_loss: float | None = None
     mlm_loss: float | None = None
     balance: float | None = None
     gradient_norm: float | None = None
@@ -48,7 +49,8 @@ class StudentRecord(Record):
     @property
     def learns_relations_alone(self) -> bool:
         """Whether the loss's one part is that of relations."""
-        return "relation_loss" in self.model_fields_set and "mlm_loss" not in self.model_fields_set
+        others = {"last_states_loss", "mlm_loss"}
+        return "relation_loss" in self.model_fields_set and not self.model_fields_set & others
 
     def loss_of(self, part: str) -> float | None:
         """Returns the mean relation loss if that is the part, else the mean of the whole loss."""

@@ -47,6 +47,7 @@ class _Teacher(Record):
 class _Objective(Record):
     num_relation_heads: int | None = None
     relation_weight: float = 1.0
+    state_weight: float = 0.0
     mlm_weight: float = 0.0
 
 

@@ -20,14 +20,16 @@ from ..models.blocks import StudentOutput
 from ..models.experts import RouterStatistics
 from ..models.noise import RelationDropout, sample_keys
 from ..models.packed import PackedLayout
+from ..objectives.last_states import last_states_loss_sum
 from ..objectives.packed_relations import packed_relation_loss
-from ..objectives.relations import Signals, relation_loss_sum
+from ..objectives.relations import relation_loss_sum
 from ..objectives.tinybert import States, tinybert_counts, tinybert_loss_sums
 
 # A micro-batch on the device, with its padding or without.
 Batch = MicroBatch | PackedBatch
 
 RELATIONS = ("queries", "keys", "values")  # the signals that relations are of
+_SIGNALS = (*RELATIONS, "last states")
 _IDS = ("input_ids", "token_type_ids")
 
 
@@ -128,13 +130,17 @@ def measure(
 class RelationObjective:
     """Learns a teacher's relations of queries, keys and values by their KL (MiniLM).
 
+    With a weight of their own it also learns the teacher's last states, by squared error.
+
     Attributes:
-        teacher: gives (query, key, value) of (ids, mask, segments).
+        teacher: gives (query, key, value) of (ids, mask, segments), and last states where these
+            are to be learnt.
         num_relation_heads: R.
         weight: in the loss.
         compat_seed: the published implementation's epsilons.
         relation_dropout: dropout of the student's relations in training, with ``compat_seed``.
         seed: the run's, of that dropout.
+        state_weight: of the last states' error in the loss; 0: they are not learnt.
     """
 
     teacher: nn.Module
@@ -143,10 +149,13 @@ class RelationObjective:
     compat_seed: bool = False
     relation_dropout: float = 0.0
     seed: int = 0
+    state_weight: float = 0.0
     parts: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.parts = {"relation_loss": self.weight}
+        if self.state_weight:
+            self.parts = {**self.parts, "last_states_loss": self.state_weight}
 
     @property
     def takes_packed(self) -> bool:
@@ -159,8 +168,8 @@ class RelationObjective:
         return bool(getattr(self.teacher, "takes_packed", False))
 
     @torch.no_grad()
-    def teach(self, batch: Batch) -> Signals:
-        """Computes query, key and value, each [B, S, H], or [T, H] of a packed batch."""
+    def teach(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Computes the teacher's signals, each [B, S, H], or [T, H] of a packed batch."""
         if isinstance(batch, MicroBatch):
             return self.teacher(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         inputs = inputs_of(batch)
@@ -170,40 +179,57 @@ class RelationObjective:
         layout: PackedLayout = inputs["layout"]
         ids, segments = (layout.padded(inputs[name].long()) for name in _IDS)
         mask = torch.arange(batch.longest, device=ids.device) < batch.lengths[:, None]
-        query, key, value = (
+        return tuple(
             signal.flatten(0, 1).index_select(0, layout.cells())
             for signal in self.teacher(ids, mask, segments)
         )
-        return query, key, value
 
     def counts(self, micro: MicroBatch) -> Sequence[float]:
-        """Counts rows: R · tokens of each of query, key and value."""
-        return [3.0 * self.num_relation_heads * micro.num_tokens]
+        """Counts rows: R · tokens of each of query, key and value, and the last states' tokens."""
+        rows = 3.0 * self.num_relation_heads * micro.num_tokens
+        return [rows, float(micro.num_tokens)] if self.state_weight else [rows]
 
     def extra_inputs(self, batch: Batch) -> Mapping[str, Any]:
         """Returns nothing: relations need no further inputs."""
         return {}
 
-    def sums(self, output: StudentOutput, targets: Signals, batch: Batch) -> Sequence[Tensor]:
-        """Computes the summed KL, with dropout where gradients are wanted."""
+    def sums(
+        self, output: StudentOutput, targets: tuple[Tensor, ...], batch: Batch
+    ) -> Sequence[Tensor]:
+        """Computes the summed KL, with dropout where gradients are wanted, and states' errors."""
+        query, key, value, *states = targets
+        total = self._relations(output, (query, key, value), batch)
+        if not self.state_weight:
+            return [total]
+        assert output.last_states is not None, "the student has no map of its states"
+        if isinstance(batch, PackedBatch):
+            rows = torch.arange(batch.rows, device=batch.starts.device)
+            is_token = rows < batch.starts[-1] + batch.lengths[-1]
+        else:
+            is_token = batch.attention_mask
+        return [total, last_states_loss_sum(output.last_states, states[0], is_token)]
+
+    def _relations(
+        self, output: StudentOutput, teacher: tuple[Tensor, Tensor, Tensor], batch: Batch
+    ) -> Tensor:
         assert output.signals is not None, "the student has none"
         heads = self.num_relation_heads
         if isinstance(batch, PackedBatch):
             spans = (batch.starts, batch.lengths)
-            return [packed_relation_loss(output.signals, targets, *spans, heads, batch.longest)]
+            return packed_relation_loss(output.signals, teacher, *spans, heads, batch.longest)
         total, _ = relation_loss_sum(
             output.signals,
-            targets,
+            teacher,
             batch.attention_mask,
             heads,
             compat_seed=self.compat_seed,
             dropout=self._dropout(batch) if torch.is_grad_enabled() else None,
         )
-        return [total]
+        return total
 
-    def signals(self, targets: Signals, batch: Batch) -> Mapping[str, Tensor]:
-        """Names the teacher's queries, keys and values, [tokens, H] each."""
-        return of_tokens(dict(zip(RELATIONS, targets, strict=True)), batch)
+    def signals(self, targets: tuple[Tensor, ...], batch: Batch) -> Mapping[str, Tensor]:
+        """Names what the teacher gave, [tokens, H] each."""
+        return of_tokens(dict(zip(_SIGNALS, targets, strict=False)), batch)
 
     def _dropout(self, micro: MicroBatch) -> RelationDropout | None:
         if not self.relation_dropout:

@@ -90,6 +90,18 @@ def test_tinyberts_map_is_left_out(tmp_path, experts) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("experts", [(1, 1), (1, 4)])
+def test_the_map_of_last_states_is_left_out(tmp_path, experts) -> None:
+    student = make_student("bert", experts, state_width=32)
+    export_student(student.config, student.state_dict(), tmp_path / "out")
+    again, batch = load_student(tmp_path / "out"), inputs("bert")
+    assert again.state_map is None and again.config.state_width is None
+    assert student.config.state_width == 32
+    ours, theirs = student(**batch), again(**batch)
+    assert theirs.last_states is None and ours.last_states.shape[-1] == 32
+    assert all(map(torch.equal, ours.signals, theirs.signals))
+
+
 @pytest.mark.slow
 def test_exports_with_experts_load_where_this_package_is_not(tmp_path) -> None:
     families = ["roberta", "megatron-bert"]

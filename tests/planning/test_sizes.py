@@ -9,6 +9,7 @@ from minimoe_dist.models.teacher import teacher_of
 from minimoe_dist.planning.memory import teacher_parameters
 from minimoe_dist.planning.sizes import student_sizes, teacher_sizes
 from minimoe_dist.recipes.model_types import Lesson, make_student
+from minimoe_dist.recipes.results import relation_paths
 from tests.planning.recipes import run_config, write_teacher
 
 SLICED = {"layer": 3, "hidden": 48, "heads": 6, "ofa_layer": "3,2", "ofa_hidden": "48,24"}
@@ -49,6 +50,25 @@ def test_a_teacher_is_cut_at_its_relation_layer(tmp_path):
     folder = write_teacher(tmp_path / "teacher")
     sizes = teacher_sizes(run_config(folder, teacher={"relation_layer": 2}), {})
     assert (sizes.whole_layers, len(sizes.shape.layers)) == (1, 2)
+
+
+@pytest.mark.parametrize(("moe", "maps"), [("1,1", False), ("1,4", False), ("2,4", True)])
+def test_last_states_make_all_layers_run_and_map_what_they_give(tmp_path, moe, maps):
+    folder = write_teacher(tmp_path / "teacher")
+    config = run_config(
+        folder,
+        teacher={"relation_layer": 2},
+        students=[{"layer": 3, "hidden": 24, "heads": 4, "moe": moe}],
+        objective={"num_relation_heads": 4, "state_weight": 1.0},
+    )
+    teacher = teacher_sizes(config, {})
+    assert teacher.whole_layers == 2
+    student = student_sizes(config, config.students[0], {})
+    assert (student.whole_layers, student.relation_maps) == (3, maps)
+    model = make_student(config, 0, Lesson(None, AutoConfig.from_pretrained(folder), None))
+    assert sum(student.parameters()) == pytest.approx(model.num_parameters(), rel=0.002)
+    [planned], [counted] = student.paths(), relation_paths(model.config)
+    assert planned.macs_per_token(64) == counted.macs_per_token(64)
 
 
 def test_a_well_known_name_needs_no_folder():

@@ -35,25 +35,26 @@ STUDENTS = [(1, 1), (1, 4), (2, 2)]
 LAYOUT = Layout()
 
 
-def make_teacher(layers: int) -> RelationTeacher:
+def make_teacher(layers: int, states: bool = False) -> RelationTeacher:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
-    return teacher_of(build_student(runs.student_options((1, 1), **sizes), 3))
+    return teacher_of(build_student(runs.student_options((1, 1), **sizes), 3), states)
 
 
-def make_objective(masked: bool, layers: int = 2) -> Any:
-    relations = RelationObjective(make_teacher(layers), runs.RELATION_HEADS)
+def make_objective(masked: bool, layers: int = 2, state_weight: float = 0.0) -> Any:
+    teacher = make_teacher(layers, bool(state_weight))
+    relations = RelationObjective(teacher, runs.RELATION_HEADS, state_weight=state_weight)
     return JointObjective([relations, MaskedLmObjective(0.1)]) if masked else relations
 
 
 def make_engines(
-    mixtures: list[tuple[int, int]], layout: Layout, masked: bool, layers: int = 2
+    mixtures: list[tuple[int, int]], layout: Layout, masked: bool, layers: int = 2, **options: Any
 ) -> list[Any]:
     classes: dict[str, Any] = {"model_class": MiniMoeForRelationsAndMaskedLM} if masked else {}
     return [
         StudentEngine(
             f"s{index}",
             build_student(
-                runs.student_options(moe, dropout=0.1, num_hidden_layers=layers),
+                runs.student_options(moe, dropout=0.1, num_hidden_layers=layers, **options),
                 runs.SEED + index,
                 **classes,
             ),
@@ -92,10 +93,12 @@ def rows(
     masked: bool = False,
     steps: int = 4,
     layers: int = 2,
+    state_weight: float = 0.0,
 ) -> list[list[float]]:
     """Loss, balance, norm and tokens by expert of every student and step."""
-    engines = make_engines(mixtures, layout, masked, layers)
-    objective = make_objective(masked, layers)
+    options = {"state_width": 32} if state_weight else {}
+    engines = make_engines(mixtures, layout, masked, layers, **options)
+    objective = make_objective(masked, layers, state_weight)
     schedule = make_schedule("linear", runs.OPTIMIZER.learning_rate, 20, 0.1)
     distiller = Distiller(
         engines, objective, schedule, seed=runs.SEED, device=DEVICE,
@@ -175,6 +178,19 @@ def test_packed_batches_train_as_padded_ones_do(masked: bool) -> None:
         assert_close(packed, padded)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_last_states_are_learnt_alike_however_passes_run(masked: bool) -> None:
+    for one in STUDENTS[:2]:
+        padded, packed, captured = (
+            run_distributed(rows, 1, kind, [one], LAYOUT, masked, 4, 2, 0.5)[0]
+            for kind in ("padded", "packed", "captured")
+        )
+        assert_close(packed, padded)
+        assert captured == packed
+        without = run_distributed(rows, 1, "packed", [one], LAYOUT, masked)[0]
+        assert all(some[0] > other[0] for some, other in zip(packed, without, strict=True))
+
+
 def test_packed_batches_train_as_padded_ones_do_on_two_ranks() -> None:
     padded = run_distributed(rows, 2, "padded", [(1, 4)])
     packed = run_distributed(rows, 2, "packed", [(1, 4)])
@@ -206,7 +222,7 @@ class PaddedTeacher(torch.nn.Module):
 
 def rows_of_a_padded_teacher(kind: str) -> list[list[float]]:
     own = make_teacher
-    globals()["make_teacher"] = lambda layers: PaddedTeacher(own(layers))
+    globals()["make_teacher"] = lambda *arguments: PaddedTeacher(own(*arguments))
     try:
         return rows(kind, [(1, 4)])
     finally:
@@ -253,18 +269,21 @@ def test_one_recording_serves_all_batches_of_a_size() -> None:
     assert len(set(losses)) == 6
 
 
-def compiled_rows(moe: tuple[int, int], backend: str, layers: int) -> list[list[list[float]]]:
+def compiled_rows(
+    moe: tuple[int, int], backend: str, layers: int, state_weight: float = 0.0
+) -> list[list[list[float]]]:
     """Of packed passes, and of compiled ones, by a backend of PyTorch's compiler."""
     own = torch.compile
     torch.compile = lambda function, **options: own(function, backend=backend, **options)
     kinds = ("packed", "compiled")
-    return [rows(kind, [moe], steps=2, layers=layers) for kind in kinds]
+    return [rows(kind, [moe], steps=2, layers=layers, state_weight=state_weight) for kind in kinds]
 
 
 @pytest.mark.parametrize("moe", STUDENTS)
 def test_a_pass_is_one_graph_for_compilers(moe: tuple[int, int]) -> None:
-    packed, compiled = run_distributed(compiled_rows, 1, moe, "aot_eager", 2)[0]
-    assert_close(compiled, packed)
+    for state_weight in (0.0, 0.5):
+        packed, compiled = run_distributed(compiled_rows, 1, moe, "aot_eager", 2, state_weight)[0]
+        assert_close(compiled, packed)
 
 
 def test_pytorchs_compiler_makes_the_same_of_a_pass() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ...model_description import description_of
 from ...models.configuration import MiniMoeConfig
 from .layout import (
@@ -54,7 +55,16 @@ def config_from_published(published: Mapping[str, Any]) -> MiniMoeConfig:
 
 
 def config_to_published(config: MiniMoeConfig) -> dict[str, Any]:
-    """Makes the published ``config.json`` of our configuration."""
+    """Makes the published ``config.json`` of our configuration.
+
+    Raises:
+        UserError: a student with experts whose relations are its last layer's own.
+    """
+    if not config.is_dense and not config.relation_projections:
+        raise UserError(
+            "relation_projections: none, and published students with experts have them; give one "
+            "that was distilled with state_weight 0"
+        )
     fields = shared_fields(config)
     fields["num_attention_heads"] = config.num_attention_heads * config.attention_experts
     fields["intermediate_size"] = config.intermediate_size * config.feedforward_experts

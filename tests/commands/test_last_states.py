@@ -1,0 +1,99 @@
+"""Runs whose students learn their teacher's last states beside its relations."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.commands import support
+from tests.commands.support import Workshop
+from tests.commands.test_relation_cache import cached
+
+STUDENTS = [
+    {"name": "plain", "layer": 2, "hidden": 16, "heads": 2, "moe": "1,1", "start": "teacher"},
+    {"name": "student", "layer": 2, "hidden": 16, "heads": 2, "moe": "1,4", "start": "teacher"},
+]
+LEARNT = {"students": STUDENTS, "objective": {"state_weight": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def learnt(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two ranks."""
+    folder = tmp_path_factory.mktemp("states") / "run"
+    support.finish(workshop.recipe(folder, **LEARNT))
+    return folder
+
+
+def test_the_loss_is_the_weighted_sum_of_both_parts(learnt: Path) -> None:
+    steps = support.losses(learnt)
+    for numbers in steps.values():
+        for name, weight in (("plain", 0.0), ("student", 0.01)):
+            one = numbers[name]
+            parts = one["relation_loss"] + 0.5 * one["last_states_loss"]
+            assert one["loss"] == pytest.approx(parts + weight * one["balance"], rel=1e-5)
+    for name in ("plain", "student"):
+        first, last = (steps[step][name]["last_states_loss"] for step in (1, 30))
+        assert last < 0.95 * first
+
+
+def test_exports_have_neither_its_map_nor_maps_behind_the_layers(learnt: Path) -> None:
+    for name in ("plain", "student"):
+        assert not any(
+            key.startswith(("state_map.", "relation.")) for key in support.weights(learnt, name)
+        )
+    config = json.loads((learnt / "export" / "student" / "config.json").read_text())
+    assert (config["relation_projections"], config["state_width"]) == (False, None)
+    assert config["feedforward_experts"] == 4
+
+
+def test_experts_of_attention_keep_maps_behind_the_layers(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    students = [{**STUDENTS[1], "moe": "2,4", "start": "split"}]
+    objective = {"state_weight": 0.5}
+    few = {"max_steps": 2}
+    support.finish(
+        workshop.recipe(tmp_path / "run", students=students, objective=objective, training=few)
+    )
+    assert any(key.startswith("relation.") for key in support.weights(tmp_path / "run"))
+
+
+def test_a_killed_run_goes_on_bit_for_bit(learnt: Path, workshop: Workshop, tmp_path: Path) -> None:
+    recipe = workshop.recipe(tmp_path / "run", **LEARNT)
+    with support.start(recipe) as ranks:
+        ranks.until_step(12)
+        ranks.until_saved()
+        ranks.signal(signal.SIGKILL)
+    support.finish(recipe)
+    support.assert_same_run(learnt, tmp_path / "run")
+
+
+def test_a_cache_keeps_them_beside_the_relations(workshop: Workshop, tmp_path: Path) -> None:
+    teacher = {"model_name_or_path": str(workshop.teacher), "dtype": "float32"}
+    few = {**LEARNT, "training": {"max_steps": 6}}
+    support.finish(workshop.recipe(tmp_path / "plain", **few, teacher=teacher))
+    support.finish(cached(workshop, tmp_path / "run", "float32", **few))
+    ours, theirs = (support.losses(tmp_path / name) for name in ("run", "plain"))
+    for step, numbers in theirs.items():
+        for name, one in numbers.items():
+            for part in ("relation_loss", "last_states_loss"):
+                assert ours[step][name][part] == pytest.approx(one[part], rel=1e-6)
+    # A run of relations alone takes none of them for its own.
+    support.finish(
+        cached(workshop, tmp_path / "other", "float32", training={"max_steps": 6}),
+        "--state_weight=0",
+    )
+    facts = [json.loads(path.read_text()) for path in tmp_path.glob("cache/*/cache.json")]
+    assert sorted(one.get("signals", 3) for one in facts) == [3, 4]
+
+
+def test_a_start_that_was_fitted_for_them_is_made_again_without_them(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """Experts without last states have maps behind their layers: their start is another."""
+    few = {"students": STUDENTS, "training": {"max_steps": 1}}
+    recipe = workshop.recipe(tmp_path / "run", **few)
+    support.finish(recipe, "--state_weight=0.5")
+    said = support.finish(recipe, "--resume=never")
+    assert said.count("its start is fitted to the teacher's states") == 2
