@@ -202,7 +202,6 @@ def test_wrong_value_is_refused_in_one_line(override: str, words: str) -> None:
         (("--use_fp16=true", "--use_cpu=true"), "bf16 or fp32"),
         (("--model_type=bert_minilm", "--moe=1,4"), "moebert_minilm"),
         (("students=[{name: a}, {name: a}]",), "named 'a'"),
-        (("--state_weight=0.5", "--teacher_implementation=megatron"), "use 0"),
         (("--state_weight=-1",), "state_weight: must be at least 0"),
     ],
 )

@@ -58,14 +58,11 @@ def _objective_problems(config: RunOptions) -> list[Problem]:
 
 def _state_problems(config: RunOptions) -> list[Problem]:
     """Finds what keeps last states from being learnt beside relations."""
-    teacher = config.teacher
-    if not config.learns_relations or config.kind.students is not Students.ENCODER:
-        remedy = f"has no place in a {config.model_type} run; use 0"
-    elif teacher.implementation != "transformers":
-        remedy = f"does not go with teacher.implementation {teacher.implementation}; use 0"
-    else:
+    if config.learns_relations and config.kind.students is Students.ENCODER:
         return []
-    return [(("objective", "state_weight"), f"{config.objective.state_weight:g} {remedy}")]
+    weight = config.objective.state_weight
+    message = f"{weight:g} has no place in a {config.model_type} run; use 0"
+    return [(("objective", "state_weight"), message)]
 
 
 def _teacher_problems(config: RunOptions) -> list[Problem]:

@@ -169,6 +169,7 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
             path,
             parallel_size=options.ranks(dist.get_world_size()),
             relation_layer=options.relation_layer,
+            with_states=with_states,
             dtype=options.dtype,
             device=device,
             timeout_seconds=config.parallel.timeout_seconds,

@@ -44,6 +44,7 @@ def load_megatron_teacher(
     *,
     parallel_size: int = 1,
     relation_layer: int = -1,
+    with_states: bool = False,
     dtype: torch.dtype | str = "float32",
     device: torch.device | str = "cpu",
     timeout_seconds: float = 600.0,
@@ -54,6 +55,7 @@ def load_megatron_teacher(
         path: a Megatron checkpoint's folder, or a Hugging Face folder with safetensors.
         parallel_size: n; each rank reads and holds its part.
         relation_layer: layer from 1; -1 is the last one.
+        with_states: give the states behind it too.
         dtype: as ``load_teacher`` takes it; "auto" is what suits rank 0.
         device: where it computes.
         timeout_seconds: limit of a collective of its ranks; whole minutes, rounded up.
@@ -66,7 +68,9 @@ def load_megatron_teacher(
     """
     device = torch.device(device)
     chosen = decided_by_rank_0(lambda: encoder_dtype(dtype, device))
-    unfilled = unfilled_teacher(path, relation_layer=relation_layer, dtype=chosen)
+    unfilled = unfilled_teacher(
+        path, relation_layer=relation_layer, with_states=with_states, dtype=chosen
+    )
     teacher = unfilled.teacher
     if teacher.config.model_type != "megatron-bert":
         raise UserError(
@@ -77,9 +81,11 @@ def load_megatron_teacher(
         # Each of its modules that would use apex or Transformer Engine says that it has neither.
         warnings.simplefilter("ignore", UserWarning)
         group = _tensor_parallel_group(parallel_size, timeout_seconds)
-        model = _empty_model(teacher.config, teacher.relation_layer, chosen, parallel_size)
+        model = _empty_model(
+            teacher.config, teacher.relation_layer, with_states, chosen, parallel_size
+        )
     _fill(model, unfilled, dist.get_rank(group))
-    signals: nn.Module = _MegatronSignals(model)
+    signals: nn.Module = _MegatronSignals(model, with_states)
     teacher.signals = GroupSignals(signals, group) if parallel_size > 1 else signals
     teacher.to(device, chosen)
     teacher.freeze()
@@ -119,8 +125,18 @@ def _tensor_parallel_group(size: int, timeout_seconds: float) -> dist.ProcessGro
     return group
 
 
-def _empty_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, size: int) -> Any:
-    """Makes this rank's part of the first layers, on CPU, with numbers of no meaning."""
+def _empty_model(
+    config: PreTrainedConfig, layers: int, with_norm: bool, dtype: torch.dtype, size: int
+) -> Any:
+    """Makes this rank's part of the first layers, on CPU, with numbers of no meaning.
+
+    Args:
+        config: of the whole model.
+        layers: how many.
+        with_norm: with the LayerNorm behind all layers too.
+        dtype: of its parameters.
+        size: n.
+    """
     from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
     from megatron.core.models.bert.bert_model import BertModel
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -159,6 +175,10 @@ def _empty_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, size
     )
     for layer in model.encoder.layers:
         layer.self_attention.core_attention = _DotProductAttention()
+    if with_norm:
+        model.encoder.final_layernorm = WrappedTorchNorm(
+            options, options.hidden_size, options.layernorm_epsilon
+        )
     return model
 
 
@@ -166,11 +186,13 @@ def _empty_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, size
 def _fill(model: Any, unfilled: UnfilledTeacher, rank: int) -> None:
     """Reads this rank's part of each weight that leads to the relation layer's maps."""
     weights, config = unfilled.weights, unfilled.teacher.config
+    is_cut = model.encoder.final_layernorm is None
     last = len(model.encoder.layers) - 1
     head_size = config.hidden_size // config.num_attention_heads
     for name, parameter in model.named_parameters():
         layer = LAYER.fullmatch(name)
-        if layer and int(layer[1]) == last and layer[2] not in _READ_OF_RELATION_LAYER:
+        is_last = layer is not None and int(layer[1]) == last
+        if layer and is_cut and is_last and layer[2] not in _READ_OF_RELATION_LAYER:
             continue
         kind, target = kind_of(name), hugging_face_name(name).removeprefix(_ENCODER)
         if kind == "by_heads":
@@ -196,29 +218,43 @@ class _MegatronSignals(nn.Module):
     """Queries, keys and values of the last layer of a BertModel, which it takes over.
 
     Args:
-        model: of it the last layer's norm, behind the other layers, and its fused map stay.
+        model: of its last layer, the norm before it and its fused map are what else stays.
+        with_states: keep that layer whole, and give the states behind it too.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, with_states: bool) -> None:
         super().__init__()
         *before, relation_layer = model.encoder.layers
+        attention = relation_layer.self_attention
+        self.model, self.with_states = model, with_states
+        self._heads: int = attention.num_attention_heads_per_partition
+        self._heard: list[Tensor] = []
+        if with_states:
+            attention.linear_qkv.register_forward_hook(self._hear)
+            return
         model.encoder.layers = nn.ModuleList(before)
         model.encoder.final_layernorm = relation_layer.input_layernorm
-        self.model = model
-        attention = relation_layer.self_attention
         self.query_key_value = attention.linear_qkv
-        self._heads: int = attention.num_attention_heads_per_partition
+
+    def _hear(self, module: nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> None:
+        self._heard.append(output[0])
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns queries, keys and values of this rank's heads, each [B, S, H / n]."""
+    ) -> tuple[Tensor, ...]:
+        """Returns queries, keys and values of this rank's heads, each [B, S, H / n].
+
+        Behind them last states where they are wanted, [B, S, H].
+        """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
+        self._heard.clear()
         hidden = self.model(input_ids.long(), attention_mask.long(), token_type_ids.long())
-        fused = self.query_key_value(hidden)[0].transpose(0, 1)  # [B, S, 3 H / n], by heads
-        query, key, value = fused.unflatten(-1, (self._heads, 3, -1)).unbind(-2)
-        return query.flatten(2), key.flatten(2), value.flatten(2)
+        fused = self._heard.pop() if self.with_states else self.query_key_value(hidden)[0]
+        # [B, S, 3 H / n], by heads
+        by_heads = fused.transpose(0, 1).unflatten(-1, (self._heads, 3, -1))
+        signals = tuple(signal.flatten(2) for signal in by_heads.unbind(-2))
+        return (*signals, hidden.transpose(0, 1)) if self.with_states else signals
 
 
 class _DotProductAttention(nn.Module):

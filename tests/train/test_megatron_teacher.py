@@ -62,8 +62,9 @@ def test_its_signals_are_those_of_transformers(
     ranks: int, sizes: list[int], tmp_path: Path
 ) -> None:
     folder = save_encoder(tmp_path / "teacher")
-    for rank in run_distributed(compared, ranks, *((folder, size, {}) for size in sizes)):
-        for size, (worst, share) in zip(sizes, rank, strict=True):
+    cases = [(folder, size, {"with_states": states}) for size in sizes for states in (False, True)]
+    for rank in run_distributed(compared, ranks, *cases):
+        for (_, size, _), (worst, share) in zip(cases, rank, strict=True):
             assert worst < 1e-4
             assert share < (1.01 if size == 1 else 0.75)
 
@@ -75,6 +76,7 @@ def test_of_any_layer_size_and_precision(tmp_path: Path) -> None:
     cases: list[tuple[str, int, dict[str, Any]]] = [
         (plain, 2, {"relation_layer": 1}),
         (plain, 2, {"relation_layer": LAYERS - 1}),
+        (plain, 2, {"relation_layer": LAYERS - 1, "with_states": True}),
         (tanh, 2, {}),
         (odd, 2, {}),
         (plain, 2, {"dtype": "bfloat16"}),
