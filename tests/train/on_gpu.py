@@ -39,35 +39,43 @@ from tests.train.test_megatron_teacher import save_encoder
 from tests.train.test_teacher_sharding import batch_of
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 64}
-LENGTH, BATCH = 64, 32
+LENGTH, BATCH, WIDTH = 64, 32, 128
 DEVICE = torch.device("cuda", 0)
 STEPS = 6
 
 
-def make_teacher() -> RelationTeacher:
-    config = runs.student_options((1, 1), **{**SIZES, "hidden_size": 128})
-    return teacher_of(build_student(config, 3)).to(DEVICE, torch.bfloat16)
+def make_teacher(states: bool = False) -> RelationTeacher:
+    config = runs.student_options((1, 1), **{**SIZES, "hidden_size": WIDTH})
+    return teacher_of(build_student(config, 3), states).to(DEVICE, torch.bfloat16)
 
 
 def make_distiller(
-    kind: str, mixtures: list[tuple[int, int]], precision: str = "bf16", masked: bool = False
+    kind: str,
+    mixtures: list[tuple[int, int]],
+    precision: str = "bf16",
+    masked: bool = False,
+    state_weight: float = 0.0,
 ) -> Distiller:
     layout = runs.Layout(1, 1, precision, accumulation=2, global_batch=2 * BATCH)
     settings = runs.settings_of(layout, 1)
     if precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 12}
     classes: dict[str, Any] = {"model_class": MiniMoeForRelationsAndMaskedLM} if masked else {}
+    maps = {"state_width": WIDTH, "relation_projections": False} if state_weight else {}
     engines = [
         StudentEngine(
             f"s{index}",
             build_student(
-                runs.student_options(moe, dropout=0.1, **SIZES), runs.SEED + index, **classes
+                runs.student_options(moe, dropout=0.1, **SIZES, **maps),
+                runs.SEED + index,
+                **classes,
             ),
             settings, runs.OPTIMIZER, 1, DEVICE,
         )
         for index, moe in enumerate(mixtures)
     ]  # fmt: skip
-    relations = RelationObjective(make_teacher(), runs.RELATION_HEADS)
+    teacher = make_teacher(bool(state_weight))
+    relations = RelationObjective(teacher, runs.RELATION_HEADS, state_weight=state_weight)
     objective: Any = JointObjective([relations, MaskedLmObjective(0.1)]) if masked else relations
     passes: Any = {
         "padded": lambda: EagerPasses(engines, objective, runs.SEED),
@@ -130,6 +138,19 @@ def masked() -> dict[str, Any]:
         kind: rows(make_distiller(kind, [(1, 2)], masked=True), range(STEPS), masked=True)
         for kind in ("padded", "captured")
     }
+
+
+def states() -> dict[str, Any]:
+    """Last states beside relations."""
+    found: dict[str, Any] = {}
+    for moe in [(1, 1), (1, 4)]:
+        for kind in ("padded", "packed", "captured"):
+            distiller = make_distiller(kind, [moe], state_weight=1.0)
+            found[f"{moe} {kind}"] = rows(distiller, range(STEPS))
+            passes: Any = distiller._passes
+            if kind == "captured":
+                assert all(one is not None for one in passes._sizes.values()), moe
+    return found
 
 
 def recalled() -> dict[str, Any]:
@@ -241,18 +262,20 @@ def by_megatron() -> dict[str, float]:
 
 
 CHECKS = {
-    one.__name__: one
-    for one in (ways, masked, recalled, predictions, repeats, waits, evaluation, by_megatron)
-}
+    check.__name__: check
+    for check in (
+        ways, masked, states, recalled, predictions, repeats, waits, evaluation, by_megatron,
+    )
+}  # fmt: skip
 
 
-def main(check: str, folder: str) -> None:
+def main(name: str, folder: str) -> None:
     """Prints the result of a check."""
     torch.cuda.set_device(DEVICE)
     dist.init_process_group(
         "nccl", init_method=f"file://{folder}/peers", rank=0, world_size=1, device_id=DEVICE
     )
-    print(json.dumps(CHECKS[check]()))
+    print(json.dumps(CHECKS[name]()))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def test_masked_tokens_are_learnt_from_as_on_padded_batches(tmp_path: Path) -> N
     assert_close(found["captured"], found["padded"], "bf16")
 
 
+def test_last_states_are_learnt_from_as_on_padded_batches(tmp_path: Path) -> None:
+    found = check("states", tmp_path)
+    assert len(found) == 2 * 3
+    for name, rows in found.items():
+        student, _ = name.rsplit(" ", 1)
+        assert_close(rows, found[f"{student} padded"], "bf16")
+
+
 def test_signals_of_a_cache_teach_as_the_teacher_does(tmp_path: Path) -> None:
     found = check("recalled", tmp_path)
     assert_close(found["bfloat16"], found["computed"], "bf16")
