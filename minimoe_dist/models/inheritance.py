@@ -11,7 +11,8 @@ A student of fewer layers and units begins where its teacher ends, instead of at
   on them; its router's tokens are clusters of equal size. Experts of attention are copies with
   noise, behind routers that stay random,
 * the maps that the relation loss reads are, relation head by relation head, the principal
-  components of the teacher's.
+  components of the teacher's,
+* the map of last states, if they are learnt, is the ridge regression of the teacher's.
 
 Each part is fitted to what the parts before it give, so that errors do not add up. Nothing here is
 trained. Weight inheritance by parts is known of pruning (Samragh et al., "Weight subcloning", 2023;
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.batches import MicroBatch
+from ..objectives.last_states import normalised
 from .block_fits import Part, StudentMap, balanced_router, fit_block, noisy, noisy_beyond
 from .encoder import Layer
 from .errors import UserError
@@ -191,7 +193,9 @@ class _Fit:
             share = self._fit_layer(index)
             fits.append(LayerFit(run.start, run.stop - 1, share))
         if self._has_maps:
-            self._fit_relation_maps(self._student.relation, self._states())
+            self._fit_relation_maps(self._student.relation, self._states(self._batches))
+        if self._student.state_map is not None:
+            self._fit_state_map(self._student.state_map)
         tokens = len(self._seen[self._teacher.states(0)].rows)
         return Inheritance(tokens, self._kept, fits)
 
@@ -220,8 +224,8 @@ class _Fit:
         teacher, taps = self._teacher, self._taps()
         states = [teacher.states(layer) for layer in range(self._relation_layer)]
         moments = {tap: Moments() for tap in (*states, *taps)}
-        # A quarter of the text tells directions; fits need more of it.
-        for batch in self._read(self._batches[: -(-len(self._batches) // 4)]):
+        # A quarter of the text tells directions; fits of many neurons need more of it.
+        for batch in self._read(self._a_quarter()):
             for tap, rows in teacher.run(moments, batch).items():
                 moments[tap].add(rows)
         covariances = [moments[tap].covariance for tap in states]
@@ -242,6 +246,9 @@ class _Fit:
             tap: _Seen(torch.cat(pieces[tap]), way_back(moments[tap], space)) for tap in taps
         }
 
+    def _a_quarter(self) -> Sequence[MicroBatch]:
+        return self._batches[: -(-len(self._batches) // 4)]
+
     def _read(self, batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         for batch in batches:
             self._go_on()
@@ -260,21 +267,23 @@ class _Fit:
         rotation = torch.linalg.qr(basis)[0][:, 1 : components + 1].T
         return directions @ rotation.to(directions)
 
-    def _hear(self, module: nn.Module, is_input: bool) -> Tensor:
-        """Runs the sample through the student; returns the rows [N, …] at one place."""
+    def _hear(
+        self, module: nn.Module, is_input: bool, batches: Sequence[MicroBatch] | None = None
+    ) -> Tensor:
+        """Runs the sample, or a part, through the student; returns the rows [N, …] at a place."""
         tap, found = Tap(module, is_input), []
         heard: dict[Tap, Tensor] = {}
         with listening([tap], heard) as forget:
-            for batch in self._read(self._batches):
+            for batch in self._read(self._batches if batches is None else batches):
                 forget()
                 self._student.bert(**batch.inputs())
                 found.append(rows_of(heard[tap], batch.attention_mask))
         return torch.cat(found)
 
-    def _states(self) -> Tensor:
-        """What stands on the student reads: the states behind its last layer."""
+    def _states(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """What stands on the student reads: the states behind its last layer, [n, W]."""
         encoder = self._student.bert.encoder
-        states = self._hear(self._layers[-1], is_input=False)
+        states = self._hear(self._layers[-1], is_input=False, batches=batches)
         return encoder.ln(states) if self._student.config.normalizes_input else states
 
     def _embed(self) -> None:
@@ -408,6 +417,14 @@ class _Fit:
                 scale = (own_size / size) ** 0.25
                 pieces.append(Affine(narrowed.weight * scale, narrowed.bias * scale))
             StudentMap(linear).write(noisy_beyond(side_by_side(pieces), size, own_size))
+
+    def _fit_state_map(self, linear: nn.Linear) -> None:
+        """Gives a map of last states the teacher's, normalised as their loss does it."""
+        place, rows = self._teacher.last_states(self._relation_layer), []
+        for batch in self._read(self._a_quarter()):
+            rows.append(self._teacher.run([place], batch)[place])
+        goal = normalised(torch.cat(rows))
+        StudentMap(linear).write(ridge(self._states(self._a_quarter()), goal))
 
     def _attention_part(self, layer: Layer, read: Tensor) -> Part:
         """What the second map of attention reads, [N, W], in a batch's own order."""

@@ -100,6 +100,12 @@ class TeacherPlaces:
             return Tap(self._layers[0], True, 0)
         return Tap(self._layers[layer - 1], False, self._call(layer))
 
+    def last_states(self, layers: int) -> Tap:
+        """What a model that ends behind a layer gives: behind its norm, where it has one."""
+        if self.family.norms is None:
+            return self.states(layers)
+        return Tap(self._model.get_submodule(self.family.norms[0]), False)
+
     def maps_input(self, layer: int) -> Tap:
         """What a layer's maps to queries, keys and values read."""
         return Tap(self._inside(layer, self.family.maps[0]), True, self._call(layer))

@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def normalised(states: Tensor) -> Tensor:
+    """Returns states [..., W] with mean 0 and variance 1 of each row."""
+    return F.layer_norm(states, states.shape[-1:])
+
+
 def last_states_loss_sum(student: Tensor, teacher: Tensor, is_token: Tensor) -> Tensor:
     """Sums the mean squared error of each token's states.
 
@@ -27,6 +32,5 @@ def last_states_loss_sum(student: Tensor, teacher: Tensor, is_token: Tensor) -> 
     assert student.shape == teacher.shape, (student.shape, teacher.shape)
     dtype = torch.promote_types(student.dtype, torch.float32)
     rows = is_token.bool()[..., None]
-    goal = F.layer_norm(teacher.detach().to(dtype), teacher.shape[-1:])
-    error = torch.where(rows, student.to(dtype) - goal, 0.0)
+    error = torch.where(rows, student.to(dtype) - normalised(teacher.detach().to(dtype)), 0.0)
     return error.square().mean(-1).sum()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.export import export_student
+from ..checkpoints.state_map import save_state_map
 from ..config import RunConfig, StudentConfig
 from ..data.batches import MicroBatch
 from ..data.loader import heldout_batches
@@ -130,6 +131,7 @@ def _make_all(
         folder = _folder(config, student)
         _record(folder).unlink(missing_ok=True)
         export_student(fresh.config, fresh.cpu().state_dict(), folder, data.tokenizer)
+        save_state_map(fresh, folder)
         write_json(_record(folder), {"made_of": missing[student.name], "found": _told(found)})
         _log.info("%s: %s", student.name, _words(found))
     if device.type == "cuda":

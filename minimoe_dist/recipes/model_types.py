@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import load_student
+from ..checkpoints.state_map import load_state_map
 from ..config import RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
 from ..errors import UserError
@@ -155,7 +157,9 @@ def make_fresh_student(
         options: the student's.
         teacher: the configuration of the uncut teacher.
     """
-    return build_student(_student_config(config, options, base_of_students(teacher)), config.seed)
+    fresh = _student_config(config, options, base_of_students(teacher))
+    fresh.state_width = _state_width(config, teacher)
+    return build_student(fresh, config.seed)
 
 
 def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeacher:
@@ -240,6 +244,10 @@ def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> Min
     return encoder_config
 
 
+def _state_width(config: RunConfig, teacher: PreTrainedConfig) -> int | None:
+    return size_of(teacher, "hidden_size") if config.learns_last_states else None
+
+
 def _projects_relations(config: RunConfig, student: MiniMoeConfig) -> bool:
     return config.projects_relations(student.attention_experts, student.feedforward_experts)
 
@@ -253,7 +261,7 @@ def _make_encoder(
 ) -> PreTrainedModel:
     # Every student starts as it would alone, so the seed does not count them.
     weights_path = options.initial_weights
-    state_width = teacher.hidden_size if config.learns_last_states else None
+    state_width = _state_width(config, teacher)
     if weights_path is None or options.start == "copies":
         encoder_config = _student_config(config, options, base)
         encoder_config.state_width = state_width
@@ -269,7 +277,9 @@ def _make_encoder(
     student = _load(weights_path, MiniMoePreTrainedModel)
     student.config.relation_projections = _projects_relations(config, student.config)
     student.config.state_width = state_width
-    return build_student_from(student, student.config, student_class, config.seed)
+    built = build_student_from(student, student.config, student_class, config.seed)
+    load_state_map(built, Path(resolve_model_path(weights_path)))
+    return built
 
 
 def _load(path: str, kind: type[Loaded]) -> Loaded:

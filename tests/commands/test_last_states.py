@@ -1,6 +1,7 @@
 """Runs whose students learn their teacher's last states beside its relations."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -97,3 +98,36 @@ def test_a_start_that_was_fitted_for_them_is_made_again_without_them(
     support.finish(recipe, "--state_weight=0.5")
     said = support.finish(recipe, "--resume=never")
     assert said.count("its start is fitted to the teacher's states") == 2
+
+
+def test_a_start_has_a_map_that_was_fitted_too(
+    learnt: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    """The first step's error is less than that of a map that was drawn, for the same student."""
+    students = [{**one, "start": "split"} for one in STUDENTS]
+    for one in students:
+        one["initial_weights"] = str(tmp_path / "starts" / one["name"])
+    shutil.copytree(learnt / "first_weights", tmp_path / "starts")
+    for path in tmp_path.glob("starts/*.state_map.safetensors"):
+        path.unlink()
+    few = {**LEARNT, "students": students, "training": {"max_steps": 1}}
+    assert len(list((learnt / "first_weights").glob("*.state_map.safetensors"))) == 2
+    support.finish(workshop.recipe(tmp_path / "run", **few))
+    fitted, drawn = support.losses(learnt)[1], support.losses(tmp_path / "run")[1]
+    for name in ("plain", "student"):
+        assert fitted[name]["last_states_loss"] < 0.9 * drawn[name]["last_states_loss"]
+        assert fitted[name]["last_states_loss"] < 1.0
+        assert fitted[name]["relation_loss"] == pytest.approx(
+            drawn[name]["relation_loss"], rel=1e-6
+        )
+
+
+def test_a_damaged_map_is_named(learnt: Path, workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(learnt / "first_weights", tmp_path / "starts")
+    path = tmp_path / "starts" / "student.state_map.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    start = str(tmp_path / "starts" / "student")
+    student = {**STUDENTS[1], "start": "split", "initial_weights": start}
+    recipe = workshop.recipe(tmp_path / "run", **{**LEARNT, "students": [student]})
+    statuses, said = support.run(recipe)
+    assert statuses[0] == 2 and f"{path}: cannot be read" in said
