@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..config.schema import Start
 from .configuration import MiniMoeConfig, family_of
-from .experts import ExpertLinear
+from .experts import ExpertLinear, Router
 from .moebert import MiniMoeForRelations
 
 Student = TypeVar("Student", bound=nn.Module)
@@ -29,6 +29,8 @@ _COPIED_SHAPE = (
     "family", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
+# Of the weights of a router whose experts are copies: as much as its noise in training.
+_ROUTER_OF_COPIES = 0.25
 
 
 def student_config(
@@ -159,10 +161,10 @@ def _draw_experts(student: nn.Module, standard_deviation: float) -> None:
 def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> None:
     """Gives a student with experts the weights of a trained plain one, in place.
 
-    Every expert becomes a copy of the plain block plus noise, which lets experts part; routers stay
-    fresh. A block's output is scaled by its expert's probability, so the second map of a block is
-    divided by what that is on average in a fresh router: the blocks then begin at the size that
-    they were trained for.
+    Every expert becomes a copy of the plain block plus noise, which lets experts part. A block's
+    output is scaled by its expert's probability, so the second map of a block is divided by what
+    that is on average: the blocks then begin at the size that they were trained for. Routers are
+    fresh, with smaller weights: probabilities that differ from token to token would be noise.
 
     Relation projections, if there are any, read the final hidden states, while a plain student is
     trained by its last layer's queries, keys and values: they become copies of those maps. The rest
@@ -197,6 +199,10 @@ def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> 
         if name in experts:
             value = _copy_to_experts(value, experts[name], noise)
         target.copy_(value)
+    for module in student.modules():
+        if isinstance(module, Router):
+            module.weight.mul_(_ROUTER_OF_COPIES)
+            module.bias.mul_(_ROUTER_OF_COPIES)
 
 
 def _copy_to_experts(value: Tensor, module: ExpertLinear, noise: float) -> Tensor:
@@ -204,17 +210,23 @@ def _copy_to_experts(value: Tensor, module: ExpertLinear, noise: float) -> Tenso
     if value.dim() == 2:
         copies += torch.randn(copies.shape) * (noise * value.std())
     # The map that is split by its inputs is a block's second one.
-    return copies if module.split_axis == 0 else copies / fresh_probability(module.num_experts)
+    if module.split_axis == 0:
+        return copies
+    return copies / fresh_probability(module.num_experts, _ROUTER_OF_COPIES)
 
 
-def fresh_probability(num_experts: int) -> float:
+def fresh_probability(num_experts: int, scale: float = 1.0) -> float:
     """Returns the chosen expert's mean probability over tokens, in a router as it begins.
 
     Hidden states that were normalised have H elements of about unit variance and weights in
     U(±1/√H) have variance 1/3H, so logits are about N(0, 1/3).
+
+    Args:
+        num_experts: of the router.
+        scale: that its weights and biases were multiplied with.
     """
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(100_000, num_experts, generator=generator) / 3**0.5
+    logits = scale * torch.randn(100_000, num_experts, generator=generator) / 3**0.5
     return float(logits.softmax(-1).amax(-1).mean())
 
 

@@ -265,7 +265,7 @@ def _make_encoder(
     if weights_path is None or options.start == "copies":
         encoder_config = _student_config(config, options, base)
         encoder_config.state_width = state_width
-        return build_student(
+        built = build_student(
             encoder_config,
             config.seed,
             # What teachers give is read from a folder; where none is made, sizes are what counts.
@@ -274,6 +274,9 @@ def _make_encoder(
             copy_noise=options.copy_noise,
             model_class=student_class,
         )
+        if weights_path is not None:
+            load_state_map(built, Path(resolve_model_path(weights_path)))
+        return built
     student = _load(weights_path, MiniMoePreTrainedModel)
     student.config.relation_projections = _projects_relations(config, student.config)
     student.config.state_width = state_width

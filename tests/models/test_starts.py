@@ -1,5 +1,7 @@
 """How experts start: split, random, or copied from a trained plain student."""
 
+import copy
+
 import pytest
 import torch
 from transformers import BertConfig, RobertaConfig
@@ -98,7 +100,7 @@ def test_copies_without_noise_are_the_plain_block(dense, experts) -> None:
     plain = dense.state_dict()
     assert experts_of(student)
     for name, layer in experts_of(student).items():
-        scale = 1.0 if layer.split_axis == 0 else fresh_probability(layer.num_experts)
+        scale = 1.0 if layer.split_axis == 0 else fresh_probability(layer.num_experts, 0.25)
         for expert in range(layer.num_experts):
             torch.testing.assert_close(layer.weight[expert] * scale, plain[f"{name}.weight"])
             torch.testing.assert_close(layer.bias[expert] * scale, plain[f"{name}.bias"])
@@ -107,7 +109,7 @@ def test_copies_without_noise_are_the_plain_block(dense, experts) -> None:
 def test_noise_parts_the_copies_in_proportion_to_their_weights(dense) -> None:
     student = build_student(config_of((2, 4)), 0, start="copies", dense=dense, copy_noise=0.01)
     for name, layer in experts_of(student).items():
-        scale = 1.0 if layer.split_axis == 0 else fresh_probability(layer.num_experts)
+        scale = 1.0 if layer.split_axis == 0 else fresh_probability(layer.num_experts, 0.25)
         plain = dense.get_submodule(name).weight
         noise = (layer.weight * scale - plain) / plain.std()
         assert noise.std().item() == pytest.approx(0.01, rel=0.05)
@@ -121,7 +123,8 @@ def test_what_has_no_experts_is_copied_and_routers_are_fresh(dense) -> None:
     plain = dense.state_dict()
     for name, module in student.named_modules():
         if isinstance(module, Router):
-            assert torch.equal(module.weight, fresh.get_submodule(name).weight)
+            assert torch.equal(module.weight, 0.25 * fresh.get_submodule(name).weight)
+            assert torch.equal(module.bias, 0.25 * fresh.get_submodule(name).bias)
     for name in ("embeddings.word_embeddings.weight", "encoder.layer.0.output.LayerNorm.bias"):
         assert torch.equal(student.state_dict()[f"bert.{name}"], plain[f"bert.{name}"])
 
@@ -132,8 +135,15 @@ def test_a_fresh_routers_choice_is_as_probable_as_copies_assume() -> None:
     torch.nn.init.uniform_(router.weight, -bound, bound)
     torch.nn.init.uniform_(router.bias, -bound, bound)
     tokens = torch.nn.functional.layer_norm(torch.randn(4000, 384), (384,))
-    probability = router(tokens, None).probability.mean().item()
-    assert probability == pytest.approx(fresh_probability(4), rel=0.1)
+    for scale in (1.0, 0.25):
+        scaled = copy.deepcopy(router)
+        with torch.no_grad():
+            scaled.weight *= scale
+            scaled.bias *= scale
+        probability = scaled(tokens, None).probability
+        wanted = fresh_probability(4, scale)
+        assert probability.mean().item() == pytest.approx(wanted, rel=0.1)
+    assert probability.std() < 0.1 * wanted
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -149,6 +159,18 @@ def test_copies_begin_with_signals_close_to_the_plain_students(family, layers) -
         )
     # Without any of: copied maps, settled norms, scaled experts, it is 0.4 to 1.5.
     assert (ours - theirs).norm() < 0.35 * theirs.norm()
+
+
+def test_copies_that_read_the_last_layers_own_maps_begin_as_the_plain_student() -> None:
+    dense, batch = trained(last_layer=True), inputs()
+    config = config_of((1, 4), num_hidden_layers=2, relation_projections=False)
+    student = build_student(config, 0, start="copies", dense=dense, copy_noise=0.0).eval()
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        for one, other in zip(student(**batch).signals, dense(**batch).signals, strict=True):
+            assert (one - other)[mask].norm() < 0.1 * other[mask].norm()
+        ours, theirs = (one.bert(**batch).last_hidden_state[mask] for one in (student, dense))
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
 
 
 def test_norms_of_a_last_layer_that_was_trained_stay_as_they_are() -> None:
