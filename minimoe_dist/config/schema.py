@@ -296,6 +296,12 @@ class TrainingConfig(Section):
         "per_device_train_batch_size at most; default that times num_grad_accum_steps times ranks",
     )
     learning_rate: float = Field(3e-4, gt=0, description="peak of the schedule")
+    expert_rate_factor: float = Field(
+        1.0,
+        gt=0,
+        description="rate of experts' maps, as a factor of learning_rate: of E experts each sees "
+        "about 1/E of the tokens, for which 1/√E is the usual rule",
+    )
     weight_decay: float = Field(0.01, ge=0, description="not on biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")

@@ -66,6 +66,7 @@ def make_distiller(
         training.adam_epsilon,
         training.max_grad_norm,
         config.parallel.adamw,
+        training.expert_rate_factor,
     )
     settings = deepspeed_settings(config, launch.world_size)
     students = []

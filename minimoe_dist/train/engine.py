@@ -38,7 +38,16 @@ _SMALLEST_SHARE = 1 << 16  # elements of a replicated parameter; fewer make more
 
 @dataclass(frozen=True)
 class AdamW:
-    """The optimizer's settings; ``max_gradient_norm`` 0: no clipping; ``kernel`` is whose it is."""
+    """The optimizer's settings.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        weight_decay: not on biases and LayerNorms.
+        betas, epsilon: Adam's.
+        max_gradient_norm: 0 for no clipping.
+        kernel: whose fused one.
+        expert_rate_factor: what experts' maps have of the learning rate.
+    """
 
     learning_rate: float
     weight_decay: float = 0.01
@@ -46,24 +55,33 @@ class AdamW:
     epsilon: float = 1e-6
     max_gradient_norm: float = 1.0
     kernel: str = "auto"
+    expert_rate_factor: float = 1.0
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, expert_rate_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Splits parameters into groups, in an order that is the same on every rank.
 
-    DeepSpeed's own splitter iterates over a set, and drops the decay of groups of one name.
+    DeepSpeed's own splitter iterates over a set, and drops the decay of groups of one name. Groups
+    of experts with a rate of their own have its factor as ``rate_factor``.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    stacked = expert_parameter_names(model) if expert_rate_factor != 1.0 else set()
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in sorted(model.named_parameters()):
         expert_group = parameter.group_name if is_expert_parallel(parameter) else ""  # type: ignore[attr-defined]
-        groups.setdefault((expert_group, not name.endswith(_WITHOUT_DECAY)), []).append(parameter)
+        key = (expert_group, name in stacked, not name.endswith(_WITHOUT_DECAY))
+        groups.setdefault(key, []).append(parameter)
     result = []
-    for (expert_group, decayed), parameters in sorted(groups.items(), key=lambda item: item[0]):
+    for (expert_group, scaled, decayed), parameters in sorted(groups.items(), key=lambda g: g[0]):
+        kind = "experts" if scaled else "dense"
         group: dict[str, Any] = {
             "params": parameters,
             "weight_decay": weight_decay if decayed else 0.0,
-            "name": expert_group or f"dense_decay_{decayed}",
+            "name": expert_group or f"{kind}_decay_{decayed}",
         }
+        if scaled:
+            group["rate_factor"] = expert_rate_factor
         if expert_group:
             group["moe"] = True
         result.append(group)
@@ -264,7 +282,7 @@ def _make_engine(model: PreTrainedModel, settings: Mapping[str, Any], optimizer:
             model=model,
             optimizer=make_adamw(
                 optimizer.kernel,
-                parameter_groups(model, optimizer.weight_decay),
+                parameter_groups(model, optimizer.weight_decay, optimizer.expert_rate_factor),
                 learning_rate=optimizer.learning_rate,
                 betas=optimizer.betas,
                 epsilon=optimizer.epsilon,

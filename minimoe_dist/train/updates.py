@@ -152,7 +152,7 @@ class FlatUpdate:
         if self._max_norm > 0:
             factor = scale * ((norm + _CLIPPING_EPSILON) / self._max_norm).clamp(min=1.0)
         for parameters, group in zip(self._optimizer.param_groups, self.groups, strict=True):
-            parameters["lr"] = learning_rate
+            parameters["lr"] = learning_rate * parameters.get("rate_factor", 1.0)
             group.master.grad = group.own_gradients.to(group.master.dtype)
         self._apply(factor, finite)
         for group in self.groups:
@@ -250,7 +250,7 @@ class EngineUpdate:
 
     def step(self, learning_rate: float) -> StepResult:
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("rate_factor", 1.0)
         if self._stage == 0:
             return self._step_unpartitioned()
         self._engine.step()

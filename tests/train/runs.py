@@ -147,6 +147,7 @@ def make_distiller(
     layout: Layout,
     total_steps: int = 20,
     teacher: nn.Module | None = None,
+    optimizer: AdamW = OPTIMIZER,
 ) -> Distiller:
     """Students named s0, s1, … on the current process group."""
     students = [
@@ -154,13 +155,13 @@ def make_distiller(
             f"s{index}",
             build_student(config, SEED + index),
             settings_of(layout, dist.get_world_size()),
-            OPTIMIZER,
+            optimizer,
             layout.expert_parallel_size if not config.is_dense else 1,
             torch.device("cpu"),
         )
         for index, config in enumerate(configs)
     ]
-    schedule = make_schedule("linear", OPTIMIZER.learning_rate, total_steps, 0.1)
+    schedule = make_schedule("linear", optimizer.learning_rate, total_steps, 0.1)
     objective = RelationObjective(teacher or RandomTeacher(), RELATION_HEADS)
     return Distiller(students, objective, schedule, seed=SEED, device=torch.device("cpu"))
 

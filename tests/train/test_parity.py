@@ -1,5 +1,7 @@
 """A step means the same in every layout: against a plain PyTorch loop, clipping active."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,8 +14,9 @@ from tests.train.runs import Layout
 STEPS = 20
 
 
-def _train(config: MiniMoeConfig, layout: Layout, steps: int):
-    distiller = runs.make_distiller([config], layout)
+def _train(config: MiniMoeConfig, layout: Layout, steps: int, expert_rate_factor: float = 1.0):
+    optimizer = replace(runs.OPTIMIZER, expert_rate_factor=expert_rate_factor)
+    distiller = runs.make_distiller([config], layout, optimizer=optimizer)
     rows = runs.run_steps(distiller, layout, 0, steps)
     return rows, distiller.students[0].whole_weights()
 
@@ -33,13 +36,16 @@ def _relation_sum(student, teacher, mask):
     return total
 
 
-def _plain_loop(config: MiniMoeConfig, steps: int):
+def _plain_loop(config: MiniMoeConfig, steps: int, expert_rate_factor: float = 1.0):
     """The same training written without the project's trainer: one process, torch's AdamW."""
     layout, optimizer_options = Layout(), runs.OPTIMIZER
     model, teacher = build_student(config, runs.SEED), runs.RandomTeacher()
-    decay = [p for n, p in model.named_parameters() if not n.endswith(("bias", "LayerNorm.weight"))]
-    others = [p for n, p in model.named_parameters() if n.endswith(("bias", "LayerNorm.weight"))]
-    groups = [{"params": decay}, {"params": others, "weight_decay": 0.0}]
+    groups = []
+    for name, parameter in model.named_parameters():
+        decays = not name.endswith(("bias", "LayerNorm.weight"))
+        is_experts = parameter.dim() > (2 if decays else 1)
+        group = {"params": [parameter], "factor": expert_rate_factor if is_experts else 1.0}
+        groups.append(group if decays else {**group, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(
         groups, lr=1.0, eps=optimizer_options.epsilon, weight_decay=optimizer_options.weight_decay
     )
@@ -67,7 +73,7 @@ def _plain_loop(config: MiniMoeConfig, steps: int):
         )
         rate = 3e-3 * ((step + 1) / 3 if step < 2 else 1 - (step - 2) / 18)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         optimizer.step()
         losses.append([step_loss, norm.item()])
     return losses, dict(model.named_parameters())
@@ -109,3 +115,15 @@ def test_twenty_steps_equal_a_plain_loop(moe, ranks, stage, expert_parallel) -> 
     clipped = sum(norm > runs.OPTIMIZER.max_gradient_norm for _, norm in expected_rows)
     assert clipped > STEPS / 2, "clipping must be active, or this test compares too little"
     _assert_equal(rows, weights, expected_rows, expected_weights)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "expert_parallel"), [(1, 0, 1), (2, 0, 2), (2, 1, 2), (2, 1, 1), (2, 3, 1)]
+)
+def test_experts_may_have_a_rate_of_their_own(ranks, stage, expert_parallel) -> None:
+    config = runs.student_options((2, 4))
+    layout = Layout(zero_stage=stage, expert_parallel_size=expert_parallel)
+    rows, weights = run_distributed(_train, ranks, config, layout, STEPS, 0.25)[0]
+    expected_rows, expected_weights = _plain_loop(config, STEPS, 0.25)
+    _assert_equal(rows, weights, expected_rows, expected_weights)
+    assert rows != _plain_loop(config, STEPS)[0]
