@@ -135,6 +135,13 @@ class StudentConfig(Section):
     router_noise: float = Field(
         0.1, ge=0, le=1, description="half width of the uniform noise on router logits in training"
     )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="while it is distilled; default what its configuration says, as its export "
+        "does in any case",
+    )
     initial_weights: str | None = Field(
         None, description="folder of a student to start from; default a random start"
     )

@@ -109,6 +109,14 @@ class Dropout:
         return noise.dropout(values, self.probability, self.site)
 
 
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Sets the dropout of all places of an encoder; its configuration stays as it is."""
+    for module in model.modules():
+        for part in vars(module).values():
+            if isinstance(part, Dropout):
+                part.probability = probability
+
+
 class TokenInputs(NamedTuple):
     """The tokens of a batch, in its shape: [B, S], or [T] where it came packed.
 

@@ -17,6 +17,7 @@ from ..config.model_types import Learns, Students
 from ..errors import UserError
 from ..model_description import require_model
 from ..model_paths import resolve_model_path
+from ..models.blocks import set_dropout
 from ..models.build import build_student, build_student_from, student_config
 from ..models.compute import RelationPath
 from ..models.configuration import MiniMoeConfig
@@ -144,6 +145,8 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     factory = _FACTORIES[config.kind.learns, config.kind.students]
     student = factory.make(config, options, lesson.teacher, base, student_class(config))
     assert student.config.vocab_size == lesson.teacher.vocab_size, options.name
+    if options.dropout is not None:
+        set_dropout(student, options.dropout)
     return student
 
 

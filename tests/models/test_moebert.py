@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minimoe_dist.models.blocks import set_dropout
 from minimoe_dist.models.build import build_student
 from minimoe_dist.models.configuration import MiniMoeConfig
 from minimoe_dist.models.packing import Packing
@@ -207,3 +208,23 @@ def test_the_chosen_experts_probability_scales_its_output() -> None:
         )
     given, _ = layer._feed_forward(tokens, Packing(torch.ones(1, len(tokens)).bool(), False), None)
     assert torch.allclose(given, torch.stack(wanted), atol=1e-5)
+
+
+@pytest.mark.parametrize("experts", [(1, 1), (2, 4)])
+def test_dropout_is_set_in_all_places_and_not_in_the_configuration(experts) -> None:
+    student = build_student(
+        MiniMoeConfig(
+            vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, attention_experts=experts[0], feedforward_experts=experts[1],
+            relation_projections=False, router_noise=0.0, max_position_embeddings=16,
+        ),
+        seed=1,
+    ).train()  # fmt: skip
+    ids = torch.arange(5, 15)[None]
+    sample = {"sample_ids": torch.tensor([3]), "noise_seed": 1}
+    quiet = student.eval().bert(ids).last_hidden_state
+    noisy = student.train().bert(ids, **sample).last_hidden_state
+    set_dropout(student, 0.0)
+    assert not torch.allclose(noisy, quiet, atol=1e-3)
+    assert torch.equal(student.train().bert(ids, **sample).last_hidden_state, quiet)
+    assert student.config.hidden_dropout_prob == 0.1
