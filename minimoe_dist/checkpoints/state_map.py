@@ -1,18 +1,21 @@
 """The map of a student's last states, beside the weights that it starts from.
 
-Exports leave it out, as what trains alone. A start that was fitted to a teacher has it in a file of
-its own, for the run that it is made for.
+Models leave it out, as what trains alone. Students that go on from a start that was fitted to a
+teacher, or from the export of an earlier run, find it in a file beside the folder.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .tensors import save_tensors
+
+_PREFIX = "state_map."
 
 
 def _file(folder: Path) -> Path:
@@ -20,10 +23,20 @@ def _file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.state_map.safetensors")
 
 
-def save_state_map(student: Any, folder: Path) -> None:
-    """Writes a student's map, if it has one, beside a folder that has its other weights."""
-    if student.state_map is not None:
-        save_tensors(student.state_map.state_dict(), _file(folder))
+def save_state_map(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes the map of a student's weights beside a folder that has the others.
+
+    Where it has none, one of an earlier student goes.
+    """
+    found = {
+        name.removeprefix(_PREFIX): value
+        for name, value in weights.items()
+        if name.startswith(_PREFIX)
+    }
+    if found:
+        save_tensors(found, _file(folder))
+    else:
+        _file(folder).unlink(missing_ok=True)
 
 
 def load_state_map(student: Any, folder: Path) -> None:

@@ -131,7 +131,7 @@ def _make_all(
         folder = _folder(config, student)
         _record(folder).unlink(missing_ok=True)
         export_student(fresh.config, fresh.cpu().state_dict(), folder, data.tokenizer)
-        save_state_map(fresh, folder)
+        save_state_map(fresh.state_dict(), folder)
         write_json(_record(folder), {"made_of": missing[student.name], "found": _told(found)})
         _log.info("%s: %s", student.name, _words(found))
     if device.type == "cuda":

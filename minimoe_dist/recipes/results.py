@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.export import elastic_student, export_elastic, export_student
+from ..checkpoints.state_map import save_state_map
 from ..checkpoints.tensors import replaced_model
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
@@ -43,6 +44,8 @@ def export_all(
 ) -> StudentSummary:
     """Writes a student to ``folder``, and a once-for-all student's sub-models beside it.
 
+    A map of last states goes beside the folder, for students that go on from there.
+
     Args:
         name: the student's in its run.
         config: its configuration.
@@ -55,6 +58,7 @@ def export_all(
         What a summary tells of the student.
     """
     export_student(config, weights, folder, tokenizer)
+    save_state_map(weights, folder)
     summary = StudentSummary(
         student=describe(config),
         **heldout.of(name),
