@@ -12,7 +12,15 @@ import pytest
 from benchmarks.scores import __main__ as command
 from benchmarks.scores import gathering, page, texts
 from benchmarks.scores.jobs import Job, run_all
-from benchmarks.scores.sizes import SIZES, Size, gmac_of, runs_again, runs_best, runs_of
+from benchmarks.scores.sizes import (
+    SIZES,
+    Size,
+    gmac_of,
+    runs_again,
+    runs_best,
+    runs_of,
+    runs_states,
+)
 from benchmarks.scores.texts import Page
 from minimoe_dist.config import load_run_config
 from minimoe_dist.data.tasks import Table, open_table, open_task
@@ -187,6 +195,38 @@ def test_the_best_recipe_starts_from_the_teacher_and_is_as_long(name: str, tmp_p
         name for run in best for name in run.students
     }
     assert all("start" not in each for run in random for each in run.students.values())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_experts_with_last_states_go_on_from_the_plain_student(name: str, tmp_path: Path) -> None:
+    size = SIZES[name]
+    recipes = [
+        load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in runs_states(size)
+    ]
+    assert all(config.learns_last_states for config in recipes)
+    first, more, experts = recipes
+    assert (first.seed, more.seed, experts.seed) == (5, 6, 6)
+    assert more.training.max_steps == experts.training.max_steps < first.training.max_steps
+    export = first.export_folder(first.students[0].name)
+    for config in (more, experts):
+        assert [one.initial_weights for one in config.students] == [export]
+        assert [one.dropout for one in config.students] == [0.0]
+    assert (experts.students[0].start, experts.training.expert_rate_factor) == ("copies", 0.5)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_what_goes_on_waits_for_what_it_goes_on_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waves: list[list[str]] = []
+
+    def note(jobs: list[Job], *_: Any) -> list[str]:
+        waves.append(sorted(job.done.parent.name for job in jobs))
+        return []
+
+    monkeypatch.setattr(command, "run_all", note)
+    command.distil(tmp_path, SIZES[name], 5, runs_states(SIZES[name]))
+    assert waves == [["states"], ["states_experts", "states_more"]]
 
 
 @pytest.mark.parametrize("name", SIZES)

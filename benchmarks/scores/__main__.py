@@ -1,7 +1,7 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
-    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [labelled]
-        [best_again] [page]
+    python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [states]
+        [labelled] [best_again] [page]
         [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
         [--seed 776] [--again 777]
 
@@ -16,19 +16,20 @@ from a cache of the teacher's signals, an hour, and the 12-layer teacher's own s
 students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
 longer: from labels, and with the teacher's predictions of those and of texts without labels; beside
 them, on labels, those as long that start at random weights (on CPUs of part ``long``).
-``labelled``: the best recipe's students where all those texts have labels, which their teacher
-learns first. ``best_again``: the best recipe with another seed of distillation. ``page``: numbers,
-tables and pictures, of what is done. What was interrupted goes on, and what is finished is not run
-again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two
-cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a
-folder of its own.
+``states``: students that learn the teacher's last states too, and on these labels what that brings;
+experts go on from a plain one. ``labelled``: the best recipe's students, and those of ``states``,
+where all those texts have labels, which their teacher learns first. ``best_again``: the best recipe
+with another seed of distillation. ``page``: numbers, tables and pictures, of what is done. What was
+interrupted goes on, and what is finished is not run again. ``look`` takes minutes and shows that
+all of it runs; ``cpu`` is made for an hour on two cores, ``gpu`` for half an hour on one GPU,
+``gpus`` for eight. Another seed is another study, in a folder of its own.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ import yaml
 from . import gathering, page, texts
 from .gathering import BEST, LABELLED, best_models
 from .jobs import Job, run_all
-from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_best, runs_of
+from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_best, runs_of, runs_states
 
-PARTS = ("texts", "distil", "tune", "again", "long", "best", "labelled", "best_again", "page")
+PARTS = (
+    *("texts", "distil", "tune", "again", "long", "best", "states", "labelled", "best_again"),
+    "page",
+)
 _BY_DEFAULT = ("texts", "distil", "tune", "again", "page")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TEACHERS = {"small": SMALL, "large": LARGE}
@@ -97,10 +101,12 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
     recipe = {
         "model_type": "moebert_minilm",
         "output_dir": str(folder / run.name),
-        "seed": seed,
+        "seed": seed + run.goes_on,  # of other pairs
         "teacher": {"model_name_or_path": teacher},
-        "students": [{"name": name, **options} for name, options in run.students.items()],
-        "objective": {"num_relation_heads": 12},
+        "students": [
+            {"name": name, **_placed(options, folder)} for name, options in run.students.items()
+        ],
+        "objective": {"num_relation_heads": 12, "state_weight": run.state_weight},
         "data": {
             "record_path_or_regex": corpus,
             "heldout_path_or_regex": f"{corpus}_heldout",
@@ -110,6 +116,7 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
             "per_device_train_batch_size": size.batch // size.ranks,
             "per_device_eval_batch_size": 64,
             "learning_rate": 1e-3,
+            "expert_rate_factor": run.expert_rate_factor,
             "max_steps": run.steps,
             "warmup_proportion": 0.05,
             "max_grad_norm": 5.0,
@@ -127,14 +134,21 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
     return path
 
 
+def _placed(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A student's options, with the folder of what it starts from."""
+    run, _, student = options.get("initial_weights", "").partition("/")
+    start = {"initial_weights": str(folder / run / "export" / student)} if student else {}
+    return {**options, **start}
+
+
 def distil(
     folder: Path, size: Size, seed: int, runs: Sequence[Run], corpora: Path | None = None
 ) -> list[str]:
-    """All distillations of a part; those that an assistant teaches wait for it."""
+    """All distillations of a part; those that another one teaches or starts wait for it."""
     folder.mkdir(exist_ok=True)
     failed: list[str] = []
-    for is_assisted in (False, True):
-        wave = [run for run in runs if ("/" in run.teacher) is is_assisted]
+    for waits in (False, True):
+        wave = [run for run in runs if ("/" in run.teacher or run.goes_on) is waits]
         jobs = [
             Job(
                 f"distil {', '.join(run.students)} by {run.teacher}, {run.steps} steps",
@@ -271,9 +285,12 @@ def _taught_best(folder: Path, distilled: Path, size: Size, tasks: Sequence[str]
 
 
 def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
-    """The best recipe's students on tasks of more labels: with a teacher of these, and alone."""
+    """The best recipe's students on tasks of more labels: with a teacher of these, and alone.
+
+    Those that learnt last states too, where they are there.
+    """
     place, epochs = folder / LABELLED, size.more_epochs
-    models = exports_of(folder, runs_best(size))
+    models = exports_of(folder, [*runs_best(size), *runs_states(size)[1:]])
     if not models:
         return [f"labelled: {folder} has no students of the best recipe; run the part best first"]
     one = replace(size, seeds=size.seeds[:1])  # of a teacher; it takes the longest by far
@@ -293,6 +310,23 @@ def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
         for name, model in models.items()
     ]
     return failed + run_all(students, size.lanes, size.ranks, folder / "log.txt")
+
+
+def tune_states(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
+    """Students that learnt last states on the labels of the part ``best``, and what they bring.
+
+    Beside the best recipe's students, if these are there.
+    """
+    best = folder / BEST
+    if not (best / "tasks").is_dir():
+        return [f"states: {best} has no tasks; run the part best first"]
+    models = exports_of(folder, [*runs_best(size), *runs_states(size)])
+    jobs = [
+        _tuning(best, size, task, name, model, tasks=best / "tasks", epochs=size.best_epochs)
+        for task in tasks
+        for name, model in models.items()
+    ]
+    return run_all(jobs, size.lanes, size.ranks, folder / "log.txt")
 
 
 def best_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
@@ -381,6 +415,9 @@ def main() -> int:
     if "best" in options.parts:
         failed += distil(folder, size, options.seed, runs_best(size))
         failed += tune_best(folder, size, learnt)
+    if "states" in options.parts:
+        failed += distil(folder, size, options.seed, runs_states(size))
+        failed += tune_states(folder, size, learnt)
     if "labelled" in options.parts:
         failed += tune_labelled(folder, size, learnt)
     if "best_again" in options.parts:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .sizes import GMAC, Run, Size, runs_again, runs_best, runs_of
+from .sizes import GMAC, Run, Size, runs_again, runs_best, runs_of, runs_states
 from .texts import TASKS
 
 # Scores of which saying always the same gets nothing.
@@ -55,10 +55,14 @@ def gather(
         scores = _scores(other, [one["model"] for one in students], tasks)
         found["again"] = {"seed": again, "students": students, "scores": scores}
     for part, runs, setup in (
-        (BEST, best_models(size), {"epochs": size.best_epochs, "unlabelled": size.unlabelled}),
+        (
+            BEST,
+            [*best_models(size), *runs_states(size)],
+            {"epochs": size.best_epochs, "unlabelled": size.unlabelled},
+        ),
         (
             LABELLED,
-            runs_best(size),
+            [*runs_best(size), *runs_states(size)[1:]],
             {"epochs": size.more_epochs, "samples": size.samples + size.unlabelled},
         ),
     ):
@@ -117,14 +121,23 @@ def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
                     "model": f"{run.name}/{name}",
                     "teacher": run.teacher,
                     "steps": run.steps,
-                    "start": run.students.get(name, {}).get("start", "random"),
+                    "start": _start_of(run, run.students.get(name, {})),
                     "words": summary.student,
                     "gmac": summary.student_gmac,
                     "parameters": summary.student_parameters,
-                    "heldout_loss": summary.heldout_loss_after,
+                    # Of relations; with last states it is another one.
+                    "heldout_loss": None if run.state_weight else summary.heldout_loss_after,
                 }
             )
     return students
+
+
+def _start_of(run: Run, options: Mapping[str, Any]) -> str:
+    """Says what a student started from, and whether it learnt last states."""
+    start = str(options.get("start", "random"))
+    if run.goes_on:
+        start = "copies" if start == "copies" else "student"
+    return f"{start}, last states" if run.state_weight else start
 
 
 def _scores(

@@ -16,6 +16,15 @@ def models(found: Mapping[str, Any]) -> list[str]:
     return [name for name in found["scores"] if name != "teacher"]
 
 
+# How students began, and what they learnt, behind the number of their steps and the teacher.
+_STARTS = {
+    "teacher": " from its weights on",
+    "teacher, last states": " from its weights on, with its last states",
+    "student, last states": " more behind these, without dropout",
+    "copies, last states": " as copies of these, without dropout",
+}
+
+
 def words_of(found: Mapping[str, Any], model: str) -> str:
     """A model in words."""
     if model == "teacher":
@@ -28,7 +37,7 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
     student = next(one for one in found["students"] if one["model"] == name)
     said = str(student["words"]).replace("MiniLM", "plain")
     teacher = {"small": "6L", "large": "12L"}.get(student["teacher"], "an assistant")
-    start = " from its weights on" if student.get("start") == "teacher" else ""
+    start = _STARTS.get(student.get("start", ""), "")
     how = ", fine-tuned with the teacher" if taught else ""
     if taught and "unlabelled" in found["setup"]:
         how += " and texts without labels"

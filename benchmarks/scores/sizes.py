@@ -76,8 +76,10 @@ class Run:
         name: of its folder.
         teacher: "small", "large", or the run and student whose export teaches.
         steps: of it.
-        students: name -> its options.
+        students: name -> its options; ``initial_weights`` is "run/student", whose export it is.
         is_cached: whether the teacher's signals are kept, in 8 bits.
+        state_weight: of the teacher's last states in the loss.
+        expert_rate_factor: of experts' learning rate.
     """
 
     name: str
@@ -85,6 +87,13 @@ class Run:
     steps: int
     students: Mapping[str, Mapping[str, Any]]
     is_cached: bool = False
+    state_weight: float = 0.0
+    expert_rate_factor: float = 1.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its students start from those of an earlier run."""
+        return any("initial_weights" in options for options in self.students.values())
 
 
 def runs_of(size: Size) -> list[Run]:
@@ -126,6 +135,25 @@ def runs_best(size: Size) -> list[Run]:
         Run(f"best_{name}", "small", steps, {name: {**options, "start": "teacher"}},
             is_cached=bool(size.long_steps))
         for name, options in students(size.widths).items()
+    ]  # fmt: skip
+
+
+def runs_states(size: Size) -> list[Run]:
+    """Last states beside relations: a plain student from the teacher's weights, then both kinds.
+
+    Both go on from the first one for a sixth of its steps without dropout, on other pairs; experts
+    as its copies, with half of its rate and routers without noise.
+    """
+    width, steps = size.widths[0], size.long_steps or size.steps
+    name, kind, learnt = f"plain_{width}", plain(3, width), {"state_weight": 1.0}
+    first = Run("states", "small", steps, {name: {**kind, "start": "teacher"}}, **learnt)
+    on = {**kind, "initial_weights": f"states/{name}", "dropout": 0.0}
+    experts = {**on, "moe": "1,4", "start": "copies", "router_noise": 0.0}
+    return [
+        first,
+        Run("states_more", "small", steps // 6, {name: on}, **learnt),
+        Run("states_experts", "small", steps // 6, {f"minimoe_{width}": experts},
+            expert_rate_factor=0.5, **learnt),
     ]  # fmt: skip
 
 
