@@ -203,6 +203,11 @@ def test_wrong_value_is_refused_in_one_line(override: str, words: str) -> None:
         (("--model_type=bert_minilm", "--moe=1,4"), "moebert_minilm"),
         (("students=[{name: a}, {name: a}]",), "named 'a'"),
         (("--state_weight=-1",), "state_weight: must be at least 0"),
+        (
+            ("--state_weight=1", "--relation_weight=0", "--mlm_weight=1", "--data_type=bert_mlm"),
+            "is learnt beside relations; give a relation_weight",
+        ),
+        (("--expert_rate_factor=0.5", "--moe=1,1"), "0.5, but no student has experts"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(overrides: tuple[str, ...], words: str) -> None:

@@ -13,14 +13,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..runtime import logger
 from .tensors import save_tensors
 
-_PREFIX = "state_map."
+_log = logger("checkpoint")
+STATE_MAP = "state_map."
 
 
 def _file(folder: Path) -> Path:
     """Beside the folder, which holds a model and nothing else."""
-    return folder.with_name(f"{folder.name}.state_map.safetensors")
+    folder = folder.absolute()
+    return folder.parent / f"{folder.name}.state_map.safetensors"
+
+
+def has_state_map(folder: Path) -> bool:
+    """Tells whether a map stands beside a folder: its student has learnt last states."""
+    return _file(folder).is_file()
 
 
 def save_state_map(weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -29,9 +37,9 @@ def save_state_map(weights: Mapping[str, Tensor], folder: Path) -> None:
     Where it has none, one of an earlier student goes.
     """
     found = {
-        name.removeprefix(_PREFIX): value
+        name.removeprefix(STATE_MAP): value
         for name, value in weights.items()
-        if name.startswith(_PREFIX)
+        if name.startswith(STATE_MAP)
     }
     if found:
         save_tensors(found, _file(folder))
@@ -45,17 +53,21 @@ def load_state_map(student: Any, folder: Path) -> None:
     Raises:
         UserError: the file is damaged.
     """
-    linear, path = student.state_map, _file(folder)
-    if not isinstance(linear, nn.Linear) or not path.is_file():
+    linear = getattr(student, "state_map", None)
+    if not isinstance(linear, nn.Linear) or not has_state_map(folder):
         return
+    path = _file(folder)
     try:
         found = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete it, and the map begins at random"
         ) from error
-    own = linear.state_dict()
-    if {name: value.shape for name, value in found.items()} == {
-        name: value.shape for name, value in own.items()
-    }:
-        linear.load_state_dict(found)
+    shapes = [
+        {name: value.shape for name, value in one.items()} for one in (found, linear.state_dict())
+    ]
+    if shapes[0] != shapes[1]:
+        _log.warning("%s: is of other sizes; the map of last states begins at random", path)
+        return
+    linear.load_state_dict(found)
+    _log.info("%s: the map of last states begins there", path)

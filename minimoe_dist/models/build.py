@@ -84,6 +84,7 @@ def build_student(
     start: Start = ...,
     dense: MiniMoeForRelations | None = ...,
     copy_noise: float = ...,
+    fits_maps: bool = ...,
 ) -> MiniMoeForRelations: ...
 
 
@@ -95,6 +96,7 @@ def build_student(
     start: Start = ...,
     dense: MiniMoeForRelations | None = ...,
     copy_noise: float = ...,
+    fits_maps: bool = ...,
     model_class: type[Student],
 ) -> Student: ...
 
@@ -106,6 +108,7 @@ def build_student(
     start: Start = "split",
     dense: MiniMoeForRelations | None = None,
     copy_noise: float = 0.01,
+    fits_maps: bool = True,
     model_class: type[Any] = MiniMoeForRelations,
 ) -> Any:
     """Builds a student with fresh weights, which the arguments alone decide: equal on every rank.
@@ -118,6 +121,7 @@ def build_student(
             ``copies``: each a copy of a trained plain student's block, see :func:`copy_dense`.
         dense: the plain student of ``copies``.
         copy_noise: noise on each copy, relative to its weights' standard deviation.
+        fits_maps: see :func:`copy_dense`.
         model_class: the student with what its objective needs on top.
     """
     assert (start == "copies") == (dense is not None), f"{start} with {type(dense).__name__}"
@@ -127,7 +131,7 @@ def build_student(
         if start == "random":
             _draw_experts(student, config.initializer_range)
         if dense is not None:
-            copy_dense(dense, student, copy_noise)
+            copy_dense(dense, student, copy_noise, fits_maps)
         return student
 
 
@@ -158,7 +162,9 @@ def _draw_experts(student: nn.Module, standard_deviation: float) -> None:
 
 
 @torch.no_grad()
-def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> None:
+def copy_dense(
+    dense: MiniMoeForRelations, student: nn.Module, noise: float, fits_maps: bool = True
+) -> None:
     """Gives a student with experts the weights of a trained plain one, in place.
 
     Every expert becomes a copy of the plain block plus noise, which lets experts part. A block's
@@ -179,12 +185,14 @@ def copy_dense(dense: MiniMoeForRelations, student: nn.Module, noise: float) -> 
         dense: of the same layers, width, heads, neurons and vocabulary.
         student: any student class; its noise comes from PyTorch's generator.
         noise: relative to each weight's standard deviation.
+        fits_maps: give relation projections those maps; of a plain student whose last layer has
+            learnt all of its weights they would not fit what it gives, and stay fresh.
     """
     for name in _COPIED_SHAPE:
         assert getattr(dense.config, name) == getattr(student.config, name), name
     assert dense.config.is_dense
     source = dense.state_dict()
-    if getattr(student, "relation", None) is not None:
+    if fits_maps and getattr(student, "relation", None) is not None:
         source |= _weights_for_signals(dense)
     experts = {
         f"{prefix}.{kind}": module

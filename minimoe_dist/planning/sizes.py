@@ -225,8 +225,8 @@ def student_json(
         "intermediate_size": 4 * options.hidden,
         "attention_experts": options.attention_experts,
         "feedforward_experts": options.feedforward_experts,
-        "relation_projections": options.moe != "1,1"
-        or config.kind.students is Students.ONCE_FOR_ALL,
+        "relation_projections": config.kind.students is Students.ONCE_FOR_ALL
+        or config.projects_relations(options.attention_experts, options.feedforward_experts),
     }
     values.pop("sparsity_map", None)
     if options.ofa_layer and options.ofa_hidden:
@@ -266,6 +266,8 @@ def _with_objective(
 ) -> EncoderSizes:
     """Adds what the objective puts on top of a student, and sets which layers it runs."""
     layers = len(sizes.shape.layers)
+    if config.kind.students is Students.ENCODER:
+        sizes = replace(sizes, relation_maps=config.projects_relations(*sizes.experts))
     learns_states = config.kind.learns is Learns.STATES
     if learns_states or config.learns_last_states:
         name = config.teacher.model_name_or_path
@@ -287,7 +289,6 @@ def _with_objective(
     if config.learns_last_states:
         return replace(
             sizes,
-            relation_maps=config.projects_relations(*sizes.experts),
             whole_layers=layers,
             mapped_to=teacher_hidden,
             mapped_states=1,

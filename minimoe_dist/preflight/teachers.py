@@ -67,7 +67,7 @@ def check_teacher_weights(config: RunConfig, teacher: ModelDescription) -> None:
     if config.learns_relations and not is_sparsification(config):
         if config.teacher.relation_layer != -1:
             layers = min(layers, config.teacher.relation_layer)
-        whole = config.teacher.layout == "replicated"
+        whole = config.teacher.layout == "replicated" or config.learns_last_states
     check_weights(_OPTION, teacher, layers, whole=whole)
 
 

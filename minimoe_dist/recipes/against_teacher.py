@@ -66,7 +66,8 @@ def compare_with_teacher(
         dtype=config.teacher.dtype,
         device=device,
     )
-    student = load_teacher(str(export.folder), device=device)
+    # Wholly: its last layer's routers stand behind the maps that its signals may be of.
+    student = load_teacher(str(export.folder), with_states=True, device=device)
     loads = _count_tokens(student)
     sums = torch.zeros(3, heads, dtype=torch.float64)
     tokens = sequences = 0
@@ -74,7 +75,8 @@ def compare_with_teacher(
         batch = micro.to(device)
         mask = batch.attention_mask
         inputs = batch.inputs()
-        sums += relation_loss_by_head(student(**inputs), teacher(**inputs), mask, heads)
+        query, key, value, _ = student(**inputs)
+        sums += relation_loss_by_head((query, key, value), teacher(**inputs), mask, heads)
         tokens += int(mask.sum())
         sequences += len(mask)
     means = sums / max(1, tokens)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.export import export_student
-from ..checkpoints.state_map import save_state_map
+from ..checkpoints.state_map import has_state_map, save_state_map
 from ..config import RunConfig, StudentConfig
 from ..data.batches import MicroBatch
 from ..data.loader import heldout_batches
@@ -173,7 +173,7 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
             include={"data_type", "max_length", "short_sequence_probability", "whole_word_mask"},
         ),
         "compat": config.compat,
-        "student": student.model_dump(mode="json"),
+        "student": student.model_dump(mode="json", exclude={"dropout"}),  # no part of a start
         "num_relation_heads": config.objective.num_relation_heads,
         # They decide where relations are read; older starts do not say that they are not learnt.
         **({"last_states": True} if config.learns_last_states else {}),
@@ -183,6 +183,8 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
 
 def _is_there(folder: Path, facts: dict[str, Any]) -> bool:
     if not (folder / "config.json").is_file() or not _record(folder).is_file():
+        return False
+    if "last_states" in facts and not has_state_map(folder):
         return False
     try:
         return bool(read_json(_record(folder))["made_of"] == facts)

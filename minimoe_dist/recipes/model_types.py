@@ -11,11 +11,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import load_student
-from ..checkpoints.state_map import load_state_map
+from ..checkpoints.state_map import has_state_map, load_state_map
 from ..config import RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
 from ..errors import UserError
-from ..model_description import require_model
+from ..model_description import describe_model, require_model
 from ..model_paths import resolve_model_path
 from ..models.blocks import set_dropout
 from ..models.build import build_student, build_student_from, student_config
@@ -32,6 +32,7 @@ from ..models.tinybert import (
     MiniMoeForStatesAndMaskedLM,
     load_state_teacher,
 )
+from ..runtime import logger
 from ..train.objectives import (
     JointObjective,
     MaskedLmObjective,
@@ -40,6 +41,7 @@ from ..train.objectives import (
     TinyBertObjective,
 )
 
+_log = logger("model_types")
 _SEED_RELATION_DROPOUT = 0.1
 
 Loaded = TypeVar("Loaded", bound=PreTrainedModel)
@@ -211,11 +213,31 @@ def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeache
 def _teach_relations(config: RunConfig, device: torch.device) -> Lesson:
     from ..train.teacher_sharding import held_bytes
 
+    if config.learns_last_states:
+        _warn_of_untrained_states(config.teacher.model_name_or_path)
     teacher = _relation_teacher(config, device)
     objective = make_objective(config, teacher)
     neurons = size_of(teacher.config, "intermediate_size")
     path = RelationPath(teacher.layers_run, teacher.hidden_size, neurons)
     return Lesson(objective, teacher.config, path, teacher, held_bytes(teacher))
+
+
+def _warn_of_untrained_states(path: str) -> None:
+    """Warns of a plain student as a teacher whose last layer nothing has trained."""
+    described = describe_model(path, "teacher.model_name_or_path", teaches=True)
+    if (
+        described is not None
+        and described.is_student
+        and not described.signals_on_top
+        and "MaskedLM" not in described.architecture
+        and not has_state_map(described.folder)
+    ):
+        _log.warning(
+            "objective.state_weight: %s is a plain student that seems to have learnt relations "
+            "alone; what its last layer gives is then untrained: use 0, or teach it with "
+            "state_weight too",
+            path,
+        )
 
 
 def _teach_states(config: RunConfig, device: torch.device) -> Lesson:
@@ -268,6 +290,7 @@ def _make_encoder(
     if weights_path is None or options.start == "copies":
         encoder_config = _student_config(config, options, base)
         encoder_config.state_width = state_width
+        folder = None if weights_path is None else Path(resolve_model_path(weights_path))
         built = build_student(
             encoder_config,
             config.seed,
@@ -275,10 +298,12 @@ def _make_encoder(
             start="split" if options.start == "teacher" else options.start,
             dense=None if weights_path is None else _load(weights_path, MiniMoeForRelations),
             copy_noise=options.copy_noise,
+            # Its last layer has learnt more than these maps where it learnt last states.
+            fits_maps=folder is None or not has_state_map(folder),
             model_class=student_class,
         )
-        if weights_path is not None:
-            load_state_map(built, Path(resolve_model_path(weights_path)))
+        if folder is not None:
+            load_state_map(built, folder)
         return built
     student = _load(weights_path, MiniMoePreTrainedModel)
     student.config.relation_projections = _projects_relations(config, student.config)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.export import elastic_student, export_elastic, export_student
-from ..checkpoints.state_map import save_state_map
+from ..checkpoints.state_map import STATE_MAP, save_state_map
 from ..checkpoints.tensors import replaced_model
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
@@ -63,7 +63,9 @@ def export_all(
         student=describe(config),
         **heldout.of(name),
         student_gmac=student_gmac(config),
-        student_parameters=sum(value.numel() for value in weights.values()),
+        student_parameters=sum(
+            value.numel() for name, value in weights.items() if not name.startswith(STATE_MAP)
+        ),
         export=str(folder),
     )
     if not config.sub_models:

@@ -6,7 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from minimoe_dist.checkpoints.state_map import has_state_map, save_state_map
+from minimoe_dist.cli import main
 from tests.commands import support
 from tests.commands.support import Workshop
 from tests.commands.test_relation_cache import cached
@@ -152,3 +155,58 @@ def test_copies_go_on_where_their_plain_student_ended(
     for name in ("plain", "copies"):
         config = json.loads((tmp_path / "run" / "export" / name / "config.json").read_text())
         assert config["hidden_dropout_prob"] == 0.1
+
+
+def test_a_models_experts_and_parameters_are_told_as_they_are(learnt: Path, tmp_path: Path) -> None:
+    export, output = str(learnt / "export" / "student"), tmp_path / "evaluation.json"
+    assert main(["evaluate", export, "--output", str(output), "--use_cpu", "true"]) == 0
+    found = json.loads(output.read_text())
+    assert [one["block"] for one in found["experts"]] == [
+        "layer 1 feed-forward", "layer 2 feed-forward",
+    ]  # fmt: skip
+    assert all(sum(one["tokens"]) > 0 for one in found["experts"])
+    told = json.loads((learnt / "summary.json").read_text())["students"]["student"]
+    kept = sum(value.numel() for value in support.weights(learnt).values())
+    assert told["student_parameters"] == kept
+
+
+def test_another_dropout_is_no_reason_to_fit_a_start_again(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = workshop.recipe(tmp_path / "run", **{**LEARNT, "training": {"max_steps": 1}})
+    fitted = "its start is fitted to the teacher's states"
+    assert support.finish(recipe).count(fitted) == 2
+    assert fitted not in support.finish(recipe, "--resume=never", "--dropout=0.0")
+    (tmp_path / "run" / "first_weights" / "plain.state_map.safetensors").unlink()
+    assert support.finish(recipe, "--resume=never").count(fitted) == 1
+
+
+def test_a_plain_teacher_that_learnt_relations_alone_is_warned_of(
+    learnt: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    few = {**LEARNT, "students": STUDENTS[:1], "training": {"max_steps": 1}}
+    few["parallel"] = {"expert_parallel_size": 1}
+    for teacher, state_weight, warns in (("taught", "0.5", False), ("bare", "0", True)):
+        first = workshop.recipe(tmp_path / teacher, **few)
+        support.finish(first, f"--state_weight={state_weight}", world_size=1)
+        path = str(tmp_path / teacher / "export" / "plain")
+        students = [{**STUDENTS[0], "layer": 1, "start": "split"}]
+        second = workshop.recipe(
+            tmp_path / f"of_{teacher}", **{**few, "students": students},
+            teacher={"model_name_or_path": path},
+        )  # fmt: skip
+        said = support.finish(second, world_size=1)
+        assert ("learnt relations alone" in said) is warns
+
+
+def test_a_map_is_beside_its_folder_however_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state_map({"state_map.weight": torch.ones(3, 2)}, tmp_path / "student")
+    assert has_state_map(tmp_path / "student")
+    (tmp_path / "student").mkdir()
+    monkeypatch.chdir(tmp_path / "student")
+    assert has_state_map(Path("."))
+    assert not has_state_map(Path("/"))
+    save_state_map({}, tmp_path / "student")
+    assert not has_state_map(Path("."))

@@ -173,6 +173,20 @@ def test_copies_that_read_the_last_layers_own_maps_begin_as_the_plain_student() 
     assert (ours - theirs).norm() < 0.1 * theirs.norm()
 
 
+@pytest.mark.parametrize("family", ["bert", "megatron-bert"])
+def test_maps_are_not_put_behind_a_last_layer_that_learnt_all_of_its_weights(family) -> None:
+    dense, batch = trained(family, last_layer=True), inputs()
+    config = config_of((2, 4), family=family)
+    options = {"start": "copies", "dense": dense, "copy_noise": 0.0, "fits_maps": False}
+    student = build_student(config, 0, **options).eval()
+    fresh = build_student(config, 0)
+    assert torch.equal(student.relation.query.weight, fresh.relation.query.weight)
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        ours, theirs = (one.bert(**batch).last_hidden_state[mask] for one in (student, dense))
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
+
+
 def test_norms_of_a_last_layer_that_was_trained_stay_as_they_are() -> None:
     dense = trained(last_layer=True)
     student = build_student(config_of((1, 4)), 0, start="copies", dense=dense)

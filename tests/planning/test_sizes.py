@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel
 from minimoe_dist.config import ConfigError
 from minimoe_dist.models.teacher import teacher_of
 from minimoe_dist.planning.memory import teacher_parameters
-from minimoe_dist.planning.sizes import student_sizes, teacher_sizes
+from minimoe_dist.planning.sizes import student_json, student_sizes, teacher_sizes
 from minimoe_dist.recipes.model_types import Lesson, make_student
 from minimoe_dist.recipes.results import relation_paths
 from tests.planning.recipes import run_config, write_teacher
@@ -67,6 +67,7 @@ def test_last_states_make_all_layers_run_and_map_what_they_give(tmp_path, moe, m
     assert (student.whole_layers, student.relation_maps) == (3, maps)
     model = make_student(config, 0, Lesson(None, AutoConfig.from_pretrained(folder), None))
     assert sum(student.parameters()) == pytest.approx(model.num_parameters(), rel=0.002)
+    assert student_json(config, config.students[0], {})["relation_projections"] is maps
     [planned], [counted] = student.paths(), relation_paths(model.config)
     assert planned.macs_per_token(64) == counted.macs_per_token(64)
 
