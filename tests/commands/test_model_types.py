@@ -334,7 +334,7 @@ def once_for_all(**changes: Any) -> dict[str, Any]:
         ("ofabert_minilm", once_for_all(ofa_hidden="30"), "no whole number of heads"),
         ("bert_tinybert", {"objective": {"state_weight": 1}}, "1 has no place in a bert_tinybert"),
         ("ofabert_minilm", {"objective": {"state_weight": 1}}, "no place in a ofabert_minilm run"),
-        ("bert_mlm", {"objective": {"state_weight": 2}}, "2 has no place in a bert_mlm run; use 0"),
+        ("bert_mlm", {"objective": {"state_weight": 2}}, "2 is learnt beside relations; give a"),
         ("bert_tinybert", {"student": SIZE}, "TinyBERT compares attention head by head"),
         ("bert_mlm", {"data": {"data_type": "bert_nil"}}, "'bert_nil' masks nothing to predict"),
         ("moebert_minilm", {"student": {"moe": "1,4", "start": "copies"}}, "a plain student"),
