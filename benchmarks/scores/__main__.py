@@ -42,7 +42,15 @@ from .jobs import Job, run_all
 from .sizes import LARGE, SIZES, SMALL, Run, Size, runs_again, runs_best, runs_of, runs_states
 
 PARTS = (
-    *("texts", "distil", "tune", "again", "long", "best", "states", "labelled", "best_again"),
+    "texts",
+    "distil",
+    "tune",
+    "again",
+    "long",
+    "best",
+    "states",
+    "labelled",
+    "best_again",
     "page",
 )
 _BY_DEFAULT = ("texts", "distil", "tune", "again", "page")
@@ -225,17 +233,24 @@ def tune(folder: Path, size: Size, tasks: Sequence[str], is_long: bool = False) 
 
 def tune_best(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
     """The best recipe's students beside random starts as long: labels; the teacher's texts too."""
-    best = folder / BEST
     models = {"teacher": SMALL, **exports_of(folder, best_models(size))}
-    labels = [
+    failed = _tune_on_labels(folder, size, tasks, models)
+    taught = _taught_best(folder, folder, size, tasks)
+    return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
+
+
+def _tune_on_labels(
+    folder: Path, size: Size, tasks: Sequence[str], models: Mapping[str, str]
+) -> list[str]:
+    """Models by name on the few labels of the part ``best``; the teacher first."""
+    best = folder / BEST
+    jobs = [
         _tuning(best, size, task, name, model, tasks=best / "tasks", epochs=size.best_epochs)
         for task in tasks
         for name, model in models.items()
     ]
-    labels.sort(key=lambda job: -job.cost)
-    failed = run_all(labels, size.lanes, size.ranks, folder / "log.txt")
-    taught = _taught_best(folder, folder, size, tasks)
-    return failed + run_all(taught, size.lanes, size.ranks, folder / "log.txt")
+    jobs.sort(key=lambda job: -job.cost)
+    return run_all(jobs, size.lanes, size.ranks, folder / "log.txt")
 
 
 def write_best_tasks(
@@ -317,16 +332,10 @@ def tune_states(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
 
     Beside the best recipe's students, if these are there.
     """
-    best = folder / BEST
-    if not (best / "tasks").is_dir():
-        return [f"states: {best} has no tasks; run the part best first"]
+    if not (folder / BEST / "tasks").is_dir():
+        return [f"states: {folder / BEST} has no tasks; run the part best first"]
     models = exports_of(folder, [*runs_best(size), *runs_states(size)])
-    jobs = [
-        _tuning(best, size, task, name, model, tasks=best / "tasks", epochs=size.best_epochs)
-        for task in tasks
-        for name, model in models.items()
-    ]
-    return run_all(jobs, size.lanes, size.ranks, folder / "log.txt")
+    return _tune_on_labels(folder, size, tasks, models)
 
 
 def best_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:

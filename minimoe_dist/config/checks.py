@@ -58,13 +58,14 @@ def _objective_problems(config: RunOptions) -> list[Problem]:
 
 def _state_problems(config: RunOptions) -> list[Problem]:
     """Finds what keeps last states from being learnt beside relations."""
-    if config.learns_relations and config.kind.students is Students.ENCODER:
+    kind = config.kind
+    if kind.learns is not Learns.RELATIONS or kind.students is not Students.ENCODER:
+        remedy = f"has no place in a {config.model_type} run; use 0"
+    elif not config.learns_relations:
+        remedy = "is learnt beside relations; give a relation_weight, or use 0"
+    else:
         return []
-    weight = config.objective.state_weight
-    message = f"{weight:g} has no place in a {config.model_type} run; use 0"
-    if config.kind.learns is Learns.RELATIONS and config.kind.students is Students.ENCODER:
-        message = f"{weight:g} is learnt beside relations; give a relation_weight, or use 0"
-    return [(("objective", "state_weight"), message)]
+    return [(("objective", "state_weight"), f"{config.objective.state_weight:g} {remedy}")]
 
 
 def _teacher_problems(config: RunOptions) -> list[Problem]:
@@ -143,6 +144,10 @@ def _student_problems(config: RunOptions) -> list[Problem]:
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
             problems.append((("students",), f"{count} are named {name!r}; give each its own name"))
+    factor = config.training.expert_rate_factor
+    if factor != 1.0 and all(student.moe == "1,1" for student in config.students):
+        message = f"{factor:g}, but no student has experts; use 1, or moe such as 1,4"
+        problems.append((("training", "expert_rate_factor"), message))
     return problems
 
 
@@ -241,10 +246,6 @@ def _teacher_start_problems(
 def _parallel_problems(config: RunOptions) -> list[Problem]:
     parallel = config.parallel
     problems: list[Problem] = []
-    factor = config.training.expert_rate_factor
-    if factor != 1.0 and all(student.moe == "1,1" for student in config.students):
-        message = f"{factor:g}, but no student has experts; use 1, or moe such as 1,4"
-        problems.append((("training", "expert_rate_factor"), message))
     size, path = parallel.expert_parallel_size, ("parallel", "expert_parallel_size")
     if parallel.zero_stage == 0 and parallel.precision not in ("auto", "fp32"):
         message = f"0 does not train in {parallel.precision}; use zero_stage 1, or precision fp32"

@@ -307,7 +307,7 @@ class TrainingConfig(Section):
         1.0,
         gt=0,
         description="rate of experts' maps, as a factor of learning_rate: of E experts each sees "
-        "about 1/E of the tokens, for which 1/√E is the usual rule",
+        "about 1/E of the tokens, for which the square-root rule of batch sizes gives 1/√E",
     )
     weight_decay: float = Field(0.01, ge=0, description="not on biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")

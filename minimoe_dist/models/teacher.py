@@ -15,7 +15,6 @@ Shapes: B samples, S positions, H the teacher's width.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -37,6 +36,7 @@ from .pretrained import (
     open_weights,
     read_encoder_config,
 )
+from .teacher_places import Tap, listening
 from .weights import SlicedWeights
 
 FLOAT8 = "float8"
@@ -93,30 +93,21 @@ class HeardEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.reads_segments = reads_segments
-        self._call = call
-        self._heard: list[list[Tensor]] = [[] for _ in maps]
-        for heard, module in zip(self._heard, maps, strict=True):
-            module.register_forward_hook(partial(_keep_output, heard))
+        self._taps = [Tap(module, False, call) for module in maps]
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Returns queries, keys, values and the last states, each [B, S, H]."""
-        for heard in self._heard:
-            heard.clear()
         segments = {"token_type_ids": token_type_ids} if self.reads_segments else {}
-        states = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask.long(), **segments
-        ).last_hidden_state
-        outputs = [heard[self._call] for heard in self._heard]
-        for heard in self._heard:
-            heard.clear()
+        heard: dict[Tap, Tensor] = {}
+        with listening(self._taps, heard):
+            states = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask.long(), **segments
+            ).last_hidden_state
+        outputs = [heard[tap] for tap in self._taps]
         signals = outputs if len(outputs) == 3 else outputs[0].chunk(3, dim=-1)
         return (*signals, states)
-
-
-def _keep_output(kept: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
-    kept.append(output)
 
 
 class StudentSignals(nn.Module):

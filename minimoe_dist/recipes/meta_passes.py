@@ -106,8 +106,9 @@ class MetaPasses:
         model_class = student_class(self._config)
         values = self._students[index]
         config = self._config
-        projects = values["relation_projections"] and config.learns_relations
-        if config.kind.students is Students.ENCODER:
+        if config.kind.students is not Students.ENCODER:
+            projects = values["relation_projections"] and config.learns_relations
+        else:
             experts = (values.get(f"{block}_experts", 1) for block in ("attention", "feedforward"))
             projects = config.projects_relations(*experts)
         values |= {"relation_projections": projects}

@@ -162,9 +162,8 @@ def make_fresh_student(
         options: the student's.
         teacher: the configuration of the uncut teacher.
     """
-    fresh = _student_config(config, options, base_of_students(teacher))
-    fresh.state_width = _state_width(config, teacher)
-    return build_student(fresh, config.seed)
+    base = base_of_students(teacher)
+    return build_student(_student_config(config, options, teacher, base), config.seed)
 
 
 def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeacher:
@@ -254,7 +253,9 @@ def _relation_heads(config: RunConfig) -> int:
     return config.objective.num_relation_heads if config.learns_relations else 1
 
 
-def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> MiniMoeConfig:
+def _student_config(
+    config: RunConfig, options: StudentConfig, teacher: PreTrainedConfig, base: Any
+) -> MiniMoeConfig:
     encoder_config = student_config(
         base,
         layers=options.layer,
@@ -265,16 +266,16 @@ def _student_config(config: RunConfig, options: StudentConfig, base: Any) -> Min
         router_noise=options.router_noise,
         compat_seed=config.compat == "seed",
     )
-    encoder_config.relation_projections = _projects_relations(config, encoder_config)
+    _set_signals(config, encoder_config, teacher)
     return encoder_config
 
 
-def _state_width(config: RunConfig, teacher: PreTrainedConfig) -> int | None:
-    return size_of(teacher, "hidden_size") if config.learns_last_states else None
-
-
-def _projects_relations(config: RunConfig, student: MiniMoeConfig) -> bool:
-    return config.projects_relations(student.attention_experts, student.feedforward_experts)
+def _set_signals(config: RunConfig, student: MiniMoeConfig, teacher: PreTrainedConfig) -> None:
+    """Says in a student's configuration what it gives for a run's objective, and by which maps."""
+    experts = (student.attention_experts, student.feedforward_experts)
+    student.relation_projections = config.projects_relations(*experts)
+    learns_states = config.learns_last_states
+    student.state_width = size_of(teacher, "hidden_size") if learns_states else None
 
 
 def _make_encoder(
@@ -286,13 +287,10 @@ def _make_encoder(
 ) -> PreTrainedModel:
     # Every student starts as it would alone, so the seed does not count them.
     weights_path = options.initial_weights
-    state_width = _state_width(config, teacher)
+    folder = None if weights_path is None else Path(resolve_model_path(weights_path))
     if weights_path is None or options.start == "copies":
-        encoder_config = _student_config(config, options, base)
-        encoder_config.state_width = state_width
-        folder = None if weights_path is None else Path(resolve_model_path(weights_path))
         built = build_student(
-            encoder_config,
+            _student_config(config, options, teacher, base),
             config.seed,
             # What teachers give is read from a folder; where none is made, sizes are what counts.
             start="split" if options.start == "teacher" else options.start,
@@ -302,14 +300,12 @@ def _make_encoder(
             fits_maps=folder is None or not has_state_map(folder),
             model_class=student_class,
         )
-        if folder is not None:
-            load_state_map(built, folder)
-        return built
-    student = _load(weights_path, MiniMoePreTrainedModel)
-    student.config.relation_projections = _projects_relations(config, student.config)
-    student.config.state_width = state_width
-    built = build_student_from(student, student.config, student_class, config.seed)
-    load_state_map(built, Path(resolve_model_path(weights_path)))
+    else:
+        student = _load(weights_path, MiniMoePreTrainedModel)
+        _set_signals(config, student.config, teacher)
+        built = build_student_from(student, student.config, student_class, config.seed)
+    if folder is not None:
+        load_state_map(built, folder)
     return built
 
 
@@ -381,7 +377,7 @@ def _make_tinybert(
         student = _load(options.initial_weights, MiniMoePreTrainedModel)
         student.config.teacher_hidden_size = teacher.hidden_size
         return build_student_from(student, student.config, student_class, config.seed)
-    encoder_config = _student_config(config, options, base)
+    encoder_config = _student_config(config, options, teacher, base)
     encoder_config.teacher_hidden_size = teacher.hidden_size
     return build_student(encoder_config, config.seed, model_class=student_class)
 

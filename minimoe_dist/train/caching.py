@@ -253,10 +253,8 @@ class CacheFiller:
     ) -> float:
         """Returns the mean KL a row of the relations of what is kept, against the teacher's."""
         mask = attention_mask.to(self.device)
-        exact, heads = (
-            SignalRows.encode(list(signals.values()), "float32"),
-            self.objective.num_relation_heads,
-        )
+        exact = SignalRows.encode(list(signals.values()), "float32")
+        heads = self.objective.num_relation_heads
         (query, key, value, *_), (queries, keys, values, *_) = (
             each.padded(mask).decode() for each in (rows, exact)
         )

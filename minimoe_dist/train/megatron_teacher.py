@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..megatron_files.naming import LAYER, QKV, QKV_NAMES, WORDS, hugging_face_name, kind_of
 from ..models.pretrained import encoder_dtype
 from ..models.teacher import RelationTeacher, UnfilledTeacher, unfilled_teacher
+from ..models.teacher_places import Tap, listening
 from ..runtime import logger
 from .agreement import decided_by_rank_0
 from .teacher_sharding import GroupSignals, held_bytes
@@ -228,16 +229,11 @@ class _MegatronSignals(nn.Module):
         attention = relation_layer.self_attention
         self.model, self.with_states = model, with_states
         self._heads: int = attention.num_attention_heads_per_partition
-        self._heard: list[Tensor] = []
-        if with_states:
-            attention.linear_qkv.register_forward_hook(self._hear)
-            return
-        model.encoder.layers = nn.ModuleList(before)
-        model.encoder.final_layernorm = relation_layer.input_layernorm
-        self.query_key_value = attention.linear_qkv
-
-    def _hear(self, module: nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> None:
-        self._heard.append(output[0])
+        self._tap = Tap(attention.linear_qkv, False)
+        if not with_states:
+            model.encoder.layers = nn.ModuleList(before)
+            model.encoder.final_layernorm = relation_layer.input_layernorm
+            self.query_key_value = attention.linear_qkv
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
@@ -248,9 +244,10 @@ class _MegatronSignals(nn.Module):
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        self._heard.clear()
-        hidden = self.model(input_ids.long(), attention_mask.long(), token_type_ids.long())
-        fused = self._heard.pop() if self.with_states else self.query_key_value(hidden)[0]
+        heard: dict[Tap, Tensor] = {}
+        with listening([self._tap] if self.with_states else [], heard):
+            hidden = self.model(input_ids.long(), attention_mask.long(), token_type_ids.long())
+        fused = heard[self._tap] if self.with_states else self.query_key_value(hidden)[0]
         # [B, S, 3 H / n], by heads
         by_heads = fused.transpose(0, 1).unflatten(-1, (self._heads, 3, -1))
         signals = tuple(signal.flatten(2) for signal in by_heads.unbind(-2))

@@ -202,11 +202,11 @@ class RelationObjective:
         if not self.state_weight:
             return [total]
         assert output.last_states is not None, "the student has no map of its states"
-        if isinstance(batch, PackedBatch):
-            rows = torch.arange(batch.rows, device=batch.starts.device)
-            is_token = rows < batch.starts[-1] + batch.lengths[-1]
-        else:
-            is_token = batch.attention_mask
+        is_token = (
+            batch.attention_mask
+            if isinstance(batch, MicroBatch)
+            else inputs_of(batch)["layout"].real
+        )
         return [total, last_states_loss_sum(output.last_states, states[0], is_token)]
 
     def _relations(

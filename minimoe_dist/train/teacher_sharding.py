@@ -284,11 +284,10 @@ class GroupSignals(nn.Module):
 
     def _columns(self, signals: Sequence[Tensor]) -> list[Tensor]:
         """Returns this rank's columns of all: of states, which each rank of the group has whole."""
-        parts = [one.to_local() if isinstance(one, DTensor) else one for one in signals]
-        width = parts[0].shape[-1]
+        width = signals[0].shape[-1]
         return [
             one if one.shape[-1] == width else one.narrow(-1, self._rank * width, width)
-            for one in parts
+            for one in signals
         ]
 
     def _gather(self, batch: Tensor) -> list[Tensor]:
