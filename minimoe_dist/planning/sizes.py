@@ -287,12 +287,7 @@ def _with_objective(
         learns = bool(config.objective.relation_weight)
         sizes = replace(sizes, whole_layers=layers, masked_lm=True, gives_signals=learns)
     if config.learns_last_states:
-        return replace(
-            sizes,
-            whole_layers=layers,
-            mapped_to=teacher_hidden,
-            mapped_states=1,
-        )
+        return replace(sizes, whole_layers=layers, mapped_to=teacher_hidden, mapped_states=1)
     if config.objective.mlm_weight:
         return sizes
     if not sizes.relation_maps:
