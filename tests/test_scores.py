@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scores import __main__ as command
-from benchmarks.scores import gathering, page, texts
+from benchmarks.scores import corpora, distilling, gathering, page, texts, tuning
 from benchmarks.scores.jobs import Job, run_all
 from benchmarks.scores.sizes import (
     SIZES,
@@ -18,6 +17,7 @@ from benchmarks.scores.sizes import (
     gmac_of,
     runs_again,
     runs_best,
+    runs_narrow,
     runs_of,
     runs_states,
 )
@@ -184,7 +184,7 @@ def _labels_are_those_of_the_texts(
 def test_the_best_recipe_starts_from_the_teacher_and_is_as_long(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
     best = runs_best(size)
-    recipes = [load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in best]
+    recipes = [load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5))) for run in best]
     assert {student.start for each in recipes for student in each.students} == {"teacher"}
     corpora = {one.path for each in recipes for one in each.data.record_path_or_regex}
     assert corpora == {str(tmp_path / "corpus" / "small")}
@@ -201,7 +201,8 @@ def test_the_best_recipe_starts_from_the_teacher_and_is_as_long(name: str, tmp_p
 def test_experts_with_last_states_go_on_from_the_plain_student(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
     recipes = [
-        load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in runs_states(size)
+        load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
+        for run in runs_states(size)
     ]
     assert all(config.learns_last_states for config in recipes)
     first, more, experts = recipes
@@ -224,9 +225,58 @@ def test_what_goes_on_waits_for_what_it_goes_on_from(
         waves.append(sorted(job.done.parent.name for job in jobs))
         return []
 
-    monkeypatch.setattr(command, "run_all", note)
-    command.distil(tmp_path, SIZES[name], 5, runs_states(SIZES[name]))
+    monkeypatch.setattr(distilling, "run_all", note)
+    distilling.distil(tmp_path, SIZES[name], 5, runs_states(SIZES[name]))
     assert waves == [["states"], ["states_experts", "states_more"]]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_narrow_students_go_on_on_equal_pairs_as_they_are_and_as_experts(
+    name: str, tmp_path: Path
+) -> None:
+    size = SIZES[name]
+    runs = runs_narrow(size)
+    assert len(runs) == 3 * len(size.narrow)
+    for first, more, experts in zip(*[iter(runs)] * 3, strict=True):
+        recipes = [
+            load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5, tmp_path / "more")))
+            for run in (first, more, experts)
+        ]
+        start, plain, copies = recipes
+        assert {one.students[0].dropout for one in recipes} == {0.0}
+        assert all(one.learns_last_states for one in recipes)
+        assert {one.data.record_path_or_regex[0].path for one in recipes} == {
+            str(tmp_path / "more" / "corpus" / "small")
+        }
+        # A cache is of one seed's pairs; without one each stage reads others.
+        assert (plain.seed == start.seed) is bool(size.long_steps)
+        assert plain.seed == copies.seed
+        assert plain.training.max_steps == copies.training.max_steps
+        export = start.export_folder(start.students[0].name)
+        assert {one.students[0].initial_weights for one in (plain, copies)} == {export}
+        assert (plain.students[0].moe, copies.students[0].moe) == ("1,1", "1,4")
+
+
+def test_narrow_students_read_more_text_where_that_is_not_in_the_study_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Path, list[str]]] = []
+
+    def note(folder: Path, documents: Any, tokenizers: Any) -> None:
+        made.append((folder, [*documents]))
+        for part in ("", "_heldout"):
+            (folder / "corpus").mkdir(parents=True, exist_ok=True)
+            (folder / "corpus" / f"small{part}.idx").touch()
+
+    monkeypatch.setattr(corpora, "_build", note)
+    monkeypatch.setattr(corpora, "_tokenizer", lambda teacher: teacher)
+    monkeypatch.setattr(corpora.texts, "split", lambda pages: (["page"], [], []))
+    monkeypatch.setattr(corpora.debian, "documents", lambda folder: iter(["book"]))
+    folders = {name: corpora.make_more(tmp_path, size, "pages") for name, size in SIZES.items()}
+    more = tmp_path / "more"
+    assert folders == {"look": tmp_path, "cpu": more, "gpu": tmp_path, "gpus": tmp_path}
+    assert corpora.make_more(tmp_path, SIZES["cpu"], "pages") == more
+    assert made == [(more, ["page", "book"])]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -236,7 +286,7 @@ def test_every_distillation_is_a_recipe_that_can_be_read(name: str, tmp_path: Pa
     assert {run.teacher for run in runs} >= {"small", "large"}
     assert size.large_steps in {run.steps for run in runs if run.teacher == "small"}
     for place, run in enumerate(runs):
-        config = load_run_config(str(command.recipe_of(run, size, tmp_path, 5)))
+        config = load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
         assert config.training.max_steps == run.steps > 0 and config.seed == 5
         assert {student.name for student in config.students} == set(run.students)
         kind = "large" if run.teacher.startswith("large") else "small"
@@ -253,11 +303,11 @@ def test_every_distillation_is_a_recipe_that_can_be_read(name: str, tmp_path: Pa
 def test_long_distillations_share_a_cache_and_are_a_part_of_their_own(tmp_path: Path) -> None:
     size = SIZES["cpu"]
     runs = [run for run in runs_of(size) if run.is_cached]
-    recipes = [load_run_config(str(command.recipe_of(run, size, tmp_path, 5))) for run in runs]
+    recipes = [load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5))) for run in runs]
     assert {recipe.training.max_steps for recipe in recipes} == {5 * size.steps}
     assert len({recipe.teacher.cache_dir for recipe in recipes}) == 1
     assert {recipe.teacher.cache for recipe in recipes} == {"int8"}
-    short, long = (set(command.models_of(tmp_path, size, is_long)) for is_long in (False, True))
+    short, long = (set(tuning.models_of(tmp_path, size, is_long)) for is_long in (False, True))
     assert not short & long and "teacher" in short and "teacher_large" in long
     assert {name.partition("/")[0] for name in long} == {run.name for run in runs} | {
         "teacher_large"
@@ -336,6 +386,29 @@ def test_the_best_recipe_has_a_picture_of_its_own(tmp_path: Path) -> None:
         "plain 3L;192H, 9 steps by 6L from its weights on, fine-tuned with the teacher and texts "
         "without labels"
     )
+
+
+def test_narrow_students_have_a_picture_once_both_kinds_have_gone_on(tmp_path: Path) -> None:
+    run, scores = "narrow_96", {"a": [0.8, 0.7], "b": [0.6, 0.6]}
+    names = [f"{run}/plain_96", f"{run}_more/plain_96", f"{run}_experts/minimoe_96"]
+    found: dict[str, Any] = {
+        "setup": {},
+        "tasks": {task: {"metric": "accuracy", "chance": 0.5} for task in scores},
+        "students": [
+            {"model": name, "teacher": "small", "steps": 10, "words": name, "heldout_loss": 0.5,
+             "start": start}
+            for name, start in zip(
+                names, ("teacher", "student, last states", "copies, last states"), strict=True)
+        ],
+        "scores": {"teacher": {"a": [0.9, 0.9], "b": [0.7, 0.72]}, **dict.fromkeys(names, scores)},
+        "curves": {name: [[0, 0.9], [5, 0.7], [10, 0.6]] for name in names[:2]},
+    }  # fmt: skip
+    page.draw_narrow(found, tmp_path / "one.png")
+    assert not (tmp_path / "one.png").exists()
+    found["curves"][names[2]] = [[0, 0.95], [5, 0.65], [10, 0.55]]
+    page.draw_narrow(found, tmp_path / "both.png")
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    assert f"| {names[2]}, 10 steps by 6L as copies of these" in page.table(found)
 
 
 def test_another_seed_of_the_best_recipe_is_a_column_of_its_own(tmp_path: Path) -> None:

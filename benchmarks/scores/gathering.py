@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .sizes import GMAC, Run, Size, runs_again, runs_best, runs_of, runs_states
+from .sizes import GMAC, Run, Size, runs_again, runs_best, runs_narrow, runs_of, runs_states
 from .texts import TASKS
 
 # Scores of which saying always the same gets nothing.
@@ -71,6 +71,12 @@ def gather(
                 "setup": found["setup"] | setup,
                 **_fine_tuned(folder / part, _students(folder, runs), tasks),
             }
+    if narrow := _students(folder, runs_narrow(size), of_states=True):
+        found["narrow"] = {
+            "setup": found["setup"] | {"epochs": size.best_epochs},
+            "curves": {one["model"]: _losses(folder, one["model"]) for one in narrow},
+            **_fine_tuned(folder / BEST, narrow, tasks),
+        }
     if BEST in found and (other / BEST).is_dir():
         students = _students(other, runs_best(size))
         scores = _scores(other / BEST, [one["model"] for one in students], tasks)
@@ -106,7 +112,15 @@ def best_models(size: Size) -> list[Run]:
     return [*random, *runs_best(size)]
 
 
-def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _students(folder: Path, runs: Sequence[Run], of_states: bool = False) -> list[dict[str, Any]]:
+    """Students that are done.
+
+    Args:
+        folder: of their runs.
+        runs: the distillations.
+        of_states: whether held-out losses are wanted where they are of last states too, which
+            those of relations alone cannot be held against.
+    """
     from minimoe_dist.runs.folder import RunFolder
     from minimoe_dist.runs.summaries import Summary
 
@@ -125,11 +139,23 @@ def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
                     "words": summary.student,
                     "gmac": summary.student_gmac,
                     "parameters": summary.student_parameters,
-                    # Of relations; with last states it is another one.
-                    "heldout_loss": None if run.state_weight else summary.heldout_loss_after,
+                    "heldout_loss": (
+                        summary.heldout_loss_after if of_states or not run.state_weight else None
+                    ),
                 }
             )
     return students
+
+
+def _losses(folder: Path, model: str) -> list[list[float]]:
+    """A student's held-out losses while it was distilled: steps and loss."""
+    from minimoe_dist.runs.folder import RunFolder
+    from minimoe_dist.runs.metrics import SavedMetrics
+
+    run, _, student = model.partition("/")
+    evaluated = SavedMetrics.find(RunFolder(folder / run).metrics).evaluated
+    losses = {one.step: one.heldout_loss.get(student) for one in evaluated}
+    return [[step, round(loss, 4)] for step, loss in losses.items() if loss is not None]
 
 
 def _start_of(run: Run, options: Mapping[str, Any]) -> str:

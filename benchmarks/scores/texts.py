@@ -9,11 +9,12 @@ swapped, or a function word dropped or doubled. ``sst2`` and ``ner`` come from f
 import csv
 import random
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .debian import unpacked
 
 PACKAGE, PAGES = "linux-doc-6.1", "usr/share/doc/linux-doc-6.1/Documentation"
 KEPT_BACK = 5  # every fifth page
@@ -63,14 +64,7 @@ class Page:
 
 def fetch(folder: Path) -> Path:
     """The pages of Debian's package, unpacked below a folder."""
-    pages = folder / PAGES
-    if not pages.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (found := sorted(folder.glob(f"{PACKAGE}_*.deb"))):
-            subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=folder, check=True)
-            found = sorted(folder.glob(f"{PACKAGE}_*.deb"))
-        subprocess.run(["dpkg", "-x", str(found[0]), str(folder)], check=True)
-    return pages
+    return unpacked(PACKAGE, folder) / PAGES
 
 
 def split(pages: Path) -> tuple[list[Any], list[Page], list[Page]]:

@@ -8,7 +8,7 @@ from .choosing import (
     choose_source,
     find_inputs,
 )
-from .documentation import documentation_folder, python_documentation
+from .documentation import documentation_folder, is_prose, python_documentation
 from .json_documents import RecordReader
 from .json_records import JsonLinesSource, JsonSource
 from .parquet import ParquetSource
@@ -35,6 +35,7 @@ __all__ = [
     "choose_source",
     "documentation_folder",
     "find_inputs",
+    "is_prose",
     "python_documentation",
     "write_wiki",
 ]

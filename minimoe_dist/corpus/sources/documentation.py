@@ -91,6 +91,10 @@ def _prose(text: str) -> Iterator[str]:
         if paragraph.startswith("    ") or lines[0].startswith(_LITERAL_START):
             continue
         joined = " ".join(_MARKUP.sub("", " ".join(lines)).split())
-        letters = sum(map(str.isalpha, joined))
-        if letters > 0.7 * len(joined) and joined.count(" ") > 6 and "::=" not in joined:
+        if is_prose(joined) and "::=" not in joined:
             yield joined
+
+
+def is_prose(paragraph: str) -> bool:
+    """Whether a paragraph on one line is text: mostly letters, and eight words at least."""
+    return sum(map(str.isalpha, paragraph)) > 0.7 * len(paragraph) and paragraph.count(" ") > 6
