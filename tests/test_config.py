@@ -208,6 +208,7 @@ def test_wrong_value_is_refused_in_one_line(override: str, words: str) -> None:
             "is learnt beside relations; give a relation_weight",
         ),
         (("--expert_rate_factor=0.5", "--moe=1,1"), "0.5, but no student has experts"),
+        (("--router_rate_factor=0", "--moe=1,1"), "0, but no student has experts"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(overrides: tuple[str, ...], words: str) -> None:

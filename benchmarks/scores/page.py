@@ -172,8 +172,10 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
     widths = [run for run in runs if {f"{run}_more", f"{run}_experts"} <= set(runs)]
     if not widths:
         return
-    figure = Figure(figsize=(4 * len(widths) + 5, 4), layout="constrained")
-    *curves, bars = figure.subplots(1, len(widths) + 1)
+    names = [name for name in models(found) if shares(found, name, above_chance=False)]
+    figure = Figure(figsize=(4 * len(widths) + 5 * bool(names), 4), layout="constrained")
+    places = figure.subplots(1, len(widths) + bool(names), squeeze=False)[0]
+    curves = places[: len(widths)]
     for axes, run in zip(curves, widths, strict=True):
         for name, color in ((f"{run}_more", "plain"), (f"{run}_experts", "minimoe")):
             model = next(one for one in found["curves"] if one.startswith(f"{name}/"))
@@ -187,7 +189,13 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("steps behind the plain student that both go on from")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
         axes.legend(fontsize=7)
-    names = [name for name in models(found) if shares(found, name, above_chance=False)]
+    if names:
+        _draw_shares(found, names, places[-1])
+    figure.savefig(path, dpi=130)
+
+
+def _draw_shares(found: Mapping[str, Any], names: Sequence[str], bars: Any) -> None:
+    """Mean shares of the teacher's score, a bar a student."""
     for place, name in enumerate(reversed(names)):
         values = [100 * share for share in shares(found, name, above_chance=False)]
         error = statistics.stdev(values) if len(values) > 1 else 0
@@ -198,7 +206,6 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
     bars.set_yticks(range(len(names)), [textwrap.fill(words_of(found, name), 34)
                                         for name in reversed(names)], fontsize=6)  # fmt: skip
     bars.set_title("share of the teacher's score, mean over tasks, in %", fontsize=9)
-    figure.savefig(path, dpi=130)
 
 
 def _kind_of(model: str) -> str:

@@ -144,10 +144,11 @@ def _student_problems(config: RunOptions) -> list[Problem]:
     for name, count in Counter(student.name for student in config.students).items():
         if count > 1:
             problems.append((("students",), f"{count} are named {name!r}; give each its own name"))
-    factor = config.training.expert_rate_factor
-    if factor != 1.0 and all(student.moe == "1,1" for student in config.students):
-        message = f"{factor:g}, but no student has experts; use 1, or moe such as 1,4"
-        problems.append((("training", "expert_rate_factor"), message))
+    for name in ("expert_rate_factor", "router_rate_factor"):
+        factor = getattr(config.training, name)
+        if factor != 1.0 and all(student.moe == "1,1" for student in config.students):
+            message = f"{factor:g}, but no student has experts; use 1, or moe such as 1,4"
+            problems.append((("training", name), message))
     return problems
 
 

@@ -309,6 +309,12 @@ class TrainingConfig(Section):
         description="rate of experts' maps, as a factor of learning_rate: of E experts each sees "
         "about 1/E of the tokens, for which the square-root rule of batch sizes gives 1/√E",
     )
+    router_rate_factor: float = Field(
+        1.0,
+        ge=0,
+        description="rate of routers, as a factor of learning_rate; 0: tokens stay with the "
+        "experts that routers as they begin choose for them",
+    )
     weight_decay: float = Field(0.01, ge=0, description="not on biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")

@@ -67,6 +67,7 @@ def make_distiller(
         training.max_grad_norm,
         config.parallel.adamw,
         training.expert_rate_factor,
+        training.router_rate_factor,
     )
     settings = deepspeed_settings(config, launch.world_size)
     students = []

@@ -25,6 +25,7 @@ from .expert_parallel import (
     create_expert_parallel_group,
     expert_parameter_names,
     is_expert_parallel,
+    router_parameter_names,
 )
 from .kernels import make_adamw
 from .loss_scale import LossScaleOptions
@@ -47,6 +48,7 @@ class AdamW:
         max_gradient_norm: 0 for no clipping.
         kernel: whose fused one.
         expert_rate_factor: what experts' maps have of the learning rate.
+        router_rate_factor: what routers have of it; 0 keeps them as they are.
     """
 
     learning_rate: float
@@ -56,32 +58,37 @@ class AdamW:
     max_gradient_norm: float = 1.0
     kernel: str = "auto"
     expert_rate_factor: float = 1.0
+    router_rate_factor: float = 1.0
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, expert_rate_factor: float = 1.0
+    model: nn.Module,
+    weight_decay: float,
+    expert_rate_factor: float = 1.0,
+    router_rate_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Splits parameters into groups, in an order that is the same on every rank.
 
     DeepSpeed's own splitter iterates over a set, and drops the decay of groups of one name. Groups
-    of experts with a rate of their own have its factor as ``rate_factor``.
+    of experts and routers with a rate of their own have its factor as ``rate_factor``.
     """
-    stacked = expert_parameter_names(model) if expert_rate_factor != 1.0 else set()
-    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    factors = {"experts": expert_rate_factor, "routers": router_rate_factor}
+    names = {"experts": expert_parameter_names(model), "routers": router_parameter_names(model)}
+    kinds = {name: kind for kind, own in names.items() if factors[kind] != 1.0 for name in own}
+    groups: dict[tuple[str, str, bool], list[nn.Parameter]] = {}
     for name, parameter in sorted(model.named_parameters()):
         expert_group = parameter.group_name if is_expert_parallel(parameter) else ""  # type: ignore[attr-defined]
-        key = (expert_group, name in stacked, not name.endswith(_WITHOUT_DECAY))
+        key = (expert_group, kinds.get(name, "dense"), not name.endswith(_WITHOUT_DECAY))
         groups.setdefault(key, []).append(parameter)
     result = []
-    for (expert_group, scaled, decayed), parameters in sorted(groups.items(), key=lambda g: g[0]):
-        kind = "experts" if scaled else "dense"
+    for (expert_group, kind, decayed), parameters in sorted(groups.items(), key=lambda g: g[0]):
         group: dict[str, Any] = {
             "params": parameters,
             "weight_decay": weight_decay if decayed else 0.0,
             "name": expert_group or f"{kind}_decay_{decayed}",
         }
-        if scaled:
-            group["rate_factor"] = expert_rate_factor
+        if kind in factors:
+            group["rate_factor"] = factors[kind]
         if expert_group:
             group["moe"] = True
         result.append(group)
@@ -282,7 +289,12 @@ def _make_engine(model: PreTrainedModel, settings: Mapping[str, Any], optimizer:
             model=model,
             optimizer=make_adamw(
                 optimizer.kernel,
-                parameter_groups(model, optimizer.weight_decay, optimizer.expert_rate_factor),
+                parameter_groups(
+                    model,
+                    optimizer.weight_decay,
+                    optimizer.expert_rate_factor,
+                    optimizer.router_rate_factor,
+                ),
                 learning_rate=optimizer.learning_rate,
                 betas=optimizer.betas,
                 epsilon=optimizer.epsilon,

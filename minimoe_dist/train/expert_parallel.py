@@ -19,7 +19,7 @@ from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from ..models.encoder import Layer
-from ..models.experts import ExpertLinear, Plan, grouped_linear, permute_rows
+from ..models.experts import ExpertLinear, Plan, Router, grouped_linear, permute_rows
 from ..models.packed_experts import Groups
 from ..models.packed_experts import grouped_linear as packed_grouped_linear
 
@@ -104,6 +104,16 @@ def expert_parameter_names(model: nn.Module) -> set[str]:
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
         if isinstance(module, ExpertLinear)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def router_parameter_names(model: nn.Module) -> set[str]:
+    """Returns the names of all routers' parameters."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, Router)
         for name, _ in module.named_parameters(recurse=False)
     }
 

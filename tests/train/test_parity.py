@@ -14,8 +14,11 @@ from tests.train.runs import Layout
 STEPS = 20
 
 
-def _train(config: MiniMoeConfig, layout: Layout, steps: int, expert_rate_factor: float = 1.0):
-    optimizer = replace(runs.OPTIMIZER, expert_rate_factor=expert_rate_factor)
+def _train(
+    config: MiniMoeConfig, layout: Layout, steps: int, factors: tuple[float, float] = (1.0, 1.0)
+):
+    experts, routers = factors
+    optimizer = replace(runs.OPTIMIZER, expert_rate_factor=experts, router_rate_factor=routers)
     distiller = runs.make_distiller([config], layout, optimizer=optimizer)
     rows = runs.run_steps(distiller, layout, 0, steps)
     return rows, distiller.students[0].whole_weights()
@@ -36,7 +39,7 @@ def _relation_sum(student, teacher, mask):
     return total
 
 
-def _plain_loop(config: MiniMoeConfig, steps: int, expert_rate_factor: float = 1.0):
+def _plain_loop(config: MiniMoeConfig, steps: int, factors: tuple[float, float] = (1.0, 1.0)):
     """The same training written without the project's trainer: one process, torch's AdamW."""
     layout, optimizer_options = Layout(), runs.OPTIMIZER
     model, teacher = build_student(config, runs.SEED), runs.RandomTeacher()
@@ -44,7 +47,8 @@ def _plain_loop(config: MiniMoeConfig, steps: int, expert_rate_factor: float = 1
     for name, parameter in model.named_parameters():
         decays = not name.endswith(("bias", "LayerNorm.weight"))
         is_experts = parameter.dim() > (2 if decays else 1)
-        group = {"params": [parameter], "factor": expert_rate_factor if is_experts else 1.0}
+        factor = factors[0] if is_experts else factors[1] if "gate" in name else 1.0
+        group = {"params": [parameter], "factor": factor}
         groups.append(group if decays else {**group, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(
         groups, lr=1.0, eps=optimizer_options.epsilon, weight_decay=optimizer_options.weight_decay
@@ -120,10 +124,14 @@ def test_twenty_steps_equal_a_plain_loop(moe, ranks, stage, expert_parallel) -> 
 @pytest.mark.parametrize(
     ("ranks", "stage", "expert_parallel"), [(1, 0, 1), (2, 0, 2), (2, 1, 2), (2, 1, 1), (2, 3, 1)]
 )
-def test_experts_may_have_a_rate_of_their_own(ranks, stage, expert_parallel) -> None:
-    config = runs.student_options((2, 4))
+def test_experts_and_routers_may_have_a_rate_of_their_own(ranks, stage, expert_parallel) -> None:
+    config, factors = runs.student_options((2, 4)), (0.25, 0.0)
     layout = Layout(zero_stage=stage, expert_parallel_size=expert_parallel)
-    rows, weights = run_distributed(_train, ranks, config, layout, STEPS, 0.25)[0]
-    expected_rows, expected_weights = _plain_loop(config, STEPS, 0.25)
+    rows, weights = run_distributed(_train, ranks, config, layout, STEPS, factors)[0]
+    expected_rows, expected_weights = _plain_loop(config, STEPS, factors)
     _assert_equal(rows, weights, expected_rows, expected_weights)
     assert rows != _plain_loop(config, STEPS)[0]
+    fresh = build_student(config, runs.SEED).state_dict()
+    routers = [name for name in fresh if "gate" in name]
+    kept = [torch.equal(weights[name], fresh[name]) for name in routers]
+    assert routers and all(kept)
