@@ -168,8 +168,8 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    runs = sorted({model.partition("/")[0] for model in found["curves"]})
-    widths = [run for run in runs if {f"{run}_more", f"{run}_experts"} <= set(runs)]
+    runs = {model.partition("/")[0]: None for model in found["curves"]}  # the widest first
+    widths = [run for run in runs if {f"{run}_more", f"{run}_experts"} <= runs.keys()]
     if not widths:
         return
     names = [name for name in models(found) if shares(found, name, above_chance=False)]
@@ -181,9 +181,8 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
             model = next(one for one in found["curves"] if one.startswith(f"{name}/"))
             # The first lines are of the warm-up, which throws both back.
             steps, losses = zip(*found["curves"][model][1:], strict=True)
-            axes.plot(steps, losses, "o-", color=COLORS[color], markersize=3, label=color)
-            axes.annotate(f"{losses[-1]:.4f}", (steps[-1], losses[-1]), fontsize=7, ha="right",
-                          xytext=(0, 6), textcoords="offset points")  # fmt: skip
+            words = f"{color}, {losses[-1]:.4f} at the end"
+            axes.plot(steps, losses, "o-", color=COLORS[color], markersize=3, label=words)
         width = run.partition("_")[2]
         axes.set_title(f"3L;{width}H: held-out loss", fontsize=9)
         axes.set_xlabel("steps behind the plain student that both go on from")
