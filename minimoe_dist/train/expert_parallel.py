@@ -100,20 +100,19 @@ def is_expert_parallel(parameter: nn.Parameter) -> bool:
 
 def expert_parameter_names(model: nn.Module) -> set[str]:
     """Returns the names of all stacked parameters, spread over ranks or not."""
-    return {
-        f"{prefix}.{name}"
-        for prefix, module in model.named_modules()
-        if isinstance(module, ExpertLinear)
-        for name, _ in module.named_parameters(recurse=False)
-    }
+    return _parameter_names(model, ExpertLinear)
 
 
 def router_parameter_names(model: nn.Module) -> set[str]:
     """Returns the names of all routers' parameters."""
+    return _parameter_names(model, Router)
+
+
+def _parameter_names(model: nn.Module, kind: type[nn.Module]) -> set[str]:
     return {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
-        if isinstance(module, Router)
+        if isinstance(module, kind)
         for name, _ in module.named_parameters(recurse=False)
     }
 
