@@ -255,7 +255,8 @@ def runs_narrow(size: Size) -> list[Run]:
         name, start, heads = f"plain_{width}", f"narrow_{width}", 16 if width % 12 else 12
         kind = {**plain(3, width), "dropout": 0.0}
         shared = {
-            "is_cached": bool(size.long_steps),
+            # A cache is of all of the text: more than a look is worth.
+            "is_cached": size.packages == "narrow",
             "state_weight": 1.0,
             "relation_heads": heads,
         }
