@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.scores import debian
 from benchmarks.scores.debian import paragraphs_of
+from minimoe_dist.errors import UserError
 
 PROSE = "The {0} of a book is read by whoever has time enough for all of its chapters."
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian's dpkg-deb")
@@ -84,6 +85,14 @@ def test_prose_of_packages_is_english_and_comes_once(packages: Path) -> None:
     (packages / "book_1.0_all.deb").unlink()
     (packages / "book_1.0_all.deb").touch()
     assert next(iter(debian.documents(packages))).lines == end.lines
+
+
+def test_a_package_that_is_not_to_be_had_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=rf"^book: .*put its .deb into {tmp_path}$"):
+        debian.unpacked("book", tmp_path)
 
 
 def test_pages_give_their_paragraphs_alone() -> None:

@@ -18,7 +18,7 @@ longer: from labels, and with the teacher's predictions of those and of texts wi
 them, on labels, those as long that start at random weights (on CPUs of part ``long``).
 ``states``: students that learn the teacher's last states too, and on these labels what that brings;
 experts go on from a plain one. ``narrow``: students so narrow that they stop to gain, and experts
-that go on from them, on the text of a dozen packages more. ``labelled``: the best recipe's
+that go on from them, on the text of sixteen packages more. ``labelled``: the best recipe's
 students, and those of ``states``, where all those texts have labels, which their teacher learns
 first. ``best_again``: the best recipe with another seed of distillation. ``page``: numbers, tables
 and pictures, of what is done. What was interrupted goes on, and what is finished is not run again.
@@ -31,6 +31,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
+
+from minimoe_dist.errors import UserError
 
 from . import gathering, page
 from .corpora import make_more, make_texts, write_best_tasks
@@ -117,24 +119,14 @@ def main() -> int:
         found = gathering.gather(
             folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again
         )
-        options.results.mkdir(parents=True, exist_ok=True)
-        path = options.results / "scores.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        page.draw(found, path.with_suffix(".png"))
-        print(page.table(found), page.table_again(found), sep="\n")
-        if "best" in found:
-            page.draw_best(found["best"], path.with_name("best_scores.png"))
-            print(page.table(found["best"]), page.table_again(found["best"], False), sep="\n")
-        if "labelled" in found:
-            page.draw_best(found["labelled"], path.with_name("labelled_scores.png"))
-            print(page.table(found["labelled"]))
-        if "narrow" in found:
-            page.draw_narrow(found["narrow"], path.with_name("narrow_scores.png"))
-            print(page.table(found["narrow"]))
+        page.write(found, options.results)
     for words in failed:
         print(words, file=sys.stderr)
     return int(bool(failed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(str(error))

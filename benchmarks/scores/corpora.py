@@ -11,6 +11,7 @@ from typing import Any
 from . import debian, texts
 from .gathering import BEST, LABELLED
 from .sizes import TEACHERS, Size
+from .texts import Page
 
 
 def make_texts(folder: Path, size: Size, seed: int, given: dict[str, Path], source: str | None):
@@ -19,8 +20,7 @@ def make_texts(folder: Path, size: Size, seed: int, given: dict[str, Path], sour
         return
     # Before any text is made: a teacher that is not there is missed at once.
     tokenizers = {name: _tokenizer(name) for name in TEACHERS}
-    pages = Path(source) if source else texts.fetch(folder / "text")
-    to_learn, kept, _ = texts.split(pages)
+    to_learn, kept, _ = _split(folder, source)
     names = texts.write_tasks(kept, folder / "tasks", size.samples, seed)
     for name, place in given.items():
         texts.cut_given(name, place, folder / "tasks", size.samples)
@@ -41,10 +41,14 @@ def make_more(folder: Path, size: Size, source: str | None) -> Path:
     parts = [more / "corpus" / f"small{part}.idx" for part in ("", "_heldout")]
     if not all(part.is_file() for part in parts):
         tokenizer = _tokenizer("small")
-        pages = Path(source) if source else texts.fetch(folder / "text")
-        documents = chain(texts.split(pages)[0], debian.documents(folder / "text"))
+        documents = chain(_split(folder, source)[0], debian.documents(folder / "text"))
         _build(more, documents, {"small": tokenizer})
     return more
+
+
+def _split(folder: Path, source: str | None) -> tuple[list[Any], list[Page], list[Page]]:
+    """The pages of a folder, or else of Debian's package, as :func:`.texts.split` does."""
+    return texts.split(Path(source) if source else texts.fetch(folder / "text"))
 
 
 def _tokenizer(teacher: str) -> Any:
@@ -94,8 +98,7 @@ def write_best_tasks(
     for name in ("sst2", "ner"):
         if name in tasks and name not in given:
             sys.exit(f"best: the task {name} is made anew of its own files: give --{name} FOLDER")
-    pages = Path(source) if source else texts.fetch(folder / "text")
-    _, kept, others = texts.split(pages)
+    _, kept, others = _split(folder, source)
     texts.write_tasks(kept, place, size.samples, seed, size.best_dev)
     for name, path in given.items():
         texts.cut_given(name, path, place, size.samples)

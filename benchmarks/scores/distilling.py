@@ -19,7 +19,8 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
     recipe = {
         "model_type": "moebert_minilm",
         "output_dir": str(folder / run.name),
-        "seed": seed + (run.goes_on and not run.is_cached),  # other pairs, but of one cache
+        # Those that go on read other pairs, unless they share a cache, which is of one seed's.
+        "seed": seed + int(run.goes_on and not run.is_cached),
         "teacher": {"model_name_or_path": teacher},
         "students": [
             {"name": name, **_placed(options, folder)} for name, options in run.students.items()

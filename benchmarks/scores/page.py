@@ -1,5 +1,6 @@
 """Table and picture of the study."""
 
+import json
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,19 @@ from typing import Any
 from .gathering import learnt_tasks, shares
 
 COLORS = {"plain": "#4878a8", "control": "#8a8a8a", "minimoe": "#d0743c"}
+
+
+def write(found: Mapping[str, Any], folder: Path) -> None:
+    """Writes numbers and pictures into a folder, and prints the tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "scores.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    draw(found, path.with_suffix(".png"))
+    print(table(found), table_again(found), sep="\n")
+    for part, draw_part in (("best", draw_best), ("labelled", draw_best), ("narrow", draw_narrow)):
+        if part in found:
+            draw_part(found[part], folder / f"{part}_scores.png")
+            print(table(found[part]), table_again(found[part], above_chance=False), sep="\n")
 
 
 def models(found: Mapping[str, Any]) -> list[str]:
@@ -125,23 +139,15 @@ def draw_best(found: Mapping[str, Any], path: Path) -> None:
     tasks = learnt_tasks(found)
     figure = Figure(figsize=(12, 1.2 + 0.5 * max(5, len(names))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 3), sharey=True)
+    _draw_shares(found, names, left)
     for place, name in enumerate(reversed(names)):
-        kind = _kind_of(name)
-        look = {"color": COLORS.get(kind, "#bbbbbb"), "edgecolor": "white"}
-        hatch = "//" if name.endswith(" taught") else None
-        values = [100 * share for share in shares(found, name, above_chance=False)]
-        left.barh(place, statistics.mean(values), hatch=hatch, **look)
-        if len(values) > 1:
-            left.errorbar(statistics.mean(values), place, xerr=statistics.stdev(values),
-                          color="black", capsize=2, linewidth=1)  # fmt: skip
-        left.text(2, place, f"{statistics.mean(values):.1f} %", va="center", fontsize=8,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        look = _look_of(name)
         height = 0.8 / len(tasks)
         for number, task in enumerate(tasks):
             share = 100 * statistics.mean(found["scores"][name][task])
             share /= statistics.mean(found["scores"]["teacher"][task])
             at = place + 0.4 - (number + 0.5) * height
-            right.barh(at, share, height, hatch=hatch, **look)
+            right.barh(at, share, height, **look)
             right.text(
                 1,
                 at,
@@ -150,8 +156,6 @@ def draw_best(found: Mapping[str, Any], path: Path) -> None:
                 fontsize=6,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
-    left.set_yticks(range(len(names)), [textwrap.fill(words_of(found, name), 46)
-                                        for name in reversed(names)], fontsize=7)  # fmt: skip
     for axes, title in ((left, "mean over tasks"), (right, "task by task")):
         axes.axvline(100, color="black", linewidth=0.8)
         axes.axvline(95, color="black", linewidth=0.8, linestyle=":")
@@ -190,21 +194,32 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
         axes.legend(fontsize=7)
     if names:
         _draw_shares(found, names, places[-1])
+        places[-1].set_title("share of the teacher's score, mean over tasks, in %", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
-def _draw_shares(found: Mapping[str, Any], names: Sequence[str], bars: Any) -> None:
-    """Mean shares of the teacher's score, a bar a student."""
+def _draw_shares(found: Mapping[str, Any], names: Sequence[str], axes: Any) -> None:
+    """Mean shares of the teacher's score, a bar a student, the first one on top."""
     for place, name in enumerate(reversed(names)):
         values = [100 * share for share in shares(found, name, above_chance=False)]
-        error = statistics.stdev(values) if len(values) > 1 else 0
-        bars.barh(place, statistics.mean(values), xerr=error, capsize=2,
-                  color=COLORS.get(_kind_of(name), "#bbbbbb"))  # fmt: skip
-        bars.text(2, place, f"{statistics.mean(values):.1f} %", va="center", fontsize=7,
+        mean = statistics.mean(values)
+        axes.barh(place, mean, **_look_of(name))
+        if len(values) > 1:
+            axes.errorbar(mean, place, xerr=statistics.stdev(values), color="black", capsize=2,
+                          linewidth=1)  # fmt: skip
+        axes.text(2, place, f"{mean:.1f} %", va="center", fontsize=8,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-    bars.set_yticks(range(len(names)), [textwrap.fill(words_of(found, name), 34)
-                                        for name in reversed(names)], fontsize=6)  # fmt: skip
-    bars.set_title("share of the teacher's score, mean over tasks, in %", fontsize=9)
+    words = [textwrap.fill(words_of(found, name), 46) for name in reversed(names)]
+    axes.set_yticks(range(len(names)), words, fontsize=7)
+
+
+def _look_of(model: str) -> dict[str, Any]:
+    """A bar's color by the kind of student, hatched where it learnt from the tuned teacher."""
+    return {
+        "color": COLORS.get(_kind_of(model), "#bbbbbb"),
+        "edgecolor": "white",
+        "hatch": "//" if model.endswith(" taught") else None,
+    }
 
 
 def _kind_of(model: str) -> str:
