@@ -200,11 +200,11 @@ def _start_problems(config: RunOptions, student: StudentConfig) -> list[tuple[st
     problems: list[tuple[str, str]] = []
     if student.start == "teacher":
         problems += _teacher_start_problems(config, student)
-    if student.start == "copies" and student.initial_weights is None:
-        message = "'copies' needs a plain student; give its folder as initial_weights"
+    if student.has_copies and student.initial_weights is None:
+        message = f"{student.start!r} needs a plain student; give its folder as initial_weights"
         problems.append(("start", message))
-    if student.start == "copies" and student.moe == "1,1":
-        message = "'copies' is for students with experts; use split, or moe such as 1,4"
+    if student.has_copies and student.moe == "1,1":
+        message = f"{student.start!r} is for students with experts; use split, or moe such as 1,4"
         problems.append(("start", message))
     kind = MODEL_TYPES[model_type].students
     is_sparse, is_sliced = kind is Students.SUB_MODEL, kind is Students.ONCE_FOR_ALL

@@ -24,7 +24,7 @@ else:
     ModelTypeName = Literal[tuple(MODEL_TYPES)]
 DataType = Literal["bert_nil", "bert_mlm", "roberta_nil", "roberta_mlm"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-Start = Literal["split", "random", "copies", "teacher"]
+Start = Literal["split", "random", "copies", "clusters", "teacher"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 CacheDtype = Literal["none", "float32", "bfloat16", "int8"]
@@ -149,7 +149,8 @@ class StudentConfig(Section):
         "split",
         description="teacher: all weights are made of the teacher's, narrowed and fitted to its "
         "states. Else of a random student, whose experts begin as parts of one wide block (split), "
-        "each on its own (random), or as copies of the plain student of initial_weights",
+        "each on its own (random), or as copies of the plain student of initial_weights (copies; "
+        "clusters: behind routers that send clusters of tokens to them)",
     )
     copy_noise: float = Field(
         0.01, ge=0, description="noise on copies, relative to their weights' standard deviation"
@@ -183,6 +184,11 @@ class StudentConfig(Section):
         if not re.fullmatch(r"\s*[1-9]\d*\s*,\s*[1-9]\d*\s*", value):
             raise ValueError("must be 'x,y' with x attention and y feed-forward experts, each >= 1")
         return re.sub(r"\s", "", value)
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether its experts start as copies of a plain student's blocks."""
+        return self.start in ("copies", "clusters")
 
     @property
     def attention_experts(self) -> int:

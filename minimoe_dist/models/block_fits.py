@@ -144,10 +144,12 @@ def fit_block(
 def balanced_router(tokens: Tensor, experts: int) -> Affine:
     """Returns a router's map, W → E, that sends tokens [N, W] to clusters of equal size.
 
-    Draws the clusters' first centres from PyTorch's generator.
+    Draws the clusters' first centres from PyTorch's generator. There may be fewer tokens than
+    experts: some then get none.
     """
     centred = tokens - tokens.mean(0)
-    centres = centred[torch.randperm(len(tokens))[:experts].to(tokens.device)]
+    drawn = torch.randperm(len(tokens))[torch.arange(experts) % len(tokens)]
+    centres = centred[drawn.to(tokens.device)]
     for _ in range(_CLUSTERING_ROUNDS):
         nearest = _nearness(centred, centres).argmax(-1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, centred)

@@ -54,7 +54,8 @@ from .least_squares import (
 )
 from .moebert import MiniMoeForRelations
 from .packing import layout_of
-from .teacher_places import Tap, TeacherPlaces, listening, rows_of
+from .taps import Tap, at_rest, hear
+from .teacher_places import TeacherPlaces
 
 _CHUNK = 4096
 _NOTHING_TO_LEARN = "its states are not finite, or the same for all tokens"
@@ -128,18 +129,11 @@ def inherit(
     Raises:
         UserError: nothing can be learnt from the teacher's states, or least squares fail on them.
     """
-    was_training, routes_padding = student.training, student.config.route_padding
-    student.eval()
-    student.config.route_padding = False  # rows of both models are then the same tokens
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+    with at_rest(student, seed):  # rows of both models are then the same tokens
+        try:
             return _Fit(student, TeacherPlaces(teacher), batches, relation_layer, go_on).run()
-    except torch.linalg.LinAlgError as error:
-        raise UserError(f"least squares fail on its states ({error})") from error
-    finally:
-        student.config.route_padding = routes_padding
-        student.train(was_training)
+        except torch.linalg.LinAlgError as error:
+            raise UserError(f"least squares fail on its states ({error})") from error
 
 
 @dataclass
@@ -271,14 +265,8 @@ class _Fit:
         self, module: nn.Module, is_input: bool, batches: Sequence[MicroBatch] | None = None
     ) -> Tensor:
         """Runs the sample, or a part, through the student; returns the rows [N, …] at a place."""
-        tap, found = Tap(module, is_input), []
-        heard: dict[Tap, Tensor] = {}
-        with listening([tap], heard) as forget:
-            for batch in self._read(self._batches if batches is None else batches):
-                forget()
-                self._student.bert(**batch.inputs())
-                found.append(rows_of(heard[tap], batch.attention_mask))
-        return torch.cat(found)
+        read = self._read(self._batches if batches is None else batches)
+        return hear(self._student, Tap(module, is_input), read)
 
     def _states(self, batches: Sequence[MicroBatch]) -> Tensor:
         """What stands on the student reads: the states behind its last layer, [n, W]."""

@@ -36,7 +36,7 @@ from .pretrained import (
     open_weights,
     read_encoder_config,
 )
-from .teacher_places import Tap, listening
+from .taps import Tap, listening
 from .weights import SlicedWeights
 
 FLOAT8 = "float8"

@@ -3,9 +3,7 @@
 Shapes: B samples, S positions, n tokens of a batch, H the teacher's width, I its neurons.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,49 +13,7 @@ from ..data.batches import MicroBatch
 from ..encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .least_squares import Affine
 from .pretrained import size_of
-
-
-class Tap(NamedTuple):
-    """A place in a model: what goes into a module, or comes out of it, at its n-th call."""
-
-    module: nn.Module
-    is_input: bool
-    call: int = 0
-
-
-@contextmanager
-def listening(taps: Collection[Tap], heard: dict[Tap, Tensor]) -> Iterator[Callable[[], None]]:
-    """Keeps what passes the taps of a pass; yields what forgets the calls between passes."""
-    calls: dict[tuple[nn.Module, bool], int] = {}
-
-    def listen(module: nn.Module, is_input: bool, values: Tensor) -> None:
-        tap = Tap(module, is_input, calls.get((module, is_input), 0))
-        calls[module, is_input] = tap.call + 1
-        if tap in taps:
-            heard[tap] = values
-
-    def before(module: nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
-        listen(module, True, inputs[0] if inputs else named["hidden_states"])
-
-    def behind(module: nn.Module, inputs: Any, output: Any) -> None:
-        listen(module, False, output[0] if isinstance(output, tuple) else output)
-
-    hooks = [
-        module.register_forward_pre_hook(before, with_kwargs=True)
-        if is_input
-        else module.register_forward_hook(behind)
-        for module, is_input in {(tap.module, tap.is_input): None for tap in taps}
-    ]
-    try:
-        yield calls.clear
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def rows_of(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns a batch's tokens [n, C], of values [B, S, C] or already packed."""
-    return (values[mask] if values.dim() == 3 else values).float()
+from .taps import Tap, listening, rows_of
 
 
 class TeacherPlaces:

@@ -202,7 +202,7 @@ def student_json(
     Raises:
         ConfigError: the model that it starts from is not known here.
     """
-    start = options.initial_weights if options.start != "copies" else None
+    start = None if options.has_copies else options.initial_weights
     if config.kind.students is Students.SUB_MODEL:
         start = start or options.model_name_or_path
     # A student of an earlier stage is of the size that the options give (checked before a run).

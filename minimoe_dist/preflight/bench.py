@@ -57,7 +57,7 @@ def _with_start(config: RunConfig, student: StudentConfig) -> StudentConfig:
                 "keeps is only known from it; run minimoe-dist sparsify first"
             )
         changes[option] = None
-    if "initial_weights" in changes and student.start == "copies":
+    if "initial_weights" in changes and student.has_copies:
         changes["start"] = "split"
     return student.model_copy(update=changes)
 

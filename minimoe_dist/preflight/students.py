@@ -64,7 +64,7 @@ def _check_student(
             check_same_vocabulary(option, model, teacher)
         if starts_it:
             _check_origin(config, student, option, model)
-        if starts_it and student.start == "copies":
+        if starts_it and student.has_copies:
             _check_copied(option, model, describe_export(config, student, teacher, future_exports))
         _check_family(config, option, model)
     if student.start == "teacher" and teacher is not None:
@@ -144,12 +144,12 @@ def _check_origin(
             f"{option}: {model.path} is a sliceable student, no start of {config.model_type}; use "
             f"model_type sparsebert_minilm or {types_that(students=Students.ONCE_FOR_ALL)[0]}"
         )
-    if student.start == "copies" and model.experts != (1, 1):
+    if student.has_copies and model.experts != (1, 1):
         raise ConfigError(
-            f"{option}: {model.path} has experts itself ({_moe(model)}), but start: copies wants a "
-            "plain student; give one, or start split"
+            f"{option}: {model.path} has experts itself ({_moe(model)}), but start: "
+            f"{student.start} wants a plain student; give one, or start split"
         )
-    compared = {"layer", "hidden", "heads"} | ({"moe"} if student.start != "copies" else set())
+    compared = {"layer", "hidden", "heads"} | (set() if student.has_copies else {"moe"})
     _check_sizes(prefix, student, model, compared)
 
 

@@ -1,14 +1,17 @@
-"""Makes the first weights of students that start from their teacher, once a run.
+"""Makes first weights that need a look at text, once a run: from the teacher, or as clusters.
 
 Rank 0 fits them and keeps them in the run's folder; all ranks, and every later start of the run,
 read them there as any other student's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import export_student
 from ..checkpoints.state_map import has_state_map, save_state_map
@@ -18,8 +21,11 @@ from ..data.loader import heldout_batches
 from ..durable import write_json
 from ..errors import UserError
 from ..foreign import read_json
+from ..model_description import require_model
 from ..model_paths import resolve_model_path
+from ..models.clusters import send_clusters
 from ..models.inheritance import Inheritance, inherit
+from ..models.moebert import MiniMoeForRelations
 from ..models.pretrained import encoder_dtype, load_encoder, read_encoder_config
 from ..models.teacher import FLOAT8, cut_config, layer_number
 from ..runs.folder import RunFolder
@@ -31,6 +37,7 @@ from .model_types import make_fresh_student
 
 _log = logger("first_weights")
 _FORMAT = 1
+_MADE = ("teacher", "clusters")  # of the starts, those that are made here
 # Real tokens of the sample, and of each neuron of each expert, whose second maps are solved for.
 _LEAST_TOKENS = 1 << 15
 _TOKENS_PER_NEURON = 8
@@ -39,9 +46,9 @@ _TOKENS_PER_NEURON = 8
 def with_first_weights(
     config: RunConfig, data: RunData, device: torch.device, stop: StopRequest
 ) -> RunConfig:
-    """Returns a run whose students that start from the teacher have folders to start from.
+    """Returns a run whose students with such starts have folders to start from.
 
-    A collective; the teacher's pass and the fits are rank 0's.
+    A collective; passes over text and fits are rank 0's.
 
     Args:
         config: the run.
@@ -50,16 +57,17 @@ def with_first_weights(
         stop: asked for by a signal.
 
     Raises:
-        UserError: the teacher cannot be loaded, or the folder not be written.
+        UserError: a model cannot be loaded, nothing be learnt from its states, or the folder not
+            be written.
         StopRequestedError: a rank was asked to stop; the starts that are made stay.
     """
-    if all(student.start != "teacher" for student in config.students):
+    if not any(student.start in _MADE for student in config.students):
         return config
 
     def make(go_on: Callable[[], None]) -> None:
         with naming_batch(
-            "the teacher's states, which students' starts are fitted to",
-            "give students start split; for the teacher's pass alone a lower "
+            "the states that students' starts are fitted to",
+            "give students another start; for passes over text alone a lower "
             "training.per_device_eval_batch_size does",
         ):
             _make_all(config, data, device, go_on)
@@ -73,7 +81,7 @@ def with_first_weights(
         student.model_copy(
             update={"start": "split", "initial_weights": str(_folder(config, student))}
         )
-        if student.start == "teacher"
+        if student.start in _MADE
         else student
         for student in config.students
     ]
@@ -95,48 +103,122 @@ def _make_all(
     missing = {
         student.name: facts
         for student in config.students
-        if student.start == "teacher"
+        if student.start in _MADE
         and not _is_there(_folder(config, student), facts := _facts(config, data, student))
     }
     if not missing:
         return
     go_on()
-    # A teacher that is shared out need not fit one rank's device.
-    device = device if config.teacher.layout == "replicated" else torch.device("cpu")
-    path = config.teacher.model_name_or_path
-    resolved = resolve_model_path(path)
-    whole = read_encoder_config(path, resolved)
-    layer = layer_number(whole, config.teacher.relation_layer)
-    dtype = torch.bfloat16 if config.teacher.dtype == FLOAT8 else config.teacher.dtype
-    teacher = load_encoder(path, resolved, cut_config(whole, layer), encoder_dtype(dtype, device))
-    teacher.to(device)
+    starts = _Starts(config, device, go_on)
+    make = {"teacher": starts.from_teacher, "clusters": starts.as_clusters}
     for student in config.students:
         if student.name not in missing:
             continue
         go_on()
-        sample = _sample(config, data, student, device)
+        made = make[student.start](student, data)
+        folder, weights = _folder(config, student), made.student.cpu().state_dict()
+        _record(folder).unlink(missing_ok=True)
+        export_student(made.student.config, weights, folder, data.tokenizer)
+        save_state_map(weights, folder)
+        write_json(_record(folder), {"made_of": missing[student.name], "found": made.found})
+        _log.info("%s: %s", student.name, made.words)
+    if device.type == "cuda":
+        del starts, make
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A student with its first weights.
+
+    Attributes:
+        student: it.
+        found: what came of it, as JSON.
+        words: the same in words.
+    """
+
+    student: MiniMoeForRelations
+    found: dict[str, Any]
+    words: str
+
+
+class _Starts:
+    """Makes the starts of a run's students; the teacher is loaded where one needs it."""
+
+    def __init__(self, config: RunConfig, device: torch.device, go_on: Callable[[], None]) -> None:
+        self._config = config
+        self._device = device
+        self._go_on = go_on
+
+    @cached_property
+    def _teacher_config(self) -> PreTrainedConfig:
+        """Of the whole teacher."""
+        path = self._config.teacher.model_name_or_path
+        return read_encoder_config(path, resolve_model_path(path))
+
+    @cached_property
+    def _teacher(self) -> PreTrainedModel:
+        """Its layers up to the one whose relations are learnt, on the device of the fits."""
+        options, device = self._config.teacher, self._fits_on
+        layer = layer_number(self._teacher_config, options.relation_layer)
+        dtype = torch.bfloat16 if options.dtype == FLOAT8 else options.dtype
+        path = options.model_name_or_path
+        teacher = load_encoder(
+            path,
+            resolve_model_path(path),
+            cut_config(self._teacher_config, layer),
+            encoder_dtype(dtype, device),
+        )
+        return teacher.to(device)
+
+    @property
+    def _fits_on(self) -> torch.device:
+        """A teacher that is shared out need not fit one rank's device."""
+        is_whole = self._config.teacher.layout == "replicated"
+        return self._device if is_whole else torch.device("cpu")
+
+    def from_teacher(self, student: StudentConfig, data: RunData) -> _Made:
+        """A student whose weights are made of the teacher's."""
+        path, device = self._config.teacher.model_name_or_path, self._fits_on
+        teacher, sample = self._teacher, _sample(self._config, data, student, device)
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",
             student.name,
-            f"{sum(int(batch.attention_mask.sum()) for batch in sample):,}",
+            _count(sample),
         )
-        fresh = make_fresh_student(config, student, whole).to(device)
+        fresh = make_fresh_student(self._config, student, self._teacher_config).to(device)
+        layer = layer_number(self._teacher_config, self._config.teacher.relation_layer)
         try:
-            found = inherit(fresh, teacher, sample, layer, config.seed, go_on)
+            found = inherit(fresh, teacher, sample, layer, self._config.seed, self._go_on)
         except UserError as error:
             raise UserError(
                 f"students.{student.name}.start: teacher {path} gives no weights: {error}; look at "
                 "its weights, or start split"
             ) from error
-        folder = _folder(config, student)
-        _record(folder).unlink(missing_ok=True)
-        export_student(fresh.config, fresh.cpu().state_dict(), folder, data.tokenizer)
-        save_state_map(fresh.state_dict(), folder)
-        write_json(_record(folder), {"made_of": missing[student.name], "found": _told(found)})
-        _log.info("%s: %s", student.name, _words(found))
-    if device.type == "cuda":
-        del teacher
-        torch.cuda.empty_cache()
+        return _Made(fresh, _told(found), _words(found))
+
+    def as_clusters(self, student: StudentConfig, data: RunData) -> _Made:
+        """A student of copies of a plain one, whose routers send clusters of tokens to them."""
+        device = self._device
+        copies = make_fresh_student(self._config, student, self._teacher_config).to(device)
+        sample = _sample(self._config, data, student, device)
+        _log.info(
+            "%s: its routers are fitted to clusters of %s tokens", student.name, _count(sample)
+        )
+        try:
+            found = send_clusters(copies, sample, self._config.seed, self._go_on)
+        except UserError as error:
+            raise UserError(
+                f"students.{student.name}.start: copies of {student.initial_weights} have no "
+                f"clusters: {error}; look at its weights"
+            ) from error
+        shares = ", ".join(f"{one.probability:.0%} in {one.block} {one.layer}" for one in found)
+        words = f"a chosen expert has on the mean a probability of {shares}"
+        return _Made(copies, {"blocks": [vars(one) for one in found]}, words)
+
+
+def _count(sample: Sequence[MicroBatch]) -> str:
+    return f"{sum(int(batch.attention_mask.sum()) for batch in sample):,}"
 
 
 def _sample(
@@ -175,10 +257,20 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
         "compat": config.compat,
         "student": student.model_dump(mode="json", exclude={"dropout"}),  # no part of a start
         "num_relation_heads": config.objective.num_relation_heads,
+        **_plain_contents(student),
         # They decide where relations are read; older starts do not say that they are not learnt.
         **({"last_states": True} if config.learns_last_states else {}),
         "seed": config.seed,
     }
+
+
+def _plain_contents(student: StudentConfig) -> dict[str, str]:
+    """Of the plain student that a start is copies of, which may have been trained again."""
+    path = student.initial_weights
+    if path is None:
+        return {}
+    option = f"students.{student.name}.initial_weights"
+    return {"plain_contents": require_model(path, option, weights=True).contents()}
 
 
 def _is_there(folder: Path, facts: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Makes what each model type stands for: the objective, its teacher, the students."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from ..checkpoints.export import load_student
 from ..checkpoints.state_map import has_state_map, load_state_map
 from ..config import RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
+from ..config.schema import Start
 from ..errors import UserError
 from ..model_description import describe_model, require_model
 from ..model_paths import resolve_model_path
@@ -43,6 +44,8 @@ from ..train.objectives import (
 
 _log = logger("model_types")
 _SEED_RELATION_DROPOUT = 0.1
+# What is built of starts that are then fitted to text.
+_BUILT: Mapping[str, Start] = {"teacher": "split", "clusters": "copies"}
 
 Loaded = TypeVar("Loaded", bound=PreTrainedModel)
 
@@ -155,7 +158,7 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
 def make_fresh_student(
     config: RunConfig, options: StudentConfig, teacher: PreTrainedConfig
 ) -> MiniMoeForRelations:
-    """Makes a random student, for a start from the teacher to be fitted in.
+    """Makes the student that a start is fitted in: a random one, or copies of a plain one.
 
     Args:
         config: the run.
@@ -163,7 +166,9 @@ def make_fresh_student(
         teacher: the configuration of the uncut teacher.
     """
     base = base_of_students(teacher)
-    return build_student(_student_config(config, options, teacher, base), config.seed)
+    student = _make_encoder(config, options, teacher, base, MiniMoeForRelations)
+    assert isinstance(student, MiniMoeForRelations)
+    return student
 
 
 def _relation_teacher(config: RunConfig, device: torch.device) -> RelationTeacher:
@@ -288,12 +293,13 @@ def _make_encoder(
     # Every student starts as it would alone, so the seed does not count them.
     weights_path = options.initial_weights
     folder = None if weights_path is None else Path(resolve_model_path(weights_path))
-    if weights_path is None or options.start == "copies":
+    if weights_path is None or options.has_copies:
         built = build_student(
             _student_config(config, options, teacher, base),
             config.seed,
-            # What teachers give is read from a folder; where none is made, sizes are what counts.
-            start="split" if options.start == "teacher" else options.start,
+            # What is made at the start of a run is read from a folder; where none is made, sizes
+            # are what counts.
+            start=_BUILT.get(options.start, options.start),
             dense=None if weights_path is None else _load(weights_path, MiniMoeForRelations),
             copy_noise=options.copy_noise,
             # Its last layer has learnt more than these maps where it learnt last states.

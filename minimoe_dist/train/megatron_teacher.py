@@ -26,8 +26,8 @@ from transformers.activations import ACT2FN
 from ..errors import UserError
 from ..megatron_files.naming import LAYER, QKV, QKV_NAMES, WORDS, hugging_face_name, kind_of
 from ..models.pretrained import encoder_dtype
+from ..models.taps import Tap, listening
 from ..models.teacher import RelationTeacher, UnfilledTeacher, unfilled_teacher
-from ..models.teacher_places import Tap, listening
 from ..runtime import logger
 from .agreement import decided_by_rank_0
 from .teacher_sharding import GroupSignals, held_bytes

@@ -1,6 +1,7 @@
 """Runs whose students start from weights of their teacher's."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minimoe_dist.cli import main
 from minimoe_dist.exit_status import ExitStatus
@@ -20,6 +21,7 @@ STUDENTS = [
     {"name": "plain", "layer": 2, "hidden": 16, "heads": 2, "moe": "1,1", "start": "teacher"},
     {"name": "experts", "layer": 1, "hidden": 16, "heads": 2, "moe": "1,4", "start": "teacher"},
 ]
+TAUGHT = "bert.encoder.layer.0.intermediate.dense.weight"
 FITTED = "its start is fitted to the teacher's states"
 
 
@@ -171,6 +173,87 @@ def test_an_assistant_gives_its_weights_too(
     assert (tmp_path / "run" / "export" / "experts" / "config.json").is_file()
 
 
+CLUSTERED = "its routers are fitted to clusters of"
+
+
+def clusters(plain: Path, **changes: Any) -> dict[str, Any]:
+    """Experts that are copies of a plain student, on clusters of tokens."""
+    given = {"start": "clusters", "initial_weights": str(plain), "router_noise": 0.0, **changes}
+    return {**STUDENTS[1], "layer": 2, **given}
+
+
+def test_experts_go_on_from_a_plain_student_with_clusters_of_their_own(
+    started: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    shutil.copytree(started / "export" / "plain", plain)
+    fixed = {"router_rate_factor": 0, "max_steps": 6}
+    recipe = workshop.recipe(run, students=[clusters(plain)], training=fixed)
+    said = support.finish(recipe)
+    assert said.count(CLUSTERED) == 1 and "a chosen expert has on the mean a probability" in said
+    first, after = (
+        load_file(folder / "model.safetensors")
+        for folder in (run / "first_weights" / "experts", run / "export" / "experts")
+    )
+    routers = [name for name in first if "ffn_gate" in name]
+    assert len(routers) == 4
+    assert all(first[name].equal(after[name]) for name in routers), "they stay as they begin"
+    assert not first[TAUGHT].equal(after[TAUGHT])
+    record = json.loads((run / "first_weights" / "experts.json").read_text())
+    assert [one["layer"] for one in record["found"]["blocks"]] == [1, 2]
+    for block in record["found"]["blocks"]:
+        assert block["largest"] < 0.3 and block["probability"] > 0.4
+    # What is there already is not made again ...
+    again = ("--resume=never", "--max_steps=1")
+    assert CLUSTERED not in support.finish(recipe, *again)
+    # ... but of another plain student in the same place.
+    path = plain / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: 1.01 * value for name, value in weights.items()}, path, {"format": "pt"})
+    assert CLUSTERED in support.finish(recipe, *again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"initial_weights": None}, "'clusters' needs a plain student; give its folder"),
+        ({"moe": "1,1"}, "'clusters' is for students with experts"),
+        ({"initial_weights": "EXPERTS"}, "start: clusters wants a plain student"),
+        ({"layer": 1}, "students.experts.layer: "),
+    ],
+)
+def test_what_cannot_be_copied_to_clusters_is_refused(
+    changes: dict[str, Any],
+    words: str,
+    started: Path,
+    workshop: Workshop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if changes.get("initial_weights") == "EXPERTS":
+        changes = {"layer": 1, "initial_weights": str(started / "export" / "experts")}
+    student = clusters(started / "export" / "plain", **changes)
+    alone = {"expert_parallel_size": 1}
+    recipe = workshop.recipe(tmp_path / "run", students=[student], parallel=alone)
+    assert main(["distill", "--config", str(recipe), "--dry_run"]) != 0
+    said = capsys.readouterr()
+    assert words in said.err + said.out
+
+
+def test_a_broken_plain_student_has_no_clusters(
+    started: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(started / "export" / "plain", plain)
+    path = plain / "model.safetensors"
+    weights = load_file(path)
+    weights["encoder.layer.0.output.dense.bias"][0] = float("inf")
+    save_file(weights, path, {"format": "pt"})
+    statuses, said = support.run(workshop.recipe(tmp_path / "run", students=[clusters(plain)]))
+    assert set(statuses) == {2} and "Traceback" not in said
+    assert f"students.experts.start: copies of {plain} have no clusters: what its layer 2" in said
+
+
 @pytest.mark.parametrize("model_type", ["bert_tinybert", "bert_mlm"])
 def test_types_without_relations_start_otherwise(
     model_type: str, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -205,8 +288,8 @@ def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
         [sys.executable, "-c", _NO_ROOM, str(recipe)], capture_output=True, text=True
     )
     assert done.returncode == ExitStatus.REFUSED, done.stderr
-    assert "out of memory for 8.00 GiB more with the teacher's states" in done.stderr
-    assert "which students' starts are fitted to: give students start split" in done.stderr
+    assert "out of memory for 8.00 GiB more with the states that students' starts" in done.stderr
+    assert "are fitted to: give students another start" in done.stderr
 
 
 _ENDLESS_FIT = """
