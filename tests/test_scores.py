@@ -12,11 +12,14 @@ import pytest
 from benchmarks.scores import corpora, distilling, gathering, page, texts, tuning
 from benchmarks.scores.jobs import Job, run_all
 from benchmarks.scores.sizes import (
+    LARGE,
     SIZES,
+    SMALL,
     Size,
     gmac_of,
     runs_again,
     runs_best,
+    runs_gap,
     runs_narrow,
     runs_of,
     runs_states,
@@ -280,6 +283,29 @@ def test_narrow_students_read_more_text_where_that_is_not_in_the_study_anyway(
 
 
 @pytest.mark.parametrize("name", SIZES)
+def test_both_teachers_and_their_assistants_teach_the_same_students_for_as_long(
+    name: str, tmp_path: Path
+) -> None:
+    size = SIZES[name]
+    recipes = [
+        load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5))) for run in runs_gap(size)
+    ]
+    assert len(recipes) == 4 and {one.training.max_steps for one in recipes} == {size.gap_steps}
+    for direct, assisted in (recipes[:2], recipes[2:]):
+        assistant = direct.students[-1]
+        assert [*direct.students[:-1]] == [*assisted.students]
+        assert (assistant.layer, assistant.hidden) == (6, max(size.widths))
+        teacher = direct.export_folder(assistant.name)
+        assert assisted.teacher.model_name_or_path == teacher
+        assert {each.start for each in direct.students} == {"teacher"}
+        assert direct.data == assisted.data
+    teachers = [one.teacher.model_name_or_path for one in recipes[::2]]
+    assert teachers == [SMALL, LARGE]
+    kinds = [Path(one.data.record_path_or_regex[0].path).name for one in recipes]
+    assert kinds == ["small", "small", "large", "large"]
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_every_distillation_is_a_recipe_that_can_be_read(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
     runs = runs_of(size)
@@ -380,6 +406,9 @@ def test_the_best_recipe_has_a_picture_of_its_own(tmp_path: Path) -> None:
     found = numbers(**{"best/plain_192": own, "best/plain_192 taught": own})
     found["setup"] = {"unlabelled": 30}
     found["students"][0] |= {"model": "best/plain_192", "start": "teacher"}
+    found["students"][0] |= {"teacher": "large_gap/assistant"}
+    assert "9 steps by an assistant of 12L from" in page.words_of(found, "best/plain_192")
+    found["students"][0] |= {"teacher": "small"}
     page.draw_best(found, tmp_path / "best.png")
     assert (tmp_path / "best.png").stat().st_size > 10_000
     assert page.words_of(found, "best/plain_192 taught") == (

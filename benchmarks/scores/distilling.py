@@ -36,6 +36,7 @@ def recipe_of(run: Run, size: Size, folder: Path, seed: int, corpora: Path | Non
             "per_device_eval_batch_size": 64,
             "learning_rate": 1e-3,
             "expert_rate_factor": run.expert_rate_factor,
+            "router_rate_factor": run.router_rate_factor,
             "max_steps": run.steps,
             "warmup_proportion": 0.05,
             "max_grad_norm": 5.0,

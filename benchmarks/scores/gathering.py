@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .sizes import GMAC, Run, Size, runs_again, runs_best, runs_narrow, runs_of, runs_states
+from .sizes import (
+    GMAC,
+    Run,
+    Size,
+    runs_again,
+    runs_best,
+    runs_gap,
+    runs_narrow,
+    runs_of,
+    runs_states,
+)
 from .texts import TASKS
 
 # Scores of which saying always the same gets nothing.
@@ -76,6 +86,11 @@ def gather(
             "setup": found["setup"] | {"epochs": size.best_epochs},
             "curves": {one["model"]: _losses(folder, one["model"]) for one in narrow},
             **_fine_tuned(folder / BEST, narrow, tasks),
+        }
+    if gap := _students(folder, runs_gap(size), of_states=True):
+        found["gap"] = {
+            "setup": found["setup"] | {"epochs": size.best_epochs},
+            **_fine_tuned(folder / BEST, gap, tasks),
         }
     if BEST in found and (other / BEST).is_dir():
         students = _students(other, runs_best(size))

@@ -19,7 +19,12 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n")
     draw(found, path.with_suffix(".png"))
     print(table(found), table_again(found), sep="\n")
-    for part, draw_part in (("best", draw_best), ("labelled", draw_best), ("narrow", draw_narrow)):
+    for part, draw_part in (
+        ("best", draw_best),
+        ("labelled", draw_best),
+        ("narrow", draw_narrow),
+        ("gap", draw_best),
+    ):
         if part in found:
             draw_part(found[part], folder / f"{part}_scores.png")
             print(table(found[part]), table_again(found[part], above_chance=False), sep="\n")
@@ -50,7 +55,10 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
     name, _, taught = model.partition(" ")
     student = next(one for one in found["students"] if one["model"] == name)
     said = str(student["words"]).replace("MiniLM", "plain")
-    teacher = {"small": "6L", "large": "12L"}.get(student["teacher"], "an assistant")
+    first, _, assistant = student["teacher"].partition("/")
+    teacher = {"small": "6L", "large": "12L"}[first.partition("_")[0]]
+    if assistant:
+        teacher = f"an assistant of {teacher}"
     start = _STARTS.get(student.get("start", ""), "")
     how = ", fine-tuned with the teacher" if taught else ""
     if taught and "unlabelled" in found["setup"]:

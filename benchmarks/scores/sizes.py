@@ -36,6 +36,7 @@ class Size:
         narrow: hidden sizes of the students of the part ``narrow``; 12 or 16 relation heads
             divide them.
         narrow_steps: of a narrow student from the teacher, and of those that go on from it.
+        gap_steps: of all students of the part ``gap``.
         seeds: of fine-tuning.
     """
 
@@ -57,6 +58,7 @@ class Size:
     packages: Literal["none", "narrow", "all"]
     narrow: tuple[int, ...]
     narrow_steps: tuple[int, int]
+    gap_steps: int
     seeds: tuple[int, ...] = (1, 2, 3)
 
     @property
@@ -87,6 +89,7 @@ SIZES: Mapping[str, Size] = {
         packages="none",
         narrow=(96,),
         narrow_steps=(12, 18),
+        gap_steps=9,
         seeds=(1, 2),
     ),
     "cpu": Size(
@@ -108,6 +111,7 @@ SIZES: Mapping[str, Size] = {
         packages="narrow",
         narrow=(96, 64),
         narrow_steps=(3500, 6000),
+        gap_steps=1000,
     ),
     "gpu": Size(
         lanes=1,
@@ -128,6 +132,7 @@ SIZES: Mapping[str, Size] = {
         packages="all",
         narrow=(96, 64),
         narrow_steps=(6000, 12_000),
+        gap_steps=2000,
     ),
     "gpus": Size(
         lanes=1,
@@ -148,6 +153,7 @@ SIZES: Mapping[str, Size] = {
         packages="all",
         narrow=(96, 64),
         narrow_steps=(25_000, 50_000),
+        gap_steps=50_000,
     ),
 }
 
@@ -164,6 +170,7 @@ class Run:
         is_cached: whether the teacher's signals are kept, in 8 bits.
         state_weight: of the teacher's last states in the loss.
         expert_rate_factor: of experts' learning rate.
+        router_rate_factor: of routers'; 0: they stay.
         relation_heads: of the loss.
     """
 
@@ -174,6 +181,7 @@ class Run:
     is_cached: bool = False
     state_weight: float = 0.0
     expert_rate_factor: float = 1.0
+    router_rate_factor: float = 1.0
     relation_heads: int = 12
 
     @property
@@ -268,6 +276,28 @@ def runs_narrow(size: Size) -> list[Run]:
             Run(f"{start}_experts", "small", steps, {f"minimoe_{width}": experts},
                 expert_rate_factor=0.5, **shared),
         ]  # fmt: skip
+    return runs
+
+
+def runs_gap(size: Size) -> list[Run]:
+    """Both teachers at equal steps from their own weights: plain, with experts, by an assistant.
+
+    An assistant has six layers, the width of the widest student, and its teacher's weights too.
+    Experts begin on clusters of tokens, and routers stay: see ``narrow``.
+    """
+    kinds = {
+        name: {**options, "start": "teacher", "dropout": 0.0, "router_noise": 0.0}
+        for name, options in students(size.widths).items()
+    }
+    assistant = {**plain(6, max(size.widths)), "start": "teacher", "dropout": 0.0}
+    how = {"state_weight": 1.0, "expert_rate_factor": 0.5, "router_rate_factor": 0.0}
+    runs = []
+    for teacher in TEACHERS:
+        first = f"{teacher}_gap"
+        runs += [
+            Run(first, teacher, size.gap_steps, {**kinds, "assistant": assistant}, **how),
+            Run(f"{first}_assisted", f"{first}/assistant", size.gap_steps, kinds, **how),
+        ]
     return runs
 
 
