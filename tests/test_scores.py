@@ -239,13 +239,15 @@ def test_narrow_students_go_on_on_equal_pairs_as_they_are_and_as_experts(
 ) -> None:
     size = SIZES[name]
     runs = runs_narrow(size)
-    assert len(runs) == 3 * len(size.narrow)
-    for first, more, experts in zip(*[iter(runs)] * 3, strict=True):
+    assert len(runs) == 4 * len(size.narrow)
+    for first, more, experts, clusters in zip(*[iter(runs)] * 4, strict=True):
         recipes = [
             load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5, tmp_path / "more")))
-            for run in (first, more, experts)
+            for run in (first, more, experts, clusters)
         ]
-        start, plain, copies = recipes
+        start, plain, copies, clustered = recipes
+        assert clustered.students[0].start == "clusters"
+        assert [one.training.router_rate_factor for one in recipes] == [1.0, 1.0, 1.0, 0.0]
         assert {one.students[0].dropout for one in recipes} == {0.0}
         assert all(one.learns_last_states for one in recipes)
         assert {one.data.record_path_or_regex[0].path for one in recipes} == {
@@ -253,10 +255,10 @@ def test_narrow_students_go_on_on_equal_pairs_as_they_are_and_as_experts(
         }
         # A cache is of one seed's pairs; without one each stage reads others.
         assert (plain.seed == start.seed) is (name == "cpu")
-        assert plain.seed == copies.seed
-        assert plain.training.max_steps == copies.training.max_steps
+        assert plain.seed == copies.seed == clustered.seed
+        assert len({one.training.max_steps for one in recipes[1:]}) == 1
         export = start.export_folder(start.students[0].name)
-        assert {one.students[0].initial_weights for one in (plain, copies)} == {export}
+        assert {one.students[0].initial_weights for one in recipes[1:]} == {export}
         assert (plain.students[0].moe, copies.students[0].moe) == ("1,1", "1,4")
 
 
@@ -438,6 +440,9 @@ def test_narrow_students_have_a_picture_once_both_kinds_have_gone_on(tmp_path: P
     page.draw_narrow(found, tmp_path / "both.png")
     assert (tmp_path / "both.png").stat().st_size > 10_000
     assert f"| {names[2]}, 10 steps by 6L as copies of these" in page.table(found)
+    found["curves"][f"{run}_clusters/minimoe_96"] = [[0, 0.95], [5, 0.6], [10, 0.5]]
+    page.draw_narrow(found, tmp_path / "all.png")
+    assert (tmp_path / "all.png").read_bytes() != (tmp_path / "both.png").read_bytes()
 
 
 def test_another_seed_of_the_best_recipe_is_a_column_of_its_own(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def _start_of(run: Run, options: Mapping[str, Any]) -> str:
     """Says what a student started from, and whether it learnt last states."""
     start = str(options.get("start", "random"))
     if run.goes_on:
-        start = "copies" if start == "copies" else "student"
+        start = start if start in ("copies", "clusters") else "student"
     return f"{start}, last states" if run.state_weight else start
 
 

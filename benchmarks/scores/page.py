@@ -10,6 +10,12 @@ from typing import Any
 from .gathering import learnt_tasks, shares
 
 COLORS = {"plain": "#4878a8", "control": "#8a8a8a", "minimoe": "#d0743c"}
+# What goes on from a narrow student: the end of its run's name, words, color.
+_GOING_ON = (
+    ("more", "plain", COLORS["plain"]),
+    ("experts", "copies", COLORS["minimoe"]),
+    ("clusters", "copies on clusters", "#7a9a3c"),
+)
 
 
 def write(found: Mapping[str, Any], folder: Path) -> None:
@@ -41,6 +47,7 @@ _STARTS = {
     "teacher, last states": " from its weights on, with its last states",
     "student, last states": " more behind these, without dropout",
     "copies, last states": " as copies of these, without dropout",
+    "clusters, last states": " as copies of these on clusters of tokens, without dropout",
 }
 
 
@@ -189,12 +196,12 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
     places = figure.subplots(1, len(widths) + bool(names), squeeze=False)[0]
     curves = places[: len(widths)]
     for axes, run in zip(curves, widths, strict=True):
-        for name, color in ((f"{run}_more", "plain"), (f"{run}_experts", "minimoe")):
-            model = next(one for one in found["curves"] if one.startswith(f"{name}/"))
-            # The first lines are of the warm-up, which throws both back.
-            steps, losses = zip(*found["curves"][model][1:], strict=True)
-            words = f"{color}, {losses[-1]:.4f} at the end"
-            axes.plot(steps, losses, "o-", color=COLORS[color], markersize=3, label=words)
+        for end, words, color in _GOING_ON:
+            for model in (one for one in found["curves"] if one.startswith(f"{run}_{end}/")):
+                # The first lines are of the warm-up, which throws all back.
+                steps, losses = zip(*found["curves"][model][1:], strict=True)
+                said = f"{words}, {losses[-1]:.4f} at the end"
+                axes.plot(steps, losses, "o-", color=color, markersize=3, label=said)
         width = run.partition("_")[2]
         axes.set_title(f"3L;{width}H: held-out loss", fontsize=9)
         axes.set_xlabel("steps behind the plain student that both go on from")

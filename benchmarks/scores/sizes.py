@@ -255,7 +255,8 @@ def runs_narrow(size: Size) -> list[Run]:
     """Students so narrow that they stop to gain, and what experts add then.
 
     Of each width a plain student from the teacher's weights; then it goes on beside experts that
-    are its copies, on the same pairs, all without dropout and with last states.
+    are its copies, and copies on clusters of tokens, whose routers stay, on the same pairs, all
+    without dropout and with last states.
     """
     first_steps, steps = size.narrow_steps
     runs = []
@@ -270,11 +271,14 @@ def runs_narrow(size: Size) -> list[Run]:
         }
         on = {**kind, "initial_weights": f"{start}/{name}"}
         experts = {**on, "moe": "1,4", "start": "copies", "router_noise": 0.0}
+        clusters = {**experts, "start": "clusters"}
         runs += [
             Run(start, "small", first_steps, {name: {**kind, "start": "teacher"}}, **shared),
             Run(f"{start}_more", "small", steps, {name: on}, **shared),
             Run(f"{start}_experts", "small", steps, {f"minimoe_{width}": experts},
                 expert_rate_factor=0.5, **shared),
+            Run(f"{start}_clusters", "small", steps, {f"minimoe_{width}": clusters},
+                expert_rate_factor=0.5, router_rate_factor=0.0, **shared),
         ]  # fmt: skip
     return runs
 

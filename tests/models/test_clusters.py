@@ -22,7 +22,7 @@ def copies(dense: Any, experts: tuple[int, int] = (1, 4), **changes: Any) -> Any
 
 
 def short_text() -> list[Any]:
-    return [batch.on_each(lambda values: values % 100) for batch in text(40)]
+    return [batch.on_each(lambda values: values % 100) for batch in text(16)]
 
 
 def routes(student: Any, batches: list[Any]) -> dict[str, list[Route]]:
