@@ -142,17 +142,21 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
         UserError: its options do not fit each other, the teacher or the weights that they name.
     """
     options = config.students[index]
-    base: Any = base_of_students(lesson.teacher)
-    if options.model_name_or_path is not None:
-        base = AutoConfig.from_pretrained(
-            resolve_model_path(options.model_name_or_path), trust_remote_code=False
-        )
+    base = _base(options, lesson.teacher)
     factory = _FACTORIES[config.kind.learns, config.kind.students]
     student = factory.make(config, options, lesson.teacher, base, student_class(config))
     assert student.config.vocab_size == lesson.teacher.vocab_size, options.name
     if options.dropout is not None:
         set_dropout(student, options.dropout)
     return student
+
+
+def _base(options: StudentConfig, teacher: PreTrainedConfig) -> Any:
+    """Returns the configuration that a student's is derived from: the teacher's, or a given one."""
+    if options.model_name_or_path is None:
+        return base_of_students(teacher)
+    path = resolve_model_path(options.model_name_or_path)
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def make_fresh_student(
@@ -165,7 +169,7 @@ def make_fresh_student(
         options: the student's.
         teacher: the configuration of the uncut teacher.
     """
-    base = base_of_students(teacher)
+    base = _base(options, teacher)
     student = _make_encoder(config, options, teacher, base, MiniMoeForRelations)
     assert isinstance(student, MiniMoeForRelations)
     return student
