@@ -44,9 +44,8 @@ from .tuning import (
     distil_again,
     tune,
     tune_best,
-    tune_gap,
     tune_labelled,
-    tune_narrow,
+    tune_runs,
     tune_states,
 )
 
@@ -113,10 +112,10 @@ def main() -> int:
     if "narrow" in options.parts:
         corpora = make_more(folder, size, options.text)
         failed += distil(folder, size, options.seed, runs_narrow(size), corpora)
-        failed += tune_narrow(folder, size, learnt)
+        failed += tune_runs(folder, size, learnt, runs_narrow(size))
     if "gap" in options.parts:
         failed += distil(folder, size, options.seed, runs_gap(size))
-        failed += tune_gap(folder, size, learnt)
+        failed += tune_runs(folder, size, learnt, runs_gap(size))
     if "labelled" in options.parts:
         failed += tune_labelled(folder, size, learnt)
     if "best_again" in options.parts:

@@ -81,17 +81,13 @@ def gather(
                 "setup": found["setup"] | setup,
                 **_fine_tuned(folder / part, _students(folder, runs), tasks),
             }
-    if narrow := _students(folder, runs_narrow(size), of_states=True):
-        found["narrow"] = {
-            "setup": found["setup"] | {"epochs": size.best_epochs},
-            "curves": {one["model"]: _losses(folder, one["model"]) for one in narrow},
-            **_fine_tuned(folder / BEST, narrow, tasks),
-        }
-    if gap := _students(folder, runs_gap(size), of_states=True):
-        found["gap"] = {
-            "setup": found["setup"] | {"epochs": size.best_epochs},
-            **_fine_tuned(folder / BEST, gap, tasks),
-        }
+    for part, runs in (("narrow", runs_narrow(size)), ("gap", runs_gap(size))):
+        if students := _students(folder, runs, of_states=True):
+            found[part] = {
+                "setup": found["setup"] | {"epochs": size.best_epochs},
+                "curves": {one["model"]: _losses(folder, one["model"]) for one in students},
+                **_fine_tuned(folder / BEST, students, tasks),
+            }
     if BEST in found and (other / BEST).is_dir():
         students = _students(other, runs_best(size))
         scores = _scores(other / BEST, [one["model"] for one in students], tasks)

@@ -180,9 +180,9 @@ def draw_best(found: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
-    """Narrow students: held-out losses as they go on, with experts and without; and their shares.
+    """Narrow students: held-out losses as they go on, plain and as copies; and their shares.
 
-    Nothing is drawn before a student of each kind has gone on.
+    Nothing is drawn before a plain student and copies of one width have gone on.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -204,7 +204,7 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
                 axes.plot(steps, losses, "o-", color=color, markersize=3, label=said)
         width = run.partition("_")[2]
         axes.set_title(f"3L;{width}H: held-out loss", fontsize=9)
-        axes.set_xlabel("steps behind the plain student that both go on from")
+        axes.set_xlabel("steps behind the plain student that all go on from")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
         axes.legend(fontsize=7)
     if names:

@@ -8,17 +8,7 @@ from . import texts
 from .distilling import distil, exports_of
 from .gathering import BEST, LABELLED, best_models
 from .jobs import Job, run_all
-from .sizes import (
-    LARGE,
-    SMALL,
-    Size,
-    runs_again,
-    runs_best,
-    runs_gap,
-    runs_narrow,
-    runs_of,
-    runs_states,
-)
+from .sizes import LARGE, SMALL, Run, Size, runs_again, runs_best, runs_of, runs_states
 
 RATES = {"teacher": "1e-4", "teacher_large": "5e-5", "student": "3e-4"}
 # Of the loss with a fine-tuned teacher; the rest is of labels.
@@ -141,15 +131,12 @@ def tune_states(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
     return _tune_on_labels(folder, size, tasks, models)
 
 
-def tune_narrow(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
-    """Narrow students on the labels of the part ``best``, beside the teacher."""
-    models = {"teacher": SMALL, **exports_of(folder, runs_narrow(size))}
-    return _tune_on_labels(folder, size, tasks, models)
+def tune_runs(folder: Path, size: Size, tasks: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Students of a part on the labels of the part ``best``, beside the teacher.
 
-
-def tune_gap(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
-    """Students of both teachers on the labels of the part ``best``, beside the small teacher."""
-    exports = exports_of(folder, runs_gap(size))
+    Assistants only teach.
+    """
+    exports = exports_of(folder, runs)
     models = {name: path for name, path in exports.items() if not name.endswith("/assistant")}
     return _tune_on_labels(folder, size, tasks, {"teacher": SMALL, **models})
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..durable import sampled_hash
 from ..errors import UserError
 from ..runtime import logger
 from .tensors import save_tensors
@@ -29,6 +30,11 @@ def _file(folder: Path) -> Path:
 def has_state_map(folder: Path) -> bool:
     """Tells whether a map stands beside a folder: its student has learnt last states."""
     return _file(folder).is_file()
+
+
+def state_map_contents(folder: Path) -> str | None:
+    """Returns a hash of the map beside a folder; None where there is none."""
+    return sampled_hash(_file(folder)) if has_state_map(folder) else None
 
 
 def save_state_map(weights: Mapping[str, Tensor], folder: Path) -> None:

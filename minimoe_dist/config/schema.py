@@ -150,7 +150,8 @@ class StudentConfig(Section):
         description="teacher: all weights are made of the teacher's, narrowed and fitted to its "
         "states. Else of a random student, whose experts begin as parts of one wide block (split), "
         "each on its own (random), or as copies of the plain student of initial_weights (copies; "
-        "clusters: behind routers that send clusters of tokens to them)",
+        "clusters: behind routers that send clusters of tokens to them, and that are to stay: "
+        "training.router_rate_factor 0)",
     )
     copy_noise: float = Field(
         0.01, ge=0, description="noise on copies, relative to their weights' standard deviation"

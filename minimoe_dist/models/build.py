@@ -220,7 +220,12 @@ def _copy_to_experts(value: Tensor, module: ExpertLinear, noise: float) -> Tenso
     # The map that is split by its inputs is a block's second one.
     if module.split_axis == 0:
         return copies
-    return copies / fresh_probability(module.num_experts, _ROUTER_OF_COPIES)
+    return copies / probability_of_copies(module.num_experts)
+
+
+def probability_of_copies(num_experts: int) -> float:
+    """Returns the probability that :func:`copy_dense` expects of a chosen expert."""
+    return fresh_probability(num_experts, _ROUTER_OF_COPIES)
 
 
 def fresh_probability(num_experts: int, scale: float = 1.0) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.batches import MicroBatch
 from .block_fits import StudentMap, balanced_router
+from .build import probability_of_copies
 from .encoder import Layer
 from .errors import UserError
 from .experts import ExpertLinear, Router
@@ -52,8 +53,8 @@ def send_clusters(
 ) -> list[BlockClusters]:
     """Replaces the routers of a student whose experts are copies, in place, layer after layer.
 
-    A block's output is scaled by its expert's probability, so that an expert's second map is
-    divided by what that becomes on the mean of its own tokens, in place of what it was.
+    A block's output is scaled by its expert's probability, so that an expert's second map is the
+    plain block's over what that is on the mean of its own tokens.
 
     Args:
         student: float32, as :func:`.build.copy_dense` leaves it.
@@ -99,13 +100,13 @@ def _blocks(layer: Layer) -> Iterator[tuple[str, Router, ExpertLinear]]:
 def _send(
     number: int, block: str, router: Router, second: ExpertLinear, tokens: Tensor
 ) -> BlockClusters:
-    before = router(tokens, None).probability.mean()
     StudentMap(router).write(balanced_router(tokens, router.out_features))
     expert, probability, _ = router(tokens, None)
     sums = torch.zeros_like(router.bias).index_add_(0, expert, probability[:, 0])
     sizes = torch.bincount(expert, minlength=router.out_features)
     # An expert without a token keeps the size that it has.
-    factor = torch.where(sizes > 0, before * sizes / sums, 1.0)
+    expected = probability_of_copies(router.out_features)
+    factor = torch.where(sizes > 0, expected * sizes / sums, 1.0)
     second.weight.mul_(factor[:, None, None])
     second.bias.mul_(factor[:, None])
     return BlockClusters(

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoints.export import export_student
-from ..checkpoints.state_map import has_state_map, save_state_map
+from ..checkpoints.state_map import has_state_map, save_state_map, state_map_contents
 from ..config import RunConfig, StudentConfig
 from ..data.batches import MicroBatch
 from ..data.loader import heldout_batches
@@ -26,21 +26,23 @@ from ..model_paths import resolve_model_path
 from ..models.clusters import send_clusters
 from ..models.inheritance import Inheritance, inherit
 from ..models.moebert import MiniMoeForRelations
-from ..models.pretrained import encoder_dtype, load_encoder, read_encoder_config
+from ..models.pretrained import encoder_dtype, load_encoder
 from ..models.teacher import FLOAT8, cut_config, layer_number
 from ..runs.folder import RunFolder
 from ..runtime import StopRequest, logger
 from ..train.agreement import StopRequestedError, worked_out_by_rank_0
 from ..train.out_of_memory import naming_batch
 from .corpora import RunData
-from .model_types import make_fresh_student
+from .model_types import make_fresh_student, teacher_config
 
 _log = logger("first_weights")
 _FORMAT = 1
 _MADE = ("teacher", "clusters")  # of the starts, those that are made here
-# Real tokens of the sample, and of each neuron of each expert, whose second maps are solved for.
+# Real tokens of the sample; of each neuron of each expert, whose second maps are solved for; and of
+# each cluster.
 _LEAST_TOKENS = 1 << 15
 _TOKENS_PER_NEURON = 8
+_TOKENS_PER_CLUSTER = 512
 
 
 def with_first_weights(
@@ -153,8 +155,7 @@ class _Starts:
     @cached_property
     def _teacher_config(self) -> PreTrainedConfig:
         """Of the whole teacher."""
-        path = self._config.teacher.model_name_or_path
-        return read_encoder_config(path, resolve_model_path(path))
+        return teacher_config(self._config.teacher.model_name_or_path)
 
     @cached_property
     def _teacher(self) -> PreTrainedModel:
@@ -180,7 +181,8 @@ class _Starts:
     def from_teacher(self, student: StudentConfig, data: RunData) -> _Made:
         """A student whose weights are made of the teacher's."""
         path, device = self._config.teacher.model_name_or_path, self._fits_on
-        teacher, sample = self._teacher, _sample(self._config, data, student, device)
+        neurons = 4 * student.hidden * student.feedforward_experts
+        teacher, sample = self._teacher, self._sample(data, _TOKENS_PER_NEURON * neurons, device)
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",
             student.name,
@@ -201,7 +203,14 @@ class _Starts:
         """A student of copies of a plain one, whose routers send clusters of tokens to them."""
         device = self._device
         copies = make_fresh_student(self._config, student, self._teacher_config).to(device)
-        sample = _sample(self._config, data, student, device)
+        clusters = max(student.attention_experts, student.feedforward_experts)
+        sample = self._sample(data, _TOKENS_PER_CLUSTER * clusters, device)
+        if self._config.training.router_rate_factor:
+            _log.warning(
+                "%s: its routers move, and tokens to experts that have learnt from others; "
+                "give training.router_rate_factor 0",
+                student.name,
+            )
         _log.info(
             "%s: its routers are fitted to clusters of %s tokens", student.name, _count(sample)
         )
@@ -216,30 +225,26 @@ class _Starts:
         words = f"a chosen expert has on the mean a probability of {shares}"
         return _Made(copies, {"blocks": [vars(one) for one in found]}, words)
 
+    def _sample(self, data: RunData, wanted: int, device: torch.device) -> list[MicroBatch]:
+        """Returns the first pairs of the corpora, of ``wanted`` real tokens or some more."""
+        wanted, batches, found = max(_LEAST_TOKENS, wanted), [], 0
+        for micro in heldout_batches(
+            data.pairs,
+            data.collate,
+            count=wanted,
+            batch_size=self._config.training.per_device_eval_batch_size,
+            rank=0,
+            world_size=1,
+        ):
+            batches.append(micro.on_each(lambda tensor: tensor.to(device)))
+            found += micro.num_tokens
+            if found >= wanted:
+                break
+        return batches
+
 
 def _count(sample: Sequence[MicroBatch]) -> str:
     return f"{sum(int(batch.attention_mask.sum()) for batch in sample):,}"
-
-
-def _sample(
-    config: RunConfig, data: RunData, student: StudentConfig, device: torch.device
-) -> list[MicroBatch]:
-    """Returns the first pairs of the corpora, of enough tokens for the largest fit."""
-    neurons = 4 * student.hidden * student.feedforward_experts
-    wanted, batches, found = max(_LEAST_TOKENS, _TOKENS_PER_NEURON * neurons), [], 0
-    for micro in heldout_batches(
-        data.pairs,
-        data.collate,
-        count=wanted,
-        batch_size=config.training.per_device_eval_batch_size,
-        rank=0,
-        world_size=1,
-    ):
-        batches.append(micro.on_each(lambda tensor: tensor.to(device)))
-        found += micro.num_tokens
-        if found >= wanted:
-            break
-    return batches
 
 
 def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str, Any]:
@@ -264,13 +269,16 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
     }
 
 
-def _plain_contents(student: StudentConfig) -> dict[str, str]:
+def _plain_contents(student: StudentConfig) -> dict[str, str | None]:
     """Of the plain student that a start is copies of, which may have been trained again."""
     path = student.initial_weights
     if path is None:
         return {}
-    option = f"students.{student.name}.initial_weights"
-    return {"plain_contents": require_model(path, option, weights=True).contents()}
+    plain = require_model(path, f"students.{student.name}.initial_weights", weights=True)
+    return {
+        "plain_contents": plain.contents(),
+        "plain_state_map": state_map_contents(plain.folder),
+    }
 
 
 def _is_there(folder: Path, facts: dict[str, Any]) -> bool:

@@ -151,6 +151,14 @@ def make_student(config: RunConfig, index: int, lesson: Lesson) -> PreTrainedMod
     return student
 
 
+def teacher_config(path: str) -> PreTrainedConfig:
+    """Returns the configuration of a run's uncut teacher, of which its students are derived."""
+    folder = resolve_model_path(path)
+    if require_model(path, "teacher.model_name_or_path", teaches=True).is_published_student:
+        return load_student(folder).config
+    return read_encoder_config(path, folder)
+
+
 def _base(options: StudentConfig, teacher: PreTrainedConfig) -> Any:
     """Returns the configuration that a student's is derived from: the teacher's, or a given one."""
     if options.model_name_or_path is None:
@@ -170,7 +178,8 @@ def make_fresh_student(
         teacher: the configuration of the uncut teacher.
     """
     base = _base(options, teacher)
-    student = _make_encoder(config, options, teacher, base, MiniMoeForRelations)
+    # A head that predicts masked tokens goes along: a plain student's has learnt.
+    student = _make_encoder(config, options, teacher, base, student_class(config))
     assert isinstance(student, MiniMoeForRelations)
     return student
 

@@ -6,16 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
-from transformers import PreTrainedConfig
 
-from ..checkpoints.export import load_student
 from ..checkpoints.run import read_weights
 from ..config import RunConfig
 from ..corpus.tokenizing import load_tokenizer
 from ..errors import UserError
-from ..model_description import require_model
-from ..model_paths import resolve_model_path
-from ..models.pretrained import read_encoder_config
 from ..reporting.runs import (
     Export,
     SavedStudent,
@@ -25,7 +20,7 @@ from ..reporting.runs import (
 )
 from ..runtime import logger
 from ..train.optimizer_state import MASTER
-from .model_types import Lesson, make_objective, make_student
+from .model_types import Lesson, make_objective, make_student, teacher_config
 from .results import Heldout, export_all
 
 _log = logger("checkpoint")
@@ -59,7 +54,7 @@ def _export(saved: SavedStudent, folder: Path) -> Export:
     whole = student_of_model(saved.name, names)
     assert whole is not None, "it was found by it"
     path = config.teacher.model_name_or_path
-    lesson = Lesson(make_objective(config, None), _teacher_config(path), None)
+    lesson = Lesson(make_objective(config, None), teacher_config(path), None)
     student_config = make_student(config, names.index(whole), lesson).config
     tokenizer = load_tokenizer(
         config.teacher.tokenizer_name_or_path or path,
@@ -86,11 +81,3 @@ def _recipe(saved: SavedStudent) -> RunConfig:
             f"{saved.checkpoint}: its recipe does not hold any more ({option}: {problem['msg']}); "
             "export it with the version that wrote it"
         ) from error
-
-
-def _teacher_config(path: str) -> PreTrainedConfig:
-    """Returns the configuration of a run's teacher, of which its students are derived."""
-    folder = resolve_model_path(path)
-    if require_model(path, "teacher.model_name_or_path", teaches=True).is_published_student:
-        return load_student(folder).config
-    return read_encoder_config(path, folder)

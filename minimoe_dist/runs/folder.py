@@ -24,7 +24,7 @@ class RunFolder:
         metrics.jsonl.damaged           lines that could not be read when the run went on
         starts.jsonl                    starts and ends (:mod:`.launches`, of jobs :mod:`.starts`)
         checkpoints/                    of distilling and sparsifying (:mod:`.checkpoints`)
-        first_weights/STUDENT/          those that were made of the teacher's
+        first_weights/STUDENT/          those that were made at the start of the run
         first_weights/STUDENT.json      what they were made of
         relation_cache/                 the teacher's signals, where they are kept and nowhere else
         cells/NAME/                     of fine-tuning: a folder like this one each

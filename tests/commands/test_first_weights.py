@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from minimoe_dist.checkpoints.export import load_student
+from minimoe_dist.checkpoints.published import save_published
+from minimoe_dist.checkpoints.state_map import save_state_map
 from minimoe_dist.cli import main
 from minimoe_dist.exit_status import ExitStatus
 from tests.commands import support
@@ -190,6 +194,7 @@ def test_experts_go_on_from_a_plain_student_with_clusters_of_their_own(
     fixed = {"router_rate_factor": 0, "max_steps": 6}
     recipe = workshop.recipe(run, students=[clusters(plain)], training=fixed)
     said = support.finish(recipe)
+    assert "its routers move" not in said
     assert said.count(CLUSTERED) == 1 and "a chosen expert has on the mean a probability" in said
     first, after = (
         load_file(folder / "model.safetensors")
@@ -211,6 +216,71 @@ def test_experts_go_on_from_a_plain_student_with_clusters_of_their_own(
     weights = load_file(path)
     save_file({name: 1.01 * value for name, value in weights.items()}, path, {"format": "pt"})
     assert CLUSTERED in support.finish(recipe, *again)
+    # So it is where the plain student's map of last states comes to it later.
+    save_state_map({"state_map.weight": torch.ones(32, 16)}, plain)
+    assert CLUSTERED in support.finish(recipe, *again)
+
+
+@pytest.mark.parametrize("relation_weight", [0, 1])
+def test_a_head_that_has_learnt_masked_tokens_goes_along_to_clusters(
+    relation_weight: int, workshop: Workshop, tmp_path: Path
+) -> None:
+    sections: dict[str, Any] = {
+        "objective": {"mlm_weight": 1, "relation_weight": relation_weight},
+        "data": {"data_type": "bert_mlm"},
+        "parallel": {"expert_parallel_size": 1},
+    }
+    plain = {**STUDENTS[0], "start": "split"}
+    first = workshop.recipe(tmp_path / "first", students=[plain], **sections)
+    support.finish(first, world_size=1)
+    ends = support.heldout(tmp_path / "first")[30]["plain"]
+    begins = support.heldout(tmp_path / "first")[0]["plain"]
+    export = tmp_path / "first" / "export" / "plain"
+    few = {"max_steps": 1, "router_rate_factor": 0}
+    second = workshop.recipe(
+        tmp_path / "second", students=[clusters(export)], training=few, **sections
+    )
+    support.finish(second, world_size=1)
+    # A drawn head would have it begin where the first began.
+    found = support.heldout(tmp_path / "second")[0]["experts"]
+    assert found < ends + 0.5 * (begins - ends)
+
+
+def test_the_teacher_of_clusters_may_be_a_published_student(
+    started: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "published"
+    shutil.copytree(workshop.teacher, teacher, ignore=shutil.ignore_patterns("*.safetensors"))
+    (teacher / "config.json").unlink()
+    save_published(load_student(started / "export" / "experts"), teacher)
+    student = clusters(started / "export" / "plain")
+    few = {"max_steps": 1}
+    recipe = workshop.recipe(
+        tmp_path / "run",
+        students=[student],
+        teacher={"model_name_or_path": str(teacher)},
+        training=few,
+    )
+    said = support.finish(recipe)
+    assert CLUSTERED in said and "its routers move" in said
+
+
+def test_clusters_are_of_the_configuration_that_a_student_names(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(workshop.teacher, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 48}))
+    few, alone = {"max_steps": 1}, {"expert_parallel_size": 1}
+    plain = {**STUDENTS[0], "start": "split", "model_name_or_path": str(base)}
+    first = workshop.recipe(tmp_path / "first", students=[plain], training=few, parallel=alone)
+    support.finish(first, world_size=1)
+    student = clusters(tmp_path / "first" / "export" / "plain", model_name_or_path=str(base))
+    second = workshop.recipe(tmp_path / "second", students=[student], training=few, parallel=alone)
+    support.finish(second, world_size=1)
+    exported = json.loads((tmp_path / "second" / "export" / "experts" / "config.json").read_text())
+    assert exported["max_position_embeddings"] == 48
 
 
 @pytest.mark.parametrize(
@@ -268,6 +338,9 @@ def test_types_without_relations_start_otherwise(
 
 _NO_ROOM = """
 import sys
+from minimoe_dist.checkpoints.export import load_student
+from minimoe_dist.checkpoints.published import save_published
+from minimoe_dist.checkpoints.state_map import save_state_map
 from minimoe_dist.cli import main
 from minimoe_dist.recipes import first_weights
 
@@ -294,6 +367,9 @@ def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
 
 _ENDLESS_FIT = """
 import sys, time
+from minimoe_dist.checkpoints.export import load_student
+from minimoe_dist.checkpoints.published import save_published
+from minimoe_dist.checkpoints.state_map import save_state_map
 from minimoe_dist.cli import main
 from minimoe_dist.recipes import first_weights
 

@@ -136,7 +136,7 @@ def test_a_damaged_map_is_named(learnt: Path, workshop: Workshop, tmp_path: Path
     assert statuses[0] == 2 and f"{path}: cannot be read" in said
 
 
-@pytest.mark.parametrize(("start", "nearness"), [("copies", 0.05), ("clusters", 0.15)])
+@pytest.mark.parametrize(("start", "nearness"), [("copies", 0.05), ("clusters", 0.005)])
 def test_copies_go_on_where_their_plain_student_ended(
     start: str, nearness: float, learnt: Path, workshop: Workshop, tmp_path: Path
 ) -> None:
