@@ -153,6 +153,11 @@ class ModelDescription(BaseModel):
         return self.num_attention_heads // (1 if self.is_native_student else self.experts[0])
 
     @property
+    def neurons_of_an_expert(self) -> int:
+        """The feed-forward neurons of a plain block, or of one expert."""
+        return self.intermediate_size // (1 if self.is_native_student else self.experts[1])
+
+    @property
     def signals_on_top(self) -> bool:
         """Whether the relation signals come from maps of their own behind the last layer."""
         return self.relation_projections or self.is_published_student

@@ -129,8 +129,11 @@ class StudentConfig(Section):
         None, description="model whose configuration (not weights) it starts from; default teacher"
     )
     layer: int = Field(3, ge=1, description="number of layers")
-    hidden: int = Field(384, ge=1, description="hidden size; feed-forward experts have 4 times it")
+    hidden: int = Field(384, ge=1, description="hidden size")
     heads: int = Field(12, ge=1, description="attention heads of one expert")
+    neurons: int | None = Field(
+        None, ge=1, description="feed-forward neurons of one expert; default 4 times hidden"
+    )
     moe: str = Field("1,4", description="x,y: attention experts, feed-forward experts; 1 is plain")
     router_noise: float = Field(
         0.1, ge=0, le=1, description="half width of the uniform noise on router logits in training"
@@ -185,6 +188,11 @@ class StudentConfig(Section):
         if not re.fullmatch(r"\s*[1-9]\d*\s*,\s*[1-9]\d*\s*", value):
             raise ValueError("must be 'x,y' with x attention and y feed-forward experts, each >= 1")
         return re.sub(r"\s", "", value)
+
+    @property
+    def neurons_of_an_expert(self) -> int:
+        """The feed-forward neurons of a plain block, or of one expert."""
+        return 4 * self.hidden if self.neurons is None else self.neurons
 
     @property
     def has_copies(self) -> bool:

@@ -41,6 +41,7 @@ def student_config(
     heads: int,
     experts: tuple[int, int],
     num_relation_heads: int,
+    neurons: int | None = None,
     router_noise: float = 0.1,
     compat_seed: bool = False,
 ) -> MiniMoeConfig:
@@ -49,10 +50,11 @@ def student_config(
     Args:
         base: configuration of an encoder or a student: family, vocabulary, positions, dropout.
         layers: number of layers.
-        hidden: hidden size; feed-forward blocks have 4 times as many neurons.
+        hidden: hidden size.
         heads: attention heads of one expert.
         experts: x attention and y feed-forward experts; (1, 1) is a plain MiniLM student.
         num_relation_heads: R of the relation loss.
+        neurons: feed-forward neurons of one expert; 4 times the hidden size where it is None.
         router_noise: ε of the noise on router logits in training.
         compat_seed: route and count padding, as the published implementation does.
 
@@ -66,7 +68,7 @@ def student_config(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=4 * hidden,
+        intermediate_size=4 * hidden if neurons is None else neurons,
         attention_experts=attention,
         feedforward_experts=feedforward,
         num_relation_heads=num_relation_heads,

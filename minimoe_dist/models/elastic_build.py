@@ -98,6 +98,7 @@ def once_for_all_config(
     sub_layers: Sequence[int],
     sub_hidden: Sequence[int],
     num_relation_heads: int,
+    neurons: int | None = None,
     compat_seed: bool = False,
 ) -> ElasticConfig:
     """Makes the configuration of a once-for-all student of ``layers`` × ``hidden``.
@@ -107,11 +108,12 @@ def once_for_all_config(
     Args:
         base: a Hugging Face BERT configuration: vocabulary, positions, dropout.
         layers: of the whole student.
-        hidden: of the whole student; feed-forward blocks have 4 times as many neurons.
+        hidden: of the whole student.
         heads: of the whole student.
         sub_layers: the sub-models' numbers of layers.
         sub_hidden: the sub-models' hidden sizes.
         num_relation_heads: R of the relation loss.
+        neurons: of each feed-forward block; 4 times the hidden size where it is None.
         compat_seed: keep the LayerNorms of layers that a sub-model does not have.
 
     Raises:
@@ -124,6 +126,7 @@ def once_for_all_config(
         heads=heads,
         experts=(1, 1),
         num_relation_heads=num_relation_heads,
+        neurons=neurons,
     )
     config = elastic_config(plain, keep_missing_layers=compat_seed)
     config.sparsity_map = once_for_all_map(config.sizes, sub_layers, sub_hidden)

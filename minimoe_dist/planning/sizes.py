@@ -222,7 +222,7 @@ def student_json(
         "num_hidden_layers": options.layer,
         "hidden_size": options.hidden,
         "num_attention_heads": options.heads,
-        "intermediate_size": 4 * options.hidden,
+        "intermediate_size": options.neurons_of_an_expert,
         "attention_experts": options.attention_experts,
         "feedforward_experts": options.feedforward_experts,
         "relation_projections": config.kind.students is Students.ONCE_FOR_ALL
@@ -231,7 +231,7 @@ def student_json(
     values.pop("sparsity_map", None)
     if options.ofa_layer and options.ofa_hidden:
         head_size = options.hidden // options.heads
-        whole = Sizes(options.layer, options.heads, head_size, 4 * options.hidden)
+        whole = Sizes(options.layer, options.heads, head_size, options.neurons_of_an_expert)
         sub_models = once_for_all_map(whole, options.ofa_layer, options.ofa_hidden)
         values |= {"model_type": "minimoe-elastic", "sparsity_map": sub_models, "sparsity": WHOLE}
     return values
@@ -252,9 +252,8 @@ def student_sizes(
     values = student_json(config, options, future_exports)
     sizes = _of_json(values)
     if config.kind.students is Students.ONCE_FOR_ALL:
-        whole = Sizes(
-            len(sizes.shape.layers), options.heads, sizes.head_size, 4 * sizes.shape.hidden
-        )
+        neurons = values.get("intermediate_size", 4 * sizes.shape.hidden)
+        whole = Sizes(len(sizes.shape.layers), options.heads, sizes.head_size, neurons)
         sub_models = values["sparsity_map"]
         passes = tuple(sub_model_shape(whole, sub_models, name) for name in sub_models)
         sizes = replace(sizes, passes=passes)

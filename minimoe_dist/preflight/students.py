@@ -73,7 +73,7 @@ def _check_student(
         _check_tinybert_heads(student, teacher)
     if student.ofa_layer and student.ofa_hidden:
         head_size = student.hidden // student.heads
-        sizes = Sizes(student.layer, student.heads, head_size, 4 * student.hidden)
+        sizes = Sizes(student.layer, student.heads, head_size, student.neurons_of_an_expert)
         once_for_all_map(sizes, student.ofa_layer, student.ofa_hidden)
 
 
@@ -149,7 +149,7 @@ def _check_origin(
             f"{option}: {model.path} has experts itself ({_moe(model)}), but start: "
             f"{student.start} wants a plain student; give one, or start split"
         )
-    compared = {"layer", "hidden", "heads"} | (set() if student.has_copies else {"moe"})
+    compared = {"layer", "hidden", "heads", "neurons"} | (set() if student.has_copies else {"moe"})
     _check_sizes(prefix, student, model, compared)
 
 
@@ -192,10 +192,11 @@ def _check_sizes(
         "layer": model.num_hidden_layers,
         "hidden": model.hidden_size,
         "heads": model.heads_of_an_expert,
+        "neurons": model.neurons_of_an_expert,
         "moe": _moe(model),
     }
     for name, size in sizes.items():
-        value = getattr(student, name)
+        value = student.neurons_of_an_expert if name == "neurons" else getattr(student, name)
         if name in compared and value != size:
             raise ConfigError(
                 f"{prefix}.{name}: {value}, but {model.path} has {size}; give {name} {size}, or "
@@ -242,7 +243,7 @@ def describe_export(
         "hidden_size": student.hidden,
         "num_hidden_layers": student.layer,
         "num_attention_heads": student.heads,
-        "intermediate_size": 4 * student.hidden,
+        "intermediate_size": student.neurons_of_an_expert,
         "attention_experts": student.attention_experts,
         "feedforward_experts": student.feedforward_experts,
         "moe": "1,1",

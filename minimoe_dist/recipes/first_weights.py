@@ -181,7 +181,7 @@ class _Starts:
     def from_teacher(self, student: StudentConfig, data: RunData) -> _Made:
         """A student whose weights are made of the teacher's."""
         path, device = self._config.teacher.model_name_or_path, self._fits_on
-        neurons = 4 * student.hidden * student.feedforward_experts
+        neurons = student.neurons_of_an_expert * student.feedforward_experts
         teacher, sample = self._teacher, self._sample(data, _TOKENS_PER_NEURON * neurons, device)
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",
@@ -260,13 +260,19 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
             include={"data_type", "max_length", "short_sequence_probability", "whole_word_mask"},
         ),
         "compat": config.compat,
-        "student": student.model_dump(mode="json", exclude={"dropout"}),  # no part of a start
+        "student": _start_options(student),
         "num_relation_heads": config.objective.num_relation_heads,
         **_plain_contents(student),
         # They decide where relations are read; older starts do not say that they are not learnt.
         **({"last_states": True} if config.learns_last_states else {}),
         "seed": config.seed,
     }
+
+
+def _start_options(student: StudentConfig) -> dict[str, Any]:
+    # Dropout is no part of a start, and older starts do not say that they have the usual neurons.
+    usual = set() if student.neurons else {"neurons"}
+    return student.model_dump(mode="json", exclude={"dropout", *usual})
 
 
 def _plain_contents(student: StudentConfig) -> dict[str, str | None]:

@@ -281,6 +281,7 @@ def _student_config(
         heads=options.heads,
         experts=(options.attention_experts, options.feedforward_experts),
         num_relation_heads=_relation_heads(config),
+        neurons=options.neurons,
         router_noise=options.router_noise,
         compat_seed=config.compat == "seed",
     )
@@ -378,6 +379,7 @@ def _make_once_for_all(
         sub_layers=options.ofa_layer,
         sub_hidden=options.ofa_hidden,
         num_relation_heads=_relation_heads(config),
+        neurons=options.neurons,
         compat_seed=config.compat == "seed",
     )
     elastic_config.relation_projections = config.learns_relations

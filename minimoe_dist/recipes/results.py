@@ -12,7 +12,7 @@ from ..checkpoints.state_map import STATE_MAP, save_state_map
 from ..checkpoints.tensors import replaced_model
 from ..config import RunConfig
 from ..config.checks import BEST_CANDIDATE
-from ..models.compute import RelationPath, encoder_gmac
+from ..models.compute import RelationPath, sequence_gmac
 from ..models.configuration import MiniMoeConfig
 from ..models.elastic_configuration import ElasticConfig
 from ..models.submodels import once_for_all_name
@@ -139,18 +139,21 @@ def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:
 
 def student_gmac(config: MiniMoeConfig) -> float:
     """Returns 10⁹ multiply-accumulates of a sequence of 128, of the whole student."""
-    if isinstance(config, ElasticConfig):
-        return config.shape().gmac(config.sizes.head_size)
-    return encoder_gmac(config.num_hidden_layers, config.hidden_size)
+    return sequence_gmac(config)
 
 
 def describe(config: MiniMoeConfig) -> str:
-    """Describes a student for people: "MiniMoE 3L;192H 1,4E", "sparse MiniLM 12L;768H 90%"."""
+    """Describes a student for people: "MiniMoE 3L;192H 1,4E", "sparse MiniLM 12L;768H 90%".
+
+    Neurons of feed-forward blocks are told where they are not 4 H: "MiniLM 3L;192H, 3072 neurons".
+    """
     size = f"{config.num_hidden_layers}L;{config.hidden_size}H"
+    neurons = config.intermediate_size
+    inner = f", {neurons} neurons" if neurons != 4 * config.hidden_size else ""
     if config.sub_models:
         return f"once-for-all {size}, {len(config.sub_models)} sub-models"
     if isinstance(config, ElasticConfig):
         return f"sparse MiniLM {size} {config.sparsity}%"
     if config.is_dense:
-        return f"{'TinyBERT' if config.teacher_hidden_size else 'MiniLM'} {size}"
-    return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E"
+        return f"{'TinyBERT' if config.teacher_hidden_size else 'MiniLM'} {size}{inner}"
+    return f"MiniMoE {size} {config.attention_experts},{config.feedforward_experts}E{inner}"

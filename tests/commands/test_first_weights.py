@@ -66,7 +66,21 @@ def test_a_start_is_kept_with_what_it_was_made_of(started: Path) -> None:
         record = json.loads((started / "first_weights" / f"{name}.json").read_text())
         assert len(record["found"]["layers"]) == layers
         assert record["made_of"]["student"]["name"] == name
+        # Starts that were made before the option was are not made again.
+        assert "neurons" not in record["made_of"]["student"]
         assert (started / "first_weights" / name / "tokenizer_config.json").is_file()
+
+
+def test_blocks_may_have_more_neurons_or_fewer(workshop: Workshop, tmp_path: Path) -> None:
+    sizes = {"plain": 100, "experts": 24}
+    students = [{**student, "neurons": sizes[student["name"]]} for student in STUDENTS]
+    said = support.finish(
+        workshop.recipe(tmp_path / "run", students=students, training={"max_steps": 1})
+    )
+    assert said.count(FITTED) == 2
+    for name, neurons in sizes.items():
+        exported = json.loads((tmp_path / "run/export" / name / "config.json").read_text())
+        assert exported["intermediate_size"] == neurons
 
 
 def test_going_on_fits_nothing_again(workshop: Workshop, tmp_path: Path) -> None:

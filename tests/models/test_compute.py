@@ -18,7 +18,7 @@ from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import once_for_all_config
 from minimoe_dist.models.teacher import signals_of
 from minimoe_dist.objectives.relations import relation_loss_sum
-from minimoe_dist.recipes.results import relation_paths
+from minimoe_dist.recipes.results import describe, relation_paths, student_gmac
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,15 @@ def counted(action):
     return counter.get_total_flops()
 
 
-def dense_or_experts(experts):
+def dense_or_experts(experts, **options):
     return student_config(
-        tiny_bert().config, layers=3, hidden=24, heads=2, experts=experts, num_relation_heads=4
+        tiny_bert().config,
+        layers=3,
+        hidden=24,
+        heads=2,
+        experts=experts,
+        num_relation_heads=4,
+        **options,
     )
 
 
@@ -80,8 +86,15 @@ def once_for_all():
 
 @pytest.mark.parametrize(
     "config",
-    [dense_or_experts((1, 1)), dense_or_experts((1, 4)), dense_or_experts((4, 4)), once_for_all()],
-    ids=["dense", "1,4", "4,4", "once-for-all"],
+    [
+        dense_or_experts((1, 1)),
+        dense_or_experts((1, 1), neurons=384),
+        dense_or_experts((1, 4)),
+        dense_or_experts((1, 4), neurons=24),
+        dense_or_experts((4, 4)),
+        once_for_all(),
+    ],
+    ids=["dense", "wide", "1,4", "narrow experts", "4,4", "once-for-all"],
 )
 def test_a_students_pass_is_thrice_its_counted_forward(config):
     sliced = hasattr(config, "sparsity_map")
@@ -97,6 +110,14 @@ def test_a_students_pass_is_thrice_its_counted_forward(config):
 
     macs = sum(path.macs_per_token(LENGTH) for path in relation_paths(config))
     assert counted(step) == pytest.approx(2 * 3 * macs * IDS.numel(), rel=0.02)
+
+
+def test_neurons_are_told_and_counted_where_they_are_not_the_usual_ones():
+    usual, wide = dense_or_experts((1, 1)), dense_or_experts((1, 1), neurons=384)
+    assert (describe(usual), describe(wide)) == ("MiniLM 3L;24H", "MiniLM 3L;24H, 384 neurons")
+    assert describe(dense_or_experts((1, 4), neurons=24)) == "MiniMoE 3L;24H 1,4E, 24 neurons"
+    assert student_gmac(usual) == encoder_gmac(3, 24)
+    assert student_gmac(wide) == pytest.approx(3 * encoder_gmac(3, 24))
 
 
 def test_a_megatron_teachers_pass_has_the_counted_macs():

@@ -21,6 +21,9 @@ STUDENTS = {
     "megatron": ("megatronbert_minilm", "megatron-bert", {"moe": "1,1"}, {}),
     "tinybert": ("bert_tinybert", "bert", {"heads": 4, "moe": "1,1"}, {}),
     "masked": ("bert_mlm", "bert", {"moe": "1,1"}, {"data_type": "bert_mlm"}),
+    "narrow experts": ("moebert_minilm", "bert", {"moe": "1,4", "neurons": 24}, {}),
+    "wide": ("bert_minilm", "bert", {"moe": "1,1", "neurons": 200}, {}),
+    "wide once-for-all": ("ofabert_minilm", "bert", {**SLICED, "moe": "1,1", "neurons": 96}, {}),
     "once-for-all": ("ofabert_minilm", "bert", {**SLICED, "moe": "1,1"}, {}),
 }
 

@@ -21,7 +21,8 @@ PLAIN = {
 }
 STUDENT = {"layer": 2, "hidden": 48, "heads": 12, "moe": "1,1"}
 MINIMOE = {**PLAIN, "model_type": "minimoe", "attention_experts": 2, "feedforward_experts": 4}
-PUBLISHED = {**PLAIN, "moe": "2,4", "num_attention_heads": 24}
+PUBLISHED = {**PLAIN, "moe": "2,4", "num_attention_heads": 24, "intermediate_size": 4 * 192}
+NARROW = {**PLAIN, "intermediate_size": 64}
 SPARSIFIED = {**PLAIN, "model_type": "minimoe-elastic", "sparsity_map": {"0": {}, "90": {}}}
 ONCE_FOR_ALL = {**SPARSIFIED, "sparsity_map": {"2,48": {}, "1,48": {}}}
 SUB_MODELS = {"ofa_layer": [2, 1], "ofa_hidden": [48]}
@@ -59,6 +60,15 @@ def check(
         ("moebert_minilm", MINIMOE, {"moe": "2,4"}),
         ("moebert_minilm", PUBLISHED, {"moe": "2,4"}),
         ("moebert_minilm", PLAIN, {"moe": "4,4", "start": "copies"}),
+        ("bert_minilm", NARROW, {"neurons": 64}),
+        ("moebert_minilm", {**PUBLISHED, "intermediate_size": 256}, {"moe": "2,4", "neurons": 64}),
+        ("moebert_minilm", NARROW, {"moe": "1,4", "start": "clusters", "neurons": 64}),
+        (
+            "ofabert_minilm",
+            {**ONCE_FOR_ALL, "intermediate_size": 64},
+            {**SUB_MODELS, "neurons": 64},
+        ),
+        ("sparsebert_minilm", {**SPARSIFIED, "intermediate_size": 64}, {"sparsity": 90}),
         ("sparsebert_minilm", SPARSIFIED, {"sparsity": 90}),
         ("sparsebert_minilm", {**PLAIN, "sparsity_map": {"90": {}}}, {"sparsity": 90}),
         ("sparsebert_mlm", SPARSIFIED, {"sparsity": 90}),
@@ -76,6 +86,17 @@ def test_a_folder_of_the_sizes_asked_for_is_taken(model_type, model, student, tm
         ("bert_minilm", PLAIN, {"layer": 3}, "student.layer: 3, but {} has 2; give layer 2"),
         ("bert_minilm", PLAIN, {"hidden": 96}, "student.hidden: 96, but {} has 48"),
         ("bert_minilm", PLAIN, {"heads": 6}, "student.heads: 6, but {} has 12"),
+        ("bert_minilm", NARROW, {}, "student.neurons: 192, but {} has 64; give neurons 64"),
+        ("bert_minilm", PLAIN, {"neurons": 64}, "student.neurons: 64, but {} has 192"),
+        ("moebert_minilm", PUBLISHED, {"moe": "2,4", "neurons": 768}, "768, but {} has 192"),
+        ("sparsebert_minilm", SPARSIFIED, {"sparsity": 90, "neurons": 64}, "64, but {} has 192"),
+        ("ofabert_minilm", ONCE_FOR_ALL, {**SUB_MODELS, "neurons": 64}, "64, but {} has 192"),
+        (
+            "moebert_minilm",
+            NARROW,
+            {"moe": "1,4", "start": "copies"},
+            "student.neurons: 192, but {} has 64",
+        ),
         ("moebert_minilm", MINIMOE, {"moe": "2,8"}, "student.moe: 2,8, but {} has 2,4"),
         ("moebert_minilm", PUBLISHED, {"moe": "1,4"}, "student.moe: 1,4, but {} has 2,4"),
         ("moebert_minilm", PUBLISHED, {"moe": "2,4", "heads": 24}, "student.heads: 24, but"),
