@@ -20,6 +20,7 @@ from benchmarks.scores.sizes import (
     runs_again,
     runs_best,
     runs_gap,
+    runs_gap_again,
     runs_narrow,
     runs_of,
     runs_states,
@@ -305,6 +306,24 @@ def test_both_teachers_and_their_assistants_teach_the_same_students_for_as_long(
     assert teachers == [SMALL, LARGE]
     kinds = [Path(one.data.record_path_or_regex[0].path).name for one in recipes]
     assert kinds == ["small", "small", "large", "large"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_one_student_of_the_large_teacher_has_all_experts_neurons_at_every_token(
+    name: str, tmp_path: Path
+) -> None:
+    size = SIZES[name]
+    small, large = (
+        load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
+        for run in runs_gap_again(size)
+    )
+    assert (small.teacher.model_name_or_path, large.teacher.model_name_or_path) == (SMALL, LARGE)
+    assert {one.hidden for one in small.students} == set(size.gap_widths)
+    assert small.training == large.training
+    *students, wide = large.students
+    assert students == [*small.students]
+    (experts,) = [one for one in students if one.moe == "1,4" and one.hidden == wide.hidden]
+    assert wide.moe == "1,1" and wide.neurons == 4 * experts.neurons_of_an_expert
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -1,7 +1,7 @@
 """What distilled students are worth on tasks: the study of docs/results.md in one command.
 
     python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [states]
-        [narrow] [gap] [labelled] [best_again] [page]
+        [narrow] [gap] [gap_again] [labelled] [best_again] [page]
         [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
         [--seed 776] [--again 777]
 
@@ -19,13 +19,14 @@ them, on labels, those as long that start at random weights (on CPUs of part ``l
 ``states``: students that learn the teacher's last states too, and on these labels what that brings;
 experts go on from a plain one. ``narrow``: students so narrow that they stop to gain, and experts
 that go on from them, on the text of sixteen packages more. ``gap``: both teachers at equal steps
-from their own weights, and assistants; students are plain or have experts. ``labelled``: the best
-recipe's students, and those of ``states``, where all those texts have labels, which their teacher
-learns first. ``best_again``: the best recipe with another seed of distillation. ``page``:
-numbers, tables and pictures, of what is done. What was interrupted goes on, and what is finished is
-not run again. ``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on
-two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study,
-in a folder of its own.
+from their own weights, and assistants; students are plain or have experts. ``gap_again``: the same
+with another seed, without assistants, with wider students, and one that has all experts' neurons at
+every token. ``labelled``: the best recipe's students, and those of ``states``, where all those
+texts have labels, which their teacher learns first. ``best_again``: the best recipe with another
+seed of distillation. ``page``: numbers, tables and pictures, of what is done. What was interrupted
+goes on, and what is finished is not run again. ``look`` takes minutes and shows that all of it
+runs; ``cpu`` is made for an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for
+eight. Another seed is another study, in a folder of its own.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from .sizes import SIZES, runs_best, runs_gap, runs_narrow, runs_of, runs_states
 from .tuning import (
     best_again,
     distil_again,
+    gap_again,
     tune,
     tune_best,
     tune_labelled,
@@ -59,6 +61,7 @@ PARTS = (
     "states",
     "narrow",
     "gap",
+    "gap_again",
     "labelled",
     "best_again",
     "page",
@@ -101,7 +104,7 @@ def main() -> int:
     if "long" in options.parts:
         failed += distil(folder, size, options.seed, long)
         failed += tune(folder, size, tasks, is_long=True)
-    if {"best", "narrow", "gap", "labelled"} & set(options.parts):
+    if {"best", "narrow", "gap", "gap_again", "labelled"} & set(options.parts):
         write_best_tasks(folder, size, options.seed, learnt, given, options.text)
     if "best" in options.parts:
         failed += distil(folder, size, options.seed, runs_best(size))
@@ -116,6 +119,8 @@ def main() -> int:
     if "gap" in options.parts:
         failed += distil(folder, size, options.seed, runs_gap(size))
         failed += tune_runs(folder, size, learnt, runs_gap(size))
+    if "gap_again" in options.parts:
+        failed += gap_again(folder, size, options.again, learnt)
     if "labelled" in options.parts:
         failed += tune_labelled(folder, size, learnt)
     if "best_again" in options.parts:

@@ -14,6 +14,7 @@ from .sizes import (
     runs_again,
     runs_best,
     runs_gap,
+    runs_gap_again,
     runs_narrow,
     runs_of,
     runs_states,
@@ -42,7 +43,8 @@ def gather(
         size: of it.
         tasks: by name.
         facts: that belong to its setup.
-        again: the other seed of distillation, whose numbers are under "again", if there are any.
+        again: the other seed of distillation, whose numbers are under "again", if there are any,
+            and those of the part ``gap_again`` under its name.
     """
     students = _students(folder, runs_of(size))
     names = ["teacher", "teacher_large", *(one["model"] for one in students), "untaught"]
@@ -88,6 +90,14 @@ def gather(
                 "curves": {one["model"]: _losses(folder, one["model"]) for one in students},
                 **_fine_tuned(folder / BEST, students, tasks),
             }
+    if students := _students(other, runs_gap_again(size), of_states=True):
+        names = [one["model"] for one in students]
+        found["gap_again"] = {
+            "setup": found["setup"] | {"epochs": size.best_epochs, "seed": again},
+            **_fine_tuned(folder / BEST, [], tasks),
+            "students": students,
+        }
+        found["gap_again"]["scores"] |= _scores(other / BEST, names, tasks)
     if BEST in found and (other / BEST).is_dir():
         students = _students(other, runs_best(size))
         scores = _scores(other / BEST, [one["model"] for one in students], tasks)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .gathering import learnt_tasks, shares
 
-COLORS = {"plain": "#4878a8", "control": "#8a8a8a", "minimoe": "#d0743c"}
+COLORS = {"plain": "#4878a8", "control": "#8a8a8a", "minimoe": "#d0743c", "wide": "#8a6cae"}
 # What goes on from a narrow student: the end of its run's name, words, color.
 _GOING_ON = (
     ("more", "plain", COLORS["plain"]),
@@ -30,6 +30,7 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
         ("labelled", draw_best),
         ("narrow", draw_narrow),
         ("gap", draw_best),
+        ("gap_again", draw_best),
     ):
         if part in found:
             draw_part(found[part], folder / f"{part}_scores.png")

@@ -36,7 +36,8 @@ class Size:
         narrow: hidden sizes of the students of the part ``narrow``; 12 or 16 relation heads
             divide them.
         narrow_steps: of a narrow student from the teacher, and of those that go on from it.
-        gap_steps: of all students of the part ``gap``.
+        gap_steps: of all students of the parts ``gap`` and ``gap_again``.
+        gap_widths: hidden sizes of the students of the part ``gap_again``.
         seeds: of fine-tuning.
     """
 
@@ -59,6 +60,7 @@ class Size:
     narrow: tuple[int, ...]
     narrow_steps: tuple[int, int]
     gap_steps: int
+    gap_widths: tuple[int, ...]
     seeds: tuple[int, ...] = (1, 2, 3)
 
     @property
@@ -90,6 +92,7 @@ SIZES: Mapping[str, Size] = {
         narrow=(96,),
         narrow_steps=(12, 18),
         gap_steps=9,
+        gap_widths=(96,),
         seeds=(1, 2),
     ),
     "cpu": Size(
@@ -112,6 +115,7 @@ SIZES: Mapping[str, Size] = {
         narrow=(96, 64),
         narrow_steps=(3500, 6000),
         gap_steps=1000,
+        gap_widths=(192, 384),
     ),
     "gpu": Size(
         lanes=1,
@@ -133,6 +137,7 @@ SIZES: Mapping[str, Size] = {
         narrow=(96, 64),
         narrow_steps=(6000, 12_000),
         gap_steps=2000,
+        gap_widths=(192, 384),
     ),
     "gpus": Size(
         lanes=1,
@@ -154,6 +159,7 @@ SIZES: Mapping[str, Size] = {
         narrow=(96, 64),
         narrow_steps=(25_000, 50_000),
         gap_steps=50_000,
+        gap_widths=(192, 384),
     ),
 }
 
@@ -289,20 +295,44 @@ def runs_gap(size: Size) -> list[Run]:
     An assistant has six layers, the width of the widest student, and its teacher's weights too.
     Experts begin on clusters of tokens, and routers stay: see ``narrow``.
     """
-    kinds = {
-        name: {**options, "start": "teacher", "dropout": 0.0, "router_noise": 0.0}
-        for name, options in students(size.widths).items()
-    }
-    assistant = {**plain(6, max(size.widths)), "start": "teacher", "dropout": 0.0}
-    how = {"state_weight": 1.0, "expert_rate_factor": 0.5, "router_rate_factor": 0.0}
+    kinds, assistant = students(size.widths), {"assistant": plain(6, max(size.widths))}
     runs = []
     for teacher in TEACHERS:
-        first = f"{teacher}_gap"
+        first = _of_the_gap(f"{teacher}_gap", teacher, size, {**kinds, **assistant})
         runs += [
-            Run(first, teacher, size.gap_steps, {**kinds, "assistant": assistant}, **how),
-            Run(f"{first}_assisted", f"{first}/assistant", size.gap_steps, kinds, **how),
+            first,
+            _of_the_gap(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
         ]
     return runs
+
+
+def runs_gap_again(size: Size) -> list[Run]:
+    """Both teachers once more, for another seed: students of more widths, without assistants.
+
+    By the large teacher one of the narrowest has, at every token, as many feed-forward neurons as
+    its four experts together: what experts could bring if each token had all of them.
+    """
+    kinds, narrowest = students(size.gap_widths), min(size.gap_widths)
+    wide = {f"wide_{narrowest}": {**plain(3, narrowest), "neurons": 4 * 4 * narrowest}}
+    return [
+        _of_the_gap("small_gap", "small", size, kinds),
+        _of_the_gap("large_gap", "large", size, {**kinds, **wide}),
+    ]
+
+
+def _of_the_gap(name: str, teacher: str, size: Size, kinds: Mapping[str, Any]) -> Run:
+    return Run(
+        name,
+        teacher,
+        size.gap_steps,
+        {
+            student: {**options, "start": "teacher", "dropout": 0.0, "router_noise": 0.0}
+            for student, options in kinds.items()
+        },
+        state_weight=1.0,
+        expert_rate_factor=0.5,
+        router_rate_factor=0.0,
+    )
 
 
 def runs_again(size: Size) -> list[Run]:

@@ -8,7 +8,17 @@ from . import texts
 from .distilling import distil, exports_of
 from .gathering import BEST, LABELLED, best_models
 from .jobs import Job, run_all
-from .sizes import LARGE, SMALL, Run, Size, runs_again, runs_best, runs_of, runs_states
+from .sizes import (
+    LARGE,
+    SMALL,
+    Run,
+    Size,
+    runs_again,
+    runs_best,
+    runs_gap_again,
+    runs_of,
+    runs_states,
+)
 
 RATES = {"teacher": "1e-4", "teacher_large": "5e-5", "student": "3e-4"}
 # Of the loss with a fine-tuned teacher; the rest is of labels.
@@ -147,6 +157,21 @@ def best_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> lis
     failed = distil(again, size, seed, runs_best(size), folder)
     taught = _taught_best(folder, again, size, tasks)
     return failed + run_all(taught, size.lanes, size.ranks, again / "log.txt")
+
+
+def gap_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
+    """Both teachers with another seed, fine-tuned on labels as the first; see ``tune_runs``."""
+    again, runs = folder / f"again_{seed}", runs_gap_again(size)
+    failed = distil(again, size, seed, runs, folder)
+    tunings = [
+        _tuning(
+            again / BEST, size, task, name, path, tasks=folder / BEST / "tasks",
+            epochs=size.best_epochs,
+        )
+        for task in tasks
+        for name, path in exports_of(again, runs).items()
+    ]  # fmt: skip
+    return failed + run_all(tunings, size.lanes, size.ranks, again / "log.txt")
 
 
 def distil_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:
