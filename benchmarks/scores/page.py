@@ -68,6 +68,8 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
     if assistant:
         teacher = f"an assistant of {teacher}"
     start = _STARTS.get(student.get("start", ""), "")
+    if "MiniMoE" in said and name.partition("/")[0].endswith("_moving"):
+        start += ", routers moving"
     how = ", fine-tuned with the teacher" if taught else ""
     if taught and "unlabelled" in found["setup"]:
         how += " and texts without labels"

@@ -293,7 +293,10 @@ def runs_gap(size: Size) -> list[Run]:
     """Both teachers at equal steps from their own weights: plain, with experts, by an assistant.
 
     An assistant has six layers, the width of the widest student, and its teacher's weights too.
-    Experts begin on clusters of tokens, and routers stay: see ``narrow``.
+    Experts begin on clusters of tokens, and routers stay: see ``narrow``. By the small teacher two
+    students of the narrowest width more: experts whose routers move, and a plain student that has,
+    at every token, as many feed-forward neurons as four experts together: what experts could bring
+    if each token had all of them.
     """
     kinds, assistant = students(size.widths), {"assistant": plain(6, max(size.widths))}
     runs = []
@@ -303,24 +306,33 @@ def runs_gap(size: Size) -> list[Run]:
             first,
             _of_the_gap(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
         ]
-    return runs
-
-
-def runs_gap_again(size: Size) -> list[Run]:
-    """Both teachers once more, for another seed: students of more widths, without assistants.
-
-    By the large teacher one of the narrowest has, at every token, as many feed-forward neurons as
-    its four experts together: what experts could bring if each token had all of them.
-    """
-    kinds, narrowest = students(size.gap_widths), min(size.gap_widths)
-    wide = {f"wide_{narrowest}": {**plain(3, narrowest), "neurons": 4 * 4 * narrowest}}
+    width = min(size.widths)
+    experts = {f"minimoe_{width}": {**plain(3, width), "moe": "1,4"}}
+    wide = {f"wide_{width}": {**plain(3, width), "neurons": 4 * 4 * width}}
     return [
-        _of_the_gap("small_gap", "small", size, kinds),
-        _of_the_gap("large_gap", "large", size, {**kinds, **wide}),
+        *runs,
+        _of_the_gap("small_gap_moving", "small", size, experts, moving=True),
+        _of_the_gap("small_gap_wide", "small", size, wide),
     ]
 
 
-def _of_the_gap(name: str, teacher: str, size: Size, kinds: Mapping[str, Any]) -> Run:
+def runs_gap_again(size: Size) -> list[Run]:
+    """Both teachers once more, for another seed, without assistants.
+
+    By the small one the widest students, as in ``gap``; by the large one those of all widths, with
+    routers that move, since those that stay send most tokens to one expert there before long.
+    """
+    widest = students((max(size.gap_widths),))
+    return [
+        _of_the_gap("small_gap", "small", size, widest),
+        _of_the_gap("large_gap_moving", "large", size, students(size.gap_widths), moving=True),
+    ]
+
+
+def _of_the_gap(
+    name: str, teacher: str, size: Size, kinds: Mapping[str, Any], moving: bool = False
+) -> Run:
+    stays = not moving and any(options["moe"] != "1,1" for options in kinds.values())
     return Run(
         name,
         teacher,
@@ -330,8 +342,7 @@ def _of_the_gap(name: str, teacher: str, size: Size, kinds: Mapping[str, Any]) -
             for student, options in kinds.items()
         },
         state_weight=1.0,
-        expert_rate_factor=0.5,
-        router_rate_factor=0.0,
+        **({"expert_rate_factor": 0.5, "router_rate_factor": 0.0} if stays else {}),
     )
 
 
