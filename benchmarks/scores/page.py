@@ -35,6 +35,7 @@ def write(found: Mapping[str, Any], folder: Path) -> None:
         if part in found:
             draw_part(found[part], folder / f"{part}_scores.png")
             print(table(found[part]), table_again(found[part], above_chance=False), sep="\n")
+    draw_room(found, folder / "gap_room.png")
 
 
 def models(found: Mapping[str, Any]) -> list[str]:
@@ -62,14 +63,12 @@ def words_of(found: Mapping[str, Any], model: str) -> str:
         return "plain, not distilled"
     name, _, taught = model.partition(" ")
     student = next(one for one in found["students"] if one["model"] == name)
-    said = str(student["words"]).replace("MiniLM", "plain")
+    said = _words_of_student(student)
     first, _, assistant = student["teacher"].partition("/")
     teacher = {"small": "6L", "large": "12L"}[first.partition("_")[0]]
     if assistant:
         teacher = f"an assistant of {teacher}"
     start = _STARTS.get(student.get("start", ""), "")
-    if "MiniMoE" in said and name.partition("/")[0].endswith("_moving"):
-        start += ", routers moving"
     how = ", fine-tuned with the teacher" if taught else ""
     if taught and "unlabelled" in found["setup"]:
         how += " and texts without labels"
@@ -214,6 +213,50 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
         _draw_shares(found, names, places[-1])
         places[-1].set_title("share of the teacher's score, mean over tasks, in %", fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def draw_room(found: Mapping[str, Any], path: Path) -> None:
+    """What students of the small teacher lack: held-out losses against their compute.
+
+    Of the parts ``gap`` and ``gap_again``, all of students that the teacher itself has taught; an
+    assistant is a student of twice the layers. Nothing is drawn where there is one of them at most.
+    """
+    from matplotlib.figure import Figure
+
+    students = [
+        one
+        for part in ("gap", "gap_again")
+        for one in found.get(part, {}).get("students", ())
+        if one["teacher"] == "small" and one["heldout_loss"] is not None
+    ]
+    if len(students) < 2:
+        return
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for place, one in enumerate(sorted(students, key=lambda one: -one["heldout_loss"])):
+        said, kind = _words_of_student(one), _kind_of(one["model"])
+        axes.plot(one["gmac"], one["heldout_loss"], "o", color=COLORS.get(kind, "#8a8a8a"))
+        axes.annotate(
+            f"{said}: {one['heldout_loss']:.4f}",
+            (one["gmac"], one["heldout_loss"]),
+            xytext=(8, (9, -2, -12)[place % 3]),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xlim(0, 1.5 * max(one["gmac"] for one in students))
+    axes.margins(y=0.15)
+    axes.set_xlabel("compute of a sequence of 128, in GMAC")
+    axes.set_ylabel("held-out loss, relations and last states")
+    steps = max(one["steps"] for one in students)
+    axes.set_title(f"What a student of {steps:,} steps by 6L lacks", fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def _words_of_student(student: Mapping[str, Any]) -> str:
+    """A student's sizes in words, without its distillation."""
+    said = str(student["words"]).replace("MiniLM", "plain")
+    moves = "MiniMoE" in said and student["model"].partition("/")[0].endswith("_moving")
+    return f"{said}, routers moving" if moves else said
 
 
 def _draw_shares(found: Mapping[str, Any], names: Sequence[str], axes: Any) -> None:
