@@ -91,13 +91,10 @@ def gather(
                 **_fine_tuned(folder / BEST, students, tasks),
             }
     if students := _students(other, runs_gap_again(size), of_states=True):
-        names = [one["model"] for one in students]
         found["gap_again"] = {
             "setup": found["setup"] | {"epochs": size.best_epochs, "seed": again},
-            **_fine_tuned(folder / BEST, [], tasks),
-            "students": students,
+            **_fine_tuned(folder / BEST, students, tasks, other / BEST),
         }
-        found["gap_again"]["scores"] |= _scores(other / BEST, names, tasks)
     if BEST in found and (other / BEST).is_dir():
         students = _students(other, runs_best(size))
         scores = _scores(other / BEST, [one["model"] for one in students], tasks)
@@ -106,10 +103,17 @@ def gather(
 
 
 def _fine_tuned(
-    folder: Path, students: list[dict[str, Any]], tasks: Sequence[str]
+    folder: Path,
+    students: list[dict[str, Any]],
+    tasks: Sequence[str],
+    of_students: Path | None = None,
 ) -> dict[str, Any]:
-    """A part with tasks of its own, of those that its teacher has scores of."""
-    scores = _scores(folder, ["teacher", *(one["model"] for one in students)], tasks)
+    """A part with tasks of its own, of those that its teacher has scores of.
+
+    Students' scores are in a folder of their own where another seed has distilled them.
+    """
+    scores = _scores(folder, ["teacher"], tasks)
+    scores |= _scores(of_students or folder, [one["model"] for one in students], tasks)
     return {
         "tasks": {
             task: task_facts(folder / "tasks" / task, task)

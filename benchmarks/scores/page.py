@@ -233,13 +233,17 @@ def draw_room(found: Mapping[str, Any], path: Path) -> None:
         return
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for place, one in enumerate(sorted(students, key=lambda one: -one["heldout_loss"])):
+    students.sort(key=lambda one: -one["heldout_loss"])
+    for one in students:
         said, kind = _words_of_student(one), _kind_of(one["model"])
         axes.plot(one["gmac"], one["heldout_loss"], "o", color=COLORS.get(kind, "#8a8a8a"))
+        # Those of one compute stand close together; their words keep the order of their losses.
+        beside = [each for each in students if round(each["gmac"], 2) == round(one["gmac"], 2)]
+        height = 6 * (len(beside) - 1 - 2 * beside.index(one)) - 3
         axes.annotate(
             f"{said}: {one['heldout_loss']:.4f}",
             (one["gmac"], one["heldout_loss"]),
-            xytext=(8, (9, -2, -12)[place % 3]),
+            xytext=(8, height),
             textcoords="offset points",
             fontsize=8,
         )

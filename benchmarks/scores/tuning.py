@@ -68,12 +68,19 @@ def tune_best(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
 
 
 def _tune_on_labels(
-    folder: Path, size: Size, tasks: Sequence[str], models: Mapping[str, str]
+    folder: Path,
+    size: Size,
+    tasks: Sequence[str],
+    models: Mapping[str, str],
+    distilled: Path | None = None,
 ) -> list[str]:
-    """Models by name on the few labels of the part ``best``; the teacher first."""
-    best = folder / BEST
+    """Models by name on the few labels of the part ``best``; the teacher first.
+
+    What comes of it is beside the distillations, where these are in another folder.
+    """
+    place, labels = (distilled or folder) / BEST, folder / BEST / "tasks"
     jobs = [
-        _tuning(best, size, task, name, model, tasks=best / "tasks", epochs=size.best_epochs)
+        _tuning(place, size, task, name, model, tasks=labels, epochs=size.best_epochs)
         for task in tasks
         for name, model in models.items()
     ]
@@ -163,15 +170,8 @@ def gap_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list
     """Both teachers with another seed, fine-tuned on labels as the first; see ``tune_runs``."""
     again, runs = folder / f"again_{seed}", runs_gap_again(size)
     failed = distil(again, size, seed, runs, folder)
-    tunings = [
-        _tuning(
-            again / BEST, size, task, name, path, tasks=folder / BEST / "tasks",
-            epochs=size.best_epochs,
-        )
-        for task in tasks
-        for name, path in exports_of(again, runs).items()
-    ]  # fmt: skip
-    return failed + run_all(tunings, size.lanes, size.ranks, again / "log.txt")
+    failed += _tune_on_labels(folder, size, tasks, {"teacher": SMALL})  # that shares are of
+    return failed + _tune_on_labels(folder, size, tasks, exports_of(again, runs), again)
 
 
 def distil_again(folder: Path, size: Size, seed: int, tasks: Sequence[str]) -> list[str]:

@@ -189,14 +189,13 @@ def _check_sizes(
     prefix: str, student: StudentConfig, model: ModelDescription, compared: Collection[str]
 ) -> None:
     sizes = {
-        "layer": model.num_hidden_layers,
-        "hidden": model.hidden_size,
-        "heads": model.heads_of_an_expert,
-        "neurons": model.neurons_of_an_expert,
-        "moe": _moe(model),
+        "layer": (student.layer, model.num_hidden_layers),
+        "hidden": (student.hidden, model.hidden_size),
+        "heads": (student.heads, model.heads_of_an_expert),
+        "neurons": (student.neurons_of_an_expert, model.neurons_of_an_expert),
+        "moe": (student.moe, _moe(model)),
     }
-    for name, size in sizes.items():
-        value = student.neurons_of_an_expert if name == "neurons" else getattr(student, name)
+    for name, (value, size) in sizes.items():
         if name in compared and value != size:
             raise ConfigError(
                 f"{prefix}.{name}: {value}, but {model.path} has {size}; give {name} {size}, or "

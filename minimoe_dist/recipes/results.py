@@ -62,7 +62,7 @@ def export_all(
     summary = StudentSummary(
         student=describe(config),
         **heldout.of(name),
-        student_gmac=student_gmac(config),
+        student_gmac=sequence_gmac(config),
         student_parameters=sum(
             value.numel() for name, value in weights.items() if not name.startswith(STATE_MAP)
         ),
@@ -135,11 +135,6 @@ def _sliced_path(config: ElasticConfig, sparsity: str) -> RelationPath:
         attention=heads * head_size,
         signals=config.hidden_size,  # states are put back to the whole width
     )
-
-
-def student_gmac(config: MiniMoeConfig) -> float:
-    """Returns 10⁹ multiply-accumulates of a sequence of 128, of the whole student."""
-    return sequence_gmac(config)
 
 
 def describe(config: MiniMoeConfig) -> str:

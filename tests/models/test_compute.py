@@ -13,12 +13,13 @@ from minimoe_dist.models.compute import (
     distillation_flops_per_token,
     encoder_gmac,
     relation_macs_per_token,
+    sequence_gmac,
 )
 from minimoe_dist.models.elastic import ElasticForRelations
 from minimoe_dist.models.elastic_build import once_for_all_config
 from minimoe_dist.models.teacher import signals_of
 from minimoe_dist.objectives.relations import relation_loss_sum
-from minimoe_dist.recipes.results import describe, relation_paths, student_gmac
+from minimoe_dist.recipes.results import describe, relation_paths
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_neurons_are_told_and_counted_where_they_are_not_the_usual_ones():
     usual, wide = dense_or_experts((1, 1)), dense_or_experts((1, 1), neurons=384)
     assert (describe(usual), describe(wide)) == ("MiniLM 3L;24H", "MiniLM 3L;24H, 384 neurons")
     assert describe(dense_or_experts((1, 4), neurons=24)) == "MiniMoE 3L;24H 1,4E, 24 neurons"
-    assert student_gmac(usual) == encoder_gmac(3, 24)
-    assert student_gmac(wide) == pytest.approx(3 * encoder_gmac(3, 24))
+    assert sequence_gmac(usual) == encoder_gmac(3, 24)
+    assert sequence_gmac(wide) == pytest.approx(3 * encoder_gmac(3, 24))
 
 
 def test_a_megatron_teachers_pass_has_the_counted_macs():
