@@ -206,6 +206,7 @@ def _check_masked_lm_head(model: ModelDescription) -> None:
         "layer": model.num_hidden_layers,
         "hidden": model.hidden_size,
         "heads": model.num_attention_heads,
+        "neurons": model.intermediate_size,
     }
     flags = " ".join(f"--{name} {value}" for name, value in sizes.items())
     raise ConfigError(
