@@ -293,7 +293,7 @@ def test_both_teachers_and_their_assistants_teach_the_same_students_for_as_long(
     recipes = [
         load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
         for run in runs_gap(size)
-        if not run.name.endswith(("_moving", "_wide"))
+        if run.name.endswith(("_gap", "_assisted"))
     ]
     assert len(recipes) == 4 and {one.training.max_steps for one in recipes} == {size.gap_steps}
     for direct, assisted in (recipes[:2], recipes[2:]):
@@ -315,9 +315,11 @@ def test_experts_of_the_gap_stand_beside_what_has_all_their_neurons(
     name: str, tmp_path: Path
 ) -> None:
     size = SIZES[name]
-    first, *_, moving, wide = (
-        load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5))) for run in runs_gap(size)
-    )
+    recipes = {
+        run.name: load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
+        for run in runs_gap(size)
+    }
+    first, moving, wide = (recipes[f"small_gap{kind}"] for kind in ("", "_moving", "_wide"))
     (experts,) = moving.students
     assert experts in first.students
     assert (first.training.router_rate_factor, moving.training.router_rate_factor) == (0.0, 1.0)
@@ -325,6 +327,25 @@ def test_experts_of_the_gap_stand_beside_what_has_all_their_neurons(
     assert (control.moe, control.hidden) == ("1,1", experts.hidden)
     assert control.neurons == 4 * experts.neurons_of_an_expert
     assert wide.training == moving.training and wide.teacher == first.teacher
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_gap_has_students_that_learn_as_long_as_any(name: str, tmp_path: Path) -> None:
+    size = SIZES[name]
+    recipes = {
+        run.name: load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
+        for run in runs_gap(size)
+    }
+    longer = [recipe for run, recipe in recipes.items() if run.startswith("small_gap_long_")]
+    if size.gap_steps == size.steps:
+        assert not longer  # the others of this size are as long already
+        return
+    plain, experts = longer
+    longest = max(run.steps for run in runs_of(size))
+    assert plain.training.max_steps == experts.training.max_steps == longest
+    assert plain.students[0] in recipes["small_gap"].students
+    assert experts.students == recipes["small_gap_moving"].students
+    assert plain.data == experts.data == recipes["small_gap"].data
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -463,6 +484,8 @@ def test_what_students_lack_is_drawn_of_all_that_the_small_teacher_has_taught(
     others = [student("large_gap/plain_96", "large"), student("x/plain_96", "small_gap/assistant")]
     path, found = tmp_path / "room.png", {"gap": {"students": [one, *others]}}
     page.draw_room(found, path)
+    assert not path.exists()
+    page.draw_room({**found, "gap_again": {"students": [{**moving, "steps": 10}]}}, path)
     assert not path.exists()
     page.draw_room({**found, "gap_again": {"students": [moving]}}, path)
     assert path.stat().st_size > 10_000

@@ -20,13 +20,13 @@ students that learn the teacher's last states too, and on these labels what that
 on from a plain one. ``narrow``: students so narrow that they stop to gain, and experts that go on
 from them, on the text of sixteen packages more. ``gap``: both teachers at equal steps from their
 own weights, and assistants; students are plain, have experts, or all experts' neurons at every
-token. ``gap_again``: the same with another seed, without assistants, with wider students.
-``labelled``: the best recipe's students, and those of ``states``, where all those texts have
-labels, which their teacher learns first. ``best_again``: the best recipe with another seed of
-distillation. ``page``: numbers, tables and pictures, of what is done. What was interrupted goes on,
-and what is finished is not run again. ``look`` takes minutes and shows that all of it runs; ``cpu``
-is made for an hour on two cores, ``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another
-seed is another study, in a folder of its own.
+token; and plain and with experts for as long as the longest. ``gap_again``: the same with another
+seed, without assistants, with wider students. ``labelled``: the best recipe's students, and those
+of ``states``, where all those texts have labels, which their teacher learns first. ``best_again``:
+the best recipe with another seed of distillation. ``page``: numbers, tables and pictures, of what
+is done. What was interrupted goes on, and what is finished is not run again. ``look`` takes minutes
+and shows that all of it runs; ``cpu`` is made for an hour on two cores, ``gpu`` for half an hour on
+one GPU, ``gpus`` for eight. Another seed is another study, in a folder of its own.
 """
 
 import argparse

@@ -218,8 +218,9 @@ def draw_narrow(found: Mapping[str, Any], path: Path) -> None:
 def draw_room(found: Mapping[str, Any], path: Path) -> None:
     """What students of the small teacher lack: held-out losses against their compute.
 
-    Of the parts ``gap`` and ``gap_again``, all of students that the teacher itself has taught; an
-    assistant is a student of twice the layers. Nothing is drawn where there is one of them at most.
+    Of the parts ``gap`` and ``gap_again``, all students that the teacher itself has taught for as
+    long as the others; an assistant is a student of twice the layers. Nothing is drawn where there
+    is one of them at most.
     """
     from matplotlib.figure import Figure
 
@@ -229,6 +230,8 @@ def draw_room(found: Mapping[str, Any], path: Path) -> None:
         for one in found.get(part, {}).get("students", ())
         if one["teacher"] == "small" and one["heldout_loss"] is not None
     ]
+    steps = min((one["steps"] for one in students), default=0)
+    students = [one for one in students if one["steps"] == steps]
     if len(students) < 2:
         return
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -251,7 +254,6 @@ def draw_room(found: Mapping[str, Any], path: Path) -> None:
     axes.margins(y=0.15)
     axes.set_xlabel("compute of a sequence of 128, in GMAC")
     axes.set_ylabel("held-out loss, relations and last states")
-    steps = max(one["steps"] for one in students)
     axes.set_title(f"What a student of {steps:,} steps by 6L lacks", fontsize=9)
     figure.savefig(path, dpi=130)
 

