@@ -21,7 +21,8 @@ STUDY_OPTIONS ?=
 SOAK_MINUTES ?= 60
 SOAK_OPTIONS ?=
 TEST_OPTIONS ?=
-TEST_WORKERS ?= 2
+# Some of the tests wait, for Slurm or for what has ended: more than the two cores they are made for.
+TEST_WORKERS ?= 3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEBIAN_PACKAGES := slurm-wlm munge chromium
