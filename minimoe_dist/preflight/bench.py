@@ -11,10 +11,11 @@ from ..planning.layout import layout_of_recipe
 from ..planning.plan import Planner
 from ..rendezvous import check_rendezvous
 from ..runtime import Launch, prepare_environment
+from .teachers import describe_teacher, teacher_problems
 
 
 def check(options: BenchOptions, launch: Launch) -> None:
-    """Refuses recipes whose models' sizes are not known here, and ranks that do not fit.
+    """Refuses recipes whose models' sizes are not known here, or whose teacher or ranks do not fit.
 
     Raises:
         ConfigError: one line that names what is wrong and the remedy.
@@ -25,8 +26,11 @@ def check(options: BenchOptions, launch: Launch) -> None:
     try:
         Planner(config, None)
         layout_of_recipe(config, launch.world_size)
+        teacher = describe_teacher(config, starts_here=False)
     except UserError as error:
         raise ConfigError(str(error)) from None
+    for problem in teacher_problems(config, teacher, launch.world_size) if teacher else ():
+        raise ConfigError(problem)
     prepare_environment(config.parallel.use_cpu)
     check_rendezvous(launch, config.parallel.timeout_seconds)
 

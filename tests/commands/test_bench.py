@@ -106,6 +106,8 @@ def test_two_ranks_measure_their_link(workshop, tmp_path):
     [
         (["--teacher_model_name_or_path", "some/model"], "the sizes of some/model are not known"),
         (["--expert_parallel_size", "2"], "2 does not divide the 1 processes"),
+        (["--teacher.relation_layer", "9"], "teacher.relation_layer: 9, but"),
+        (["--teacher.layout", "tensor", "--teacher.parallel_size", "3"], "parallel_size: 3"),
         (["--filled", "1.5"], "filled"),
         (["--output", "{file}"], "is a file; give another folder"),
         (
