@@ -119,4 +119,20 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         feedforward=None,
         words="embeddings.tok_embeddings",
     ),
+    "rembert": EncoderFamily("bert", "rembert.", reads_segments=True),
+    "xlm-roberta-xl": EncoderFamily(
+        "roberta",
+        "roberta.",
+        norms=("encoder.LayerNorm", "attention.self_attn_layer_norm"),
+        feedforward_norm="LayerNorm",
+    ),
+    "eurobert": EncoderFamily(
+        "bert",
+        "model.",
+        layers="layers",
+        maps=_maps("self_attn", "q_proj", "k_proj", "v_proj"),
+        norms=("norm", "input_layernorm"),
+        feedforward=None,
+        words="embed_tokens",
+    ),
 }

@@ -83,6 +83,10 @@ class ModelDescription(BaseModel):
     relation_projections: bool = False
     num_relation_heads: int | None = _size(4096, None)
     num_hidden_groups: int = _size(4096, 1)  # of ALBERT's layers, which share their weights
+    inner_group_num: int = _size(4096, 1)  # layers of such a group
+    num_key_value_heads: int | None = _size(4096, None)
+    position_embedding_type: str = "absolute"
+    is_decoder: bool = False
     id2label: dict[str, Any] = Field(default_factory=dict)
     architectures: list[str] = Field(default_factory=list)
 
@@ -399,6 +403,20 @@ def _contradiction(model: ModelDescription) -> str | None:
         return f"family: {model.family} is none of {', '.join(FAMILIES)}"
     if model.num_hidden_groups != 1:
         return f"num_hidden_groups: {model.num_hidden_groups}, and only 1 can be cut at a layer"
+    if model.inner_group_num != 1:
+        return f"inner_group_num: {model.inner_group_num}, and only 1 can be cut at a layer"
+    if model.num_key_value_heads not in (None, heads):
+        return (
+            f"num_key_value_heads: {model.num_key_value_heads}, and relations want as many keys "
+            f"and values as the {heads} heads have queries"
+        )
+    if model.position_embedding_type != "absolute":
+        # transformers has left these out, and would read such weights without a word.
+        return (
+            f"position_embedding_type: {model.position_embedding_type}, and only absolute is read"
+        )
+    if model.is_decoder:
+        return "is_decoder: true, and an encoder is wanted, whose tokens see those behind them too"
     if (model.pad_token_id or 0) >= model.vocab_size:
         return f"pad_token_id: {model.pad_token_id} is not below vocab_size {model.vocab_size}"
     return None

@@ -28,6 +28,7 @@ SIZES = {
 CHANGES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 24},
     "albert": {"embedding_size": 24},
+    "rembert": {"input_embedding_size": 24, "output_embedding_size": 24},
     "deberta-v2": {
         "relative_attention": True,
         "pos_att_type": ["p2c", "c2p"],
