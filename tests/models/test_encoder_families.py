@@ -37,6 +37,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "conv_kernel_size": 3,
         "norm_rel_ebd": "layer_norm",
     },
+    "eurobert": {
+        # Random weights as large as the others' would mix what its rotary positions tell apart
+        # beyond what students, whose positions are added to words, can follow.
+        "initializer_range": 0.05,
+        "mask_token_id": 4,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
     "modernbert": {
         "local_attention": 8,
         "cls_token_id": 2,
