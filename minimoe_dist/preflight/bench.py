@@ -29,8 +29,9 @@ def check(options: BenchOptions, launch: Launch) -> None:
         teacher = describe_teacher(config, starts_here=False)
     except UserError as error:
         raise ConfigError(str(error)) from None
-    for problem in teacher_problems(config, teacher, launch.world_size) if teacher else ():
-        raise ConfigError(problem)
+    if teacher is not None:
+        for problem in teacher_problems(config, teacher, launch.world_size):
+            raise ConfigError(problem)  # the first of them
     prepare_environment(config.parallel.use_cpu)
     check_rendezvous(launch, config.parallel.timeout_seconds)
 
