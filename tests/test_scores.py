@@ -553,8 +553,15 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
     assert len(found["scores"]["small/minimoe_192"]) == len(found["tasks"]) == 5
     assert gathering.learnt_tasks(found) == ["sst2", "ner", "topic", "pages"]
     best = found["best"]
-    for part in ("best", "labelled", "first_form"):
+    for part in ("best", "labelled", "first_form", "last_states"):
         assert page.table(found[part]) in text, part
+    # The page has other words for these students, and rows of both parts in one table.
+    for part in ("gap", "gap_again"):
+        _, _, chances, _, *rows = page.table(found[part]).splitlines()
+        assert chances in text and len(rows) == len(page.models(found[part])), part
+        for row in rows:
+            _, _, cells = row.split("|", 2)
+            assert cells in text, row
     assert gathering.learnt_tasks(best) == ["sst2", "ner", "topic", "pages"]
     assert len(gathering.shares(best, "best_minimoe_192/minimoe_192 taught")) == 3
 
