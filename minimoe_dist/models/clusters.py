@@ -53,6 +53,8 @@ def send_clusters(
 ) -> list[BlockClusters]:
     """Replaces the routers of a student whose experts are copies, in place, layer after layer.
 
+    It reads the batches once for each block with experts, :func:`batches_read` of them in all.
+
     A block's output is scaled by its expert's probability, so that an expert's second map is the
     plain block's over what that is on the mean of its own tokens.
 
@@ -83,6 +85,11 @@ def send_clusters(
                     raise UserError(f"what its layer {number} reads is not finite")
                 found.append(_send(number, block, router, second, tokens))
     return found
+
+
+def batches_read(student: MiniMoeForRelations, batches: int) -> int:
+    """Returns how often :func:`send_clusters` reads one of ``batches``."""
+    return batches * sum(len([*_blocks(layer)]) for layer in student.bert.encoder.layers())
 
 
 def _blocks(layer: Layer) -> Iterator[tuple[str, Router, ExpertLinear]]:

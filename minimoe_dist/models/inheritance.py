@@ -116,6 +116,8 @@ def inherit(
 ) -> Inheritance:
     """Gives a fresh student weights made of its teacher's, in place.
 
+    It reads the batches several times, :func:`batches_read` of them in all.
+
     Args:
         student: float32, on the device of ``teacher``; its random weights stay where nothing takes
             their place, such as attention's routers.
@@ -134,6 +136,22 @@ def inherit(
             return _Fit(student, TeacherPlaces(teacher), batches, relation_layer, go_on).run()
         except torch.linalg.LinAlgError as error:
             raise UserError(f"least squares fail on its states ({error})") from error
+
+
+def batches_read(student: MiniMoeForRelations, batches: int) -> int:
+    """Returns how often :func:`inherit` reads one of ``batches``, and asks whether to go on."""
+    layers = student.config.num_hidden_layers
+    has_norm = getattr(student.bert.embeddings, "LayerNorm", None) is not None
+    # Of the teacher's states and of its embeddings; then, of each layer, what it reads and what the
+    # second map of its attention reads.
+    passes = 2 + has_norm + 2 * layers + (student.relation is not None)
+    # Of the teacher's directions; of its last states and the student's.
+    parts = 1 + 2 * (student.state_map is not None)
+    return passes * batches + parts * _quarter(batches)
+
+
+def _quarter(batches: int) -> int:
+    return -(-batches // 4)
 
 
 @dataclass
@@ -241,7 +259,7 @@ class _Fit:
         }
 
     def _a_quarter(self) -> Sequence[MicroBatch]:
-        return self._batches[: -(-len(self._batches) // 4)]
+        return self._batches[: _quarter(len(self._batches))]
 
     def _read(self, batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         for batch in batches:

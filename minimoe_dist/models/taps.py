@@ -4,7 +4,7 @@ Shapes: B samples, S positions, n tokens of a batch, N of the sample, C channels
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,21 @@ class Tap(NamedTuple):
     call: int = 0
 
 
+class _HeardError(Exception):
+    """Ends a pass whose only tap was passed."""
+
+
 @contextmanager
-def listening(taps: Collection[Tap], heard: dict[Tap, Tensor]) -> Iterator[Callable[[], None]]:
-    """Keeps what passes the taps of a pass; yields what forgets the calls between passes."""
+def listening(
+    taps: Collection[Tap], heard: dict[Tap, Tensor], ends_pass: bool = False
+) -> Iterator[Callable[[], None]]:
+    """Keeps what passes the taps of a pass; yields what forgets the calls between passes.
+
+    Args:
+        taps: the places.
+        heard: is given what passes them.
+        ends_pass: whether the first tap that is passed ends the pass, with an error.
+    """
     calls: dict[tuple[nn.Module, bool], int] = {}
 
     def listen(module: nn.Module, is_input: bool, values: Tensor) -> None:
@@ -31,6 +43,8 @@ def listening(taps: Collection[Tap], heard: dict[Tap, Tensor]) -> Iterator[Calla
         calls[module, is_input] = tap.call + 1
         if tap in taps:
             heard[tap] = values
+            if ends_pass:
+                raise _HeardError
 
     def before(module: nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
         listen(module, True, inputs[0] if inputs else named["hidden_states"])
@@ -75,12 +89,16 @@ def at_rest(student: Any, seed: int) -> Iterator[None]:
 
 
 def hear(student: Any, tap: Tap, batches: Iterable[MicroBatch]) -> Tensor:
-    """Runs a sample through a student; returns the rows [N, …] at a place of its encoder."""
+    """Runs a sample through a student; returns the rows [N, …] at a place of its encoder.
+
+    Passes end at that place.
+    """
     found = []
     heard: dict[Tap, Tensor] = {}
-    with listening([tap], heard) as forget:
+    with listening([tap], heard, ends_pass=True) as forget:
         for batch in batches:
             forget()
-            student.bert(**batch.inputs())
+            with suppress(_HeardError):
+                student.bert(**batch.inputs())
             found.append(rows_of(heard[tap], batch.attention_mask))
     return torch.cat(found)

@@ -4,7 +4,9 @@ Rank 0 fits them and keeps them in the run's folder; all ranks, and every later 
 read them there as any other student's.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from ..errors import UserError
 from ..foreign import read_json
 from ..model_description import require_model
 from ..model_paths import resolve_model_path
+from ..models import clusters, inheritance
 from ..models.clusters import send_clusters
 from ..models.inheritance import Inheritance, inherit
 from ..models.moebert import MiniMoeForRelations
@@ -32,16 +35,19 @@ from ..runs.folder import RunFolder
 from ..runtime import StopRequest, logger
 from ..train.agreement import StopRequestedError, worked_out_by_rank_0
 from ..train.out_of_memory import naming_batch
+from ..train.progress import Progress, TimedProgress
 from .corpora import RunData
 from .model_types import make_fresh_student, teacher_config
 
 _log = logger("first_weights")
 _FORMAT = 1
 _MADE = ("teacher", "clusters")  # of the starts, those that are made here
-# Real tokens of the sample; of each neuron of each expert, whose second maps are solved for; and of
-# each cluster.
-_LEAST_TOKENS = 1 << 15
-_TOKENS_PER_NEURON = 8
+# Real tokens of the sample that a start is fitted to, in all and for each neuron of each expert,
+# whose second maps are solved for: of a quarter of them much of a fit holds for these tokens alone.
+_LEAST_TOKENS_OF_FITS = 1 << 17
+_TOKENS_PER_NEURON = 16
+# Of the sample that clusters are of, in all and for each.
+_LEAST_TOKENS_OF_CLUSTERS = 1 << 15
 _TOKENS_PER_CLUSTER = 512
 
 
@@ -182,7 +188,8 @@ class _Starts:
         """A student whose weights are made of the teacher's."""
         path, device = self._config.teacher.model_name_or_path, self._fits_on
         neurons = student.neurons_of_an_expert * student.feedforward_experts
-        teacher, sample = self._teacher, self._sample(data, _TOKENS_PER_NEURON * neurons, device)
+        wanted = max(_LEAST_TOKENS_OF_FITS, _TOKENS_PER_NEURON * neurons)
+        teacher, sample = self._teacher, self._sample(data, wanted, device)
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",
             student.name,
@@ -190,8 +197,10 @@ class _Starts:
         )
         fresh = make_fresh_student(self._config, student, self._teacher_config).to(device)
         layer = layer_number(self._teacher_config, self._config.teacher.relation_layer)
+        reads = inheritance.batches_read(fresh, len(sample))
         try:
-            found = inherit(fresh, teacher, sample, layer, self._config.seed, self._go_on)
+            with self._shown(student, reads) as go_on:
+                found = inherit(fresh, teacher, sample, layer, self._config.seed, go_on)
         except UserError as error:
             raise UserError(
                 f"students.{student.name}.start: teacher {path} gives no weights: {error}; look at "
@@ -203,8 +212,9 @@ class _Starts:
         """A student of copies of a plain one, whose routers send clusters of tokens to them."""
         device = self._device
         copies = make_fresh_student(self._config, student, self._teacher_config).to(device)
-        clusters = max(student.attention_experts, student.feedforward_experts)
-        sample = self._sample(data, _TOKENS_PER_CLUSTER * clusters, device)
+        experts = max(student.attention_experts, student.feedforward_experts)
+        wanted = max(_LEAST_TOKENS_OF_CLUSTERS, _TOKENS_PER_CLUSTER * experts)
+        sample = self._sample(data, wanted, device)
         if self._config.training.router_rate_factor:
             _log.warning(
                 "%s: its routers move, and tokens to experts that have learnt from others; "
@@ -214,8 +224,10 @@ class _Starts:
         _log.info(
             "%s: its routers are fitted to clusters of %s tokens", student.name, _count(sample)
         )
+        reads = clusters.batches_read(copies, len(sample))
         try:
-            found = send_clusters(copies, sample, self._config.seed, self._go_on)
+            with self._shown(student, reads) as go_on:
+                found = send_clusters(copies, sample, self._config.seed, go_on)
         except UserError as error:
             raise UserError(
                 f"students.{student.name}.start: copies of {student.initial_weights} have no "
@@ -225,9 +237,28 @@ class _Starts:
         words = f"a chosen expert has on the mean a probability of {shares}"
         return _Made(copies, {"blocks": [vars(one) for one in found]}, words)
 
+    @contextmanager
+    def _shown(self, student: StudentConfig, reads: int) -> Iterator[Callable[[], None]]:
+        """Shows how many of so many batches are read; yields what is to be called before each."""
+        begun = 0
+        progress = Progress(sys.stderr, reads, 0, "fitting the", label=f"start of {student.name}")
+        with TimedProgress(progress) as shown:
+
+            def go_on() -> None:
+                nonlocal begun
+                self._go_on()
+                if begun:
+                    shown.advance({})
+                    shown.tell(begun, is_last=False)
+                begun += 1
+
+            yield go_on
+            shown.advance({})
+            shown.tell(reads, is_last=True)
+
     def _sample(self, data: RunData, wanted: int, device: torch.device) -> list[MicroBatch]:
         """Returns the first pairs of the corpora, of ``wanted`` real tokens or some more."""
-        wanted, batches, found = max(_LEAST_TOKENS, wanted), [], 0
+        batches, found = [], 0
         for micro in heldout_batches(
             data.pairs,
             data.collate,

@@ -1,6 +1,7 @@
 """Runs whose students start from weights of their teacher's."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,9 @@ def started(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
     said = support.finish(workshop.recipe(folder, students=STUDENTS))
     assert said.count(FITTED) == 2
     assert "of the variance of the teacher's states" in said
+    for student in STUDENTS:
+        line = rf"^start of {student['name']}: step (\d+)/\1, 0:00:00 left$"
+        assert re.search(line, said, re.MULTILINE), said
     return folder
 
 
@@ -209,6 +213,7 @@ def test_experts_go_on_from_a_plain_student_with_clusters_of_their_own(
     recipe = workshop.recipe(run, students=[clusters(plain)], training=fixed)
     said = support.finish(recipe)
     assert "its routers move" not in said
+    assert re.search(r"^start of \w+: step (\d+)/\1, 0:00:00 left$", said, re.MULTILINE), said
     assert said.count(CLUSTERED) == 1 and "a chosen expert has on the mean a probability" in said
     first, after = (
         load_file(folder / "model.safetensors")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minimoe_dist.errors import UserError
 from minimoe_dist.models.build import build_student
-from minimoe_dist.models.clusters import send_clusters
+from minimoe_dist.models.clusters import batches_read, send_clusters
 from minimoe_dist.models.experts import ExpertLinear, Route, Router
 from tests.models.test_inheritance import text
 from tests.models.test_starts import config_of, experts_of, trained
@@ -150,4 +150,4 @@ def test_states_that_are_not_finite_are_named() -> None:
 def test_it_asks_before_each_batch_whether_to_go_on() -> None:
     student, batches, asked = copies(trained(), (2, 4)), short_text(), []
     send_clusters(student, batches, go_on=lambda: asked.append(1))
-    assert len(asked) == 4 * len(batches)
+    assert len(asked) == 4 * len(batches) == batches_read(student, len(batches))

@@ -12,7 +12,7 @@ from minimoe_dist.encoder_families import ENCODER_FAMILIES
 from minimoe_dist.errors import UserError
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.experts import ExpertLinear
-from minimoe_dist.models.inheritance import inherit, runs_of_layers
+from minimoe_dist.models.inheritance import batches_read, inherit, runs_of_layers
 from minimoe_dist.models.pretrained import base_of_students
 from minimoe_dist.models.teacher import teacher_of
 from minimoe_dist.models.teacher_places import TeacherPlaces
@@ -298,3 +298,22 @@ def test_a_fit_asks_before_each_batch_whether_to_go_on() -> None:
     with pytest.raises(EnoughError):
         inherit(student, teacher, text(), LAYERS, go_on=go_on)
     assert asked == 41 and student.training
+
+
+@pytest.mark.parametrize("learns_last_states", [False, True])
+@pytest.mark.parametrize("experts", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("family", ["bert", "megatron-bert"])
+def test_how_many_batches_a_fit_reads_is_known_before(
+    family: str, experts: tuple[int, int], learns_last_states: bool
+) -> None:
+    teacher, batches = make_model(family), text(6)
+    student, asked = fresh(teacher, experts), 0
+    if learns_last_states:
+        student.state_map = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
+
+    def go_on() -> None:
+        nonlocal asked
+        asked += 1
+
+    inherit(student, teacher, batches, LAYERS, go_on=go_on)
+    assert asked == batches_read(student, len(batches))
