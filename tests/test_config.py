@@ -209,6 +209,7 @@ def test_wrong_value_is_refused_in_one_line(override: str, words: str) -> None:
         ),
         (("--expert_rate_factor=0.5", "--moe=1,1"), "0.5, but no student has experts"),
         (("--router_rate_factor=0", "--moe=1,1"), "0, but no student has experts"),
+        (("--start=split", "--start_tokens=9000"), "start_tokens: is of start: teacher; leave it"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(overrides: tuple[str, ...], words: str) -> None:

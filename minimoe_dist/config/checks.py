@@ -200,6 +200,8 @@ def _start_problems(config: RunOptions, student: StudentConfig) -> list[tuple[st
     problems: list[tuple[str, str]] = []
     if student.start == "teacher":
         problems += _teacher_start_problems(config, student)
+    elif student.start_tokens is not None:
+        problems.append(("start_tokens", "is of start: teacher; leave it out"))
     if student.has_copies and student.initial_weights is None:
         message = f"{student.start!r} needs a plain student; give its folder as initial_weights"
         problems.append(("start", message))

@@ -156,6 +156,12 @@ class StudentConfig(Section):
         "clusters: behind routers that send clusters of tokens to them, and that are to stay: "
         "training.router_rate_factor 0)",
     )
+    start_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of text that a start from the teacher is fitted to; default 131,072, "
+        "or 16 for each neuron of each expert if that is more",
+    )
     copy_noise: float = Field(
         0.01, ge=0, description="noise on copies, relative to their weights' standard deviation"
     )

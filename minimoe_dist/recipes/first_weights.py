@@ -44,6 +44,7 @@ _FORMAT = 1
 _MADE = ("teacher", "clusters")  # of the starts, those that are made here
 # Real tokens of the sample that a start is fitted to, in all and for each neuron of each expert,
 # whose second maps are solved for: of a quarter of them much of a fit holds for these tokens alone.
+# They are what `students.start_tokens` says of its default.
 _LEAST_TOKENS_OF_FITS = 1 << 17
 _TOKENS_PER_NEURON = 16
 # Of the sample that clusters are of, in all and for each.
@@ -75,8 +76,8 @@ def with_first_weights(
     def make(go_on: Callable[[], None]) -> None:
         with naming_batch(
             "the states that students' starts are fitted to",
-            "give students another start; for passes over text alone a lower "
-            "training.per_device_eval_batch_size does",
+            "lower students.start_tokens or give students another start; for passes over text "
+            "alone a lower training.per_device_eval_batch_size does",
         ):
             _make_all(config, data, device, go_on)
 
@@ -188,8 +189,8 @@ class _Starts:
         """A student whose weights are made of the teacher's."""
         path, device = self._config.teacher.model_name_or_path, self._fits_on
         neurons = student.neurons_of_an_expert * student.feedforward_experts
-        wanted = max(_LEAST_TOKENS_OF_FITS, _TOKENS_PER_NEURON * neurons)
-        teacher, sample = self._teacher, self._sample(data, wanted, device)
+        usual = max(_LEAST_TOKENS_OF_FITS, _TOKENS_PER_NEURON * neurons)
+        teacher, sample = self._teacher, self._sample(data, student.start_tokens or usual, device)
         _log.info(
             "%s: its start is fitted to the teacher's states, of %s tokens",
             student.name,
@@ -301,9 +302,9 @@ def _facts(config: RunConfig, data: RunData, student: StudentConfig) -> dict[str
 
 
 def _start_options(student: StudentConfig) -> dict[str, Any]:
-    # Dropout is no part of a start, and older starts do not say that they have the usual neurons.
-    usual = set() if student.neurons else {"neurons"}
-    return student.model_dump(mode="json", exclude={"dropout", *usual})
+    # Dropout is no part of a start, and older starts do not say that later options are not given.
+    absent = {name for name in ("neurons", "start_tokens") if getattr(student, name) is None}
+    return student.model_dump(mode="json", exclude={"dropout", *absent})
 
 
 def _plain_contents(student: StudentConfig) -> dict[str, str | None]:

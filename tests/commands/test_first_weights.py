@@ -70,8 +70,8 @@ def test_a_start_is_kept_with_what_it_was_made_of(started: Path) -> None:
         record = json.loads((started / "first_weights" / f"{name}.json").read_text())
         assert len(record["found"]["layers"]) == layers
         assert record["made_of"]["student"]["name"] == name
-        # Starts that were made before the option was are not made again.
-        assert "neurons" not in record["made_of"]["student"]
+        # Starts that were made before the options were are not made again.
+        assert not {"neurons", "start_tokens"} & {*record["made_of"]["student"]}
         assert (started / "first_weights" / name / "tokenizer_config.json").is_file()
 
 
@@ -85,6 +85,23 @@ def test_blocks_may_have_more_neurons_or_fewer(workshop: Workshop, tmp_path: Pat
     for name, neurons in sizes.items():
         exported = json.loads((tmp_path / "run/export" / name / "config.json").read_text())
         assert exported["intermediate_size"] == neurons
+
+
+def test_a_start_is_fitted_to_as_many_tokens_as_are_asked_for(
+    started: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    def tokens(output_dir: Path, name: str) -> int:
+        record = json.loads((output_dir / "first_weights" / f"{name}.json").read_text())
+        return int(record["found"]["tokens"])
+
+    wanted = {"plain": 200, "experts": 900}
+    students = [{**student, "start_tokens": wanted[student["name"]]} for student in STUDENTS]
+    batch = {"max_steps": 1, "per_device_eval_batch_size": 2}
+    support.finish(workshop.recipe(tmp_path / "run", students=students, training=batch))
+    for name, least in wanted.items():
+        longest = 2 * 32  # tokens of a batch
+        assert least <= tokens(tmp_path / "run", name) < least + longest
+        assert tokens(started, name) > 2 * least
 
 
 def test_going_on_fits_nothing_again(workshop: Workshop, tmp_path: Path) -> None:
@@ -381,7 +398,7 @@ def test_memory_that_does_not_suffice_for_the_fit_is_told_with_its_own_remedy(
     )
     assert done.returncode == ExitStatus.REFUSED, done.stderr
     assert "out of memory for 8.00 GiB more with the states that students' starts" in done.stderr
-    assert "are fitted to: give students another start" in done.stderr
+    assert "are fitted to: lower students.start_tokens or give students another" in done.stderr
 
 
 _ENDLESS_FIT = """
