@@ -320,7 +320,10 @@ def test_experts_of_the_gap_stand_beside_what_has_all_their_neurons(
         for run in runs_gap(size)
     }
     first, moving, wide = (recipes[f"small_gap{kind}"] for kind in ("", "_moving", "_wide"))
+    two = recipes["small_gap_two_moving"]
     (experts,) = moving.students
+    assert two.students == [experts.model_copy(update={"moe": "1,2"})]
+    assert two.training == moving.training
     assert experts in first.students
     assert (first.training.router_rate_factor, moving.training.router_rate_factor) == (0.0, 1.0)
     (control,) = wide.students
@@ -351,10 +354,13 @@ def test_the_gap_has_students_that_learn_as_long_as_any(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", SIZES)
 def test_the_gap_is_looked_at_again_with_wider_students(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
-    small, large = (
+    small, moving, large = (
         load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
         for run in runs_gap_again(size)
     )
+    assert moving.teacher == small.teacher and moving.training == large.training
+    assert {one.hidden for one in moving.students} == {min(size.gap_widths)}
+    assert {one.moe for one in moving.students} == {"1,1", "1,4"}
     assert (small.teacher.model_name_or_path, large.teacher.model_name_or_path) == (SMALL, LARGE)
     assert {one.hidden for one in small.students} == {max(size.gap_widths)}
     assert {one.hidden for one in large.students} == set(size.gap_widths)

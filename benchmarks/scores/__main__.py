@@ -19,8 +19,8 @@ them, on labels, those as long that start at random weights (on CPUs of part ``l
 students that learn the teacher's last states too, and on these labels what that brings; experts go
 on from a plain one. ``narrow``: students so narrow that they stop to gain, and experts that go on
 from them, on the text of sixteen packages more. ``gap``: both teachers at equal steps from their
-own weights, and assistants; students are plain, have experts, or all experts' neurons at every
-token; and plain and with experts for as long as the longest. ``gap_again``: the same with another
+own weights, and assistants; students are plain, have four or two experts, or all experts' neurons
+at every token; and plain and with experts for as long as the longest. ``gap_again``: with another
 seed, without assistants, with wider students. ``labelled``: the best recipe's students, and those
 of ``states``, where all those texts have labels, which their teacher learns first. ``best_again``:
 the best recipe with another seed of distillation. ``page``: numbers, tables and pictures, of what

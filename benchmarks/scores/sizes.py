@@ -295,10 +295,10 @@ def runs_gap(size: Size) -> list[Run]:
 
     An assistant has six layers, the width of the widest student, and its teacher's weights too.
     Experts begin on clusters of tokens, and routers stay: see ``narrow``. By the small teacher
-    students of the narrowest width more: experts whose routers move, and a plain student that has,
-    at every token, as many feed-forward neurons as four experts together: what experts could bring
-    if each token had all of them. Where the study has longer runs than these, a plain student and
-    experts whose routers move learn for as long as the longest.
+    students of the narrowest width more: four and two experts whose routers move, and a plain
+    student that has, at every token, as many feed-forward neurons as four experts together: what
+    experts could bring if each token had all of them. Where the study has longer runs than these, a
+    plain student and experts whose routers move learn for as long as the longest.
     """
     kinds, assistant = students(size.widths), {"assistant": plain(6, max(size.widths))}
     runs = []
@@ -311,8 +311,10 @@ def runs_gap(size: Size) -> list[Run]:
     width = min(size.widths)
     dense, experts = ({name: kind} for name, kind in students((width,)).items())
     wide = {f"wide_{width}": {**plain(3, width), "neurons": 4 * 4 * width}}
+    two = {f"minimoe_{width}": {**plain(3, width), "moe": "1,2"}}
     runs += [
         _of_the_gap("small_gap_moving", "small", size, experts, moving=True),
+        _of_the_gap("small_gap_two_moving", "small", size, two, moving=True),
         _of_the_gap("small_gap_wide", "small", size, wide),
     ]
     if (steps := size.long_steps or size.steps) > size.gap_steps:
@@ -328,12 +330,14 @@ def runs_gap(size: Size) -> list[Run]:
 def runs_gap_again(size: Size) -> list[Run]:
     """Both teachers once more, for another seed, without assistants.
 
-    By the small one the widest students, as in ``gap``; by the large one those of all widths, with
-    routers that move, since those that stay send most tokens to one expert there before long.
+    By the small one the widest students, as in ``gap``, and the narrowest with routers that move;
+    by the large one those of all widths, with routers that move too, since those that stay send
+    most tokens to one expert there before long.
     """
-    widest = students((max(size.gap_widths),))
+    widest, narrowest = (students((pick(size.gap_widths),)) for pick in (max, min))
     return [
         _of_the_gap("small_gap", "small", size, widest),
+        _of_the_gap("small_gap_moving", "small", size, narrowest, moving=True),
         _of_the_gap("large_gap_moving", "large", size, students(size.gap_widths), moving=True),
     ]
 
