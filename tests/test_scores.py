@@ -562,12 +562,30 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
     for part in ("best", "labelled", "first_form", "last_states"):
         assert page.table(found[part]) in text, part
     # The page has other words for these students, and rows of both parts in one table.
-    for part in ("gap", "gap_again"):
+    for part in ("gap", "gap_again", "starts", "starts_again"):
         _, _, chances, _, *rows = page.table(found[part]).splitlines()
         assert chances in text and len(rows) == len(page.models(found[part])), part
         for row in rows:
             _, _, cells = row.split("|", 2)
             assert cells in text, row
+    experts = "small_gap_moving/minimoe_192"
+    for words, models in (
+        ("plain", ("small_gap/plain_192", "small_gap_moving/plain_192")),
+        ("MiniMoE 1,4E", (experts, experts)),
+    ):
+        parts = [found[part] for part in ("starts", "starts_again")]
+        of_task = {
+            task: [x for part, model in zip(parts, models, strict=True)
+                   for x in part["scores"][model][task]]
+            for task in ("sst2", "ner", "topic")
+        }  # fmt: skip
+        kept = [share for part, model in zip(parts, models, strict=True)
+                for share in gathering.shares(part, model, above_chance=False)]  # fmt: skip
+        cells = " | ".join(
+            f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+            for values in (*of_task.values(), kept)
+        )
+        assert f"| {words}, both seeds | | | {cells} % | |" in text
     assert gathering.learnt_tasks(best) == ["sst2", "ner", "topic", "pages"]
     assert len(gathering.shares(best, "best_minimoe_192/minimoe_192 taught")) == 3
 
