@@ -573,17 +573,15 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
         ("plain", ("small_gap/plain_192", "small_gap_moving/plain_192")),
         ("MiniMoE 1,4E", (experts, experts)),
     ):
-        parts = [found[part] for part in ("starts", "starts_again")]
-        of_task = {
-            task: [x for part, model in zip(parts, models, strict=True)
-                   for x in part["scores"][model][task]]
+        seeds = [*zip((found["starts"], found["starts_again"]), models, strict=True)]
+        of_task = [
+            [score for part, model in seeds for score in part["scores"][model][task]]
             for task in ("sst2", "ner", "topic")
-        }  # fmt: skip
-        kept = [share for part, model in zip(parts, models, strict=True)
-                for share in gathering.shares(part, model, above_chance=False)]  # fmt: skip
+        ]
+        kept = [x for seed in seeds for x in gathering.shares(*seed, above_chance=False)]
         cells = " | ".join(
             f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-            for values in (*of_task.values(), kept)
+            for values in (*of_task, kept)
         )
         assert f"| {words}, both seeds | | | {cells} % | |" in text
     assert gathering.learnt_tasks(best) == ["sst2", "ner", "topic", "pages"]

@@ -26,8 +26,6 @@ from ..foreign import read_json
 from ..model_description import require_model
 from ..model_paths import resolve_model_path
 from ..models import clusters, inheritance
-from ..models.clusters import send_clusters
-from ..models.inheritance import Inheritance, inherit
 from ..models.moebert import MiniMoeForRelations
 from ..models.pretrained import encoder_dtype, load_encoder
 from ..models.teacher import FLOAT8, cut_config, layer_number
@@ -201,7 +199,7 @@ class _Starts:
         reads = inheritance.batches_read(fresh, len(sample))
         try:
             with self._shown(student, reads) as go_on:
-                found = inherit(fresh, teacher, sample, layer, self._config.seed, go_on)
+                found = inheritance.inherit(fresh, teacher, sample, layer, self._config.seed, go_on)
         except UserError as error:
             raise UserError(
                 f"students.{student.name}.start: teacher {path} gives no weights: {error}; look at "
@@ -228,7 +226,7 @@ class _Starts:
         reads = clusters.batches_read(copies, len(sample))
         try:
             with self._shown(student, reads) as go_on:
-                found = send_clusters(copies, sample, self._config.seed, go_on)
+                found = clusters.send_clusters(copies, sample, self._config.seed, go_on)
         except UserError as error:
             raise UserError(
                 f"students.{student.name}.start: copies of {student.initial_weights} have no "
@@ -330,7 +328,7 @@ def _is_there(folder: Path, facts: dict[str, Any]) -> bool:
         return False
 
 
-def _told(found: Inheritance) -> dict[str, Any]:
+def _told(found: inheritance.Inheritance) -> dict[str, Any]:
     return {
         "tokens": found.tokens,
         "kept": found.kept,
@@ -338,7 +336,7 @@ def _told(found: Inheritance) -> dict[str, Any]:
     }
 
 
-def _words(found: Inheritance) -> str:
+def _words(found: inheritance.Inheritance) -> str:
     layers = ", ".join(f"{layer.explained:.0%} behind layer {layer.last}" for layer in found.layers)
     return (
         f"its width holds {found.kept:.0%} of the variance of the teacher's states, and its layers "

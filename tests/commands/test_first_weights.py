@@ -378,12 +378,12 @@ from minimoe_dist.checkpoints.export import load_student
 from minimoe_dist.checkpoints.published import save_published
 from minimoe_dist.checkpoints.state_map import save_state_map
 from minimoe_dist.cli import main
-from minimoe_dist.recipes import first_weights
+from minimoe_dist.models import inheritance
 
 def no_room(*_):
     raise RuntimeError("can't allocate memory: you tried to allocate 8589934592 bytes.")
 
-first_weights.inherit = no_room
+inheritance.inherit = no_room
 sys.exit(main(["distill", "--config", sys.argv[1]]))
 """
 
@@ -407,9 +407,9 @@ from minimoe_dist.checkpoints.export import load_student
 from minimoe_dist.checkpoints.published import save_published
 from minimoe_dist.checkpoints.state_map import save_state_map
 from minimoe_dist.cli import main
-from minimoe_dist.recipes import first_weights
+from minimoe_dist.models import inheritance
 
-fit = first_weights.inherit
+fit = inheritance.inherit
 
 def endless(student, teacher, batches, layer, seed, go_on):
     found = fit(student, teacher, batches, layer, seed, go_on)
@@ -418,7 +418,7 @@ def endless(student, teacher, batches, layer, seed, go_on):
         time.sleep(0.05)
     return found
 
-first_weights.inherit = endless
+inheritance.inherit = endless
 sys.exit(main(["distill", "--config", sys.argv[1]]))
 """
 
