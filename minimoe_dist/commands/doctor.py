@@ -36,7 +36,8 @@ def run(options: DoctorOptions, launch: Launch) -> int:
     seconds = options.timeout_seconds / 2
     own_facts = facts_of_node(launch, options.output_dir, options.megabytes, seconds)
     if launch.world_size == 1:
-        return _report(options, [own_facts], [*findings_of([own_facts]), _port_finding(launch)], {})
+        findings = [*findings_of([own_facts], options.least_free_gib), _port_finding(launch)]
+        return _report(options, [own_facts], findings, {})
     try:
         with open_scope(
             launch, use_cpu=options.use_cpu, timeout_seconds=options.timeout_seconds
@@ -45,7 +46,8 @@ def run(options: DoctorOptions, launch: Launch) -> int:
     except LaunchError as error:
         remedy = "see that every rank was started, and that the port is free and open"
         finding = Finding("rendezvous", "problem", str(error), remedy)
-        return _report(options, [own_facts], [*findings_of([own_facts]), finding], {})
+        findings = [*findings_of([own_facts], options.least_free_gib), finding]
+        return _report(options, [own_facts], findings, {})
 
 
 def _port_finding(launch: Launch) -> Finding:
@@ -73,7 +75,7 @@ def _check_together(
     dist.all_gather_object(visible, sees_file(Path(options.output_dir), group), group=group)
     speeds = bandwidths(scope.device)
     findings = [
-        *findings_of(facts),
+        *findings_of(facts, options.least_free_gib),
         *clock_findings(offsets, facts),
         shared_finding(visible, facts, options.output_dir),
         Finding("rendezvous", "ok", f"{launch.master_addr}:{launch.master_port}"),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _SKEW_SECONDS = 1.0  # beyond it, logs of nodes are out of order and make-like tools go wrong
-_LEAST_FREE_GIB = 5.0
 _LOOPBACK = "lo"
 
 Facts = Mapping[str, Any]
@@ -29,11 +28,12 @@ class Finding:
     remedy: str = ""
 
 
-def findings_of(facts: Sequence[Facts]) -> list[Finding]:
+def findings_of(facts: Sequence[Facts], least_free_gib: float) -> list[Finding]:
     """Compares the facts of all ranks.
 
     Args:
         facts: facts of every rank, from ``doctor.node.facts``.
+        least_free_gib: GiB that the disk of ``output_dir`` must have left.
     """
     return [
         *_failures(facts),
@@ -41,7 +41,7 @@ def findings_of(facts: Sequence[Facts]) -> list[Finding]:
         *_apex(facts),
         *_gpus(facts),
         *_networks(facts),
-        *_disks(facts),
+        *_disks(facts, least_free_gib),
         *_operators(facts),
     ]
 
@@ -145,7 +145,7 @@ def _networks(facts: Sequence[Facts]) -> Iterator[Finding]:
                 yield Finding(variable, "problem", text, "name an interface that is there")
 
 
-def _disks(facts: Sequence[Facts]) -> Iterator[Finding]:
+def _disks(facts: Sequence[Facts], least_free_gib: float) -> Iterator[Finding]:
     for report in facts:
         if "disk" not in report:
             continue
@@ -154,8 +154,10 @@ def _disks(facts: Sequence[Facts]) -> Iterator[Finding]:
             f"{report['node']}: {disk['free_gib']:.0f} GiB free, writes "
             f"{disk['write_mb_per_second']:.0f} MB/s, reads {disk['read_mb_per_second']:.0f} MB/s"
         )
-        if disk["free_gib"] < _LEAST_FREE_GIB:
-            remedy = "free some space, or give another output_dir"
+        if disk["free_gib"] < least_free_gib:
+            remedy = (
+                f"{least_free_gib:g} GiB are wanted: free some space, or give another output_dir"
+            )
             yield Finding("disk of output_dir", "problem", text, remedy)
         else:
             yield Finding("disk of output_dir", "ok", text)

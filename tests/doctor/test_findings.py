@@ -4,8 +4,8 @@ from minimoe_dist.doctor.findings import findings_of
 from tests.doctor.healthy import facts
 
 
-def problems(*ranks):
-    return {one.check: one for one in findings_of(ranks) if one.state == "problem"}
+def problems(*ranks, least_free_gib=5.0):
+    return {one.check: one for one in findings_of(ranks, least_free_gib) if one.state == "problem"}
 
 
 def test_healthy_nodes_have_no_problem():
@@ -35,7 +35,13 @@ def test_loopback_between_nodes_is_a_problem():
 
 def test_a_full_disk_is_a_problem():
     disk = {**facts()["disk"], "free_gib": 0.5}
-    assert "disk of output_dir" in problems(facts(disk=disk))
+    found = problems(facts(disk=disk))["disk of output_dir"]
+    assert found.remedy.startswith("5 GiB are wanted")
+
+
+def test_a_small_disk_is_enough_where_little_is_asked_for():
+    disk = {**facts()["disk"], "free_gib": 0.5}
+    assert problems(facts(disk=disk), least_free_gib=0.25) == {}
 
 
 def test_a_check_that_gave_up_names_its_node():

@@ -14,4 +14,7 @@ class DoctorOptions(CommandOptions):
     timeout_seconds: int = Field(
         120, ge=2, description="limit of the rendezvous and of a collective; half of it of checks"
     )
+    least_free_gib: float = Field(
+        5.0, ge=0, description="GiB that output_dir's disk must have left; 0 asks for none"
+    )
     megabytes: int = Field(64, ge=1, description="that are written and read to time the disk")
