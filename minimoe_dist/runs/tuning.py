@@ -143,6 +143,36 @@ class TuningResults(Record):
         scored = [setting for setting in self.settings if setting.mean is not None]
         return max(scored, key=lambda setting: setting.mean or 0.0, default=None)
 
+    @property
+    def open_ends(self) -> list[str]:
+        """Says where the best setting lies at an end of what was tried, so that more may be better.
+
+        One of its learning rate among several, and one of its epochs, where each of its cells was
+        best after its last one.
+        """
+        if (best := self.best_setting) is None:
+            return []
+        found = []
+        rates = sorted({setting.learning_rate for setting in self.settings})
+        for name, end in (("largest", rates[-1]), ("smallest", rates[0])):
+            if len(rates) > 1 and best.learning_rate == end:
+                other = "larger" if name == "largest" else "smaller"
+                found.append(
+                    f"the best rate, {end:g}, is the {name} that was tried: {other} ones may be "
+                    "better (--learning_rates)"
+                )
+        cells = [
+            cell
+            for cell in self.cells
+            if cell.setting == (best.learning_rate, best.batch_size) and cell.epochs
+        ]
+        if cells and all(cell.best_epoch == len(cell.epochs) for cell in cells):
+            found.append(
+                f"rate {best.learning_rate:g} is best after its last epoch: larger rates or more "
+                "epochs may be better (--learning_rates, --num_train_epochs)"
+            )
+        return found
+
 
 def finished_cells(run: RunFolder) -> list[CellResult]:
     """Reads the results of a run's cells that are done, by their folders' names.

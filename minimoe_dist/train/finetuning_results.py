@@ -322,3 +322,5 @@ def show(results: TuningResults) -> None:
                 f"{results.metric} {setting.mean:.4f} ± {setting.deviation:.4f} "
                 f"over {len(setting.scores)} seeds"
             )
+    for words in results.open_ends:
+        console.print(words, soft_wrap=True, highlight=False)
