@@ -185,11 +185,19 @@ def _labels_are_those_of_the_texts(
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_best_recipe_starts_from_the_teacher_and_is_as_long(name: str, tmp_path: Path) -> None:
+def test_the_best_recipe_is_the_packages_own_and_is_as_long(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
     best = runs_best(size)
     recipes = [load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5))) for run in best]
-    assert {student.start for each in recipes for student in each.students} == {"teacher"}
+    of_package = load_run_config(str(ROOT / "configs" / "recipes" / "minimoe_3l_384h_1_4e.yaml"))
+    for recipe in recipes:
+        (student,) = recipe.students
+        (default,) = of_package.students
+        for option in ("start", "start_tokens", "dropout", "router_noise"):
+            assert getattr(student, option) == getattr(default, option), option
+        for option in ("expert_rate_factor", "router_rate_factor"):
+            assert getattr(recipe.training, option) == getattr(of_package.training, option), option
+        assert recipe.objective.state_weight == of_package.objective.state_weight
     corpora = {one.path for each in recipes for one in each.data.record_path_or_regex}
     assert corpora == {str(tmp_path / "corpus" / "small")}
     models = gathering.best_models(size)
@@ -330,25 +338,6 @@ def test_experts_of_the_gap_stand_beside_what_has_all_their_neurons(
     assert (control.moe, control.hidden) == ("1,1", experts.hidden)
     assert control.neurons == 4 * experts.neurons_of_an_expert
     assert wide.training == moving.training and wide.teacher == first.teacher
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_the_gap_has_students_that_learn_as_long_as_any(name: str, tmp_path: Path) -> None:
-    size = SIZES[name]
-    recipes = {
-        run.name: load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
-        for run in runs_gap(size)
-    }
-    longer = [recipe for run, recipe in recipes.items() if run.startswith("small_gap_long_")]
-    if size.gap_steps == size.steps:
-        assert not longer  # the others of this size are as long already
-        return
-    plain, experts = longer
-    longest = max(run.steps for run in runs_of(size))
-    assert plain.training.max_steps == experts.training.max_steps == longest
-    assert plain.students[0] in recipes["small_gap"].students
-    assert experts.students == recipes["small_gap_moving"].students
-    assert plain.data == experts.data == recipes["small_gap"].data
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -559,12 +548,14 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
     assert len(found["scores"]["small/minimoe_192"]) == len(found["tasks"]) == 5
     assert gathering.learnt_tasks(found) == ["sst2", "ner", "topic", "pages"]
     best = found["best"]
-    for part in ("best", "labelled", "first_form", "last_states"):
+    for part in ("best", "relations", "labelled", "first_form", "last_states"):
         assert page.table(found[part]) in text, part
     # The page has other words for these students, and rows of both parts in one table.
-    for part in ("gap", "gap_again", "starts", "starts_again"):
-        _, _, chances, _, *rows = page.table(found[part]).splitlines()
-        assert chances in text and len(rows) == len(page.models(found[part])), part
+    of_rates = {f"rate {part['rate']}": part for part in found["rates"]}
+    shown = ("gap", "gap_again", "starts", "starts_again")
+    for part, its in ({name: found[name] for name in shown} | of_rates).items():
+        _, _, chances, _, *rows = page.table(its).splitlines()
+        assert chances in text and len(rows) == len(page.models(its)) > 1, part
         for row in rows:
             _, _, cells = row.split("|", 2)
             assert cells in text, row
@@ -584,8 +575,11 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
             for values in (*of_task, kept)
         )
         assert f"| {words}, both seeds | | | {cells} % | |" in text
-    assert gathering.learnt_tasks(best) == ["sst2", "ner", "topic", "pages"]
-    assert len(gathering.shares(best, "best_minimoe_192/minimoe_192 taught")) == 3
+    assert gathering.learnt_tasks(best) == ["sst2", "ner", "topic"]
+    relations = found["relations"]
+    assert gathering.learnt_tasks(relations) == ["sst2", "ner", "topic", "pages"]
+    for part in (best, relations):
+        assert len(gathering.shares(part, "best_minimoe_192/minimoe_192 taught")) == 3
 
 
 def test_jobs_that_are_done_are_not_run_again_and_failures_are_told(

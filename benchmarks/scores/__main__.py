@@ -13,20 +13,21 @@ teacher, for three lengths of training, by the 12-layer teacher, and, on GPUs, b
 fine-tuned teacher's predictions. ``again``: the comparison of the teachers at equal steps with
 another seed of distillation. ``long``: on CPUs, students that are distilled five times as long,
 from a cache of the teacher's signals, an hour, and the 12-layer teacher's own scores. ``best``:
-students that start from the teacher's weights, distilled as long as the longest, and fine-tuned
-longer: from labels, and with the teacher's predictions of those and of texts without labels; beside
-them, on labels, those as long that start at random weights (on CPUs of part ``long``). ``states``:
-students that learn the teacher's last states too, and on these labels what that brings; experts go
-on from a plain one. ``narrow``: students so narrow that they stop to gain, and experts that go on
-from them, on the text of sixteen packages more. ``gap``: both teachers at equal steps from their
-own weights, and assistants; students are plain, have four or two experts, or all experts' neurons
-at every token; and plain and with experts for as long as the longest. ``gap_again``: with another
-seed, without assistants, with wider students. ``labelled``: the best recipe's students, and those
-of ``states``, where all those texts have labels, which their teacher learns first. ``best_again``:
-the best recipe with another seed of distillation. ``page``: numbers, tables and pictures, of what
-is done. What was interrupted goes on, and what is finished is not run again. ``look`` takes minutes
-and shows that all of it runs; ``cpu`` is made for an hour on two cores, ``gpu`` for half an hour on
-one GPU, ``gpus`` for eight. Another seed is another study, in a folder of its own.
+students of the recipes' kind, which start from the teacher's weights and learn its last states too,
+distilled as long as the longest, and fine-tuned longer: from labels, and with the teacher's
+predictions of those and of texts without labels; beside them, on labels, those as long that start
+at random weights (on CPUs of part ``long``). ``states``: students that learn the teacher's last
+states too, and on these labels what that brings; experts go on from a plain one. ``narrow``:
+students so narrow that they stop to gain, and experts that go on from them, on the text of sixteen
+packages more. ``gap``: both teachers at equal steps from their own weights, and assistants;
+students are plain, have four or two experts, or all experts' neurons at every token. ``gap_again``:
+with another seed, without assistants, with wider students. ``labelled``: the best recipe's
+students, and those of ``states``, where all those texts have labels, which their teacher learns
+first. ``best_again``: the best recipe with another seed of distillation. ``page``: numbers, tables
+and pictures, of what is done. What was interrupted goes on, and what is finished is not run again.
+``look`` takes minutes and shows that all of it runs; ``cpu`` is made for an hour on two cores,
+``gpu`` for half an hour on one GPU, ``gpus`` for eight. Another seed is another study, in a folder
+of its own.
 """
 
 import argparse

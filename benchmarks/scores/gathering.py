@@ -84,13 +84,13 @@ def gather(
                 **_fine_tuned(folder / part, _students(folder, runs), tasks),
             }
     for part, runs in (("narrow", runs_narrow(size)), ("gap", runs_gap(size))):
-        if students := _students(folder, runs, of_states=True):
+        if students := _students(folder, runs):
             found[part] = {
                 "setup": found["setup"] | {"epochs": size.best_epochs},
                 "curves": {one["model"]: _losses(folder, one["model"]) for one in students},
                 **_fine_tuned(folder / BEST, students, tasks),
             }
-    if students := _students(other, runs_gap_again(size), of_states=True):
+    if students := _students(other, runs_gap_again(size)):
         found["gap_again"] = {
             "setup": found["setup"] | {"epochs": size.best_epochs, "seed": again},
             **_fine_tuned(folder / BEST, students, tasks, other / BEST),
@@ -137,15 +137,8 @@ def best_models(size: Size) -> list[Run]:
     return [*random, *runs_best(size)]
 
 
-def _students(folder: Path, runs: Sequence[Run], of_states: bool = False) -> list[dict[str, Any]]:
-    """Students that are done.
-
-    Args:
-        folder: of their runs.
-        runs: the distillations.
-        of_states: whether held-out losses are wanted where they are of last states too, which
-            those of relations alone cannot be held against.
-    """
+def _students(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Students that are done; their held-out losses are of what each has learnt."""
     from minimoe_dist.runs.folder import RunFolder
     from minimoe_dist.runs.summaries import Summary
 
@@ -164,9 +157,7 @@ def _students(folder: Path, runs: Sequence[Run], of_states: bool = False) -> lis
                     "words": summary.student,
                     "gmac": summary.student_gmac,
                     "parameters": summary.student_parameters,
-                    "heldout_loss": (
-                        summary.heldout_loss_after if of_states or not run.state_weight else None
-                    ),
+                    "heldout_loss": summary.heldout_loss_after,
                 }
             )
     return students

@@ -230,13 +230,15 @@ def runs_of(size: Size) -> list[Run]:
 
 
 def runs_best(size: Size) -> list[Run]:
-    """Those of the best recipe: students that start from the teacher, distilled the longest."""
+    """Those of the best recipe, which MiniMoE's recipes have: the longest, from the teacher.
+
+    A run each, which share the cores.
+    """
     steps = size.long_steps or size.steps
     return [
-        Run(f"best_{name}", "small", steps, {name: {**options, "start": "teacher"}},
-            is_cached=bool(size.long_steps))
-        for name, options in students(size.widths).items()
-    ]  # fmt: skip
+        replace(_of_the_gap(f"best_{name}", "small", size, {name: kind}, moving=True), steps=steps)
+        for name, kind in students(size.widths).items()
+    ]
 
 
 def runs_states(size: Size) -> list[Run]:
@@ -297,8 +299,7 @@ def runs_gap(size: Size) -> list[Run]:
     Experts begin on clusters of tokens, and routers stay: see ``narrow``. By the small teacher
     students of the narrowest width more: four and two experts whose routers move, and a plain
     student that has, at every token, as many feed-forward neurons as four experts together: what
-    experts could bring if each token had all of them. Where the study has longer runs than these, a
-    plain student and experts whose routers move learn for as long as the longest.
+    experts could bring if each token had all of them. Longer runs like these are in ``runs_best``.
     """
     kinds, assistant = students(size.widths), {"assistant": plain(6, max(size.widths))}
     runs = []
@@ -309,7 +310,7 @@ def runs_gap(size: Size) -> list[Run]:
             _of_the_gap(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
         ]
     width = min(size.widths)
-    dense, experts = ({name: kind} for name, kind in students((width,)).items())
+    experts = {f"minimoe_{width}": {**plain(3, width), "moe": "1,4"}}
     wide = {f"wide_{width}": {**plain(3, width), "neurons": 4 * 4 * width}}
     two = {f"minimoe_{width}": {**plain(3, width), "moe": "1,2"}}
     runs += [
@@ -317,13 +318,6 @@ def runs_gap(size: Size) -> list[Run]:
         _of_the_gap("small_gap_two_moving", "small", size, two, moving=True),
         _of_the_gap("small_gap_wide", "small", size, wide),
     ]
-    if (steps := size.long_steps or size.steps) > size.gap_steps:
-        # A run each, which share the cores.
-        runs += [
-            replace(_of_the_gap(f"small_gap_long_{name}", "small", size, kind, moving=True),
-                    steps=steps)
-            for name, kind in (("plain", dense), ("moving", experts))
-        ]  # fmt: skip
     return runs
 
 
