@@ -565,16 +565,27 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
         ("MiniMoE 1,4E", (experts, experts)),
     ):
         seeds = [*zip((found["starts"], found["starts_again"]), models, strict=True)]
-        of_task = [
-            [score for part, model in seeds for score in part["scores"][model][task]]
-            for task in ("sst2", "ner", "topic")
-        ]
-        kept = [x for seed in seeds for x in gathering.shares(*seed, above_chance=False)]
-        cells = " | ".join(
-            f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-            for values in (*of_task, kept)
-        )
-        assert f"| {words}, both seeds | | | {cells} % | |" in text
+        for rate, other in (("", ""), (", names at 1e-3", "names_at_1e-3")):
+            scored = [
+                {**part["scores"][model], **({"ner": part[other][model]} if other else {})}
+                for part, model in seeds
+            ]
+            of_task = [
+                [score for own in scored for score in own[task]]
+                for task in ("sst2", "ner", "topic")
+            ]
+            kept = [
+                share
+                for (part, model), own in zip(seeds, scored, strict=True)
+                for share in gathering.shares(
+                    {**part, "scores": {**part["scores"], model: own}}, model, above_chance=False
+                )
+            ]
+            cells = " | ".join(
+                f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+                for values in (*of_task, kept)
+            )
+            assert f"| {words}, both seeds{rate} | | | {cells} % | |" in text
     assert gathering.learnt_tasks(best) == ["sst2", "ner", "topic"]
     relations = found["relations"]
     assert gathering.learnt_tasks(relations) == ["sst2", "ner", "topic", "pages"]
