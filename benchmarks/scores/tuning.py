@@ -21,6 +21,8 @@ from .sizes import (
 )
 
 RATES = {"teacher": "1e-4", "teacher_large": "5e-5", "student": "3e-4"}
+# Of students on tags, which gain nine points of F1 by it; on texts they lose one to four.
+RATE_ON_TAGS = "1e-3"
 # Of the loss with a fine-tuned teacher; the rest is of labels.
 TEACHER_WEIGHT, TEMPERATURE = "0.9", "2"
 
@@ -200,6 +202,7 @@ def _tuning(
     output = folder / "tuned" / f"{name.replace('/', '-')}{'_taught' if more else ''}_{task}"
     own = texts.TASKS[task].options
     source = "--dataset" if "--task" not in own else "--data_dir"
+    rate = RATE_ON_TAGS if kind == "student" and task == "ner" else RATES[kind]
     return Job(
         f"tune {name} on {task}{' with the teacher' if more else ''}",
         (
@@ -207,7 +210,7 @@ def _tuning(
             *("--output_dir", str(output), "--max_length", str(size.task_length)),
             *("--num_train_epochs", str(epochs or size.epochs)),
             *("--seeds", ",".join(map(str, size.seeds))),
-            *("--learning_rates", RATES[kind], "--batch_sizes", "32", "--precision", "bf16"),
+            *("--learning_rates", rate, "--batch_sizes", "32", "--precision", "bf16"),
             *more,
         ),
         output / "results.json",
