@@ -198,6 +198,13 @@ def test_the_best_recipe_is_the_packages_own_and_is_as_long(name: str, tmp_path:
         for option in ("expert_rate_factor", "router_rate_factor"):
             assert getattr(recipe.training, option) == getattr(of_package.training, option), option
         assert recipe.objective.state_weight == of_package.objective.state_weight
+    of_gap = {
+        run.name: load_run_config(str(distilling.recipe_of(run, size, tmp_path, 5)))
+        for run in runs_gap(size)
+    }
+    assert [each.students[0] for each in recipes] == of_gap["small_gap"].students[:-1]
+    assert of_gap["small_gap_moving"].students[0] in [each.students[0] for each in recipes]
+    assert all(each.data == of_gap["small_gap"].data for each in recipes)
     corpora = {one.path for each in recipes for one in each.data.record_path_or_regex}
     assert corpora == {str(tmp_path / "corpus" / "small")}
     models = gathering.best_models(size)

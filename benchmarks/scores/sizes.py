@@ -236,7 +236,9 @@ def runs_best(size: Size) -> list[Run]:
     """
     steps = size.long_steps or size.steps
     return [
-        replace(_of_the_gap(f"best_{name}", "small", size, {name: kind}, moving=True), steps=steps)
+        replace(
+            _from_teacher(f"best_{name}", "small", size, {name: kind}, moving=True), steps=steps
+        )
         for name, kind in students(size.widths).items()
     ]
 
@@ -304,19 +306,20 @@ def runs_gap(size: Size) -> list[Run]:
     kinds, assistant = students(size.widths), {"assistant": plain(6, max(size.widths))}
     runs = []
     for teacher in TEACHERS:
-        first = _of_the_gap(f"{teacher}_gap", teacher, size, {**kinds, **assistant})
+        first = _from_teacher(f"{teacher}_gap", teacher, size, {**kinds, **assistant})
         runs += [
             first,
-            _of_the_gap(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
+            _from_teacher(f"{first.name}_assisted", f"{first.name}/assistant", size, kinds),
         ]
     width = min(size.widths)
-    experts = {f"minimoe_{width}": {**plain(3, width), "moe": "1,4"}}
+    name = f"minimoe_{width}"
+    experts = {name: kinds[name]}
     wide = {f"wide_{width}": {**plain(3, width), "neurons": 4 * 4 * width}}
-    two = {f"minimoe_{width}": {**plain(3, width), "moe": "1,2"}}
+    two = {name: {**kinds[name], "moe": "1,2"}}
     runs += [
-        _of_the_gap("small_gap_moving", "small", size, experts, moving=True),
-        _of_the_gap("small_gap_two_moving", "small", size, two, moving=True),
-        _of_the_gap("small_gap_wide", "small", size, wide),
+        _from_teacher("small_gap_moving", "small", size, experts, moving=True),
+        _from_teacher("small_gap_two_moving", "small", size, two, moving=True),
+        _from_teacher("small_gap_wide", "small", size, wide),
     ]
     return runs
 
@@ -330,13 +333,13 @@ def runs_gap_again(size: Size) -> list[Run]:
     """
     widest, narrowest = (students((pick(size.gap_widths),)) for pick in (max, min))
     return [
-        _of_the_gap("small_gap", "small", size, widest),
-        _of_the_gap("small_gap_moving", "small", size, narrowest, moving=True),
-        _of_the_gap("large_gap_moving", "large", size, students(size.gap_widths), moving=True),
+        _from_teacher("small_gap", "small", size, widest),
+        _from_teacher("small_gap_moving", "small", size, narrowest, moving=True),
+        _from_teacher("large_gap_moving", "large", size, students(size.gap_widths), moving=True),
     ]
 
 
-def _of_the_gap(
+def _from_teacher(
     name: str, teacher: str, size: Size, kinds: Mapping[str, Any], moving: bool = False
 ) -> Run:
     stays = not moving and any(options["moe"] != "1,1" for options in kinds.values())

@@ -154,11 +154,13 @@ class TuningResults(Record):
             return []
         found = []
         rates = sorted({setting.learning_rate for setting in self.settings})
-        for name, end in (("largest", rates[-1]), ("smallest", rates[0])):
+        for end, name, beyond in (
+            (rates[-1], "largest", "larger"),
+            (rates[0], "smallest", "smaller"),
+        ):
             if len(rates) > 1 and best.learning_rate == end:
-                other = "larger" if name == "largest" else "smaller"
                 found.append(
-                    f"the best rate, {end:g}, is the {name} that was tried: {other} ones may be "
+                    f"the best rate, {end:g}, is the {name} that was tried: {beyond} ones may be "
                     "better (--learning_rates)"
                 )
         cells = [
