@@ -3,12 +3,14 @@
 import csv
 import json
 import statistics
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.scores import __main__ as study_of_scores
 from benchmarks.scores import corpora, distilling, gathering, page, texts, tuning
 from benchmarks.scores.jobs import Job, run_all
 from benchmarks.scores.sizes import (
@@ -598,6 +600,55 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
     assert gathering.learnt_tasks(relations) == ["sst2", "ner", "topic", "pages"]
     for part in (best, relations):
         assert len(gathering.shares(part, "best_minimoe_192/minimoe_192 taught")) == 3
+
+
+def test_a_study_of_some_tasks_is_of_those_alone(
+    tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, results = tmp_path / "study", tmp_path / "results"
+    study.mkdir()
+    (study / "tasks.json").write_text(json.dumps(["topic", "pages", "accept"]))
+    (study / "tasks").symlink_to(tasks)
+
+    def run(*options: str) -> dict[str, Any]:
+        words = ["benchmarks.scores", "page", "--folder", str(study), "--results", str(results)]
+        monkeypatch.setattr(sys, "argv", [*words, *options])
+        assert study_of_scores.main() == 0
+        return json.loads((results / "scores.json").read_text())
+
+    assert list(run()["tasks"]) == ["topic", "pages", "accept"]
+    assert list(run("--tasks", "pages", "topic")["tasks"]) == ["topic", "pages"]
+    with pytest.raises(SystemExit) as stopped:
+        run("--tasks", "topic", "sst2")
+    assert stopped.value.code == 2
+    assert f"--tasks sst2: {study} has topic pages accept" in capsys.readouterr().err
+
+
+def test_the_teacher_of_all_labels_teaches_before_students_are_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waves: list[list[str]] = []
+
+    def note(jobs: list[Job], *_: object) -> list[str]:
+        waves.append([job.words for job in jobs])
+        return []
+
+    for run in runs_best(SIZES["cpu"]):
+        for student in run.students:
+            export = tmp_path / run.name / "export" / student
+            export.mkdir(parents=True)
+            (export / "config.json").touch()
+    monkeypatch.setattr(tuning, "run_all", note)
+    assert tuning.tune_labelled(tmp_path, SIZES["cpu"], ["sst2", "topic"]) == []
+    teachers, students = waves
+    assert teachers == ["tune teacher on sst2", "tune teacher on topic"]
+    names = ("best_plain_192/plain_192", "best_minimoe_192/minimoe_192")
+    assert students == [
+        f"tune {name} on {task}{how}"
+        for how in (" with the teacher", "")
+        for task in ("sst2", "topic")
+        for name in names
+    ]
 
 
 def test_jobs_that_are_done_are_not_run_again_and_failures_are_told(

@@ -3,7 +3,7 @@
     python -m benchmarks.scores [texts] [distil] [tune] [again] [long] [best] [states]
         [narrow] [gap] [gap_again] [labelled] [best_again] [page]
         [--size look|cpu|gpu|gpus] [--sst2 FOLDER] [--ner FOLDER] [--folder runs/scores]
-        [--seed 776] [--again 777]
+        [--tasks sst2 ner ...] [--seed 776] [--again 777]
 
 (all parts but the long and the best ones by default.) ``texts``: prose of Python's documentation
 and of Debian's linux-doc-6.1 as corpora of both teachers' tokenizers, and tasks made of pages that
@@ -41,6 +41,7 @@ from . import gathering, page
 from .corpora import make_more, make_texts, write_best_tasks
 from .distilling import distil, make_random
 from .sizes import SIZES, runs_best, runs_gap, runs_narrow, runs_of, runs_states
+from .texts import TASKS
 from .tuning import (
     best_again,
     distil_again,
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--text", help="folder of .rst or .rst.gz pages; default Debian's package")
     parser.add_argument("--sst2", type=Path, help="folder of GLUE's train.tsv and dev.tsv")
     parser.add_argument("--ner", type=Path, help="folder of CoNLL-2003's train.txt and valid.txt")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="to fine-tune on; default all")
     parser.add_argument("--folder", type=Path, default=Path("runs/scores"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="numbers and picture")
     parser.add_argument("--seed", type=int, default=776, help="of tasks and distillations")
@@ -92,6 +94,9 @@ def main() -> int:
     if "texts" in options.parts:
         make_texts(folder, size, options.seed, given, options.text)
     tasks = json.loads((folder / "tasks.json").read_text())
+    if missing := set(options.tasks or ()) - set(tasks):
+        parser.error(f"--tasks {' '.join(sorted(missing))}: {folder} has {' '.join(tasks)}")
+    tasks = [task for task in tasks if task in (options.tasks or tasks)]
     short = [run for run in runs_of(size) if not run.is_cached]
     long = [run for run in runs_of(size) if run.is_cached]
     learnt = [task for task in tasks if task != "accept"]  # which no teacher has learnt

@@ -130,10 +130,13 @@ def tune_labelled(folder: Path, size: Size, tasks: Sequence[str]) -> list[str]:
         size.ranks,
         folder / "log.txt",
     )
+    teachers = {
+        task: ("--teacher", str(place / "tuned" / f"teacher_{task}" / "export")) for task in tasks
+    }
     students = [
         _tuning(place, size, task, name, model, more, place / "tasks", epochs)
-        for task in tasks
-        for more in (("--teacher", str(place / "tuned" / f"teacher_{task}" / "export")), ())
+        for by_task in (teachers, dict.fromkeys(tasks, ()))
+        for task, more in by_task.items()
         for name, model in models.items()
     ]
     return failed + run_all(students, size.lanes, size.ranks, folder / "log.txt")
