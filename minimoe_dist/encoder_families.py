@@ -7,6 +7,42 @@ signals bit for bit with the uncut model's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class StoredPlace(NamedTuple):
+    """Where a checkpoint has a tensor: one of ``parts`` equal parts of a tensor's rows, from 0."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class StoredNames:
+    """What a checkpoint calls weights that Hugging Face's class renames and splits on reading.
+
+    Attributes:
+        renamed: parts of names in the model -> in a checkpoint, in the order of replacing.
+        joined: path in a layer of a checkpoint -> paths in the model's layer of the maps whose rows
+            it has, one behind the other and as many of each.
+        prefix: that may stand before names in a checkpoint too, instead of the family's.
+    """
+
+    renamed: Mapping[str, str]
+    joined: Mapping[str, tuple[str, ...]]
+    prefix: str | None = None
+
+    def place_of(self, name: str) -> StoredPlace:
+        """Returns where a tensor is, by its name in the model."""
+        part, parts = 0, 1
+        for stored, paths in self.joined.items():
+            for number, path in enumerate(paths):
+                if f".{path}." in name:
+                    name, part, parts = name.replace(path, stored), number, len(paths)
+        for mine, theirs in self.renamed.items():
+            name = name.replace(mine, theirs)
+        return StoredPlace(name, part, parts)
 
 
 @dataclass(frozen=True)
@@ -21,6 +57,7 @@ class EncoderFamily:
             ``layers``.
         maps: paths in a layer of the maps to queries, keys and values; one path where they are one
             map, of thirds in this order.
+        stored: its names in a checkpoint, where that has others; both kinds are read.
         norms: path in the encoder of the norm behind its last layer, and path in a layer of the
             one before the maps, where layers normalise their input.
         words: path of the word embeddings.
@@ -46,6 +83,7 @@ class EncoderFamily:
         "attention.self.key",
         "attention.self.value",
     )
+    stored: StoredNames | None = None
     norms: tuple[str, str] | None = None
     words: str = "embeddings.word_embeddings"
     reads_segments: bool = False
@@ -57,9 +95,46 @@ class EncoderFamily:
     position_padding: int | None = None
     only_teaches: bool = True
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What may stand before the encoder's names in a checkpoint."""
+        other = None if self.stored is None else self.stored.prefix
+        return (self.prefix,) if other is None else (self.prefix, other)
+
+    def places_of(self, name: str) -> tuple[StoredPlace, ...]:
+        """Returns where a checkpoint may have a tensor, by its name in the model."""
+        own = StoredPlace(name)
+        return (own,) if self.stored is None else (own, self.stored.place_of(name))
+
 
 def _maps(holder: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{holder}.{name}" for name in names)
+
+
+def _rotary(
+    student: str,
+    prefix: str,
+    stored: StoredNames,
+    feedforward: tuple[str, str] | None = None,
+) -> EncoderFamily:
+    """BERT's order of norms, and Llama's names of maps, which checkpoints join."""
+    return EncoderFamily(
+        student,
+        prefix,
+        layers="layers",
+        maps=_ROTARY_MAPS,
+        stored=stored,
+        feedforward=feedforward,
+    )
+
+
+_ROTARY_MAPS = _maps("self_attn", "q_proj", "k_proj", "v_proj")
+_NUMBERED_NORMS = {
+    "layers.": "encoder.layers.",
+    "embeddings.LayerNorm": "emb_ln",
+    "post_attention_layernorm": "norm1",
+    "post_mlp_layernorm": "norm2",
+}
 
 
 ENCODER_FAMILIES: dict[str, EncoderFamily] = {
@@ -134,5 +209,53 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         norms=("norm", "input_layernorm"),
         feedforward=None,
         words="embed_tokens",
+    ),
+    "roberta-prelayernorm": EncoderFamily(
+        "roberta",
+        "roberta_prelayernorm.",
+        norms=("LayerNorm", "attention.LayerNorm"),
+        feedforward=("intermediate.dense", "output.dense"),
+        feedforward_norm="intermediate.LayerNorm",
+    ),
+    # These have rotary positions, and learnt from text whose segments are all the same.
+    "gte": _rotary(
+        "bert",
+        "gte.",
+        StoredNames(
+            {
+                "layers.": "encoder.layer.",
+                "self_attn.o_proj": "attention.o_proj",
+                "post_attention_layernorm": "attn_ln",
+                "post_mlp_layernorm": "mlp_ln",
+            },
+            {
+                "attention.qkv_proj": _ROTARY_MAPS,
+                "mlp.up_gate_proj": ("mlp.up_proj", "mlp.gate_proj"),
+            },
+            prefix="new.",
+        ),
+    ),
+    "nomic_bert": _rotary(
+        "bert",
+        "nomic_bert.",
+        StoredNames(
+            {
+                **_NUMBERED_NORMS,
+                "self_attn.o_proj": "attn.out_proj",
+                "mlp.up_proj": "mlp.fc11",
+                "mlp.gate_proj": "mlp.fc12",
+                "mlp.down_proj": "mlp.fc2",
+            },
+            {"attn.Wqkv": _ROTARY_MAPS},
+        ),
+    ),
+    "jina_embeddings_v3": _rotary(
+        "roberta",
+        "roberta.",
+        StoredNames(
+            {**_NUMBERED_NORMS, "self_attn.o_proj": "mixer.out_proj"},
+            {"mixer.Wqkv": _ROTARY_MAPS},
+        ),
+        feedforward=("mlp.fc1", "mlp.fc2"),
     ),
 }

@@ -381,8 +381,14 @@ def with_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
     names = {} if family is None else family.names
     renamed = {name: values[theirs] for name, theirs in names.items() if theirs in values}
     kept = {**values, **renamed}
-    if kept.get("type_vocab_size") == 0:  # without segments; students may have some
-        del kept["type_vocab_size"]
+    are_students_own = (
+        family is not None
+        and ENCODER_FAMILIES[family.student].reads_segments
+        and not family.reads_segments
+    )
+    if are_students_own or kept.get("type_vocab_size") == 0:
+        # Of a teacher without segments, or with those that it never learnt; students have two.
+        kept.pop("type_vocab_size", None)
     return kept
 
 

@@ -314,9 +314,12 @@ class _Fit:
                 rows = min(len(table), len(mine))
                 mine[:rows] = table[:rows] @ fit.weight
                 mine[rows:] = 0.0
+        own_segments = embeddings.token_type_embeddings.weight
         if segments is None:
-            embeddings.token_type_embeddings.weight.zero_()
-        embeddings.token_type_embeddings.weight += fit.bias
+            own_segments.zero_()
+        elif not self._teacher.family.reads_segments:
+            own_segments[:] = own_segments[0].clone()  # the one that all of its tokens are of
+        own_segments += fit.bias
         if norm is not None:
             fit_norm(norm, self._hear(norm, is_input=True), target, keeps_variance=False)
 

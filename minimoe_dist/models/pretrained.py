@@ -201,20 +201,21 @@ def _load_megatron(
     return model.eval()
 
 
-def open_weights(path: str, folder: str, prefix: str) -> SlicedWeights | MegatronWeights:
+def open_weights(path: str, folder: str, model: PreTrainedModel) -> SlicedWeights | MegatronWeights:
     """Opens a teacher's weights to read them in slices.
 
     Args:
         path: what the user gave, for messages.
         folder: where that is, or its name on the hub.
-        prefix: of the encoder's names where a head stands beside it.
+        model: that they are read into.
 
     Raises:
         UserError: there are none that can be read so.
     """
     if is_megatron_folder(Path(folder)):
         return MegatronWeights(path, folder)
-    return SlicedWeights(path, folder, prefix)
+    family = ENCODER_FAMILIES.get(model.config.model_type)
+    return SlicedWeights(path, folder, model.base_model_prefix, family)
 
 
 def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -368,7 +368,7 @@ def unfilled_teacher(
     config = read_encoder_config(path, folder)
     layer = layer_number(config, relation_layer)
     model = empty_encoder(cut_config(config, layer), encoder_dtype(dtype, torch.device("cpu")))
-    weights = open_weights(path, folder, model.base_model_prefix)
+    weights = open_weights(path, folder, model)
     model_names = {parameter: name for name, parameter in model.named_parameters()}
     teacher = RelationTeacher(signals_of(model, with_states), config, layer, with_states)
     names = {name: model_names[parameter] for name, parameter in teacher.named_parameters()}

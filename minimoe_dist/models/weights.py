@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from ..encoder_families import EncoderFamily, StoredPlace
 from ..errors import UserError, first_line
 from ..foreign import read_json
 from ..model_description import PICKLE, PICKLE_INDEX, WEIGHTS, WEIGHTS_INDEX
@@ -189,14 +190,18 @@ class SlicedWeights:
         path: of the teacher as the user gave it, for messages.
         folder: where that is, or its name on the hub.
         prefix: of the encoder's names where a head stands beside it (``bert``).
+        family: of the encoder, whose checkpoints may have other names; None for students.
 
     Raises:
         UserError: there are no safetensors, or none that can be read.
     """
 
-    def __init__(self, path: str, folder: str, prefix: str) -> None:
+    def __init__(
+        self, path: str, folder: str, prefix: str, family: EncoderFamily | None = None
+    ) -> None:
         self._source = f"teacher.model_name_or_path: {path}"
-        self._prefix = prefix
+        self._prefixes = ("", f"{prefix}.", *(() if family is None else family.prefixes))
+        self._family = family
         self._weights = FolderWeights(self._source, folder)
 
     def check(self, model_type: str, shapes: Mapping[str, torch.Size]) -> None:
@@ -209,11 +214,16 @@ class SlicedWeights:
         Raises:
             UserError: one is missing or has another shape.
         """
-        keys = {name: self._key(name) for name in shapes}
-        missing = [name for name, key in keys.items() if key is None]
+        places = {name: self._place(name) for name in shapes}
+        missing = [name for name, place in places.items() if place is None]
         refuse_incomplete(self._source, model_type, missing, [])
-        on_disk = self._weights.shapes(key for key in keys.values() if key is not None)
-        mismatched = [name for name, key in keys.items() if key and on_disk[key] != shapes[name]]
+        found = {name: place for name, place in places.items() if place is not None}
+        on_disk = self._weights.shapes({place.name for place in found.values()})
+        mismatched = [
+            name
+            for name, place in found.items()
+            if on_disk[place.name] != _rows_times(shapes[name], place.parts)
+        ]
         refuse_incomplete(self._source, model_type, [], mismatched)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:
@@ -228,18 +238,27 @@ class SlicedWeights:
         Raises:
             UserError: the file is damaged.
         """
-        key = self._key(name)
-        assert key is not None, f"{name} was not checked"
+        place = self._place(name)
+        assert place is not None, f"{name} was not checked"
         slices = [slice(None)] * target.dim()
         slices[dim] = slice(start, start + target.shape[dim])
-        target.copy_(self._weights.read(key, tuple(slices)))
+        if place.parts > 1:
+            (rows, *_) = self._weights.shapes([place.name])[place.name]
+            first = rows // place.parts * place.part + (start if dim == 0 else 0)
+            slices[0] = slice(first, first + target.shape[0])
+        target.copy_(self._weights.read(place.name, tuple(slices)))
 
-    def _key(self, name: str) -> str | None:
-        """Finds the name on disk: perhaps of an encoder under a head, perhaps TensorFlow's."""
+    def _place(self, name: str) -> StoredPlace | None:
+        """Finds a tensor on disk: perhaps of an encoder under a head, perhaps TensorFlow's."""
         tensorflow_name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         tensorflow_name = tensorflow_name.replace("LayerNorm.bias", "LayerNorm.beta")
-        for candidate in dict.fromkeys([name, tensorflow_name]):
-            for key in (candidate, f"{self._prefix}.{candidate}"):
-                if key in self._weights:
-                    return key
+        places = [StoredPlace(name), StoredPlace(tensorflow_name)]
+        for place in [*places, *(self._family.places_of(name) if self._family else ())]:
+            for prefix in self._prefixes:
+                if prefix + place.name in self._weights:
+                    return place._replace(name=prefix + place.name)
         return None
+
+
+def _rows_times(shape: torch.Size, parts: int) -> tuple[int, ...]:
+    return (shape[0] * parts, *shape[1:]) if parts > 1 else tuple(shape)

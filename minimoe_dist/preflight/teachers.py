@@ -84,6 +84,7 @@ def teacher_problems(
     length, heads = config.data.max_length, config.objective.num_relation_heads
     yield from problems_of(_check_family, config, teacher)
     yield from problems_of(_check_iteration, config, teacher)
+    yield from problems_of(_check_segments, teacher)
     yield from problems_of(check_length, "data.max_length", length, "teacher", teacher)
     if is_sparsification(config):
         yield from problems_of(_check_masked_lm_head, teacher)
@@ -119,6 +120,15 @@ def _check_iteration(config: RunConfig, teacher: ModelDescription) -> None:
         raise ConfigError(
             f"iteration: 1 learns from a plain teacher, but {teacher.path} is a student; use "
             "iteration 2"
+        )
+
+
+def _check_segments(teacher: ModelDescription) -> None:
+    family = teacher.encoder_family
+    if family is not None and family.reads_segments and teacher.type_vocab_size < 2:
+        raise ConfigError(
+            f"{_OPTION}: {teacher.path} knows one segment (type_vocab_size of its config.json), "
+            "and pairs of a corpus have two; give a teacher of two"
         )
 
 

@@ -7,11 +7,11 @@ more than tensors' parts is refused in both.
 """
 
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..encoder_families import EncoderFamily
+from ..encoder_families import EncoderFamily, StoredPlace
 from ..errors import UserError, first_line
 from ..foreign import read_json
 from ..model_description import (
@@ -54,11 +54,19 @@ def check_weights(
     source = f"{option}: {model.path}"
     expected = expected_tensors(model, layers, whole=whole)
     family = model.encoder_family
-    prefix = _ENCODER if family is None else family.prefix
-    shapes = _stored_shapes(source, model.folder, None if whole else {*expected}, prefix)
+    prefixes = (_ENCODER,) if family is None else family.prefixes
+    places = {name: _places_of(family, name) for name in expected}
+    needed = {place.name for found in places.values() for place in found}
+    shapes = _stored_shapes(source, model.folder, None if whole else needed, prefixes)
     if shapes is None:
         return
-    stored = {_plain_name(name, prefix): shape for name, shape in shapes.items()}
+    plain = {_plain_name(name, prefixes): shape for name, shape in shapes.items()}
+    stored = {
+        name: _part_of(plain[place.name], place.parts)
+        for name, found in places.items()
+        for place in found
+        if place.name in plain
+    }
     missing = [name for name in expected if name not in stored]
     if missing:
         has_others = shapes and len(missing) == len(expected)
@@ -149,16 +157,31 @@ def _norm(name: str, size: int) -> dict[str, Shape]:
     return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
 
 
-def _plain_name(name: str, prefix: str) -> str:
+def _places_of(family: EncoderFamily | None, name: str) -> tuple[StoredPlace, ...]:
+    return (StoredPlace(name),) if family is None else family.places_of(name)
+
+
+def _part_of(shape: Shape, parts: int) -> Shape:
+    """Returns the shape of one of so many equal parts of a tensor's rows."""
+    if not shape or parts == 1:
+        return shape
+    return (shape[0] // parts if shape[0] % parts == 0 else shape[0], *shape[1:])
+
+
+def _plain_name(name: str, prefixes: Iterable[str]) -> str:
     """Returns the name that an encoder has without a head beside it, and not TensorFlow's."""
-    name = name.removeprefix(prefix)
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
     for old, new in _TENSORFLOWS.items():
         name = name.replace(old, new)
     return name
 
 
 def _stored_shapes(
-    source: str, folder: Path, needed: Collection[str] | None = None, prefix: str = _ENCODER
+    source: str,
+    folder: Path,
+    needed: Collection[str] | None = None,
+    prefixes: Collection[str] = (_ENCODER,),
 ) -> dict[str, Shape] | None:
     """Reads the shapes of a folder's tensors; None where there are none to be read like this.
 
@@ -166,7 +189,7 @@ def _stored_shapes(
         source: what the user gave, for messages.
         folder: of the files.
         needed: names whose files are read alone, where an index tells their files.
-        prefix: of an encoder's names.
+        prefixes: that may stand before an encoder's names.
     """
     readers: tuple[tuple[str, str, Callable[[Path], Mapping[str, Shape] | None]], ...] = (
         (WEIGHTS, WEIGHTS_INDEX, _safetensors_shapes),
@@ -181,7 +204,7 @@ def _stored_shapes(
                 {
                     file
                     for name, file in parts.items()
-                    if needed is None or _plain_name(name, prefix) in needed
+                    if needed is None or _plain_name(name, prefixes) in needed
                 }
             )
         else:

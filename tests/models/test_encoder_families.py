@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import MODEL_MAPPING, AutoConfig
 
 from minimoe_dist.encoder_families import ENCODER_FAMILIES
-from minimoe_dist.model_description import describe_model
+from minimoe_dist.errors import UserError
+from minimoe_dist.model_description import WEIGHTS, describe_model
 from minimoe_dist.models.build import build_student, student_config
-from minimoe_dist.models.pretrained import base_of_students
+from minimoe_dist.models.pretrained import base_of_students, open_weights
 from minimoe_dist.models.teacher import load_teacher
 from minimoe_dist.preflight.weights import check_weights
 
@@ -37,9 +39,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "conv_kernel_size": 3,
         "norm_rel_ebd": "layer_norm",
     },
+    # Random weights as large as the others' would mix what rotary positions tell apart beyond what
+    # students, whose positions are added to words, can follow.
+    "gte": {"initializer_range": 0.05},
+    "nomic_bert": {"initializer_range": 0.05},
     "eurobert": {
-        # Random weights as large as the others' would mix what its rotary positions tell apart
-        # beyond what students, whose positions are added to words, can follow.
         "initializer_range": 0.05,
         "mask_token_id": 4,
         "bos_token_id": 2,
@@ -149,6 +153,64 @@ def test_last_states_stand_behind_the_signals(name: str, layer: int, tmp_path: P
 
 def teacher_states(folder: Path, inputs: tuple) -> torch.Tensor:
     return load_teacher(str(folder), with_states=True)(*inputs)[-1]
+
+
+RENAMED = {name: family.stored for name, family in ENCODER_FAMILIES.items() if family.stored}
+
+
+def save_as(naming: str, name: str, folder: Path) -> Any:
+    """Saves a model as transformers does, or under other names; returns it."""
+    model = make_model(name)
+    model.save_pretrained(folder)
+    weights = load_file(folder / WEIGHTS)
+    assert weights.keys().isdisjoint(key for key in model.state_dict() if "self_attn" in key)
+    if naming == "the model's":
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+    elif naming == "beside a head":
+        for prefix in ENCODER_FAMILIES[name].prefixes[-1:]:
+            weights = {prefix + key: value for key, value in weights.items()}
+        weights["classifier.weight"] = torch.zeros(2, 32)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize("naming", ["the checkpoint's", "the model's", "beside a head"])
+@pytest.mark.parametrize("name", RENAMED)
+def test_weights_of_other_names_are_found_and_read_in_slices(
+    name: str, naming: str, tmp_path: Path
+) -> None:
+    model = save_as(naming, name, tmp_path)
+    described = describe_model(str(tmp_path), teaches=True)
+    assert described is not None
+    check_weights("teacher", described)
+    check_weights("teacher", described, 2, whole=False)
+    folder = str(tmp_path)
+    weights, parameters = open_weights(folder, folder, model), dict(model.named_parameters())
+    weights.check(name, {key: value.shape for key, value in parameters.items()})
+    for key, value in parameters.items():
+        for dim in range(value.dim()):
+            start = value.shape[dim] // 2
+            piece = torch.empty_like(value.narrow(dim, start, value.shape[dim] - start))
+            weights.copy_into(piece, key, dim, start)
+            assert torch.equal(piece, value.narrow(dim, start, value.shape[dim] - start))
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_joined_maps_of_another_size_are_refused(name: str, tmp_path: Path) -> None:
+    model = save_as("the checkpoint's", name, tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    key = next(key for key in weights if key.endswith(("qkv_proj.weight", "Wqkv.weight")))
+    weights[key] = weights[key][:-3].clone()
+    save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
+    described = describe_model(str(tmp_path), teaches=True)
+    assert described is not None
+    with pytest.raises(UserError, match=r"q_proj\.weight is \[31, 32\], config\.json says"):
+        check_weights("teacher", described)
+    folder = str(tmp_path)
+    with pytest.raises(UserError, match=r"3 weights .* have another shape than config\.json says"):
+        open_weights(folder, folder, model).check(
+            name, {key: value.shape for key, value in model.named_parameters()}
+        )
 
 
 @pytest.mark.parametrize("name", ENCODER_FAMILIES)

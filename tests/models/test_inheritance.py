@@ -90,6 +90,16 @@ def test_a_student_begins_nearer_to_a_teacher_of_any_family(
     assert all(0.3 < layer.explained < 1.0 for layer in found.layers)
 
 
+@pytest.mark.parametrize("family", ["gte", "nomic_bert", "distilbert"])
+def test_segments_that_a_teacher_does_not_read_begin_alike(family: str) -> None:
+    teacher = make_model(family)
+    student = fresh(teacher)
+    segments = student.bert.embeddings.token_type_embeddings.weight
+    assert len(segments) == 2 and not torch.equal(*segments)
+    inherit(student, teacher, text(), LAYERS)
+    assert torch.equal(*segments) and segments[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize("experts", [(1, 1), (1, 2)])
 @pytest.mark.parametrize("family", ["bert", "roberta", "megatron-bert"])
 def test_with_room_for_everything_a_student_is_nearly_its_teacher(

@@ -51,7 +51,7 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
 def problems(folder: Path, model: dict[str, Any], *overrides: str, ranks: int = 2) -> list[str]:
     """What is wrong with a teacher of a configuration, for a run of some overrides."""
     config = load_run_config(str(write_recipe(folder)), overrides)
-    return list(teacher_problems(config, description_of(model, "big", "big"), ranks))
+    return list(teacher_problems(config, description_of(model, "big", "big", foreign=True), ranks))
 
 
 TINYBERT = ("--model_type=bert_tinybert", "--moe=1,1")
@@ -72,6 +72,8 @@ TENSOR = "--teacher_layout=tensor"
         (PUBLISHED, []),
         (SLICEABLE, []),
         (ROBERTA, []),
+        ({**ROBERTA, "type_vocab_size": 1}, []),
+        ({**BERT, "model_type": "gte", "type_vocab_size": 1}, []),
         ({**BERT, "hidden_size": 36}, ["--model_type=bert_mlm", "--moe=1,1"]),
     ],
 )
@@ -101,6 +103,11 @@ def test_a_teacher_that_fits_is_taken(
         (SLICEABLE, [*TINYBERT], "teacher.model_name_or_path: big is a student that teaches rel"),
         (PUBLISHED, ["--teacher_layout=zero3"], "big is a published student, which is loaded wh"),
         (MINIMOE, [TENSOR], "teacher.layout: tensor is not for big, a student of type minimoe"),
+        (
+            {**BERT, "type_vocab_size": 1},
+            [],
+            "teacher.model_name_or_path: big knows one segment (type_vocab_size of its config.json",
+        ),
         (
             {**BERT, "intermediate_size": 193},
             [TENSOR],

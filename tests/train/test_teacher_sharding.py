@@ -103,7 +103,10 @@ def test_signals_of_every_family_are_the_replicated_teachers(layout: str, tmp_pa
 
 def test_encoders_that_only_teach_are_gathered_layer_by_layer(tmp_path: Path) -> None:
     cases = []
-    for name in ("mpnet", "distilbert", "albert", "deberta-v2", "modernbert", "eurobert"):
+    for name in (
+        *("mpnet", "distilbert", "albert", "deberta-v2", "modernbert", "eurobert"),
+        *("roberta-prelayernorm", "gte", "nomic_bert", "jina_embeddings_v3"),
+    ):
         make_model(name).save_pretrained(tmp_path / name)
         cases.append((str(tmp_path / name), {"layout": "zero3"}))
         cases.append((str(tmp_path / name), {"layout": "zero3", "with_states": True}))
