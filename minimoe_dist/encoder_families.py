@@ -71,7 +71,9 @@ class EncoderFamily:
             their input.
         position_padding: id behind which positions begin, where that is not what the configuration
             says of padding.
-        only_teaches: whether students are not built like it, and it runs as Hugging Face's alone.
+        only_teaches: whether students are not built like it: Hugging Face's class runs it.
+        is_alike: whether it computes as the family that its students are of nevertheless, from
+            weights of the same names, so that our own encoder can run it too.
     """
 
     student: str
@@ -94,6 +96,7 @@ class EncoderFamily:
     feedforward_norm: str | None = None
     position_padding: int | None = None
     only_teaches: bool = True
+    is_alike: bool = False
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -148,11 +151,11 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         reads_segments=True,
         only_teaches=False,
     ),
-    "xlm-roberta": EncoderFamily("roberta", "roberta."),
-    "camembert": EncoderFamily("roberta", "roberta."),
-    "data2vec-text": EncoderFamily("roberta", "data2vec_text."),
-    "electra": EncoderFamily("bert", "electra.", reads_segments=True),
-    "ernie": EncoderFamily("bert", "ernie.", reads_segments=True),
+    "xlm-roberta": EncoderFamily("roberta", "roberta.", is_alike=True),
+    "camembert": EncoderFamily("roberta", "roberta.", is_alike=True),
+    "data2vec-text": EncoderFamily("roberta", "data2vec_text.", is_alike=True),
+    "electra": EncoderFamily("bert", "electra.", reads_segments=True, is_alike=True),
+    "ernie": EncoderFamily("bert", "ernie.", reads_segments=True, is_alike=True),
     "mpnet": EncoderFamily(
         "roberta", "mpnet.", maps=_maps("attention.attn", "q", "k", "v"), position_padding=1
     ),

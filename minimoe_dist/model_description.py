@@ -87,6 +87,8 @@ class ModelDescription(BaseModel):
     num_key_value_heads: int | None = _size(4096, None)
     position_embedding_type: str = "absolute"
     is_decoder: bool = False
+    embedding_size: int | None = _size(1 << 17, None)  # of words, where they are widened
+    use_task_id: bool = False  # whether ERNIE adds embeddings of kinds of tasks
     id2label: dict[str, Any] = Field(default_factory=dict)
     architectures: list[str] = Field(default_factory=list)
 
@@ -122,6 +124,15 @@ class ModelDescription(BaseModel):
     def only_teaches(self) -> bool:
         """Whether students are not built like it: it teaches, and is fine-tuned to do so."""
         return self.model_type in TEACHERS
+
+    @property
+    def runs_as_students(self) -> bool:
+        """Whether our own encoder runs it, of the family that its students are of."""
+        family = self.encoder_family
+        if family is None or not family.only_teaches:
+            return True
+        is_widened = self.embedding_size not in (None, self.hidden_size)
+        return family.is_alike and not is_widened and not self.use_task_id
 
     @property
     def architecture(self) -> str:

@@ -1,9 +1,10 @@
 """Makes encoders of our own from Hugging Face's, with the same weights."""
 
 import torch
-from transformers import BertModel, MegatronBertModel, RobertaModel
+from transformers import PreTrainedModel
 
-from .configuration import MiniMoeConfig, family_of
+from ..encoder_families import ENCODER_FAMILIES
+from .configuration import MiniMoeConfig
 from .moebert import MiniMoeForRelations
 
 _SHARED_FIELDS = (
@@ -20,20 +21,18 @@ _SHARED_FIELDS = (
 )
 
 
-def as_student(
-    model: BertModel | RobertaModel | MegatronBertModel, with_states: bool = False
-) -> MiniMoeForRelations:
+def as_student(model: PreTrainedModel, with_states: bool = False) -> MiniMoeForRelations:
     """Makes a plain student that gives the signals of a Hugging Face encoder's last layer.
 
     It takes over the encoder's weights, and joins those of queries, keys and values. It is for
     teaching, not for training.
 
     Args:
-        model: what it is made of.
+        model: what it is made of: an encoder that `ModelDescription.runs_as_students` is said of.
         with_states: keep what stands behind these maps in the last layer, which else goes.
     """
     config = MiniMoeConfig(
-        family=family_of(model.config),
+        family=ENCODER_FAMILIES[model.config.model_type].student,
         attention_experts=1,
         feedforward_experts=1,
         num_relation_heads=1,

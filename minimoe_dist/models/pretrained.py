@@ -21,7 +21,7 @@ from transformers import MODEL_MAPPING, MegatronBertConfig, PreTrainedConfig, Pr
 from ..encoder_families import ENCODER_FAMILIES
 from ..errors import UserError, first_line
 from ..megatron_files.headers import is_megatron_folder, megatron_values
-from ..model_description import description_of, require_model
+from ..model_description import ModelDescription, description_of, require_model
 from .auto import AutoConfig
 from .configuration import MiniMoeConfig
 from .elastic import ElasticForRelations
@@ -60,7 +60,7 @@ def base_of_students(config: PreTrainedConfig) -> Any:
     family = ENCODER_FAMILIES.get(config.model_type)
     if family is None or not family.only_teaches:
         return config
-    described = description_of(config.to_dict(), config.name_or_path, "", foreign=True)
+    described = described_config(config)
     return SimpleNamespace(
         family=described.family,
         vocab_size=described.vocab_size,
@@ -75,8 +75,12 @@ def base_of_students(config: PreTrainedConfig) -> Any:
 
 def longest_sequence(config: PreTrainedConfig) -> int:
     """Returns the number of tokens of the longest sequence that an encoder takes."""
-    described = description_of(config.to_dict(), config.name_or_path, "", foreign=True)
-    return described.longest_sequence
+    return described_config(config).longest_sequence
+
+
+def described_config(config: PreTrainedConfig) -> ModelDescription:
+    """Returns the description of a teacher whose configuration is loaded."""
+    return description_of(config.to_dict(), config.name_or_path, "", foreign=True)
 
 
 def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:

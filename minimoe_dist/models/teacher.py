@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, MegatronBertModel, PreTrainedConfig, RobertaModel
+from transformers import PreTrainedConfig
 
 from ..encoder_families import ENCODER_FAMILIES, EncoderFamily
 from .elastic import ElasticForRelations
@@ -30,6 +30,7 @@ from .megatron.reading import MegatronWeights
 from .moebert import MiniMoeForRelations
 from .packing import Layout
 from .pretrained import (
+    described_config,
     empty_encoder,
     encoder_dtype,
     load_encoder,
@@ -326,7 +327,7 @@ def load_teacher(
     model = load_encoder(
         path, folder, first_layers, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
     )
-    is_foreign = isinstance(model, BertModel | RobertaModel | MegatronBertModel)
+    is_foreign = config.model_type in ENCODER_FAMILIES and described_config(config).runs_as_students
     if is_foreign and (in_8_bits or device.type == "cuda"):
         model = as_student(model, with_states)
     teacher = RelationTeacher(signals_of(model, with_states), config, layer, with_states)

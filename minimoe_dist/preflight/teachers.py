@@ -167,7 +167,7 @@ def _check_relation_layer(config: RunConfig, teacher: ModelDescription) -> None:
 
 def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> None:
     layout = config.teacher.layout
-    if teacher.only_teaches and config.teacher.dtype == "float8":
+    if config.teacher.dtype == "float8" and not teacher.runs_as_students:
         raise ConfigError(
             f"teacher.dtype: float8 is not for {teacher.path}, a {teacher.model_type}, which runs "
             "as Hugging Face's; give auto"
@@ -187,7 +187,7 @@ def _check_layout(config: RunConfig, teacher: ModelDescription, ranks: int) -> N
             f"teacher.layout: {layout}, but {teacher.path} is a published student, which is loaded "
             "whole; use replicated"
         )
-    if layout == "tensor" and (teacher.is_native_student or teacher.only_teaches):
+    if layout == "tensor" and (teacher.is_native_student or not teacher.runs_as_students):
         what = "a student" if teacher.is_native_student else "an encoder"
         raise ConfigError(
             f"teacher.layout: tensor is not for {teacher.path}, {what} of type "

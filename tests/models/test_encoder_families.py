@@ -59,10 +59,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(name: str) -> Any:
+def make_model(name: str, **changes: Any) -> Any:
     family = ENCODER_FAMILIES[name]
     sizes = {family.names.get(key, key): value for key, value in SIZES.items()}
-    config = AutoConfig.for_model(name, **{**sizes, **CHANGES.get(name, {})})
+    config = AutoConfig.for_model(name, **{**sizes, **CHANGES.get(name, {}), **changes})
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return MODEL_MAPPING[type(config)](config).eval()
@@ -97,9 +97,13 @@ def batch_of(name: str) -> dict[str, torch.Tensor]:
     )
 
 
-@pytest.mark.parametrize("layer", [2, -1])
+@pytest.mark.parametrize(
+    ("layer", "dtype"), [(2, "float32"), (-1, "float32"), (2, "bfloat16"), (-1, "float16")]
+)
 @pytest.mark.parametrize("name", ENCODER_FAMILIES)
-def test_signals_are_those_of_the_uncut_model(name: str, layer: int, tmp_path: Path) -> None:
+def test_signals_are_those_of_the_uncut_model(
+    name: str, layer: int, dtype: str, tmp_path: Path
+) -> None:
     model = make_model(name)
     model.save_pretrained(tmp_path)
     described = describe_model(str(tmp_path), teaches=True)
@@ -108,7 +112,7 @@ def test_signals_are_those_of_the_uncut_model(name: str, layer: int, tmp_path: P
     assert (described.num_attention_heads, described.intermediate_size) == (4, 64)
     check_weights("teacher", described)
     batch = batch_of(name)
-    teacher = load_teacher(str(tmp_path), relation_layer=layer)
+    teacher = load_teacher(str(tmp_path), relation_layer=layer, dtype=dtype)
     number = LAYERS if layer == -1 else layer
     assert (teacher.num_layers, teacher.relation_layer, teacher.layers_run) == (
         LAYERS,
@@ -120,7 +124,8 @@ def test_signals_are_those_of_the_uncut_model(name: str, layer: int, tmp_path: P
         batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids", segments)
     )
     # With the attention that the cut model has: two implementations differ in their last bits.
-    wanted = hooked(type(model).from_pretrained(tmp_path).eval(), name, number, batch)
+    uncut = type(model).from_pretrained(tmp_path, dtype=getattr(torch, dtype)).eval()
+    wanted = hooked(uncut, name, number, batch)
     for signal, expected in zip(found, wanted, strict=True):
         assert signal.shape == (3, 17, 32)
         real = batch["attention_mask"].bool()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import MODEL_MAPPING, AutoConfig, BertConfig, BertModel
 
 from minimoe_dist.models import teacher as teacher_module
 from minimoe_dist.models.float8 import Float8Linear, quantize_maps, quantize_rows
@@ -38,7 +38,8 @@ def test_a_map_is_the_exact_one_up_to_rounding() -> None:
     assert made.shape == wanted.shape
     # Two roundings of 2**-4 at most, about 2**-5.6 on average, over 256 products.
     assert (made - wanted).norm() / wanted.norm() < 0.06
-    assert torch.equal(Float8Linear(exact)(rows[:1]), made[:1])  # rows do not depend on others
+    # Rows depend on others by the order of sums alone, which some CPUs choose by their number.
+    torch.testing.assert_close(Float8Linear(exact)(rows[:1]), made[:1], rtol=1e-6, atol=1e-6)
 
 
 def test_what_the_hardware_cannot_multiply_stays() -> None:
@@ -47,11 +48,13 @@ def test_what_the_hardware_cannot_multiply_stays() -> None:
     assert isinstance(module[0], Float8Linear) and type(module[1]) is nn.Linear
 
 
-def test_a_teachers_signals_move_little(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_a_teachers_signals_move_little(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = BertConfig(vocab_size=50, intermediate_size=128, initializer_range=0.2, **sizes)
-    BertModel(config).save_pretrained(tmp_path)
+    sizes |= {"vocab_size": 50, "intermediate_size": 128}
+    config = AutoConfig.for_model(kind, **sizes, initializer_range=0.2)
+    MODEL_MAPPING[type(config)](config).save_pretrained(tmp_path)
     ids = torch.randint(0, 50, (4, 12))
     exact = load_teacher(str(tmp_path), dtype="float32")(ids, torch.ones_like(ids))
     rounded = load_teacher(str(tmp_path), dtype="float8")

@@ -56,6 +56,10 @@ def problems(folder: Path, model: dict[str, Any], *overrides: str, ranks: int = 
 
 TINYBERT = ("--model_type=bert_tinybert", "--moe=1,1")
 TENSOR = "--teacher_layout=tensor"
+FLOAT8 = "--teacher_dtype=float8"
+XLM = {**BERT, "model_type": "xlm-roberta"}
+ELECTRA = {**BERT, "model_type": "electra", "embedding_size": 48}
+ERNIE = {**BERT, "model_type": "ernie"}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,7 @@ TENSOR = "--teacher_layout=tensor"
         (MINIMOE, ["--iteration=2"]),
         (PUBLISHED, []),
         (SLICEABLE, []),
+        *((model, [option]) for model in (XLM, ELECTRA, ERNIE) for option in (TENSOR, FLOAT8)),
         (ROBERTA, []),
         ({**ROBERTA, "type_vocab_size": 1}, []),
         ({**BERT, "model_type": "gte", "type_vocab_size": 1}, []),
@@ -102,6 +107,18 @@ def test_a_teacher_that_fits_is_taken(
         (PUBLISHED, [*TINYBERT], "teacher.model_name_or_path: big is a student that teaches rel"),
         (SLICEABLE, [*TINYBERT], "teacher.model_name_or_path: big is a student that teaches rel"),
         (PUBLISHED, ["--teacher_layout=zero3"], "big is a published student, which is loaded wh"),
+        *(
+            (model, [option], words)
+            for model in (
+                {**ELECTRA, "embedding_size": 24},
+                {**ERNIE, "use_task_id": True},
+                {**BERT, "model_type": "mpnet"},
+            )
+            for option, words in (
+                (TENSOR, "teacher.layout: tensor is not for big, an encoder of type"),
+                (FLOAT8, "teacher.dtype: float8 is not for big, a"),
+            )
+        ),
         (MINIMOE, [TENSOR], "teacher.layout: tensor is not for big, a student of type minimoe"),
         (
             {**BERT, "type_vocab_size": 1},

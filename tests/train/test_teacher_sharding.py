@@ -101,6 +101,17 @@ def test_signals_of_every_family_are_the_replicated_teachers(layout: str, tmp_pa
     assert worst_on(2, *cases) < 1e-5
 
 
+def test_encoders_that_compute_as_students_do_are_cut_by_columns(tmp_path: Path) -> None:
+    cases = []
+    for name in ("xlm-roberta", "camembert", "data2vec-text", "electra", "ernie"):
+        make_model(name, **({"embedding_size": 32} if name == "electra" else {})).save_pretrained(
+            tmp_path / name
+        )
+        cases.append((str(tmp_path / name), {"layout": "tensor"}))
+        cases.append((str(tmp_path / name), {"layout": "tensor", "with_states": True}))
+    assert worst_on(2, *cases) < 1e-5
+
+
 def test_encoders_that_only_teach_are_gathered_layer_by_layer(tmp_path: Path) -> None:
     cases = []
     for name in (
