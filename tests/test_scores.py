@@ -618,10 +618,17 @@ def test_a_study_of_some_tasks_is_of_those_alone(
 
     assert list(run()["tasks"]) == ["topic", "pages", "accept"]
     assert list(run("--tasks", "pages", "topic")["tasks"]) == ["topic", "pages"]
+    for options, words in (
+        (("--tasks", "topic", "sst2"), "--tasks sst2: it is made of its own files; give --sst2 F"),
+        (("--tasks", "ner", "--ner", "x"), f"--tasks ner: {study} has topic pages accept"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(*options)
+        assert stopped.value.code == 2 and words in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["benchmarks.scores", "--tasks", "topic"])
     with pytest.raises(SystemExit) as stopped:
-        run("--tasks", "topic", "sst2")
-    assert stopped.value.code == 2
-    assert f"--tasks sst2: {study} has topic pages accept" in capsys.readouterr().err
+        study_of_scores.main()
+    assert "the page is of all tasks; give --results FOLDER" in capsys.readouterr().err
 
 
 def test_the_teacher_of_all_labels_teaches_before_students_are_without_it(

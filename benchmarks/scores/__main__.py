@@ -79,18 +79,23 @@ def main() -> int:
     parser.add_argument("--text", help="folder of .rst or .rst.gz pages; default Debian's package")
     parser.add_argument("--sst2", type=Path, help="folder of GLUE's train.tsv and dev.tsv")
     parser.add_argument("--ner", type=Path, help="folder of CoNLL-2003's train.txt and valid.txt")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="to fine-tune on; default all")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="of all parts; default all")
     parser.add_argument("--folder", type=Path, default=Path("runs/scores"))
-    parser.add_argument("--results", type=Path, default=RESULTS, help="numbers and picture")
+    parser.add_argument("--results", type=Path, help="numbers and pictures; default docs/results")
     parser.add_argument("--seed", type=int, default=776, help="of tasks and distillations")
     parser.add_argument("--again", type=int, default=777, help="the other seed of distillation")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: give parts of {', '.join(PARTS)}")
+    if options.tasks and not options.results and "page" in options.parts:
+        parser.error("--tasks: the page is of all tasks; give --results FOLDER for one of some")
     folder, size = options.folder.absolute(), SIZES[options.size]
     folder.mkdir(parents=True, exist_ok=True)
     given = {name: getattr(options, name) for name in ("sst2", "ner") if getattr(options, name)}
     failed: list[str] = []
+    for name in {"sst2", "ner"} & set(options.tasks or ()) - given.keys():
+        if not (folder / "tasks" / name).is_dir():
+            parser.error(f"--tasks {name}: it is made of its own files; give --{name} FOLDER")
     if "texts" in options.parts:
         make_texts(folder, size, options.seed, given, options.text)
     tasks = json.loads((folder / "tasks.json").read_text())
@@ -135,7 +140,7 @@ def main() -> int:
         found = gathering.gather(
             folder, size, tasks, {"size": options.size, "seed": options.seed}, options.again
         )
-        page.write(found, options.results)
+        page.write(found, options.results or RESULTS)
     for words in failed:
         print(words, file=sys.stderr)
     return int(bool(failed))
