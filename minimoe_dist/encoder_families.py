@@ -7,7 +7,7 @@ signals bit for bit with the uncut model's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class StoredPlace(NamedTuple):
@@ -16,6 +16,10 @@ class StoredPlace(NamedTuple):
     name: str
     part: int = 0
     parts: int = 1
+
+    def whole(self, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Returns the shape of what is stored, of the tensor's own; None where that is unknown."""
+        return shape and (shape[0] * self.parts, *shape[1:])
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,12 @@ class EncoderFamily:
             where that has gates between them.
         feedforward_norm: path in a layer of the norm before that block, where layers normalise
             their input.
+        positions: what ``position_embedding_type`` may be, where that is given.
+        computes: fields of ``config.json`` that its class does not read -> what it computes with;
+            other values would be misread.
         position_padding: id behind which positions begin, where that is not what the configuration
             says of padding.
-        only_teaches: whether students are not built like it: Hugging Face's class runs it.
+        only_teaches: whether students are not built like it.
         is_alike: whether it computes as the family that its students are of nevertheless, from
             weights of the same names, so that our own encoder can run it too.
     """
@@ -94,6 +101,8 @@ class EncoderFamily:
     read_by: Mapping[str, str] = field(default_factory=dict)
     feedforward: tuple[str, str] | None = ("intermediate.dense", "output.dense")
     feedforward_norm: str | None = None
+    positions: tuple[str, ...] = ("absolute",)
+    computes: Mapping[str, Any] = field(default_factory=dict)
     position_padding: int | None = None
     only_teaches: bool = True
     is_alike: bool = False
@@ -118,6 +127,7 @@ def _rotary(
     student: str,
     prefix: str,
     stored: StoredNames,
+    computes: Mapping[str, Any],
     feedforward: tuple[str, str] | None = None,
 ) -> EncoderFamily:
     """BERT's order of norms, and Llama's names of maps, which checkpoints join."""
@@ -128,6 +138,8 @@ def _rotary(
         maps=_ROTARY_MAPS,
         stored=stored,
         feedforward=feedforward,
+        positions=("rope", "rotary"),
+        computes=computes,
     )
 
 
@@ -237,6 +249,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             },
             prefix="new.",
         ),
+        computes={"layer_norm_type": "layer_norm", "logn_attention_scale": False},
     ),
     "nomic_bert": _rotary(
         "bert",
@@ -251,6 +264,16 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             },
             {"attn.Wqkv": _ROTARY_MAPS},
         ),
+        computes={
+            "prenorm": False,
+            "use_rms_norm": False,
+            "parallel_block": False,
+            "rotary_emb_base": 1000,
+            "rotary_emb_fraction": 1.0,
+            "rotary_emb_interleaved": False,
+            "rotary_emb_scale_base": None,
+            "activation_function": "swiglu",
+        },
     ),
     "jina_embeddings_v3": _rotary(
         "roberta",
@@ -259,6 +282,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             {**_NUMBERED_NORMS, "self_attn.o_proj": "mixer.out_proj"},
             {"mixer.Wqkv": _ROTARY_MAPS},
         ),
+        computes={"rotary_emb_base": 20_000},
         feedforward=("mlp.fc1", "mlp.fc2"),
     ),
 }

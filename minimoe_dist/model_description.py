@@ -27,6 +27,8 @@ from .model_paths import (
 FAMILIES = tuple(name for name, family in ENCODER_FAMILIES.items() if not family.only_teaches)
 EXPERTS, SLICEABLE = "minimoe", "minimoe-elastic"  # the students of this package
 MODEL_TYPES = (*FAMILIES, EXPERTS, SLICEABLE)
+# Kinds of rotary positions that transformers knows; "default" is where nothing is said.
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 # What only teaches besides.
 TEACHERS = tuple(name for name, family in ENCODER_FAMILIES.items() if family.only_teaches)
 # Weights in one file, or the list of the files that they are in.
@@ -85,8 +87,12 @@ class ModelDescription(BaseModel):
     num_hidden_groups: int = _size(4096, 1)  # of ALBERT's layers, which share their weights
     inner_group_num: int = _size(4096, 1)  # layers of such a group
     num_key_value_heads: int | None = _size(4096, None)
-    position_embedding_type: str = "absolute"
+    position_embedding_type: str | None = None
+    head_dim: int | None = _size(1 << 17, None)
+    rope_scaling: dict[str, Any] = Field(default_factory=dict)
+    rope_parameters: dict[str, Any] = Field(default_factory=dict)
     is_decoder: bool = False
+    add_cross_attention: bool = False
     embedding_size: int | None = _size(1 << 17, None)  # of words, where they are widened
     use_task_id: bool = False  # whether ERNIE adds embeddings of kinds of tasks
     id2label: dict[str, Any] = Field(default_factory=dict)
@@ -376,7 +382,7 @@ def description_of(
         raise UserError(
             f"{Path(folder) / 'config.json'}: {dotted(detail['loc'])}: {fault}; {_REMEDY}"
         ) from None
-    problem = _contradiction(described)
+    problem = _contradiction(described) or _misread(present)
     if problem is not None:
         raise UserError(f"{Path(folder) / 'config.json'}: {problem}; {_REMEDY}")
     return described
@@ -392,15 +398,42 @@ def with_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
     names = {} if family is None else family.names
     renamed = {name: values[theirs] for name, theirs in names.items() if theirs in values}
     kept = {**values, **renamed}
-    are_students_own = (
+    # Students of a teacher that reads no segments have their own, however many it names.
+    is_said_of_others = (
         family is not None
         and ENCODER_FAMILIES[family.student].reads_segments
         and not family.reads_segments
     )
-    if are_students_own or kept.get("type_vocab_size") == 0:
-        # Of a teacher without segments, or with those that it never learnt; students have two.
+    if is_said_of_others or kept.get("type_vocab_size") == 0:
         kept.pop("type_vocab_size", None)
     return kept
+
+
+def _misread(values: Mapping[str, Any]) -> str | None:
+    """Returns a message about the first field that a family's class ignores and should not."""
+    family = ENCODER_FAMILIES.get(values.get("model_type", ""))
+    says_base = {"rope_parameters", "rope_theta"} & values.keys()
+    for name, computed in ({} if family is None else family.computes).items():
+        if name == "rotary_emb_base" and says_base:
+            continue  # these are what is read
+        if values.get(name, computed) != computed:
+            return (
+                f"{name}: {values[name]}, and transformers' {values['model_type']} computes with "
+                f"{computed}, whatever stands there"
+            )
+    return None
+
+
+def _unknown_rope(parameters: Mapping[str, Any]) -> str | None:
+    """Returns the kind of rotary positions where nobody knows it; kinds of layers may differ."""
+    nested: list[Mapping[str, Any]] = [
+        value for value in parameters.values() if isinstance(value, dict)
+    ]
+    for one in nested or [parameters]:
+        kind = one.get("rope_type", one.get("type", ROPE_TYPES[0]))
+        if kind not in ROPE_TYPES:
+            return str(kind)
+    return None
 
 
 def _contradiction(model: ModelDescription) -> str | None:
@@ -427,13 +460,22 @@ def _contradiction(model: ModelDescription) -> str | None:
             f"num_key_value_heads: {model.num_key_value_heads}, and relations want as many keys "
             f"and values as the {heads} heads have queries"
         )
-    if model.position_embedding_type != "absolute":
-        # transformers has left these out, and would read such weights without a word.
-        return (
-            f"position_embedding_type: {model.position_embedding_type}, and only absolute is read"
-        )
+    if model.head_dim not in (None, hidden // heads):
+        return f"head_dim: {model.head_dim}, and {heads} heads of hidden_size {hidden} are read"
+    family = model.encoder_family
+    positions = model.position_embedding_type
+    known = ("absolute",) if family is None else family.positions
+    if positions is not None and positions not in known:
+        # transformers has left others out, and would read such weights without a word.
+        return f"position_embedding_type: {positions}, and only {' or '.join(known)} is read"
+    for name in ("rope_scaling", "rope_parameters"):
+        kind = _unknown_rope(getattr(model, name))
+        if kind is not None:
+            return f"{name}: {kind} is none of {', '.join(ROPE_TYPES)}"
     if model.is_decoder:
         return "is_decoder: true, and an encoder is wanted, whose tokens see those behind them too"
+    if model.add_cross_attention:
+        return "add_cross_attention: true, and an encoder is wanted, which reads one text alone"
     if (model.pad_token_id or 0) >= model.vocab_size:
         return f"pad_token_id: {model.pad_token_id} is not below vocab_size {model.vocab_size}"
     return None

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from minimoe_dist.encoder_families import ENCODER_FAMILIES
 from minimoe_dist.errors import UserError
 from minimoe_dist.model_description import (
     FAMILIES,
     MODEL_TYPES,
+    ROPE_TYPES,
     TEACHERS,
     ModelDescription,
     describe_model,
@@ -125,6 +127,28 @@ def test_the_longest_sequence_is_the_longest_that_the_encoder_embeds(
         ),
         ({"is_decoder": True}, "is_decoder: true, and an encoder is wanted"),
         ({"is_decoder": 1}, "is_decoder: must be"),
+        ({"add_cross_attention": True}, "add_cross_attention: true, and an encoder is wanted"),
+        ({"head_dim": 16}, "head_dim: 16, and 4 heads of hidden_size 24 are read"),
+        (
+            {"model_type": "gte", "position_embedding_type": "absolute"},
+            "position_embedding_type: absolute, and only rope or rotary is read",
+        ),
+        (
+            {"model_type": "gte", "rope_scaling": {"type": "ntk", "factor": 8.0}},
+            "rope_scaling: ntk is none of default, linear,",
+        ),
+        (
+            {"model_type": "modernbert", "rope_parameters": {"full": {"rope_type": "twisted"}}},
+            "rope_parameters: twisted is none of default, linear,",
+        ),
+        (
+            {"model_type": "nomic_bert", "prenorm": True},
+            "prenorm: True, and transformers' nomic_bert computes with False, whatever",
+        ),
+        (
+            {"model_type": "nomic_bert", "rotary_emb_base": 10_000},
+            "rotary_emb_base: 10000, and transformers' nomic_bert computes with 1000,",
+        ),
         ({"num_hidden_groups": 2}, "num_hidden_groups: 2, and only 1 can be cut at a layer"),
         ({"inner_group_num": 2}, "inner_group_num: 2, and only 1 can be cut at a layer"),
         ({"num_key_value_heads": 2}, "num_key_value_heads: 2, and relations want as many keys"),
@@ -141,11 +165,39 @@ def test_a_field_that_no_model_has_is_one_line(
     changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refused:
-        describe_model(write(tmp_path / "model", {**BERT, **changes}))
+        describe_model(write(tmp_path / "model", {**BERT, **changes}), teaches=True)
     said = str(refused.value)
     assert said.startswith(f"{tmp_path / 'model' / 'config.json'}: {words}")
     assert said.endswith("; give the config.json that the model was saved with")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "gte", "position_embedding_type": "rope", "rope_scaling": None},
+        {"model_type": "gte", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"model_type": "jina_embeddings_v3", "position_embedding_type": "rotary"},
+        {"model_type": "nomic_bert", "prenorm": False, "rotary_emb_base": 1000},
+        # What transformers itself writes beside a field that it carries along.
+        {
+            "model_type": "nomic_bert",
+            "rotary_emb_base": 10_000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000},
+        },
+        {"model_type": "modernbert", "rope_parameters": {"full": {"rope_type": "default"}}},
+        {"model_type": "modernbert", "position_embedding_type": "absolute"},
+        {"head_dim": 6},
+    ],
+)
+def test_what_a_class_reads_or_computes_with_is_taken(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    assert describe_model(write(tmp_path, {**BERT, **changes}), teaches=True) is not None
+
+
+def test_kinds_of_rotary_positions_are_those_that_transformers_knows() -> None:
+    assert set(ROPE_TYPES) == {"default", *ROPE_INIT_FUNCTIONS}
 
 
 @pytest.mark.parametrize(

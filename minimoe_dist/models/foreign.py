@@ -28,7 +28,7 @@ def as_student(model: PreTrainedModel, with_states: bool = False) -> MiniMoeForR
     teaching, not for training.
 
     Args:
-        model: what it is made of: an encoder that `ModelDescription.runs_as_students` is said of.
+        model: what it is made of: one of Hugging Face's that `runs_as_students`.
         with_states: keep what stands behind these maps in the last layer, which else goes.
     """
     config = MiniMoeConfig(

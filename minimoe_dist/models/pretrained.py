@@ -28,7 +28,7 @@ from .elastic import ElasticForRelations
 from .elastic_configuration import ElasticConfig
 from .megatron.reading import MegatronWeights
 from .moebert import MiniMoeForRelations
-from .weights import SlicedWeights, refuse_incomplete
+from .weights import SlicedWeights, refuse_incomplete, refuse_unread
 
 # The students of this package teach as assistants.
 _STUDENTS: dict[str, type[PreTrainedModel]] = {
@@ -110,6 +110,13 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
             "Face folder"
         ) from error
     assert isinstance(config, PreTrainedConfig)
+    family = ENCODER_FAMILIES.get(config.model_type)
+    counts = family is not None and family.student == "roberta" and family.position_padding is None
+    if counts and config.pad_token_id is None:
+        raise UserError(
+            f"{_OPTION}: {Path(folder) / 'config.json'}: pad_token_id: null, and positions are "
+            "counted from it; give the config.json that the model was saved with"
+        )
     return config
 
 
@@ -187,6 +194,9 @@ def load_encoder(
         list(report["missing_keys"]),
         [key for key, *_ in report["mismatched_keys"]],
     )
+    family = ENCODER_FAMILIES.get(config.model_type)
+    layers = size_of(config, "num_hidden_layers")
+    refuse_unread(source, config.model_type, family, report["unexpected_keys"], layers)
     return model
 
 
@@ -227,14 +237,20 @@ def empty_encoder(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMod
 
     Buffers that no checkpoint holds have their values, on CPU.
     """
-    with torch.device("meta"):
-        model = encoder_class(config)(config, **_class_options(config)).to(dtype)
-    for module in list(model.modules()):
-        buffers = dict(module.named_buffers(recurse=False))
-        for name, buffer in buffers.items():
-            setattr(module, name, torch.empty_like(buffer, device="cpu"))
-        if buffers:
-            model._init_weights(module)
+    # Buffers such as rotary frequencies are float32 in any type, as where weights are loaded.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            model = encoder_class(config)(config, **_class_options(config))
+        for module in list(model.modules()):
+            buffers = dict(module.named_buffers(recurse=False))
+            for name, buffer in buffers.items():
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            if buffers:
+                model._init_weights(module)
+    finally:
+        torch.set_default_dtype(before)
     return model
 
 

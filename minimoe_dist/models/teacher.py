@@ -327,8 +327,9 @@ def load_teacher(
     model = load_encoder(
         path, folder, first_layers, torch.bfloat16 if in_8_bits else encoder_dtype(dtype, device)
     )
-    is_foreign = config.model_type in ENCODER_FAMILIES and described_config(config).runs_as_students
-    if is_foreign and (in_8_bits or device.type == "cuda"):
+    family = ENCODER_FAMILIES.get(config.model_type)
+    is_alike = family is not None and described_config(config).runs_as_students
+    if is_alike and (in_8_bits or device.type == "cuda"):
         model = as_student(model, with_states)
     teacher = RelationTeacher(signals_of(model, with_states), config, layer, with_states)
     if in_8_bits:
@@ -375,6 +376,8 @@ def unfilled_teacher(
     names = {name: model_names[parameter] for name, parameter in teacher.named_parameters()}
     shapes = {names[name]: parameter.shape for name, parameter in teacher.named_parameters()}
     weights.check(config.model_type, shapes)
+    if isinstance(weights, SlicedWeights):
+        weights.refuse_unread(config.model_type, model_names.values(), layer)
     return UnfilledTeacher(teacher, weights, names)
 
 

@@ -5,7 +5,7 @@ the ones that hold something wanted are opened (and, from the hub, fetched).
 """
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -44,6 +44,46 @@ def refuse_incomplete(
                 f"{source}: {len(names)} weights of a {model_type} encoder {fault}, the first is "
                 f"{names[0]}; give the checkpoint and the configuration of one model"
             )
+
+
+def refuse_unread(
+    source: str,
+    model_type: str,
+    family: EncoderFamily | None,
+    names: Iterable[str],
+    layers: int,
+) -> None:
+    """Refuses maps of a teacher's layers that its class does not have.
+
+    With them a checkpoint is of another architecture, and without them other signals come of it.
+
+    Args:
+        source: option and value, for the message.
+        model_type: of the configuration.
+        family: of the encoder; nothing is refused of students.
+        names: that are in a checkpoint and not in the model, without what stands before an
+            encoder's.
+        layers: how many are read.
+
+    Raises:
+        UserError: one of the names is of such a layer.
+    """
+    if family is None:
+        return
+    read = tuple(
+        place.name
+        for number in range(layers)
+        for place in family.places_of(f"{family.shared_layer or f'{family.layers}.{number}'}.")
+    )
+    unread = sorted(
+        name for name in names if name.startswith(read) and name.endswith((".weight", ".bias"))
+    )
+    if unread:
+        raise UserError(
+            f"{source}: {len(unread)} weights are of no {model_type} encoder and would not be "
+            f"read, the first is {unread[0]}; give the checkpoint and the configuration of one "
+            "model"
+        )
 
 
 class FolderWeights:
@@ -222,9 +262,25 @@ class SlicedWeights:
         mismatched = [
             name
             for name, place in found.items()
-            if on_disk[place.name] != _rows_times(shapes[name], place.parts)
+            if on_disk[place.name] != place.whole(tuple(shapes[name]))
         ]
         refuse_incomplete(self._source, model_type, [], mismatched)
+
+    def refuse_unread(self, model_type: str, names: Collection[str], layers: int) -> None:
+        """Refuses maps of the layers that are read which the model does not have.
+
+        Args:
+            model_type: for the message.
+            names: of all of the model's parameters.
+            layers: how many there are.
+
+        Raises:
+            UserError: one is on disk.
+        """
+        known = {place.name for name in names for place in self._places(name)}
+        stored = {next(name[len(each) :] for each in self._prefixes[::-1] if name.startswith(each))
+                  for name in self._weights}  # fmt: skip
+        refuse_unread(self._source, model_type, self._family, stored - known, layers)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:
         """Fills ``target`` with a parameter, or with the slice of it that has ``target``'s shape.
@@ -250,15 +306,14 @@ class SlicedWeights:
 
     def _place(self, name: str) -> StoredPlace | None:
         """Finds a tensor on disk: perhaps of an encoder under a head, perhaps TensorFlow's."""
-        tensorflow_name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
-        tensorflow_name = tensorflow_name.replace("LayerNorm.bias", "LayerNorm.beta")
-        places = [StoredPlace(name), StoredPlace(tensorflow_name)]
-        for place in [*places, *(self._family.places_of(name) if self._family else ())]:
+        for place in self._places(name):
             for prefix in self._prefixes:
                 if prefix + place.name in self._weights:
                     return place._replace(name=prefix + place.name)
         return None
 
-
-def _rows_times(shape: torch.Size, parts: int) -> tuple[int, ...]:
-    return (shape[0] * parts, *shape[1:]) if parts > 1 else tuple(shape)
+    def _places(self, name: str) -> list[StoredPlace]:
+        tensorflow_name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        tensorflow_name = tensorflow_name.replace("LayerNorm.bias", "LayerNorm.beta")
+        others = () if self._family is None else self._family.places_of(name)
+        return [StoredPlace(name), StoredPlace(tensorflow_name), *others]

@@ -75,7 +75,10 @@ def layout_of_recipe(config: RunConfig, ranks: int) -> Layout:
 
 
 def alternatives(
-    config: RunConfig, machine: Machine, students: list[EncoderSizes], has_teacher: bool
+    config: RunConfig,
+    machine: Machine,
+    students: list[EncoderSizes],
+    teacher: EncoderSizes | None,
 ) -> Iterator[Layout]:
     """Yields every layout that trains the same global batch on the machine."""
     stated = layout_of_recipe(config, machine.ranks)
@@ -85,7 +88,7 @@ def alternatives(
         for expert in _expert_sizes(machine, students):
             if zero_stage == 3 and expert > 1:
                 continue
-            for kind, size in _teacher_layouts(config, machine, has_teacher):
+            for kind, size in _teacher_layouts(config, machine, teacher):
                 for split in _splits(stated.micro_batch):
                     yield Layout(
                         ranks=stated.ranks,
@@ -110,13 +113,17 @@ def _expert_sizes(machine: Machine, students: list[EncoderSizes]) -> list[int]:
 
 
 def _teacher_layouts(
-    config: RunConfig, machine: Machine, has_teacher: bool
+    config: RunConfig, machine: Machine, teacher: EncoderSizes | None
 ) -> list[tuple[str, int]]:
-    if not has_teacher:
+    if teacher is None:
         return [("replicated", 1)]
     # Sharing stays inside a node: between nodes the teacher's traffic would be the step.
     sizes = [n for n in (2, 4, 8) if machine.ranks_per_node % n == 0]
-    kinds = ("tensor",) if config.teacher.implementation == "megatron" else ("zero3", "tensor")
+    by_megatron = config.teacher.implementation == "megatron"
+    kinds = [
+        *(() if by_megatron else ("zero3",)),
+        *(("tensor",) if by_megatron or teacher.cut_by_columns else ()),
+    ]
     return [("replicated", 1), *((kind, n) for kind in kinds for n in sizes)]
 
 

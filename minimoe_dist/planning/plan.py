@@ -272,7 +272,7 @@ class Planner:
         stated = layout_of_recipe(self.config, machine.ranks)
         return [
             stated,
-            *alternatives(self.config, machine, self.students, self.teacher is not None),
+            *alternatives(self.config, machine, self.students, self.teacher),
         ]
 
     def _best(self, machine: Machine) -> list[Prediction]:
@@ -292,7 +292,8 @@ class Planner:
         filled = min(1.0, self.corpus.mean_length / length) if self.corpus else 1.0
         packed = machine.device == "cuda" and takes_packed(self.config)
         by_megatron = self.config.teacher.implementation == "megatron"
-        return Batch(layout.micro_batch, length, filled, packed, taught_padded=by_megatron)
+        is_padded = by_megatron or (self.teacher is not None and self.teacher.runs_padded)
+        return Batch(layout.micro_batch, length, filled, packed, taught_padded=is_padded)
 
     def _precision(self, layout: Layout, machine: Machine) -> Precision:
         teacher, student = self.config.teacher.dtype, self.config.parallel.precision

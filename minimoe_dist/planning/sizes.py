@@ -8,7 +8,13 @@ from ..config import ConfigError, RunConfig, StudentConfig
 from ..config.model_types import Learns, Students
 from ..data.row_counts import MASKED_SHARE
 from ..encoder_families import ENCODER_FAMILIES
-from ..model_description import describe_model, model_values, read_model_json, with_our_names
+from ..model_description import (
+    describe_model,
+    description_of,
+    model_values,
+    read_model_json,
+    with_our_names,
+)
 from ..models.compute import RelationPath
 from ..models.submodels import (
     WHOLE,
@@ -66,6 +72,8 @@ class EncoderSizes:
         masked_lm: whether a masked-LM head stands on top.
         gives_signals: whether its queries, keys and values are compared with the teacher's.
         gives_states: whether a teacher's last states are learnt too.
+        runs_padded: whether it computes padding on any device: Hugging Face's class runs it.
+        cut_by_columns: whether ranks may share it out by columns of its maps.
     """
 
     family: str
@@ -84,6 +92,8 @@ class EncoderSizes:
     masked_lm: bool = False
     gives_signals: bool = True
     gives_states: bool = False
+    runs_padded: bool = False
+    cut_by_columns: bool = True
 
     @property
     def has_experts(self) -> bool:
@@ -179,12 +189,17 @@ def teacher_sizes(config: RunConfig, future_exports: Exports) -> EncoderSizes | 
     """
     if not config.objective.relation_weight:
         return None
-    values = model_json(
-        config.teacher.model_name_or_path, "teacher.model_name_or_path", future_exports
-    )
+    name = config.teacher.model_name_or_path
+    values = model_json(name, "teacher.model_name_or_path", future_exports)
     layer = config.teacher.relation_layer
     layers = values["num_hidden_layers"] if layer == -1 else layer
-    whole = _of_json({**values, "num_hidden_layers": layers})
+    neurons = {"intermediate_size": 4 * values["hidden_size"]}  # where a later export says nothing
+    described = description_of(neurons | dict(values), name, name, foreign=True)
+    whole = replace(
+        _of_json({**values, "num_hidden_layers": layers}),
+        runs_padded=not described.runs_as_students,
+        cut_by_columns=described.runs_as_students and not described.is_native_student,
+    )
     if config.kind.learns is Learns.STATES:
         return replace(whole, gives_signals=False)
     if config.learns_last_states:

@@ -84,7 +84,7 @@ def teacher_problems(
     length, heads = config.data.max_length, config.objective.num_relation_heads
     yield from problems_of(_check_family, config, teacher)
     yield from problems_of(_check_iteration, config, teacher)
-    yield from problems_of(_check_segments, teacher)
+    yield from problems_of(_check_segments, config, teacher)
     yield from problems_of(check_length, "data.max_length", length, "teacher", teacher)
     if is_sparsification(config):
         yield from problems_of(_check_masked_lm_head, teacher)
@@ -123,12 +123,13 @@ def _check_iteration(config: RunConfig, teacher: ModelDescription) -> None:
         )
 
 
-def _check_segments(teacher: ModelDescription) -> None:
-    family = teacher.encoder_family
-    if family is not None and family.reads_segments and teacher.type_vocab_size < 2:
+def _check_segments(config: RunConfig, teacher: ModelDescription) -> None:
+    data_type, family = config.data.data_type, teacher.encoder_family
+    reads = family is not None and family.reads_segments and data_type.startswith("bert")
+    if reads and teacher.type_vocab_size < 2:
         raise ConfigError(
-            f"{_OPTION}: {teacher.path} knows one segment (type_vocab_size of its config.json), "
-            "and pairs of a corpus have two; give a teacher of two"
+            f"data.data_type: {data_type} makes pairs of two segments, and teacher {teacher.path} "
+            f"knows one (type_vocab_size of its config.json); give roberta{data_type[4:]}"
         )
 
 

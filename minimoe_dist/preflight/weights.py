@@ -56,30 +56,30 @@ def check_weights(
     family = model.encoder_family
     prefixes = (_ENCODER,) if family is None else family.prefixes
     places = {name: _places_of(family, name) for name in expected}
-    needed = {place.name for found in places.values() for place in found}
+    needed = {place.name for some in places.values() for place in some}
     shapes = _stored_shapes(source, model.folder, None if whole else needed, prefixes)
     if shapes is None:
         return
-    plain = {_plain_name(name, prefixes): shape for name, shape in shapes.items()}
-    stored = {
-        name: _part_of(plain[place.name], place.parts)
-        for name, found in places.items()
-        for place in found
-        if place.name in plain
+    stored = {_plain_name(name, prefixes): shape for name, shape in shapes.items()}
+    found = {
+        name: next((place for place in some if place.name in stored), None)
+        for name, some in places.items()
     }
-    missing = [name for name in expected if name not in stored]
+    missing = [name for name, place in found.items() if place is None]
     if missing:
         has_others = shapes and len(missing) == len(expected)
-        found = f" (there is {next(iter(shapes))})" if has_others else ""
+        there = f" (there is {next(iter(shapes))})" if has_others else ""
         raise UserError(
             f"{source}: {len(missing)} weights of a {model.model_type} encoder are missing, the "
-            f"first is {missing[0]}{found}; {_REMEDY}"
+            f"first is {missing[0]}{there}; {_REMEDY}"
         )
-    for name, shape in expected.items():
-        if None not in (shape, stored[name]) and stored[name] != shape:
+    for name, place in found.items():
+        assert place is not None, name
+        shape, wanted = stored[place.name], place.whole(expected[name])
+        if None not in (shape, wanted) and shape != wanted:
             raise UserError(
-                f"{source}: {name} is {list(stored[name] or ())}, config.json says "
-                f"{list(shape or ())}; {_REMEDY}"
+                f"{source}: {place.name} is {list(shape or ())}, config.json says "
+                f"{list(wanted or ())}; {_REMEDY}"
             )
 
 
@@ -159,13 +159,6 @@ def _norm(name: str, size: int) -> dict[str, Shape]:
 
 def _places_of(family: EncoderFamily | None, name: str) -> tuple[StoredPlace, ...]:
     return (StoredPlace(name),) if family is None else family.places_of(name)
-
-
-def _part_of(shape: Shape, parts: int) -> Shape:
-    """Returns the shape of one of so many equal parts of a tensor's rows."""
-    if not shape or parts == 1:
-        return shape
-    return (shape[0] // parts if shape[0] % parts == 0 else shape[0], *shape[1:])
 
 
 def _plain_name(name: str, prefixes: Iterable[str]) -> str:

@@ -22,10 +22,10 @@ from ..config import RunConfig
 from ..config.model_types import Learns, Students
 from ..data.packed import PackedBatch
 from ..data.row_counts import most_predicted, rows_for
+from ..encoder_families import ENCODER_FAMILIES
 from ..models.auto import AutoConfig
-from ..models.configuration import FAMILIES
 from ..models.foreign import as_student
-from ..models.pretrained import empty_encoder
+from ..models.pretrained import described_config, empty_encoder
 from ..models.teacher import RelationTeacher, cut_config, signals_of
 from ..models.tinybert import state_teacher_of
 from ..planning.amounts import Amount, tensors
@@ -98,7 +98,8 @@ class MetaPasses:
         if config.kind.learns is Learns.STATES:
             return state_teacher_of(model)
         with_states = config.learns_last_states
-        if packed and model.config.model_type in FAMILIES:
+        is_encoder = model.config.model_type in ENCODER_FAMILIES
+        if packed and is_encoder and described_config(whole).runs_as_students:
             model = as_student(model, with_states)
         return RelationTeacher(signals_of(model, with_states), whole, layer, with_states)
 

@@ -1,5 +1,6 @@
 """Teachers of every family give what hooks on the uncut model see, bit for bit."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from minimoe_dist.errors import UserError
 from minimoe_dist.model_description import WEIGHTS, describe_model
 from minimoe_dist.models.build import build_student, student_config
 from minimoe_dist.models.pretrained import base_of_students, open_weights
-from minimoe_dist.models.teacher import load_teacher
+from minimoe_dist.models.teacher import load_teacher, unfilled_teacher
 from minimoe_dist.preflight.weights import check_weights
 
 LAYERS, VOCABULARY = 3, 90
@@ -200,6 +201,53 @@ def test_weights_of_other_names_are_found_and_read_in_slices(
             assert torch.equal(piece, value.narrow(dim, start, value.shape[dim] - start))
 
 
+@pytest.mark.parametrize("name", [*RENAMED, "bert", "mpnet", "albert"])
+def test_maps_of_the_layers_that_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    model.save_pretrained(tmp_path)
+    weights, folder = load_file(tmp_path / WEIGHTS), str(tmp_path)
+    (first, *_) = (key for key in weights if "layer" in key and key.endswith(".weight"))
+    place = first.rpartition(".")[0]
+    # Of a head, and beyond what is read: nothing of either is misread.
+    weights["head.layers.0.weight"] = torch.ones(3)
+    if name != "albert":
+        weights[place.replace(".0.", ".2.") + "_more.weight"] = torch.ones(3)
+    save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
+    load_teacher(folder, relation_layer=2)
+    unfilled_teacher(folder, relation_layer=2)
+    weights[place + "_more.bias"] = torch.ones(3)
+    save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
+    for load in (load_teacher, unfilled_teacher):
+        with pytest.raises(UserError, match=f"1 weights are of no {name} encoder and would not"):
+            load(folder, relation_layer=2)
+
+
+@pytest.mark.parametrize("name", ["xlm-roberta", "roberta", "jina_embeddings_v3"])
+def test_positions_that_begin_nowhere_are_refused(name: str, tmp_path: Path) -> None:
+    make_model(name).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    with pytest.raises(UserError, match="pad_token_id: null, and positions are counted from it"):
+        load_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ENCODER_FAMILIES)
+def test_what_no_checkpoint_holds_is_the_same_however_weights_are_read(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    make_model(name).save_pretrained(tmp_path)
+    whole = load_teacher(str(tmp_path), dtype=dtype)
+    pieces = unfilled_teacher(str(tmp_path), dtype=dtype).teacher
+    wanted = dict(whole.named_buffers())
+    assert dict(pieces.named_buffers()).keys() == wanted.keys()
+    for key, buffer in pieces.named_buffers():
+        assert buffer.dtype == wanted[key].dtype, key
+        assert torch.equal(buffer, wanted[key]), key
+    types = {key: value.dtype for key, value in whole.named_parameters()}
+    assert {key: value.dtype for key, value in pieces.named_parameters()} == types
+
+
 @pytest.mark.parametrize("name", RENAMED)
 def test_joined_maps_of_another_size_are_refused(name: str, tmp_path: Path) -> None:
     model = save_as("the checkpoint's", name, tmp_path)
@@ -209,7 +257,7 @@ def test_joined_maps_of_another_size_are_refused(name: str, tmp_path: Path) -> N
     save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
     described = describe_model(str(tmp_path), teaches=True)
     assert described is not None
-    with pytest.raises(UserError, match=r"q_proj\.weight is \[31, 32\], config\.json says"):
+    with pytest.raises(UserError, match=r"kv.*\.weight is \[93, 32\], config\.json says \[96"):
         check_weights("teacher", described)
     folder = str(tmp_path)
     with pytest.raises(UserError, match=r"3 weights .* have another shape than config\.json says"):

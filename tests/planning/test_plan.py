@@ -90,6 +90,22 @@ def test_what_megatron_core_runs_is_padded_and_never_gathered(tmp_path):
     assert packed.recorded and not padded.recorded
 
 
+def test_what_our_own_encoder_does_not_run_is_padded_and_not_cut_by_columns(tmp_path):
+    short = Corpus(1000, 16)  # half of the positions are padding
+    by_type = [
+        Planner(run_config(write_teacher(tmp_path / kind, kind)), short)
+        for kind in ("roberta", "xlm-roberta", "mpnet")
+    ]
+    offered = [
+        {layout.teacher_layout for layout in planned._layouts(machine())} for planned in by_type
+    ]
+    assert offered == [{"replicated", "zero3", "tensor"}] * 2 + [{"replicated", "zero3"}]
+    layout = Layout(ranks=8, zero_stage=1, micro_batch=8)
+    alike, packed, padded = (dict(planned.work(layout, machine()))[TEACHER] for planned in by_type)
+    assert alike.operations == packed.operations < 0.7 * padded.operations
+    assert packed.recorded and not padded.recorded
+
+
 def test_a_cpu_keeps_what_torch_has_freed_and_a_gpu_counts_what_is_in_use():
     planned, layout = planner(), Layout(ranks=8, zero_stage=1, micro_batch=64)
     on_cpu, on_gpu = (predict(planned, layout, machine(device=d)).memory for d in ("cpu", "cuda"))
@@ -159,7 +175,7 @@ def test_the_price_is_that_of_all_ranks_for_the_days():
 
 def test_every_alternative_trains_the_same_global_batch():
     planned, eight = planner(), machine()
-    layouts = list(alternatives(planned.config, eight, planned.students, True))
+    layouts = list(alternatives(planned.config, eight, planned.students, planned.teacher))
     assert {one.global_batch for one in layouts} == {64}
     assert not [one for one in layouts if one.zero_stage == 3 and one.expert_parallel_size > 1]
 

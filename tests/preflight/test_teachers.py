@@ -78,6 +78,7 @@ ERNIE = {**BERT, "model_type": "ernie"}
         *((model, [option]) for model in (XLM, ELECTRA, ERNIE) for option in (TENSOR, FLOAT8)),
         (ROBERTA, []),
         ({**ROBERTA, "type_vocab_size": 1}, []),
+        ({**BERT, "type_vocab_size": 1}, ["--data_type=roberta_nil"]),
         ({**BERT, "model_type": "gte", "type_vocab_size": 1}, []),
         ({**BERT, "hidden_size": 36}, ["--model_type=bert_mlm", "--moe=1,1"]),
     ],
@@ -123,7 +124,7 @@ def test_a_teacher_that_fits_is_taken(
         (
             {**BERT, "type_vocab_size": 1},
             [],
-            "teacher.model_name_or_path: big knows one segment (type_vocab_size of its config.json",
+            "data.data_type: bert_nil makes pairs of two segments, and teacher big knows one",
         ),
         (
             {**BERT, "intermediate_size": 193},

@@ -122,6 +122,9 @@ def test_encoders_that_only_teach_are_gathered_layer_by_layer(tmp_path: Path) ->
         cases.append((str(tmp_path / name), {"layout": "zero3"}))
         cases.append((str(tmp_path / name), {"layout": "zero3", "with_states": True}))
     assert worst_on(2, *cases) < 1e-5
+    # Rotary frequencies are no weights, and stay what they are in any type.
+    halves = [(path, {**options, "dtype": "bfloat16"}) for path, options in cases[::2]]
+    assert worst_on(2, *halves) == 0.0
 
 
 def test_groups_of_four_ranks_give_the_replicated_signals(tmp_path: Path) -> None:
