@@ -618,17 +618,19 @@ def test_a_study_of_some_tasks_is_of_those_alone(
 
     assert list(run()["tasks"]) == ["topic", "pages", "accept"]
     assert list(run("--tasks", "pages", "topic")["tasks"]) == ["topic", "pages"]
+    other = ("--folder", str(tmp_path / "other"))
     for options, words in (
-        (("--tasks", "topic", "sst2"), "--tasks sst2: it is made of its own files; give --sst2 F"),
-        (("--tasks", "ner", "--ner", "x"), f"--tasks ner: {study} has topic pages accept"),
+        (("--tasks", "topic", "ner"), f"--tasks ner: {study} has topic pages accept"),
+        (("--tasks", "sst2", *other), "--tasks sst2: it is made of its own files; give --sst2 F"),
     ):
         with pytest.raises(SystemExit) as stopped:
             run(*options)
         assert stopped.value.code == 2 and words in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["benchmarks.scores", "--tasks", "topic"])
+    monkeypatch.setattr(sys, "argv", ["benchmarks.scores", "--tasks", "topic", *other])
     with pytest.raises(SystemExit) as stopped:
         study_of_scores.main()
     assert "the page is of all tasks; give --results FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_teacher_of_all_labels_teaches_before_students_are_without_it(

@@ -90,12 +90,12 @@ def main() -> int:
     if options.tasks and not options.results and "page" in options.parts:
         parser.error("--tasks: the page is of all tasks; give --results FOLDER for one of some")
     folder, size = options.folder.absolute(), SIZES[options.size]
-    folder.mkdir(parents=True, exist_ok=True)
     given = {name: getattr(options, name) for name in ("sst2", "ner") if getattr(options, name)}
     failed: list[str] = []
     for name in {"sst2", "ner"} & set(options.tasks or ()) - given.keys():
-        if not (folder / "tasks" / name).is_dir():
+        if not (folder / "tasks.json").is_file():
             parser.error(f"--tasks {name}: it is made of its own files; give --{name} FOLDER")
+    folder.mkdir(parents=True, exist_ok=True)
     if "texts" in options.parts:
         make_texts(folder, size, options.seed, given, options.text)
     tasks = json.loads((folder / "tasks.json").read_text())
