@@ -208,6 +208,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         norms=("final_norm", "attn_norm"),
         feedforward=None,
         words="embeddings.tok_embeddings",
+        positions=("absolute", "sans_pos"),  # whatever is said, they are rotary
     ),
     "rembert": EncoderFamily("bert", "rembert.", reads_segments=True),
     "xlm-roberta-xl": EncoderFamily(

@@ -382,7 +382,7 @@ def description_of(
         raise UserError(
             f"{Path(folder) / 'config.json'}: {dotted(detail['loc'])}: {fault}; {_REMEDY}"
         ) from None
-    problem = _contradiction(described) or _misread(present)
+    problem = _contradiction(described) or _misread(values)
     if problem is not None:
         raise UserError(f"{Path(folder) / 'config.json'}: {problem}; {_REMEDY}")
     return described
@@ -412,11 +412,16 @@ def with_our_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def _misread(values: Mapping[str, Any]) -> str | None:
     """Returns a message about the first field that a family's class ignores and should not."""
     family = ENCODER_FAMILIES.get(values.get("model_type", ""))
-    says_base = {"rope_parameters", "rope_theta"} & values.keys()
-    for name, computed in ({} if family is None else family.computes).items():
+    if family is None:
+        return None
+    counts = family.student == "roberta" and family.position_padding is None
+    if counts and values.get("pad_token_id", 1) is None:
+        return "pad_token_id: null, and positions are counted from it"
+    says_base = {name for name in ("rope_parameters", "rope_theta") if values.get(name)}
+    for name, computed in family.computes.items():
         if name == "rotary_emb_base" and says_base:
             continue  # these are what is read
-        if values.get(name, computed) != computed:
+        if values.get(name) not in (None, computed):
             return (
                 f"{name}: {values[name]}, and transformers' {values['model_type']} computes with "
                 f"{computed}, whatever stands there"

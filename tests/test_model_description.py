@@ -128,6 +128,10 @@ def test_the_longest_sequence_is_the_longest_that_the_encoder_embeds(
         ({"is_decoder": True}, "is_decoder: true, and an encoder is wanted"),
         ({"is_decoder": 1}, "is_decoder: must be"),
         ({"add_cross_attention": True}, "add_cross_attention: true, and an encoder is wanted"),
+        (
+            {"model_type": "xlm-roberta", "pad_token_id": None},
+            "pad_token_id: null, and positions are counted from it",
+        ),
         ({"head_dim": 16}, "head_dim: 16, and 4 heads of hidden_size 24 are read"),
         (
             {"model_type": "gte", "position_embedding_type": "absolute"},
@@ -187,6 +191,9 @@ def test_a_field_that_no_model_has_is_one_line(
         },
         {"model_type": "modernbert", "rope_parameters": {"full": {"rope_type": "default"}}},
         {"model_type": "modernbert", "position_embedding_type": "absolute"},
+        {"model_type": "modernbert", "position_embedding_type": "sans_pos"},
+        {"model_type": "mpnet", "pad_token_id": None},
+        {"model_type": "nomic_bert", "rotary_emb_base": 1000, "rope_parameters": None},
         {"head_dim": 6},
     ],
 )

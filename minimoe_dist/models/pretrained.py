@@ -110,13 +110,6 @@ def read_encoder_config(path: str, folder: str) -> PreTrainedConfig:
             "Face folder"
         ) from error
     assert isinstance(config, PreTrainedConfig)
-    family = ENCODER_FAMILIES.get(config.model_type)
-    counts = family is not None and family.student == "roberta" and family.position_padding is None
-    if counts and config.pad_token_id is None:
-        raise UserError(
-            f"{_OPTION}: {Path(folder) / 'config.json'}: pad_token_id: null, and positions are "
-            "counted from it; give the config.json that the model was saved with"
-        )
     return config
 
 

@@ -61,8 +61,7 @@ def refuse_unread(
         source: option and value, for the message.
         model_type: of the configuration.
         family: of the encoder; nothing is refused of students.
-        names: that are in a checkpoint and not in the model, without what stands before an
-            encoder's.
+        names: that are in a checkpoint and not in the model, with or without the encoder's prefix.
         layers: how many are read.
 
     Raises:
@@ -75,8 +74,13 @@ def refuse_unread(
         for number in range(layers)
         for place in family.places_of(f"{family.shared_layer or f'{family.layers}.{number}'}.")
     )
+    starts = tuple(prefix + place for prefix in ("", *family.prefixes) for place in read)
     unread = sorted(
-        name for name in names if name.startswith(read) and name.endswith((".weight", ".bias"))
+        name
+        for name in names
+        if name.startswith(starts)
+        and name.endswith((".weight", ".bias"))
+        and ".crossattention." not in name  # what a decoder had beside the encoder's own
     )
     if unread:
         raise UserError(
@@ -277,10 +281,13 @@ class SlicedWeights:
         Raises:
             UserError: one is on disk.
         """
-        known = {place.name for name in names for place in self._places(name)}
-        stored = {next(name[len(each) :] for each in self._prefixes[::-1] if name.startswith(each))
-                  for name in self._weights}  # fmt: skip
-        refuse_unread(self._source, model_type, self._family, stored - known, layers)
+        known = {
+            prefix + place.name
+            for name in names
+            for place in self._places(name)
+            for prefix in self._prefixes
+        }
+        refuse_unread(self._source, model_type, self._family, set(self._weights) - known, layers)
 
     def copy_into(self, target: Tensor, name: str, dim: int = 0, start: int = 0) -> None:
         """Fills ``target`` with a parameter, or with the slice of it that has ``target``'s shape.

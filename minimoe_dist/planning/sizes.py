@@ -243,7 +243,8 @@ def student_json(
         "relation_projections": config.kind.students is Students.ONCE_FOR_ALL
         or config.projects_relations(options.attention_experts, options.feedforward_experts),
     }
-    values.pop("sparsity_map", None)
+    for name in ("sparsity_map", "head_dim"):  # the base's own
+        values.pop(name, None)
     if options.ofa_layer and options.ofa_hidden:
         head_size = options.hidden // options.heads
         whole = Sizes(options.layer, options.heads, head_size, options.neurons_of_an_expert)

@@ -85,6 +85,14 @@ def test_an_unknown_name_is_refused_with_what_to_give():
         teacher_sizes(run_config("someone/unknown"), {})
 
 
+def test_the_size_of_the_teachers_heads_is_not_its_students(tmp_path):
+    config = run_config(write_teacher(tmp_path / "teacher", head_dim=8))
+    export = student_json(config, config.students[0], {})
+    assert "head_dim" not in export
+    later = run_config("runs/first/export/student")
+    assert teacher_sizes(later, {"runs/first/export/student": export}).head_size == 8
+
+
 def test_the_teacher_of_a_later_stage_is_the_student_of_the_one_before(tmp_path):
     config = run_config("runs/first/export/student")
     assistant = {
