@@ -123,6 +123,15 @@ def _maps(holder: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{holder}.{name}" for name in names)
 
 
+_ROTARY_MAPS = _maps("self_attn", "q_proj", "k_proj", "v_proj")
+_NUMBERED_NORMS = {
+    "layers.": "encoder.layers.",
+    "embeddings.LayerNorm": "emb_ln",
+    "post_attention_layernorm": "norm1",
+    "post_mlp_layernorm": "norm2",
+}
+
+
 def _rotary(
     student: str,
     prefix: str,
@@ -141,15 +150,6 @@ def _rotary(
         positions=("rope", "rotary"),
         computes=computes,
     )
-
-
-_ROTARY_MAPS = _maps("self_attn", "q_proj", "k_proj", "v_proj")
-_NUMBERED_NORMS = {
-    "layers.": "encoder.layers.",
-    "embeddings.LayerNorm": "emb_ln",
-    "post_attention_layernorm": "norm1",
-    "post_mlp_layernorm": "norm2",
-}
 
 
 ENCODER_FAMILIES: dict[str, EncoderFamily] = {
