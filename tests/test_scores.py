@@ -557,7 +557,8 @@ def test_the_page_of_results_has_the_numbers_that_were_measured() -> None:
     assert len(found["scores"]["small/minimoe_192"]) == len(found["tasks"]) == 5
     assert gathering.learnt_tasks(found) == ["sst2", "ner", "topic", "pages"]
     best = found["best"]
-    for part in ("best", "relations", "labelled", "first_form", "last_states"):
+    of_776 = ("best", "relations", "labelled", "first_form", "last_states")
+    for part in (*of_776, "best_777", "labelled_777"):
         assert page.table(found[part]) in text, part
     # The page has other words for these students, and rows of both parts in one table.
     of_rates = {f"rate {part['rate']}": part for part in found["rates"]}
