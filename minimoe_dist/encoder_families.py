@@ -230,7 +230,6 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         "roberta",
         "roberta_prelayernorm.",
         norms=("LayerNorm", "attention.LayerNorm"),
-        feedforward=("intermediate.dense", "output.dense"),
         feedforward_norm="intermediate.LayerNorm",
     ),
     # These have rotary positions, and learnt from text whose segments are all the same.

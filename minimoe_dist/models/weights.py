@@ -233,8 +233,8 @@ class SlicedWeights:
     Args:
         path: of the teacher as the user gave it, for messages.
         folder: where that is, or its name on the hub.
-        prefix: of the encoder's names where a head stands beside it (``bert``).
-        family: of the encoder, whose checkpoints may have other names; None for students.
+        prefix: of a student's names where a head stands beside it (``bert``).
+        family: of an encoder, which knows its names; None for students.
 
     Raises:
         UserError: there are no safetensors, or none that can be read.
@@ -244,7 +244,7 @@ class SlicedWeights:
         self, path: str, folder: str, prefix: str, family: EncoderFamily | None = None
     ) -> None:
         self._source = f"teacher.model_name_or_path: {path}"
-        self._prefixes = ("", f"{prefix}.", *(() if family is None else family.prefixes))
+        self._prefixes = ("", *((f"{prefix}.",) if family is None else family.prefixes))
         self._family = family
         self._weights = FolderWeights(self._source, folder)
 

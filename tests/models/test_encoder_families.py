@@ -172,8 +172,8 @@ def save_as(naming: str, name: str, folder: Path) -> Any:
     if naming == "the model's":
         weights = {key: value.clone() for key, value in model.state_dict().items()}
     elif naming == "beside a head":
-        for prefix in ENCODER_FAMILIES[name].prefixes[-1:]:
-            weights = {prefix + key: value for key, value in weights.items()}
+        prefix = ENCODER_FAMILIES[name].prefixes[-1]
+        weights = {prefix + key: value for key, value in weights.items()}
         weights["classifier.weight"] = torch.zeros(2, 32)
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     return model
